@@ -1,0 +1,54 @@
+"""Pretrained backbones for remote sensing: verified weights for your sensors, bands and sizes.
+
+See ``create_model`` for the way in, and ``rsbackbones.list_models()`` for what there is.
+"""
+
+from rsbackbones.adapt import Adaptation, Change
+from rsbackbones.errors import (
+    CorruptCheckpointError,
+    UnsafeCheckpointError,
+    WeightsAccessError,
+    WeightsCacheError,
+    WeightsError,
+    WeightsIntegrityError,
+    WeightsMismatchError,
+    WeightsNotFound,
+    WeightsUnavailable,
+)
+from rsbackbones.factory import create_model, save_model
+from rsbackbones.features import Backbone, FeatureMaps, Features
+from rsbackbones.manifest import WeightsEntry
+from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.registry import list_models, list_weights
+from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SENSORS",
+    "Adaptation",
+    "Backbone",
+    "Band",
+    "Change",
+    "CorruptCheckpointError",
+    "FeatureMaps",
+    "Features",
+    "InputSpec",
+    "Preprocess",
+    "Sensor",
+    "UnsafeCheckpointError",
+    "WeightsAccessError",
+    "WeightsCacheError",
+    "WeightsEntry",
+    "WeightsError",
+    "WeightsIntegrityError",
+    "WeightsMismatchError",
+    "WeightsNotFound",
+    "WeightsUnavailable",
+    "create_model",
+    "create_preprocess",
+    "get_sensor",
+    "list_models",
+    "list_weights",
+    "save_model",
+]

@@ -1,0 +1,443 @@
+"""What comes out of a backbone, and the one set of methods that every backbone answers to.
+
+A *stream* is a sequence of patch tokens: one per modality, plus ``joint`` where the architecture fuses
+sensors. Shapes: B images, T dates, C bands, H x W pixels, N = h * w patches, D dimensions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rsbackbones.sensors import get_sensor
+
+if TYPE_CHECKING:
+    from rsbackbones.adapt import Adaptation
+    from rsbackbones.weights import WeightsEntry
+
+Images = Tensor | Mapping[str, Tensor]
+# (stream, index of a block) -> its output [B, N, D], filled in by an encoder where the key is present.
+Taps = dict[tuple[str, int], Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Tokens and pooled embeddings of every stream that the given sensors feed.
+
+    ``tokens[stream]`` is [B, N, D], ``pooled[stream]`` [B, D]; for series [B, T, N, D] and [B, T, D].
+    ``grid`` is (h, w). ``valid[stream]`` is [B, T], for series whose missing frames were marked: the
+    tokens and embeddings of a missing frame are NaN, so that nobody averages over them unawares.
+    """
+
+    tokens: dict[str, Tensor]
+    pooled: dict[str, Tensor]
+    grid: tuple[int, int]
+    valid: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def main_stream(self) -> str:
+        """``joint`` where present, else the only stream.
+
+        Raises:
+            ValueError: there are several streams and none is ``joint``.
+        """
+        if "joint" in self.tokens:
+            return "joint"
+        if len(self.tokens) == 1:
+            return next(iter(self.tokens))
+        raise ValueError(f"several streams, name the one you want: {', '.join(self.tokens)}")
+
+    def maps(self, stream: str | None = None) -> Tensor:
+        """Return the tokens of a stream as maps, [B, D, h, w] or [B, T, D, h, w].
+
+        Raises:
+            ValueError: there is no such stream.
+        """
+        stream = self.main_stream if stream is None else stream
+        if stream not in self.tokens:
+            raise ValueError(f"no stream {stream!r} here; streams: {', '.join(self.tokens)}")
+        return self.tokens[stream].transpose(-1, -2).unflatten(-1, self.grid)
+
+
+def spread_indices(depth: int, count: int = 4) -> tuple[int, ...]:
+    """Return ``count`` block indices, evenly spaced and ending at the last: 12 gives 2, 5, 8, 11."""
+    count = min(count, depth)
+    return tuple((i + 1) * depth // count - 1 for i in range(count))
+
+
+class Backbone(nn.Module):
+    """The methods that all backbones share. A family implements the first three.
+
+    Attributes:
+        architecture: the registry's name of the architecture.
+        config: the family's frozen configuration, as built.
+        modalities: the sensors this model was built for.
+        bands: for each sensor, the names of the channels that it takes, in order.
+        stream_inputs: for each stream, the sensors that it needs.
+        stream_depths: for each stream, the number of its blocks.
+        num_features: D, the width of every stream.
+        adaptation: what loading changed (``None`` where nothing was loaded).
+        weights_entry: the manifest's entry of the loaded weights, or ``None``.
+    """
+
+    architecture: str = ""
+    stream_inputs: dict[str, tuple[str, ...]]
+    stream_depths: dict[str, int]
+    adaptation: "Adaptation | None" = None
+    weights_entry: "WeightsEntry | None" = None
+
+    def __init__(self, config: Any, *, num_classes: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.modalities: tuple[str, ...] = tuple(config.modalities)
+        self.bands: dict[str, tuple[str, ...]] = {m: tuple(config.bands[m]) for m in self.modalities}
+        self.patch_size: int = config.patch_size
+        self.num_features: int = config.dim
+        self.reset_classifier(num_classes)
+
+    # -- what a family implements ------------------------------------------------------------------
+
+    def encode(self, images: dict[str, Tensor], taps: Taps) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return (tokens [B, N, D], pooled [B, D]) of every stream that ``images`` feed; fill ``taps``."""
+        raise NotImplementedError
+
+    def final_norm(self, stream: str) -> nn.Module:
+        """Return the LayerNorm that ends a stream."""
+        raise NotImplementedError
+
+    def tokenizer_name(self, modality: str) -> str:
+        """Return the name of the module that turns images of a modality into tokens."""
+        raise NotImplementedError
+
+    # -- what a user calls -------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Images,
+        *,
+        dates: Tensor | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return logits [B, num_classes], or the pooled embedding [B, D] where ``num_classes`` is 0.
+
+        The stream is ``joint`` where the given sensors feed it, else the only one. A bare tensor is
+        taken by a model of one modality. Series give [B, T, ...]. For the arguments and the errors see
+        :meth:`forward_features`.
+        """
+        features = self.forward_features(x, dates=dates, valid=valid)
+        logits: Tensor = self.head(features.pooled[features.main_stream])
+        return logits
+
+    def forward_features(
+        self,
+        x: Images,
+        *,
+        dates: Tensor | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Features:
+        """Return tokens and pooled embeddings of every stream.
+
+        Args:
+            x: normalised images by modality, each [B, C, H, W] or a series [B, T, C, H, W]; a bare
+                tensor where the model has one modality. All on one grid; H and W multiples of the patch.
+            dates: days since 1970-01-01 of a series, integers, [B, T]. Models that look at single
+                images check them and do not need them.
+            valid: by modality [B, T] booleans, False where a frame is missing.
+
+        Raises:
+            ValueError: a sensor, band count, size, dtype or shape that the model cannot serve.
+        """
+        images, dates, valid = self._checked(x, dates, valid)
+        first = next(iter(images.values()))
+        grid = (first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size)
+        if first.ndim == 4:
+            streams = self.encode(images, {})
+            return Features(
+                tokens={s: tokens for s, (tokens, _) in streams.items()},
+                pooled={s: pooled for s, (_, pooled) in streams.items()},
+                grid=grid,
+            )
+        batch = first.shape[:2]
+        streams = self.encode(_fold(images, valid), {})
+        present = {
+            s: torch.stack([valid[m] for m in self.stream_inputs[s] if m in valid]).all(0)
+            for s in streams
+            if any(m in valid for m in self.stream_inputs[s])
+        }
+        return Features(
+            tokens={s: _unfold(t, batch, present.get(s)) for s, (t, _) in streams.items()},
+            pooled={s: _unfold(p, batch, present.get(s)) for s, (_, p) in streams.items()},
+            grid=grid,
+            valid=present,
+        )
+
+    def forward_intermediates(
+        self,
+        x: Images,
+        indices: int | Sequence[int] | None = None,
+        *,
+        stream: str | None = None,
+        norm: bool = False,
+        dates: Tensor | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return the outputs of some blocks of one stream as maps, each [B, D, h, w].
+
+        Args:
+            x, dates, valid: as for :meth:`forward_features`; series give [B, T, D, h, w].
+            indices: block indices, negative ones from the end; a number n means the last n blocks;
+                ``None`` four blocks evenly spaced, ending at the last.
+            stream: ``joint`` by default where the given sensors feed it, else the only one.
+            norm: apply the stream's final LayerNorm to each (off by default, as in timm).
+
+        Raises:
+            ValueError: an unknown stream, an index out of range, or as for :meth:`forward_features`.
+        """
+        images, dates, valid = self._checked(x, dates, valid)
+        stream = self._stream(stream, images)
+        indices = self._indices(indices, stream)
+        images = {m: images[m] for m in self.stream_inputs[stream]}
+        first = next(iter(images.values()))
+        grid = (first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size)
+        taps: Taps = {(stream, i): None for i in indices}
+        self.encode(images if first.ndim == 4 else _fold(images, valid), taps)
+        present = [valid[m] for m in images if m in valid]
+        maps = []
+        for i in indices:
+            tokens = taps[stream, i]
+            assert tokens is not None, f"{type(self).__name__}.encode did not fill tap {stream, i}"
+            tokens = self.final_norm(stream)(tokens) if norm else tokens
+            if first.ndim == 5:
+                mask = torch.stack(present).all(0) if present else None
+                tokens = _unfold(tokens, first.shape[:2], mask)
+            maps.append(tokens.transpose(-1, -2).unflatten(-1, grid))
+        return maps
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new linear head of ``num_classes`` on the embedding, or none for 0."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}")
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head: an ``nn.Linear``, or ``nn.Identity`` where ``num_classes`` is 0."""
+        return self.head
+
+    # -- checks at the edge ------------------------------------------------------------------------
+
+    def _stream(self, stream: str | None, given: Mapping[str, Any]) -> str:
+        possible = [s for s, needed in self.stream_inputs.items() if all(m in given for m in needed)]
+        if stream is None:
+            if "joint" in possible or len(possible) == 1:
+                return "joint" if "joint" in possible else possible[0]
+            raise ValueError(f"several streams, name one with stream=: {', '.join(possible)}")
+        if stream not in possible:
+            needs = self.stream_inputs.get(stream)
+            why = f"it needs {' and '.join(needs)}" if needs else "this model has no such stream"
+            raise ValueError(
+                f"stream {stream!r} cannot be served from {', '.join(given)}: {why}; "
+                f"possible here: {', '.join(possible)}"
+            )
+        return stream
+
+    def _indices(self, indices: int | Sequence[int] | None, stream: str) -> tuple[int, ...]:
+        depth = self.stream_depths[stream]
+        if indices is None:
+            return spread_indices(depth)
+        if isinstance(indices, int):
+            indices = range(depth - indices, depth)
+        wanted = tuple(int(i) for i in indices)
+        if not wanted or any(not -depth <= i < depth for i in wanted):
+            raise ValueError(
+                f"indices {list(wanted)}: stream {stream!r} has {depth} blocks, so indices go from "
+                f"{-depth} to {depth - 1}, at least one"
+            )
+        return tuple(i % depth for i in wanted)
+
+    def _checked(
+        self, x: Images, dates: Tensor | None, valid: Mapping[str, Tensor] | None
+    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+        if isinstance(x, Tensor):
+            if len(self.modalities) > 1:
+                raise ValueError(
+                    f"this model takes {' and '.join(self.modalities)}: name the sensor, as in "
+                    f"model({{'{self.modalities[0]}': x}})"
+                )
+            x = {self.modalities[0]: x}
+        unknown = [m for m in x if m not in self.modalities]
+        if unknown or not x:
+            raise ValueError(
+                f"got {', '.join(map(repr, unknown)) or 'no sensor'}; this model was built for "
+                f"{', '.join(map(repr, self.modalities))} (create_model(..., modalities=...) decides)"
+            )
+        images = {m: self._checked_image(m, x[m]) for m in self.modalities if m in x}
+        shapes = {m: (*image.shape[:-3], *image.shape[-2:]) for m, image in images.items()}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(
+                "sensors must agree on batch, dates and size in pixels, got "
+                + ", ".join(f"{m} {tuple(images[m].shape)}" for m in images)
+                + "; resample them onto one grid"
+            )
+        first = next(iter(images.values()))
+        series = first.ndim == 5
+        frames = tuple(first.shape[:2])
+        if dates is not None and (not series or tuple(dates.shape) != frames):
+            raise ValueError(
+                f"dates must be [B, T] = {list(frames)} for a series [B, T, C, H, W], got "
+                f"{list(dates.shape)} for images of shape {list(first.shape)}"
+            )
+        if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
+            raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
+        valid = dict(valid or {})
+        for m, mask in valid.items():
+            if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
+                raise ValueError(
+                    f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series of a given "
+                    f"sensor, got {mask.dtype} {list(mask.shape)}; sensors given: {', '.join(images)}"
+                )
+        return images, dates, valid
+
+    def _checked_image(self, modality: str, image: Tensor) -> Tensor:
+        bands, p = self.bands[modality], self.patch_size
+        if image.ndim not in (4, 5):
+            raise ValueError(
+                f"{modality}: expected [B, C, H, W] or a series [B, T, C, H, W], got "
+                f"{list(image.shape)}; a single image needs a batch dimension, x[None]"
+            )
+        if image.shape[-3] != len(bands):
+            raise ValueError(
+                f"{modality}: got {image.shape[-3]} channels, this model takes {len(bands)}: "
+                f"{', '.join(bands)}. {_channel_hint(modality, image.shape[-3], bands)}"
+            )
+        height, width = image.shape[-2:]
+        if height % p or width % p or not height or not width:
+            raise ValueError(
+                f"{modality}: {height} x {width} pixels are not a multiple of the patch size {p}; crop or "
+                f"pad to {max(p, height // p * p)} x {max(p, width // p * p)}"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"{modality}: got {image.dtype}, expected normalised floats; raw values go through "
+                "rsbackbones.create_preprocess(model)"
+            )
+        return image
+
+
+def _channel_hint(modality: str, channels: int, bands: tuple[str, ...]) -> str:
+    every = tuple(band.name for band in get_sensor(modality).bands)
+    extra = [name for name in every if name not in bands]
+    if channels == len(every) and extra:
+        keep = [i for i, name in enumerate(every) if name in bands]
+        return (
+            f"{channels} channels look like all of {', '.join(every)}: drop {', '.join(extra)} "
+            f"(x[:, {keep}]), or name your bands and have them gathered: "
+            f"create_preprocess(model, bands={{'{modality}': (...)}})"
+        )
+    return (
+        f"Name the channels you have, in order: create_model(..., bands={{'{modality}': (...)}}) adapts "
+        f"the weights to them, create_preprocess(model, bands={{'{modality}': (...)}}) gathers them"
+    )
+
+
+def _fold(images: dict[str, Tensor], valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """[B, T, C, H, W] to [B * T, C, H, W], with zeros in place of what missing frames hold.
+
+    What a missing frame holds (often NaN) must reach neither the features nor the gradients.
+    """
+    return {
+        m: (x.masked_fill(~valid[m][..., None, None, None], 0) if m in valid else x).flatten(0, 1)
+        for m, x in images.items()
+    }
+
+
+def _unfold(x: Tensor, batch: Sequence[int], present: Tensor | None) -> Tensor:
+    """[B * T, ...] to [B, T, ...], NaN where a frame is missing."""
+    x = x.unflatten(0, tuple(batch))
+    if present is None:
+        return x
+    return x.masked_fill(~present.view(*present.shape, *[1] * (x.ndim - 2)), float("nan"))
+
+
+class FeatureInfo:
+    """Which maps a :class:`FeatureMaps` gives: the part of timm's ``FeatureInfo`` that decoders read."""
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        self._entries = [dict(entry) for entry in entries]
+
+    def channels(self) -> list[int]:
+        """Return the number of channels of every map."""
+        return [entry["num_chs"] for entry in self._entries]
+
+    def reduction(self) -> list[int]:
+        """Return the number of input pixels per map pixel, for every map."""
+        return [entry["reduction"] for entry in self._entries]
+
+    def module_name(self) -> list[str]:
+        """Return the block that gives every map."""
+        return [entry["module"] for entry in self._entries]
+
+    def get_dicts(self) -> list[dict[str, Any]]:
+        """Return all of it, one dictionary per map."""
+        return [dict(entry) for entry in self._entries]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._entries[index])
+
+
+class FeatureMaps(nn.Module):
+    """A backbone that returns a list of maps [B, D, h, w], as timm's ``features_only=True`` does.
+
+    ``indices`` and ``stream`` are those of :meth:`Backbone.forward_intermediates`, with the final
+    LayerNorm left out; ``stream`` defaults to the one that all of the model's sensors feed.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        indices: int | Sequence[int] | None = None,
+        stream: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stream = backbone._stream(stream, dict.fromkeys(backbone.modalities))
+        self.indices = backbone._indices(indices, self.stream)
+        self.feature_info = FeatureInfo(
+            [
+                {
+                    "num_chs": backbone.num_features,
+                    "reduction": backbone.patch_size,
+                    "module": f"{self.stream}.blocks.{i}",
+                    "index": i,
+                }
+                for i in self.indices
+            ]
+        )
+
+    @property
+    def adaptation(self) -> "Adaptation | None":
+        """What loading changed."""
+        return self.backbone.adaptation
+
+    @property
+    def weights_entry(self) -> "WeightsEntry | None":
+        """The manifest's entry of the loaded weights."""
+        return self.backbone.weights_entry
+
+    def forward(
+        self,
+        x: Images,
+        *,
+        dates: Tensor | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return the maps. For the arguments see :meth:`Backbone.forward_features`."""
+        return self.backbone.forward_intermediates(
+            x, self.indices, stream=self.stream, dates=dates, valid=valid
+        )

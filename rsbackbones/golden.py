@@ -1,0 +1,66 @@
+"""Golden activations: what a model gives for a fixed input, to notice a port that changes features.
+
+The input is arithmetic, not random, so that it is the same under every version of every library.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsbackbones.features import Backbone
+
+TOLERANCE = 1e-4
+
+
+def golden_input(model: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Return images in [0, 1] for every sensor of the model, [1, C, H, W], textured in 256 steps."""
+    height, width = size
+    images = {}
+    for modality, bands in model.bands.items():
+        band = torch.arange(len(bands)).view(-1, 1, 1)
+        row, column = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+        texture = (row * 7 + column * 13 + band * 29 + (row // 8) * (column // 8) * 31) % 256
+        images[modality] = (texture / 255.0)[None]
+    return images
+
+
+def compute_golden(model: Backbone, size: tuple[int, int]) -> dict[str, Any]:
+    """Return what the manifest records: for every stream some numbers of its features, float32 on CPU."""
+    with torch.inference_mode():
+        features = model.float().cpu().eval().forward_features(golden_input(model, size))
+    return {
+        "size": list(size),
+        "tolerance": TOLERANCE,
+        "streams": {
+            stream: {
+                "pooled": _round(features.pooled[stream][0, :8]),
+                "first_token": _round(tokens[0, 0, :8]),
+                "last_token": _round(tokens[0, -1, :8]),
+                "mean_abs": _round(tokens.abs().mean()[None])[0],
+            }
+            for stream, tokens in features.tokens.items()
+        },
+    }
+
+
+def _round(x: Tensor) -> list[float]:
+    return [round(float(value), 6) for value in x]
+
+
+def compare_golden(model: Backbone, golden: Mapping[str, Any]) -> list[str]:
+    """Return the differences beyond the tolerance, one line each; none where the features hold.
+
+    Streams that the model was built without are not compared.
+    """
+    height, width = golden["size"]
+    found = compute_golden(model, (height, width))["streams"]
+    problems = []
+    for stream, numbers in found.items():
+        for what, values in golden["streams"][stream].items():
+            ours, theirs = torch.tensor(numbers[what]), torch.tensor(values)
+            difference = float((ours - theirs).abs().max())
+            if not difference <= golden["tolerance"]:
+                problems.append(f"{stream} {what}: differs by {difference:.3g}")
+    return problems

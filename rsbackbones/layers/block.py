@@ -1,0 +1,53 @@
+"""Pre-norm transformer blocks: self-attention + MLP, with or without cross-attention in between."""
+
+from torch import Tensor, nn
+
+from rsbackbones.layers.attention import CrossAttention, SelfAttention
+from rsbackbones.layers.mlp import MLP
+
+
+class Block(nn.Module):
+    """Self-attention, then MLP, each on normalised tokens and added to its input."""
+
+    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[B, N, D] to [B, N, D]; ``bias`` broadcasts to [B, heads, N, N]."""
+        x = x + self.attn(self.norm1(x), bias)
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossBlock(nn.Module):
+    """Self-attention, cross-attention to a context, then MLP.
+
+    One LayerNorm normalises the query and the context of the cross-attention, as CROMA has it.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias)
+        self.norm_cross = nn.LayerNorm(dim)
+        self.cross = CrossAttention(dim, num_heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        bias: Tensor | None = None,
+        cross_bias: Tensor | None = None,
+    ) -> Tensor:
+        """[B, Nq, D] and a context [B, Nk, D] to [B, Nq, D].
+
+        ``bias`` broadcasts to [B, heads, Nq, Nq], ``cross_bias`` to [B, heads, Nq, Nk].
+        """
+        x = x + self.attn(self.norm1(x), bias)
+        x = x + self.cross(self.norm_cross(x), self.norm_cross(context), cross_bias)
+        return x + self.mlp(self.norm2(x))

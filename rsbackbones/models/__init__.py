@@ -1,0 +1,1 @@
+"""Model families, one per file. Each file has CONFIGS, INPUTS, LAYOUTS and build()."""

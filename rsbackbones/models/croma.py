@@ -1,0 +1,257 @@
+"""CROMA: contrastive radar-optical masked autoencoders.
+
+Fuller, Millard and Green, "CROMA: Remote Sensing Representations with Contrastive Radar-Optical Masked
+Autoencoders", NeurIPS 2023, arXiv 2311.00566, section 2.
+
+An optical ViT of ``depth`` blocks, a radar ViT of ``depth / 2`` blocks, and a joint encoder of
+``depth / 2`` blocks (self-attention, cross-attention, MLP) that takes the radar tokens at the bottom and
+cross-attends to the optical tokens. No position embeddings: all attention is biased by 2D-ALiBi, the
+cross-attention by X-ALiBi, so any grid is served. The embedding of an image is an MLP of the mean token
+for each sensor, and the mean token itself for joint.
+
+What the paper leaves open, and what the public code and we do:
+
+- Pre-norm blocks, query/key/value without bias, one LayerNorm for the query and the context of a
+  cross-attention, a LayerNorm at the end of each encoder, MLP ratio 4, exact GELU: as the public code.
+- The MLP of the embedding begins with a LayerNorm of its own and has no residual: as the public code.
+- Initialisation: torch's defaults, as the public code, whose published numbers come from them.
+- Image series are encoded date by date; dates are not used.
+
+``croma_vit_b`` and ``croma_vit_l`` are the paper's, with 16 heads. ``croma_vit_s`` and ``croma_vit_tiny``
+are ours. ``s`` has 8 heads: the head width of ``b``, 48, and a power of two, so that the slopes are one
+geometric sequence. ``tiny`` has 4 heads of width 24 for the same reason.
+
+Shapes: B images, N = h * w patches in row-major order, D = dim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rsbackbones.features import Backbone, Taps
+from rsbackbones.layers.alibi import alibi_bias, grid_positions
+from rsbackbones.layers.block import Block, CrossBlock
+from rsbackbones.layers.mlp import MLP
+from rsbackbones.layers.tokenizer import LinearTokenizer
+from rsbackbones.layouts import Layout
+from rsbackbones.sensors import SSL4EO_S12, InputSpec
+
+INPUTS: dict[str, InputSpec] = SSL4EO_S12
+
+
+@dataclass(frozen=True, kw_only=True)
+class CromaConfig:
+    """Everything that decides the shape of a CROMA model. ``image_size`` is the one of pretraining."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    patch_size: int = 8
+    image_size: int | tuple[int, int] = 120
+    modalities: tuple[str, ...] = ("s2", "s1")
+    bands: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
+    )
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not self.modalities or any(m not in INPUTS or m not in self.bands for m in self.modalities):
+            raise ValueError(
+                f"CROMA's modalities are {', '.join(INPUTS)}, each with its bands; got modalities "
+                f"{self.modalities} and bands for {', '.join(self.bands)}"
+            )
+        if self.depth < 2 or self.depth % 2:
+            raise ValueError(
+                f"depth must be even and at least 2 (the radar and the joint encoder have half of the "
+                f"blocks), got {self.depth}"
+            )
+
+    def stream_depths(self) -> dict[str, int]:
+        """Return the number of blocks of every stream that the modalities feed."""
+        depths = {"s2": self.depth, "s1": self.depth // 2, "joint": self.depth // 2}
+        streams = (*self.modalities, "joint") if len(self.modalities) == 2 else self.modalities
+        return {stream: depths[stream] for stream in streams}
+
+
+class Encoder(nn.Module):
+    """The ViT of one sensor."""
+
+    def __init__(self, config: CromaConfig, modality: str) -> None:
+        super().__init__()
+        self.tokenizer = LinearTokenizer(len(config.bands[modality]), config.dim, config.patch_size)
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=False)
+            for _ in range(config.stream_depths()[modality])
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.stream = modality
+
+    def forward(self, image: Tensor, bias: Tensor, taps: Taps) -> Tensor:
+        """[B, C, H, W] and a bias that broadcasts to [B, heads, N, N] to [B, N, D]."""
+        x = self.tokenizer(image)
+        for i, block in enumerate(self.blocks):
+            x = block(x, bias)
+            if (self.stream, i) in taps:
+                taps[self.stream, i] = x
+        tokens: Tensor = self.norm(x)
+        return tokens
+
+
+class JointEncoder(nn.Module):
+    """Radar tokens that cross-attend to optical tokens."""
+
+    def __init__(self, config: CromaConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            CrossBlock(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=False)
+            for _ in range(config.stream_depths()["joint"])
+        )
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, radar: Tensor, optical: Tensor, bias: Tensor, taps: Taps) -> Tensor:
+        """Radar and optical tokens, both [B, N, D], to joint tokens [B, N, D]."""
+        # The sensors are aligned, so on a whole grid 2D-ALiBi and X-ALiBi are one table (section 2).
+        x = radar
+        for i, block in enumerate(self.blocks):
+            x = block(x, optical, bias, bias)
+            if ("joint", i) in taps:
+                taps["joint", i] = x
+        tokens: Tensor = self.norm(x)
+        return tokens
+
+
+class ImageEmbedding(nn.Module):
+    """The full-image representation of one sensor: [B, N, D] to [B, D] (section 2, FFN(MeanPool))."""
+
+    def __init__(self, config: CromaConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.dim)
+        self.mlp = MLP(config.dim, int(config.dim * config.mlp_ratio))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedding: Tensor = self.mlp(self.norm(tokens.mean(dim=1)))
+        return embedding
+
+
+class Croma(Backbone):
+    """CROMA's encoders: optical (``s2``), radar (``s1``) and, with both, ``joint``."""
+
+    def __init__(self, config: CromaConfig, *, num_classes: int = 0) -> None:
+        super().__init__(config, num_classes=num_classes)
+        self.num_heads = config.num_heads
+        self.stream_depths = config.stream_depths()
+        self.stream_inputs = {
+            stream: ("s2", "s1") if stream == "joint" else (stream,) for stream in self.stream_depths
+        }
+        self.encoders = nn.ModuleDict({m: Encoder(config, m) for m in config.modalities})
+        self.embeddings = nn.ModuleDict({m: ImageEmbedding(config) for m in config.modalities})
+        self.joint = JointEncoder(config) if "joint" in self.stream_depths else None
+
+    def encode(self, images: dict[str, Tensor], taps: Taps) -> dict[str, tuple[Tensor, Tensor]]:
+        """See :meth:`Backbone.encode`."""
+        first = next(iter(images.values()))
+        height, width = first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size
+        positions = grid_positions(height, width, device=first.device)  # [N, 2]
+        bias = alibi_bias(positions, positions, self.num_heads)  # [heads, N, N]
+
+        streams: dict[str, tuple[Tensor, Tensor]] = {}
+        for modality, image in images.items():
+            x = self.encoders[modality](image, bias, taps)
+            streams[modality] = (x, self.embeddings[modality](x))
+        if self.joint is not None and len(streams) == 2:
+            x = self.joint(streams["s1"][0], streams["s2"][0], bias, taps)
+            streams["joint"] = (x, x.mean(dim=1))
+        return streams
+
+    def final_norm(self, stream: str) -> nn.Module:
+        """See :meth:`Backbone.final_norm`."""
+        return self.get_submodule("joint.norm" if stream == "joint" else f"encoders.{stream}.norm")
+
+    def tokenizer_name(self, modality: str) -> str:
+        """See :meth:`Backbone.tokenizer_name`."""
+        return f"encoders.{modality}.tokenizer"
+
+
+# -- foreign checkpoints ------------------------------------------------------------------------------
+
+
+def _module_names(
+    *, encoder: str, embedding: str, joint: str, s1: str, s2: str, qkv: str, out: str, q: str, fc2: int
+) -> dict[str, str]:
+    """Pair our module names with those of one of the authors' files; ``#`` is the index of a block."""
+    names: dict[str, str] = {}
+    for ours, theirs in (("s1", s1), ("s2", s2)):
+        vit = encoder.format(theirs)
+        names |= {
+            f"encoders.{ours}.tokenizer.proj": f"{vit}.linear_input",
+            f"encoders.{ours}.blocks.#.norm1": f"{vit}.transformer.layers.#.0.input_norm",
+            f"encoders.{ours}.blocks.#.attn.qkv": f"{vit}.transformer.layers.#.0.{qkv}",
+            f"encoders.{ours}.blocks.#.attn.proj": f"{vit}.transformer.layers.#.0.{out}",
+            f"encoders.{ours}.blocks.#.norm2": f"{vit}.transformer.layers.#.1.input_norm",
+            f"encoders.{ours}.blocks.#.mlp.fc1": f"{vit}.transformer.layers.#.1.net.0",
+            f"encoders.{ours}.blocks.#.mlp.fc2": f"{vit}.transformer.layers.#.1.net.{fc2}",
+            f"encoders.{ours}.norm": f"{vit}.transformer.norm_out",
+            f"embeddings.{ours}.norm": f"{embedding.format(theirs)}.0",
+            f"embeddings.{ours}.mlp.fc1": f"{embedding.format(theirs)}.1",
+            f"embeddings.{ours}.mlp.fc2": f"{embedding.format(theirs)}.3",
+        }
+    return names | {
+        "joint.blocks.#.norm1": f"{joint}.layers.#.0.input_norm",
+        "joint.blocks.#.attn.qkv": f"{joint}.layers.#.0.{qkv}",
+        "joint.blocks.#.attn.proj": f"{joint}.layers.#.0.{out}",
+        "joint.blocks.#.norm_cross": f"{joint}.layers.#.1.input_norm",
+        "joint.blocks.#.cross.q": f"{joint}.layers.#.1.{q}q",
+        "joint.blocks.#.cross.k": f"{joint}.layers.#.1.{q}k",
+        "joint.blocks.#.cross.v": f"{joint}.layers.#.1.{q}v",
+        "joint.blocks.#.cross.proj": f"{joint}.layers.#.1.to_out",
+        "joint.blocks.#.norm2": f"{joint}.layers.#.2.input_norm",
+        "joint.blocks.#.mlp.fc1": f"{joint}.layers.#.2.net.0",
+        "joint.blocks.#.mlp.fc2": f"{joint}.layers.#.2.net.{fc2}",
+        "joint.norm": f"{joint}.norm_out",
+    }
+
+
+def _check_attention_table(table: Tensor, config: CromaConfig) -> None:
+    """Compare a stored ALiBi table [1, heads, N, N] (torchgeo's ``state_dict`` has one) with ours."""
+    side = round(table.shape[-1] ** 0.5)
+    positions = grid_positions(side, side)
+    expected = alibi_bias(positions, positions, config.num_heads)
+    if table.shape[1:] != expected.shape or not torch.allclose(table[0], expected, atol=1e-4):
+        raise ValueError(
+            f"the stored attention bias {list(table.shape)} is not the 2D-ALiBi of {config.num_heads} heads"
+        )
+
+
+LAYOUTS = {
+    # The released files: a dictionary of state dicts, or the same in one flat dictionary.
+    "croma_official": Layout(
+        modules=_module_names(
+            encoder="{}_encoder", embedding="{}_GAP_FFN", joint="joint_encoder", s1="s1", s2="s2",
+            qkv="to_qkv", out="to_out", q="to_", fc2=3,
+        ),
+        nested=True,
+        derived={"attn_bias": _check_attention_table},
+    ),
+    # The state dict of the authors' pretraining model; decoder and projections are no part of ours.
+    "croma_pretrain": Layout(
+        modules=_module_names(
+            encoder="{}_encoder", embedding="GAP_FFN_{}", joint="cross_encoder", s1="radar", s2="optical",
+            qkv="create_qkv", out="out", q="create_", fc2=2,
+        ),
+        dropped=("decoder.", "global_contrast_loss."),
+    ),
+}  # fmt: skip
+
+CONFIGS = {
+    "croma_vit_tiny": CromaConfig(dim=96, depth=4, num_heads=4),
+    "croma_vit_s": CromaConfig(dim=384, depth=12, num_heads=8),
+    "croma_vit_b": CromaConfig(dim=768, depth=12, num_heads=16),
+    "croma_vit_l": CromaConfig(dim=1024, depth=24, num_heads=16),
+}
+
+
+def build(config: CromaConfig, *, num_classes: int = 0) -> Croma:
+    """Build a CROMA model, randomly initialised."""
+    return Croma(config, num_classes=num_classes)

@@ -1,0 +1,287 @@
+"""From raw values to what a model was trained on.
+
+The rule ``clip_2sd`` clips every band to its mean +- 2 standard deviations and scales that range to
+[0, 1], by default through 8 bits (truncated, as the CROMA authors' code does). The statistics are those
+of the *dataset* that the weights were trained on. The authors' own script takes the mean and standard
+deviation of each *batch* instead, so that an image's features depend on its neighbours; that rule is
+``statistics="batch"``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from rsbackbones.features import Backbone, FeatureMaps
+from rsbackbones.registry import find_architecture
+from rsbackbones.sensors import InputSpec, get_sensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Raw = Tensor | npt.NDArray[np.generic]
+
+# unit -> what turns it into the contract's unit.
+UNITS = {
+    "dn": {
+        "dn": "reflectance x 10000",
+        "dn+1000": "reflectance x 10000 + 1000: Sentinel-2 products of baseline 04.00 (2022) and later",
+        "reflectance": "reflectance, 0 to 1",
+    },
+    "db": {"db": "decibel", "linear": "linear power (sigma nought, gamma nought)"},
+}
+# A power of -100 dB is far below every clip; it stands for the logarithm of zero.
+_SMALLEST_POWER = 1e-10
+
+
+class Preprocess:
+    """Turns raw sensor values into the model's input. Made by :func:`create_preprocess`.
+
+    Calling it never changes what it is given.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, InputSpec],
+        given: Mapping[str, tuple[str, ...]],
+        units: Mapping[str, str],
+        *,
+        batch_statistics: bool,
+        check: bool,
+    ) -> None:
+        self.specs = dict(specs)
+        self.given = dict(given)
+        self.units = dict(units)
+        self.batch_statistics = batch_statistics
+        self.check = check
+
+    @overload
+    def __call__(self, x: "Raw") -> Tensor: ...
+    @overload
+    def __call__(self, x: "Mapping[str, Raw]") -> dict[str, Tensor]: ...
+
+    def __call__(self, x: "Raw | Mapping[str, Raw]") -> Tensor | dict[str, Tensor]:
+        """Normalise raw values.
+
+        Args:
+            x: arrays or tensors by modality, [..., C, H, W], integer or floating point, their channels
+                in the order that was named; a bare one where there is one modality.
+
+        Returns:
+            float32 tensors of the same shape with the model's channels, in [0, 1]; as bare or by
+            modality as ``x`` was.
+
+        Raises:
+            ValueError: an unknown sensor, another number of channels, NaN or infinity, or values that
+                cannot be in the stated unit.
+        """
+        if not isinstance(x, Mapping):
+            if len(self.specs) > 1:
+                raise ValueError(f"name the sensor of the values: one of {', '.join(self.specs)}")
+            (modality,) = self.specs
+            return self._one(modality, x)
+        if unknown := [m for m in x if m not in self.specs]:
+            raise ValueError(f"unknown modality {unknown}; known here: {', '.join(self.specs)}")
+        return {modality: self._one(modality, values) for modality, values in x.items()}
+
+    def _one(self, modality: str, raw: "Raw") -> Tensor:
+        spec, given = self.specs[modality], self.given[modality]
+        x = raw if isinstance(raw, Tensor) else torch.from_numpy(_native(raw))
+        if x.ndim < 3 or x.shape[-3] != len(given):
+            raise ValueError(
+                f"{modality}: expected [..., {len(given)}, H, W] with the bands {', '.join(given)}, got "
+                f"{list(x.shape)}. If your channels are others, name them: "
+                f"create_preprocess(model, bands={{'{modality}': (...)}})"
+            )
+        if x.is_complex() or x.dtype == torch.bool:
+            raise ValueError(f"{modality}: expected integers or real numbers, got {x.dtype}")
+        x = x.to(torch.float32)  # a copy, or left as it is from here on
+        if given != spec.bands:
+            x = x[..., [given.index(band) for band in spec.bands], :, :]
+        if self.check:
+            self._check_values(modality, x)
+        x = self._to_contract_unit(modality, x)
+        return self._normalize(modality, x)
+
+    def _check_values(self, modality: str, x: Tensor) -> None:
+        bands = self.specs[modality].bands
+        bad = ~x.isfinite()
+        if bad.any():
+            counts = bad.movedim(-3, 0).flatten(1).sum(1).tolist()
+            where = ", ".join(f"{b}: {n}" for b, n in zip(bands, counts, strict=True) if n)
+            raise ValueError(
+                f"{modality}: NaN or infinity in the input (pixels per band: {where}); fill or leave out "
+                "pixels without data first"
+            )
+        if not x.numel():
+            raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
+        unit, low, high = self.units[modality], float(x.min()), float(x.max())
+        hint = None
+        if unit in ("dn", "dn+1000") and 0 < high <= 2:
+            hint = ("reflectance", "reflectances (0 to 1)")
+        elif unit == "reflectance" and high > 20:
+            hint = ("dn", "digital numbers (reflectance x 10000)")
+        elif unit == "db" and low >= 0 and high > 0:
+            hint = ("linear", "linear power")
+        elif unit == "linear" and low < 0:
+            hint = ("db", "decibels")
+        if hint:
+            raise ValueError(
+                f"{modality}: values from {low:.4g} to {high:.4g} look like {hint[1]}, not {unit!r}; say "
+                f"create_preprocess(model, units={{'{modality}': '{hint[0]}'}}), or check=False to go on"
+            )
+
+    def _to_contract_unit(self, modality: str, x: Tensor) -> Tensor:
+        unit = self.units[modality]
+        if unit == "dn+1000":
+            return x - 1000
+        if unit == "reflectance":
+            return x * 10000
+        if unit == "linear":
+            return 10 * x.clamp(min=_SMALLEST_POWER).log10()
+        return x
+
+    def _normalize(self, modality: str, x: Tensor) -> Tensor:
+        spec = self.specs[modality]
+        if self.batch_statistics:
+            flat = x.movedim(-3, 0).flatten(1)
+            mean, std = flat.mean(1), flat.std(1)
+            if flat.shape[1] < 2 or bool((std == 0).any()):
+                constant = [b for b, s in zip(spec.bands, std.tolist(), strict=True) if not s > 0]
+                raise ValueError(
+                    f"{modality}: band {', '.join(constant)} is constant, so it has no batch statistics; "
+                    "use statistics='dataset'"
+                )
+        else:
+            mean = torch.tensor(spec.mean, device=x.device)
+            std = torch.tensor(spec.std, device=x.device)
+        mean, std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        low, high = mean - 2 * std, mean + 2 * std
+        x = (x - low) / (high - low)
+        if spec.eight_bit:
+            return (x * 255).clamp(0, 255).to(torch.uint8).to(torch.float32) / 255
+        return x.clamp(0, 1)
+
+    def __repr__(self) -> str:
+        lines = []
+        for modality, spec in self.specs.items():
+            source = "each batch" if self.batch_statistics else spec.statistics or "the weights' entry"
+            lines.append(
+                f"  {modality}: {', '.join(self.given[modality])} in {self.units[modality]} -> "
+                f"{', '.join(spec.bands)}, {spec.product}, {spec.normalize} of {source}"
+                + (", through 8 bits" if spec.eight_bit else "")
+            )
+        return "Preprocess(\n" + "\n".join(lines) + "\n)"
+
+
+def _native(raw: Any) -> Any:
+    """Return an array that torch can share: native byte order, positive strides."""
+    import numpy as np
+
+    array = np.asarray(raw)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"expected an array of integers or floats, got dtype {array.dtype}")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return array if array.flags.writeable else array.copy()
+
+
+def create_preprocess(
+    model: Backbone | FeatureMaps,
+    *,
+    bands: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    statistics: Literal["dataset", "batch"] | Mapping[str, Mapping[str, tuple[float, float]]] = "dataset",
+    eight_bit: bool | None = None,
+    check: bool = True,
+) -> Preprocess:
+    """Return what turns raw values into this model's input.
+
+    The contract comes from the weights' manifest entry; a model without one uses its architecture's
+    default contract (for CROMA: SSL4EO-S12 statistics, Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
+
+    Args:
+        model: from ``create_model``.
+        bands: the channels of *your* arrays, in order, by sensor; the model's bands are gathered from
+            them by name, others (B10, say) are left out. Default: the model's own bands.
+        units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
+            ``dn+1000`` (products since 2022 that still carry the offset) or ``reflectance``; for
+            Sentinel-1 ``db`` or ``linear``.
+        statistics: ``dataset``; ``batch`` (mean and deviation of each batch, the CROMA authors' script);
+            or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
+        eight_bit: go through 8 bits; default as the contract says.
+        check: refuse NaN, infinity and values that cannot be in the stated unit.
+
+    Raises:
+        ValueError: an unknown sensor, unit or band, a band that the model needs and yours lack, or a
+            band without statistics.
+    """
+    backbone = model.backbone if isinstance(model, FeatureMaps) else model
+    entry = backbone.weights_entry
+    contract: dict[str, InputSpec] = (
+        {m: InputSpec.from_mapping(m, fields) for m, fields in entry.inputs.items()}
+        if entry is not None
+        else find_architecture(backbone.architecture).family.INPUTS
+    )
+    own = {} if isinstance(statistics, str) else statistics
+    if isinstance(statistics, str) and statistics not in ("dataset", "batch"):
+        raise ValueError(f"statistics must be 'dataset', 'batch' or your own, got {statistics!r}")
+    for argument, keys in (("bands", bands), ("units", units), ("statistics", own)):
+        if unknown := [m for m in keys or {} if m not in backbone.modalities]:
+            raise ValueError(
+                f"{argument} names {', '.join(unknown)}; this model takes {', '.join(backbone.modalities)}"
+            )
+    specs, given = {}, {}
+    for modality in backbone.modalities:
+        if modality not in contract:
+            raise ValueError(f"{modality}: the weights' entry states no input contract for this sensor")
+        specs[modality] = _for_bands(
+            modality, contract[modality], backbone.bands[modality], own.get(modality, {}), eight_bit,
+            statistics == "batch",
+        )  # fmt: skip
+        sensor = get_sensor(modality)
+        yours = (bands or {}).get(modality)
+        given[modality] = backbone.bands[modality] if yours is None else sensor.canonical(yours)
+        if lacking := [b for b in backbone.bands[modality] if b not in given[modality]]:
+            raise ValueError(
+                f"{modality}: the model takes {', '.join(lacking)}, which your bands lack. Build the model "
+                f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
+            )
+    chosen = {m: (units or {}).get(m, spec.unit) for m, spec in specs.items()}
+    for modality, unit in chosen.items():
+        known = UNITS.get(specs[modality].unit, {specs[modality].unit: ""})
+        if unit not in known:
+            raise ValueError(f"{modality}: unit must be one of {', '.join(known)}, got {unit!r}")
+    return Preprocess(specs, given, chosen, batch_statistics=statistics == "batch", check=check)
+
+
+def _for_bands(
+    modality: str,
+    spec: InputSpec,
+    bands: tuple[str, ...],
+    own: Mapping[str, tuple[float, float]],
+    eight_bit: bool | None,
+    batch: bool,
+) -> InputSpec:
+    """The contract for the model's bands, with the user's own statistics where given."""
+    if spec.normalize != "clip_2sd":
+        raise ValueError(f"{modality}: unknown normalisation rule {spec.normalize!r}; known: clip_2sd")
+    known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
+    known |= {get_sensor(modality).band(b).name: (m, s) for b, (m, s) in own.items()}
+    if (lacking := [b for b in bands if b not in known]) and not batch:
+        raise ValueError(
+            f"{modality}: no statistics for {', '.join(lacking)}; give them, measured on your data: "
+            f"statistics={{'{modality}': {{'{lacking[0]}': (mean, std)}}}}"
+        )
+    numbers = [known.get(band, (0.0, 1.0)) for band in bands]
+    return InputSpec(
+        bands=bands,
+        product=spec.product,
+        unit=spec.unit,
+        normalize=spec.normalize,
+        mean=tuple(m for m, _ in numbers),
+        std=tuple(s for _, s in numbers),
+        eight_bit=spec.eight_bit if eight_bit is None else eight_bit,
+        statistics=spec.statistics,
+    )

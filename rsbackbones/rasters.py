@@ -1,0 +1,209 @@
+"""GeoTIFFs as sensors: which bands a set of rasters on one grid holds, and windows of them.
+
+Needs the extra ``geo`` (rasterio).
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsbackbones.sensors import get_sensor
+
+Array = npt.NDArray[Any]
+# Coordinates that differ by less than this part of a pixel are the same.
+_SAME_GRID = 1e-3
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """One band of one raster: the file's ``index`` (from 1) and the band's name in its sensor."""
+
+    raster: int
+    index: int
+    band: str
+
+
+def open_raster(path: Path) -> Any:
+    """Open a raster with rasterio.
+
+    Raises:
+        ImportError: rasterio is not installed.
+        ValueError: the file cannot be read as a raster.
+    """
+    try:
+        import rasterio
+        from rasterio.errors import RasterioIOError
+    except ImportError as error:
+        raise ImportError("reading GeoTIFFs needs rasterio: pip install 'rsbackbones[geo]'") from error
+    try:
+        return rasterio.open(path)
+    except RasterioIOError as error:
+        raise ValueError(f"cannot read {path} as a raster: {error}") from error
+
+
+def find_bands(
+    path: Path, modalities: Sequence[str], names: Sequence[str] | None = None
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Find the bands of the given sensors in a raster, by their descriptions or by ``names``.
+
+    Returns:
+        ``{sensor: {band: index from 1}}``, and the descriptions that belong to none of the sensors.
+
+    Raises:
+        ValueError: bands without descriptions and no ``names``, another number of them, none that a
+            sensor knows, or a band twice.
+    """
+    with open_raster(path) as raster:
+        count, found_names = raster.count, raster.descriptions
+    if names is not None and len(names) != count:
+        raise ValueError(f"{path} has {count} bands, {len(names)} were named: {', '.join(names)}")
+    if names is None and not all(found_names):
+        raise ValueError(
+            f"{path}: band {found_names.index(None) + 1} of {count} has no description; name the bands in "
+            "order, as in --bands B02,B03,B04,B08"
+        )
+    found: dict[str, dict[str, int]] = {}
+    unknown = []
+    for index, name in enumerate(names or found_names, start=1):
+        for modality in modalities:
+            try:
+                band = get_sensor(modality).band(name).name
+            except ValueError:
+                continue
+            if band in found.setdefault(modality, {}):
+                raise ValueError(f"{path}: two bands are {modality} {band}: {found_names}")
+            found[modality][band] = index
+            break
+        else:
+            unknown.append(name)
+    if not any(found.values()) or (names is not None and unknown):
+        raise ValueError(
+            f"{path}: the bands {', '.join(unknown)} belong to none of the sensors "
+            f"{', '.join(modalities)}; name the bands in order, as in --bands B02,B03,B04,B08"
+        )
+    return {modality: bands for modality, bands in found.items() if bands}, unknown
+
+
+class RasterStack:
+    """Rasters on one grid, read together as sensors.
+
+    Attributes:
+        bands: the bands of every sensor, in the order in which :meth:`read` gives them.
+        ignored: descriptions that belong to none of the sensors, by file.
+        height, width, crs, transform: those of the common grid.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        modalities: Sequence[str],
+        *,
+        names: Sequence[Sequence[str] | None] | None = None,
+        nodata: float | None = None,
+    ) -> None:
+        """Open the rasters.
+
+        Args:
+            paths: one or more files.
+            modalities: the sensors to look for.
+            names: for each file the names of its bands, or ``None`` to use their descriptions.
+            nodata: the value without data, where the files do not state it.
+
+        Raises:
+            ValueError: the rasters are not on one grid, or their bands are not clear.
+        """
+        if not paths:
+            raise ValueError("no raster given")
+        if names is not None and len(names) != len(paths):
+            raise ValueError(f"{len(names)} lists of bands for {len(paths)} rasters; give one for each")
+        self.paths = tuple(paths)
+        self.nodata = nodata
+        self.ignored: dict[Path, list[str]] = {}
+        self._channels: dict[str, list[_Channel]] = {}
+        for i, path in enumerate(paths):
+            found, unknown = find_bands(path, modalities, names[i] if names else None)
+            if unknown:
+                self.ignored[path] = unknown
+            for modality, bands in found.items():
+                channels = self._channels.setdefault(modality, [])
+                for band, index in bands.items():
+                    if band in [channel.band for channel in channels]:
+                        raise ValueError(f"{modality} {band} is in {path} and in another raster")
+                    channels.append(_Channel(i, index, band))
+        self.bands = {m: tuple(c.band for c in channels) for m, channels in self._channels.items()}
+        self._open = ExitStack()
+        with ExitStack() as opening:
+            self._rasters = [opening.enter_context(open_raster(path)) for path in paths]
+            first = self._rasters[0]
+            for raster in self._rasters[1:]:
+                _check_grid(first, raster)
+            self._open = opening.pop_all()
+        self.height, self.width = first.height, first.width
+        self.crs, self.transform = first.crs, first.transform
+
+    def read(
+        self,
+        window: tuple[int, int, int, int] | None = None,
+        out_shape: tuple[int, int] | None = None,
+    ) -> tuple[dict[str, Array], Array]:
+        """Read a window (row, column, height, width), by default all, optionally decimated.
+
+        Returns:
+            [C, h, w] float32 arrays by sensor, and [h, w] booleans, True where all bands have data.
+            Pixels without data hold zero.
+        """
+        from rasterio.windows import Window
+
+        where = None if window is None else Window(window[1], window[0], window[3], window[2])
+        arrays, valid = {}, None
+        for modality, channels in self._channels.items():
+            layers = []
+            for channel in channels:
+                raster = self._rasters[channel.raster]
+                layer = raster.read(channel.index, window=where, out_shape=out_shape, masked=True)
+                data = np.ma.getdata(layer).astype(np.float32)
+                good = ~np.ma.getmaskarray(layer) & np.isfinite(data)
+                if self.nodata is not None:
+                    good &= data != self.nodata
+                valid = good if valid is None else valid & good
+                layers.append(data)
+            arrays[modality] = np.stack(layers)
+        assert valid is not None
+        return {m: np.where(valid, x, np.float32(0)) for m, x in arrays.items()}, valid
+
+    def close(self) -> None:
+        """Close the files."""
+        self._open.close()
+
+    def __enter__(self) -> "RasterStack":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_grid(first: Any, other: Any) -> None:
+    pixel = max(abs(first.transform.a), abs(first.transform.e))
+    same = (
+        (first.height, first.width) == (other.height, other.width)
+        and first.crs == other.crs
+        and first.transform.almost_equals(other.transform, precision=pixel * _SAME_GRID)
+    )
+    if not same:
+        raise ValueError(
+            f"{first.name} ({first.width} x {first.height}, {first.crs}, origin {first.transform.c:.6g}, "
+            f"{first.transform.f:.6g}) and {other.name} ({other.width} x {other.height}, {other.crs}, "
+            f"origin {other.transform.c:.6g}, {other.transform.f:.6g}) are not on one grid; resample one "
+            "onto the other first (gdalwarp, or rasterio.warp)"
+        )
