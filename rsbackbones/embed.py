@@ -206,7 +206,7 @@ def _encode_windows(
                 typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
             images[modality].append(x)
-        masks.append(valid.reshape(size[0], p, size[1], p).all(axis=(1, 3)))
+        masks.append(np.all(valid.reshape(size[0], p, size[1], p), axis=(1, 3)))
     device = next(model.parameters()).device
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
     with torch.inference_mode():

@@ -15,7 +15,7 @@ from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
     from rsbackbones.adapt import Adaptation
-    from rsbackbones.weights import WeightsEntry
+    from rsbackbones.manifest import WeightsEntry
 
 Images = Tensor | Mapping[str, Tensor]
 # (stream, index of a block) -> its output [B, N, D], filled in by an encoder where the key is present.
@@ -58,7 +58,8 @@ class Features:
         stream = self.main_stream if stream is None else stream
         if stream not in self.tokens:
             raise ValueError(f"no stream {stream!r} here; streams: {', '.join(self.tokens)}")
-        return self.tokens[stream].transpose(-1, -2).unflatten(-1, self.grid)
+        maps: Tensor = self.tokens[stream].transpose(-1, -2).unflatten(-1, self.grid)
+        return maps
 
 
 def spread_indices(depth: int, count: int = 4) -> tuple[int, ...]:

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 C64 = NDArray[np.complex64]
 Ints = NDArray[np.int64]
-Season = tuple[tuple[int, float], ...]  # (day of year, share of the ground), joined by lines
 
 S2_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 _COARSER = (6, 1, 1, 1, 2, 2, 2, 1, 2, 6, 2, 2)  # pixel size of each band in units of 10 m
@@ -53,94 +52,44 @@ _MATERIALS: dict[str, tuple[float, ...]] = {
     "asphalt": (8.0, 9.0, 10.4, 11.4, 12.4, 13.2, 14.0, 14.8, 15.4, 15.8, 18.0, 16.5, -17.0, -24.0),
 }
 
-_BY_MAP: Season = ()  # a share that the map itself sets: silt in the river, metal among the roofs
-# Name -> (what lies at the bottom, what covers part of it and when).
-_CLASSES: dict[str, tuple[str, dict[str, Season]]] = {
+_BY_MAP = ""  # a share that the map itself sets: silt in the river, metal among the roofs
+# Name -> (what lies at the bottom, what covers part of it when). A season is a list of
+# day-of-year:percent, joined by straight lines around the year.
+_CLASSES: dict[str, tuple[str, dict[str, str]]] = {
     "water": ("water", {"silt": _BY_MAP}),
-    "coniferous forest": ("litter", {"needles": ((15, 0.90), (180, 0.97))}),
-    "broadleaf forest": (
-        "litter",
-        {
-            "leaves": (
-                (1, 0.08),
-                (100, 0.08),
-                (135, 0.92),
-                (180, 0.97),
-                (265, 0.85),
-                (305, 0.15),
-                (320, 0.08),
-            )
-        },
-    ),
-    "grassland": (
-        "hay",
-        {
-            "grass": (
-                (1, 0.40),
-                (75, 0.45),
-                (120, 0.95),
-                (170, 0.85),
-                (220, 0.65),
-                (270, 0.75),
-                (330, 0.45),
-            )
-        },
-    ),
+    "coniferous forest": ("litter", {"needles": "15:90 180:97"}),
+    "broadleaf forest": ("litter", {"leaves": "1:8 100:8 135:92 180:97 265:85 305:15 320:8"}),
+    "grassland": ("hay", {"grass": "1:40 75:45 120:95 170:85 220:65 270:75 330:45"}),
     "winter wheat": (
         "soil",
         {
-            "cereal": (
-                (1, 0.30),
-                (75, 0.40),
-                (115, 0.85),
-                (150, 1.0),
-                (172, 0.75),
-                (195, 0.05),
-                (210, 0.0),
-                (285, 0.0),
-                (320, 0.22),
-            ),
-            "straw": ((150, 0.0), (172, 0.20), (195, 0.90), (215, 0.65), (255, 0.15), (275, 0.0)),
+            "cereal": "1:30 75:40 115:85 150:100 172:75 195:5 210:0 285:0 320:22",
+            "straw": "150:0 172:20 195:90 215:65 255:15 275:0",
         },
     ),
     "maize": (
         "soil",
         {
-            "row crop": ((140, 0.0), (165, 0.30), (192, 0.95), (240, 1.0), (265, 0.6), (285, 0.0)),
-            "straw": ((240, 0.0), (268, 0.35), (290, 0.40), (330, 0.0)),
+            "row crop": "140:0 165:30 192:95 240:100 265:60 285:0",
+            "straw": "240:0 268:35 290:40 330:0",
         },
     ),
     "rapeseed": (
         "soil",
         {
-            "row crop": (
-                (1, 0.45),
-                (75, 0.50),
-                (108, 0.95),
-                (122, 0.15),
-                (138, 0.15),
-                (150, 0.95),
-                (165, 0.85),
-                (190, 0.05),
-                (245, 0.0),
-                (285, 0.50),
-            ),
-            "bloom": ((108, 0.0), (122, 0.80), (138, 0.80), (150, 0.0)),
-            "straw": ((165, 0.0), (195, 0.80), (235, 0.30), (250, 0.0)),
+            "row crop": "1:45 75:50 108:95 122:15 138:15 150:95 165:85 190:5 245:0 285:50",
+            "bloom": "108:0 122:80 138:80 150:0",
+            "straw": "165:0 195:80 235:30 250:0",
         },
     ),
-    "sugar beet": (
-        "soil",
-        {"row crop": ((120, 0.0), (150, 0.35), (175, 0.95), (270, 0.95), (295, 0.50), (310, 0.0))},
-    ),
+    "sugar beet": ("soil", {"row crop": "120:0 150:35 175:95 270:95 295:50 310:0"}),
     "bare soil": ("soil", {}),
     "building": ("tile", {"metal": _BY_MAP}),
     "road": ("asphalt", {}),
 }
 CLASSES = tuple(_CLASSES)
-(_WATER, _CONIFER, _BROADLEAF, _GRASS, _WHEAT, _MAIZE, _RAPE, _BEET, _SOIL, _BUILDING, _ROAD) = range(
-    len(CLASSES)
-)
+_WATER, _CONIFER, _BROADLEAF, _GRASS = range(4)
+_WHEAT, _MAIZE, _RAPE, _BEET, _SOIL, _BUILDING, _ROAD = range(4, len(CLASSES))
 _CROP_MIX = {_WHEAT: 0.34, _MAIZE: 0.18, _RAPE: 0.13, _BEET: 0.11, _SOIL: 0.06, _GRASS: 0.18}
 
 _PIXEL = 10.0
@@ -190,11 +139,11 @@ def simulate_scene(height: int, width: int, *, seed: int = 0, day_of_year: int =
     land = _draw_land(np.random.default_rng((seed, 0)), (padded[0] * 2, padded[1] * 2))
     acquisition = np.random.default_rng((seed, day_of_year))  # noise is new on every day
     optical, radar = _light_and_echo(land, day_of_year)
-    present = np.stack([_block_mean((land.cover == k).astype(np.float32), 2) for k in range(len(CLASSES))])
+    counts = [_block_mean((land.cover == k).astype(np.float32), 2) for k in range(len(CLASSES))]
     return Scene(
         s2=_sense_optical(acquisition, optical)[:, :height, :width].copy(),
         s1=_sense_radar(acquisition, radar)[:, :height, :width].copy(),
-        land_cover=present.argmax(axis=0).astype(np.uint8)[:height, :width],
+        land_cover=np.argmax(counts, axis=0)[:height, :width].astype(np.uint8),
         classes=CLASSES,
         s2_bands=S2_BANDS,
         s1_bands=S1_BANDS,
@@ -424,8 +373,7 @@ def _light_and_echo(land: _Land, day: int) -> tuple[F32, F32]:
             if season == _BY_MAP:
                 part = land.mix[here]
             else:
-                days, values = zip(*season, strict=True)
-                part = vigour * np.interp(local_day, days, values, period=365).astype(np.float32)
+                part = vigour * _share_on(local_day, season)
             share[place[material]][here] = part
             left -= part
         share[place[ground]][here] = left
@@ -453,6 +401,13 @@ def _light_and_echo(land: _Land, day: int) -> tuple[F32, F32]:
         np.einsum("mb,mhw->bhw", table[:, :12] / 100, lit, optimize=True),
         np.einsum("mb,mhw->bhw", 10 ** (table[:, 12:] / 10), heard, optimize=True),
     )
+
+
+def _share_on(day: NDArray[Any], season: str) -> F32:
+    """Read a season of `_CLASSES` on the given days: the share of the ground, 0..1."""
+    knots = [knot.split(":") for knot in season.split()]
+    days, percent = [int(day) for day, _ in knots], [float(percent) for _, percent in knots]
+    return np.asarray(np.interp(day, days, percent, period=365) / 100, np.float32)
 
 
 def _sense_optical(rng: np.random.Generator, reflectance: F32) -> NDArray[np.uint16]:

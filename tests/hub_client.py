@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopback_hub import LoopbackHub
+from tests.loopback_hub import LoopbackHub
 
 PRELUDE = """
 import json, time

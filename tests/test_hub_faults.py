@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import finish_client, run_client, start_client
-from loopback_hub import LoopbackHub
+
+from tests.hub_client import finish_client, run_client, start_client
+from tests.loopback_hub import LoopbackHub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 REPO = "zoo/weights"

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_client import run_client
-from loopback_hub import LoopbackHub
+
+from tests.hub_client import run_client
+from tests.loopback_hub import LoopbackHub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 DATA = random.Random(0).randbytes(1_000_000)

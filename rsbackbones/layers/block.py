@@ -19,7 +19,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[B, N, D] to [B, N, D]; ``bias`` broadcasts to [B, heads, N, N]."""
         x = x + self.attn(self.norm1(x), bias)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
 
 
 class CrossBlock(nn.Module):
@@ -50,4 +51,5 @@ class CrossBlock(nn.Module):
         """
         x = x + self.attn(self.norm1(x), bias)
         x = x + self.cross(self.norm_cross(x), self.norm_cross(context), cross_bias)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x

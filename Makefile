@@ -1,0 +1,37 @@
+# `make demo` and `make test` need Python (3.10 or newer) and make; the first call builds .venv (about 6 GB,
+# most of it torch with its CUDA packages).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint tables build clean
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[geo,train,eval,dev]"
+	touch $@
+
+# SCENE=path.tif [RADAR=path.tif] embeds a scene of yours instead of the simulated one.
+demo: .venv/installed
+	$(BIN)/python examples/demo.py --output demo $(if $(SCENE),--scene "$(SCENE)") $(if $(RADAR),--radar "$(RADAR)")
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+lint: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+# The weights table of the README, the model cards and the record of the public API.
+tables: .venv/installed
+	$(BIN)/python -m rsbackbones.cards
+	$(BIN)/python -m tests.test_api_surface
+
+build: .venv/installed
+	$(BIN)/python -m build
+
+clean:
+	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,39 @@
+"""What several test files need: a small model, and the folder of real samples."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import rsbackbones as rsb
+
+# The workers of pytest-xdist share the cores; more threads each would only make them wait.
+torch.set_num_threads(1)
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture()
+def tiny() -> rsb.Backbone:
+    """A two-sensor model with random weights, the same in every test."""
+    torch.manual_seed(0)
+    return rsb.create_model("croma_vit_tiny")
+
+
+@pytest.fixture()
+def images() -> dict[str, torch.Tensor]:
+    """Normalised images for both sensors, two of 32 x 48 pixels."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "s2": torch.rand(2, 12, 32, 48, generator=generator),
+        "s1": torch.rand(2, 2, 32, 48, generator=generator),
+    }
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real satellite samples that RSB_DATA names."""
+    if "RSB_DATA" not in os.environ:
+        pytest.skip("RSB_DATA names no folder of real samples")
+    return Path(os.environ["RSB_DATA"])
