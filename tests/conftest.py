@@ -14,14 +14,14 @@ torch.set_num_threads(1)
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny() -> rsb.Backbone:
     """A two-sensor model with random weights, the same in every test."""
     torch.manual_seed(0)
     return rsb.create_model("croma_vit_tiny")
 
 
-@pytest.fixture()
+@pytest.fixture
 def images() -> dict[str, torch.Tensor]:
     """Normalised images for both sensors, two of 32 x 48 pixels."""
     generator = torch.Generator().manual_seed(1)

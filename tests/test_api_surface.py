@@ -31,7 +31,11 @@ def public_api():
         elif inspect.isfunction(thing):
             parameters = []
             for parameter in inspect.signature(thing).parameters.values():
-                mark = "*, " if parameter.kind is parameter.KEYWORD_ONLY and "*, " not in "".join(parameters) else ""
+                mark = (
+                    "*, "
+                    if parameter.kind is parameter.KEYWORD_ONLY and "*, " not in "".join(parameters)
+                    else ""
+                )
                 default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
                 parameters.append(f"{mark}{parameter.name}{default}")
             lines.append(f"{name}({', '.join(parameters)})")

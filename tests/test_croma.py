@@ -7,7 +7,7 @@ import rsbackbones as rsb
 from tests.reference import croma_plain
 
 
-@pytest.fixture()
+@pytest.fixture
 def with_plain_state(tmp_path):
     """A random model of 3 heads (no power of two) in float64, and its weights in the released layout."""
     torch.manual_seed(3)
@@ -45,7 +45,12 @@ def constant_patches(channels, rows, columns, seed):
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (6, 2)])
 @pytest.mark.parametrize(
     "move",
-    [lambda x: x.rot90(1, (-2, -1)), lambda x: x.rot90(2, (-2, -1)), lambda x: x.flip(-1), lambda x: x.flip(-2)],
+    [
+        lambda x: x.rot90(1, (-2, -1)),
+        lambda x: x.rot90(2, (-2, -1)),
+        lambda x: x.flip(-1),
+        lambda x: x.flip(-2),
+    ],
     ids=["rot90", "rot180", "flip_columns", "flip_rows"],
 )
 def test_turning_an_image_of_constant_patches_turns_the_maps(tiny, grid, move):
@@ -97,7 +102,9 @@ def test_depths_widths_and_parameters_of_the_paper():
 
 
 def test_no_table_of_positions_is_in_the_state_dict(tiny):
-    assert not [name for name in tiny.state_dict() if "bias_table" in name or "alibi" in name or "pos" in name]
+    assert not [
+        name for name in tiny.state_dict() if "bias_table" in name or "alibi" in name or "pos" in name
+    ]
     assert set(dict(tiny.named_parameters())) == set(tiny.state_dict())
 
 

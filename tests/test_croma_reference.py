@@ -70,8 +70,12 @@ def test_croma_reference_features(path, size):
 def test_croma_reference_holds_with_one_sensor_built(path, modality):
     size = sizes(path)[0]
     recorded = np.load(path.with_suffix(".npz"))
-    model = rsb.create_model("croma_vit_b", checkpoint=path, overrides=overrides(path), modalities=(modality,))
-    assert not [n for n in model.state_dict() if n.startswith("joint") or f".{'s1s2'.replace(modality, '')}." in n]
+    model = rsb.create_model(
+        "croma_vit_b", checkpoint=path, overrides=overrides(path), modalities=(modality,)
+    )
+    assert not [
+        n for n in model.state_dict() if n.startswith("joint") or f".{'s1s2'.replace(modality, '')}." in n
+    ]
     with torch.inference_mode():
         pooled = model(torch.from_numpy(recorded[f"{modality}_uint8_{size}"]).float() / 255)
     theirs = torch.from_numpy(recorded[f"{modality}_pooled_{size}"])

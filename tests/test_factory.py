@@ -11,7 +11,7 @@ import rsbackbones as rsb
 from rsbackbones.factory import save_foreign
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(tiny, tmp_path):
     return rsb.save_model(tiny, tmp_path / "tiny.safetensors")
 
@@ -124,7 +124,7 @@ def test_bands_are_gathered_by_name(saved, tiny):
 
 def test_bands_that_the_weights_lack(saved):
     arguments = {"checkpoint": saved, "modalities": ["s2"], "bands": {"s2": ("B04", "B10")}}
-    with pytest.raises(ValueError, match="no band B10.*bands_missing='nearest'"):
+    with pytest.raises(ValueError, match=r"no band B10.*bands_missing='nearest'"):
         rsb.create_model("croma_vit_tiny", **arguments)
     weight = rsb.create_model("croma_vit_tiny", checkpoint=saved).encoders["s2"].tokenizer.proj.weight
     bands = rsb.create_model("croma_vit_tiny").bands["s2"]

@@ -20,7 +20,7 @@ def clip_2sd(x, mean, std, eight_bit=True):
     return np.clip((x - low) / (high - low), 0, 1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def raw():
     generator = np.random.default_rng(0)
     return {

@@ -297,9 +297,9 @@ def test_a_truncated_raster_is_named(tmp_path):
     path = write_tif(tmp_path / "cut.tif", ramp(2, 256, 256))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with RasterStack([path], ("s2",), names=[("B02", "B03")]) as stack:
-        with pytest.raises((ValueError, OSError)) as caught:
-            stack.read()
+    stack = RasterStack([path], ("s2",), names=[("B02", "B03")])
+    with stack, pytest.raises((ValueError, OSError)) as caught:
+        stack.read()
     assert "cut.tif" in str(caught.value)
 
 

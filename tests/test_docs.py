@@ -1,0 +1,62 @@
+"""What people read is true: generated files are up to date, the README's lines and the examples run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rsbackbones.cards import generated_files
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def test_generated_files_are_up_to_date():
+    """`make tables` writes them."""
+    for path, text in generated_files(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is out of date: make tables"
+    cards = set((ROOT / "docs" / "cards").glob("*.md"))
+    assert cards == {p for p in generated_files(ROOT) if p.suffix == ".md"} - {ROOT / "README.md"}
+
+
+def test_the_lines_of_the_readme_run():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    # The same lines with the small model: the weights of the large one need the network.
+    small = code.replace('"croma_vit_b", pretrained=True', '"croma_vit_tiny"')
+    assert small != code
+    names: dict[str, object] = {}
+    exec(small, names)
+    assert tuple(names["embedding"].shape) == (1, 96)
+    assert names["features"].maps("joint").shape == (1, 96, 15, 15)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_examples_run(path, tmp_path):
+    arguments = ["--output", str(tmp_path / "out")] if path.name == "demo.py" else []
+    result = subprocess.run(
+        [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr
+    if path.name == "demo.py":
+        assert "RANDOM weights" in result.stdout or "weights croma_vit_tiny." in result.stdout
+        made = {p.name for p in (tmp_path / "out").iterdir()}
+        assert made == {"demo.png", "features.png", "features.tif", "scene_s1.tif", "scene_s2.tif"}
+    else:
+        assert result.stdout.strip()
+
+
+def test_every_readme_command_exists():
+    from rsbackbones.cli import _parser
+
+    commands = _parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    text = (ROOT / "README.md").read_text()
+    for command in re.findall(r"rsbackbones (\w+) (?:[A-Z-]|croma|patches)", text):
+        assert command in commands

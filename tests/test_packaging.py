@@ -1,0 +1,82 @@
+"""What users install: the wheel, the sdist, and the core without any extra."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MANIFEST = (ROOT / "weights_manifest.json").read_bytes()
+
+
+def run(*arguments, **options):
+    result = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=250, **options
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The sdist, and the wheel built from it, as `python -m build` makes them."""
+    folder = tmp_path_factory.mktemp("dist")
+    run("-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT))
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def test_the_wheel_holds_the_package_and_the_manifest(built):
+    names = zipfile.ZipFile(built[0]).namelist()
+    assert zipfile.ZipFile(built[0]).read("rsbackbones/weights_manifest.json") == MANIFEST
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "rsbackbones").rglob("*.py")}
+    assert sources <= set(names)
+    assert "rsbackbones/py.typed" in names
+    assert not [n for n in names if not n.startswith(("rsbackbones/", "rsbackbones-"))]
+
+
+def test_the_sdist_holds_what_the_tests_need(built):
+    with tarfile.open(built[1]) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {"weights_manifest.json", "Makefile", "LICENSE", "README.md", "tests/conftest.py"} <= names
+
+
+def test_an_installed_wheel_finds_its_manifest(built, tmp_path):
+    target = tmp_path / "site"
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(built[0]))
+    code = "import rsbackbones as r; print(r.__file__); print([e.id for e in r.list_weights()])"
+    out = run("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(target), "PATH": "/usr/bin"})
+    assert str(target) in out
+    assert "croma_vit_b.ssl4eo_s12" in out
+
+
+WITHOUT_EXTRAS = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"rasterio", "pyarrow", "sklearn", "matplotlib", "scipy", "pytest"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+import torch, rsbackbones as rsb
+from rsbackbones.cli import main
+model = rsb.create_model("croma_vit_tiny", num_classes=2)
+preprocess = rsb.create_preprocess(model)
+x = preprocess({"s2": torch.randint(0, 4000, (1, 12, 16, 16))})
+assert model(x).shape == (1, 2)
+path = rsb.save_model(model, "m.safetensors")
+assert torch.equal(rsb.create_model("croma_vit_tiny", checkpoint=path)(x), model(x))
+assert main(["list"]) == 0
+sys.exit(main(["embed", "x.tif", "--model", "croma_vit_tiny", "--random-weights", "--output", "y.tif"]))
+"""
+
+
+def test_the_core_works_without_extras(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2, result.stderr
+    assert "pip install 'rsbackbones[geo]'" in result.stderr
+    assert "Traceback" not in result.stderr
