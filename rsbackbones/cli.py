@@ -296,6 +296,7 @@ def _convert(options: argparse.Namespace) -> int:
         options.model,
         checkpoint=options.input,
         modalities=modalities,
+        num_classes=None,
         overrides=_fields(options.override),
     )
     if options.to == "rsbackbones":

@@ -30,7 +30,7 @@ def create_model(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     image_size: int | tuple[int, int] | None = None,
-    num_classes: int | None = None,
+    num_classes: int | None = 0,
     features_only: Literal[False] = False,
     out_indices: int | Sequence[int] | None = None,
     stream: str | None = None,
@@ -48,7 +48,7 @@ def create_model(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     image_size: int | tuple[int, int] | None = None,
-    num_classes: int | None = None,
+    num_classes: int | None = 0,
     features_only: Literal[True],
     out_indices: int | Sequence[int] | None = None,
     stream: str | None = None,
@@ -65,7 +65,7 @@ def create_model(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     image_size: int | tuple[int, int] | None = None,
-    num_classes: int | None = None,
+    num_classes: int | None = 0,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     stream: str | None = None,
@@ -85,7 +85,7 @@ def create_model(
         image_size: the size in pixels you mean to use, a multiple of the patch, or (height, width);
             sizes may differ from call to call all the same.
         num_classes: more than 0 adds a linear head, newly initialised unless ``checkpoint`` holds one of
-            as many classes. Default: 0, or the head of ``checkpoint``.
+            as many classes; ``None`` keeps the head of ``checkpoint`` as it is.
         features_only: return a model that gives a list of maps; see ``FeatureMaps``.
         out_indices, stream: for ``features_only``: which blocks of which stream.
         checkpoint: a local ``.safetensors`` or ``.pt`` file instead of the Hub, or a folder made by

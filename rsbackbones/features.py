@@ -150,7 +150,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: a sensor, band count, size, dtype or shape that the model cannot serve.
         """
-        images, dates, valid = self._checked(x, dates, valid)
+        images, valid = self._checked(x, dates, valid)
         first = next(iter(images.values()))
         grid = (first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size)
         if first.ndim == 4:
@@ -196,7 +196,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: an unknown stream, an index out of range, or as for :meth:`forward_features`.
         """
-        images, dates, valid = self._checked(x, dates, valid)
+        images, valid = self._checked(x, dates, valid)
         stream = self._stream(stream, images)
         indices = self._indices(indices, stream)
         images = {m: images[m] for m in self.stream_inputs[stream]}
@@ -260,7 +260,7 @@ class Backbone(nn.Module):
 
     def _checked(
         self, x: Images, dates: Tensor | None, valid: Mapping[str, Tensor] | None
-    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if isinstance(x, Tensor):
             if len(self.modalities) > 1:
                 raise ValueError(
@@ -299,7 +299,7 @@ class Backbone(nn.Module):
                     f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series of a given "
                     f"sensor, got {mask.dtype} {list(mask.shape)}; sensors given: {', '.join(images)}"
                 )
-        return images, dates, valid
+        return images, valid
 
     def _checked_image(self, modality: str, image: Tensor) -> Tensor:
         bands, p = self.bands[modality], self.patch_size
@@ -323,6 +323,12 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"{modality}: got {image.dtype}, expected normalised floats; raw values go through "
                 "rsbackbones.create_preprocess(model)"
+            )
+        parameters = next(self.parameters()).dtype
+        if image.dtype != parameters and not torch.is_autocast_enabled(image.device.type):
+            raise ValueError(
+                f"{modality}: got {image.dtype}, the model's parameters are {parameters}; convert one "
+                f"of them (x.to({parameters}))"
             )
         return image
 

@@ -27,9 +27,11 @@ def golden_input(model: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def compute_golden(model: Backbone, size: tuple[int, int]) -> dict[str, Any]:
-    """Return what the manifest records: for every stream some numbers of its features, float32 on CPU."""
+    """Return what the manifest records: some numbers of the features of every stream."""
+    device = next(model.parameters()).device
+    images = {modality: x.to(device) for modality, x in golden_input(model, size).items()}
     with torch.inference_mode():
-        features = model.float().cpu().eval().forward_features(golden_input(model, size))
+        features = model.forward_features(images)
     return {
         "size": list(size),
         "tolerance": TOLERANCE,

@@ -70,7 +70,7 @@ def test_the_file_brings_its_configuration(tmp_path):
         "croma_vit_tiny", overrides={"dim": 32, "depth": 2}, modalities=["s2"], num_classes=4
     )
     path = rsb.save_model(model, tmp_path / "small.safetensors")
-    again = rsb.create_model("croma_vit_tiny", checkpoint=path)
+    again = rsb.create_model("croma_vit_tiny", checkpoint=path, num_classes=None)
     assert same_weights(model, again)
     assert again.modalities == ("s2",)
     assert again.num_classes == 4
@@ -97,8 +97,10 @@ def test_heads_are_new_kept_or_left_out(tmp_path, tiny, saved, images):
     assert [c.action for c in classifier.adaptation.changes] == ["new"]
     assert classifier(images).shape == (2, 5)
     path = rsb.save_model(classifier, tmp_path / "classifier.safetensors")
-    assert torch.equal(rsb.create_model("croma_vit_tiny", checkpoint=path)(images), classifier(images))
-    encoder = rsb.create_model("croma_vit_tiny", checkpoint=path, num_classes=0)
+    for classes in (5, None):
+        again = rsb.create_model("croma_vit_tiny", checkpoint=path, num_classes=classes)
+        assert torch.equal(again(images), classifier(images))
+    encoder = rsb.create_model("croma_vit_tiny", checkpoint=path)
     assert torch.equal(encoder(images), tiny(images))
     assert str(encoder.adaptation.changes[0].detail) == "5 classes"
     other = rsb.create_model("croma_vit_tiny", checkpoint=path, num_classes=9)

@@ -207,6 +207,7 @@ BAD_INPUTS = [
     (lambda x: {**x, "s1": x["s1"][..., :32]}, "agree on batch"),
     (lambda x: {**x, "s1": x["s1"][:, None]}, "agree on batch"),
     (lambda x: {"s2": (x["s2"] * 255).to(torch.uint8)}, "create_preprocess"),
+    (lambda x: {"s2": x["s2"].double()}, r"got torch.float64.*x\.to\(torch.float32\)"),
 ]
 
 
