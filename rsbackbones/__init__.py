@@ -15,11 +15,12 @@ from rsbackbones.errors import (
     WeightsNotFound,
     WeightsUnavailable,
 )
-from rsbackbones.factory import create_model, save_model
+from rsbackbones.factory import create_model
 from rsbackbones.features import Backbone, FeatureMaps, Features
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.registry import list_models, list_weights
+from rsbackbones.saving import save_model
 from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor
 
 __version__ = "0.1.0"

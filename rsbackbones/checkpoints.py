@@ -6,6 +6,7 @@ after a ``weights_only`` load), so that a wrong file is refused before a model i
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from rsbackbones.errors import (
 
 # A header of 67 MB with a million empty tensors takes 17 s to parse; a real one is far below this.
 MAX_HEADER_BYTES = 5 * 2**20
+# Under this key our own safetensors files describe what they hold.
+METADATA_KEY = "rsbackbones"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _DTYPES = {
     "F64": torch.float64,
@@ -114,7 +117,8 @@ class PickleFile:
         self.metadata: dict[str, str] = {}
         try:
             # weights_only is passed explicitly: without it an environment variable turns the check off.
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # An archive is mapped, so that only the tensors that are read take memory.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             if _is_torch_archive(path):
                 raise UnsafeCheckpointError(

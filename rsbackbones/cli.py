@@ -287,7 +287,8 @@ def _fields(items: Sequence[str]) -> dict[str, Any]:
 def _convert(options: argparse.Namespace) -> int:
     import torch
 
-    from rsbackbones.factory import create_model, save_foreign, save_model
+    from rsbackbones.factory import create_model
+    from rsbackbones.saving import save_foreign, save_model
 
     if options.input.is_dir():
         raise ValueError(f"{options.input} is a folder; name the checkpoint file")

@@ -264,8 +264,7 @@ ODD: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("inside", [True, False])
 def test_odd_pickle(state: State, tmp_path: Path, case: str, inside: bool) -> None:
     content = state | {NAME: ODD[case]()} if inside else ODD[case]()
-    path = torch_file(content, tmp_path / "a.pt")
-    refusal(path, CorruptCheckpointError, WeightsMismatchError)
+    refusal(torch_file(content, tmp_path / "a.pt"), CorruptCheckpointError)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

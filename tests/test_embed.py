@@ -1,7 +1,6 @@
 """Features of GeoTIFFs: where they lie, what they are, and what a kill leaves behind."""
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine, from_origin
 
@@ -115,6 +114,7 @@ def window_and_overlap(draw):
     return window, draw(st.integers(0, window - 1))
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 400), sizes=window_and_overlap())
 def test_windows_cover_everything_and_stay_inside(length, sizes):
     window, overlap = sizes
@@ -131,6 +131,7 @@ def test_windows_cover_everything_and_stay_inside(length, sizes):
     assert starts == plain_windows(length, size, window - overlap)
 
 
+@settings(deadline=None)
 @given(sizes=window_and_overlap())
 def test_weights_are_positive_symmetric_and_fall_outwards(sizes):
     window, overlap = sizes
@@ -144,6 +145,7 @@ def test_weights_are_positive_symmetric_and_fall_outwards(sizes):
         np.testing.assert_array_equal(weights, 1)
 
 
+@settings(deadline=None)
 @given(window=st.integers(2, 40), data=st.data(), count=st.integers(2, 6))
 def test_regular_windows_fade_into_each_other(window, data, count):
     # Where only two windows overlap their weights add up to one: a cross-fade without a step.
@@ -496,14 +498,14 @@ def kill_at(partial, rows, command):
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
-    data = optical(632, 632)
+    data = optical(632, 408)
     data[:, 300:330, 200:280] = 0
     source = write_tif(tmp_path / "scene.tif", data, S2, nodata=0)
     work, output = tmp_path / "work", tmp_path / "work" / "map.tif"
     work.mkdir()
     command = ["embed", str(source), "--model", "croma_vit_tiny", "--random-weights", "--overlap", "88"]
     partial = work / "map.tif.partial"
-    # 17 rows of windows of 15 patches, each 4 patches below the last.
+    # 17 rows of 10 windows of 15 patches, each 4 patches further than the last.
     done = kill_at(partial, 24, [sys.executable, "-m", "rsbackbones.cli", *command, "--output", str(output)])
     assert 24 <= done < 79
     assert [p.name for p in work.iterdir()] == [partial.name]
@@ -517,10 +519,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
     assert main([*command, "--output", str(output)]) == 0
     bars = re.findall(r"(\d+)/(\d+) \[", capsys.readouterr().err)
     first, total = map(int, bars[0])
-    assert total == 17 * 17
+    assert total == 17 * 10
     # Of the rows of windows some reach into rows not done and are encoded again; the others are not.
     again = [top for top in range(0, 65, 4) if top + 15 > done]
-    assert first == total - len(again) * 17
+    assert first == total - len(again) * 10
     assert first > 0
     assert tuple(map(int, bars[-1])) == (total, total)
     assert sorted(p.name for p in work.iterdir()) == ["map.png", "map.tif"]
@@ -659,15 +661,7 @@ def test_an_older_map_stays_until_the_new_one_is_whole(tiny_s2, tmp_path):
     interrupt(tiny_s2, source, output, 3, **OPTIONS)
     assert output.read_bytes() == before
     embed_scene(tiny_s2, [source], output, **OPTIONS)
-    assert np.abs(read_map(output)).sum() > 0
     assert output.read_bytes() != before
-
-
-def test_the_job_of_an_unfinished_run_can_be_read(tiny_s2, tmp_path):
-    source = write_tif(tmp_path / "scene.tif", optical(128, 128), S2)
-    interrupt(tiny_s2, source, tmp_path / "map.tif", 3, **OPTIONS)
-    job = json.loads((tmp_path / "map.tif.partial" / "job.json").read_text())
-    assert (job["window"], job["overlap"], job["units"]) == (32, 8, {"s2": "dn"})
 
 
 # -- the preview --------------------------------------------------------------------------------------
@@ -712,9 +706,8 @@ def test_the_colours_are_the_principal_components():
         low, high = np.percentile(pattern, (2, 98))
         expected = np.clip((pattern - low) / (high - low), 0, 1) * 255
         # The patterns are nearly uncorrelated, so the components are nearly the three axes.
+        # Rising and not falling: the sign of an eigenvector means nothing and must not be left to chance.
         assert np.corrcoef(image[i].ravel(), expected.ravel())[0, 1] > 0.99
-    # Turned about, the same picture: the sign of an eigenvector means nothing.
-    np.testing.assert_array_equal(principal_colours(features), image)
 
 
 def test_colours_do_not_depend_on_where_the_map_lies():
@@ -726,14 +719,13 @@ def test_colours_do_not_depend_on_where_the_map_lies():
 
 def test_missing_patches_are_transparent_and_change_no_other_colour():
     features, _ = planes(30, 40)
-    # Filled with the mean they leave mean and axes as they are; so they tell little either way.
     lost = np.zeros((30, 40), bool)
     lost[3, 4] = lost[20:, 35:] = True
     holes = np.where(lost[..., None], np.float32(np.nan), features)
     image = principal_colours(holes)
     np.testing.assert_array_equal(image[3], np.where(lost, 0, 255))
     assert (image[:3, lost] == 0).all()
-    rest = features[~lost][:, None]  # the same patches as a map of one column
+    rest = features[~lost][:, None]  # the other patches, as a map of one column
     np.testing.assert_array_equal(image[:, ~lost], principal_colours(rest)[..., 0])
 
 

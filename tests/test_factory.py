@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import rsbackbones as rsb
-from rsbackbones.factory import save_foreign
+from rsbackbones.saving import save_foreign
 
 
 @pytest.fixture

@@ -1,0 +1,177 @@
+"""From a checkpoint file to the parameters of a model: compared first, then adapted, then loaded strictly."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsbackbones import adapt, checkpoints, layouts
+from rsbackbones.adapt import Adaptation, Change
+from rsbackbones.errors import CorruptCheckpointError, WeightsMismatchError
+from rsbackbones.features import Backbone
+from rsbackbones.manifest import WeightsEntry
+from rsbackbones.registry import Architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a file says of itself; files that say nothing are as the architecture is."""
+
+    config: Mapping[str, Any]
+    num_classes: int = 0
+    dtype: torch.dtype = torch.float32
+
+
+def describe(
+    architecture: Architecture, file: checkpoints.CheckpointFile | None, entry: WeightsEntry | None
+) -> Description:
+    """Read what a file of our own, or else the manifest, says of the model that the file holds.
+
+    Raises:
+        CorruptCheckpointError: the description is damaged.
+        WeightsMismatchError: the file holds another architecture.
+    """
+    says = entry.config if entry else {}
+    dtype = getattr(torch, entry.dtype) if entry else torch.float32
+    if file is None or checkpoints.METADATA_KEY not in file.metadata:
+        return Description(says, dtype=dtype)
+    try:
+        own = json.loads(file.metadata[checkpoints.METADATA_KEY])
+        name, config, classes, stored = (
+            own[key] for key in ("architecture", "config", "num_classes", "dtype")
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpointError(f"{file.path}: its description is damaged: {error}") from error
+    if name != architecture.name:
+        raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
+    if stored not in ("float32", "float16", "bfloat16"):
+        raise CorruptCheckpointError(f"{file.path}: unknown dtype {stored!r} in its description")
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    return Description({**config, **says}, int(classes), getattr(torch, stored))
+
+
+def load_weights(
+    model: Backbone,
+    file: checkpoints.CheckpointFile,
+    described: Description,
+    theirs: Any,
+    architecture: Architecture,
+    entry: WeightsEntry | None,
+    bands_missing: str,
+) -> Adaptation:
+    """Fill a model that was built on the meta device; return what was changed on the way.
+
+    ``theirs`` is the configuration of the whole model that the file must hold, no more and no less.
+
+    Raises:
+        WeightsMismatchError: the file holds other tensors.
+        CorruptCheckpointError: a tensor holds NaN or infinity.
+        ValueError: a band of the user's has no weights.
+    """
+    with torch.device("meta"):
+        full = architecture.family.build(theirs, num_classes=described.num_classes).state_dict()
+    known: Mapping[str, layouts.Layout] = architecture.family.LAYOUTS
+    what = f"{entry.id} ({file.path})" if entry else str(file.path)
+    layout = entry.format if entry else layouts.recognise(file.tensors, known)
+    if layout != "rsbackbones" and layout not in known:
+        raise WeightsMismatchError(f"{what}: unknown format {layout!r}; known: {', '.join(known)}")
+    changes: list[Change] = []
+    if layout == "rsbackbones":
+        names = {name: name for name in file.tensors}
+    else:
+        names = known[layout].to_ours(file.tensors)
+        changes += _check_rest(file, known[layout], names, theirs, what)
+    _compare(what, file, names, full, described.dtype, entry)
+
+    built = model.state_dict()
+    needed = {name: ours for name, ours in names.items() if ours in built}
+    state = {needed[name]: tensor for name, tensor in file.read(needed).items()}
+    if bad := checkpoints.not_finite(state):
+        raise CorruptCheckpointError(f"{what}: NaN or infinity in {', '.join(bad)}")
+    state = {name: tensor.float() for name, tensor in state.items()}
+
+    for modality in model.modalities:
+        old, new = tuple(theirs.bands[modality]), model.bands[modality]
+        sources = adapt.match_bands(modality, new, old, bands_missing)
+        key = f"{model.tokenizer_name(modality)}.proj.weight"
+        if new != old:
+            fresh = torch.nn.Linear(built[key].shape[1], built[key].shape[0]).weight.data
+            state[key] = adapt.adapt_linear_tokenizer(state[key], sources, old, fresh)
+        changes += adapt.describe_bands(modality, sources, old)
+    if left_out := [m for m in theirs.modalities if m not in model.modalities]:
+        changes.append(Change("modalities", "left out", ", ".join(left_out)))
+    changes += _fit_head(model, state, described.num_classes)
+    model.load_state_dict(state, strict=True, assign=True)
+    return Adaptation(tuple(changes))
+
+
+def _check_rest(
+    file: checkpoints.CheckpointFile,
+    layout: layouts.Layout,
+    names: Mapping[str, str],
+    config: Any,
+    what: str,
+) -> list[Change]:
+    """Check the tables that a foreign file stores and we compute; report what is no part of the model."""
+    for name, check in layout.derived.items():
+        if name in file.tensors:
+            try:
+                check(file.read([name])[name], config)
+            except ValueError as error:
+                raise WeightsMismatchError(f"{what}: {name}: {error}") from error
+    rest = [name for name in file.tensors if name not in names]
+    parts = sorted({name.split(".")[0] for name in rest})
+    detail = f"{', '.join(parts)} ({len(rest)} tensors)"
+    return [Change("checkpoint", "not part of the model", detail)] if rest else []
+
+
+def _compare(
+    what: str,
+    file: checkpoints.CheckpointFile,
+    names: Mapping[str, str],
+    full: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    entry: WeightsEntry | None,
+) -> None:
+    """Compare a file with the model it must hold, before anything is loaded."""
+    ours = list(names.values())
+    twice = sorted({name for name in ours if ours.count(name) > 1})
+    problems = [("given twice", twice)] if twice else []
+    problems.append(("missing", sorted(set(full) - set(ours))))
+    problems.append(("not in the model", sorted(t for t, name in names.items() if name not in full)))
+    shapes, dtypes = [], []
+    for name, our_name in names.items():
+        info = file.tensors[name]
+        if our_name not in full:
+            continue
+        if info.shape != tuple(full[our_name].shape):
+            shapes.append(f"{name} {list(info.shape)} instead of {list(full[our_name].shape)}")
+        if info.dtype != dtype:
+            dtypes.append(f"{name} {info.dtype} instead of {dtype}")
+    problems += [("of another shape", shapes), ("of another type", dtypes)]
+    if any(found for _, found in problems):
+        lines = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in problems if found)
+        raise WeightsMismatchError(
+            f"{what} does not hold this model: {lines}. For a checkpoint of another size pass its "
+            "configuration in overrides="
+        )
+    params = sum(tensor.numel() for tensor in full.values())
+    if entry is not None and entry.params and entry.params != params:
+        raise WeightsMismatchError(f"{what}: {params} parameters, the manifest says {entry.params}")
+
+
+def _fit_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[Change]:
+    """Give the model a new head, or drop a stored one, where the numbers of classes differ."""
+    if model.num_classes == stored_classes:
+        return []
+    for name in [name for name in state if name.startswith("head.")]:
+        del state[name]
+    if not model.num_classes:
+        return [Change("head", "left out", f"{stored_classes} classes")]
+    with torch.device("cpu"):
+        model.reset_classifier(model.num_classes)
+    state |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    return [Change("head", "new", f"{model.num_classes} classes, to be trained")]

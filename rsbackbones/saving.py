@@ -1,0 +1,97 @@
+"""From a model to a file: our own safetensors, or the layouts of others. Written whole or not at all."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsbackbones import checkpoints
+from rsbackbones.features import Backbone
+from rsbackbones.layouts import Layout
+from rsbackbones.registry import find_architecture
+
+
+def save_model(model: Backbone, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a model to a safetensors file that ``create_model(..., checkpoint=path)`` reads back.
+
+    The file holds the configuration, the bands and the head as well. ``dtype`` may be a half-precision
+    type; the file says so, and reading casts back up.
+
+    Raises:
+        ValueError: the path is no ``.safetensors``, or a tensor holds NaN or infinity.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"expected a path that ends in .safetensors, got {path}")
+    config = dataclasses.asdict(model.config)
+    config["bands"] = {m: list(config["bands"][m]) for m in model.modalities}
+    entry = model.weights_entry
+    description = {
+        "architecture": model.architecture,
+        "config": config,
+        "num_classes": model.num_classes,
+        "dtype": str(dtype).removeprefix("torch."),
+        "weights": entry.id if entry else None,
+    }
+    write_safetensors(model.state_dict(), path, dtype, {checkpoints.METADATA_KEY: json.dumps(description)})
+    return path
+
+
+def save_foreign(model: Backbone, path: str | Path, layout: str, *, flat: bool = False) -> Path:
+    """Write a model's weights under the names of a foreign layout, as a ``torch.save`` file.
+
+    A layout that nests its state dicts is written so, or with ``flat`` as one dictionary.
+
+    Raises:
+        ValueError: an unknown layout, a model with a head (foreign layouts have none), or another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in checkpoints.PICKLE_SUFFIXES:
+        raise ValueError(f"expected a path that ends in {checkpoints.PICKLE_SUFFIXES}, got {path}")
+    known: Mapping[str, Layout] = find_architecture(model.architecture).family.LAYOUTS
+    if layout not in known:
+        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
+    state = model.state_dict()
+    renamed = {theirs: state[ours].cpu() for ours, theirs in known[layout].from_ours(state).items()}
+    content: dict[str, Any] = renamed
+    if known[layout].nested and not flat:
+        content = {}
+        for name, tensor in renamed.items():
+            part, _, rest = name.partition(".")
+            content.setdefault(part, {})[rest] = tensor
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        part_file = Path(folder) / path.name
+        torch.save(content, part_file)
+        part_file.replace(path)
+    return path
+
+
+def write_safetensors(
+    state: Mapping[str, Tensor], path: Path, dtype: torch.dtype, metadata: dict[str, str]
+) -> None:
+    """Write tensors to a safetensors file: to a temporary name, then renamed.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity, or shares its memory with another.
+    """
+    from safetensors.torch import save_file
+
+    if bad := checkpoints.not_finite(state):
+        raise ValueError(f"refusing to write NaN or infinity: {', '.join(bad)}")
+    memory = [t.untyped_storage().data_ptr() for t in state.values()]
+    if shared := [n for n, t in state.items() if memory.count(t.untyped_storage().data_ptr()) > 1]:
+        raise ValueError(f"refusing to write tensors that share memory: {', '.join(shared)}")
+    tensors = {
+        name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous()
+        for name, t in state.items()
+    }
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        part = Path(folder) / path.name
+        save_file(tensors, part, metadata)
+        part.chmod(0o644)
+        part.replace(path)
