@@ -7,6 +7,7 @@ after a ``weights_only`` load), so that a wrong file is refused before a model i
 import json
 import pickle
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from rsbackbones.errors import (
 
 # A header of 67 MB with a million empty tensors takes 17 s to parse; a real one is far below this.
 MAX_HEADER_BYTES = 5 * 2**20
+MAX_TENSORS = 10_000
 # Under this key our own safetensors files describe what they hold.
 METADATA_KEY = "rsbackbones"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -57,20 +59,20 @@ class SafetensorsFile:
         self.path = path
         header = _read_header(path)
         metadata = header.pop("__metadata__", {})
-        self.metadata: dict[str, str] = dict(metadata)
         try:
             # The library checks offsets, sizes and dtypes against the length of the file.
             with safe_open(path, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpointError(f"{path} is not a sound safetensors file: {error}") from error
+        self.metadata: dict[str, str] = dict(metadata)
         self.tensors = {
             name: TensorInfo(tuple(info["shape"]), _DTYPES.get(info["dtype"], str(info["dtype"])))
             for name, info in header.items()
         }
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the named tensors, on the CPU."""
+        """Return the named tensors, on the CPU; they may be mapped onto the file."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -94,8 +96,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) < len(items):
-            names = [name for name, _ in items]
-            repeated.extend(sorted({name for name in names if names.count(name) > 1}))
+            repeated.extend(_twice(name for name, _ in items))
         return result
 
     try:
@@ -106,7 +107,13 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise CorruptCheckpointError(f"{path}: tensors named twice: {', '.join(repeated)}")
     if not isinstance(header, dict):
         raise CorruptCheckpointError(f"{path}: the safetensors header is no table of tensors")
+    if len(header) > MAX_TENSORS:
+        raise CorruptCheckpointError(f"{path}: {len(header)} tensors; at most {MAX_TENSORS} are accepted")
     return header
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 class PickleFile:
@@ -126,19 +133,20 @@ class PickleFile:
                     "tensors only where you trust it"
                 ) from error
             raise CorruptCheckpointError(f"{path} is not a torch checkpoint: {error}") from error
-        except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        except Exception as error:  # the reader of old files fails in many ways on a damaged one
             raise CorruptCheckpointError(f"{path} is damaged or no torch checkpoint: {error}") from error
-        flat = list(_flatten(content, "", path))
-        self._tensors = dict(flat)
-        if len(self._tensors) < len(flat):
-            names = [name for name, _ in flat]
-            twice = sorted({name for name in names if names.count(name) > 1})
+        try:
+            flat = list(_flatten(content, "", path))
+        except RecursionError as error:
+            raise CorruptCheckpointError(f"{path}: dictionaries nested without end") from error
+        if twice := _twice(name for name, _ in flat):
             raise CorruptCheckpointError(f"{path}: tensors named twice: {', '.join(twice)}")
+        self._tensors = dict(flat)
         self.tensors = {n: TensorInfo(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return copies of the named tensors, on the CPU; in a pickle they may share memory."""
-        return {name: self._tensors[name].clone() for name in names}
+        """Return the named tensors, on the CPU; they may share memory, and be mapped onto the file."""
+        return {name: self._tensors[name] for name in names}
 
 
 def _is_torch_archive(path: Path) -> bool:
@@ -159,13 +167,12 @@ def _flatten(content: Any, prefix: str, path: Path) -> Iterable[tuple[str, Tenso
         if not isinstance(value, Tensor):
             yield from _flatten(value, f"{name}.", path)
             continue
+        if value.layout is not torch.strided or value.device.type != "cpu":
+            raise CorruptCheckpointError(f"{path}: {name} is {value.layout} on {value.device}")
         # A view can claim a shape of any size over a few stored bytes; copying it would exhaust memory.
-        if value.is_sparse or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise CorruptCheckpointError(
-                f"{path}: {name} claims {tuple(value.shape)} over {value.untyped_storage().nbytes()} bytes"
-                if not value.is_sparse
-                else f"{path}: {name} is sparse"
-            )
+        stored = value.untyped_storage().nbytes()
+        if stored < value.numel() * value.element_size():
+            raise CorruptCheckpointError(f"{path}: {name} claims {tuple(value.shape)} over {stored} bytes")
         yield name, value
 
 

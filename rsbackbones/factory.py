@@ -10,7 +10,7 @@ import torch
 from rsbackbones import checkpoints, weights
 from rsbackbones.adapt import MISSING_RULES
 from rsbackbones.features import Backbone, FeatureMaps
-from rsbackbones.loading import describe, load_weights
+from rsbackbones.loading import describe, load_weights, replace_config
 from rsbackbones.manifest import WeightsEntry, find_entry
 from rsbackbones.registry import find_architecture
 from rsbackbones.sensors import get_sensor
@@ -120,7 +120,7 @@ def create_model(
 
     # What the weights are of, then what the user wants of it.
     described = describe(architecture, file, entry)
-    theirs = _replace(architecture.config, {**described.config, **(overrides or {})}, architecture.name)
+    theirs = replace_config(described.config, overrides or {}, architecture.name)
     mine = _wanted(theirs, modalities, bands, image_size)
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
@@ -134,15 +134,6 @@ def create_model(
     model.weights_entry = entry
     model.eval()
     return FeatureMaps(model, indices=out_indices, stream=stream) if features_only else model
-
-
-def _replace(config: Any, changes: Mapping[str, Any], name: str) -> Any:
-    known = [f.name for f in dataclasses.fields(config)]
-    if unknown := sorted(set(changes) - set(known)):
-        raise ValueError(
-            f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
-        )
-    return dataclasses.replace(config, **changes)
 
 
 def _wanted(
@@ -167,12 +158,5 @@ def _wanted(
     mine |= {m: get_sensor(m).canonical(names) for m, names in (bands or {}).items()}
     changes: dict[str, Any] = {"modalities": wanted, "bands": mine}
     if image_size is not None:
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        p = theirs.patch_size
-        if len(sides) != 2 or any(not isinstance(s, int) or s < p or s % p for s in sides):
-            raise ValueError(
-                f"image_size must be a multiple of the patch size {p}, or (height, width) of such, got "
-                f"{image_size!r}"
-            )
         changes["image_size"] = image_size
     return dataclasses.replace(theirs, **changes)

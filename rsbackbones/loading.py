@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,39 +19,60 @@ from rsbackbones.registry import Architecture
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a file says of itself; files that say nothing are as the architecture is."""
+    """What a file holds: the configuration of its model, the classes of its head, its type of numbers."""
 
-    config: Mapping[str, Any]
+    config: Any
     num_classes: int = 0
     dtype: torch.dtype = torch.float32
+
+
+def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
+    """Return ``config`` with some fields changed.
+
+    Raises:
+        ValueError: there is no such field, or a value is out of its range.
+    """
+    known = [f.name for f in dataclasses.fields(config)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(
+            f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
+        )
+    return dataclasses.replace(config, **changes)
 
 
 def describe(
     architecture: Architecture, file: checkpoints.CheckpointFile | None, entry: WeightsEntry | None
 ) -> Description:
-    """Read what a file of our own, or else the manifest, says of the model that the file holds.
+    """Read what a file of our own and the manifest say; one that says nothing is as the architecture is.
 
     Raises:
-        CorruptCheckpointError: the description is damaged.
-        WeightsMismatchError: the file holds another architecture.
+        CorruptCheckpointError: the file's description of itself is damaged.
+        WeightsMismatchError: the file holds another architecture, or not what the manifest says.
+        ValueError: the manifest's configuration is not one of the architecture.
     """
     says = entry.config if entry else {}
-    dtype = getattr(torch, entry.dtype) if entry else torch.float32
+    dtype = entry.dtype if entry else "float32"
     if file is None or checkpoints.METADATA_KEY not in file.metadata:
-        return Description(says, dtype=dtype)
+        config = replace_config(architecture.config, says, architecture.name)
+        return Description(config, dtype=getattr(torch, dtype))
     try:
         own = json.loads(file.metadata[checkpoints.METADATA_KEY])
-        name, config, classes, stored = (
-            own[key] for key in ("architecture", "config", "num_classes", "dtype")
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        name, fields, classes, stored = (own[k] for k in ("architecture", "config", "num_classes", "dtype"))
+        if name != architecture.name:
+            raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
+        config = replace_config(architecture.config, {**fields, **says}, architecture.name)
+        # What would be built must be no more than what is there.
+        if not 0 <= int(classes) <= 2**20 or config.depth > len(file.tensors):
+            raise ValueError(f"depth {config.depth}, {classes} classes, {len(file.tensors)} tensors")
+        if stored not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"unknown dtype {stored!r}")
+    except WeightsMismatchError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpointError(f"{file.path}: its description is damaged: {error}") from error
-    if name != architecture.name:
-        raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
-    if stored not in ("float32", "float16", "bfloat16"):
-        raise CorruptCheckpointError(f"{file.path}: unknown dtype {stored!r} in its description")
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-    return Description({**config, **says}, int(classes), getattr(torch, stored))
+    if entry and stored != dtype:
+        raise WeightsMismatchError(f"{file.path} says {stored}, the manifest says {dtype}")
+    return Description(config, int(classes), getattr(torch, stored))
 
 
 def load_weights(
@@ -91,7 +113,11 @@ def load_weights(
     state = {needed[name]: tensor for name, tensor in file.read(needed).items()}
     if bad := checkpoints.not_finite(state):
         raise CorruptCheckpointError(f"{what}: NaN or infinity in {', '.join(bad)}")
-    state = {name: tensor.float() for name, tensor in state.items()}
+    # A copy of our own: what was read is mapped onto the file, and would follow its changes.
+    state = {
+        name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
 
     for modality in model.modalities:
         old, new = tuple(theirs.bands[modality]), model.bands[modality]
@@ -137,8 +163,8 @@ def _compare(
     entry: WeightsEntry | None,
 ) -> None:
     """Compare a file with the model it must hold, before anything is loaded."""
-    ours = list(names.values())
-    twice = sorted({name for name in ours if ours.count(name) > 1})
+    ours = Counter(names.values())
+    twice = sorted(name for name, count in ours.items() if count > 1)
     problems = [("given twice", twice)] if twice else []
     problems.append(("missing", sorted(set(full) - set(ours))))
     problems.append(("not in the model", sorted(t for t, name in names.items() if name not in full)))

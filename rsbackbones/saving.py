@@ -48,7 +48,8 @@ def save_foreign(model: Backbone, path: str | Path, layout: str, *, flat: bool =
     A layout that nests its state dicts is written so, or with ``flat`` as one dictionary.
 
     Raises:
-        ValueError: an unknown layout, a model with a head (foreign layouts have none), or another suffix.
+        ValueError: an unknown layout, a model with a head (foreign layouts have none), another suffix, or
+            a tensor that holds NaN or infinity.
     """
     path = Path(path)
     if path.suffix not in checkpoints.PICKLE_SUFFIXES:
@@ -57,6 +58,7 @@ def save_foreign(model: Backbone, path: str | Path, layout: str, *, flat: bool =
     if layout not in known:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
     state = model.state_dict()
+    _check_finite(state)
     renamed = {theirs: state[ours].cpu() for ours, theirs in known[layout].from_ours(state).items()}
     content: dict[str, Any] = renamed
     if known[layout].nested and not flat:
@@ -81,8 +83,6 @@ def write_safetensors(
     """
     from safetensors.torch import save_file
 
-    if bad := checkpoints.not_finite(state):
-        raise ValueError(f"refusing to write NaN or infinity: {', '.join(bad)}")
     memory = [t.untyped_storage().data_ptr() for t in state.values()]
     if shared := [n for n, t in state.items() if memory.count(t.untyped_storage().data_ptr()) > 1]:
         raise ValueError(f"refusing to write tensors that share memory: {', '.join(shared)}")
@@ -90,8 +90,14 @@ def write_safetensors(
         name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous()
         for name, t in state.items()
     }
+    _check_finite(tensors)  # after the cast: half precision ends at 65504
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         part = Path(folder) / path.name
         save_file(tensors, part, metadata)
         part.chmod(0o644)
         part.replace(path)
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    if bad := checkpoints.not_finite(tensors):
+        raise ValueError(f"refusing to write NaN or infinity: {', '.join(bad)}")

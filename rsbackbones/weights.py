@@ -123,7 +123,10 @@ def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
             raise WeightsNotFound(f"{entry.id}: {path} is missing; reinstall rsbackbones")
         verify(path, entry)
         return path
-    return _from_hub(entry)
+    try:
+        return _from_hub(entry)
+    except OSError as error:
+        raise _cache_error(entry, error) from error
 
 
 def download_to(entry: WeightsEntry, folder: Path) -> Path:
@@ -246,7 +249,7 @@ def _check_space(entry: WeightsEntry) -> None:
     if entry.bytes is None:
         return
     folder = Path(constants.HF_HUB_CACHE)
-    while not folder.exists():
+    while not os.path.exists(folder):  # noqa: PTH110 (Path.exists raises where it may not look)
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < entry.bytes:
         raise WeightsCacheError(
@@ -266,7 +269,7 @@ def _cache_error(entry: WeightsEntry, error: OSError) -> WeightsCacheError:
     cache = Path(constants.HF_HUB_CACHE)
     why = str(error)
     if error.errno in _DISK_ERRORS:
-        existing = next(p for p in (cache, *cache.parents) if p.exists())
+        existing = next(p for p in (cache, *cache.parents) if os.path.exists(p))  # noqa: PTH110
         needed = "unknown" if entry.bytes is None else entry.bytes
         why = f"{error}; needed {needed} bytes, free {shutil.disk_usage(existing).free}"
     return WeightsCacheError(
@@ -303,8 +306,10 @@ def _explain(entry: WeightsEntry, error: BaseException) -> _Fault | None:
         if status in (401, 403):
             text = f"{what}: refused with HTTP {status}, by the Hub or a proxy on the way; see {page}"
             return _Fault(WeightsAccessError(text))
+        if status == 404:  # a mirror that does not say what is missing
+            return _Fault(WeightsNotFound(f"{what}: {error.response.url} is not there (HTTP 404)"))
         transient = status in (408, 416, 429) or status >= 500
-        text = f"{what}: {error.request.url} answered HTTP {status}; try again later"
+        text = f"{what}: {error.response.url} answered HTTP {status}; try again later"
         return _Fault(WeightsUnavailable(text), transient)
     if isinstance(error, hub.FileMetadataError):
         text = f"{what}: what answered is not a Hub: {error} A login page of the network, perhaps?"

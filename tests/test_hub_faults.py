@@ -536,7 +536,8 @@ def test_killed_in_mid_download(zoo: Zoo) -> None:
     assert found["a"].get("ok") == sha256(zoo.data["a"])
     assert zoo.gets("a") == 2
     partial = list(zoo.blobs.glob("*.incomplete"))
-    assert len(partial) == 1  # the client leaves it: documented, and what removes it is
+    assert len(partial) == 1
+    # What removes it. (It removes every pinned file too: none of them has a branch or tag.)
     hf = [sys.executable, "-m", "huggingface_hub.cli.hf", "cache", "prune", "--yes"]
     environment = {**os.environ, "HF_HOME": str(zoo.home), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
     subprocess.run(hf, env=environment, check=True, capture_output=True)

@@ -19,8 +19,9 @@ ALLOWED = {
     "sensors": set(),
     "layouts": set(),
     "layers": {"layers"},
+    "config": {"sensors"},
     "features": {"sensors"},
-    "models": {"layers", "layouts", "features", "sensors"},
+    "models": {"config", "layers", "layouts", "features", "sensors"},
     "manifest": {"errors"},
     "weights": {"errors", "manifest"},
     "checkpoints": {"errors"},
@@ -39,6 +40,7 @@ ALLOWED = {
 OUTSIDE = {
     "errors": set(),
     "sensors": set(),
+    "config": set(),
     "layers": {"torch", "einops"},
     "features": {"torch"},
     "models": {"torch"},

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.config import ViTConfig
 from rsbackbones.features import Backbone, Taps
 from rsbackbones.layers.alibi import alibi_bias, grid_positions
 from rsbackbones.layers.block import Block, CrossBlock
@@ -42,12 +43,9 @@ INPUTS: dict[str, InputSpec] = SSL4EO_S12
 
 
 @dataclass(frozen=True, kw_only=True)
-class CromaConfig:
-    """Everything that decides the shape of a CROMA model. ``image_size`` is the one of pretraining."""
+class CromaConfig(ViTConfig):
+    """Everything that decides the shape of a CROMA model; ``depth`` is the optical encoder's."""
 
-    dim: int
-    depth: int
-    num_heads: int
     patch_size: int = 8
     image_size: int | tuple[int, int] = 120
     modalities: tuple[str, ...] = ("s2", "s1")
@@ -57,16 +55,18 @@ class CromaConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        if not self.modalities or any(m not in INPUTS or m not in self.bands for m in self.modalities):
-            raise ValueError(
-                f"CROMA's modalities are {', '.join(INPUTS)}, each with its bands; got modalities "
-                f"{self.modalities} and bands for {', '.join(self.bands)}"
-            )
-        if self.depth < 2 or self.depth % 2:
+        super().__post_init__()
+        if unknown := [m for m in self.modalities if m not in INPUTS]:
+            raise ValueError(f"CROMA's modalities are {', '.join(INPUTS)}, got {', '.join(unknown)}")
+        if self.depth % 2:
             raise ValueError(
                 f"depth must be even and at least 2 (the radar and the joint encoder have half of the "
                 f"blocks), got {self.depth}"
             )
+        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)):
+            raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
+        if not 1 <= self.dim * self.mlp_ratio < 2**31:
+            raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
 
     def stream_depths(self) -> dict[str, int]:
         """Return the number of blocks of every stream that the modalities feed."""
@@ -215,12 +215,17 @@ def _module_names(
 
 def _check_attention_table(table: Tensor, config: CromaConfig) -> None:
     """Compare a stored ALiBi table [1, heads, N, N] (torchgeo's ``state_dict`` has one) with ours."""
-    side = round(table.shape[-1] ** 0.5)
-    positions = grid_positions(side, side)
-    expected = alibi_bias(positions, positions, config.num_heads)
-    if table.shape[1:] != expected.shape or not torch.allclose(table[0], expected, atol=1e-4):
+    side = round(table.shape[-1] ** 0.5) if table.ndim == 4 else 0
+    shape = (1, config.num_heads, side * side, side * side)
+    right = tuple(table.shape) == shape and side > 0 and table.is_floating_point()
+    if right:
+        positions = grid_positions(side, side)
+        expected = alibi_bias(positions, positions, config.num_heads)
+        right = torch.allclose(table[0].float(), expected, atol=1e-4)
+    if not right:
         raise ValueError(
-            f"the stored attention bias {list(table.shape)} is not the 2D-ALiBi of {config.num_heads} heads"
+            f"the stored attention bias, {table.dtype} {list(table.shape)}, is not the 2D-ALiBi of "
+            f"{config.num_heads} heads"
         )
 
 

@@ -1,0 +1,57 @@
+"""The configuration fields that all ViT families share, and their checks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rsbackbones.sensors import get_sensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """What decides the shape of a ViT. A family adds its own fields and defaults.
+
+    ``image_size`` is that of pretraining, in pixels, or (height, width). ``bands`` are the channels of
+    each modality, in order. Lists are taken for tuples, so that a configuration may come from JSON.
+
+    Raises:
+        ValueError: a field is not of its type, or not in its range.
+    """
+
+    dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    image_size: int | tuple[int, int]
+    modalities: tuple[str, ...]
+    bands: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "num_heads", "patch_size"):
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} must be a positive whole number, got {getattr(self, name)!r}")
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"dim must be a multiple of num_heads, got dim={self.dim}, num_heads={self.num_heads}"
+            )
+        size: Any = self.image_size
+        sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        if len(sides) != 2 or not all(_is_count(side) and side % self.patch_size == 0 for side in sides):
+            raise ValueError(
+                f"image_size must be a multiple of the patch size {self.patch_size}, or (height, width) of "
+                f"such, got {size!r}"
+            )
+        object.__setattr__(self, "image_size", sides if isinstance(size, list) else size)
+        names = self.modalities
+        if not isinstance(names, (tuple, list)) or not names or len({*map(str, names)}) < len(names):
+            raise ValueError(f"modalities must be different names such as ('s2', 's1'), got {names!r}")
+        sensors = {name: get_sensor(name) for name in names}
+        if not isinstance(self.bands, Mapping) or any(name not in self.bands for name in names):
+            raise ValueError(f"bands must name the bands of {', '.join(map(str, names))}, got {self.bands!r}")
+        object.__setattr__(self, "modalities", tuple(names))
+        bands = {name: sensor.canonical(self.bands[name]) for name, sensor in sensors.items()}
+        object.__setattr__(self, "bands", bands)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
