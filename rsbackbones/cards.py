@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from rsbackbones.loading import replace_config
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.registry import architectures, list_weights
 
@@ -31,7 +32,7 @@ def weights_table(entries: Sequence[WeightsEntry]) -> str:
 
 def model_card(entry: WeightsEntry) -> str:
     """Return all that the manifest says of one entry, as Markdown."""
-    config = architectures()[entry.architecture].config
+    config = replace_config(architectures()[entry.architecture].config, entry.config, entry.id)
     facts = [
         ("architecture", f"`{entry.architecture}`: dim {config.dim}, depth {config.depth}, "
          f"{config.num_heads} heads, patch {config.patch_size}"),

@@ -185,12 +185,18 @@ def _embed(options: argparse.Namespace) -> int:
     if unknown := [m for m in wanted if m not in config.modalities]:
         raise ValueError(f"{options.model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     held: dict[str, set[str]] = {}
+    used: list[tuple[Path, list[str] | None]] = []
     for path, name in zip(paths, names, strict=True):
+        if not set(find_bands(path, config.modalities, name)[0]) & set(wanted):
+            print(f"{path.name}: left out, it holds no bands of {', '.join(wanted)}", file=sys.stderr)
+            continue
         found, ignored = find_bands(path, wanted, name)
+        used.append((path, name))
         for modality, bands in found.items():
             held.setdefault(modality, set()).update(bands)
         if ignored and options.output.suffix.lower() in (".tif", ".tiff"):
             print(f"{path.name}: not used: {', '.join(ignored)}", file=sys.stderr)
+    paths, names = [path for path, _ in used], [name for _, name in used]
     modalities = tuple(m for m in wanted if m in held)
     if options.modalities and modalities != wanted:
         raise ValueError(f"no raster holds bands of {', '.join(m for m in wanted if m not in held)}")
@@ -215,7 +221,10 @@ def _embed(options: argparse.Namespace) -> int:
         kept = {m: [b for b in model.bands[m] if b in held[m]] for m in modalities}
         torch.manual_seed(0)
         model = create_model(name, **arguments, bands=kept)
-    model.to(options.device)
+    try:
+        model.to(options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
     if options.random_weights:
         print("weights: RANDOM (seed 0); the features mean nothing", file=sys.stderr)
     else:

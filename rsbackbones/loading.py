@@ -16,6 +16,9 @@ from rsbackbones.features import Backbone
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.registry import Architecture
 
+# So many tensors are named in an error; a wrong size concerns hundreds.
+_NAMED = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Description:
@@ -179,14 +182,19 @@ def _compare(
             dtypes.append(f"{name} {info.dtype} instead of {dtype}")
     problems += [("of another shape", shapes), ("of another type", dtypes)]
     if any(found for _, found in problems):
-        lines = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in problems if found)
+        lines = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems if found)
         raise WeightsMismatchError(
             f"{what} does not hold this model: {lines}. For a checkpoint of another size pass its "
-            "configuration in overrides="
+            "configuration: overrides={'dim': ...} (on the command line: --override dim=...)"
         )
     params = sum(tensor.numel() for tensor in full.values())
     if entry is not None and entry.params and entry.params != params:
         raise WeightsMismatchError(f"{what}: {params} parameters, the manifest says {entry.params}")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _fit_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[Change]:

@@ -183,5 +183,5 @@ def find_entry(name: str) -> WeightsEntry:
         why = why if chosen else f"{why}: {reasons[0]}"
     raise WeightsNotFound(
         f"{name}: {why}. Weights exist for: {', '.join(available) or 'no model yet'}. "
-        "For a randomly initialised model leave out pretrained=True."
+        "For a randomly initialised model leave out pretrained=True (rsbackbones embed: --random-weights)."
     )

@@ -130,7 +130,8 @@ class Preprocess:
         if hint:
             raise ValueError(
                 f"{modality}: values from {low:.4g} to {high:.4g} look like {hint[1]}, not {unit!r}; say "
-                f"create_preprocess(model, units={{'{modality}': '{hint[0]}'}}), or check=False to go on"
+                f"create_preprocess(model, units={{'{modality}': '{hint[0]}'}}), or check=False to go on "
+                f"(rsbackbones embed: --units {modality}={hint[0]})"
             )
 
     def _to_contract_unit(self, modality: str, x: Tensor) -> Tensor:

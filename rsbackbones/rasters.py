@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rsbackbones.sensors import get_sensor
 
 Array = npt.NDArray[Any]
-# Coordinates that differ by less than this part of a pixel are the same.
+# Corners that differ by less than this part of a pixel are the same.
 _SAME_GRID = 1e-3
 
 
@@ -77,7 +77,9 @@ def find_bands(
             except ValueError:
                 continue
             if band in found.setdefault(modality, {}):
-                raise ValueError(f"{path}: two bands are {modality} {band}: {found_names}")
+                raise ValueError(
+                    f"{path}: two bands are {modality} {band}: {', '.join(names or found_names)}"
+                )
             found[modality][band] = index
             break
         else:
@@ -158,6 +160,7 @@ class RasterStack:
             [C, h, w] float32 arrays by sensor, and [h, w] booleans, True where all bands have data.
             Pixels without data hold zero.
         """
+        from rasterio.errors import RasterioIOError
         from rasterio.windows import Window
 
         where = None if window is None else Window(window[1], window[0], window[3], window[2])
@@ -166,7 +169,10 @@ class RasterStack:
             layers = []
             for channel in channels:
                 raster = self._rasters[channel.raster]
-                layer = raster.read(channel.index, window=where, out_shape=out_shape, masked=True)
+                try:
+                    layer = raster.read(channel.index, window=where, out_shape=out_shape, masked=True)
+                except RasterioIOError as error:
+                    raise ValueError(f"cannot read {raster.name}: {error.__cause__ or error}") from error
                 data = np.ma.getdata(layer).astype(np.float32)
                 good = ~np.ma.getmaskarray(layer) & np.isfinite(data)
                 if self.nodata is not None:
@@ -193,14 +199,28 @@ class RasterStack:
         self.close()
 
 
+def ground_position(transform: Any, column: float, row: float) -> tuple[float, float]:
+    """Return the (x, y) of a place in a raster; written out, as operators of Affine change with versions."""
+    t = transform
+    return t.a * column + t.b * row + t.c, t.d * column + t.e * row + t.f
+
+
+def same_grid(first: Any, other: Any) -> bool:
+    """Tell whether two open rasters have their pixels in the same places: size, CRS and all corners."""
+    if (first.height, first.width) != (other.height, other.width) or first.crs != other.crs:
+        return False
+    pixel = max(abs(v) for v in (first.transform.a, first.transform.b, first.transform.d, first.transform.e))
+    for column in (0, first.width):
+        for row in (0, first.height):
+            here = ground_position(first.transform, column, row)
+            there = ground_position(other.transform, column, row)
+            if max(abs(here[0] - there[0]), abs(here[1] - there[1])) > pixel * _SAME_GRID:
+                return False
+    return True
+
+
 def _check_grid(first: Any, other: Any) -> None:
-    pixel = max(abs(first.transform.a), abs(first.transform.e))
-    same = (
-        (first.height, first.width) == (other.height, other.width)
-        and first.crs == other.crs
-        and first.transform.almost_equals(other.transform, precision=pixel * _SAME_GRID)
-    )
-    if not same:
+    if not same_grid(first, other):
         raise ValueError(
             f"{first.name} ({first.width} x {first.height}, {first.crs}, origin {first.transform.c:.6g}, "
             f"{first.transform.f:.6g}) and {other.name} ({other.width} x {other.height}, {other.crs}, "

@@ -25,9 +25,7 @@ def save_model(model: Backbone, path: str | Path, *, dtype: torch.dtype = torch.
     Raises:
         ValueError: the path is no ``.safetensors``, or a tensor holds NaN or infinity.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"expected a path that ends in .safetensors, got {path}")
+    path = _target(path, (".safetensors",))
     config = dataclasses.asdict(model.config)
     config["bands"] = {m: list(config["bands"][m]) for m in model.modalities}
     entry = model.weights_entry
@@ -51,9 +49,7 @@ def save_foreign(model: Backbone, path: str | Path, layout: str, *, flat: bool =
         ValueError: an unknown layout, a model with a head (foreign layouts have none), another suffix, or
             a tensor that holds NaN or infinity.
     """
-    path = Path(path)
-    if path.suffix not in checkpoints.PICKLE_SUFFIXES:
-        raise ValueError(f"expected a path that ends in {checkpoints.PICKLE_SUFFIXES}, got {path}")
+    path = _target(path, checkpoints.PICKLE_SUFFIXES)
     known: Mapping[str, Layout] = find_architecture(model.architecture).family.LAYOUTS
     if layout not in known:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
@@ -96,6 +92,15 @@ def write_safetensors(
         save_file(tensors, part, metadata)
         part.chmod(0o644)
         part.replace(path)
+
+
+def _target(path: str | Path, suffixes: tuple[str, ...]) -> Path:
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ValueError(f"expected a path that ends in {' or '.join(suffixes)}, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} to")
+    return path
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

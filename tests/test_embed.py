@@ -241,7 +241,7 @@ def test_a_scene_within_one_window_is_encoded_whole(tiny, tmp_path, stream):
 @pytest.mark.parametrize(
     ("shape", "window", "overlap"),
     [
-        ((96, 136), 48, 16),
+        ((96, 136), 64, 16),
         ((104, 72), 48, 24),  # more than half: three windows over one patch
         ((64, 64), 32, 0),
         ((40, 120), 56, 24),  # lower than a window

@@ -33,7 +33,7 @@ ALLOWED = {
     "saving": {"checkpoints", "features", "layouts", "registry"},
     "factory": {"adapt", "checkpoints", "features", "loading", "manifest", "registry", "sensors", "weights"},
     "rasters": {"sensors"},
-    "embed": {"features", "preprocess", "rasters"},
+    "embed": {"embed", "features", "preprocess", "rasters"},
     "simulator": set(),
 }  # fmt: skip
 # Third-party packages a part may import when it is loaded; elsewhere inside functions only.

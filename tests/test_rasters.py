@@ -307,5 +307,5 @@ def test_leaving_the_stack_closes_its_files(tmp_path):
     path = write_tif(tmp_path / "a.tif", ramp(1), ("B02",))
     with RasterStack([path], ("s2",)) as stack:
         stack.read()
-    with pytest.raises(rasterio.errors.RasterioIOError, match="closed"):
+    with pytest.raises(ValueError, match="closed"):
         stack.read()

@@ -1,0 +1,17 @@
+"""Features of GeoTIFFs: a georeferenced feature map of a scene, or one embedding per patch file.
+
+Needs the extra ``geo`` (rasterio, pyarrow, tqdm).
+"""
+
+from rsbackbones.embed.patches import MAX_PATCH_SIDE, embed_patches
+from rsbackbones.embed.preview import principal_colours
+from rsbackbones.embed.scene import blend_weights, embed_scene, window_starts
+
+__all__ = [
+    "MAX_PATCH_SIDE",
+    "blend_weights",
+    "embed_patches",
+    "embed_scene",
+    "principal_colours",
+    "window_starts",
+]

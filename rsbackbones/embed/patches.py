@@ -1,0 +1,205 @@
+"""One embedding per patch file, for many of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rsbackbones.embed.progress import progress_bar
+from rsbackbones.features import Backbone
+from rsbackbones.preprocess import create_preprocess
+from rsbackbones.rasters import RasterStack, find_bands, ground_position, open_raster, same_grid
+
+# A raster of a patch file is one input; beyond this side it is a scene.
+MAX_PATCH_SIDE = 1024
+
+
+def embed_patches(
+    model: Backbone,
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    names: Sequence[Sequence[str] | None] | None = None,
+    units: Mapping[str, str] | None = None,
+    nodata: float | None = None,
+    batch_size: int = 8,
+    skip_nodata: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Write one pooled embedding per patch to ``.npz`` or ``.parquet``.
+
+    Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole. The
+    result has ``paths`` (joined by ``;``), ``crs``, the centre ``x`` and ``y``, and [patches, D] float32
+    for every stream.
+
+    Args:
+        model, names, units, nodata, batch_size, progress: as for :func:`embed_scene`.
+        paths: raster files.
+        output: a path ending in ``.npz`` or ``.parquet``.
+        skip_nodata: leave out patches with pixels without data; they are an error otherwise.
+
+    Returns:
+        The first files of the patches left out.
+
+    Raises:
+        ValueError: rasters, bands or sizes that do not fit, or pixels without data.
+    """
+    if output.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"embeddings of patches go to .npz or .parquet, got {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    groups = _group_by_grid(paths, model.modalities, names)
+    rows: list[dict[str, Any]] = []
+    skipped: list[Path] = []
+    pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
+
+    def encode() -> None:
+        device = next(model.parameters()).device
+        stacked = {m: torch.stack([x[m] for _, x in pending]).to(device) for m in model.modalities}
+        with torch.inference_mode():
+            pooled = model.forward_features(stacked).pooled
+        for i, (row, _) in enumerate(pending):
+            rows.append(row | {s: v[i].float().cpu().numpy() for s, v in pooled.items()})
+        pending.clear()
+
+    bar = progress_bar(len(groups), 0, enabled=progress, unit="patch")
+    for files, file_names in groups:
+        bar.update()
+        with RasterStack(files, model.modalities, names=file_names, nodata=nodata) as patch:
+            if max(patch.height, patch.width) > MAX_PATCH_SIDE:
+                raise ValueError(
+                    f"{files[0]} has {patch.height} x {patch.width} pixels: a scene, not a patch (at most "
+                    f"{MAX_PATCH_SIDE}); write a feature map, --output NAME.tif"
+                )
+            arrays, valid = patch.read()
+            if not valid.all():
+                if skip_nodata:
+                    skipped.append(files[0])
+                    continue
+                raise ValueError(
+                    f"{files[0]}: {int((~valid).sum())} pixels have no data; leave the file out, or leave "
+                    "out all such patches with --skip-nodata"
+                )
+            if patch.height % model.patch_size or patch.width % model.patch_size:
+                raise ValueError(
+                    f"{files[0]} has {patch.height} x {patch.width} pixels, not a multiple of the patch size "
+                    f"{model.patch_size}; crop it first"
+                )
+            try:
+                preprocess = create_preprocess(model, bands=patch.bands, units=units)
+                images = preprocess({m: x[None] for m, x in arrays.items()})
+            except ValueError as error:
+                raise ValueError(f"{files[0]}: {error}") from error
+            x, y = ground_position(patch.transform, patch.width / 2, patch.height / 2)
+            row = {"paths": ";".join(map(str, files)), "crs": str(patch.crs or ""), "x": x, "y": y}
+        sample = {m: image[0] for m, image in images.items()}
+        shapes = [image.shape for image in sample.values()]
+        if pending and [image.shape for image in pending[0][1].values()] != shapes:
+            encode()
+        pending.append((row, sample))
+        if len(pending) == batch_size:
+            encode()
+    bar.close()
+    if pending:
+        encode()
+    if not rows:
+        raise ValueError(f"no patch is left: all {len(groups)} have pixels without data")
+    _write_rows(output, rows, model)
+    return skipped
+
+
+class _File(NamedTuple):
+    path: Path
+    names: Sequence[str] | None
+    sensors: set[str]
+
+
+def _cells(raster: Any, path: Path) -> set[tuple[Any, ...]]:
+    """Return keys of which two rasters on one grid share at least one, however their corners are rounded."""
+    if not raster.crs:
+        return {(path,)}  # pictures without georeference all lie at the origin; each is a place of its own
+    pixel = math.hypot(raster.transform.a, raster.transform.d)
+    x, y = raster.transform.c / pixel, raster.transform.f / pixel
+    return {
+        (raster.crs.to_string(), raster.shape, math.floor(x + dx), math.floor(y + dy))
+        for dx in (0, 0.5)
+        for dy in (0, 0.5)
+    }
+
+
+def _group_by_grid(
+    paths: Sequence[Path],
+    modalities: Sequence[str],
+    names: Sequence[Sequence[str] | None] | None,
+) -> list[tuple[list[Path], list[Sequence[str] | None]]]:
+    """Put the files of one place together, in the order of the first of each."""
+    places: list[list[_File]] = []
+    near: dict[tuple[Any, ...], list[int]] = {}
+    for i, path in enumerate(paths):
+        name = names[i] if names else None
+        file = _File(path, name, set(find_bands(path, modalities, name)[0]))
+        with open_raster(path) as raster:
+            cells = _cells(raster, path)
+            for place in {place for cell in cells for place in near.get(cell, [])}:
+                with open_raster(places[place][0].path) as first:
+                    if same_grid(first, raster):
+                        places[place].append(file)
+                        break
+            else:
+                for cell in cells:
+                    near.setdefault(cell, []).append(len(places))
+                places.append([file])
+    groups: list[list[_File]] = []
+    for files in places:
+        if len(modalities) == 1:
+            groups += [[file] for file in files]  # several dates of one place
+            continue
+        held = [sensor for file in files for sensor in file.sensors]
+        if twice := [m for m in modalities if held.count(m) > 1]:
+            raise ValueError(
+                f"several rasters of {', '.join(twice)} lie on the grid of {files[0].path}: "
+                f"{', '.join(file.path.name for file in files)}; embed one date at a time"
+            )
+        if lacking := [m for m in modalities if m not in held]:
+            raise ValueError(
+                f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; give one, or embed "
+                f"the other sensor alone: --modalities {next(m for m in modalities if m in held)}"
+            )
+        groups.append(files)
+    return [([file.path for file in files], [file.names for file in files]) for files in groups]
+
+
+def _write_rows(output: Path, rows: Sequence[Mapping[str, Any]], model: Backbone) -> None:
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    part = output.with_name(f".{output.name}.part{output.suffix}")
+    weights = model.weights_entry.id if model.weights_entry else ""
+    try:
+        if output.suffix == ".npz":
+            arrays = {key: np.asarray(values) for key, values in columns.items()}
+            np.savez_compressed(part, allow_pickle=False, **arrays)
+        else:
+            _write_parquet(part, columns, {"model": model.architecture, "weights": weights})
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_parquet(path: Path, columns: Mapping[str, list[Any]], metadata: dict[str, str]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError("writing Parquet needs pyarrow: pip install 'rsbackbones[geo]'") from error
+    arrays = {}
+    for key, values in columns.items():
+        if isinstance(values[0], np.ndarray):
+            flat = pa.array(np.concatenate(values))
+            arrays[key] = pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
+        else:
+            arrays[key] = pa.array(values)
+    pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), path)

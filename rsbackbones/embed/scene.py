@@ -1,0 +1,251 @@
+"""The feature map of one scene, by overlapping windows, in bounded memory."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rsbackbones.embed.preview import write_preview
+from rsbackbones.embed.progress import progress_bar
+from rsbackbones.embed.unfinished import UnfinishedMap
+from rsbackbones.features import Backbone
+from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.rasters import Array, RasterStack
+
+# Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
+_STRIP_BYTES = 64 * 2**20
+
+
+def window_starts(length: int, window: int, overlap: int) -> list[int]:
+    """Return where windows begin that cover ``length``; the last is moved back to end at the end."""
+    if length <= window:
+        return [0]
+    return [*range(0, length - window, window - overlap), length - window]
+
+
+def blend_weights(window: int, overlap: int) -> npt.NDArray[np.float32]:
+    """Return the weight of a window's rows (or columns): 1 in the middle, falling over the overlap."""
+    inside = np.minimum(np.arange(1, window + 1), np.arange(window, 0, -1))
+    return (np.minimum(inside, overlap + 1) / (overlap + 1)).astype(np.float32)
+
+
+def embed_scene(
+    model: Backbone,
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    names: Sequence[Sequence[str] | None] | None = None,
+    units: Mapping[str, str] | None = None,
+    nodata: float | None = None,
+    stream: str | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> Path:
+    """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
+
+    A pixel of the result is one patch; its transform is the input's, scaled by the patch size, so the
+    two line up. The scene is read in overlapping windows, and features are blended where they overlap,
+    so that no seams show. A patch with a pixel without data is NaN. Where the size is no multiple of the
+    patch, the last few pixels at the right and at the bottom are not covered.
+
+    Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end:
+    the same call after a kill goes on from there.
+
+    Args:
+        model: for the sensors that the rasters hold.
+        paths: rasters on one grid, together holding all bands of the model.
+        output: a path ending in ``.tif``.
+        names: the band names of each raster, where its descriptions do not tell.
+        units: as in ``create_preprocess``.
+        nodata: the value without data, where the files do not state it.
+        stream: ``joint`` by default with both sensors, else the only one.
+        window: side of a window in pixels; default the size the model was trained on.
+        overlap: by how many pixels windows overlap; default two fifths of the window.
+        batch_size: windows encoded at a time.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: rasters, bands, sizes or an unfinished run that do not fit.
+    """
+    p = model.patch_size
+    if output.suffix.lower() not in (".tif", ".tiff"):
+        raise ValueError(f"a feature map is a .tif, got {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    for written in (output, output.with_suffix(".png")):
+        if same := [path for path in paths if path.resolve() == written.resolve()]:
+            raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
+    with RasterStack(paths, model.modalities, names=names, nodata=nodata) as scene:
+        grid = (scene.height // p, scene.width // p)
+        if not all(grid):
+            raise ValueError(f"the scene has {scene.height} x {scene.width} pixels, less than one patch")
+        if missing := [m for m in model.modalities if m not in scene.bands]:
+            raise ValueError(f"no raster holds bands of {', '.join(missing)}, which the model takes")
+        side, shared = _window(model, window, overlap)
+        preprocess = create_preprocess(model, bands=scene.bands, units=units)
+        _check_values(scene, preprocess)
+        preprocess.check = False
+        stream = model._stream(stream, dict.fromkeys(model.modalities))
+        description = {
+            "model": model.architecture,
+            "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",
+            "parameters_sha256": _parameters_sha256(model),
+            "stream": stream,
+            "bands": {m: list(b) for m, b in model.bands.items()},
+            "input": [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths],
+            "given": {m: list(b) for m, b in scene.bands.items()},
+            "units": preprocess.units,
+            "nodata": nodata,
+            "window": side,
+            "overlap": shared,
+            "patch_size": p,
+        }
+        partial = output.with_name(output.name + ".partial")
+        with UnfinishedMap(partial, description, (*grid, model.num_features)) as work:
+            _fill(work, scene, model, preprocess, stream, side // p, shared // p, batch_size, progress)
+            _write_map(output, work.features, scene, p, description)
+            write_preview(output.with_suffix(".png"), work.features)
+        shutil.rmtree(partial)
+    return output
+
+
+def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[int, int]:
+    p, size = model.patch_size, model.config.image_size
+    side = window or (size if isinstance(size, int) else min(size))
+    shared = side * 2 // 5 // p * p if overlap is None else overlap
+    if side % p or shared % p or not 0 <= shared < side:
+        raise ValueError(
+            f"window and overlap must be multiples of the patch size {p}, the overlap smaller than the "
+            f"window; got window {side}, overlap {shared}"
+        )
+    return side, shared
+
+
+def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
+    """Look at the whole scene, decimated: a single window may be too uniform to tell a wrong unit."""
+    shape = (min(scene.height, 512), min(scene.width, 512))
+    arrays, valid = scene.read(out_shape=shape)
+    if not valid.any():
+        raise ValueError(f"{scene.paths[0]}: no pixel has data in all bands (nodata {scene.nodata})")
+    preprocess({m: x[:, valid][:, None] for m, x in arrays.items()})
+
+
+def _fill(
+    work: UnfinishedMap,
+    scene: RasterStack,
+    model: Backbone,
+    preprocess: Preprocess,
+    stream: str,
+    window: int,
+    overlap: int,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Compute the rows of the feature map that are not done, one row of windows after the other."""
+    height, width, dim = work.features.shape
+    size = (min(window, height), min(window, width))
+    tops, lefts = (window_starts(n, window, overlap) for n in (height, width))
+    weights = blend_weights(size[0], overlap)[:, None] * blend_weights(size[1], overlap)  # [h, w]
+    # After a kill the rows in progress need the earlier windows that reach into them once more.
+    strips = [i for i, top in enumerate(tops) if top + size[0] > work.rows_done]
+    total, left = len(tops) * len(lefts), len(strips) * len(lefts)
+    total_sum = np.zeros((size[0], width, dim), np.float32)
+    total_weight = np.zeros((size[0], width, 1), np.float32)
+    complete = np.ones((size[0], width), bool)
+    with progress_bar(total, total - left, enabled=progress) as bar:
+        for i in strips:
+            for start in range(0, len(lefts), batch_size):
+                batch = lefts[start : start + batch_size]
+                maps, masks = _encode_windows(model, scene, preprocess, stream, tops[i], batch, size)
+                for column, values, mask in zip(batch, maps, masks, strict=True):
+                    columns = slice(column, column + size[1])
+                    total_sum[:, columns] += values * weights[..., None]
+                    total_weight[:, columns] += weights[..., None]
+                    complete[:, columns] = mask
+                bar.update(len(batch))
+            # Rows above the next window are final; the others wait for it.
+            final = (tops[i + 1] if i + 1 < len(tops) else height) - tops[i]
+            if tops[i] + final > work.rows_done:
+                rows = total_sum[:final] / total_weight[:final]
+                rows[~complete[:final]] = np.nan
+                work.write(tops[i], rows)
+            total_sum, total_weight, complete = (
+                np.concatenate((x[final:], np.full_like(x[:final], rest)))
+                for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1))
+            )
+
+
+def _encode_windows(
+    model: Backbone,
+    scene: RasterStack,
+    preprocess: Preprocess,
+    stream: str,
+    top: int,
+    lefts: Sequence[int],
+    size: tuple[int, int],
+) -> tuple[Array, list[Array]]:
+    """Encode windows of one row; return maps [B, h, w, D] and where each patch has all its data."""
+    p = model.patch_size
+    images: dict[str, list[Array]] = {m: [] for m in model.modalities}
+    masks: list[Array] = []
+    for left in lefts:
+        arrays, valid = scene.read((top * p, left * p, size[0] * p, size[1] * p))
+        for modality, x in arrays.items():
+            if not valid.all():
+                # What fills the gaps reaches the neighbours through attention: something typical.
+                typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
+                x = np.where(valid, x, typical[:, None, None])
+            images[modality].append(x)
+        masks.append(np.all(valid.reshape(size[0], p, size[1], p), axis=(1, 3)))
+    device = next(model.parameters()).device
+    batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
+    with torch.inference_mode():
+        maps = model.forward_features(batch).maps(stream)  # [B, D, h, w]
+    return maps.permute(0, 2, 3, 1).float().cpu().numpy(), masks
+
+
+def _parameters_sha256(model: Backbone) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write_map(
+    output: Path, features: Array, scene: RasterStack, patch_size: int, job: Mapping[str, Any]
+) -> None:
+    import rasterio
+    from rasterio.windows import Window
+
+    from rsbackbones import __version__
+
+    rows, columns, dim = features.shape
+    t, p = scene.transform, patch_size
+    part = output.with_name(f".{output.name}.part.tif")
+    profile = {
+        "driver": "GTiff", "dtype": "float32", "count": dim, "height": rows, "width": columns,
+        "crs": scene.crs, "transform": rasterio.Affine(t.a * p, t.b * p, t.c, t.d * p, t.e * p, t.f),
+        "nodata": float("nan"), "compress": "deflate", "predictor": 3, "zlevel": 1,
+        "blockysize": 16, "BIGTIFF": "IF_SAFER",
+    }  # fmt: skip
+    strip = max(16, _STRIP_BYTES // (columns * dim * 4) // 16 * 16)
+    try:
+        with rasterio.open(part, "w", **profile) as raster:
+            raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
+            raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
+            for row in range(0, rows, strip):
+                block = np.moveaxis(features[row : row + strip], -1, 0)
+                raster.write(block, window=Window(0, row, columns, block.shape[1]))
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)

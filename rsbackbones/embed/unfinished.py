@@ -1,0 +1,59 @@
+"""What is kept of an unfinished feature map, so that a killed run goes on where it was."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsbackbones.rasters import Array
+
+
+class UnfinishedMap:
+    """The folder of an unfinished feature map: the map so far, how many rows are done, and of what job."""
+
+    def __init__(self, folder: Path, job: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+        text = json.dumps(job, indent=1, sort_keys=True)
+        job_file, map_file = folder / "job.json", folder / "map.npy"
+        self._rows_file = folder / "rows_done.txt"
+        self.rows_done = 0
+        if job_file.exists():
+            if job_file.read_text() != text:
+                raise ValueError(
+                    f"{folder} holds an unfinished run with other inputs or settings; delete it, or "
+                    "choose another output"
+                )
+            if self._rows_file.exists():
+                self.rows_done = int(self._rows_file.read_text())
+            self.features = np.lib.format.open_memmap(map_file, mode="r+")
+            return
+        # job.json comes last: a folder that a kill left without it is begun anew.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self.features = np.lib.format.open_memmap(map_file, mode="w+", dtype=np.float32, shape=shape)
+        _write_text(job_file, text)
+
+    def write(self, top: int, rows: Array) -> None:
+        """Store rows of the map, and only when they are on disk count them as done."""
+        self.features[top : top + len(rows)] = rows
+        self.features.flush()
+        self.rows_done = top + len(rows)
+        _write_text(self._rows_file, str(self.rows_done))
+
+    def __enter__(self) -> "UnfinishedMap":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.features
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_suffix(".tmp")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
