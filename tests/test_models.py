@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
+from tests.conftest import close
 
 ALL = rsb.list_models()
 # The same code at another size: width and depth small enough for a test.
@@ -41,13 +42,13 @@ def test_features_have_the_shapes_of_the_design(model):
         maps = features.maps(stream)
         assert maps.shape == (2, 48, 4, 6)
         # Row-major: the token of row 2, column 5.
-        assert torch.equal(maps[:, :, 2, 5], features.tokens[stream][:, 2 * 6 + 5])
+        assert close(maps[:, :, 2, 5], features.tokens[stream][:, 2 * 6 + 5])
 
 
 def test_call_gives_the_pooled_main_stream(model):
     x = batch(model)
     features = model.forward_features(x)
-    assert torch.equal(model(x), features.pooled[features.main_stream])
+    assert close(model(x), features.pooled[features.main_stream])
 
 
 def test_sizes_may_differ_from_call_to_call(model):
@@ -60,14 +61,14 @@ def test_a_missing_sensor_leaves_out_the_streams_it_feeds(model):
     for modality in model.modalities:
         alone = model.forward_features({modality: x[modality]})
         assert set(alone.tokens) == {modality}
-        assert torch.equal(alone.tokens[modality], model.forward_features(x).tokens[modality])
+        assert close(alone.tokens[modality], model.forward_features(x).tokens[modality])
 
 
 def test_one_modality_takes_a_bare_tensor_and_has_only_its_parameters(model):
     for modality in model.modalities:
         single = rsb.create_model(model.architecture, modalities=[modality], overrides=SMALL)
         x = batch(single)[modality]
-        assert torch.equal(single(x), single({modality: x}))
+        assert close(single(x), single({modality: x}))
         assert set(single.state_dict()) < set(model.state_dict())
 
 
@@ -78,9 +79,9 @@ def test_intermediates_end_in_the_features(model):
         maps = model.forward_intermediates(x, stream=stream)
         assert len(maps) == min(4, depth)
         (last,) = model.forward_intermediates(x, indices=[-1], stream=stream, norm=True)
-        assert torch.equal(last, features.maps(stream))
+        assert close(last, features.maps(stream))
         first, again = model.forward_intermediates(x, indices=(0, 0), stream=stream)
-        assert torch.equal(first, again)
+        assert close(first, again)
         assert not torch.allclose(first, last)
         assert len(model.forward_intermediates(x, indices=2 if depth > 1 else 1, stream=stream)) == min(
             2, depth
@@ -92,7 +93,7 @@ def test_intermediates_without_norm_are_normalised_by_the_final_norm(model):
     for stream in model.stream_depths:
         (raw,) = model.forward_intermediates(x, indices=[-1], stream=stream)
         tokens = model.final_norm(stream)(raw.flatten(2).transpose(1, 2))
-        assert torch.equal(tokens, model.forward_features(x).tokens[stream])
+        assert close(tokens, model.forward_features(x).tokens[stream])
 
 
 def test_features_only_gives_maps_and_feature_info(model):
@@ -106,7 +107,7 @@ def test_features_only_gives_maps_and_feature_info(model):
     assert info[1]["module"] == info.module_name()[1] == "s2.blocks.1"
     assert info.get_dicts()[0]["num_chs"] == 48
     expected = maps_model.backbone.forward_intermediates(x, stream="s2")
-    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    assert all(close(a, b) for a, b in zip(maps, expected, strict=True))
     default = rsb.create_model(model.architecture, features_only=True, overrides=SMALL, out_indices=[-1])
     assert default.stream == default.backbone.forward_features(x).main_stream
     assert default(x)[0].shape == (2, 48, 4, 6)
@@ -159,7 +160,7 @@ def test_a_head_gives_logits_and_can_be_replaced(model):
     assert classifier.get_classifier().out_features == 7
     classifier.reset_classifier(0)
     features = classifier.forward_features(x)
-    assert torch.equal(classifier(x), features.pooled[features.main_stream])
+    assert close(classifier(x), features.pooled[features.main_stream])
 
 
 def test_gradients_reach_every_parameter(model):
