@@ -175,13 +175,19 @@ def _embed(options: argparse.Namespace) -> int:
 
     from rsbackbones.embed import embed_patches, embed_scene
     from rsbackbones.factory import create_model
+    from rsbackbones.preprocess import create_preprocess
     from rsbackbones.rasters import find_bands
     from rsbackbones.registry import find_architecture
 
     config = find_architecture(options.model.partition(".")[0]).config
+    if options.output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
+        raise ValueError(f"--output is a .tif, .npz or .parquet, got {options.output}")
+    if not options.output.parent.is_dir():
+        raise ValueError(f"there is no folder {options.output.parent} to write {options.output.name} to")
     paths = _expand(options.rasters)
     names = _band_names(options.bands, paths)
-    wanted = tuple(options.modalities.split(",")) if options.modalities else tuple(config.modalities)
+    given = [name.strip() for name in options.modalities.split(",")] if options.modalities else None
+    wanted = tuple(given or config.modalities)
     if unknown := [m for m in wanted if m not in config.modalities]:
         raise ValueError(f"{options.model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     held: dict[str, set[str]] = {}
@@ -208,8 +214,7 @@ def _embed(options: argparse.Namespace) -> int:
         "modalities": modalities,
         "overrides": _fields(options.override),
     }
-    name = options.model.partition(".")[0] if options.random_weights else options.model
-    model = create_model(name, **arguments)
+    model = create_model(options.model, **arguments)
     lacking = {m: [b for b in model.bands[m] if b not in held[m]] for m in modalities}
     if any(lacking.values()):
         text = "; ".join(f"{m} {', '.join(bands)}" for m, bands in lacking.items() if bands)
@@ -220,7 +225,7 @@ def _embed(options: argparse.Namespace) -> int:
             )
         kept = {m: [b for b in model.bands[m] if b in held[m]] for m in modalities}
         torch.manual_seed(0)
-        model = create_model(name, **arguments, bands=kept)
+        model = create_model(options.model, **arguments, bands=kept)
     try:
         model.to(options.device)
     except (RuntimeError, AssertionError) as error:
@@ -233,6 +238,13 @@ def _embed(options: argparse.Namespace) -> int:
     if model.adaptation:
         print(model.adaptation, file=sys.stderr)
 
+    contract = create_preprocess(model).specs
+    if "B10" in held.get("s2", ()) and "B10" not in model.bands["s2"] and contract["s2"].product == "L2A":
+        print(
+            "note: the band B10 is only in L1C products, and the weights expect L2A (surface reflectance); "
+            "B10 is not used, and features may be off",
+            file=sys.stderr,
+        )
     units = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.units)
     common: dict[str, Any] = {
         "names": names, "units": units, "nodata": options.nodata, "batch_size": options.batch_size,
@@ -301,7 +313,7 @@ def _convert(options: argparse.Namespace) -> int:
 
     if options.input.is_dir():
         raise ValueError(f"{options.input} is a folder; name the checkpoint file")
-    modalities = options.modalities.split(",") if options.modalities else None
+    modalities = [m.strip() for m in options.modalities.split(",")] if options.modalities else None
     model = create_model(
         options.model,
         checkpoint=options.input,

@@ -150,7 +150,7 @@ def _wanted(
     if unknown := [m for m in wanted if m not in known]:
         raise ValueError(
             f"unknown modality {', '.join(map(repr, unknown))}; these weights know "
-            f"{', '.join(map(repr, known))}"
+            f"{', '.join(map(repr, known))}: pass modalities={known} (--modalities {','.join(known)})"
         )
     if unknown := [m for m in bands or {} if m not in wanted]:
         raise ValueError(f"bands names {', '.join(unknown)}, but the model's modalities are {wanted}")

@@ -184,8 +184,9 @@ def _compare(
     if any(found for _, found in problems):
         lines = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems if found)
         raise WeightsMismatchError(
-            f"{what} does not hold this model: {lines}. For a checkpoint of another size pass its "
-            "configuration: overrides={'dim': ...} (on the command line: --override dim=...)"
+            f"{what} does not hold this model: {lines}. For a checkpoint of another size or "
+            "with fewer sensors pass its configuration: overrides={'dim': ..., 'modalities': ('s2',)} (on "
+            "the command line: --override dim=...)"
         )
     params = sum(tensor.numel() for tensor in full.values())
     if entry is not None and entry.params and entry.params != params:

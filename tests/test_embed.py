@@ -105,6 +105,15 @@ def tiny_s2():
     return rsb.create_model("croma_vit_tiny", modalities=("s2",))
 
 
+def batch_sizes(model, run):
+    """Call `run` and return how many images were encoded at a time."""
+    sizes = []
+    hook = model.encoders["s2"].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    run()
+    hook.remove()
+    return sizes
+
+
 # -- windows ------------------------------------------------------------------------------------------
 
 
@@ -290,6 +299,19 @@ def test_batches_and_the_layout_of_files_make_no_difference(tiny_s2, tmp_path):
         np.testing.assert_allclose(read_map(result), expected, atol=1e-5, err_msg=name)
 
 
+def test_no_more_than_a_batch_is_encoded_at_a_time(tiny_s2, tmp_path):
+    options = {"batch_size": 2} | QUIET
+    scene = write_tif(tmp_path / "scene.tif", optical(64, 160), S2)
+    windows = {"window": 32, "overlap": 0}
+    sizes = batch_sizes(
+        tiny_s2, lambda: embed_scene(tiny_s2, [scene], tmp_path / "map.tif", **options, **windows)
+    )
+    assert sizes == [2, 2, 1, 2, 2, 1]
+    patches = [write_tif(tmp_path / f"{i}.tif", optical(16, 16, seed=i), S2) for i in range(5)]
+    sizes = batch_sizes(tiny_s2, lambda: embed_patches(tiny_s2, patches, tmp_path / "rows.npz", **options))
+    assert sizes == [2, 2, 1]
+
+
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_of_no_windows_is_refused(tiny_s2, tmp_path, batch_size):
     source = write_tif(tmp_path / "scene.tif", optical(32, 32), S2)
@@ -358,6 +380,19 @@ def test_exactly_the_patches_without_data_are_nan(tiny_s2, tmp_path):
     picture = read_picture(tmp_path / "map_nan.png")
     factor = picture.shape[1] // lost.shape[0]
     np.testing.assert_array_equal(picture[3, ::factor, ::factor] == 0, lost)
+
+
+def test_a_hole_is_filled_with_what_lies_around_it(tiny_s2, tmp_path):
+    # Of a field of one colour the rest of it has the features that it would have without the hole:
+    # attention must not see a black patch there.
+    data = np.broadcast_to(np.arange(500, 2900, 200, dtype=np.uint16)[:, None, None], (12, 48, 48)).copy()
+    whole = plain_map(tiny_s2, {"s2": data}, "s2")
+    data[:, 10:20, 20:30] = 0
+    source = write_tif(tmp_path / "field.tif", data, S2, nodata=0)
+    found = read_map(embed_scene(tiny_s2, [source], tmp_path / "map.tif", **QUIET))
+    seen = ~np.isnan(found).any(-1)
+    assert seen.sum() == 36 - 4
+    np.testing.assert_allclose(found[seen], whole[seen], atol=1e-5)
 
 
 def test_a_hole_in_one_sensor_counts_for_both(tiny, tmp_path):
@@ -555,11 +590,7 @@ def interrupt(model, source, output, after, **options):
 
 def count_windows(model, run):
     """Call `run` and return how many windows were encoded."""
-    sizes = []
-    hook = model.encoders["s2"].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    run()
-    hook.remove()
-    return sum(sizes)
+    return sum(batch_sizes(model, run))
 
 
 OPTIONS = {"window": 32, "overlap": 8, "batch_size": 4} | QUIET  # 5 x 5 windows, 2 batches a row

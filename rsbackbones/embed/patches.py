@@ -121,12 +121,12 @@ class _File(NamedTuple):
 
 def _cells(raster: Any, path: Path) -> set[tuple[Any, ...]]:
     """Return keys of which two rasters on one grid share at least one, however their corners are rounded."""
-    if not raster.crs:
+    if raster.crs is None and raster.transform.is_identity:
         return {(path,)}  # pictures without georeference all lie at the origin; each is a place of its own
     pixel = math.hypot(raster.transform.a, raster.transform.d)
     x, y = raster.transform.c / pixel, raster.transform.f / pixel
     return {
-        (raster.crs.to_string(), raster.shape, math.floor(x + dx), math.floor(y + dy))
+        (str(raster.crs), raster.shape, math.floor(x + dx), math.floor(y + dy))
         for dx in (0, 0.5)
         for dy in (0, 0.5)
     }
@@ -168,7 +168,8 @@ def _group_by_grid(
         if lacking := [m for m in modalities if m not in held]:
             raise ValueError(
                 f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; give one, or embed "
-                f"the other sensor alone: --modalities {next(m for m in modalities if m in held)}"
+                f"the other sensor alone: --modalities {next(m for m in modalities if m in held)}. (Rasters "
+                "without georeference cannot be paired)"
             )
         groups.append(files)
     return [([file.path for file in files], [file.names for file in files]) for files in groups]
@@ -181,7 +182,8 @@ def _write_rows(output: Path, rows: Sequence[Mapping[str, Any]], model: Backbone
     try:
         if output.suffix == ".npz":
             arrays = {key: np.asarray(values) for key, values in columns.items()}
-            np.savez_compressed(part, allow_pickle=False, **arrays)
+            save: Any = np.savez_compressed  # its typing takes every keyword for allow_pickle
+            save(part, **arrays)
         else:
             _write_parquet(part, columns, {"model": model.architecture, "weights": weights})
         part.replace(output)

@@ -44,6 +44,7 @@ def write_preview(path: Path, features: Array) -> None:
     factor = max(1, round(512 / max(image.shape[1:])))
     image = image.repeat(factor, axis=1).repeat(factor, axis=2)
     part = path.with_name(f".{path.name}.part.png")
+    part.unlink(missing_ok=True)
     count, height, width = image.shape
     try:
         with warnings.catch_warnings():

@@ -238,6 +238,7 @@ def _write_map(
         "nodata": float("nan"), "compress": "deflate", "predictor": 3, "zlevel": 1,
         "blockysize": 16, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
+    part.unlink(missing_ok=True)  # of a run that was killed while writing
     strip = max(16, _STRIP_BYTES // (columns * dim * 4) // 16 * 16)
     try:
         with rasterio.open(part, "w", **profile) as raster:
