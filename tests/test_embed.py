@@ -512,6 +512,31 @@ def test_the_input_is_never_the_output(tiny_s2, tmp_path):
         assert source.read_bytes() == before
 
 
+def test_a_disk_without_room_is_a_message_before_any_work(tmp_path):
+    """The map is mapped: without its place on disk the process would die of a bus error."""
+    source = write_tif(tmp_path / "scene.tif", optical(256, 256), S2)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        "from rsbackbones.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [
+        "embed",
+        source,
+        "--model",
+        "croma_vit_tiny",
+        "--random-weights",
+        "--output",
+        tmp_path / "map.tif",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2, result.stderr
+    needed = 32 * 32 * 96 * 4
+    assert re.search(rf"needs {needed + 128} bytes .*\d+ are free", result.stderr)
+    assert not (tmp_path / "map.tif").exists()
+
+
 # -- unfinished runs ----------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ class UnfinishedMap:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         self.features = np.lib.format.open_memmap(map_file, mode="w+", dtype=np.float32, shape=shape)
+        _reserve(map_file)
         _write_text(job_file, text)
 
     def write(self, top: int, rows: Array) -> None:
@@ -48,6 +49,21 @@ class UnfinishedMap:
 
     def __exit__(self, *_: object) -> None:
         del self.features
+
+
+def _reserve(path: Path) -> None:
+    """Claim the disk space of a sparse file: a mapped page without a place on disk kills the process."""
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        path.unlink()
+        raise ValueError(
+            f"the feature map needs {size} bytes in {path.parent.parent}, {free} are free ({error.strerror})"
+        ) from error
 
 
 def _write_text(path: Path, text: str) -> None:
