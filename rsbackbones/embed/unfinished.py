@@ -1,6 +1,7 @@
 """What is kept of an unfinished feature map, so that a killed run goes on where it was."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -33,8 +34,7 @@ class UnfinishedMap:
         # job.json comes last: a folder that a kill left without it is begun anew.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        self.features = np.lib.format.open_memmap(map_file, mode="w+", dtype=np.float32, shape=shape)
-        _reserve(map_file)
+        self.features = _create_map(map_file, shape)
         _write_text(job_file, text)
 
     def write(self, top: int, rows: Array) -> None:
@@ -51,19 +51,20 @@ class UnfinishedMap:
         del self.features
 
 
-def _reserve(path: Path) -> None:
-    """Claim the disk space of a sparse file: a mapped page without a place on disk kills the process."""
-    size = path.stat().st_size
+def _create_map(path: Path, shape: tuple[int, ...]) -> Any:
+    """Create a mapped array with its place on disk: a page without one would kill the process."""
     try:
-        with path.open("r+b") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
+        features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        path.unlink()
+        shutil.rmtree(path.parent)
         raise ValueError(
-            f"the feature map needs {size} bytes in {path.parent.parent}, {free} are free ({error.strerror})"
+            f"the feature map needs {4 * math.prod(shape)} bytes in {path.parent.parent}, where "
+            f"{shutil.disk_usage(path.parent.parent).free} are free: {error.strerror}"
         ) from error
+    return features
 
 
 def _write_text(path: Path, text: str) -> None:
