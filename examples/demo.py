@@ -1,7 +1,7 @@
 """CROMA on a Sentinel-1/2 scene: features as a picture. `make demo` runs this.
 
-Without --scene a scene is simulated. The weights are the published ones where they can be had, a small
-bundled model otherwise; until there is one, random weights, and the picture says so.
+Without --scene a scene is simulated. The model is the small one, with its own weights where they exist; until
+then with random weights, and the output and the picture say so.
 """
 
 import argparse

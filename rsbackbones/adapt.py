@@ -37,7 +37,7 @@ class Adaptation:
 
     def __str__(self) -> str:
         if not self.changes:
-            return "nothing changed: the weights are used as published"
+            return "nothing changed: the weights are used as the file holds them"
         rows = [("part", "action", "detail")] + [(c.part, c.action, c.detail) for c in self.changes]
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         return "\n".join(

@@ -17,6 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"rsbackbones {options.command}: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        print(f"rsbackbones {options.command}: out of memory ({error}); use a smaller --window or "
+              "--batch-size", file=sys.stderr)  # fmt: skip
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -329,7 +335,7 @@ def _convert(options: argparse.Namespace) -> int:
         save_foreign(model, options.output, options.to, flat=options.flat)
     print(options.output)
     if model.adaptation:
-        print(model.adaptation)
+        print(model.adaptation, file=sys.stderr)
     return 0
 
 

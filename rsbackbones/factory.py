@@ -9,6 +9,7 @@ import torch
 
 from rsbackbones import checkpoints, weights
 from rsbackbones.adapt import MISSING_RULES
+from rsbackbones.errors import WeightsMismatchError
 from rsbackbones.features import Backbone, FeatureMaps
 from rsbackbones.loading import describe, load_weights, replace_config
 from rsbackbones.manifest import WeightsEntry, find_entry
@@ -84,15 +85,18 @@ def create_model(
         features_only: return a model that gives a list of maps; see ``FeatureMaps``.
         out_indices, stream: for ``features_only``: which blocks of which stream.
         checkpoint: a local ``.safetensors`` or ``.pt`` file instead of the Hub, or a folder made by
-            ``rsbackbones download --to``.
-        overrides: fields of the architecture's configuration to change; they describe the
-            checkpoint too (``{"dim": 32}`` for a checkpoint of that width).
+            ``rsbackbones download --to``; with or without ``pretrained``.
+        overrides: fields of the architecture's configuration to change. For a checkpoint that does not
+            describe itself they say what it holds (``{"dim": 32}``); weights that do describe
+            themselves cannot be contradicted.
 
     Raises:
         ValueError: an unknown name, sensor, band, field or value.
         WeightsError: (a ``ValueError``) weights that do not exist, cannot be had, are not the pinned
             bytes, or do not fit; see :mod:`rsbackbones.errors`.
     """
+    if features_only and num_classes:
+        raise ValueError("features_only gives maps and has no head: leave out num_classes")
     if not features_only and (out_indices is not None or stream is not None):
         raise ValueError("out_indices and stream go with features_only=True")
     if bands_missing not in MISSING_RULES:
@@ -121,6 +125,14 @@ def create_model(
     # What the weights are of, then what the user wants of it.
     described = describe(architecture, file, entry)
     theirs = replace_config(described.config, overrides or {}, architecture.name)
+    fixed = [f for f in overrides or {} if f != "image_size"]
+    differing = [f for f in fixed if getattr(theirs, f) != getattr(described.config, f)]
+    if file is not None and described.stated and differing:
+        raise WeightsMismatchError(
+            f"overrides cannot change what the weights in {file.path} are of: "
+            + ", ".join(f"{f} {getattr(described.config, f)}" for f in differing)
+            + " (bands= and modalities= say what you want of them)"
+        )
     mine = _wanted(theirs, modalities, bands, image_size)
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
@@ -131,6 +143,7 @@ def create_model(
             model = build(mine, num_classes=classes)
         model.adaptation = load_weights(model, file, described, theirs, architecture, entry, bands_missing)
     model.architecture = architecture.name
+    model.inputs = described.inputs
     model.weights_entry = entry
     model.eval()
     return FeatureMaps(model, indices=out_indices, stream=stream) if features_only else model

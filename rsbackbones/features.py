@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import InputSpec, get_sensor
 
 if TYPE_CHECKING:
     from rsbackbones.adapt import Adaptation
@@ -79,6 +79,7 @@ class Backbone(nn.Module):
         stream_inputs: for each stream, the sensors that it needs.
         stream_depths: for each stream, the number of its blocks.
         num_features: D, the width of every stream.
+        inputs: the input contract of every sensor, for ``create_preprocess``.
         adaptation: what loading changed (``None`` where nothing was loaded).
         weights_entry: the manifest's entry of the loaded weights, or ``None``.
     """
@@ -86,6 +87,7 @@ class Backbone(nn.Module):
     architecture: str = ""
     stream_inputs: dict[str, tuple[str, ...]]
     stream_depths: dict[str, int]
+    inputs: Mapping[str, InputSpec]
     adaptation: "Adaptation | None" = None
     weights_entry: "WeightsEntry | None" = None
 
@@ -125,11 +127,28 @@ class Backbone(nn.Module):
 
         The stream is ``joint`` where the given sensors feed it, else the only one. A bare tensor is
         taken by a model of one modality. Series give [B, T, ...]. For the arguments and the errors see
-        :meth:`forward_features`.
+        :meth:`forward_features`; a head serves the stream of all the model's sensors and no other.
         """
         features = self.forward_features(x, dates=dates, valid=valid)
-        logits: Tensor = self.head(features.pooled[features.main_stream])
-        return logits
+        stream = features.main_stream
+        pooled, present = features.pooled[stream], features.valid.get(stream)
+        if not self.num_classes:
+            return pooled
+        trained = self._stream(None, dict.fromkeys(self.modalities))
+        if stream != trained:
+            raise ValueError(
+                f"the head is of stream {trained!r}, which needs "
+                f"{' and '.join(self.stream_inputs[trained])}; these images feed {stream!r} only. For a head "
+                f"on one sensor build the model with modalities=({stream!r},); for the embedding alone use "
+                "forward_features"
+            )
+        if present is None:
+            logits: Tensor = self.head(pooled)
+            return logits
+        # The head must not see the NaN of missing frames: they would reach its gradient.
+        missing = ~present[..., None]
+        logits = self.head(pooled.masked_fill(missing, 0))
+        return logits.masked_fill(missing, float("nan"))
 
     def forward_features(
         self,

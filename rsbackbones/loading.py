@@ -15,6 +15,7 @@ from rsbackbones.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.features import Backbone
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.registry import Architecture
+from rsbackbones.sensors import InputSpec
 
 # So many tensors are named in an error; a wrong size concerns hundreds.
 _NAMED = 8
@@ -22,9 +23,14 @@ _NAMED = 8
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a file holds: the configuration of its model, the classes of its head, its type of numbers."""
+    """What a file holds, as the file itself, the manifest, or else the architecture says.
+
+    ``stated`` is False where only the architecture speaks: a file of others without a manifest entry.
+    """
 
     config: Any
+    inputs: Mapping[str, InputSpec]
+    stated: bool = True
     num_classes: int = 0
     dtype: torch.dtype = torch.float32
 
@@ -53,29 +59,44 @@ def describe(
         WeightsMismatchError: the file holds another architecture, or not what the manifest says.
         ValueError: the manifest's configuration is not one of the architecture.
     """
-    says = entry.config if entry else {}
+    inputs: Mapping[str, InputSpec] = architecture.family.INPUTS
+    says: dict[str, Any] = {}
+    if entry:
+        inputs = {m: InputSpec.from_mapping(m, fields) for m, fields in entry.inputs.items()}
+        # The order of the weights' bands is the one that the manifest states.
+        stated = {**architecture.config.bands, **{m: spec.bands for m, spec in inputs.items()}}
+        says = {"bands": stated, **entry.config}
+    base = replace_config(architecture.config, says, architecture.name)
+    if entry and any(base.bands[m] != spec.bands for m, spec in inputs.items() if m in base.bands):
+        raise WeightsMismatchError(f"{entry.id}: its config and its inputs state different bands")
     dtype = entry.dtype if entry else "float32"
     if file is None or checkpoints.METADATA_KEY not in file.metadata:
-        config = replace_config(architecture.config, says, architecture.name)
-        return Description(config, dtype=getattr(torch, dtype))
+        # A state dict of ours without a description still shows whether it has a head.
+        head = file.tensors.get("head.weight") if file else None
+        classes = head.shape[0] if head and len(head.shape) == 2 else 0
+        return Description(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
     try:
         own = json.loads(file.metadata[checkpoints.METADATA_KEY])
         name, fields, classes, stored = (own[k] for k in ("architecture", "config", "num_classes", "dtype"))
         if name != architecture.name:
             raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
-        config = replace_config(architecture.config, {**fields, **says}, architecture.name)
+        config = replace_config(architecture.config, fields, architecture.name)
         # What would be built must be no more than what is there.
         if not 0 <= int(classes) <= 2**20 or config.depth > len(file.tensors):
             raise ValueError(f"depth {config.depth}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"unknown dtype {stored!r}")
+        if not entry and "inputs" in own:
+            inputs = {m: InputSpec.from_mapping(m, contract) for m, contract in own["inputs"].items()}
     except WeightsMismatchError:
         raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCheckpointError(f"{file.path}: its description is damaged: {error}") from error
-    if entry and stored != dtype:
-        raise WeightsMismatchError(f"{file.path} says {stored}, the manifest says {dtype}")
-    return Description(config, int(classes), getattr(torch, stored))
+    if entry and (stored != dtype or replace_config(config, says, entry.id) != config):
+        raise WeightsMismatchError(
+            f"{file.path} says {stored} and {config}, the manifest says {dtype} and {says}"
+        )
+    return Description(config, inputs, True, int(classes), getattr(torch, stored))
 
 
 def load_weights(
@@ -104,6 +125,9 @@ def load_weights(
     if layout != "rsbackbones" and layout not in known:
         raise WeightsMismatchError(f"{what}: unknown format {layout!r}; known: {', '.join(known)}")
     changes: list[Change] = []
+    if not described.stated:
+        shape = f"dim {theirs.dim}, depth {theirs.depth}, {theirs.num_heads} heads, patch {theirs.patch_size}"
+        changes.append(Change("configuration", "assumed", f"{shape}: the file does not say"))
     if layout == "rsbackbones":
         names = {name: name for name in file.tensors}
     else:
@@ -184,9 +208,9 @@ def _compare(
     if any(found for _, found in problems):
         lines = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems if found)
         raise WeightsMismatchError(
-            f"{what} does not hold this model: {lines}. For a checkpoint of another size or "
-            "with fewer sensors pass its configuration: overrides={'dim': ..., 'modalities': ('s2',)} (on "
-            "the command line: --override dim=...)"
+            f"{what} does not hold this model: {lines}. A file without a description of "
+            "its own is taken to hold the architecture as it is; where it differs in size, sensors or bands "
+            "say so: overrides={'dim': ..., 'modalities': ('s2',)} (on the command line: --override dim=...)"
         )
     params = sum(tensor.numel() for tensor in full.values())
     if entry is not None and entry.params and entry.params != params:

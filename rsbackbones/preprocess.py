@@ -7,6 +7,7 @@ deviation of each *batch* instead, so that an image's features depend on its nei
 ``statistics="batch"``.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rsbackbones.features import Backbone, FeatureMaps
-from rsbackbones.registry import find_architecture
 from rsbackbones.sensors import InputSpec, get_sensor
 
 if TYPE_CHECKING:
@@ -58,16 +58,22 @@ class Preprocess:
         self.check = check
 
     @overload
-    def __call__(self, x: "Raw") -> Tensor: ...
+    def __call__(self, x: "Raw", valid: Mapping[str, Tensor] | None = None) -> Tensor: ...
     @overload
-    def __call__(self, x: "Mapping[str, Raw]") -> dict[str, Tensor]: ...
+    def __call__(
+        self, x: "Mapping[str, Raw]", valid: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]: ...
 
-    def __call__(self, x: "Raw | Mapping[str, Raw]") -> Tensor | dict[str, Tensor]:
+    def __call__(
+        self, x: "Raw | Mapping[str, Raw]", valid: Mapping[str, Tensor] | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """Normalise raw values.
 
         Args:
             x: arrays or tensors by modality, [..., C, H, W], integer or floating point, their channels
                 in the order that was named; a bare one where there is one modality.
+            valid: for series [B, T, C, H, W], by modality [B, T] booleans, False where a frame is missing:
+                what it holds is not looked at, and it becomes zeros. Pass it on to the model.
 
         Returns:
             float32 tensors of the same shape with the model's channels, in [0, 1]; as bare or by
@@ -81,14 +87,28 @@ class Preprocess:
             if len(self.specs) > 1:
                 raise ValueError(f"name the sensor of the values: one of {', '.join(self.specs)}")
             (modality,) = self.specs
-            return self._one(modality, x)
+            return self._frames(modality, x, (valid or {}).get(modality))
         if unknown := [m for m in x if m not in self.specs]:
             raise ValueError(f"unknown modality {unknown}; known here: {', '.join(self.specs)}")
-        return {modality: self._one(modality, values) for modality, values in x.items()}
+        return {m: self._frames(m, values, (valid or {}).get(m)) for m, values in x.items()}
 
-    def _one(self, modality: str, raw: "Raw") -> Tensor:
-        spec, given = self.specs[modality], self.given[modality]
+    def _frames(self, modality: str, raw: "Raw", valid: Tensor | None) -> Tensor:
         x = raw if isinstance(raw, Tensor) else torch.from_numpy(_native(raw))
+        if valid is None:
+            return self._one(modality, x)
+        if valid.dtype != torch.bool or x.ndim != 5 or valid.shape != x.shape[:2]:
+            raise ValueError(
+                f"{modality}: valid must be booleans [B, T] for a series [B, T, C, H, W], got {valid.dtype} "
+                f"{list(valid.shape)} for {list(x.shape)}"
+            )
+        bands = len(self.specs[modality].bands)
+        frames = torch.zeros(*x.shape[:2], bands, *x.shape[-2:], device=x.device)
+        if valid.any():
+            frames[valid] = self._one(modality, x[valid])
+        return frames
+
+    def _one(self, modality: str, x: Tensor) -> Tensor:
+        spec, given = self.specs[modality], self.given[modality]
         if x.ndim < 3 or x.shape[-3] != len(given):
             raise ValueError(
                 f"{modality}: expected [..., {len(given)}, H, W] with the bands {', '.join(given)}, got "
@@ -97,6 +117,11 @@ class Preprocess:
             )
         if x.is_complex() or x.dtype == torch.bool:
             raise ValueError(f"{modality}: expected integers or real numbers, got {x.dtype}")
+        if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality].startswith("dn"):
+            raise ValueError(
+                f"{modality}: 8-bit values are a picture, not digital numbers (reflectance x 10000); use the "
+                "product itself, or check=False to go on"
+            )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         if given != spec.bands:
             x = x[..., [given.index(band) for band in spec.bands], :, :]
@@ -125,6 +150,12 @@ class Preprocess:
             hint = ("dn", "digital numbers (reflectance x 10000)")
         elif unit == "db" and low >= 0 and high > 0:
             hint = ("linear", "linear power")
+        elif unit == "dn" and low >= 1000:
+            warnings.warn(
+                f"{modality}: no value is below 1000. Products since 2022 carry an offset of 1000: if yours "
+                f"do, say create_preprocess(model, units={{'{modality}': 'dn+1000'}})",
+                stacklevel=4,
+            )
         elif unit == "linear" and low < 0:
             hint = ("db", "decibels")
         if hint:
@@ -199,8 +230,9 @@ def create_preprocess(
 ) -> Preprocess:
     """Return what turns raw values into this model's input.
 
-    The contract comes from the weights' manifest entry; a model without one uses its architecture's
-    default contract (for CROMA: SSL4EO-S12 statistics, Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
+    The contract comes from the weights' manifest entry, or from the file that ``save_model`` wrote; a
+    model without either uses its architecture's default contract (for CROMA: SSL4EO-S12 statistics,
+    Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
 
     Args:
         model: from ``create_model``.
@@ -219,12 +251,7 @@ def create_preprocess(
             band without statistics.
     """
     backbone = model.backbone if isinstance(model, FeatureMaps) else model
-    entry = backbone.weights_entry
-    contract: dict[str, InputSpec] = (
-        {m: InputSpec.from_mapping(m, fields) for m, fields in entry.inputs.items()}
-        if entry is not None
-        else find_architecture(backbone.architecture).family.INPUTS
-    )
+    contract = backbone.inputs
     own = {} if isinstance(statistics, str) else statistics
     if isinstance(statistics, str) and statistics not in ("dataset", "batch"):
         raise ValueError(f"statistics must be 'dataset', 'batch' or your own, got {statistics!r}")
@@ -269,7 +296,14 @@ def _for_bands(
     if spec.normalize != "clip_2sd":
         raise ValueError(f"{modality}: unknown normalisation rule {spec.normalize!r}; known: clip_2sd")
     known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
-    known |= {get_sensor(modality).band(b).name: (m, s) for b, (m, s) in own.items()}
+    for name, (mean, std) in own.items():
+        band = get_sensor(modality).band(name).name
+        if band not in bands or not std > 0:
+            raise ValueError(
+                f"{modality}: statistics of {band}: ({mean}, {std}); expected a band of the model "
+                f"({', '.join(bands)}) and a positive standard deviation"
+            )
+        known[band] = (mean, std)
     if (lacking := [b for b in bands if b not in known]) and not batch:
         raise ValueError(
             f"{modality}: no statistics for {', '.join(lacking)}; give them, measured on your data: "

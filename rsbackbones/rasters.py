@@ -3,7 +3,7 @@
 Needs the extra ``geo`` (rasterio).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,7 @@ class RasterStack:
         paths: Sequence[Path],
         modalities: Sequence[str],
         *,
+        wanted: Mapping[str, Sequence[str]] | None = None,
         names: Sequence[Sequence[str] | None] | None = None,
         nodata: float | None = None,
     ) -> None:
@@ -114,6 +115,7 @@ class RasterStack:
         Args:
             paths: one or more files.
             modalities: the sensors to look for.
+            wanted: by sensor the bands to read; others neither count nor cost. Default: all found.
             names: for each file the names of its bands, or ``None`` to use their descriptions.
             nodata: the value without data, where the files do not state it.
 
@@ -135,9 +137,12 @@ class RasterStack:
             for modality, bands in found.items():
                 channels = self._channels.setdefault(modality, [])
                 for band, index in bands.items():
+                    if wanted is not None and band not in wanted.get(modality, ()):
+                        continue
                     if band in [channel.band for channel in channels]:
                         raise ValueError(f"{modality} {band} is in {path} and in another raster")
                     channels.append(_Channel(i, index, band))
+        self._channels = {m: channels for m, channels in self._channels.items() if channels}
         self.bands = {m: tuple(c.band for c in channels) for m, channels in self._channels.items()}
         self._open = ExitStack()
         with ExitStack() as opening:
@@ -157,8 +162,8 @@ class RasterStack:
         """Read a window (row, column, height, width), by default all, optionally decimated.
 
         Returns:
-            [C, h, w] float32 arrays by sensor, and [h, w] booleans, True where all bands have data.
-            Pixels without data hold zero.
+            [C, h, w] float32 arrays by sensor, with the files' scale and offset tags applied, and [h, w]
+            booleans, True where all bands have data. Pixels without data hold zero.
         """
         from rasterio.errors import RasterioIOError
         from rasterio.windows import Window
@@ -178,7 +183,8 @@ class RasterStack:
                 if self.nodata is not None:
                     good &= data != self.nodata
                 valid = good if valid is None else valid & good
-                layers.append(data)
+                scale, offset = raster.scales[channel.index - 1], raster.offsets[channel.index - 1]
+                layers.append(data if (scale, offset) == (1, 0) else data * scale + offset)
             arrays[modality] = np.stack(layers)
         assert valid is not None
         return {m: np.where(valid, x, np.float32(0)) for m, x in arrays.items()}, valid

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsbackbones import checkpoints
 from rsbackbones.features import Backbone
@@ -16,16 +16,18 @@ from rsbackbones.layouts import Layout
 from rsbackbones.registry import find_architecture
 
 
-def save_model(model: Backbone, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+def save_model(model: Backbone | nn.Module, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
     """Write a model to a safetensors file that ``create_model(..., checkpoint=path)`` reads back.
 
-    The file holds the configuration, the bands and the head as well. ``dtype`` may be a half-precision
+    The file holds the configuration, the bands, the input contract and the head as well. A wrapper
+    (``torch.compile``, data parallelism, ``features_only``) is taken off. ``dtype`` may be a half-precision
     type; the file says so, and reading casts back up.
 
     Raises:
         ValueError: the path is no ``.safetensors``, or a tensor holds NaN or infinity.
     """
     path = _target(path, (".safetensors",))
+    model = _unwrapped(model)
     config = dataclasses.asdict(model.config)
     config["bands"] = {m: list(config["bands"][m]) for m in model.modalities}
     entry = model.weights_entry
@@ -33,6 +35,7 @@ def save_model(model: Backbone, path: str | Path, *, dtype: torch.dtype = torch.
         "architecture": model.architecture,
         "config": config,
         "num_classes": model.num_classes,
+        "inputs": {m: dataclasses.asdict(spec) for m, spec in model.inputs.items() if m in model.modalities},
         "dtype": str(dtype).removeprefix("torch."),
         "weights": entry.id if entry else None,
     }
@@ -40,7 +43,7 @@ def save_model(model: Backbone, path: str | Path, *, dtype: torch.dtype = torch.
     return path
 
 
-def save_foreign(model: Backbone, path: str | Path, layout: str, *, flat: bool = False) -> Path:
+def save_foreign(model: Backbone | nn.Module, path: str | Path, layout: str, *, flat: bool = False) -> Path:
     """Write a model's weights under the names of a foreign layout, as a ``torch.save`` file.
 
     A layout that nests its state dicts is written so, or with ``flat`` as one dictionary.
@@ -50,6 +53,7 @@ def save_foreign(model: Backbone, path: str | Path, layout: str, *, flat: bool =
             a tensor that holds NaN or infinity.
     """
     path = _target(path, checkpoints.PICKLE_SUFFIXES)
+    model = _unwrapped(model)
     known: Mapping[str, Layout] = find_architecture(model.architecture).family.LAYOUTS
     if layout not in known:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
@@ -94,8 +98,20 @@ def write_safetensors(
         part.replace(path)
 
 
+def _unwrapped(model: Any) -> Backbone:
+    """Take off what torch.compile, data parallelism and ``features_only`` put around a model."""
+    while not isinstance(model, Backbone):
+        for name in ("_orig_mod", "module", "backbone"):
+            if hasattr(model, name):
+                model = getattr(model, name)
+                break
+        else:
+            raise ValueError(f"expected a model from create_model, got {type(model).__name__}")
+    return model
+
+
 def _target(path: str | Path, suffixes: tuple[str, ...]) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in suffixes:
         raise ValueError(f"expected a path that ends in {' or '.join(suffixes)}, got {path}")
     if not path.parent.is_dir():

@@ -157,6 +157,7 @@ class InputSpec:
             )
         except TypeError as error:
             raise ValueError(f"inputs.{sensor}: {error}") from error
+        object.__setattr__(spec, "bands", get_sensor(sensor).canonical(spec.bands))
         if not len(spec.bands) == len(spec.mean) == len(spec.std):
             raise ValueError(
                 f"inputs.{sensor}: {len(spec.bands)} bands, {len(spec.mean)} means and "

@@ -536,6 +536,16 @@ def test_a_disk_without_room_is_a_message_before_any_work(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["scene.tif"]
 
 
+def test_a_folder_in_the_way_is_left_alone(tiny_s2, tmp_path):
+    source = write_tif(tmp_path / "scene.tif", optical(32, 32), S2)
+    notes = tmp_path / "map.tif.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        embed_scene(tiny_s2, [source], tmp_path / "map.tif", **QUIET)
+    assert notes.read_text() == "mine"
+
+
 # -- unfinished runs ----------------------------------------------------------------------------------
 
 
@@ -950,7 +960,7 @@ def test_a_scene_among_patches_is_refused(tiny_s2, tmp_path):
     largest = write_tif(tmp_path / "patch.tif", optical(8, embed.MAX_PATCH_SIDE), S2)
     embed_patches(tiny_s2, [largest], tmp_path / "rows.npz", **QUIET)
     scene = write_tif(tmp_path / "scene.tif", optical(8, embed.MAX_PATCH_SIDE + 8), S2)
-    with pytest.raises(ValueError, match=r"scene\.tif has 8 x 1032 pixels.*\.tif"):
+    with pytest.raises(ValueError, match=r"scene\.tif has 8 x 520 pixels.*\.tif"):
         embed_patches(tiny_s2, [scene], tmp_path / "rows.npz", **QUIET)
 
 

@@ -1,5 +1,6 @@
 """create_model: names, configuration, checkpoints, heads; and save_model back."""
 
+import dataclasses
 import json
 
 import pytest
@@ -176,6 +177,7 @@ def test_bands_that_the_weights_lack(saved):
         ({"overrides": {"modalities": ("rgb",), "bands": {"rgb": ("B04",)}}}, "CROMA's modalities"),
         ({"overrides": {"dim": "32"}}, "dim must be a positive whole number"),
         ({"overrides": {"mlp_ratio": "4"}}, "mlp_ratio must be a number"),
+        ({"features_only": True, "num_classes": 3}, "has no head"),
         ({"stream": "s2"}, "features_only=True"),
         ({"out_indices": [1]}, "features_only=True"),
     ],
@@ -218,11 +220,50 @@ def test_a_damaged_description_is_refused(tiny, tmp_path):
             rsb.create_model("croma_vit_tiny", checkpoint=path)
 
 
-def test_overrides_that_do_not_fit_the_file_are_refused(saved):
-    with pytest.raises(rsb.WeightsMismatchError, match="not in the model"):
-        rsb.create_model("croma_vit_tiny", checkpoint=saved, overrides={"depth": 2})
-    with pytest.raises(rsb.WeightsMismatchError, match="of another shape"):
-        rsb.create_model("croma_vit_tiny", checkpoint=saved, overrides={"dim": 48})
+def test_overrides_cannot_contradict_what_weights_say_of_themselves(saved, tiny, tmp_path):
+    """Not even where every shape would fit: other heads or relabelled bands give other features."""
+    bands = {"s2": tuple(reversed(tiny.bands["s2"])), "s1": ("VV", "VH")}
+    for overrides in ({"depth": 2}, {"dim": 48}, {"num_heads": 8}, {"bands": bands}, {"modalities": ("s2",)}):
+        with pytest.raises(rsb.WeightsMismatchError, match=f"{next(iter(overrides))} "):
+            rsb.create_model("croma_vit_tiny", checkpoint=saved, overrides=overrides)
+    rsb.create_model("croma_vit_tiny", checkpoint=saved, overrides={"num_heads": 4, "image_size": 96})
+    foreign = save_foreign(tiny, tmp_path / "foreign.pt", "croma_official")
+    model = rsb.create_model("croma_vit_tiny", checkpoint=foreign, overrides={"num_heads": 8})
+    assert "assumed" in str(model.adaptation)
+    assert "8 heads" in str(model.adaptation)
+
+
+def test_the_input_contract_comes_with_a_saved_model(tiny, tmp_path):
+    spec = tiny.inputs["s2"]
+    own = dataclasses.replace(spec, mean=tuple(m + 500 for m in spec.mean), eight_bit=False)
+    tiny.inputs = {**tiny.inputs, "s2": own}
+    again = rsb.create_model("croma_vit_tiny", checkpoint=rsb.save_model(tiny, tmp_path / "m.safetensors"))
+    assert again.inputs == tiny.inputs
+    x = {"s2": torch.randint(0, 4000, (1, 12, 8, 8))}
+    expected = rsb.create_preprocess(tiny)(x)["s2"]
+    assert torch.equal(rsb.create_preprocess(again)(x)["s2"], expected)
+    assert not torch.equal(rsb.create_preprocess(rsb.create_model("croma_vit_tiny"))(x)["s2"], expected)
+
+
+def test_wrapped_models_are_saved_as_themselves(tiny, tmp_path, images):
+    maps = rsb.create_model("croma_vit_tiny", features_only=True)
+    for wrapped, inner in (
+        (torch.compile(tiny), tiny),
+        (torch.nn.DataParallel(tiny), tiny),
+        (maps, maps.backbone),
+    ):
+        path = rsb.save_model(wrapped, tmp_path / "w.safetensors")
+        assert same_weights(rsb.create_model("croma_vit_tiny", checkpoint=path), inner)
+    with pytest.raises(ValueError, match="a model from create_model, got Linear"):
+        rsb.save_model(torch.nn.Linear(1, 1), tmp_path / "w.safetensors")
+
+
+def test_a_plain_state_dict_shows_whether_it_has_a_head(tmp_path, images):
+    model = rsb.create_model("croma_vit_tiny", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "sd.pt")
+    again = rsb.create_model("croma_vit_tiny", checkpoint=tmp_path / "sd.pt", num_classes=3)
+    assert same_weights(again, model)
+    assert close(again(images), model(images))
 
 
 @pytest.mark.parametrize("layout", ["croma_official", "croma_pretrain"])

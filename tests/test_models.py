@@ -163,6 +163,21 @@ def test_a_head_gives_logits_and_can_be_replaced(model):
     assert close(classifier(x), features.pooled[features.main_stream])
 
 
+def test_a_head_serves_its_stream_only_and_missing_frames_do_not_reach_it(model):
+    classifier = rsb.create_model(model.architecture, num_classes=3, overrides=SMALL)
+    x = batch(classifier, times=3)
+    if len(classifier.modalities) > 1:
+        with pytest.raises(ValueError, match="the head is of stream"):
+            classifier({"s2": x["s2"]})
+    valid = torch.tensor([[True, False, True], [True, True, True]])
+    x["s2"][0, 1] = float("nan")
+    logits = classifier(x, valid={"s2": valid})
+    assert logits[~valid].isnan().all()
+    logits[valid].square().sum().backward()
+    assert classifier.head.weight.grad.isfinite().all()
+    assert classifier.head.weight.grad.abs().sum() > 0
+
+
 def test_gradients_reach_every_parameter(model):
     classifier = rsb.create_model(model.architecture, num_classes=3, overrides=SMALL).train()
     x = batch(classifier)

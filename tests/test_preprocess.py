@@ -83,7 +83,7 @@ def test_dataset_statistics_do_not_depend_on_the_neighbours(tiny, raw):
     assert not torch.equal(batch({"s2": raw["s2"][:1]})["s2"], batch(raw)["s2"][:1])
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64, np.uint8, ">u2"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64, ">u2"])
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_dtypes_agree_and_nothing_is_changed_in_place(dtype, as_tensor):
     model = rsb.create_model("croma_vit_tiny", modalities=["s2"])
@@ -165,7 +165,30 @@ def test_linear_backscatter_is_turned_into_decibels(tiny, raw):
     assert (zeros == 0).all()  # far below every clip
 
 
+def test_missing_frames_are_not_looked_at(tiny, raw):
+    series = {m: np.stack([x, x + 1], axis=1).astype(np.float32) for m, x in raw.items()}
+    valid = {m: torch.tensor([[True, False], [True, True]]) for m in series}
+    broken = {m: x.copy() for m, x in series.items()}
+    for m in broken:
+        broken[m][0, 1] = np.nan
+    for statistics in ("dataset", "batch"):
+        preprocess = rsb.create_preprocess(tiny, statistics=statistics)
+        got = preprocess(broken, valid)
+        assert all((got[m][0, 1] == 0).all() for m in got)
+    whole = rsb.create_preprocess(tiny)(series)
+    got = rsb.create_preprocess(tiny)(broken, valid)
+    assert all(torch.equal(got[m][valid[m]], whole[m][valid[m]]) for m in got)
+    with pytest.raises(ValueError, match="valid must be"):
+        rsb.create_preprocess(tiny)(raw, valid)
+
+
+def test_an_offset_of_1000_is_suspected(tiny, raw):
+    with pytest.warns(UserWarning, match=r"dn\+1000"):
+        rsb.create_preprocess(tiny)({"s2": raw["s2"] + 1000})
+
+
 WRONG = [
+    ({"s2": np.full((1, 12, 4, 4), 90, np.uint8)}, {}, "8-bit values are a picture"),
     ({"s2": np.full((1, 12, 4, 4), 0.2)}, {}, "units={'s2': 'reflectance'}"),
     ({"s2": np.full((1, 12, 4, 4), 900.0)}, {"units": {"s2": "reflectance"}}, "units={'s2': 'dn'}"),
     ({"s1": np.full((1, 2, 4, 4), 0.03)}, {}, "units={'s1': 'linear'}"),
@@ -199,6 +222,8 @@ def test_wrong_values_are_refused_with_the_fix(tiny, x, arguments, message):
         ({"bands": {"s2": ["B02"]}}, "which your bands lack"),
         ({"statistics": "mean"}, "statistics must be"),
         ({"statistics": {"s2": {"B77": (1, 1)}}}, "no band 'B77'"),
+        ({"statistics": {"s2": {"B10": (1, 1)}}}, "a band of the model"),
+        ({"statistics": {"s2": {"B02": (1000, 0)}}}, "positive standard deviation"),
     ],
 )
 def test_bad_arguments_are_refused(tiny, arguments, message):

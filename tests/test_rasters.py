@@ -303,6 +303,26 @@ def test_a_truncated_raster_is_named(tmp_path):
     assert "cut.tif" in str(caught.value)
 
 
+def test_only_wanted_bands_are_read_and_decide_what_is_valid(tmp_path):
+    cirrus = np.zeros((1, 16, 24), np.float32)  # without data everywhere
+    path = write_tif(tmp_path / "a.tif", np.concatenate([ramp(1), cirrus]), ("B02", "B10"), nodata=0)
+    with RasterStack([path], ("s2",)) as stack:
+        assert not stack.read()[1].any()
+    with RasterStack([path], ("s2",), wanted={"s2": ("B02",)}) as stack:
+        assert stack.bands == {"s2": ("B02",)}
+        assert stack.read()[1].mean() > 0.9
+
+
+def test_scale_and_offset_tags_are_applied(tmp_path):
+    path = write_tif(tmp_path / "a.tif", ramp(1), ("B02",))
+    with RasterStack([path], ("s2",)) as stack:
+        plain = stack.read()[0]["s2"]
+    with rasterio.open(path, "r+") as raster:
+        raster.scales, raster.offsets = (0.0001,), (-0.1,)
+    with RasterStack([path], ("s2",)) as stack:
+        np.testing.assert_allclose(stack.read()[0]["s2"], plain * 1e-4 - 0.1, rtol=1e-5)
+
+
 def test_leaving_the_stack_closes_its_files(tmp_path):
     path = write_tif(tmp_path / "a.tif", ramp(1), ("B02",))
     with RasterStack([path], ("s2",)) as stack:

@@ -136,6 +136,27 @@ def test_an_entry_without_inputs_has_no_contract(zoo):
         rsb.create_preprocess(model)
 
 
+def test_the_order_of_bands_is_the_manifests(zoo, tiny):
+    """The entry's order labels the weights' columns; a file of ours that says otherwise is refused."""
+    folder, _, write = zoo
+    order = [*reversed(tiny.bands["s2"])]
+    inputs = {"s2": {"bands": order, "product": "L2A", "unit": "dn", "normalize": "clip_2sd",
+                     "mean": [1000] * 12, "std": [500] * 12}}  # fmt: skip
+    write(inputs=inputs)
+    with pytest.raises(rsb.WeightsMismatchError, match="the manifest says"):
+        rsb.create_model("croma_vit_tiny", checkpoint=folder)
+    from rsbackbones.saving import save_foreign
+
+    foreign = save_foreign(tiny, folder / "croma_vit_tiny.test.pt", "croma_official")
+    source = {"kind": "hub", "repo_id": "a/b", "revision": "1" * 40, "filename": "model.pt"}
+    digest = hashlib.sha256(foreign.read_bytes()).hexdigest()
+    write(inputs=inputs, source=source, format="croma_official", sha256=digest, bytes=None)
+    model = rsb.create_model("croma_vit_tiny", checkpoint=folder)
+    assert model.bands["s2"] == tuple(order)
+    with pytest.raises(rsb.WeightsMismatchError, match="num_heads 4"):
+        rsb.create_model("croma_vit_tiny", checkpoint=folder, overrides={"num_heads": 8})
+
+
 def test_a_bundled_file_that_is_missing(zoo):
     _, _, write = zoo
     write(source={"kind": "bundled", "path": "bundled/none.safetensors"})

@@ -14,7 +14,7 @@ from rsbackbones.preprocess import create_preprocess
 from rsbackbones.rasters import RasterStack, find_bands, ground_position, open_raster, same_grid
 
 # A raster of a patch file is one input; beyond this side it is a scene.
-MAX_PATCH_SIDE = 1024
+MAX_PATCH_SIDE = 512
 
 
 def embed_patches(
@@ -70,7 +70,9 @@ def embed_patches(
     bar = progress_bar(len(groups), 0, enabled=progress, unit="patch")
     for files, file_names in groups:
         bar.update()
-        with RasterStack(files, model.modalities, names=file_names, nodata=nodata) as patch:
+        with RasterStack(
+            files, model.modalities, wanted=model.bands, names=file_names, nodata=nodata
+        ) as patch:
             if max(patch.height, patch.width) > MAX_PATCH_SIDE:
                 raise ValueError(
                     f"{files[0]} has {patch.height} x {patch.width} pixels: a scene, not a patch (at most "

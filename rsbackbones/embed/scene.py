@@ -84,7 +84,7 @@ def embed_scene(
     for written in (output, output.with_suffix(".png")):
         if same := [path for path in paths if path.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
-    with RasterStack(paths, model.modalities, names=names, nodata=nodata) as scene:
+    with RasterStack(paths, model.modalities, wanted=model.bands, names=names, nodata=nodata) as scene:
         grid = (scene.height // p, scene.width // p)
         if not all(grid):
             raise ValueError(f"the scene has {scene.height} x {scene.width} pixels, less than one patch")
@@ -120,9 +120,9 @@ def embed_scene(
 
 def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[int, int]:
     p, size = model.patch_size, model.config.image_size
-    side = window or (size if isinstance(size, int) else min(size))
+    side = (size if isinstance(size, int) else min(size)) if window is None else window
     shared = side * 2 // 5 // p * p if overlap is None else overlap
-    if side % p or shared % p or not 0 <= shared < side:
+    if side < p or side % p or shared % p or not 0 <= shared < side:
         raise ValueError(
             f"window and overlap must be multiples of the patch size {p}, the overlap smaller than the "
             f"window; got window {side}, overlap {shared}"
@@ -135,7 +135,7 @@ def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
     shape = (min(scene.height, 512), min(scene.width, 512))
     arrays, valid = scene.read(out_shape=shape)
     if not valid.any():
-        raise ValueError(f"{scene.paths[0]}: no pixel has data in all bands (nodata {scene.nodata})")
+        raise ValueError(f"{scene.paths[0]}: no pixel has data in all bands that the model takes")
     preprocess({m: x[:, valid][:, None] for m, x in arrays.items()})
 
 

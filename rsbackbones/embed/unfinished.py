@@ -27,11 +27,17 @@ class UnfinishedMap:
                     f"{folder} holds an unfinished run with other inputs or settings; delete it, or "
                     "choose another output"
                 )
-            if self._rows_file.exists():
-                self.rows_done = int(self._rows_file.read_text())
-            self.features = np.lib.format.open_memmap(map_file, mode="r+")
+            try:
+                if self._rows_file.exists():
+                    self.rows_done = int(self._rows_file.read_text())
+                self.features = np.lib.format.open_memmap(map_file, mode="r+")
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{folder} is damaged, delete it: {error}") from error
             return
         # job.json comes last: a folder that a kill left without it is begun anew.
+        ours = {job_file.name, map_file.name, self._rows_file.name, job_file.with_suffix(".tmp").name}
+        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
+            raise ValueError(f"{folder} is needed for the unfinished map and holds other files; move it away")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         self.features = _create_map(map_file, shape)
