@@ -127,12 +127,14 @@ class PickleFile:
             # An archive is mapped, so that only the tensors that are read take memory.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
+            # torch's own text goes on to recommend loading the file without the check.
+            reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
             if _is_torch_archive(path):
                 raise UnsafeCheckpointError(
-                    f"{path} holds more than tensors, so it was not loaded: {error}. Convert it to "
-                    "tensors only where you trust it"
+                    f"{path} holds more than tensors, so it was not loaded: {reason}. Ask its author for the "
+                    "tensors alone"
                 ) from error
-            raise CorruptCheckpointError(f"{path} is not a torch checkpoint: {error}") from error
+            raise CorruptCheckpointError(f"{path} is not a torch checkpoint: {reason}") from error
         except Exception as error:  # the reader of old files fails in many ways on a damaged one
             raise CorruptCheckpointError(f"{path} is damaged or no torch checkpoint: {error}") from error
         try:

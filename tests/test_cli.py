@@ -715,9 +715,9 @@ def test_convert_writes_the_authors_file_again(run, tmp_path):
 
 
 def test_convert_takes_the_encoders_out_of_a_pretraining_file(run, tmp_path):
-    code, out, _ = run("convert", PRETRAIN, tmp_path / "ours.safetensors", *SMALL)
+    code, _, err = run("convert", PRETRAIN, tmp_path / "ours.safetensors", *SMALL)
     assert code == 0
-    assert re.search(r"not part of the model +decoder, global_contrast_loss", out)
+    assert re.search(r"not part of the model +decoder, global_contrast_loss", err)
     again = [tmp_path / "ours.safetensors", tmp_path / "again.pt", *SMALL, "--to", "croma_pretrain"]
     assert run("convert", *again)[0] == 0
     theirs = torch.load(PRETRAIN, weights_only=True)
@@ -752,9 +752,9 @@ def test_convert_to_half_precision_halves_the_file(run, tmp_path, dtype):
 
 def test_convert_keeps_only_the_sensors_asked_for(run, tmp_path):
     ours = tmp_path / "s2.safetensors"
-    code, out, _ = run("convert", OFFICIAL, ours, *SMALL, "--modalities", "s2")
+    code, _, err = run("convert", OFFICIAL, ours, *SMALL, "--modalities", "s2")
     assert code == 0
-    assert re.search(r"left out +s1", out)
+    assert re.search(r"left out +s1", err)
     state = torch.load(OFFICIAL, weights_only=True)
     kept = {k for k in flattened(state) if k.startswith("s2_")}
     assert len(load_file(ours)) == len(kept)
