@@ -128,11 +128,13 @@ class PickleFile:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             # torch's own text goes on to recommend loading the file without the check.
-            reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+            reason = (
+                str(error).split("WeightsUnpickler error:")[-1].strip().split(" Please")[0].split("\n")[0]
+            )
             if _is_torch_archive(path):
                 raise UnsafeCheckpointError(
-                    f"{path} holds more than tensors, so it was not loaded: {reason}. Ask its author for the "
-                    "tensors alone"
+                    f"{path} holds more than tensors, so it was not loaded: {reason} Convert it to tensors "
+                    "only where you trust it"
                 ) from error
             raise CorruptCheckpointError(f"{path} is not a torch checkpoint: {reason}") from error
         except Exception as error:  # the reader of old files fails in many ways on a damaged one

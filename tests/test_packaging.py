@@ -62,7 +62,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import torch, rsbackbones as rsb
 from rsbackbones.cli import main
-model = rsb.create_model("croma_vit_tiny", num_classes=2)
+model = rsb.create_model("croma_vit_tiny", modalities=["s2"], num_classes=2)
 preprocess = rsb.create_preprocess(model)
 x = preprocess({"s2": torch.randint(0, 4000, (1, 12, 16, 16))})
 assert model(x).shape == (1, 2)
