@@ -343,7 +343,7 @@ class Backbone(nn.Module):
                 f"{modality}: got {image.dtype}, expected normalised floats; raw values go through "
                 "rsbackbones.create_preprocess(model)"
             )
-        parameters = next(self.parameters()).dtype
+        parameters = next(self.get_submodule(self.tokenizer_name(modality)).parameters()).dtype
         if image.dtype != parameters and not torch.is_autocast_enabled(image.device.type):
             raise ValueError(
                 f"{modality}: got {image.dtype}, the model's parameters are {parameters}; convert one "
