@@ -183,7 +183,7 @@ def _embed(options: argparse.Namespace) -> int:
     from rsbackbones.factory import create_model
     from rsbackbones.preprocess import create_preprocess
     from rsbackbones.rasters import find_bands
-    from rsbackbones.registry import find_architecture
+    from rsbackbones.registry import find_architecture, list_weights
 
     config = find_architecture(options.model.partition(".")[0]).config
     if options.output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
@@ -220,7 +220,12 @@ def _embed(options: argparse.Namespace) -> int:
         "modalities": modalities,
         "overrides": _fields(options.override),
     }
-    model = create_model(options.model, **arguments)
+    name = options.model
+    if options.random_weights and "." in name:  # weights that exist need not be used, but must exist
+        if not list_weights(name):
+            raise ValueError(f"there are no weights {name}; see: rsbackbones list")
+        name = name.partition(".")[0]
+    model = create_model(name, **arguments)
     lacking = {m: [b for b in model.bands[m] if b not in held[m]] for m in modalities}
     if any(lacking.values()):
         text = "; ".join(f"{m} {', '.join(bands)}" for m, bands in lacking.items() if bands)
@@ -231,7 +236,7 @@ def _embed(options: argparse.Namespace) -> int:
             )
         kept = {m: [b for b in model.bands[m] if b in held[m]] for m in modalities}
         torch.manual_seed(0)
-        model = create_model(options.model, **arguments, bands=kept)
+        model = create_model(name, **arguments, bands=kept)
     try:
         model.to(options.device)
     except (RuntimeError, AssertionError) as error:

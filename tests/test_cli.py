@@ -627,6 +627,17 @@ def test_messages_name_the_options_of_the_command_line(run, fails, tmp_path):
     assert run("embed", scaled, *RANDOM, *units)[0] == 0
 
 
+def test_random_weights_are_accepted_for_every_model_that_is_named_rightly(run, fails, pair, tmp_path):
+    options = ["--random-weights", "--output", tmp_path / "map.tif", "--quiet"]
+    for name in ("croma_vit_tiny", "croma_vit_tiny.untrained"):
+        code, _, err = run("embed", pair[0], "--model", name, *options)
+        assert code == 0, err
+        assert "RANDOM" in err
+    assert "no weights croma_vit_tiny.bogus" in fails(
+        "embed", pair[0], "--model", "croma_vit_tiny.bogus", *options
+    )
+
+
 def test_a_checkpoint_of_another_size_is_a_short_message(fails, tmp_path):
     # Some hundred tensors differ; a screen holds the first few, and what to do about it.
     message = fails("convert", OFFICIAL, tmp_path / "x.safetensors", "--model", "croma_vit_b")
