@@ -1,7 +1,7 @@
 """The configuration fields that all ViT families share, and their checks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rsbackbones.sensors import get_sensor
@@ -51,6 +51,12 @@ class ViTConfig:
         object.__setattr__(self, "modalities", tuple(names))
         bands = {name: sensor.canonical(self.bands[name]) for name, sensor in sensors.items()}
         object.__setattr__(self, "bands", bands)
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """Return the fields of a configuration as JSON values, the bands of its own sensors only."""
+    fields = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
+    return {**fields, "bands": {m: list(config.bands[m]) for m in config.modalities}}
 
 
 def _is_count(value: Any) -> bool:

@@ -21,8 +21,9 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a file is: on the Hub, bundled with the package, or nowhere, for a stated reason.
+    """Where a file is: on the Hub, bundled with its manifest, or nowhere, for a stated reason.
 
+    ``path``, of a bundled file, is below the folder of the manifest, for the package's own below the package.
     ``private`` asks for the user's Hub token to be sent; it is not sent otherwise.
     """
 
@@ -62,6 +63,8 @@ class WeightsEntry:
     citation: str | None = None
     metrics: Mapping[str, Any] | None = None
     golden: Mapping[str, Any] | None = None
+    # Where bundled files lie. It is no field of the manifest: read_manifest sets it.
+    folder: Path = field(default=Path(), compare=False)
 
     @property
     def tag(self) -> str:
@@ -79,14 +82,14 @@ class WeightsEntry:
         return self.id + Path(self.source.filename or self.source.path).suffix
 
     @staticmethod
-    def from_json(entry: Mapping[str, Any], where: str) -> "WeightsEntry":
-        """Check one entry of a manifest; ``where`` names the manifest in errors.
+    def from_json(entry: Mapping[str, Any], where: str, folder: Path) -> "WeightsEntry":
+        """Check one entry of a manifest; ``where`` names the manifest in errors, ``folder`` has its files.
 
         Raises:
             ValueError: a field is missing, unknown or malformed.
         """
         here = f"{where}, entry {entry.get('id', '(without an id)')!r}"
-        known = {f.name for f in fields(WeightsEntry)}
+        known = {f.name for f in fields(WeightsEntry)} - {"folder"}
         required = {"id", "architecture", "source", "format", "license", "provenance", "inputs"}
         if wrong := sorted(set(entry) - known) + sorted(required - set(entry)):
             raise ValueError(f"{here}: unknown or missing fields: {', '.join(wrong)}")
@@ -94,7 +97,7 @@ class WeightsEntry:
             source = Source(**entry["source"])
         except TypeError as error:
             raise ValueError(f"{here}: source: {error}") from error
-        result = WeightsEntry(**{**entry, "source": source})
+        result = WeightsEntry(**{**entry, "source": source, "folder": folder})
         if problem := _problem(result):
             raise ValueError(f"{here}: {problem}")
         return result
@@ -115,7 +118,7 @@ def _problem(entry: WeightsEntry) -> str | None:
             return "source needs a repo_id and a filename inside the repository"
     elif source.kind == "bundled":
         if not source.path or Path(source.path).is_absolute() or ".." in Path(source.path).parts:
-            return f"source.path must lie inside the package, got {source.path!r}"
+            return f"source.path must lie below the manifest (or inside the package), got {source.path!r}"
     else:
         return f"source.kind must be hub, bundled or none, got {source.kind!r}"
     if entry.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
@@ -136,7 +139,7 @@ def _packaged_manifest() -> Path:
 
 
 def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
-    """Read and check a manifest.
+    """Read and check a manifest; its bundled files lie beside it, the package's own inside the package.
 
     Raises:
         ValueError: it is not there, not JSON, of another schema, or an entry is malformed.
@@ -147,7 +150,8 @@ def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
         raise ValueError(f"cannot read the weights manifest {path}: {error}") from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path}: expected a manifest of schema_version {SCHEMA_VERSION}")
-    entries = tuple(WeightsEntry.from_json(e, str(path)) for e in content.get("weights", []))
+    folder = Path(__file__).parent if path == _packaged_manifest() else path.parent
+    entries = tuple(WeightsEntry.from_json(e, str(path), folder) for e in content.get("weights", []))
     ids = [e.id for e in entries]
     defaults = [e.architecture for e in entries if e.default]
     if twice := sorted({x for x in (*ids, *defaults) if (ids + defaults).count(x) > 1}):

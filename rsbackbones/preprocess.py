@@ -251,27 +251,41 @@ def create_preprocess(
             band without statistics.
     """
     backbone = model.backbone if isinstance(model, FeatureMaps) else model
-    contract = backbone.inputs
+    return preprocess_for(
+        backbone.inputs, backbone.bands, bands=bands, units=units, statistics=statistics,
+        eight_bit=eight_bit, check=check,
+    )  # fmt: skip
+
+
+def preprocess_for(
+    contract: Mapping[str, InputSpec],
+    wanted: Mapping[str, Sequence[str]],
+    *,
+    bands: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    statistics: Literal["dataset", "batch"] | Mapping[str, Mapping[str, tuple[float, float]]] = "dataset",
+    eight_bit: bool | None = None,
+    check: bool = True,
+) -> Preprocess:
+    """As :func:`create_preprocess`, for an input contract and the ``wanted`` bands of each sensor."""
     own = {} if isinstance(statistics, str) else statistics
     if isinstance(statistics, str) and statistics not in ("dataset", "batch"):
         raise ValueError(f"statistics must be 'dataset', 'batch' or your own, got {statistics!r}")
     for argument, keys in (("bands", bands), ("units", units), ("statistics", own)):
-        if unknown := [m for m in keys or {} if m not in backbone.modalities]:
-            raise ValueError(
-                f"{argument} names {', '.join(unknown)}; this model takes {', '.join(backbone.modalities)}"
-            )
+        if unknown := [m for m in keys or {} if m not in wanted]:
+            raise ValueError(f"{argument} names {', '.join(unknown)}; this model takes {', '.join(wanted)}")
     specs, given = {}, {}
-    for modality in backbone.modalities:
+    for modality, needed in wanted.items():
         if modality not in contract:
             raise ValueError(f"{modality}: the weights' entry states no input contract for this sensor")
         specs[modality] = _for_bands(
-            modality, contract[modality], backbone.bands[modality], own.get(modality, {}), eight_bit,
+            modality, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
             statistics == "batch",
         )  # fmt: skip
         sensor = get_sensor(modality)
         yours = (bands or {}).get(modality)
-        given[modality] = backbone.bands[modality] if yours is None else sensor.canonical(yours)
-        if lacking := [b for b in backbone.bands[modality] if b not in given[modality]]:
+        given[modality] = tuple(needed) if yours is None else sensor.canonical(yours)
+        if lacking := [b for b in needed if b not in given[modality]]:
             raise ValueError(
                 f"{modality}: the model takes {', '.join(lacking)}, which your bands lack. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"

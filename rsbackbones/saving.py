@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones import checkpoints
+from rsbackbones.config import as_json
 from rsbackbones.features import Backbone
 from rsbackbones.layouts import Layout
 from rsbackbones.registry import find_architecture
@@ -28,12 +29,10 @@ def save_model(model: Backbone | nn.Module, path: str | Path, *, dtype: torch.dt
     """
     path = _target(path, (".safetensors",))
     model = _unwrapped(model)
-    config = dataclasses.asdict(model.config)
-    config["bands"] = {m: list(config["bands"][m]) for m in model.modalities}
     entry = model.weights_entry
     description = {
         "architecture": model.architecture,
-        "config": config,
+        "config": as_json(model.config),
         "num_classes": model.num_classes,
         "inputs": {m: dataclasses.asdict(spec) for m, spec in model.inputs.items() if m in model.modalities},
         "dtype": str(dtype).removeprefix("torch."),

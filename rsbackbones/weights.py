@@ -118,9 +118,11 @@ def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
                 f"put it there with: rsbackbones download {entry.id} --to {folder}"
             )
     if entry.state == "bundled":
-        path = Path(__file__).parent / entry.source.path
+        path = entry.folder / entry.source.path
         if not path.exists():
-            raise WeightsNotFound(f"{entry.id}: {path} is missing; reinstall rsbackbones")
+            raise WeightsNotFound(
+                f"{entry.id}: {path} is missing; reinstall rsbackbones, or put it back beside its manifest"
+            )
         verify(path, entry)
         return path
     try:

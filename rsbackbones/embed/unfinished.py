@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.atomic import write_text
 from rsbackbones.rasters import Array
 
 
@@ -35,20 +36,20 @@ class UnfinishedMap:
                 raise ValueError(f"{folder} is damaged, delete it: {error}") from error
             return
         # job.json comes last: a folder that a kill left without it is begun anew.
-        ours = {job_file.name, map_file.name, self._rows_file.name, job_file.with_suffix(".tmp").name}
+        ours = {job_file.name, map_file.name, self._rows_file.name, job_file.name + ".tmp"}
         if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
             raise ValueError(f"{folder} is needed for the unfinished map and holds other files; move it away")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         self.features = _create_map(map_file, shape)
-        _write_text(job_file, text)
+        write_text(job_file, text)
 
     def write(self, top: int, rows: Array) -> None:
         """Store rows of the map, and only when they are on disk count them as done."""
         self.features[top : top + len(rows)] = rows
         self.features.flush()
         self.rows_done = top + len(rows)
-        _write_text(self._rows_file, str(self.rows_done))
+        write_text(self._rows_file, str(self.rows_done))
 
     def __enter__(self) -> "UnfinishedMap":
         return self
@@ -71,12 +72,3 @@ def _create_map(path: Path, shape: tuple[int, ...]) -> Any:
             f"{shutil.disk_usage(path.parent.parent).free} are free: {error.strerror}"
         ) from error
     return features
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_suffix(".tmp")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -1,7 +1,12 @@
 """Patch tokenizers: from an image to a sequence of tokens."""
 
-from einops import rearrange
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rsbackbones.layers.patches import patchify
 
 
 class LinearTokenizer(nn.Module):
@@ -16,9 +21,21 @@ class LinearTokenizer(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Linear(num_bands * patch_size**2, dim)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, N, D] with N = (H / p) * (W / p) in row-major order."""
-        p = self.patch_size
-        patches = rearrange(images, "b c (h i) (w j) -> b (h w) (c i j)", i=p, j=p)
-        tokens: Tensor = self.proj(patches)
-        return tokens
+    def forward(
+        self, images: Tensor, *, kept: Tensor | None = None, channels: Sequence[int] | None = None
+    ) -> Tensor:
+        """[B, C, H, W] to [B, N, D] with N = (H / p) * (W / p) in row-major order.
+
+        Args:
+            images: normalised images.
+            kept: indices of the patches to project, [B, K], for [B, K, D] in their order; by default all.
+            channels: the bands of the weight that ``images`` hold, in order; by default all.
+        """
+        patches = patchify(images, self.patch_size)
+        if kept is not None:
+            patches = torch.take_along_dim(patches, kept[..., None], dim=1)
+        if channels is None:
+            tokens: Tensor = self.proj(patches)
+            return tokens
+        weight = self.proj.weight.unflatten(1, (-1, self.patch_size**2))[:, list(channels)]
+        return F.linear(patches, weight.flatten(1), self.proj.bias)

@@ -16,6 +16,13 @@ What the paper leaves open, and what the public code and we do:
 - The MLP of the embedding begins with a LayerNorm of its own and has no residual: as the public code.
 - Initialisation: torch's defaults, as the public code, whose published numbers come from them.
 - Image series are encoded date by date; dates are not used.
+- The position encodings that section 4.1 compares with are ``positions="sincos"`` (added to the tokens of
+  both sensors) and ``"peg"`` (after the first block of all three encoders), both without any attention
+  bias. ``cross_alibi=False`` is 2D-ALiBi without X-ALiBi.
+- In pretraining the encoders see some of the patches, and the biases are those between the kept ones. The
+  joint encoder's self-attention has the bias between radar and radar patches. The public code, and so the
+  published weights, has X-ALiBi's table there (radar and optical), which differs under independent masks:
+  ``joint_self_bias="published"``.
 
 ``croma_vit_b`` and ``croma_vit_l`` are the paper's, with 16 heads. ``croma_vit_s`` and ``croma_vit_tiny``
 are ours. ``s`` has 8 heads: the head width of ``b``, 48, and a power of two, so that the slopes are one
@@ -24,8 +31,9 @@ geometric sequence. ``tiny`` has 4 heads of width 24 for the same reason.
 Shapes: B images, N = h * w patches in row-major order, D = dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +43,22 @@ from rsbackbones.features import Backbone, Taps
 from rsbackbones.layers.alibi import alibi_bias, grid_positions
 from rsbackbones.layers.block import Block, CrossBlock
 from rsbackbones.layers.mlp import MLP
+from rsbackbones.layers.peg import PositionEncodingGenerator
+from rsbackbones.layers.sincos import sincos_embedding
 from rsbackbones.layers.tokenizer import LinearTokenizer
 from rsbackbones.layouts import Layout
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
+POSITIONS = ("alibi", "sincos", "peg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CromaConfig(ViTConfig):
-    """Everything that decides the shape of a CROMA model; ``depth`` is the optical encoder's."""
+    """Everything that decides the shape of a CROMA model; ``depth`` is the optical encoder's.
+
+    ``positions`` is how positions are encoded, ``cross_alibi`` whether X-ALiBi is part of ``"alibi"``.
+    """
 
     patch_size: int = 8
     image_size: int | tuple[int, int] = 120
@@ -53,6 +67,8 @@ class CromaConfig(ViTConfig):
         default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
     )
     mlp_ratio: float = 4.0
+    positions: str = "alibi"
+    cross_alibi: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,12 +83,30 @@ class CromaConfig(ViTConfig):
             raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
         if not 1 <= self.dim * self.mlp_ratio < 2**31:
             raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
+        if self.positions == "sincos" and self.dim % 4:
+            raise ValueError(f"positions='sincos' needs a dim that is a multiple of 4, got {self.dim}")
+        if not isinstance(self.cross_alibi, bool):
+            raise ValueError(f"cross_alibi must be true or false, got {self.cross_alibi!r}")
 
     def stream_depths(self) -> dict[str, int]:
         """Return the number of blocks of every stream that the modalities feed."""
         depths = {"s2": self.depth, "s1": self.depth // 2, "joint": self.depth // 2}
         streams = (*self.modalities, "joint") if len(self.modalities) == 2 else self.modalities
         return {stream: depths[stream] for stream in streams}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches of one sensor that are encoded: all of a grid (h, w), or ``kept`` ones of it, [B, K].
+
+    ``positions`` are their (row, column), [N, 2] or [B, K, 2].
+    """
+
+    grid: tuple[int, int]
+    positions: Tensor
+    kept: Tensor | None
 
 
 class Encoder(nn.Module):
@@ -86,13 +120,21 @@ class Encoder(nn.Module):
             for _ in range(config.stream_depths()[modality])
         )
         self.norm = nn.LayerNorm(config.dim)
+        self.peg = PositionEncodingGenerator(config.dim) if config.positions == "peg" else None
+        self.sincos = config.positions == "sincos"
         self.stream = modality
 
-    def forward(self, image: Tensor, bias: Tensor, taps: Taps) -> Tensor:
-        """[B, C, H, W] and a bias that broadcasts to [B, heads, N, N] to [B, N, D]."""
-        x = self.tokenizer(image)
+    def forward(
+        self, image: Tensor, patches: Patches, bias: Tensor | None, channels: Sequence[int] | None, taps: Taps
+    ) -> Tensor:
+        """[B, C, H, W] and a bias that broadcasts to [B, heads, K, K] to [B, K, D]."""
+        x = self.tokenizer(image, kept=patches.kept, channels=channels)
+        if self.sincos:
+            x = x + sincos_embedding(patches.positions, x.shape[-1]).to(x.dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, bias)
+            if i == 0 and self.peg is not None:
+                x = self.peg(x, patches.grid, patches.kept)
             if (self.stream, i) in taps:
                 taps[self.stream, i] = x
         tokens: Tensor = self.norm(x)
@@ -109,13 +151,23 @@ class JointEncoder(nn.Module):
             for _ in range(config.stream_depths()["joint"])
         )
         self.norm = nn.LayerNorm(config.dim)
+        self.peg = PositionEncodingGenerator(config.dim) if config.positions == "peg" else None
 
-    def forward(self, radar: Tensor, optical: Tensor, bias: Tensor, taps: Taps) -> Tensor:
-        """Radar and optical tokens, both [B, N, D], to joint tokens [B, N, D]."""
-        # The sensors are aligned, so on a whole grid 2D-ALiBi and X-ALiBi are one table (section 2).
+    def forward(
+        self,
+        radar: Tensor,
+        optical: Tensor,
+        patches: Patches,
+        bias: Tensor | None,
+        cross_bias: Tensor | None,
+        taps: Taps,
+    ) -> Tensor:
+        """Radar tokens [B, K, D], at ``patches``, and optical [B, K', D] to joint tokens [B, K, D]."""
         x = radar
         for i, block in enumerate(self.blocks):
-            x = block(x, optical, bias, bias)
+            x = block(x, optical, bias, cross_bias)
+            if i == 0 and self.peg is not None:
+                x = self.peg(x, patches.grid, patches.kept)
             if ("joint", i) in taps:
                 taps["joint", i] = x
         tokens: Tensor = self.norm(x)
@@ -151,19 +203,68 @@ class Croma(Backbone):
 
     def encode(self, images: dict[str, Tensor], taps: Taps) -> dict[str, tuple[Tensor, Tensor]]:
         """See :meth:`Backbone.encode`."""
-        first = next(iter(images.values()))
-        height, width = first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size
-        positions = grid_positions(height, width, device=first.device)  # [N, 2]
-        bias = alibi_bias(positions, positions, self.num_heads)  # [heads, N, N]
-
         streams: dict[str, tuple[Tensor, Tensor]] = {}
-        for modality, image in images.items():
-            x = self.encoders[modality](image, bias, taps)
-            streams[modality] = (x, self.embeddings[modality](x))
-        if self.joint is not None and len(streams) == 2:
-            x = self.joint(streams["s1"][0], streams["s2"][0], bias, taps)
-            streams["joint"] = (x, x.mean(dim=1))
+        for stream, x in self.encode_tokens(images, taps=taps).items():
+            streams[stream] = (x, x.mean(dim=1) if stream == "joint" else self.embeddings[stream](x))
         return streams
+
+    def encode_tokens(
+        self,
+        images: Mapping[str, Tensor],
+        *,
+        kept: Mapping[str, Tensor] | None = None,
+        channels: Mapping[str, Sequence[int]] | None = None,
+        joint: bool = True,
+        joint_self_bias: Literal["radar", "published"] = "radar",
+        taps: Taps | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the tokens of every stream that ``images`` feed, of all patches or of kept ones.
+
+        Args:
+            images: by modality [B, C, H, W], on one grid.
+            kept: by modality, the indices of the patches to encode, [B, K], for tokens [B, K, D] in their
+                order; the joint tokens are at the radar's. By default all patches, [B, N, D].
+            channels: by modality, the model's bands that the image holds, in order, where not all of them.
+            joint: whether to encode jointly, where both sensors are given.
+            joint_self_bias: ``radar``, or ``published`` as the public code has it; of kept patches only,
+                as many of each sensor.
+            taps: as for :meth:`encode`.
+        """
+        taps = {} if taps is None else taps
+        channels = channels or {}
+        first = next(iter(images.values()))
+        grid = (first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size)
+        positions = grid_positions(*grid, device=first.device)  # [N, 2]
+        patches = {
+            m: Patches(grid, positions, None) if kept is None else Patches(grid, positions[kept[m]], kept[m])
+            for m in images
+        }
+        # The sensors are aligned, so on a whole grid 2D-ALiBi and X-ALiBi are one table (section 2).
+        whole = self._bias(positions, positions) if kept is None else None  # [heads, N, N]
+
+        def bias(queries: str, keys: str) -> Tensor | None:
+            return whole if kept is None else self._bias(patches[queries].positions, patches[keys].positions)
+
+        own = {m: bias(m, m) for m in images}
+        tokens = {
+            m: self.encoders[m](image, patches[m], own[m], channels.get(m), taps)
+            for m, image in images.items()
+        }
+        if joint and self.joint is not None and len(tokens) == 2:
+            cross = bias("s1", "s2")
+            self_bias = cross if joint_self_bias == "published" else own["s1"]
+            tokens["joint"] = self.joint(
+                tokens["s1"],
+                tokens["s2"],
+                patches["s1"],
+                self_bias,
+                cross if self.config.cross_alibi else None,
+                taps,
+            )
+        return tokens
+
+    def _bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        return alibi_bias(queries, keys, self.num_heads) if self.config.positions == "alibi" else None
 
     def final_norm(self, stream: str) -> nn.Module:
         """See :meth:`Backbone.final_norm`."""

@@ -1,0 +1,236 @@
+"""Checkpoints of a run: written whole or not at all, verified before they are read, the newest n kept.
+
+A checkpoint is a folder ``step_NNNNNNNNN`` that torch.distributed.checkpoint (DCP) wrote, sharded, loadable by
+another number of processes, plus ``complete.json`` with the size and sha256 of every file. It is written under
+a temporary name and renamed. DCP does not notice a flipped byte and unpickles what it reads: that is why the
+hashes are compared first, and why only a run's own folder is ever read.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from rsbackbones.atomic import write_text
+from rsbackbones.train.distributed import Processes
+from rsbackbones.train.recipe import SaveOptions
+from rsbackbones.train.run_folder import TrainingError
+from rsbackbones.weights import sha256_of
+
+State = dict[str, Any]
+
+_COMPLETE = "complete.json"
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step of a finished checkpoint's folder; ``None`` for anything else."""
+    match = re.fullmatch(r"step_(\d{9})", path.name)
+    return int(match[1]) if match and path.is_dir() else None
+
+
+def finished(folder: Path) -> list[Path]:
+    """Return the finished checkpoints in a folder, the newest first; none where there is no folder."""
+    found = [p for p in folder.iterdir() if step_of(p) is not None] if folder.is_dir() else []
+    return sorted(found, reverse=True)
+
+
+def problem(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
+    """Say what is wrong with the files of a checkpoint; ``None`` where their hashes are right.
+
+    ``share`` (rank, world size) hashes every world-size-th file: the processes divide the work.
+    """
+    try:
+        files = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))["files"]
+        for name, (size, digest) in list(files.items())[share[0] :: share[1]]:
+            file = path / name
+            if file.stat().st_size != size or sha256_of(file) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of a run, for all of its processes together."""
+
+    def __init__(self, folder: Path, processes: Processes, options: SaveOptions) -> None:
+        self.folder, self.processes, self.options = folder, processes, options
+        self._pending: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # The writing thread talks to its like while the main thread trains: it needs a group of its own.
+        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
+        if processes.first:
+            folder.mkdir(exist_ok=True)
+            for path in folder.glob("step_*.tmp"):  # what a killed process left
+                shutil.rmtree(path)
+        processes.barrier()
+
+    def save(self, step: int, state: State) -> None:
+        """Begin to save; with ``asynchronous`` off, save.
+
+        Raises:
+            TrainingError: this or the save before could not be written; what was there is still there.
+        """
+        self.wait()
+        self.processes.barrier()
+        name = f"step_{step:09d}"
+        part = self.folder / f"{name}.tmp"
+        self._pending = Future()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assuming.*single process.*")
+            if self.options.asynchronous:
+                written = dcp.async_save(state, checkpoint_id=part, process_group=self._group)
+                self._pending = self._thread.submit(self._finish, written, part, step)
+                return
+            try:
+                dcp.save(state, checkpoint_id=part, process_group=self._group)
+                self._finish(None, part, step)
+            except (CheckpointException, OSError) as error:
+                self._pending.set_exception(error)
+            else:
+                self._pending.set_result(None)
+        self.wait()
+
+    def _finish(self, written: Any, part: Path, step: int) -> None:
+        """Wait until all processes have written; then the first one hashes, renames and removes old ones."""
+        if written is not None:
+            written.result()
+        if not self.processes.first:
+            return
+        files = {}
+        for path in sorted(part.iterdir()):
+            files[path.name] = (path.stat().st_size, sha256_of(path))
+        complete = {"step": step, "world_size": self.processes.world_size, "files": files}
+        write_text(part / _COMPLETE, json.dumps(complete, indent=1))
+        final = part.with_suffix("")
+        if final.exists():  # one that was damaged, and trained over
+            self._remove(final)
+        part.rename(final)
+        _sync(self.folder)
+        for old in finished(self.folder)[self.options.keep :]:
+            self._remove(old)
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a process killed while it deletes must not leave half a checkpoint under its name.
+        going = path.with_name(path.name + ".old.tmp")
+        path.rename(going)
+        shutil.rmtree(going)
+
+    def failed(self) -> bool:
+        """Whether the save in progress is known to have failed."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until what was begun is written.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        error = pending.exception() if pending is not None else None
+        if any(self.processes.gather(error is not None)):
+            if self.processes.first:
+                for path in self.folder.glob("step_*.tmp"):
+                    shutil.rmtree(path, ignore_errors=True)
+            self.processes.barrier()
+            kept = finished(self.folder)
+            raise TrainingError(
+                f"cannot write a checkpoint to {self.folder}, where {shutil.disk_usage(self.folder).free} "
+                f"bytes are free: {_first_line(error)}. "
+                + (f"The newest whole one is {kept[0].name}" if kept else "There is none yet")
+                + "; make room and run again to go on"
+            ) from error
+
+    def load(self, make_state: Any) -> int | None:
+        """Load the newest whole checkpoint into the state that ``make_state(saved_world_size)`` returns.
+
+        Returns:
+            Its step, or ``None`` where the run has no checkpoint yet.
+
+        Raises:
+            TrainingError: there are checkpoints and every one is damaged.
+        """
+        candidates: list[Path] = self.processes.first_says(finished(self.folder))
+        for path in candidates:
+            wrong = problem(path, (self.processes.rank, self.processes.world_size))
+            wrong = next((w for w in self.processes.gather(wrong) if w), None)
+            if wrong is None:
+                complete = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
+                try:
+                    with warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", message=".*assuming.*single process.*")
+                        dcp.load(
+                            make_state(complete["world_size"]), checkpoint_id=path, process_group=self._group
+                        )
+                except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+                    wrong = _first_line(error)
+                wrong = next((w for w in self.processes.gather(wrong) if w), None)
+            if wrong is None:
+                return step_of(path)
+            if self.processes.first:
+                warnings.warn(f"{path} is damaged ({wrong}); trying the one before", stacklevel=2)
+        if candidates:
+            raise TrainingError(
+                f"all checkpoints in {self.folder} are damaged: {', '.join(p.name for p in candidates)}. "
+                "Delete the folder to train from the start"
+            )
+        return None
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of every global generator of this process as tensors of fixed shapes."""
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state(legacy=False)
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy": torch.tensor([*legacy["state"]["key"].tolist(), legacy["state"]["pos"]], dtype=torch.int64),
+        # Numbers that the two normal generators hold back.
+        "held": torch.tensor(
+            [float("nan") if gauss is None else gauss, legacy["has_gauss"], legacy["gauss"]],
+            dtype=torch.float64,
+        ),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Restore what :func:`rng_state` returned."""
+    gauss, has_gauss, cached = state["held"].tolist()
+    torch.set_rng_state(state["torch"])
+    random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
+    *key, position = state["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(key, dtype=np.uint32), position, int(has_gauss), cached))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _first_line(error: BaseException | None) -> str:
+    """The cause that a person can act on: DCP wraps what each process met in a text of many lines."""
+    if isinstance(error, CheckpointException) and error.failures:
+        inner = next(iter(error.failures.values()))
+        error = inner[0] if isinstance(inner, tuple) else inner
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

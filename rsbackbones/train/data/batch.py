@@ -1,0 +1,37 @@
+"""What an objective is given."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Normalised samples of one source. All tensors have B in front.
+
+    Attributes:
+        images: by modality [B, C, H, W] float32 in [0, 1], all sensors on one grid; a source may lack a
+            sensor of the model.
+        bands: the names of the channels of ``images``, by modality: all of the model's or some.
+        draws: the random numbers of every sample, made by the objective's ``draw`` from the sample's own
+            generator, so that they are the same for any number of processes.
+        names: what a person finds each sample by.
+    """
+
+    images: dict[str, Tensor]
+    bands: dict[str, tuple[str, ...]]
+    draws: dict[str, Tensor]
+    names: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = field(default=())
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on ``device``."""
+        return replace(
+            self,
+            images={m: x.to(device, non_blocking=True) for m, x in self.images.items()},
+            draws={name: x.to(device, non_blocking=True) for name, x in self.draws.items()},
+        )
+
+    def __len__(self) -> int:
+        return next(iter(self.images.values())).shape[0]

@@ -1,0 +1,36 @@
+"""Open files, a few at once, and never one that another process opened."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Handles(Generic[T]):
+    """The last ``most`` things that ``opener`` opened, by path. Travels by pickle without them.
+
+    A file that a worker inherits through fork shares its position with the parent's, so every process opens
+    its own.
+    """
+
+    def __init__(self, opener: Callable[[str], T], most: int = 8) -> None:
+        self._opener = opener
+        self._most = most
+        self._process = os.getpid()
+        self._open: OrderedDict[str, T] = OrderedDict()
+
+    def get(self, path: str) -> T:
+        """Return what is open at ``path``, opening it where it is not."""
+        if self._process != os.getpid():
+            self._open, self._process = OrderedDict(), os.getpid()
+        if path not in self._open:
+            self._open[path] = self._opener(path)
+            if len(self._open) > self._most:
+                self._open.popitem(last=False)  # closed when the last reader lets go of it
+        self._open.move_to_end(path)
+        return self._open[path]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Handles, (self._opener, self._most)

@@ -1,0 +1,66 @@
+"""What every source of training images answers to.
+
+A source holds *places*. A place has ``frames`` dates in order of time (1 where the data are single images), and
+for each of the source's sensors an image per date. Values are raw: Sentinel-2 in DN (reflectance x 10000,
+without the offset of 1000), Sentinel-1 in dB.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.generic]
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used (unreadable, NaN, wrong shape, a sensor missing); says which and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One place at one date: ``images[modality]`` is [C, H, W]; at all dates [T, C, H, W].
+
+    All sensors are on one grid of pixels. ``dates[modality]``: days since 1970-01-01, one per frame, where
+    the source knows them.
+    """
+
+    images: "dict[str, Array]"
+    dates: "dict[str, Array]" = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Places to draw samples from. Instances travel to the loader's workers by pickle.
+
+    Attributes:
+        name: short, for reports.
+        bands: for each of the source's sensors, the names of the channels, in order.
+        frames: dates per place.
+        block: so many consecutive places lie in one file; reading them one after another is cheap. 1
+            where order makes no difference.
+        notes: what was done to the values on reading ("subtracted 1000 DN"), recorded with the run.
+    """
+
+    name: str
+    bands: dict[str, tuple[str, ...]]
+    frames: int
+    block: int
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of places."""
+        ...
+
+    def read(self, place: int, frame: int | None = None) -> Sample:
+        """Read a place at one date, or at all of them where ``frame`` is ``None``.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        ...
+
+    def describe(self, place: int) -> str:
+        """Return what a person finds the place by: a file, a key."""
+        ...

@@ -1,0 +1,62 @@
+"""``--dry-run``: everything is built and two steps are run; what they took is printed."""
+
+import resource
+import sys
+import time
+from typing import TextIO
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rsbackbones.train.distributed import Processes, leave
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.run import Run
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory that was in use so far, in bytes: the GPU's, or the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * (1 if sys.platform == "darwin" else 1024)
+
+
+def dry_run(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> None:
+    """Build a run, take two steps, write nothing to ``recipe.out``, and print what was measured.
+
+    FLOPs are those of forward and backward pass, counted by torch, per sample. The estimated duration is
+    that of the second step times the number of steps: the first one warms up.
+    """
+    run = Run(recipe, processes)
+    steps = min(2, run.total_steps)
+    batches = run.batches(0, steps)
+    seconds, parts = 0.0, {}
+    for step in range(steps):
+        began = time.perf_counter()
+        of_step = [next(batches) for _ in range(recipe.accumulate)]
+        parts, norm = run.forward_backward(of_step)
+        run.update(step, norm)
+        loss = parts["loss"].item()  # waits for the GPU
+        seconds = time.perf_counter() - began
+    with FlopCounterMode(display=False) as counter:
+        run.forward_backward(of_step)
+    samples = sum(len(batch) for batch in of_step)
+    total = sum(p.numel() for p in run.objective.parameters())
+    encoder = sum(p.numel() for p in run.objective.backbone.parameters())
+    hours = seconds * run.total_steps / 3600
+    lines = {
+        "parameters": f"{total / 1e6:.2f} M, of which the encoder's {encoder / 1e6:.2f} M",
+        "peak memory": f"{peak_memory(processes.device) / 2**30:.2f} GiB per process",
+        "FLOPs": f"{counter.get_total_flops() / samples / 1e9:.2f} G per sample, forward and backward",
+        "step": f"{seconds:.2f} s, {recipe.batch_size / seconds:.1f} samples/s, loss {loss:.4f}",
+        "run": f"{run.total_steps} steps of {recipe.batch_size}, {recipe.epochs} epochs of "
+        f"{run.plan.steps_per_epoch}",
+        "estimated duration": f"{hours:.2f} h on {processes.world_size} process(es) like this one",
+    }
+    for use in run.uses:
+        bands = ", ".join(f"{m} {len(spec.bands)} bands" for m, spec in use.preprocess.specs.items())
+        lines[f"source {use.source.name}"] = f"{len(use)} samples x {use.repeat} an epoch, {bands}"
+    if print_to is not None:
+        for name, value in lines.items():
+            print(f"{name}: {value}", file=print_to)
+    leave(processes)

@@ -1,0 +1,177 @@
+"""``python -m rsbackbones.train.export RUN --to DIR``: from a checkpoint of a run to weights for ``create_model``.
+
+The folder holds ``ARCHITECTURE.TAG.safetensors`` (the encoder, read by ``create_model(checkpoint=...)``) and
+``manifest.json``, a manifest of one entry with provenance, input contract, hash and golden activations
+(``RSBACKBONES_MANIFEST=DIR/manifest.json`` makes ``create_model("ARCHITECTURE.TAG", pretrained=True)`` find it).
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from rsbackbones.atomic import write_text
+from rsbackbones.config import as_json
+from rsbackbones.factory import create_model
+from rsbackbones.golden import compute_golden
+from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
+from rsbackbones.saving import save_model, write_safetensors
+from rsbackbones.train.checkpoint import finished, problem, step_of
+from rsbackbones.train.objectives.objective import Objective
+from rsbackbones.train.recipe import Recipe, from_json
+from rsbackbones.train.run import build_objective
+from rsbackbones.train.run_folder import TrainingError
+from rsbackbones.weights import sha256_of
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
+    """Return a run's recipe, all that is recorded with it, its objective as trained, and the step.
+
+    The newest whole checkpoint is read, its moving average where the run keeps one. Runs are your own: a
+    distributed checkpoint can execute code when it is read, so never read one that was downloaded.
+
+    Raises:
+        TrainingError: there is no run or no whole checkpoint.
+    """
+    try:
+        record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{run} is no run: {error}") from error
+    recipe = from_json(record["recipe"])
+    objective = build_objective(recipe)
+    whole = [path for path in finished(run / "checkpoints") if problem(path) is None]
+    if not whole:
+        raise TrainingError(f"{run / 'checkpoints'} has no whole checkpoint")
+    state = objective.state_dict()
+    wanted: dict[str, Any] = {"objective": state}
+    if recipe.ema:
+        wanted["ema"] = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    try:
+        dcp.load(wanted, checkpoint_id=whole[0])
+    except CheckpointException as error:
+        raise TrainingError(f"{whole[0]} does not hold what {run / 'recipe.json'} says: {error}") from error
+    objective.load_state_dict({**state, **wanted.get("ema", {})}, strict=True)
+    step = step_of(whole[0])
+    assert step is not None
+    return recipe, record, objective, step
+
+
+def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: bool = False) -> Path:
+    """Write the encoder of a run, and with ``full`` the whole objective, to the folder ``to``.
+
+    Args:
+        run: the output folder of a run.
+        to: the folder to make; it must not exist, or be empty.
+        tag: of the weights' id ``architecture.tag``; default the name of the run's folder.
+        dtype: ``float32``, or a half-precision type to store; reading casts up.
+        full: also ``objective.safetensors``: with decoder and projections, as ``initial=`` of a recipe.
+
+    Returns:
+        The path of the manifest.
+
+    Raises:
+        ValueError: no usable run, tag or folder.
+    """
+    recipe, record, objective, step = read_run(run)
+    model = objective.backbone.eval()
+    tag = tag or re.sub(r"[^a-z0-9]+", "_", run.resolve().name.lower()).strip("_")
+    if not re.fullmatch(r"[a-z0-9_]+", tag):
+        raise TrainingError(f"a tag is lower-case letters, digits and underscores, got {tag!r}")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise TrainingError(f"{to} exists and is not an empty folder")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    try:
+        file = save_model(model, part / f"{recipe.model}.{tag}.safetensors", dtype=DTYPES[dtype])
+        if full:
+            state = {name: t for name, t in objective.state_dict().items()}
+            write_safetensors(state, part / "objective.safetensors", torch.float32, {})
+        # What a user will get: through the file, and so through its precision.
+        model = create_model(recipe.model, checkpoint=file)
+        size = model.config.image_size
+        seen = step * recipe.batch_size
+        entry = {
+            "id": f"{recipe.model}.{tag}",
+            "default": True,
+            "architecture": recipe.model,
+            "config": _config_changes(recipe, as_json(model.config)),
+            "source": {"kind": "bundled", "path": file.name},
+            "format": "rsbackbones",
+            "dtype": dtype,
+            "sha256": sha256_of(file),
+            "bytes": file.stat().st_size,
+            "inputs": {m: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
+                       for m, spec in model.inputs.items() if m in model.modalities},
+            "image_size": size,
+            "params": sum(p.numel() for p in model.parameters()),
+            "license": "not stated",
+            "provenance": _provenance(recipe, record, step, seen),
+            "citation": None,
+            "metrics": {},
+            "golden": compute_golden(model, (size, size) if isinstance(size, int) else size),
+        }  # fmt: skip
+        manifest = {"schema_version": SCHEMA_VERSION, "weights": [entry]}
+        write_text(part / "manifest.json", json.dumps(manifest, indent=1))
+        read_manifest(part / "manifest.json")
+        shutil.copyfile(run / "recipe.json", part / "recipe.json")
+        part.chmod(0o755)
+        part.rename(to)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return to / "manifest.json"
+
+
+def _config_changes(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in which the trained model is not its architecture as it is by default."""
+    default = as_json(create_model(recipe.model).config)
+    return {name: value for name, value in config.items() if value != default[name] and name != "bands"}
+
+
+def _provenance(recipe: Recipe, record: Mapping[str, Any], step: int, seen: int) -> str:
+    environment = record["environment"]
+    sources = "; ".join(
+        f"{s['name']} ({s['places']} places"
+        + (f" x {s['frames']} dates" if s["frames"] > 1 else "")
+        + "".join(f", {note}" for note in s["notes"])
+        + ")"
+        for s in record["sources"]
+    )
+    return (
+        f"Trained with rsbackbones.train, recipe {recipe.name} (recipe.json beside the weights), commit "
+        f"{environment['commit']}, torch {environment['torch']}, seed {recipe.seed}: {step} steps of "
+        f"{recipe.batch_size}, {seen} samples seen. Data: {sources}."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m rsbackbones.train.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="the output folder of a run")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to make")
+    parser.add_argument("--tag", default="", help="of the weights' id; default the run's name")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--full", action="store_true", help="keep decoder and projections, for initial=")
+    options = parser.parse_args(arguments)
+    try:
+        print(export(options.run, options.to, tag=options.tag, dtype=options.dtype, full=options.full))
+    except (ValueError, OSError) as error:
+        print(f"rsbackbones.train.export: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

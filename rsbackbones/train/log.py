@@ -1,0 +1,85 @@
+"""What a run says: one line of progress, ``metrics.jsonl``, TensorBoard where asked for."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rsbackbones.train.recipe import Recipe
+
+
+class StepClock:
+    """Measures how long steps take, and what share of it training waits for data."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._waited, self._steps = 0.0, 0
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which no batch was at hand."""
+        self._waited += seconds
+
+    def step(self) -> None:
+        """Count a step."""
+        self._steps += 1
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """Return samples per second and the share of waiting since the last reading."""
+        now = time.perf_counter()
+        elapsed = now - self._since
+        numbers = {
+            "samples_per_s": self._steps * batch_size / elapsed,
+            "data_wait": self._waited / elapsed,
+        }
+        self._since, self._waited, self._steps = now, 0.0, 0
+        return numbers
+
+
+class RunLog:
+    """The log of the first process; the others have one that says nothing."""
+
+    def __init__(self, folder: Path, recipe: Recipe, *, start: int, steps: int, enabled: bool) -> None:
+        self.enabled = enabled
+        self._board: Any = None
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", disable=not enabled, file=sys.stderr, mininterval=1.0,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        if enabled:
+            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            if recipe.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def step(self, line: dict[str, float] | None) -> None:
+        """Count a step; ``line`` is what is to be logged of it."""
+        self._bar.update()
+        if not self.enabled or line is None:
+            return
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._bar.set_postfix_str(
+            f"loss {line['loss']:.4f}, lr {line['lr']:.2e}, {line['samples_per_s']:.0f} samples/s, "
+            f"waiting for data {line['data_wait']:.0%}"
+        )
+        if self._board is not None:
+            for name, value in line.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, line["step"])
+
+    def say(self, text: str) -> None:
+        """Print a line that does not break the progress bar."""
+        if self.enabled:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End the progress line and close the files."""
+        self._bar.close()
+        if self.enabled:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()

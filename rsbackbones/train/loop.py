@@ -1,0 +1,239 @@
+"""The training loop: steps, checkpoints, what to do with bad samples, NaN and signals."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rsbackbones.atomic import write_text
+from rsbackbones.train.checkpoint import Checkpoints
+from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.distributed import Processes, StopSignal, join, leave
+from rsbackbones.train.log import RunLog, StepClock
+from rsbackbones.train.pictures import draw_losses, draw_reconstructions
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.run import Run
+from rsbackbones.train.run_folder import RunFolder, TrainingError, read_log
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run ended: at which step of how many, and why (``finished`` or ``stopped`` by a signal)."""
+
+    status: str
+    step: int
+    total_steps: int
+    samples_seen: int
+    seconds: float
+    out: str
+
+
+def train(recipe: Recipe) -> Summary:
+    """Train, or go on with the run in ``recipe.out``.
+
+    One process needs no launcher; under torchrun every process calls this.
+
+    Raises:
+        ValueError: the recipe, the data or the folder are not usable.
+        TrainingError: (a ``ValueError``) the loss is NaN, too many samples are bad, a checkpoint cannot be
+            written, or all are damaged.
+    """
+    if recipe.out is None:
+        raise TrainingError("no output folder is named: say out=FOLDER")
+    processes = join(recipe.timeout)
+    folder = RunFolder(recipe.out.expanduser(), processes)
+    run = Run(recipe, processes)
+    sources = [
+        {"name": use.source.name, "places": len(use.source), "frames": use.source.frames,
+         "bands": {m: list(spec.bands) for m, spec in use.preprocess.specs.items()},
+         "notes": list(use.source.notes)}
+        for use in run.uses
+    ]  # fmt: skip
+    problem = None
+    if processes.first:
+        try:
+            folder.begin(recipe, sources)
+        except TrainingError as error:
+            problem = str(error)
+    if problem := processes.first_says(problem):
+        raise TrainingError(problem)
+    with StopSignal() as stop:
+        summary = _Training(run, folder, stop).go()
+    leave(processes)
+    return summary
+
+
+class _Training:
+    """One call of :func:`train`, from the newest checkpoint to the end."""
+
+    def __init__(self, run: Run, folder: RunFolder, stop: StopSignal) -> None:
+        self.run, self.folder, self.stop = run, folder, stop
+        self.recipe, self.processes = run.recipe, run.processes
+        self.bad = _BadSamples(folder.path, run, self.processes)
+
+    def go(self) -> Summary:
+        run, recipe, processes = self.run, self.recipe, self.processes
+        checkpoints = Checkpoints(self.folder.path / "checkpoints", processes, recipe.save)
+        state: dict[str, Any] = {}
+
+        def make_state(world_size: int) -> dict[str, Any]:
+            state.clear()
+            state.update(run.state(world_size))
+            return state
+
+        start = checkpoints.load(make_state)
+        if start is not None:
+            run.load_state(state)
+        step = start or 0
+        end = min(run.total_steps, recipe.max_steps or run.total_steps)
+        if processes.first:
+            self.folder.cut_log(step)
+        log = RunLog(self.folder.path, recipe, start=step, steps=end, enabled=processes.first)
+        log.say(f"{'from the start' if start is None else f'going on from step {step}'}, to step {end}")
+
+        began, clock = time.perf_counter(), StepClock()
+        batches = run.batches(step, end)
+        status = "finished"
+        while step < end:
+            waiting = time.perf_counter()
+            of_step = list(islice(batches, recipe.accumulate))
+            clock.waited(time.perf_counter() - waiting)
+
+            parts, norm = run.forward_backward(of_step)
+            broken = not (math.isfinite(parts["loss"].item()) and math.isfinite(norm.item()))
+            new_bad = self.bad.new(of_step)
+            flags = processes.reduce(
+                [broken, bool(new_bad), checkpoints.failed(), self.stop.received is not None]
+            )
+            if flags[0]:
+                self._stop_broken(step, of_step, parts, broken)
+            if flags[1]:
+                self.bad.add(new_bad, log)
+            lr = run.update(step, norm)
+            step += 1
+            clock.step()
+            line = None
+            if step % recipe.log_every == 0 or step == end:
+                names = sorted(parts)
+                sums = processes.reduce([parts[name].item() for name in names], dist.ReduceOp.SUM)
+                means = {n: s / processes.world_size for n, s in zip(names, sums, strict=True)}
+                line = {"step": step, "epoch": step / run.plan.steps_per_epoch, **means,
+                        "lr": lr, "grad_norm": norm.item(), **clock.read(recipe.batch_size)}  # fmt: skip
+            log.step(line)
+            if flags[3]:
+                status = "stopped"
+            if step % recipe.save.every == 0 or step == end or flags[2] or flags[3]:
+                checkpoints.save(step, run.state(processes.world_size))
+                self._draw()
+            if flags[3]:
+                break
+        checkpoints.wait()
+        log.close()
+        summary = Summary(
+            status=status, step=step, total_steps=run.total_steps, samples_seen=step * recipe.batch_size,
+            seconds=time.perf_counter() - began, out=str(self.folder.path),
+        )  # fmt: skip
+        if processes.first:
+            write_text(self.folder.path / "summary.json", json.dumps(asdict(summary), indent=1))
+            write_text(self.folder.path / "table.md", loss_table(self.folder.path))
+        return summary
+
+    def _stop_broken(self, step: int, batches: list[Batch], parts: Mapping[str, Any], mine: bool) -> None:
+        """Save the batch that gave NaN and stop."""
+        path = self.folder.path / f"nan_step_{step:09d}_rank_{self.processes.rank}.pt"
+        if mine:
+            content = {
+                "step": step,
+                "parts": {name: float(value) for name, value in parts.items()},
+                "batches": [
+                    {"images": b.images, "draws": b.draws, "names": list(b.names), "bands":
+                     {m: list(bands) for m, bands in b.bands.items()}}
+                    for b in batches
+                ],
+            }  # fmt: skip
+            part = path.with_name(path.name + ".tmp")
+            torch.save(content, part)
+            part.replace(path)
+        files = [f for f in self.processes.gather(path.name if mine else None) if f]
+        raise TrainingError(
+            f"the loss or the gradient is not finite at step {step}; no parameter was changed by it. The batch "
+            f"is in {self.folder.path}: {', '.join(files)}. Look at its samples, lower optim.base_lr, or set "
+            "optim.clip_grad"
+        )
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        """Draw the pictures; all processes compute, as their parameters may be sharded."""
+        run, recipe = self.run, self.recipe
+        device = self.processes.device
+        examples = []
+        for batch in run.examples():
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                images = run.objective.reconstruct(batch.to(device))
+            for i, name in enumerate(batch.names):
+                one = {m: (x[0][i], x[1][i], x[2][i]) for m, x in images.items()}
+                examples.append((name, one, batch.bands))
+        if self.processes.first:
+            draw_reconstructions(self.folder.path, examples)
+            draw_losses(self.folder.path)
+
+
+class _BadSamples:
+    """The samples that could not be used, in ``bad_samples.jsonl``, and when they are too many."""
+
+    def __init__(self, folder: Path, run: Run, processes: Processes) -> None:
+        self.file, self.processes = folder / "bad_samples.jsonl", processes
+        self.places = sum(len(use.source) for use in run.uses)
+        self.limit = run.recipe.data.max_bad_share
+        known: dict[str, str] = {}
+        if processes.first and self.file.exists():
+            known = dict(json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines())
+        self.known: dict[str, str] = processes.first_says(known)
+
+    def new(self, batches: list[Batch]) -> dict[str, str]:
+        """Return the samples of these batches that were left out and are not known yet."""
+        return {name: why for b in batches for name, why in b.skipped if name not in self.known}
+
+    def add(self, new: dict[str, str], log: RunLog) -> None:
+        """Note the new ones of all processes.
+
+        Raises:
+            TrainingError: there are more than the stated share of all places.
+        """
+        for found in self.processes.gather(new):
+            for name, why in found.items():
+                if self.known.setdefault(name, why) is why:
+                    log.say(f"left out {name}: {why}")
+        if self.processes.first:
+            write_text(self.file, "".join(json.dumps(pair) + "\n" for pair in self.known.items()))
+        if len(self.known) > self.limit * self.places:
+            shown = "\n  ".join(f"{name}: {why}" for name, why in list(self.known.items())[:20])
+            raise TrainingError(
+                f"{len(self.known)} of {self.places} places cannot be used, more than data.max_bad_share="
+                f"{self.limit:g} allows; all are listed in {self.file}:\n  {shown}"
+            )
+
+
+def loss_table(folder: Path, rows: int = 10) -> str:
+    """Return the means of what a run logged, for each tenth of it, as a Markdown table."""
+    lines = read_log(folder)
+    if not lines:
+        return ""
+    names = [n for n in dict.fromkeys(n for line in lines for n in line) if n not in ("step", "epoch")]
+    size = -(-len(lines) // rows)
+    table = ["| steps | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for i in range(0, len(lines), size):
+        part = lines[i : i + size]
+        cells = []
+        for name in names:
+            values = [line[name] for line in part if name in line]
+            cells.append(f"{sum(values) / len(values):.4g}" if values else "")
+        table.append(f"| {part[0]['step']} to {part[-1]['step']} | " + " | ".join(cells) + " |")
+    return "\n".join(table) + "\n"

@@ -1,0 +1,432 @@
+"""CROMA's pretraining objective: contrast between sensors and masked reconstruction of both.
+
+Fuller, Millard and Green, "CROMA: Remote Sensing Representations with Contrastive Radar-Optical Masked
+Autoencoders", NeurIPS 2023, arXiv 2311.00566: section 2, and for the options section 4.1 and appendix A.1.
+
+What the paper leaves open, and what we do:
+
+- Of N patches int(N * (1 - ratio)) are kept; the joint tokens, which lie at the radar's kept patches, are
+  put back there for the decoder; targets are normalised over all bands of a patch together; the sensors'
+  reconstruction losses are added, each a mean over its own bands and masked patches; the temperature is
+  learned and not clamped: as the public code.
+- The public code's contrast lets no gradient through the keys that it gathers from other processes, so that
+  the gradient is not that of the global batch. Ours is; ``gather="published"`` is theirs.
+- The local objectives have weight 1. The patch InfoNCE has projections and a temperature of its own, like
+  the one of images.
+- Where a batch holds one sensor only, its own tokens go to the decoder, and there is no contrast.
+
+Shapes: B images, N patches of which K are kept, D = dim of the backbone.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rsbackbones.layers.patches import patchify, unpatchify
+from rsbackbones.models.croma import Croma
+from rsbackbones.sensors import get_sensor
+from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.objectives.decoder import Decoder
+from rsbackbones.train.objectives.infonce import SENSORS, InfoNCE
+from rsbackbones.train.objectives.masking import Mask, random_mask
+from rsbackbones.train.objectives.objective import Objective
+from rsbackbones.train.objectives.precision import full_precision
+from rsbackbones.train.objectives.targets import PatchScale
+from rsbackbones.train.objectives.vicreg import vicreg
+
+
+@dataclass(frozen=True, kw_only=True)
+class CromaObjective:
+    """The options of CROMA's objective; the defaults are the paper's.
+
+    A weight of 0 leaves a part out altogether, and what only that part would train is frozen by ``build``.
+
+    Attributes:
+        mask_ratio_s2, mask_ratio_s1: the part of each sensor's patches that is masked.
+        masking: ``independent``, or the same patches of both sensors.
+        joint_self_bias: the bias of the joint encoder's self-attention: ``radar`` (between radar patches) or
+            ``published`` (X-ALiBi's, as in the public code).
+        contrast: the objective between the sensors' image embeddings.
+        gather: whether gradients reach InfoNCE's keys: of ``all`` processes, or none, as ``published``.
+        hard_negatives: synthetic negatives per query (s' of MoCHi), 0 for none.
+        local: the objective between the sensors' encodings of a patch; needs shared masks.
+        contrast_weight, reconstruction_weight: factors of the two losses.
+        reconstruction_target: the sensors whose pixels are predicted.
+        normalised_targets: whether every patch of the target is brought to mean 0 and variance 1.
+        decoder_dim, decoder_depth, decoder_heads: the size of the decoder.
+
+    Raises:
+        ValueError: an option is out of range, or does not go with another.
+    """
+
+    mask_ratio_s2: float = 0.75
+    mask_ratio_s1: float = 0.75
+    masking: Literal["independent", "shared"] = "independent"
+    joint_self_bias: Literal["radar", "published"] = "radar"
+    contrast: Literal["infonce", "vicreg", "none"] = "infonce"
+    gather: Literal["all", "published"] = "all"
+    hard_negatives: int = 0
+    local: Literal["none", "mse", "infonce"] = "none"
+    contrast_weight: float = 1.0
+    reconstruction_weight: float = 1.0
+    reconstruction_target: Literal["both", "s1", "s2"] = "both"
+    normalised_targets: bool = True
+    decoder_dim: int = 512
+    decoder_depth: int = 1
+    decoder_heads: int = 8
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_kind(name, getattr(self, name), kind)
+        for name in ("mask_ratio_s2", "mask_ratio_s1"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        for name in ("contrast_weight", "reconstruction_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
+            raise ValueError(
+                f"decoder_dim must be a multiple of 4 and of decoder_heads, got {self.decoder_dim} and "
+                f"{self.decoder_heads} heads"
+            )
+        if self.masking == "shared" and self.mask_ratio_s2 != self.mask_ratio_s1:
+            raise ValueError(
+                f"masking='shared' masks the same patches, so the ratios must be equal, got "
+                f"{self.mask_ratio_s2} for s2 and {self.mask_ratio_s1} for s1"
+            )
+        if self.joint_self_bias == "published" and self.mask_ratio_s2 != self.mask_ratio_s1:
+            raise ValueError(
+                f"joint_self_bias='published' is a table of as many optical as radar patches: the ratios "
+                f"must be equal, got {self.mask_ratio_s2} for s2 and {self.mask_ratio_s1} for s1"
+            )
+        if self.local != "none" and self.masking != "shared":
+            raise ValueError(
+                f"local={self.local!r} compares encodings of the same patch: masking must be 'shared', got "
+                f"{self.masking!r}"
+            )
+        if self.reconstructs and not all(self.mask_ratio(m) > 0 for m in self.targets):
+            raise ValueError(
+                "reconstruction needs masked patches: raise the mask ratios, or set reconstruction_weight=0"
+            )
+        if self.hard_negatives < 0 or (self.hard_negatives and self.contrasts != "infonce"):
+            raise ValueError(
+                f"hard_negatives must be 0, or a count with contrast='infonce' of weight above 0; got "
+                f"{self.hard_negatives} with {self.contrast!r} of weight {self.contrast_weight}"
+            )
+        if self.gather == "published" and "infonce" not in (self.contrasts, self.local):
+            raise ValueError("gather='published' is about the keys of InfoNCE, and there is none here")
+        if self.contrasts == self.local == "none" and not self.reconstructs:
+            raise ValueError("nothing to train: contrast, local and reconstruction are all off")
+
+    @property
+    def contrasts(self) -> Literal["infonce", "vicreg", "none"]:
+        """The objective between image embeddings, ``none`` where its weight is 0."""
+        return self.contrast if self.contrast_weight else "none"
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether there is a decoder."""
+        return self.reconstruction_weight > 0
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The sensors whose pixels are predicted, in the order of the decoder's channels."""
+        return SENSORS if self.reconstruction_target == "both" else (self.reconstruction_target,)
+
+    def mask_ratio(self, modality: str) -> float:
+        """Return the part of a sensor's patches that is masked."""
+        return {"s2": self.mask_ratio_s2, "s1": self.mask_ratio_s1}[modality]
+
+    def noise_name(self, modality: str) -> str:
+        """Return which of a batch's draws a sensor's mask is made from."""
+        return "noise" if self.masking == "shared" else f"{modality}_noise"
+
+    def draw(
+        self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
+    ) -> dict[str, Tensor]:
+        """See :meth:`ObjectiveConfig.draw`: noise [N], and [S] twice per sensor for S hard negatives."""
+        present = [m for m in SENSORS if m in modalities]
+        names = dict.fromkeys(self.noise_name(m) for m in present)
+        draws = {name: torch.rand(num_patches, generator=generator) for name in names}
+        if self.hard_negatives and len(present) == 2:
+            for modality in present:
+                for name in (f"{modality}_hard_picks", f"{modality}_hard_mixes"):
+                    draws[name] = torch.rand(self.hard_negatives, generator=generator)
+        return draws
+
+    def build(self, backbone: Croma) -> "CromaPretraining":
+        """Build the objective around ``backbone``; what of it these options do not train is frozen.
+
+        Raises:
+            ValueError: the backbone lacks a sensor that the options need, or has a head.
+        """
+        return CromaPretraining(self, backbone)
+
+
+class CromaPretraining(Objective):
+    """A :class:`Croma` with its decoder and its contrastive projections."""
+
+    backbone: Croma
+
+    def __init__(self, options: CromaObjective, backbone: Croma) -> None:
+        super().__init__()
+        _check_backbone(options, backbone)
+        self.options = options
+        self.backbone = backbone
+        dim, learns_keys = backbone.num_features, options.gather == "all"
+        self.contrast = InfoNCE(dim, gather_gradients=learns_keys) if options.contrasts == "infonce" else None
+        self.local = InfoNCE(dim, gather_gradients=learns_keys) if options.local == "infonce" else None
+        # A backbone of one sensor has that sensor as its only target.
+        self.targets = tuple(m for m in options.targets if m in backbone.modalities)
+        self.decoder: Decoder | None = None
+        if options.reconstructs:
+            self.decoder = Decoder(
+                dim,
+                sum(len(backbone.bands[m]) for m in self.targets),
+                backbone.patch_size,
+                dim=options.decoder_dim,
+                depth=options.decoder_depth,
+                num_heads=options.decoder_heads,
+            )
+        # Parameters that never get a gradient must not wait for one (DDP) nor decay (AdamW).
+        if options.contrasts == "none":
+            backbone.embeddings.requires_grad_(False)
+        if backbone.joint is not None and not options.reconstructs:
+            backbone.joint.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See :meth:`Objective.forward`.
+
+        The parts: ``contrast``, ``local`` and ``reconstruction`` before their weights; of the latter,
+        ``reconstruction_s2`` and ``reconstruction_s1``; ``temperature`` and ``local_temperature`` of InfoNCE.
+
+        Raises:
+            ValueError: sensors, bands, sizes or draws that the options or the backbone cannot serve.
+        """
+        options = self.options
+        channels, masks = self._channels(batch), self._masks(batch)
+        tokens = self._encode(batch, channels, masks)
+        parts: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
+        if len(masks) == 2:
+            if options.contrasts != "none":
+                embeddings = {m: self.backbone.embeddings[m](tokens[m]) for m in SENSORS}
+                if self.contrast is not None:
+                    parts["contrast"] = self.contrast(embeddings, self._hard(batch))
+                    parts["temperature"] = self.contrast.temperature
+                else:
+                    parts["contrast"] = vicreg(embeddings["s2"], embeddings["s1"])
+                weighted.append(options.contrast_weight * parts["contrast"])
+            if options.local != "none":
+                if self.local is not None:
+                    parts["local"] = self.local({m: tokens[m].flatten(0, 1) for m in SENSORS})
+                    parts["local_temperature"] = self.local.temperature
+                else:
+                    parts["local"] = F.mse_loss(full_precision(tokens["s2"]), full_precision(tokens["s1"]))
+                weighted.append(parts["local"])
+        if self.decoder is not None:
+            predicted = self._predict(self.decoder, tokens, channels, masks, self._grid(batch))
+            target, scale = self._target(batch)
+            for m, x in predicted.items():
+                y = scale.normalise(target[m]) if options.normalised_targets else target[m]
+                parts[f"reconstruction_{m}"] = _masked_mse(full_precision(x), y, masks[m].masked)
+            parts["reconstruction"] = torch.stack([parts[f"reconstruction_{m}"] for m in predicted]).sum()
+            weighted.append(options.reconstruction_weight * parts["reconstruction"])
+        return {"loss": torch.stack(weighted).sum()} | {name: x.detach() for name, x in parts.items()}
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """See :meth:`Objective.reconstruct`; patches that were seen are in the prediction as they are."""
+        if self.decoder is None:
+            return {}
+        channels, masks, grid = self._channels(batch), self._masks(batch), self._grid(batch)
+        tokens = self._encode(batch, channels, masks)
+        predicted = self._predict(self.decoder, tokens, channels, masks, grid)
+        target, scale = self._target(batch)
+        pictures = {}
+        for modality, prediction in predicted.items():
+            patches, masked = target[modality], masks[modality].masked[..., None]
+            pixels = scale.undo(prediction) if self.options.normalised_targets else prediction
+            seen = patches.masked_fill(masked, float("nan"))
+            filled = torch.where(masked, full_precision(pixels), patches)
+            pictures[modality] = (
+                batch.images[modality],
+                unpatchify(seen, self.backbone.patch_size, grid),
+                unpatchify(filled, self.backbone.patch_size, grid),
+            )
+        return pictures
+
+    # -- parts of both -----------------------------------------------------------------------------
+
+    def _encode(
+        self, batch: Batch, channels: dict[str, list[int]], masks: dict[str, Mask]
+    ) -> dict[str, Tensor]:
+        """Return the tokens of the kept patches of every stream that is trained, [B, K, D]."""
+        dtype = next(self.backbone.parameters()).dtype  # sharded parameters may be gathered in bfloat16
+        return self.backbone.encode_tokens(
+            {m: batch.images[m].to(dtype) for m in masks},
+            kept={m: mask.kept for m, mask in masks.items()},
+            channels={m: c for m, c in channels.items() if c != list(range(len(self.backbone.bands[m])))},
+            joint=self.decoder is not None,
+            joint_self_bias=self.options.joint_self_bias,
+        )
+
+    def _predict(
+        self,
+        decoder: Decoder,
+        tokens: dict[str, Tensor],
+        channels: dict[str, list[int]],
+        masks: dict[str, Mask],
+        grid: tuple[int, int],
+    ) -> dict[str, Tensor]:
+        """Return the predicted patches of every target in the batch, [B, N, C * p * p]."""
+        wanted: list[int] = []
+        widths: dict[str, int] = {}
+        start = 0
+        for m in self.targets:
+            if m in channels:
+                wanted += [start + c for c in channels[m]]
+                widths[m] = len(channels[m]) * self.backbone.patch_size**2
+            start += len(self.backbone.bands[m])
+        # Joint tokens are in the order of the radar's kept patches.
+        stream, places = ("joint", "s1") if len(masks) == 2 else 2 * (next(iter(masks)),)
+        x = decoder(
+            tokens[stream], masks[places].restore, grid, None if wanted == list(range(start)) else wanted
+        )
+        return dict(zip(widths, x.split(list(widths.values()), dim=-1), strict=True))
+
+    def _target(self, batch: Batch) -> tuple[dict[str, Tensor], PatchScale]:
+        """Return the patches of every target in the batch, [B, N, C * p * p], and their common scale."""
+        patches = {
+            m: patchify(full_precision(batch.images[m]), self.backbone.patch_size)
+            for m in self.targets
+            if m in batch.images
+        }
+        return patches, PatchScale.of(torch.cat(list(patches.values()), dim=-1))
+
+    def _hard(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]] | None:
+        if not self.options.hard_negatives:
+            return None
+        return {m: (_draw(batch, f"{m}_hard_picks"), _draw(batch, f"{m}_hard_mixes")) for m in SENSORS}
+
+    # -- checks of a batch -------------------------------------------------------------------------
+
+    def _grid(self, batch: Batch) -> tuple[int, int]:
+        height, width = next(iter(batch.images.values())).shape[-2:]
+        return height // self.backbone.patch_size, width // self.backbone.patch_size
+
+    def _channels(self, batch: Batch) -> dict[str, list[int]]:
+        """Return for every sensor of the batch which of the backbone's bands its channels are."""
+        backbone = self.backbone
+        if unknown := [m for m in batch.images if m not in backbone.modalities]:
+            raise ValueError(
+                f"the batch has {', '.join(unknown)}; the backbone was built for "
+                f"{', '.join(backbone.modalities)}: leave it out of the source, or build it with that sensor"
+            )
+        if len({(len(x), *x.shape[-2:]) for x in batch.images.values()}) != 1:
+            raise ValueError(
+                "a batch needs one sensor or more, with equally many images of one size, got "
+                + (", ".join(f"{m} {list(x.shape)}" for m, x in batch.images.items()) or "none")
+            )
+        absent = [m for m in self.targets if m not in batch.images]
+        if self.decoder is not None and self.options.reconstruction_target in absent:
+            raise ValueError(
+                f"reconstruction_target={self.options.reconstruction_target!r}, and the batch has only "
+                f"{', '.join(batch.images)}; set reconstruction_target='both', which predicts what is there"
+            )
+        if self.decoder is None and len(batch.images) < 2:
+            raise ValueError(
+                f"the batch has only {', '.join(batch.images)}, and without reconstruction nothing is "
+                "trained on one sensor; set reconstruction_weight above 0, or leave this source out"
+            )
+        channels = {}
+        for m in (m for m in SENSORS if m in batch.images):
+            own, p, shape = backbone.bands[m], backbone.patch_size, batch.images[m].shape
+            bands = get_sensor(m).canonical(batch.bands.get(m, ()))
+            if lacking := [band for band in bands if band not in own]:
+                raise ValueError(
+                    f"{m}: the batch has band {', '.join(lacking)}, which the backbone lacks; its bands are "
+                    f"{', '.join(own)}. Leave it out of the source's bands, or build the backbone with it"
+                )
+            if len(shape) != 4 or shape[1] != len(bands) or shape[2] % p or shape[3] % p:
+                raise ValueError(
+                    f"{m}: expected [B, {len(bands)}, H, W] for the bands {', '.join(bands)}, with H and W "
+                    f"multiples of the patch size {p}, got {list(shape)}"
+                )
+            channels[m] = [own.index(band) for band in bands]
+        return channels
+
+    def _masks(self, batch: Batch) -> dict[str, Mask]:
+        """Make the masks of every sensor of the batch from its noise."""
+        masks: dict[str, Mask] = {}
+        height, width = self._grid(batch)
+        for m in (m for m in SENSORS if m in batch.images):
+            name = self.options.noise_name(m)
+            noise = _draw(batch, name)
+            if noise.shape != (len(batch), height * width):
+                raise ValueError(
+                    f"draws[{name!r}] must be [B, N] = [{len(batch)}, {height * width}], got "
+                    f"{list(noise.shape)}: draw() needs the number of patches"
+                )
+            masks[m] = random_mask(noise, self.options.mask_ratio(m))
+        return masks
+
+
+def _draw(batch: Batch, name: str) -> Tensor:
+    if name not in batch.draws:
+        raise ValueError(
+            f"batch.draws has no {name!r} (it has {', '.join(batch.draws) or 'none'}): samples need the "
+            "draws of this very objective"
+        )
+    return batch.draws[name]
+
+
+def _masked_mse(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean square over the masked patches: [B, N, P] twice and [B, N] to a scalar."""
+    per_patch = (prediction - target).square().mean(dim=-1)
+    return (per_patch * masked).sum() / masked.sum()
+
+
+def _check_kind(name: str, value: object, kind: object) -> None:
+    """Refuse an option that is not of the type that its field states."""
+    if get_origin(kind) is Literal:
+        right, expected = value in get_args(kind), "one of " + ", ".join(map(repr, get_args(kind)))
+    elif kind is bool:
+        right, expected = isinstance(value, bool), "true or false"
+    elif kind is int:
+        right, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    else:
+        right, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    if not right:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _check_backbone(options: CromaObjective, backbone: Croma) -> None:
+    given = ", ".join(backbone.modalities)
+    if len(backbone.modalities) < 2 and (options.contrasts != "none" or options.local != "none"):
+        raise ValueError(
+            f"contrast={options.contrasts!r} and local={options.local!r} compare two sensors, and the "
+            f"backbone has {given} only; set both to 'none', or build it with modalities=('s2', 's1')"
+        )
+    if options.reconstruction_target not in ("both", *backbone.modalities):
+        raise ValueError(
+            f"reconstruction_target={options.reconstruction_target!r}, and the backbone has {given} only; "
+            "set it to 'both', which predicts what is there"
+        )
+    if options.joint_self_bias == "published" and backbone.config.positions != "alibi":
+        raise ValueError(
+            f"joint_self_bias='published' is about 2D-ALiBi, and the backbone's positions are "
+            f"{backbone.config.positions!r}; leave it at 'radar'"
+        )
+    if backbone.num_classes:
+        raise ValueError(
+            f"the backbone has a head of {backbone.num_classes} classes, which pretraining does not train; "
+            "build it with num_classes=0"
+        )

@@ -1,0 +1,42 @@
+"""The optimizer and its schedule, from torch and timm."""
+
+from typing import Any
+
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.optim import Optimizer
+
+from rsbackbones.train.recipe import OptimOptions
+
+
+def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:
+    """Build the optimizer of a module, its learning rate scaled to the global batch (base x batch / 256)."""
+    tokens = [name for name, _ in module.named_parameters() if name.endswith("token")]
+    groups = param_groups_weight_decay(module, options.weight_decay, no_weight_decay_list=tokens)
+    lr = options.base_lr * batch_size / 256
+    extra: dict[str, Any] = {"betas": options.betas}
+    return create_optimizer_v2(groups, opt=options.name, lr=lr, weight_decay=0.0, **extra)
+
+
+def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> CosineLRScheduler:
+    """Build the schedule over all steps: linear warm-up, then cosine to zero. It is a function of the step."""
+    warmup = round(options.warmup * steps)
+    # timm's cosine starts where the warm-up ends; step 0 already trains, hence the + 1 of the callers.
+    return CosineLRScheduler(
+        optimizer, t_initial=max(steps - warmup, 1), warmup_t=warmup, warmup_lr_init=0.0,
+        warmup_prefix=True, t_in_epochs=False, lr_min=0.0,
+    )  # fmt: skip
+
+
+def start_state(module: nn.Module, optimizer: Optimizer) -> None:
+    """Give every parameter its optimizer state before the first step.
+
+    A parameter that no batch has touched yet (the radar encoder, in the first batches of optical images)
+    would be missing in a checkpoint, and a checkpoint that lacks a key cannot be loaded.
+    """
+    get_optimizer_state_dict(module, optimizer)  # takes a step with zero gradients and a zero learning rate
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()

@@ -1,0 +1,290 @@
+"""Recipes: everything that decides a training run, in frozen dataclasses.
+
+A named recipe holds a paper's numbers. ``key=value`` arguments replace single fields (``optim.base_lr=1e-5``);
+an unknown key is an error. The recipe is printed and saved with the run.
+"""
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rsbackbones.train.data.npz import NpzFile
+from rsbackbones.train.objectives.croma import CromaObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One .npz file of a training set that is made of several, and how it is used.
+
+    ``crop`` and ``size`` replace those of the data options; ``repeat``: times per epoch.
+    """
+
+    file: NpzFile
+    repeat: int = 1
+    crop: tuple[int, int] | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where images come from and how they are viewed.
+
+    Attributes:
+        root: a folder (or file) in one of the layouts of :func:`rsbackbones.train.data.open_source`, or the
+            folder of ``parts``.
+        parts: .npz files below ``root``; empty where ``root`` is a training set of its own.
+        crop: smallest and largest side of the square crops, in pixels of the source.
+        size: side of what the model gets, in pixels.
+        mixup: parameter of the Beta distribution; 0 for none.
+        units: of Sentinel-2 and Sentinel-1 values, where they are not DN and dB; as in ``create_preprocess``.
+        workers: loader processes per training process.
+        max_bad_share: the run stops when more than this share of all places could not be used.
+    """
+
+    root: Path | None = None
+    parts: tuple[Part, ...] = ()
+    crop: tuple[int, int] = (60, 180)
+    size: int = 120
+    flips: bool = True
+    turns: bool = True
+    mixup: float = 0.3
+    units: dict[str, str] = field(default_factory=dict)
+    workers: int = 2
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop[0] <= self.crop[1]:
+            raise ValueError(f"data.crop must be the smallest and the largest side, got {self.crop}")
+        if self.mixup < 0 or self.workers < 0 or not 0 <= self.max_bad_share <= 1:
+            raise ValueError(
+                f"data: mixup {self.mixup} and workers {self.workers} must not be negative, max_bad_share "
+                f"{self.max_bad_share} must be from 0 to 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimOptions:
+    """The optimizer and the schedule of its learning rate: linear warm-up, then cosine to zero.
+
+    ``name`` is one of torch's or timm's optimizers, by timm's names. The learning rate is ``base_lr`` x
+    global batch / 256. ``warmup`` is a share of all steps. ``weight_decay`` is for weights of two or more
+    dimensions; biases, norms, tokens and temperatures have none (the CROMA paper gives the number only).
+    """
+
+    name: str = "adamw"
+    base_lr: float = 4e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    clip_grad: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.base_lr > 0 or not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"optim.base_lr must be positive and optim.warmup a share of all steps below 1, got "
+                f"{self.base_lr} and {self.warmup}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveOptions:
+    """When and how checkpoints are written: every ``every`` steps, of which the newest ``keep`` stay.
+
+    ``asynchronous``: training goes on while the files are written.
+    """
+
+    every: int = 1000
+    keep: int = 2
+    asynchronous: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ValueError(f"save.every and save.keep must be at least 1, got {self.every}, {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        name: of the recipe.
+        model: architecture, as for ``create_model``; ``overrides``: fields of its configuration.
+        objective: what is trained, and its options.
+        out: the run's folder.
+        epochs, batch_size: length of the run; size of the global batch, over all processes and passes.
+        accumulate: forward passes per step. Contrast sees the negatives of one pass.
+        max_steps: stop after so many steps, with the schedule of the whole run.
+        initial: weights to begin with: ``objective.safetensors`` of ``export --full``.
+        seed: of initialisation and of every sample.
+        precision: ``bf16`` is autocast: parameters, gradients and optimizer stay in float32.
+        parallel: ``ddp``, or ``fsdp`` (``fully_shard``), where there is more than one process.
+        ema: decay of the exponential moving average of the parameters, which is then exported; 0 for none.
+        log_every: steps between lines of the log; the losses are those of the step.
+        timeout: seconds until a process that hangs stops the others.
+    """
+
+    name: str
+    model: str
+    objective: CromaObjective
+    overrides: dict[str, Any] = field(default_factory=dict)
+    data: DataOptions = field(default_factory=DataOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    save: SaveOptions = field(default_factory=SaveOptions)
+    out: Path | None = None
+    epochs: int
+    batch_size: int
+    accumulate: int = 1
+    max_steps: int | None = None
+    initial: Path | None = None
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    ema: float = 0.0
+    log_every: int = 10
+    tensorboard: bool = False
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
+
+
+# What may be another when a run goes on: nothing of it changes what is computed.
+MAY_CHANGE = (
+    "out", "max_steps", "parallel", "activation_checkpointing", "compile", "log_every", "tensorboard",
+    "timeout", "save", "data.root", "data.workers", "data.max_bad_share", "initial",
+)  # fmt: skip
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as JSON values."""
+    from pydantic import TypeAdapter
+
+    fields: dict[str, Any] = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+    return fields
+
+
+def from_json(fields: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of :func:`to_json`.
+
+    Raises:
+        ValueError: a field is missing, unknown, of another type or out of its range.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    _check_keys(Recipe, fields, "")
+    try:
+        return TypeAdapter(Recipe).validate_python(fields)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].removeprefix('Value error, ')}"
+            + (f", got {e['input']!r}" if e["loc"] else "")
+            for e in error.errors()
+        ]
+        raise ValueError("; ".join(problems)) from error
+
+
+def replace_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with some fields changed; a key names a field within a field by dots.
+
+    Raises:
+        ValueError: an unknown key, or a value that does not fit.
+    """
+    fields = to_json(recipe)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        inner, kind = fields, Recipe
+        for name in path:
+            kind = _field_type(kind, name, key)
+            inner = inner[name]
+        hint = _field_type(kind, last, key)
+        inner[last] = _listed(value, hint)
+    return from_json(fields)
+
+
+def parse_arguments(arguments: Sequence[str], known: Mapping[str, Recipe]) -> Recipe:
+    """Return the recipe that ``recipe=NAME key=value ...`` names; ``recipe=FILE.json`` reads a saved one.
+
+    Raises:
+        ValueError: no or an unknown recipe, an unknown key, a value that does not fit.
+    """
+    changes: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key in changes:
+            raise ValueError(f"expected key=value, each key once, got {argument!r}")
+        changes[key] = value
+    name = changes.pop("recipe", None)
+    if name is not None and name.endswith(".json"):
+        try:
+            saved = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"cannot read the recipe {name}: {error}") from error
+        return replace_fields(from_json(saved.get("recipe", saved)), changes)
+    if name not in known:
+        given = "no recipe is named" if name is None else f"unknown recipe {name!r}"
+        raise ValueError(f"{given}; say recipe=NAME, one of {', '.join(known)}, or recipe=FILE.json")
+    return replace_fields(known[name], changes)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Return the fields in which a run would not be the same run, as ``key: old -> new``."""
+    found = []
+    before, after = _flat(to_json(old)), _flat(to_json(new))
+    for key in {**before, **after}:
+        if any(key == free or key.startswith(free + ".") for free in MAY_CHANGE):
+            continue
+        if before.get(key) != after.get(key):
+            found.append(f"{key}: {before.get(key)} -> {after.get(key)}")
+    return found
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _field_type(kind: Any, name: str, key: str) -> Any:
+    """Return the type of a field; ``key`` is all of what the user named."""
+    if not dataclasses.is_dataclass(kind):
+        return Any
+    hints = typing.get_type_hints(kind)
+    if name not in hints:
+        close = difflib.get_close_matches(name, hints, n=1)
+        raise ValueError(
+            f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+            + f" Keys there: {', '.join(hints)}"
+        )  # fmt: skip
+    return hints[name]
+
+
+def _check_keys(kind: Any, fields: Mapping[str, Any], prefix: str) -> None:
+    for name, value in fields.items():
+        inner = _field_type(kind, name, prefix + name)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
+            _check_keys(inner, value, f"{prefix}{name}.")
+
+
+def _listed(value: Any, hint: Any) -> Any:
+    """Read JSON where a field holds several values or none; "60,180" is understood for a tuple too."""
+    if not isinstance(value, str) or hint is str:
+        return value
+    if value in ("none", "null") and type(None) in typing.get_args(hint):
+        return None
+    if any(typing.get_origin(t) in (tuple, dict) for t in (hint, *typing.get_args(hint))):
+        if value.startswith(("[", "{")):
+            return json.loads(value)
+        return value.split(",")
+    return value

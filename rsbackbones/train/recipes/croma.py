@@ -1,0 +1,100 @@
+"""CROMA's recipes: the paper's (Fuller et al., 2023, section 3 and appendix A), and ours for small models.
+
+The data of the paper's recipes is SSL4EO-S12 (``data.root=``), its crops are 60 to 180 of 264 pixels,
+resized to 120. They were not run here on the full set.
+"""
+
+from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.train.data.npz import NpzFile
+from rsbackbones.train.objectives.croma import CromaObjective
+from rsbackbones.train.recipe import DataOptions, OptimOptions, Part, Recipe, SaveOptions
+
+_L2A = SSL4EO_S12["s2"].bands
+_L1C = (*_L2A[:10], "B10", *_L2A[10:])
+_S1 = ("VV", "VH")
+
+# What we can train on two CPU cores: a few hundred places from published sets, in one folder.
+_SAMPLES = (
+    Part(
+        file=NpzFile(
+            path="bigearthnet_v2_pairs_80.npz",
+            images={"s2": {"s2": ("B02", "B03", "B04", "B08")}, "s1": {"s1": _S1}},
+        ),
+        repeat=8,
+    ),
+    Part(
+        file=NpzFile(
+            path="bigearthnet_v1_pairs12band_6.npz",
+            images={
+                "s2": {
+                    "s2_10m": ("B02", "B03", "B04", "B08"),
+                    "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"),
+                    "s2_60m": ("B01", "B09"),
+                },
+                "s1": {"s1": _S1},
+            },
+            tile=60,
+        ),
+        repeat=8,
+    ),
+    Part(
+        file=NpzFile(
+            path="terramesh_examples_4.npz",
+            images={"s2": {"S2L2A": _L2A}, "s1": {"S1RTC": _S1}},
+            tile=56,
+        ),
+        repeat=4,
+    ),
+    Part(
+        file=NpzFile(
+            path="sen1floods11/Spain_7370579.npz",
+            images={"s2": {"s2": _L1C}, "s1": {"s1": _S1}},
+            tile=64,
+        ),
+        repeat=4,
+    ),
+    Part(file=NpzFile(path="s2l2a_unlabelled_1200.npz", images={"s2": {"images": _L2A}})),
+)
+
+RECIPES = (
+    Recipe(
+        name="croma_vit_b", model="croma_vit_b", objective=CromaObjective(), epochs=300, batch_size=7200,
+    ),
+    Recipe(
+        name="croma_vit_l", model="croma_vit_l", objective=CromaObjective(), epochs=600, batch_size=3000,
+    ),
+    # The ablations of table 6 and appendix A.1 are this one with one option changed, such as
+    # objective.contrast=none. (The paper fits each batch to its memory: batch_size=3700 at 50 % masking.)
+    Recipe(
+        name="croma_vit_b_ablation", model="croma_vit_b", objective=CromaObjective(), epochs=100,
+        batch_size=7200,
+    ),
+    # Appendix A.1, "Lower Masked Tuning" at 10, 25 or 50 %: begins with initial=, 1 epoch of warm-up, 4 of cosine.
+    Recipe(
+        name="croma_vit_l_lower_masked",
+        model="croma_vit_l",
+        objective=CromaObjective(mask_ratio_s2=0.5, mask_ratio_s1=0.5),
+        optim=OptimOptions(base_lr=8e-8, warmup=1 / 5),
+        epochs=5,
+        batch_size=3000,
+    ),
+    # Ours, between tiny and the paper's; the learning rate is MAE's for small batches and not tuned.
+    Recipe(
+        name="croma_vit_s", model="croma_vit_s", objective=CromaObjective(), epochs=100, batch_size=2048,
+        optim=OptimOptions(base_lr=1.5e-4),
+    ),
+    # Ours, the bundled demonstration model: minutes on two CPU cores. Its images are of 64 pixels, because most of
+    # them are, and its decoder is as small as the model.
+    Recipe(
+        name="croma_vit_tiny",
+        model="croma_vit_tiny",
+        objective=CromaObjective(decoder_dim=128, decoder_heads=4),
+        data=DataOptions(parts=_SAMPLES, crop=(32, 96), size=64),
+        optim=OptimOptions(base_lr=4e-3, weight_decay=0.05, clip_grad=1.0),
+        save=SaveOptions(every=500),
+        epochs=100,
+        batch_size=64,
+        precision="fp32",
+        log_every=1,
+    ),
+)  # fmt: skip

@@ -1,0 +1,243 @@
+"""A recipe made real: data, objective, optimizer and schedule, and one step of training with them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data import DataLoader
+
+from rsbackbones.factory import create_model
+from rsbackbones.features import Backbone
+from rsbackbones.preprocess import preprocess_for
+from rsbackbones.train.checkpoint import rng_state, set_rng_state
+from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.data.dataset import TrainingSet, Use, Views
+from rsbackbones.train.data.npz import NpzSource
+from rsbackbones.train.data.sampler import BatchPlan, StepSampler
+from rsbackbones.train.data.source import BadSample, Source
+from rsbackbones.train.distributed import Processes
+from rsbackbones.train.ema import Ema
+from rsbackbones.train.objectives.objective import Objective
+from rsbackbones.train.optim import build_optimizer, build_schedule, start_state
+from rsbackbones.train.parallel import parallelize, synchronize_gradients
+from rsbackbones.train.recipe import Part, Recipe
+from rsbackbones.train.run_folder import TrainingError
+
+# So many samples of each source are looked at before a run begins: are the values in the stated unit?
+_LOOKED_AT = 8
+
+
+class Run:
+    """What a recipe builds.
+
+    Attributes:
+        objective: the objective itself, whose parameters are trained.
+        module: what is called: the objective, or what parallelism put around it.
+        plan: which samples make which step.
+        total_steps: of the whole schedule.
+    """
+
+    def __init__(self, recipe: Recipe, processes: Processes) -> None:
+        self.recipe, self.processes = recipe, processes
+        self.objective = build_objective(recipe)
+        backbone = self.objective.backbone
+        self.uses = open_uses(recipe, backbone)
+        self.plan = BatchPlan(
+            lengths=tuple(len(use) for use in self.uses),
+            repeats=tuple(use.repeat for use in self.uses),
+            blocks=tuple(use.source.block * use.source.frames if use.source.block > 1 else 1
+                         for use in self.uses),
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+        )  # fmt: skip
+        self.dataset = TrainingSet(
+            self.uses, patch_size=backbone.patch_size, draw=recipe.objective.draw, seed=recipe.seed
+        )
+        self.total_steps = recipe.epochs * self.plan.steps_per_epoch
+
+        self.objective.to(processes.device)
+        # A batch without one of the sensors leaves the parameters that it feeds without gradients.
+        unused = any(set(use.preprocess.specs) != set(backbone.modalities) for use in self.uses)
+        self.module = parallelize(self.objective, recipe, processes.device, unused=unused)
+        if isinstance(self.module, FSDPModule):
+            register_fsdp_forward_method(self.module, "reconstruct")
+        self.optimizer = build_optimizer(self.objective, recipe.optim, recipe.batch_size)
+        start_state(self.objective, self.optimizer)
+        self.schedule = build_schedule(self.optimizer, recipe.optim, self.total_steps)
+        self.ema = Ema(self.objective, recipe.ema) if recipe.ema else None
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield this process's batches of the steps from ``start`` to ``stop``, ``accumulate`` per step."""
+        workers = self.recipe.data.workers
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=StepSampler(
+                self.plan, start=start, stop=stop, rank=self.processes.rank,
+                world_size=self.processes.world_size, accumulate=self.recipe.accumulate,
+            ),
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            # Its own: the loader draws from the global one otherwise, and a resumed run would differ.
+            generator=torch.Generator().manual_seed(self.recipe.seed),
+            pin_memory=False,
+            prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+        return iter(loader)
+
+    def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the gradients of a step; return the loss and its parts on this process, and their norm."""
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            synchronize_gradients(self.module, number == len(batches) - 1)
+            device = self.processes.device
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                parts = self.module(batch.to(device))
+            (parts["loss"] / len(batches)).backward()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(batches)
+        norm = get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None])
+        return sums, norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def update(self, step: int, norm: Tensor) -> float:
+        """Take the optimizer's step; return the learning rate it was taken with."""
+        if self.recipe.optim.clip_grad is not None:
+            clip_grads_with_norm_(list(self.objective.parameters()), self.recipe.optim.clip_grad, norm)
+        # A schedule of t = 0 has a learning rate of zero.
+        self.schedule.step_update(step + 1)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update()
+        lr: float = self.optimizer.param_groups[0]["lr"]
+        return lr
+
+    def state(self, world_size: int) -> dict[str, Any]:
+        """Return what a checkpoint holds, for one that ``world_size`` processes write or wrote."""
+        state: dict[str, Any] = {
+            "objective": get_model_state_dict(self.module),
+            "optimizer": get_optimizer_state_dict(self.module, self.optimizer),
+        }
+        if self.ema:
+            state["ema"] = self.ema.averages
+        # A process that the saved run did not have keeps the state that it starts with.
+        if self.processes.rank < world_size:
+            state["rng"] = {str(self.processes.rank): rng_state(self.processes.device)}
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint was read into."""
+        set_model_state_dict(self.module, state["objective"])
+        set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"])
+        for rng in state.get("rng", {}).values():
+            set_rng_state(rng, self.processes.device)
+
+    def examples(self, per_source: int = 2) -> list[Batch]:
+        """Return some samples of every source, always the same ones, for pictures."""
+        return [
+            self.dataset.__getitems__([(0, i, k * (len(use) // per_source)) for k in range(per_source)])
+            for i, use in enumerate(self.uses)
+        ]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """Build the model and what is trained around it, from the recipe's seed or its ``initial`` weights."""
+    torch.manual_seed(recipe.seed)
+    backbone = create_model(recipe.model, image_size=recipe.data.size, overrides=recipe.overrides)
+    objective = recipe.objective.build(backbone)
+    if recipe.initial is not None:
+        _load_initial(objective, recipe)
+    objective.train()
+    return objective
+
+
+def _load_initial(objective: Objective, recipe: Recipe) -> None:
+    from rsbackbones.checkpoints import not_finite, open_checkpoint
+
+    assert recipe.initial is not None
+    file = open_checkpoint(recipe.initial, allow_pickle=False)
+    ours = objective.state_dict()
+    differing = sorted(set(file.tensors) ^ set(ours)) + [
+        name for name in ours if name in file.tensors and file.tensors[name].shape != tuple(ours[name].shape)
+    ]
+    if differing:
+        raise TrainingError(
+            f"initial={recipe.initial} is not this objective on {recipe.model}: {', '.join(differing[:8])} "
+            "differ; it must be objective.safetensors as `python -m rsbackbones.train.export RUN --full` "
+            "writes it, and the recipe's objective the same"
+        )
+    state = file.read(dict.fromkeys(file.tensors, ""))
+    if bad := not_finite(state):
+        raise TrainingError(f"initial={recipe.initial}: NaN or infinity in {', '.join(bad)}")
+    objective.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
+
+
+def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
+    """Open the recipe's sources and say how each is normalised and viewed.
+
+    Raises:
+        ValueError: no data is named, a source has nothing that the model takes, or its values are not in the
+            stated unit.
+    """
+    data = recipe.data
+    if data.root is None:
+        raise TrainingError("no data is named: say data.root=FOLDER")
+    root = data.root.expanduser()
+    uses = []
+    parts: list[tuple[Source, Part | None]] = [
+        (NpzSource(replace(part.file, path=str(root / part.file.path))), part) for part in data.parts
+    ]
+    if not parts:
+        from rsbackbones.train.data.open import open_source
+
+        parts = [(open_source(root), None)]
+    for source, part in parts:
+        crop = (part and part.crop) or data.crop
+        size = (part and part.size) or data.size
+        if size % backbone.patch_size:
+            raise TrainingError(f"data.size must be a multiple of the patch {backbone.patch_size}, got {size}")
+        wanted = {
+            m: tuple(band for band in backbone.bands[m] if band in source.bands[m])
+            for m in backbone.modalities
+            if m in source.bands
+        }
+        wanted = {m: bands for m, bands in wanted.items() if bands}
+        if not wanted:
+            raise TrainingError(f"{source.name} has {source.bands}, and the model takes {backbone.bands}")
+        given = {m: source.bands[m] for m in wanted}
+        units = {m: unit for m, unit in data.units.items() if m in wanted}
+        views = Views(crop=crop, size=size, flips=data.flips, turns=data.turns, mixup=data.mixup)
+        checking = preprocess_for(backbone.inputs, wanted, bands=given, units=units)
+        _look(source, checking)
+        preprocess = preprocess_for(backbone.inputs, wanted, bands=given, units=units, check=False)
+        uses.append(Use(source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1))
+    return uses
+
+
+def _look(source: Source, preprocess: Any) -> None:
+    """Normalise some samples with all checks: wrong units show before a run, not after."""
+    for place in sorted({i * len(source) // _LOOKED_AT for i in range(_LOOKED_AT)}):
+        try:
+            sample = source.read(place, 0)
+        except BadSample:
+            continue  # the run reports it when it comes to it
+        try:
+            preprocess({m: sample.images[m] for m in preprocess.specs})
+        except ValueError as error:
+            raise TrainingError(
+                f"{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{\"s2\": ...}}"
+            ) from error

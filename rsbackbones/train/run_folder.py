@@ -1,0 +1,133 @@
+"""The folder of a run: one job at a time, one recipe, and a log that ends where the run goes on."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+import rsbackbones
+from rsbackbones.atomic import write_text
+from rsbackbones.train.distributed import Processes
+from rsbackbones.train.recipe import Recipe, differences, from_json, to_json
+
+# A restarted job waits so long for the processes of the one before to be gone.
+_LOCK_PATIENCE_S = 10.0
+
+
+class TrainingError(ValueError):
+    """A run that cannot begin or cannot go on; says why and what to do."""
+
+
+class RunFolder:
+    """The folder, locked by the first process for as long as this object lives."""
+
+    def __init__(self, path: Path, processes: Processes) -> None:
+        self.path = path
+        self._lock: TextIO | None = None
+        problem = None
+        if processes.first:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                self._lock = _locked(path / "lock")
+            except OSError as error:
+                problem = f"cannot write to the output folder {path}: {error.strerror}"
+            else:
+                if self._lock is None:
+                    problem = f"another job is running in {path} (it holds {path / 'lock'})"
+        if problem := processes.first_says(problem):
+            raise TrainingError(f"{problem}; choose another with out=")
+
+    def begin(self, recipe: Recipe, sources: list[dict[str, Any]]) -> None:
+        """Save the recipe, or compare it with the saved one. For the first process.
+
+        Raises:
+            TrainingError: the folder holds a run of another recipe, or files that are no run.
+        """
+        file = self.path / "recipe.json"
+        if file.exists():
+            changed = differences(from_json(json.loads(file.read_text(encoding="utf-8"))["recipe"]), recipe)
+            if changed:
+                raise TrainingError(
+                    f"{self.path} holds a run of another recipe ({'; '.join(changed)}); choose another out=, "
+                    "or delete it"
+                )
+            return
+        if foreign := sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", "recipe.json.tmp")):
+            raise TrainingError(f"{self.path} is not empty and no run of ours: {', '.join(foreign[:8])}")
+        content = {"recipe": to_json(recipe), "sources": sources, "environment": environment()}
+        write_text(file, json.dumps(content, indent=1))
+
+    def cut_log(self, step: int) -> None:
+        """Take from the log what comes after ``step``: it will be computed again. For the first process."""
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            kept = [line for line in read_log(self.path) if line["step"] <= step]
+            write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_log(path: Path) -> list[Mapping[str, Any]]:
+    """Return the lines of a run's ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    lines = []
+    for text in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def environment() -> dict[str, Any]:
+    """Return what the numbers of a run depend on besides the recipe: versions, machine, commit."""
+    return {
+        "rsbackbones": rsbackbones.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package lies in; ``None`` for an installed package."""
+    top = Path(rsbackbones.__file__).parents[1]
+    if not (top / ".git").exists():
+        return None
+    git = subprocess.run(
+        ["git", "-C", str(top), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return git.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        name = next(line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _locked(path: Path) -> TextIO | None:
+    """Open and lock a file; ``None`` where another process has it."""
+    file = path.open("a", encoding="utf-8")
+    end = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.close()
+                return None
+            time.sleep(0.2)
+        else:
+            return file
