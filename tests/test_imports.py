@@ -100,10 +100,10 @@ def test_imports_go_one_way(path):
     assert outside <= OUTSIDE.get(here, outside), f"{here} imports {outside}"
 
 
-def test_nothing_but_train_names_train():
-    """Not even inside a function."""
+def test_nothing_but_train_and_the_command_line_names_train():
+    """Not even inside a function; the command line may there, and the test above says: only there."""
     for path in FILES:
-        if part(path) != "train":
+        if part(path) not in ("train", "cli"):
             for node in ast.walk(ast.parse(path.read_text())):
                 module = getattr(node, "module", None) or ""
                 names = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]

@@ -1,4 +1,4 @@
-"""``torchrun -m rsbackbones.train recipe=NAME data.root=... out=... key=value`` (``--dry-run``, ``--list``)."""
+"""``torchrun -m rsbackbones.train recipe=NAME data.root=... out=... key=value``."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """Checkpoints of a run: written whole or not at all, verified before they are read, the newest n kept.
 
-A checkpoint is a folder ``step_NNNNNNNNN`` that torch.distributed.checkpoint (DCP) wrote, sharded, loadable by
-another number of processes, plus ``complete.json`` with the size and sha256 of every file. It is written under
-a temporary name and renamed. DCP does not notice a flipped byte and unpickles what it reads: that is why the
+A checkpoint is a folder ``step_NNNNNNNNN`` that torch.distributed.checkpoint (DCP) wrote, sharded and loadable
+by another number of processes, plus ``complete.json`` with the size and sha256 of every file. It is written
+under a temporary name and renamed. DCP does not notice a flipped byte and unpickles what it reads: that is why the
 hashes are compared first, and why only a run's own folder is ever read.
 """
 
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from rsbackbones.atomic import write_text
 from rsbackbones.train.distributed import Processes
@@ -70,7 +71,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         # The writing thread talks to its like while the main thread trains: it needs a group of its own.
-        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if processes.world_size > 1 else None
         if processes.first:
             folder.mkdir(exist_ok=True)
             for path in folder.glob("step_*.tmp"):  # what a killed process left
@@ -91,11 +92,11 @@ class Checkpoints:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*assuming.*single process.*")
             if self.options.asynchronous:
-                written = dcp.async_save(state, checkpoint_id=part, process_group=self._group)
+                written = async_save(state, checkpoint_id=part, process_group=self._group)
                 self._pending = self._thread.submit(self._finish, written, part, step)
                 return
             try:
-                dcp.save(state, checkpoint_id=part, process_group=self._group)
+                save(state, checkpoint_id=part, process_group=self._group)
                 self._finish(None, part, step)
             except (CheckpointException, OSError) as error:
                 self._pending.set_exception(error)
@@ -172,7 +173,7 @@ class Checkpoints:
                 try:
                     with warnings.catch_warnings():
                         warnings.filterwarnings("ignore", message=".*assuming.*single process.*")
-                        dcp.load(
+                        load(
                             make_state(complete["world_size"]), checkpoint_id=path, process_group=self._group
                         )
                 except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
@@ -192,7 +193,7 @@ class Checkpoints:
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """Return the state of every global generator of this process as tensors of fixed shapes."""
-    version, words, gauss = random.getstate()
+    _, words, gauss = random.getstate()
     legacy: Any = np.random.get_state(legacy=False)
     state = {
         "torch": torch.get_rng_state(),

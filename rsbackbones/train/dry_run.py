@@ -30,7 +30,7 @@ def dry_run(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> No
     run = Run(recipe, processes)
     steps = min(2, run.total_steps)
     batches = run.batches(0, steps)
-    seconds, parts = 0.0, {}
+    seconds, loss = 0.0, 0.0
     for step in range(steps):
         began = time.perf_counter()
         of_step = [next(batches) for _ in range(recipe.accumulate)]

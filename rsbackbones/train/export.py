@@ -1,6 +1,6 @@
-"""``python -m rsbackbones.train.export RUN --to DIR``: from a checkpoint of a run to weights for ``create_model``.
+"""``python -m rsbackbones.train.export RUN --to DIR``: from a run to weights for ``create_model``.
 
-The folder holds ``ARCHITECTURE.TAG.safetensors`` (the encoder, read by ``create_model(checkpoint=...)``) and
+The folder holds ``ARCHITECTURE.TAG.safetensors`` (the encoder, for ``create_model(checkpoint=...)``) and
 ``manifest.json``, a manifest of one entry with provenance, input contract, hash and golden activations
 (``RSBACKBONES_MANIFEST=DIR/manifest.json`` makes ``create_model("ARCHITECTURE.TAG", pretrained=True)`` find it).
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from rsbackbones.atomic import write_text
 from rsbackbones.config import as_json
@@ -59,7 +59,7 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
     if recipe.ema:
         wanted["ema"] = {name: p.detach().clone() for name, p in objective.named_parameters()}
     try:
-        dcp.load(wanted, checkpoint_id=whole[0])
+        load(wanted, checkpoint_id=whole[0])
     except CheckpointException as error:
         raise TrainingError(f"{whole[0]} does not hold what {run / 'recipe.json'} says: {error}") from error
     objective.load_state_dict({**state, **wanted.get("ema", {})}, strict=True)
@@ -96,8 +96,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
     try:
         file = save_model(model, part / f"{recipe.model}.{tag}.safetensors", dtype=DTYPES[dtype])
         if full:
-            state = {name: t for name, t in objective.state_dict().items()}
-            write_safetensors(state, part / "objective.safetensors", torch.float32, {})
+            write_safetensors(objective.state_dict(), part / "objective.safetensors", torch.float32, {})
         # What a user will get: through the file, and so through its precision.
         model = create_model(recipe.model, checkpoint=file)
         size = model.config.image_size

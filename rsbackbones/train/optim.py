@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim._param_groups import param_groups_weight_decay
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer
@@ -21,11 +22,13 @@ def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -
 
 
 def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> CosineLRScheduler:
-    """Build the schedule over all steps: linear warm-up, then cosine to zero. It is a function of the step."""
+    """Build the schedule over all steps: linear warm-up, then cosine to zero. It is a function of the step.
+
+    It is asked for step + 1, so that the first step has a rate above zero; the last one has, too.
+    """
     warmup = round(options.warmup * steps)
-    # timm's cosine starts where the warm-up ends; step 0 already trains, hence the + 1 of the callers.
     return CosineLRScheduler(
-        optimizer, t_initial=max(steps - warmup, 1), warmup_t=warmup, warmup_lr_init=0.0,
+        optimizer, t_initial=steps - warmup + 1, warmup_t=warmup, warmup_lr_init=0.0,
         warmup_prefix=True, t_in_epochs=False, lr_min=0.0,
     )  # fmt: skip
 

@@ -39,7 +39,8 @@ def parallelize(objective: nn.Module, recipe: Recipe, device: torch.device, *, u
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for block in blocks:
             fully_shard(block, mesh=mesh)
-        return fully_shard(objective, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+        return objective
     return DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,

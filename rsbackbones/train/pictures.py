@@ -45,24 +45,25 @@ def draw_reconstructions(
 
     An example is (name, {modality: (image, seen, predicted), each [C, H, W]}, {modality: bands}).
     """
-    rows = [
-        (name, modality, images, bands[modality])
-        for name, by_modality, bands in examples
-        for modality, images in by_modality.items()
-    ]
-    if not rows:
+    examples = [example for example in examples if example[1]]
+    if not examples:
         return
-    figure = _figure()(figsize=(7.5, 2.4 * len(rows)), layout="constrained")
-    for number, (name, modality, images, bands) in enumerate(rows):
-        pictures = [_colours(image.float().cpu().numpy(), modality, bands) for image in images]
-        known = pictures[0].reshape(-1, pictures[0].shape[-1])
-        low, high = np.percentile(known, (2, 98), axis=0)
-        for column, title in enumerate((name, "seen", "reconstructed")):
-            axis = figure.add_subplot(len(rows), 3, number * 3 + column + 1)
-            stretched = np.clip((pictures[column] - low) / np.maximum(high - low, 1e-6), 0, 1)
-            axis.imshow(np.nan_to_num(stretched, nan=0.5), interpolation="nearest")
-            axis.set_title(title if column else f"{modality}: {title}"[-34:], fontsize=7)
-            axis.set_axis_off()
+    columns = 3 * max(len(images) for _, images, _ in examples)
+    figure = _figure()(figsize=(1.9 * columns, 2.0 * len(examples)), layout="constrained")
+    for row, (name, by_modality, bands) in enumerate(examples):
+        column = 0
+        for modality, images in by_modality.items():
+            pictures = [_colours(image.float().cpu().numpy(), modality, bands[modality]) for image in images]
+            low, high = np.percentile(pictures[0].reshape(-1, 3), (2, 98), axis=0)
+            for title, picture in zip(
+                (f"{modality}, {name}"[-36:], "seen", "reconstructed"), pictures, strict=True
+            ):
+                column += 1
+                axis = figure.add_subplot(len(examples), columns, row * columns + column)
+                stretched = np.clip((picture - low) / np.maximum(high - low, 1e-6), 0, 1)
+                axis.imshow(np.nan_to_num(stretched, nan=0.5), interpolation="nearest")
+                axis.set_title(title, fontsize=6)
+                axis.set_axis_off()
     _save(figure, folder / "reconstruction.png")
 
 

@@ -1,7 +1,7 @@
 """Recipes: everything that decides a training run, in frozen dataclasses.
 
-A named recipe holds a paper's numbers. ``key=value`` arguments replace single fields (``optim.base_lr=1e-5``);
-an unknown key is an error. The recipe is printed and saved with the run.
+A named recipe holds a paper's numbers. ``key=value`` arguments replace single fields, as in
+``optim.base_lr=1e-5``; an unknown key is an error. The recipe is printed and saved with the run.
 """
 
 import dataclasses
@@ -231,7 +231,7 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, Recipe]) -> Re
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"cannot read the recipe {name}: {error}") from error
         return replace_fields(from_json(saved.get("recipe", saved)), changes)
-    if name not in known:
+    if name is None or name not in known:
         given = "no recipe is named" if name is None else f"unknown recipe {name!r}"
         raise ValueError(f"{given}; say recipe=NAME, one of {', '.join(known)}, or recipe=FILE.json")
     return replace_fields(known[name], changes)

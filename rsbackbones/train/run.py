@@ -113,7 +113,6 @@ class Run:
         """Take the optimizer's step; return the learning rate it was taken with."""
         if self.recipe.optim.clip_grad is not None:
             clip_grads_with_norm_(list(self.objective.parameters()), self.recipe.optim.clip_grad, norm)
-        # A schedule of t = 0 has a learning rate of zero.
         self.schedule.step_update(step + 1)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -150,15 +149,17 @@ class Run:
         ]
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _as_it_is(batch: Any) -> Batch:
+    """The data set makes whole batches: there is nothing to collate."""
+    made: Batch = batch
+    return made
 
 
 def build_objective(recipe: Recipe) -> Objective:
     """Build the model and what is trained around it, from the recipe's seed or its ``initial`` weights."""
     torch.manual_seed(recipe.seed)
     backbone = create_model(recipe.model, image_size=recipe.data.size, overrides=recipe.overrides)
-    objective = recipe.objective.build(backbone)
+    objective: Objective = recipe.objective.build(backbone)
     if recipe.initial is not None:
         _load_initial(objective, recipe)
     objective.train()
@@ -209,7 +210,9 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         crop = (part and part.crop) or data.crop
         size = (part and part.size) or data.size
         if size % backbone.patch_size:
-            raise TrainingError(f"data.size must be a multiple of the patch {backbone.patch_size}, got {size}")
+            raise TrainingError(
+                f"data.size must be a multiple of the patch {backbone.patch_size}, got {size}"
+            )
         wanted = {
             m: tuple(band for band in backbone.bands[m] if band in source.bands[m])
             for m in backbone.modalities
@@ -239,5 +242,5 @@ def _look(source: Source, preprocess: Any) -> None:
             preprocess({m: sample.images[m] for m in preprocess.specs})
         except ValueError as error:
             raise TrainingError(
-                f"{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{\"s2\": ...}}"
+                f'{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{"s2": ...}}'
             ) from error

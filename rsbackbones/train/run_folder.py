@@ -59,7 +59,9 @@ class RunFolder:
                     "or delete it"
                 )
             return
-        if foreign := sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", "recipe.json.tmp")):
+        if foreign := sorted(
+            p.name for p in self.path.iterdir() if p.name not in ("lock", "recipe.json.tmp")
+        ):
             raise TrainingError(f"{self.path} is not empty and no run of ours: {', '.join(foreign[:8])}")
         content = {"recipe": to_json(recipe), "sources": sources, "environment": environment()}
         write_text(file, json.dumps(content, indent=1))

@@ -56,8 +56,8 @@ class GeoTiffSource:
         whole = [key for key in self._keys if all(s in self._places[key] for s in self._sensors)]
         if not whole:
             raise ValueError(
-                f"{self.root}: no place has a file of each of {', '.join(self._sensors)}; the stems must be equal, "
-                f"or equal but for the sensor's word (x_S2.tif and x_S1.tif). The first: {self._keys[:3]}"
+                f"{self.root}: no place has a file of each of {', '.join(self._sensors)}; the stems must "
+                f"be equal, or but for the sensor's word (x_S2.tif, x_S1.tif). The first: {self._keys[:3]}"
             )
         self.bands: dict[str, tuple[str, ...]] = {}
         for sensor, path in self._places[whole[0]].items():
@@ -132,8 +132,8 @@ def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
             return (_ALL,), _unique((path.stem, _ALL, path) for path in flat)
         if unclear := [path.name for path, held in zip(flat, words, strict=True) if len(held) != 1]:
             raise ValueError(
-                f"{root}: the names of {', '.join(unclear[:5])} do not tell which sensor they are of; put the "
-                "files into folders s2/ and s1/"
+                f"{root}: the names of {', '.join(unclear[:5])} do not tell which sensor they are of; put "
+                "the files into folders s2/ and s1/"
             )
         for path, (sensor,) in zip(flat, words, strict=True):
             by_sensor.setdefault(sensor, []).append(path)

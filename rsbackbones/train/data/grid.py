@@ -26,7 +26,7 @@ def to_grid(image: Array, height: int, width: int) -> Array:
 
 
 def same_extent(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Tell whether two images (height, width) can be of one place: their sides have one ratio, within a pixel."""
+    """Tell whether images of these (height, width) can be of one place: the same ratio, within a pixel."""
     fine, coarse = max(size, other), min(size, other)
     ratio = fine[0] / coarse[0]
     return abs(fine[1] / ratio - coarse[1]) <= 1

@@ -28,8 +28,8 @@ class NpzFile:
         path: the file.
         images: for each sensor its arrays, and the names of their channels:
             ``{"s2": {"s2_10m": ("B02", ...), "s2_20m": ("B05", ...)}, "s1": {"s1": ("VV", "VH")}}``. An
-            array is [C, H, W] (one place) or [n, C, H, W]; with ``series`` [T, C, H, W] (one place at T dates)
-            or [n, T, C, H, W]. Arrays of coarser pixels are resized to the finest of all.
+            array is [C, H, W] (one place) or [n, C, H, W]; with ``series`` [T, C, H, W] (one place at T
+            dates) or [n, T, C, H, W]. Arrays of coarser pixels are resized to the finest of all.
         pick: by sensor the bands to give, in this order; others in the arrays are dropped. Default: all, in
             the order of the arrays.
         tile: cut places into tiles of so many pixels, each a place of its own.
@@ -85,7 +85,7 @@ class NpzSource:
             self._windows = [(row, column) for row in rows for column in columns]
             if not self._windows:
                 raise ValueError(
-                    f"{file.path}: tile {file.tile} is larger than the images of {self._height} x {self._width}"
+                    f"{file.path}: tile {file.tile} is larger than the images, {self._height} x {self._width}"
                 )
         self._arrays: dict[str, Array] = {}
         self._order: npt.NDArray[np.intp] | None = None
@@ -102,8 +102,9 @@ class NpzSource:
                 shape = shapes[array]
                 if len(shape) not in ((4, 5) if self.file.series else (3, 4)) or shape[-3] != len(names):
                     raise ValueError(
-                        f"{path}: {array} has the shape {list(shape)}, expected {layout} with the {len(names)} "
-                        f"bands {', '.join(names)}" + ("" if self.file.series else "; dates need series=True")
+                        f"{path}: {array} has the shape {list(shape)}, expected {layout} with the "
+                        f"{len(names)} bands {', '.join(names)}"
+                        + ("" if self.file.series else "; dates need series=True")
                     )
                 found.append(_five(shape, self.file.series))
         if len({shape[:2] for shape in found}) > 1:
@@ -113,7 +114,7 @@ class NpzSource:
                     f"{array} {list(shapes[array])}" for m in self.file.images.values() for array in m
                 )
             )
-        if not all(same_extent(found[0][3:], shape[3:]) for shape in found):
+        if not all(same_extent((found[0][3], found[0][4]), (shape[3], shape[4])) for shape in found):
             raise ValueError(f"{path}: the arrays are not of one extent: {[s[3:] for s in found]}")
         if (dates := self.file.dates) is not None and (dates not in shapes or not self.file.series):
             raise ValueError(f"{path}: dates={dates!r} names an array of the file, and needs series=True")
@@ -141,7 +142,7 @@ class NpzSource:
         images, dates = {}, {}
         for sensor, arrays in self._channels.items():
             parts = [
-                self._cut(self._arrays[array][index, frames][..., list(positions), :, :], sensor, window)
+                self._cut(self._arrays[array][index, frames], positions, sensor, window)
                 for array, positions in arrays.items()
             ]
             joined = np.concatenate(parts, axis=-3)
@@ -155,13 +156,14 @@ class NpzSource:
         names = self.file.images[sensor][array]
         return [get_sensor(sensor).band(names[i]).name for i in self._channels[sensor][array]]
 
-    def _cut(self, image: Array, sensor: str, window: int) -> Array:
-        """Return the window of [..., H, W] on the finest grid, in our unit, NaN where there is no data."""
+    def _cut(self, image: Array, channels: tuple[int, ...], sensor: str, window: int) -> Array:
+        """Return channels of the window on the finest grid, in our unit, NaN where there is no data."""
         (row, column), (height, width) = self._windows[window], self._side
         cut = (..., slice(row, row + height), slice(column, column + width))
         fine = image.shape[-2:] == (self._height, self._width)
         if fine:
-            image = image[cut]
+            image = image[cut]  # first: the rest is then done for one tile only
+        image = image[..., list(channels), :, :]
         nodata = self.file.nodata.get(sensor)
         empty = None if nodata is None else image == nodata
         unit = self.file.units.get(sensor)

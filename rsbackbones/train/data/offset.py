@@ -33,12 +33,12 @@ def carries_offset(images: Iterable[Array]) -> bool:
         return True
     raise ValueError(
         f"cannot tell whether the Sentinel-2 values carry the offset of 1000 DN: the darkest percent of "
-        f"{len(darkest)} images lies below {_DARK} in {without} and between {_DARK} and {_CLEAR} in {with_offset}. "
-        "Say offset='none' or offset='subtract' (rsbackbones pack: --offset)"
+        f"{len(darkest)} images lies below {_DARK} in {without} and between {_DARK} and {_CLEAR} in "
+        f"{with_offset}. Say offset='none' or offset='subtract' (rsbackbones pack: --offset)"
     )
 
 
 def subtract_offset(image: Array) -> Array:
     """Return the image less 1000; unsigned values become int32, as reflectances can be negative."""
-    signed = image.astype(np.int32) if image.dtype.kind == "u" else image
-    return signed - signed.dtype.type(1000)
+    signed: Array = image.astype(np.int32) if image.dtype.kind == "u" else image
+    return np.subtract(signed, 1000, dtype=signed.dtype)

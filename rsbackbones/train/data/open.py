@@ -69,7 +69,7 @@ def _open_npz(path: Path, bands: dict[str, tuple[str, ...]] | None = None, **opt
     if not sensors or (lacking := [sensor for sensor in sensors if sensor not in named]):
         what = f"no bands for {', '.join(lacking)}" if sensors else "no array named after a sensor"
         raise ValueError(
-            f"{path} has {what}; name the bands (bands={{'s2': (...)}}; rsbackbones pack: --bands s2=B02,B03), or "
-            "say what the file holds: NpzSource(NpzFile(path=..., images=...))"
+            f"{path} has {what}; name the bands (bands={{'s2': (...)}}; rsbackbones pack: --bands "
+            "s2=B02,B03), or say what the file holds: NpzSource(NpzFile(path=..., images=...))"
         )
     return NpzSource(NpzFile(path=str(path), images={s: {s: named[s]} for s in sensors}, **options))

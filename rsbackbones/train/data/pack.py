@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -77,27 +78,20 @@ def pack(
     bar = progress_bar(len(source), place, enabled=progress, unit="place")
     with bar, _one_thread():
         while place < len(source):
-            path = folder / _SHARD.format(len(shards))
-            # The first place of a shard is read before its file is begun: there may be none left.
             found = _usable(source, place, bad, most)
-            number, sample = next(found, (len(source), None))
-            if sample is None:
-                bar.update(number - place)
+            # Read before the file is begun: there may be no usable place left.
+            if (first := next(found, None)) is None:
                 break
-            with _writing(folder, sample, len(source) - number), ShardWriter(path) as writer:
-                while sample is not None:
+            path = folder / _SHARD.format(len(shards))
+            with _writing(folder, first[1], len(source) - first[0]), ShardWriter(path) as writer:
+                for number, sample in chain([first], islice(found, per_shard - 1)):
                     writer.add(source.describe(number), sample)
                     bar.update(number + 1 - place)
                     place = number + 1
-                    if len(writer) == per_shard:
-                        break
-                    number, sample = next(found, (len(source), None))
-                if sample is None:
-                    bar.update(len(source) - place)
+                if len(writer) < per_shard:
                     place = len(source)
                 writer.finish(next=place, bad=bad)
-                written = len(writer)
-            shards.append(_entry(path, written))
+            shards.append(_entry(path, len(writer)))
     if not shards:
         raise ValueError(f"{source.name}: none of the {len(source)} places can be used: {_list(bad)}")
     dataset = {
@@ -141,8 +135,8 @@ def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
         held = read_dataset(folder) if complete else json.loads((folder / _JOB_FILE).read_text())
         if differ := [key for key, value in job.items() if held.get(key) != value]:
             raise ValueError(
-                f"{folder} holds a pack of something else (other {', '.join(differ)}); choose another folder, or "
-                "delete it"
+                f"{folder} holds a pack of something else (other {', '.join(differ)}); choose another "
+                "folder, or delete it"
             )
         return not complete
     # job.json comes first, so that a folder with shards tells what they are.
@@ -163,15 +157,13 @@ def _resume(folder: Path) -> tuple[list[dict[str, Any]], int, list[list[str]]]:
     return shards, place, bad
 
 
-def _usable(
-    source: Source, place: int, bad: list[list[str]], most: int
-) -> Iterator[tuple[int, Sample | None]]:
+def _usable(source: Source, place: int, bad: list[list[str]], most: int) -> Iterator[tuple[int, Sample]]:
     """Read places from ``place`` on and give those that can be used; note the others in ``bad``."""
     for number in range(place, len(source)):
         try:
             sample = source.read(number)
             sample = checked(sample.images, source.bands, frames=source.frames, dates=sample.dates)
-        except BadSample as problem:
+        except (BadSample, OSError) as problem:
             bad.append([source.describe(number), str(problem)])
             _refuse_many(bad, most, len(source))
         else:
@@ -198,9 +190,9 @@ def _writing(folder: Path, sample: Sample, places: int) -> Iterator[None]:
     except OSError as error:
         need = places * sum(image.nbytes for image in sample.images.values())
         raise ValueError(
-            f"cannot write to {folder}: {error.strerror or error}; {places} places are left, at most {need} bytes "
-            f"before compression, and {shutil.disk_usage(folder).free} are free. Whole shards are kept: make room "
-            "and run the same again"
+            f"cannot write to {folder}: {error.strerror or error}; {places} places are left, at most "
+            f"{need} bytes before compression, and {shutil.disk_usage(folder).free} are free. Whole shards "
+            "are kept: make room and run the same again"
         ) from error
 
 

@@ -1,8 +1,9 @@
 """Packed training data: a folder of shards, each a zip of Zarr arrays, and ``dataset.json``.
 
 A shard is a Zarr (version 2) group in an uncompressed zip: ``<sensor>/<i>`` is the array [T, C, H, W] of its
-i-th place, in chunks of one date; places may differ in size. The group's attributes hold the places' names and
-dates. ``dataset.json``, written last, says what the shards hold and the SHA-256 of each. :func:`pack` makes it.
+i-th place, in chunks of one date; places may differ in size. The group's attributes hold the places' names
+and dates. ``dataset.json``, written last, says what the shards hold and the SHA-256 of each. The function
+``pack`` makes it.
 """
 
 import json
@@ -91,7 +92,7 @@ class ShardWriter:
 
 
 class PackedSource:
-    """Places of a folder that :func:`pack` wrote.
+    """Places of a folder that ``pack`` wrote.
 
     Args:
         folder: it holds ``dataset.json``.
@@ -115,7 +116,7 @@ class PackedSource:
         return int(self._ends[-1])
 
     def describe(self, place: int) -> str:
-        """Return the shard and the place's number in it; the source's own name for it is in :meth:`place_name`."""
+        """Return the shard and the place's number in it; :meth:`place_name` is the packed source's own."""
         path, index = self._find(place)
         return f"{path.name}[{index}]"
 
@@ -149,7 +150,7 @@ class PackedSource:
         return checked(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
 
     def verify(self) -> list[str]:
-        """Hash all shards; return what is wrong with which, nothing where they are as ``dataset.json`` says."""
+        """Hash all shards; return what is wrong with which: nothing, where all are as they were written."""
         wrong = []
         for shard in self.dataset["shards"]:
             path = self.folder / shard["file"]

@@ -125,6 +125,6 @@ class SSL4EOFolders:
         slack = 0.05 * self.size
         if not any(max(abs(height * k - self.size), abs(width * k - self.size)) <= slack for k in _COARSER):
             raise BadSample(
-                f"{path} has {height} x {width} pixels; expected {self.size}, or 2 or 6 times fewer, within 5 %"
+                f"{path} has {height} x {width} pixels; expected {self.size}, half or a sixth of it"
             )
         return to_grid(layer, self.size, self.size)

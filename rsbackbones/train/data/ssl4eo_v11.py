@@ -1,7 +1,7 @@
 """SSL4EO-S12 v1.1: Zarr in zip, by 64 places in a file, or by one in the members of tar shards.
 
-Read as published (Blumenstiel et al., 2025) and as its authors' code and cards describe it. Not run on the full
-set: the tests write small files in these layouts.
+Read as published (Blumenstiel et al., 2025) and as its authors' code and cards describe it. Not run on the
+full set: the tests write small files in these layouts.
 """
 
 import io
@@ -180,8 +180,8 @@ class SSL4EOZarr:
                 raise ValueError(f"cannot read {self._files[modality][file]}: {error}") from error
             if len(shape) != 4 or shape[1] != len(bands[modality]):
                 raise ValueError(
-                    f"{self._files[modality][file]}: 'bands' has the shape {list(store.shape)}, expected [places, "
-                    f"dates, {len(bands[modality])}, H, W] (in a tar without places)"
+                    f"{self._files[modality][file]}: 'bands' has the shape {list(store.shape)}, expected "
+                    f"[places, dates, {len(bands[modality])}, H, W] (in a tar without places)"
                 )
             frames.add(shape[0])
         if len(frames) > 1:
@@ -209,9 +209,9 @@ class _Store:
             buffer = default_buffer_prototype().buffer
             with zipfile.ZipFile(file) as inner:
                 store = MemoryStore({name: buffer.from_bytes(inner.read(name)) for name in inner.namelist()})
-        self._group: Any = zarr.open_group(store, mode="r", zarr_format=2)
-        self._images = self._group["bands"]
-        self.shape: tuple[int, ...] = self._images.shape
+        group: Any = zarr.open_group(store, mode="r", zarr_format=2)
+        self._group, self._images = group, group["bands"]
+        self.shape: tuple[int, ...] = tuple(self._images.shape)
         self.products = self.array("file_id")
         self.bands = [str(band) for band in self.array("band").tolist()] if "band" in self._group else None
 

@@ -69,7 +69,8 @@ RECIPES = (
         name="croma_vit_b_ablation", model="croma_vit_b", objective=CromaObjective(), epochs=100,
         batch_size=7200,
     ),
-    # Appendix A.1, "Lower Masked Tuning" at 10, 25 or 50 %: begins with initial=, 1 epoch of warm-up, 4 of cosine.
+    # Appendix A.1, "Lower Masked Tuning" at 10, 25 or 50 %: begins with initial=; an epoch of warm-up, then
+    # four of cosine.
     Recipe(
         name="croma_vit_l_lower_masked",
         model="croma_vit_l",
@@ -83,8 +84,8 @@ RECIPES = (
         name="croma_vit_s", model="croma_vit_s", objective=CromaObjective(), epochs=100, batch_size=2048,
         optim=OptimOptions(base_lr=1.5e-4),
     ),
-    # Ours, the bundled demonstration model: minutes on two CPU cores. Its images are of 64 pixels, because most of
-    # them are, and its decoder is as small as the model.
+    # Ours, the bundled demonstration model: minutes on two CPU cores. Its images are of 64 pixels, because
+    # most of them are, and its decoder is as small as the model.
     Recipe(
         name="croma_vit_tiny",
         model="croma_vit_tiny",
