@@ -31,7 +31,7 @@ import rsbackbones as rsb
 
 SEEDS = (0, 1, 2)
 FOUR_BANDS = ("B02", "B03", "B04", "B08")
-# CORINE level 3 -> coarse class; 231 is left out, as the file cannot tell it from 999 (no data).
+# CORINE level 3 -> coarse class; 231 is left out: here it stands for pastures and for places without a label.
 COARSE = {
     "artificial": range(111, 143),
     "arable": range(211, 214),
@@ -73,7 +73,7 @@ def bigearthnet(folder: Path):
     s2, s1, codes = held["s2"], held["s1"].astype(np.float32), held["clc"]
     classes = np.full(codes.shape, -1)
     for number, members in enumerate(COARSE.values()):
-        classes[np.isin(codes, [code % 256 for code in members])] = number
+        classes[np.isin(codes, list(members))] = number
     patches = classes.reshape(len(codes), 15, 8, 15, 8).transpose(0, 1, 3, 2, 4).reshape(-1, 64)
     counts = np.stack([(patches == number).sum(1) for number in range(len(COARSE))], axis=1)
     chosen = counts.max(1) >= 48

@@ -1,7 +1,7 @@
 """CROMA on a Sentinel-1/2 scene: features as a picture. `make demo` runs this.
 
-Without --scene a scene is simulated. The model is the small one, with its own weights where they exist; until
-then with random weights, and the output and the picture say so.
+Without --scene a scene is simulated. The model is the small one, whose weights come with the package: no
+network is needed.
 """
 
 import argparse
@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import rasterio
-import torch
 
 import rsbackbones as rsb
 from rsbackbones.embed import embed_scene, principal_colours
@@ -26,12 +25,7 @@ MODEL = "croma_vit_tiny"
 
 def create(modalities: list[str]) -> tuple[rsb.Backbone, str]:
     """Return the demonstration model and what to say of its weights."""
-    torch.manual_seed(0)
-    try:
-        model = rsb.create_model(MODEL, pretrained=True, modalities=modalities)
-    except rsb.WeightsNotFound:
-        model = rsb.create_model(MODEL, modalities=modalities)
-        return model, "RANDOM weights (no trained ones exist for this small model yet)"
+    model = rsb.create_model(MODEL, pretrained=True, modalities=modalities)
     assert model.weights_entry is not None
     return model, f"weights {model.weights_entry.id}"
 

@@ -1,7 +1,7 @@
 """Features of a Sentinel-1/2 pair: raw arrays in, embeddings and maps out.
 
-The weights are random here, so that it runs anywhere; with network write
-rsb.create_model("croma_vit_b", pretrained=True).
+The small model's weights come with the package; with network take rsb.create_model("croma_vit_b",
+pretrained=True).
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.simulator import simulate_scene
 
-model = rsb.create_model("croma_vit_tiny")
+model = rsb.create_model("croma_vit_tiny", pretrained=True)
 preprocess = rsb.create_preprocess(model)
 scene = simulate_scene(120, 120)  # arrays as rasterio reads them: uint16 DN [12, H, W], float32 dB [2, H, W]
 

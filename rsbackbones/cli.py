@@ -1,4 +1,4 @@
-"""The command line: ``rsbackbones list | info | download | verify | embed | convert | pack``."""
+"""The command line: ``rsbackbones list | info | download | verify | embed | convert | pack | bench``."""
 
 import argparse
 import json
@@ -120,6 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--tile", type=int, metavar="PIXELS", help="NAME.npz: cut the images into tiles")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command("bench", _bench, "measure pretraining: its step here, or on paper on many GPUs")
+    sub.add_argument("what", choices=("train", "scaling"))
+    sub.add_argument("--quick", action="store_true", help="train: the small model, a few steps")
+    sub.add_argument(
+        "--output", type=Path, default=Path("bench"), metavar="DIR",
+        help="train: the folder of train.json, train.md and train.png; default bench",
+    )  # fmt: skip
+    sub.add_argument(
+        "--measured", type=Path, default=Path("benchmarks/scaling.json"), metavar="FILE.json",
+        help="scaling: what was measured once; measured and written where it does not exist",
+    )  # fmt: skip
     return parser
 
 
@@ -386,6 +398,18 @@ def _pack(options: argparse.Namespace) -> int:
     for name, reason in report.bad:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     print(f"{report.folder}: {report.places} places in {report.shards} shards, {report.bytes} bytes")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.what == "scaling":
+        from rsbackbones.bench.scaling import scaling
+
+        print(scaling(options.measured.expanduser()), end="")
+        return 0
+    from rsbackbones.bench.train import bench_train
+
+    print(bench_train(options.output.expanduser(), quick=options.quick), end="")
     return 0
 
 

@@ -18,13 +18,15 @@ class Layout:
     ``modules`` pairs our module names with theirs; ``#`` stands for the index of a block. ``nested``:
     the file is a dictionary of state dicts, written so again; reading takes both forms. ``dropped``:
     beginnings of names that are no part of our model. ``derived``: tables that we compute, each with a
-    check ``(tensor, config)`` that raises ``ValueError`` where the stored one differs.
+    check ``(tensor, config)`` that raises ``ValueError`` where the stored one differs. ``implies``: fields of
+    the configuration that leave no trace in the tensors and that every file of the layout has so.
     """
 
     modules: Mapping[str, str]
     nested: bool = False
     dropped: tuple[str, ...] = ()
     derived: Mapping[str, Callable[[Tensor, Any], None]] = field(default_factory=dict)
+    implies: Mapping[str, Any] = field(default_factory=dict)
 
     def to_ours(self, names: Iterable[str]) -> dict[str, str]:
         """Map the names of a file to ours: ``{theirs: ours}``, without dropped and derived ones.

@@ -56,6 +56,13 @@ def save_foreign(model: Backbone | nn.Module, path: str | Path, layout: str, *, 
     known: Mapping[str, Layout] = find_architecture(model.architecture).family.LAYOUTS
     if layout not in known:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
+    implied = known[layout].implies
+    if lost := [
+        f"{name}={getattr(model.config, name)!r}"
+        for name in implied
+        if getattr(model.config, name) != implied[name]
+    ]:
+        raise ValueError(f"a file of layout {layout} cannot say {', '.join(lost)}; use save_model")
     state = model.state_dict()
     _check_finite(state)
     renamed = {theirs: state[ours].cpu() for ours, theirs in known[layout].from_ours(state).items()}

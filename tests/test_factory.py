@@ -313,6 +313,16 @@ def test_a_head_has_no_place_in_a_foreign_layout(tmp_path):
         save_foreign(model, tmp_path / "x.pt", "croma_official")
 
 
+@pytest.mark.parametrize("overrides", [{"positions": "sincos"}, {"positions": "peg"}, {"cross_alibi": False}])
+def test_a_foreign_layout_does_not_lose_the_position_encoding(tmp_path, overrides):
+    model = rsb.create_model("croma_vit_tiny", overrides=overrides)
+    with pytest.raises(ValueError, match=rf"cannot say {next(iter(overrides))}="):
+        save_foreign(model, tmp_path / "x.pt", "croma_official")
+    assert not list(tmp_path.iterdir())
+    again = rsb.create_model("croma_vit_tiny", checkpoint=rsb.save_model(model, tmp_path / "x.safetensors"))
+    assert again.config == model.config
+
+
 def test_a_stored_attention_table_is_checked_and_dropped(tiny, tmp_path):
     from rsbackbones.layers.alibi import alibi_bias, grid_positions
 

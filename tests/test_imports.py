@@ -13,9 +13,10 @@ import rsbackbones
 PACKAGE = Path(rsbackbones.__file__).parent
 
 # Part of the package -> the parts that it may import when it is loaded. "cli" and everything that is
-# not named here may import all parts but train; train may import all.
+# not named here may import all parts but train and bench; train may import all but bench, bench all.
 ALLOWED = {
     "errors": set(),
+    "atomic": set(),
     "sensors": set(),
     "layouts": set(),
     "layers": {"layers"},
@@ -30,16 +31,17 @@ ALLOWED = {
     "golden": {"features"},
     "preprocess": {"features", "sensors"},
     "loading": {"adapt", "checkpoints", "errors", "features", "layouts", "manifest", "registry", "sensors"},
-    "saving": {"checkpoints", "features", "layouts", "registry"},
+    "saving": {"checkpoints", "config", "features", "layouts", "registry"},
     "factory": {"adapt", "checkpoints", "errors", "features", "loading", "manifest", "registry", "sensors",
                 "weights"},
     "rasters": {"sensors"},
-    "embed": {"embed", "features", "preprocess", "rasters"},
+    "embed": {"atomic", "embed", "features", "preprocess", "rasters"},
     "simulator": set(),
 }  # fmt: skip
 # Third-party packages a part may import when it is loaded; elsewhere inside functions only.
 OUTSIDE = {
     "errors": set(),
+    "atomic": set(),
     "sensors": set(),
     "config": set(),
     "layers": {"torch", "einops"},
@@ -93,22 +95,24 @@ def test_imports_go_one_way(path):
     here = part(path)
     known = {part(p) for p in FILES}
     inside = {name.split(".")[1] for name in imports(path) if name.startswith("rsbackbones.")} & known
-    if here != "train":
+    assert here == "bench" or "bench" not in inside
+    if here not in ("train", "bench"):
         allowed = ALLOWED.get(here, known - {"train"})
         assert inside <= allowed | {here} - {"layers"} | ({"layers"} if here == "layers" else set())
     outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"rsbackbones"}
     assert outside <= OUTSIDE.get(here, outside), f"{here} imports {outside}"
 
 
-def test_nothing_but_train_and_the_command_line_names_train():
+@pytest.mark.parametrize(("named", "by"), [("train", {"train", "bench", "cli"}), ("bench", {"bench", "cli"})])
+def test_nothing_else_names_train_or_bench(named, by):
     """Not even inside a function; the command line may there, and the test above says: only there."""
     for path in FILES:
-        if part(path) not in ("train", "cli"):
+        if part(path) not in by:
             for node in ast.walk(ast.parse(path.read_text())):
                 module = getattr(node, "module", None) or ""
                 names = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
-                assert not module.startswith("rsbackbones.train"), path
-                assert not any(name.startswith("rsbackbones.train") for name in names), path
+                assert not module.startswith(f"rsbackbones.{named}"), path
+                assert not any(name.startswith(f"rsbackbones.{named}") for name in names), path
 
 
 def child(code, *flags):

@@ -47,17 +47,22 @@ def test_the_sdist_holds_what_the_tests_need(built):
 def test_an_installed_wheel_finds_its_manifest(built, tmp_path):
     target = tmp_path / "site"
     run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(built[0]))
-    code = "import rsbackbones as r; print(r.__file__); print([e.id for e in r.list_weights()])"
+    code = (
+        "import rsbackbones as r; print(r.__file__); print([e.id for e in r.list_weights()]); "
+        "print(r.create_model('croma_vit_tiny', pretrained=True).weights_entry.id)"
+    )
     out = run("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(target), "PATH": "/usr/bin"})
     assert str(target) in out
     assert "croma_vit_b.ssl4eo_s12" in out
+    assert "\ncroma_vit_tiny." in out
 
 
 WITHOUT_EXTRAS = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"rasterio", "pyarrow", "sklearn", "matplotlib", "scipy", "pytest"}:
+        if name.split(".")[0] in {"rasterio", "pyarrow", "sklearn", "matplotlib", "scipy", "pytest",
+                                  "pydantic", "tqdm", "zarr"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 import torch, rsbackbones as rsb

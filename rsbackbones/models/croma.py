@@ -264,7 +264,12 @@ class Croma(Backbone):
         return tokens
 
     def _bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        return alibi_bias(queries, keys, self.num_heads) if self.config.positions == "alibi" else None
+        if self.config.positions != "alibi":
+            return None
+        bias, device = alibi_bias(queries, keys, self.num_heads), queries.device.type
+        # Cast once: what every block casts for itself is kept until its backward pass.
+        autocast = torch.is_autocast_enabled(device)
+        return bias.to(torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype)
 
     def final_norm(self, stream: str) -> nn.Module:
         """See :meth:`Backbone.final_norm`."""
@@ -338,6 +343,7 @@ LAYOUTS = {
             qkv="to_qkv", out="to_out", q="to_", fc2=3,
         ),
         nested=True,
+        implies={"positions": "alibi", "cross_alibi": True},
         derived={"attn_bias": _check_attention_table},
     ),
     # The state dict of the authors' pretraining model; decoder and projections are no part of ours.
@@ -347,6 +353,7 @@ LAYOUTS = {
             qkv="create_qkv", out="out", q="create_", fc2=2,
         ),
         dropped=("decoder.", "global_contrast_loss."),
+        implies={"positions": "alibi", "cross_alibi": True},
     ),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 
 from rsbackbones.train.distributed import join
 from rsbackbones.train.recipe import parse_arguments, to_json
@@ -54,6 +55,11 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         print(f"rsbackbones.train: {error}", file=sys.stderr)
         code = 2
+    except BaseException:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        traceback.print_exc()  # and then leave at once: a thread may still wait for a process that is gone
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     if "WORLD_SIZE" in os.environ:

@@ -1,9 +1,9 @@
 """Checkpoints of a run: written whole or not at all, verified before they are read, the newest n kept.
 
-A checkpoint is a folder ``step_NNNNNNNNN`` that torch.distributed.checkpoint (DCP) wrote, sharded and loadable
-by another number of processes, plus ``complete.json`` with the size and sha256 of every file. It is written
-under a temporary name and renamed. DCP does not notice a flipped byte and unpickles what it reads: that is why the
-hashes are compared first, and why only a run's own folder is ever read.
+A checkpoint is a folder ``step_NNNNNNNNN`` that torch.distributed.checkpoint (DCP) wrote, sharded and
+loadable by another number of processes, plus ``complete.json`` with the size and sha256 of every file. It is
+written under a temporary name and renamed. DCP does not notice a flipped byte and unpickles what it reads:
+that is why the hashes are compared first, and why only a run's own folder is ever read.
 """
 
 import json
@@ -71,11 +71,15 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         # The writing thread talks to its like while the main thread trains: it needs a group of its own.
-        self._group: Any = dist.new_group(backend="gloo") if processes.world_size > 1 else None
+        self._group: Any = None
+        if processes.world_size > 1:
+            # Without a timeout it would be torch's half an hour, whatever the other group was told.
+            self._group = dist.new_group(backend="gloo", timeout=processes.timeout)
+        # DCP says so at every save and load of a single process.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled.*single process")
         if processes.first:
             folder.mkdir(exist_ok=True)
-            for path in folder.glob("step_*.tmp"):  # what a killed process left
-                shutil.rmtree(path)
+            self._remove_unfinished()  # what a killed process left
         processes.barrier()
 
     def save(self, step: int, state: State) -> None:
@@ -88,20 +92,18 @@ class Checkpoints:
         self.processes.barrier()
         name = f"step_{step:09d}"
         part = self.folder / f"{name}.tmp"
+        if self.options.asynchronous:
+            written = async_save(state, checkpoint_id=part, process_group=self._group)
+            self._pending = self._thread.submit(self._finish, written, part, step)
+            return
         self._pending = Future()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*assuming.*single process.*")
-            if self.options.asynchronous:
-                written = async_save(state, checkpoint_id=part, process_group=self._group)
-                self._pending = self._thread.submit(self._finish, written, part, step)
-                return
-            try:
-                save(state, checkpoint_id=part, process_group=self._group)
-                self._finish(None, part, step)
-            except (CheckpointException, OSError) as error:
-                self._pending.set_exception(error)
-            else:
-                self._pending.set_result(None)
+        try:
+            save(state, checkpoint_id=part, process_group=self._group)
+            self._finish(None, part, step)
+        except (CheckpointException, OSError) as error:
+            self._pending.set_exception(error)
+        else:
+            self._pending.set_result(None)
         self.wait()
 
     def _finish(self, written: Any, part: Path, step: int) -> None:
@@ -120,14 +122,21 @@ class Checkpoints:
             self._remove(final)
         part.rename(final)
         _sync(self.folder)
-        for old in finished(self.folder)[self.options.keep :]:
-            self._remove(old)
+        # Later ones were damaged, and the run went on from before them: they are none of the newest n.
+        kept = [path for path in finished(self.folder) if path <= final][: self.options.keep]
+        for other in set(finished(self.folder)) - set(kept):
+            self._remove(other)
 
     def _remove(self, path: Path) -> None:
         # Renamed first: a process killed while it deletes must not leave half a checkpoint under its name.
         going = path.with_name(path.name + ".old.tmp")
         path.rename(going)
         shutil.rmtree(going)
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.glob("step_*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
 
     def failed(self) -> bool:
         """Whether the save in progress is known to have failed."""
@@ -144,8 +153,7 @@ class Checkpoints:
         error = pending.exception() if pending is not None else None
         if any(self.processes.gather(error is not None)):
             if self.processes.first:
-                for path in self.folder.glob("step_*.tmp"):
-                    shutil.rmtree(path, ignore_errors=True)
+                self._remove_unfinished()
             self.processes.barrier()
             kept = finished(self.folder)
             raise TrainingError(
@@ -171,11 +179,8 @@ class Checkpoints:
             if wrong is None:
                 complete = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
                 try:
-                    with warnings.catch_warnings():
-                        warnings.filterwarnings("ignore", message=".*assuming.*single process.*")
-                        load(
-                            make_state(complete["world_size"]), checkpoint_id=path, process_group=self._group
-                        )
+                    state = make_state(complete["world_size"])
+                    load(state, checkpoint_id=path, process_group=self._group)
                 except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
                     wrong = _first_line(error)
                 wrong = next((w for w in self.processes.gather(wrong) if w), None)

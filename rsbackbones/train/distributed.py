@@ -20,6 +20,7 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    timeout: timedelta = timedelta(minutes=10)
 
     @property
     def first(self) -> bool:
@@ -71,8 +72,9 @@ def join(timeout: float) -> Processes:
     die_with_parent()
     # Numbers and objects travel by gloo, so that reading a flag does not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    return Processes(dist.get_rank(), dist.get_world_size(), device)
+    patience = timedelta(seconds=timeout)
+    dist.init_process_group(backend, timeout=patience)
+    return Processes(dist.get_rank(), dist.get_world_size(), device, patience)
 
 
 def die_with_parent() -> None:

@@ -1,8 +1,8 @@
 """``python -m rsbackbones.train.export RUN --to DIR``: from a run to weights for ``create_model``.
 
 The folder holds ``ARCHITECTURE.TAG.safetensors`` (the encoder, for ``create_model(checkpoint=...)``) and
-``manifest.json``, a manifest of one entry with provenance, input contract, hash and golden activations
-(``RSBACKBONES_MANIFEST=DIR/manifest.json`` makes ``create_model("ARCHITECTURE.TAG", pretrained=True)`` find it).
+``manifest.json``, a manifest of one entry with provenance, input contract, hash and golden activations:
+with ``RSBACKBONES_MANIFEST=DIR/manifest.json``, ``create_model("ARCHITECTURE.TAG", pretrained=True)`` finds it.
 """
 
 import argparse

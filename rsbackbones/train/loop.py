@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rsbackbones.atomic import write_text
+from rsbackbones.atomic import whole_file, write_text
 from rsbackbones.train.checkpoint import Checkpoints
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.distributed import Processes, StopSignal, join, leave
@@ -48,24 +48,24 @@ def train(recipe: Recipe) -> Summary:
     if recipe.out is None:
         raise TrainingError("no output folder is named: say out=FOLDER")
     processes = join(recipe.timeout)
-    folder = RunFolder(recipe.out.expanduser(), processes)
-    run = Run(recipe, processes)
-    sources = [
-        {"name": use.source.name, "places": len(use.source), "frames": use.source.frames,
-         "bands": {m: list(spec.bands) for m, spec in use.preprocess.specs.items()},
-         "notes": list(use.source.notes)}
-        for use in run.uses
-    ]  # fmt: skip
-    problem = None
-    if processes.first:
-        try:
-            folder.begin(recipe, sources)
-        except TrainingError as error:
-            problem = str(error)
-    if problem := processes.first_says(problem):
-        raise TrainingError(problem)
-    with StopSignal() as stop:
-        summary = _Training(run, folder, stop).go()
+    with RunFolder(recipe.out.expanduser(), processes) as folder:
+        run = Run(recipe, processes)
+        sources = [
+            {"name": use.source.name, "places": len(use.source), "frames": use.source.frames,
+             "bands": {m: list(spec.bands) for m, spec in use.preprocess.specs.items()},
+             "notes": list(use.source.notes)}
+            for use in run.uses
+        ]  # fmt: skip
+        problem = None
+        if processes.first:
+            try:
+                folder.begin(recipe, sources)
+            except (ValueError, OSError) as error:
+                problem = str(error)
+        if problem := processes.first_says(problem):
+            raise TrainingError(problem)
+        with StopSignal() as stop:
+            summary = _Training(run, folder, stop).go()
     leave(processes)
     return summary
 
@@ -80,6 +80,7 @@ class _Training:
 
     def go(self) -> Summary:
         run, recipe, processes = self.run, self.recipe, self.processes
+        self.bad.check()
         checkpoints = Checkpoints(self.folder.path / "checkpoints", processes, recipe.save)
         state: dict[str, Any] = {}
 
@@ -112,6 +113,8 @@ class _Training:
             flags = processes.reduce(
                 [broken, bool(new_bad), checkpoints.failed(), self.stop.received is not None]
             )
+            if flags[0] or flags[1]:
+                checkpoints.wait()  # what is being written is whole before the run may stop here
             if flags[0]:
                 self._stop_broken(step, of_step, parts, broken)
             if flags[1]:
@@ -158,14 +161,13 @@ class _Training:
                     for b in batches
                 ],
             }  # fmt: skip
-            part = path.with_name(path.name + ".tmp")
-            torch.save(content, part)
-            part.replace(path)
+            with whole_file(path) as file:
+                torch.save(content, file)
         files = [f for f in self.processes.gather(path.name if mine else None) if f]
         raise TrainingError(
-            f"the loss or the gradient is not finite at step {step}; no parameter was changed by it. The "
-            f"batch is in {self.folder.path}: {', '.join(files)}. Look at its samples, lower optim.base_lr, or set "
-            "optim.clip_grad"
+            f"the loss or the gradient is not finite at step {step}; no parameter was changed by it. The batch "
+            f"is in {self.folder.path}: {', '.join(files)}. Look at its samples, lower optim.base_lr, or "
+            "set optim.clip_grad"
         )
 
     @torch.no_grad()
@@ -175,7 +177,9 @@ class _Training:
         device = self.processes.device
         examples = []
         for batch in run.examples():
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+            # Forked: a run that goes on from this checkpoint does not draw, and must not differ.
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
                 images = run.objective.reconstruct(batch.to(device))
             for i, name in enumerate(batch.names):
                 one = {m: (x[0][i], x[1][i], x[2][i]) for m, x in images.items()}
@@ -202,17 +206,21 @@ class _BadSamples:
         return {name: why for b in batches for name, why in b.skipped if name not in self.known}
 
     def add(self, new: dict[str, str], log: RunLog) -> None:
-        """Note the new ones of all processes.
-
-        Raises:
-            TrainingError: there are more than the stated share of all places.
-        """
+        """Note the new ones of all processes, and :meth:`check`."""
         for found in self.processes.gather(new):
             for name, why in found.items():
                 if self.known.setdefault(name, why) is why:
                     log.say(f"left out {name}: {why}")
         if self.processes.first:
             write_text(self.file, "".join(json.dumps(pair) + "\n" for pair in self.known.items()))
+        self.check()
+
+    def check(self) -> None:
+        """Compare their number with what the recipe allows.
+
+        Raises:
+            TrainingError: there are more than the stated share of all places.
+        """
         if len(self.known) > self.limit * self.places:
             shown = "\n  ".join(f"{name}: {why}" for name, why in list(self.known.items())[:20])
             raise TrainingError(

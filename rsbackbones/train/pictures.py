@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from rsbackbones.atomic import whole_file
 from rsbackbones.train.run_folder import read_log
 
 # What is no curve of interest on its own.
@@ -87,6 +88,5 @@ def _figure() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    part = path.with_name(path.name + ".tmp")
-    figure.savefig(part, dpi=110, format="png")
-    part.replace(path)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")

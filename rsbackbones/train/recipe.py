@@ -35,8 +35,9 @@ class DataOptions:
     """Where images come from and how they are viewed.
 
     Attributes:
-        root: a folder (or file) in one of the layouts of :func:`rsbackbones.train.data.open_source`, or the
+        root: a folder (or file) in one of the layouts of :func:`rsbackbones.train.data.open.open_source`, or the
             folder of ``parts``.
+        options: of ``root``'s layout: ``product``, ``split``, ``offset``, ``bands``; see the layout's class.
         parts: .npz files below ``root``; empty where ``root`` is a training set of its own.
         crop: smallest and largest side of the square crops, in pixels of the source.
         size: side of what the model gets, in pixels.
@@ -47,6 +48,7 @@ class DataOptions:
     """
 
     root: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     crop: tuple[int, int] = (60, 180)
     size: int = 120
@@ -71,12 +73,13 @@ class DataOptions:
 class OptimOptions:
     """The optimizer and the schedule of its learning rate: linear warm-up, then cosine to zero.
 
-    ``name`` is one of torch's or timm's optimizers, by timm's names. The learning rate is ``base_lr`` x
-    global batch / 256. ``warmup`` is a share of all steps. ``weight_decay`` is for weights of two or more
-    dimensions; biases, norms, tokens and temperatures have none (the CROMA paper gives the number only).
+    ``name`` is timm's, of an optimizer whose state begins with zeros, as a run does (LAMB's does not). The
+    learning rate is ``base_lr`` x global batch / 256. ``warmup`` is a share of all steps. ``weight_decay`` is
+    for weights of two or more dimensions; biases, norms, tokens and temperatures have none
+    (the CROMA paper gives the number only).
     """
 
-    name: str = "adamw"
+    name: Literal["adamw", "adam", "nadamw", "radamw", "lion", "lars", "sgd", "sgdw"] = "adamw"
     base_lr: float = 4e-6
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
@@ -88,6 +91,11 @@ class OptimOptions:
             raise ValueError(
                 f"optim.base_lr must be positive and optim.warmup a share of all steps below 1, got "
                 f"{self.base_lr} and {self.warmup}"
+            )
+        if not self.weight_decay >= 0 or (self.clip_grad is not None and not self.clip_grad > 0):
+            raise ValueError(
+                f"optim.weight_decay must not be negative and optim.clip_grad positive, or none, got "
+                f"{self.weight_decay} and {self.clip_grad}"
             )
 
 
@@ -152,9 +160,13 @@ class Recipe:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "accumulate", "log_every", "max_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.seed < 0 or not self.timeout > 0:
+            raise ValueError(
+                f"seed must not be negative and timeout must be positive, got {self.seed} and {self.timeout}"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
 
@@ -182,6 +194,8 @@ def from_json(fields: Mapping[str, Any]) -> Recipe:
     """
     from pydantic import TypeAdapter, ValidationError
 
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"a recipe is an object of fields, got {type(fields).__name__}")
     _check_keys(Recipe, fields, "")
     try:
         return TypeAdapter(Recipe).validate_python(fields)
@@ -203,12 +217,15 @@ def replace_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     fields = to_json(recipe)
     for key, value in changes.items():
         *path, last = key.split(".")
-        inner, kind = fields, Recipe
+        inner: Any = fields
+        kind: Any = Recipe
         for name in path:
             kind = _field_type(kind, name, key)
-            inner = inner[name]
+            inner = inner[name] if isinstance(inner, dict) and name in inner else None
         hint = _field_type(kind, last, key)
-        inner[last] = _listed(value, hint)
+        if not isinstance(inner, dict):
+            raise ValueError(f"unknown key {key!r}: {'.'.join(path)} has no fields")
+        inner[last] = _listed(key, value, hint)
     return from_json(fields)
 
 
@@ -228,9 +245,10 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, Recipe]) -> Re
     if name is not None and name.endswith(".json"):
         try:
             saved = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            recipe = from_json(saved.get("recipe", saved) if isinstance(saved, dict) else saved)
+        except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the recipe {name}: {error}") from error
-        return replace_fields(from_json(saved.get("recipe", saved)), changes)
+        return replace_fields(recipe, changes)
     if name is None or name not in known:
         given = "no recipe is named" if name is None else f"unknown recipe {name!r}"
         raise ValueError(f"{given}; say recipe=NAME, one of {', '.join(known)}, or recipe=FILE.json")
@@ -275,16 +293,25 @@ def _check_keys(kind: Any, fields: Mapping[str, Any], prefix: str) -> None:
         inner = _field_type(kind, name, prefix + name)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
             _check_keys(inner, value, f"{prefix}{name}.")
+        if isinstance(value, Sequence) and typing.get_origin(inner) is tuple:
+            for i, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    _check_keys(typing.get_args(inner)[0], item, f"{prefix}{name}.{i}.")
 
 
-def _listed(value: Any, hint: Any) -> Any:
-    """Read JSON where a field holds several values or none; "60,180" is understood for a tuple too."""
+def _listed(key: str, value: Any, hint: Any) -> Any:
+    """Read JSON where a field holds several values, or any; "60,180" is understood for a tuple too."""
     if not isinstance(value, str) or hint is str:
         return value
     if value in ("none", "null") and type(None) in typing.get_args(hint):
         return None
-    if any(typing.get_origin(t) in (tuple, dict) for t in (hint, *typing.get_args(hint))):
-        if value.startswith(("[", "{")):
-            return json.loads(value)
+    several = any(typing.get_origin(t) in (tuple, dict) for t in (hint, *typing.get_args(hint)))
+    if several and not value.startswith(("[", "{")):
         return value.split(",")
+    if several or hint is Any:
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            if several:
+                raise ValueError(f"{key}: {value!r} is no JSON: {error}") from error
     return value

@@ -1,5 +1,6 @@
 """A recipe made real: data, objective, optimizer and schedule, and one step of training with them."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from rsbackbones.train.checkpoint import rng_state, set_rng_state
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.dataset import TrainingSet, Use, Views
 from rsbackbones.train.data.npz import NpzSource
+from rsbackbones.train.data.open import open_source
 from rsbackbones.train.data.sampler import BatchPlan, StepSampler
 from rsbackbones.train.data.source import BadSample, Source
 from rsbackbones.train.distributed import Processes
@@ -88,6 +90,7 @@ class Run:
             ),
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_run,
             # Its own: the loader draws from the global one otherwise, and a resumed run would differ.
             generator=torch.Generator().manual_seed(self.recipe.seed),
             pin_memory=False,
@@ -149,6 +152,12 @@ class Run:
         ]
 
 
+def _leave_signals_to_the_run(_: int) -> None:
+    """For a loader's worker: what is sent to the whole job must not end it before the run has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _as_it_is(batch: Any) -> Batch:
     """The data set makes whole batches: there is nothing to collate."""
     made: Batch = batch
@@ -202,11 +211,7 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     parts: list[tuple[Source, Part | None]] = [
         (NpzSource(replace(part.file, path=str(root / part.file.path))), part) for part in data.parts
     ]
-    if not parts:
-        from rsbackbones.train.data.open import open_source
-
-        parts = [(open_source(root), None)]
-    for source, part in parts:
+    for source, part in parts or [(open_source(root, **data.options), None)]:
         crop = (part and part.crop) or data.crop
         size = (part and part.size) or data.size
         if size % backbone.patch_size:

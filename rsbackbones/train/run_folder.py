@@ -26,7 +26,7 @@ class TrainingError(ValueError):
 
 
 class RunFolder:
-    """The folder, locked by the first process for as long as this object lives."""
+    """The folder, locked by the first process until ``with`` ends."""
 
     def __init__(self, path: Path, processes: Processes) -> None:
         self.path = path
@@ -44,6 +44,13 @@ class RunFolder:
         if problem := processes.first_says(problem):
             raise TrainingError(f"{problem}; choose another with out=")
 
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
     def begin(self, recipe: Recipe, sources: list[dict[str, Any]]) -> None:
         """Save the recipe, or compare it with the saved one. For the first process.
 
@@ -52,8 +59,11 @@ class RunFolder:
         """
         file = self.path / "recipe.json"
         if file.exists():
-            changed = differences(from_json(json.loads(file.read_text(encoding="utf-8"))["recipe"]), recipe)
-            if changed:
+            try:
+                before = from_json(json.loads(file.read_text(encoding="utf-8"))["recipe"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise TrainingError(f"{file} is no recipe of a run that could go on: {error}") from error
+            if changed := differences(before, recipe):
                 raise TrainingError(
                     f"{self.path} holds a run of another recipe ({'; '.join(changed)}); choose another out=, "
                     "or delete it"

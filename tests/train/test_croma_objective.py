@@ -514,6 +514,11 @@ def test_a_head_is_refused():
         CromaObjective().build(backbone)
 
 
+def test_another_family_is_refused():
+    with pytest.raises(ValueError, match="trains a CROMA model"):
+        CromaObjective().build(torch.nn.Linear(2, 2))
+
+
 def _replaced(batch, **changes):
     return dataclasses.replace(batch, **changes)
 

@@ -1,7 +1,8 @@
-"""SSL4EO-S12 in its published layouts, from small files that the tests write; dates out of order on purpose."""
+"""SSL4EO-S12 in its published layouts, from small files that the tests write; dates out of order."""
 
 import io
 import pickle
+import shutil
 import tarfile
 import zipfile
 
@@ -49,7 +50,7 @@ SIDES = {"B01": 4, "B09": 4, "B10": 4} | dict.fromkeys(("B05", "B06", "B07", "B8
 
 
 def write_v10(root, ids=("0000200", "0000007"), product="s2a"):
-    """Every band of date i is i * 100 + 1000 everywhere but for noise at 10 m; sides 24, 12 and 4."""
+    """Noise in sides of 24, 12 and 4 pixels; returns {(id, number of the date in TIMES, band): layer}."""
     rng = np.random.default_rng(0)
     written = {}
     for identity in ids:
@@ -113,8 +114,6 @@ def test_v10_other_product_and_one_sensor(tmp_path):
 def test_v10_unusable_places_say_why(tmp_path):
     ids = ("0", "1", "2", "3", "4", "5")
     write_v10(tmp_path, ids=ids)
-    import shutil
-
     shutil.rmtree(tmp_path / "s1" / "1")
     shutil.rmtree(tmp_path / "s2a" / "2" / S2_NAMES[3])
     (tmp_path / "s2a" / "3" / S2_NAMES[0] / "B8A.tif").unlink()
@@ -138,7 +137,9 @@ def write_group(store, images, products, bands, ids=None):
     group = zarr.open_group(store, mode="w", zarr_format=2)
 
     def array(name, values, chunks=None):
-        made = group.create_array(name, shape=values.shape, chunks=chunks or values.shape or (1,), dtype=values.dtype)
+        made = group.create_array(
+            name, shape=values.shape, chunks=chunks or values.shape or (1,), dtype=values.dtype
+        )
         made[...] = values
 
     array("bands", images, (1,) * (images.ndim - 3) + images.shape[-3:])
@@ -204,7 +205,9 @@ def test_v11_is_matched_by_key_and_in_order_of_time(tmp_path, kind):
         for place, key in enumerate(IDS):
             everything = copy.read(place)
             np.testing.assert_array_equal(everything.images["s2"], written["s2"][key][ORDER])
-            np.testing.assert_array_equal(everything.images["s1"], written["s1"][key][ORDER].astype(np.float32))
+            np.testing.assert_array_equal(
+                everything.images["s1"], written["s1"][key][ORDER].astype(np.float32)
+            )
             for frame in range(4):
                 one = copy.read(place, frame)
                 np.testing.assert_array_equal(one.images["s2"], everything.images["s2"][frame])
@@ -249,7 +252,7 @@ def test_offset_of_real_images(real_data):
     with np.load(real_data / "s2l2a_unlabelled_1200.npz") as held:
         images = held["images"]
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(50):
         some = images[rng.choice(len(images), 16, replace=False)]
         assert not carries_offset(some)
         assert carries_offset(some + np.uint16(1000))
@@ -261,7 +264,6 @@ def test_v11_damaged_files(tmp_path, kind):
     source = SSL4EOZarr(tmp_path)
     path = sorted((tmp_path / "train" / "S2L2A").iterdir())[1]
     content = bytearray(path.read_bytes())
-    # Flip a byte inside of pixel data: of every place and date, one at a time would be slow; the largest chunks.
     if kind == "zarr":
         with zipfile.ZipFile(path) as archive:
             at = [i for i in archive.infolist() if i.filename.startswith("bands/0.")][2].header_offset + 200

@@ -1,5 +1,6 @@
 """What the tests of the training engine share: small data, a small recipe, and runs in real processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -77,17 +78,21 @@ def command(recipe: Recipe, file: Path, ranks: int = 0, *, restarts: int = 0) ->
     return [*launcher, "-m", "rsbackbones.train", f"recipe={file}"]
 
 
-def environment() -> dict[str, str]:
-    """One thread per process, and what makes restarts of torchrun dependable."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+# What makes restarts of torchrun dependable; it gives its workers this long to end.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "15",
+}
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, its output in ``log``."""
+def start(arguments: list[str], log: Path, limits: object = None) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, its output in ``log``; ``limits`` is called in the process."""
     with log.open("ab") as file:
         return subprocess.Popen(
-            arguments, env=environment(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            arguments, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=limits,
+        )  # fmt: skip
 
 
 def run(arguments: list[str], log: Path, code: int = 0) -> str:
@@ -102,27 +107,29 @@ def run(arguments: list[str], log: Path, code: int = 0) -> str:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and all below it."""
-    for pid in [process.pid, *descendants(process.pid)]:
+    for pid in [*descendants(process.pid), process.pid]:
         kill(pid)
     process.wait()
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process that may be gone."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def descendants(pid: int) -> list[int]:
     """All processes below ``pid``, the children first."""
+    found = children(pid)
+    return found + [below for child in found for below in descendants(child)]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` started and has not waited for."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
-    found = [int(child) for child in children]
-    return found + [below for child in found for below in descendants(child)]
 
 
 def alive(pid: int) -> bool:

@@ -1,7 +1,7 @@
 """From sources to batches: read, cut, normalise, turn, mix, and draw the objective's random numbers.
 
-A sample is a function of (seed, epoch, source, index). A sample that cannot be used is replaced by the next
-one of its source and named in the batch; the loop decides when these are too many.
+A sample is a function of (seed, epoch, source, index). A sample that cannot be used is replaced by another one
+of its source and named in the batch; the loop decides when these are too many.
 """
 
 from collections.abc import Callable, Sequence
@@ -107,10 +107,12 @@ class TrainingSet(Dataset[Batch]):
         return self.__getitems__([key])
 
     def _read(self, use: Use, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
-        """Read a sample, or the first usable one after it; note those that were not."""
+        """Read a sample, or the next one, or the next one in another file; note those that were not usable."""
         source = use.source
-        for offset in range(min(_MOST_IN_A_ROW, len(use))):
-            place, frame = divmod((index + offset) % len(use), source.frames)
+        in_file = source.block * source.frames
+        stride = in_file + (in_file > 1)
+        for attempt in range(min(_MOST_IN_A_ROW, len(use))):
+            place, frame = divmod((index + attempt * stride) % len(use), source.frames)
             name = f"{source.name}: {source.describe(place)}"
             try:
                 sample = source.read(place, frame)

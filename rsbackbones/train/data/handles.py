@@ -11,11 +11,13 @@ T = TypeVar("T")
 class Handles(Generic[T]):
     """The last ``most`` things that ``opener`` opened, by path. Travels by pickle without them.
 
+    40 is two sensors' files for the 16 blocks that the sampler shuffles together, and some.
+
     A file that a worker inherits through fork shares its position with the parent's, so every process opens
     its own.
     """
 
-    def __init__(self, opener: Callable[[str], T], most: int = 8) -> None:
+    def __init__(self, opener: Callable[[str], T], most: int = 40) -> None:
         self._opener = opener
         self._most = most
         self._process = os.getpid()

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.atomic import write_text
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.check import checked
@@ -21,7 +22,6 @@ from rsbackbones.train.data.shards import (
     read_dataset,
 )
 from rsbackbones.train.data.source import BadSample, Sample, Source
-from rsbackbones.train.data.whole_file import whole_file
 from rsbackbones.weights import sha256_of
 
 _JOB_FILE = "job.json"
@@ -61,19 +61,23 @@ def pack(
         progress: show a bar.
 
     Raises:
-        ValueError: too many unusable places (they are listed), a folder that holds anything else, or one
-            that cannot be written to.
+        ValueError: no places, too many unusable ones (they are listed), a folder that holds anything else,
+            or one that cannot be written to.
     """
     folder = Path(out).expanduser()
+    if not len(source):
+        raise ValueError(f"{source.name} holds no places")
     if per_shard < 1:
         raise ValueError(f"per_shard must be at least 1, got {per_shard}")
     if not 0 <= max_bad_share < 1:
         raise ValueError(f"max_bad_share must be in [0, 1), got {max_bad_share}")
+    most = int(max_bad_share * len(source))
     job = _describe_job(source, per_shard)
     if not _begin(folder, job):
-        return _finish(folder, read_dataset(folder))
+        dataset = read_dataset(folder)
+        _refuse_many(dataset["bad"], most, len(source))
+        return _finish(folder, dataset)
     shards, place, bad = _resume(folder)
-    most = int(max_bad_share * len(source))
     _refuse_many(bad, most, len(source))
     bar = progress_bar(len(source), place, enabled=progress, unit="place")
     with bar, _one_thread():
@@ -92,8 +96,6 @@ def pack(
                     place = len(source)
                 writer.finish(next=place, bad=bad)
             shards.append(_entry(path, len(writer)))
-    if not shards:
-        raise ValueError(f"{source.name}: none of the {len(source)} places can be used: {_list(bad)}")
     dataset = {
         **job,
         "units": {sensor: _UNITS[get_sensor(sensor).kind] for sensor in source.bands},
@@ -140,7 +142,7 @@ def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
             )
         return not complete
     # job.json comes first, so that a folder with shards tells what they are.
-    if inside - {f".{_JOB_FILE}.part"}:
+    if inside - {f"{_JOB_FILE}.tmp"}:
         raise ValueError(f"{folder} holds other files; choose an empty folder, or one that does not exist")
     _write_json(folder / _JOB_FILE, job)
     return True
@@ -228,7 +230,6 @@ def _finish(folder: Path, dataset: Mapping[str, Any]) -> PackReport:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     try:
-        with whole_file(path) as file:
-            file.write(json.dumps(content, indent=1).encode())
+        write_text(path, json.dumps(content, indent=1))
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.handles import Handles
 from rsbackbones.train.data.source import BadSample, Sample
-from rsbackbones.train.data.whole_file import whole_file
+from rsbackbones.atomic import whole_file
 from rsbackbones.weights import sha256_of
 
 Array = npt.NDArray[Any]
@@ -110,7 +110,7 @@ class PackedSource:
         self.block: int = self.dataset["per_shard"]
         self.notes = tuple(self.dataset["notes"])
         self._ends = np.cumsum([shard["places"] for shard in self.dataset["shards"]])
-        self._shards: Handles[_Shard] = Handles(_Shard, most=8)
+        self._shards: Handles[_Shard] = Handles(_Shard)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

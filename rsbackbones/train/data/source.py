@@ -1,7 +1,7 @@
 """What every source of training images answers to.
 
-A source holds *places*. A place has ``frames`` dates in order of time (1 where the data are single images), and
-for each of the source's sensors an image per date. Values are raw: Sentinel-2 in DN (reflectance x 10000,
+A source holds *places*. A place has ``frames`` dates in order of time (1 where the data are single images),
+and for each of the source's sensors an image per date. Values are raw: Sentinel-2 in DN (reflectance x 10000,
 without the offset of 1000), Sentinel-1 in dB.
 """
 

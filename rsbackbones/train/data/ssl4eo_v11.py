@@ -7,6 +7,7 @@ full set: the tests write small files in these layouts.
 import io
 import os
 import tarfile
+import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,8 +75,8 @@ class SSL4EOZarr:
         if not self._files:
             raise ValueError(f"{self.root / split} has no folder {product} or S1GRD")
         self._tars = {sensor: files[0].endswith(".tar") for sensor, files in self._files.items()}
-        self._stores: Handles[_Store] = Handles(_Store, most=8)
-        self._tar_files: Handles[BinaryIO] = Handles(_open_binary, most=16)
+        self._stores: Handles[_Store] = Handles(_Store)
+        self._tar_files: Handles[_Tar] = Handles(_Tar)
         # By sensor and place: number of the file, and (position in it, 0) or (offset, size) in the tar.
         found = {sensor: self._index(sensor) for sensor in self._files}
         # The order of the files, so that neighbours are read from one.
@@ -142,8 +143,7 @@ class SSL4EOZarr:
         path = self._files[sensor][file]
         if not self._tars[sensor]:
             return self._stores.get(path), (at,)
-        inner = os.pread(self._tar_files.get(path).fileno(), size, at)
-        return _Store(io.BytesIO(inner)), ()
+        return _Store(io.BytesIO(self._tar_files.get(path).read(at, size))), ()
 
     def _index(self, sensor: str) -> dict[str, tuple[int, int, int]]:
         """Return where every place of a sensor is: {key: (file, position or offset, 0 or size)}."""
@@ -195,6 +195,17 @@ class SSL4EOZarr:
             yield self._read("s2", int(held[i]), 0)[0]
 
 
+class _Tar:
+    """An open tar file, of which members are read by their place in it."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self, at: int, size: int) -> bytes:
+        return os.pread(self._file, size, at)
+
+
 class _Store:
     """An open Zarr group in a zip file, or in one that was read into memory."""
 
@@ -225,10 +236,6 @@ class _Store:
 def _published_bands(modality: str, product: str) -> list[str]:
     names = [band.name for band in get_sensor(modality).bands]
     return [name for name in names if name != "B10" or product == "S2L1C"]
-
-
-def _open_binary(path: str) -> BinaryIO:
-    return Path(path).open("rb")
 
 
 def _data_files(folder: Path) -> list[str]:

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsbackbones.features import Backbone
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.croma import Croma
 from rsbackbones.sensors import get_sensor
@@ -161,12 +162,14 @@ class CromaObjective:
                     draws[name] = torch.rand(self.hard_negatives, generator=generator)
         return draws
 
-    def build(self, backbone: Croma) -> "CromaPretraining":
+    def build(self, backbone: Backbone) -> "CromaPretraining":
         """Build the objective around ``backbone``; what of it these options do not train is frozen.
 
         Raises:
-            ValueError: the backbone lacks a sensor that the options need, or has a head.
+            ValueError: the backbone is no CROMA, lacks a sensor that the options need, or has a head.
         """
+        if not isinstance(backbone, Croma):
+            raise ValueError(f"CROMA's objective trains a CROMA model, got {type(backbone).__name__}")
         return CromaPretraining(self, backbone)
 
 

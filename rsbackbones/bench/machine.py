@@ -1,0 +1,35 @@
+"""What a measurement was made on."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rsbackbones
+
+
+def all_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, memory, versions, and how busy the machine was just before (1 minute's load)."""
+    cpu, memory = platform.processor() or platform.machine(), None
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": all_cores(),
+        "memory_bytes": memory,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "rsbackbones": rsbackbones.__version__,
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }

@@ -1,0 +1,283 @@
+"""``rsbackbones bench train``: CROMA's pretraining step, ours against the published method written plainly.
+
+Every variant runs in a process of its own. The two of a row live side by side and take their steps in turn,
+so that whatever else the machine does meets both; while one computes, the other waits. A step is forward,
+backward and AdamW. Times are medians; a ratio is the median of the ratios of neighbouring steps.
+
+Memory is what the process had at most in a step after warming up, less what it had after its imports:
+weights, gradients, optimizer, activations and what the allocator keeps of them. (Linux only: VmHWM, which is
+reset before. In an eager process nothing else adds to it; in a compiled one, what the compiler has left.)
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.atomic import write_text
+from rsbackbones.bench.cell import VARIANTS, Cell
+from rsbackbones.bench.data_wait import measure_data_wait
+from rsbackbones.bench.machine import all_cores, machine
+from rsbackbones.bench.operations import PARTS
+
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured: ``steps`` of every variant after ``warmup``; ``wait_steps`` with a loader."""
+
+    model: str
+    batch_size: int
+    side: int
+    warmup: int
+    steps: int
+    wait_steps: int
+
+
+FULL = Size(model="croma_vit_s", batch_size=16, side=120, warmup=3, steps=7, wait_steps=12)
+QUICK = Size(model="croma_vit_tiny", batch_size=8, side=120, warmup=1, steps=3, wait_steps=6)
+
+
+def bench_train(output: Path, *, quick: bool) -> str:
+    """Measure, write ``train.json``, ``.md`` and ``.png`` to ``output``, and return the Markdown."""
+    size = QUICK if quick else FULL
+    output.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {
+        "command": "rsbackbones bench train" + (" --quick" if quick else ""),
+        "machine": machine(), "threads": all_cores(), "seed": SEED, "size": asdict(size), "rows": [],
+    }  # fmt: skip
+    for compiled in (False, True):
+        for precision in ("fp32", "bf16"):
+            cell = Cell(
+                variant="", precision=precision, compiled=compiled, model=size.model,
+                batch_size=size.batch_size, side=size.side, threads=all_cores(), seed=SEED,
+                breakdown=not compiled,
+            )  # fmt: skip
+            found["rows"].append(_measure_row(cell, size))
+            _say(f"{precision}, {'compiled' if compiled else 'eager'}: done")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found["data_wait"] = measure_data_wait(
+                Path(folder), model=size.model, batch_size=size.batch_size, side=size.side,
+                steps=size.wait_steps, seed=SEED,
+            )  # fmt: skip
+        except ValueError as error:
+            found["data_wait"] = {"error": str(error)}
+    text = markdown(found)
+    write_text(output / "train.json", json.dumps(found, indent=1) + "\n")
+    write_text(output / "train.md", text)
+    draw(found, output / "train.png")
+    return text
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+class CellError(Exception):
+    """A variant that cannot run here; says why."""
+
+
+class _Process:
+    """A cell's process."""
+
+    def __init__(self, cell: Cell, stack: ExitStack) -> None:
+        self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rsbackbones.bench.cell", cell.argument()], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+        )  # fmt: skip
+        self._process = stack.enter_context(process)
+        stack.callback(self._process.kill)
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """Send a line and return the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(what + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, and its answer is none
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines()
+            raise CellError(f"exit code {code}" + (f": {said[-1]}" if said else ""))
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextmanager
+def _processes(cell: Cell) -> Iterator[dict[str, _Process]]:
+    with ExitStack() as stack:
+        yield {v: _Process(replace(cell, variant=v), stack) for v in VARIANTS}
+
+
+def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
+    """Measure both variants of a precision and a mode; one that fails does not stop the other."""
+    times: dict[str, list[float]] = {v: [] for v in VARIANTS}
+    errors: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    with _processes(cell) as processes:
+
+        def ask(variant: str, what: str) -> dict[str, Any]:
+            if variant in errors:
+                return {}
+            try:
+                return processes[variant].ask(what)
+            except CellError as error:
+                errors[variant] = str(error)
+                return {}
+
+        for number in range(size.warmup + size.steps):
+            for variant in VARIANTS:
+                if number == size.warmup:
+                    ask(variant, "memory")
+                if answer := ask(variant, "step"):
+                    times[variant].append(answer["seconds"])
+        for variant in VARIANTS:
+            if answer := ask(variant, "end"):
+                steps = times[variant][size.warmup :]
+                median = statistics.median(steps)
+                found[variant] = answer | {
+                    "first_step_seconds": times[variant][0], "step_seconds": steps, "median_seconds": median,
+                    "samples_per_s": size.batch_size / median,
+                }  # fmt: skip
+                if "flops" in answer:
+                    rate = answer["products_flop_per_s"]
+                    found[variant]["ceiling_samples_per_s"] = rate / answer["flops"] * size.batch_size
+    row: dict[str, Any] = {"precision": cell.precision, "compiled": cell.compiled}
+    row |= {v: found.get(v, {"error": errors.get(v)}) for v in VARIANTS}
+    if len(found) == 2:
+        ours, published = (found[v] for v in VARIANTS)
+        pairs = zip(published["step_seconds"], ours["step_seconds"], strict=True)
+        row["speed_ratio"] = statistics.median(p / o for p, o in pairs)
+        if ours["memory"] and published["memory"]:
+            row["memory_ratio"] = ours["memory"] / published["memory"]
+    return row
+
+
+# -- what is said of it -------------------------------------------------------------------------------
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Return the report of what was measured."""
+    size, on = found["size"], found["machine"]
+    gib = f", {on['memory_bytes'] / 2**30:.0f} GiB" if on["memory_bytes"] else ""
+    lines = [
+        f"# The pretraining step of {size['model']}",
+        "",
+        f"Batch {size['batch_size']} of {size['side']} x {size['side']} pixels, both sensors; forward, "
+        f"backward, AdamW. {on['cpu']}, {on['instructions']}, {found['threads']} threads on {on['cores']} "
+        f"cores{gib}; torch {on['torch']}, Python {on['python']}, rsbackbones {on['rsbackbones']}; seed "
+        f"{found['seed']}; load {on['load_before']} before. `{found['command']}`.",
+        "",
+        "Ours against the published method written plainly (`rsbackbones/bench/croma_plain.py`), median of "
+        f"{size['steps']} steps each, taken in turn.",
+        "",
+        "| precision | mode | ours, samples/s | published, samples/s | speed, ours / published | ours, MiB "
+        "| published, MiB | memory, ours / published |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for row in found["rows"]:
+        cells = [row["precision"], "compiled" if row["compiled"] else "eager"]
+        cells += [_number(row[v], "samples_per_s", "{:.2f}") for v in VARIANTS]
+        cells += [_number(row, "speed_ratio", "{:.2f}")]
+        cells += [_number(row[v], "memory", "{:.0f}", 2**20) for v in VARIANTS]
+        cells += [_number(row, "memory_ratio", "{:.2f}")]
+        lines.append("| " + " | ".join(cells) + " |")
+    for row in found["rows"]:
+        for v in (v for v in VARIANTS if "error" in row[v]):
+            mode = "compiled" if row["compiled"] else "eager"
+            lines += ["", f"{v}, {row['precision']}, {mode} did not run: {row[v]['error']}"]
+    return "\n".join([*lines, *_breakdown_lines(found), *_wait_lines(found["data_wait"])]) + "\n"
+
+
+def _number(held: dict[str, Any], name: str, form: str, unit: float = 1) -> str:
+    return form.format(held[name] / unit) if held.get(name) is not None else "-"
+
+
+def _breakdown_lines(found: dict[str, Any]) -> list[str]:
+    cells = [
+        (f"{v}, {row['precision']}", row[v]) for row in found["rows"] for v in VARIANTS if "seconds" in row[v]
+    ]
+    if not cells:
+        return []
+    lines = [
+        "",
+        "## Where the time goes (eager)",
+        "",
+        "Milliseconds of one step in tensor operations, forward and backward, and their share. The ceiling "
+        "is the speed if a step were its FLOPs at the rate of its linear layers' matrix products, measured "
+        "alone.",
+        "",
+        "| | " + " | ".join(name for name, _ in cells) + " |",
+        "|---|" + "---:|" * len(cells),
+    ]
+    for part in PARTS:
+        shares = [
+            f"{1e3 * c['seconds'][part]:.0f} ({c['seconds'][part] / sum(c['seconds'].values()):.0%})"
+            for _, c in cells
+        ]
+        lines.append(f"| {part} | " + " | ".join(shares) + " |")
+    patches = found["size"]["batch_size"]
+    rows = {
+        "sum": [f"{1e3 * sum(c['seconds'].values()):.0f}" for _, c in cells],
+        "step, not profiled": [f"{1e3 * c['median_seconds']:.0f}" for _, c in cells],
+        "GFLOP per sample": [f"{c['flops'] / patches / 1e9:.2f}" for _, c in cells],
+        "matrix products, GFLOP/s": [f"{c['products_flop_per_s'] / 1e9:.0f}" for _, c in cells],
+        "ceiling, samples/s": [f"{c['ceiling_samples_per_s']:.2f}" for _, c in cells],
+        "reached of the ceiling": [
+            f"{c['samples_per_s'] / c['ceiling_samples_per_s']:.0%}" for _, c in cells
+        ],
+    }
+    return lines + [f"| {name} | " + " | ".join(values) + " |" for name, values in rows.items()]
+
+
+def _wait_lines(wait: dict[str, Any]) -> list[str]:
+    if "error" in wait:
+        return ["", "## Waiting for data", "", f"Not measured: {wait['error']}"]
+    return [
+        "",
+        "## Waiting for data",
+        "",
+        f"A run from packed shards ({wait['scenes']} simulated scenes of {wait['pixels']} pixels, "
+        f"{wait['bytes'] / 2**20:.0f} MiB), {wait['workers']} loader workers beside it on the same cores, "
+        f"fp32, eager, {wait['steps']} steps: {wait['data_wait']:.1%} of the time was spent waiting for a "
+        f"batch, at {wait['samples_per_s']:.2f} samples/s.",
+    ]  # fmt: skip
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw samples/s and memory of all variants as bars."""
+    # The object itself rather than pyplot: no global state, no display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    names = [f"{r['precision']}\n{'compiled' if r['compiled'] else 'eager'}" for r in found["rows"]]
+    for number, (name, key, unit) in enumerate(
+        (("samples/s", "samples_per_s", 1), ("peak memory, MiB", "memory", 2**20))
+    ):
+        axis = figure.add_subplot(1, 2, number + 1)
+        for shift, variant, colour in ((-0.2, "ours", "tab:blue"), (0.2, "published", "tab:gray")):
+            values = [(row[variant].get(key) or 0) / unit for row in found["rows"]]
+            places = [i + shift for i in range(len(values))]
+            axis.bar(places, values, width=0.38, color=colour, label=variant)
+        axis.set_xticks(range(len(names)), names, fontsize=8)
+        axis.set_title(name, fontsize=10)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.legend(fontsize=8)
+    figure.suptitle(f"{found['size']['model']}, batch {found['size']['batch_size']}", fontsize=10)
+    part = path.with_name(path.name + ".tmp")
+    figure.savefig(part, dpi=110, format="png")
+    part.replace(path)

@@ -1,0 +1,75 @@
+"""Kills at random moments: every checkpoint that is there is whole, and the losses are the unbroken run's.
+
+``RSB_KILLS=20 pytest tests/train/test_kills.py`` kills more often than the suite does; RSB_SEED chooses when.
+"""
+
+import os
+import random
+import re
+import time
+
+import pytest
+
+from rsbackbones.train.checkpoint import finished, problem, step_of
+from rsbackbones.train.loop import train
+from tests.train.training import (
+    assert_same,
+    command,
+    contents,
+    curve,
+    end,
+    run,
+    small_recipe,
+    start,
+    steps_logged,
+    wait_until,
+    write_data,
+)
+
+KILLS = int(os.environ.get("RSB_KILLS", "3"))
+EVERY = 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600 + 30 * KILLS)
+def test_kills_at_random_moments(tmp_path):
+    chance = random.Random(int(os.environ.get("RSB_SEED", "0")))
+    data = write_data(tmp_path / "data")
+    epochs = 2 * KILLS + 2
+    out, log = tmp_path / "run", tmp_path / "log"
+    train(small_recipe(data, tmp_path / "unbroken", epochs=epochs))
+    last = 8 * epochs
+    arguments = command(small_recipe(data, out, epochs=epochs, save__every=EVERY), tmp_path / "recipe.json")
+    saves_hit = 0
+    for number in range(KILLS):
+        before = newest(out)
+        process = start(arguments, log)
+        try:
+            # Every other kill while a checkpoint is being written, the others in the steps after one.
+            if number % 2:
+                wait_until(lambda: list((out / "checkpoints").glob("step_*.tmp")), process, log)
+                time.sleep(chance.uniform(0, 0.03))
+            else:
+                wait_until(lambda now=before: newest(out) > now, process, log)
+                lines = steps_logged(out)
+                wait_until(lambda now=lines: steps_logged(out) > now, process, log)
+                time.sleep(chance.uniform(0, 0.15))
+        finally:
+            end(process)
+        saves_hit += bool(list((out / "checkpoints").glob("step_*.tmp")))
+        assert all(problem(path) is None for path in finished(out / "checkpoints"))
+        assert newest(out) >= before
+        said = re.findall(r"going on from step (\d+)", log.read_text())
+        assert not before or int(said[-1]) == before
+    run(arguments, log)
+    assert newest(out) == last
+    assert len(curve(out)) == last
+    assert curve(out) == curve(tmp_path / "unbroken")
+    assert_same(contents(out, last), contents(tmp_path / "unbroken", last))
+    print(f"{KILLS} kills, {saves_hit} of them in the middle of a save")
+
+
+def newest(out):
+    """The step of the newest checkpoint, 0 where there is none."""
+    found = finished(out / "checkpoints")
+    return step_of(found[0]) if found else 0

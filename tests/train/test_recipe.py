@@ -1,0 +1,165 @@
+"""Recipes: what is typed becomes what is run, or an error that says what was meant."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rsbackbones.train.recipe import differences, from_json, parse_arguments, replace_fields, to_json
+from rsbackbones.train.recipes import RECIPES
+from tests.train.training import small_recipe
+
+TINY = RECIPES["croma_vit_tiny"]
+
+
+def parse(*arguments):
+    return parse_arguments(["recipe=croma_vit_tiny", *arguments], RECIPES)
+
+
+def test_arguments_replace_single_fields():
+    recipe = parse(
+        "batch_size=32", "optim.base_lr=1e-5", "optim.betas=0.9,0.95", "data.crop=60,180", "data.size=120",
+        "data.root=/d", "out=/o", "optim.clip_grad=none", "data.flips=false", "overrides.dim=32",
+        'data.units={"s2": "reflectance"}', "objective.masking=shared", "max_steps=7", "precision=bf16",
+        "save.asynchronous=False", "overrides.positions=sincos",
+    )  # fmt: skip
+    assert recipe == replace(
+        TINY,
+        batch_size=32,
+        out=Path("/o"),
+        max_steps=7,
+        precision="bf16",
+        overrides={"dim": 32, "positions": "sincos"},
+        optim=replace(TINY.optim, base_lr=1e-5, betas=(0.9, 0.95), clip_grad=None),
+        data=replace(
+            TINY.data, crop=(60, 180), size=120, root=Path("/d"), flips=False, units={"s2": "reflectance"}
+        ),
+        objective=replace(TINY.objective, masking="shared"),
+        save=replace(TINY.save, asynchronous=False),
+    )
+    assert type(recipe.overrides["dim"]) is int
+    assert parse("data.crop=[60, 180]").data.crop == (60, 180)
+    assert parse("max_steps=none").max_steps is None
+    assert parse('overrides={"dim": 32}').overrides == {"dim": 32}
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("batchsize=3", "'batchsize', did you mean 'batch_size'"),
+        ("optim.base_learning_rate=1", "optim.base_learning_rate"),
+        ("optim.bas_lr=1", "'optim.bas_lr', did you mean 'base_lr'"),
+        ("data.corp=1,2", "'data.corp', did you mean 'crop'"),
+        ("objective.mask_ratio=0.5", "'objective.mask_ratio', did you mean 'mask_ratio_s"),
+        ("optimizer.base_lr=1", "'optimizer.base_lr', did you mean 'optim'"),
+        ("data.root.x=1", "data.root.x"),
+        ("seed.x=1", "seed.x"),
+        ("overrides.a.b=1", "overrides.a.b"),
+        ("data.parts.0.repeat=2", "data.parts.0.repeat"),
+        ('data.parts=[{"file": {"path": "a", "images": {}}, "repaet": 2}]', "did you mean 'repeat'"),
+        ('data.parts=[{"file": {"path": "a", "images": {}, "tiel": 2}}]', "did you mean 'tile'"),
+        ("batch_size", "batch_size"),
+        ("batch_size=x", "batch_size"),
+        ("batch_size=1.5", "batch_size"),
+        ("batch_size=0", "batch_size must be at least 1, got 0"),
+        ("max_steps=0", "max_steps must be at least 1, got 0"),
+        ("log_every=-1", "log_every"),
+        ("seed=-1", "seed"),
+        ("timeout=0", "timeout"),
+        ("precision=fp8", "precision"),
+        ("parallel=none", "parallel"),
+        ("ema=1", "ema"),
+        ("ema=nan", "ema"),
+        ("optim.base_lr=nan", "base_lr"),
+        ("optim.base_lr=0", "base_lr"),
+        ("optim.warmup=1", "warmup"),
+        ("optim.name=lamb", "'adamw'"),
+        ("optim.betas=0.9", "optim.betas"),
+        ("optim.clip_grad=0", "clip_grad"),
+        ("optim.weight_decay=-1", "weight_decay"),
+        ("data.crop=180,60", "crop"),
+        ("data.crop=1,2,3", "data.crop"),
+        ("data.units={s2", "data.units"),
+        ("data.flips=maybe", "data.flips"),
+        ("data.max_bad_share=2", "max_bad_share"),
+        ("save.keep=0", "save.keep"),
+        ("objective.mask_ratio_s2=1", "mask_ratio_s2"),
+    ],
+)
+def test_what_does_not_fit_is_named(argument, expected):
+    with pytest.raises(ValueError) as error:
+        parse(argument)
+    assert expected in str(error.value)
+
+
+def test_a_key_twice_and_recipes_that_there_are_not():
+    with pytest.raises(ValueError, match="each key once, got 'seed=2'"):
+        parse("seed=1", "seed=2")
+    with pytest.raises(ValueError, match=r"no recipe is named.*croma_vit_b"):
+        parse_arguments(["seed=1"], RECIPES)
+    with pytest.raises(ValueError, match=r"unknown recipe 'croma'.*croma_vit_b"):
+        parse_arguments(["recipe=croma"], RECIPES)
+    with pytest.raises(ValueError, match=r"cannot read the recipe /nowhere\.json"):
+        parse_arguments(["recipe=/nowhere.json"], RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_saved_recipe_is_the_recipe(name, tmp_path):
+    file = tmp_path / "recipe.json"
+    for content in (to_json(RECIPES[name]), {"recipe": to_json(RECIPES[name]), "environment": {}}):
+        file.write_text(json.dumps(content))
+        assert parse_arguments([f"recipe={file}"], RECIPES) == RECIPES[name]
+    assert parse_arguments([f"recipe={file}", "seed=5"], RECIPES) == replace(RECIPES[name], seed=5)
+    assert from_json(to_json(RECIPES[name])) == RECIPES[name]
+
+
+def test_a_damaged_saved_recipe_is_refused(tmp_path):
+    fields = to_json(TINY)
+    for damage in ({**fields, "epoch": 3}, {k: v for k, v in fields.items() if k != "model"}):
+        with pytest.raises(ValueError, match=r"epoch|model"):
+            from_json(damage)
+    (tmp_path / "a.json").write_text(json.dumps(fields)[:-20])
+    with pytest.raises(ValueError, match=r"a\.json"):
+        parse_arguments([f"recipe={tmp_path / 'a.json'}"], RECIPES)
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"b\.json"):
+        parse_arguments([f"recipe={tmp_path / 'b.json'}"], RECIPES)
+
+
+def test_the_papers_numbers():
+    base, large, lower = (RECIPES[f"croma_vit_{n}"] for n in ("b", "l", "l_lower_masked"))
+    assert (base.model, base.epochs, base.batch_size) == ("croma_vit_b", 300, 7200)
+    assert (large.model, large.epochs, large.batch_size) == ("croma_vit_l", 600, 3000)
+    assert (lower.model, lower.epochs, lower.optim.base_lr) == ("croma_vit_l", 5, 8e-8)
+    assert lower.optim.warmup * lower.epochs == 1  # the first epoch
+    for recipe in (base, large):
+        assert (recipe.optim.base_lr, recipe.optim.warmup) == (4e-6, 0.05)
+    for recipe in (base, large, lower):
+        assert (recipe.optim.name, recipe.optim.weight_decay) == ("adamw", 0.01)
+        assert recipe.optim.betas == (0.9, 0.999)
+        assert (recipe.data.crop, recipe.data.size, recipe.data.mixup) == ((60, 180), 120, 0.3)
+        assert (recipe.data.flips, recipe.data.turns) == (True, True)
+        assert recipe.precision == "bf16"
+        assert (recipe.objective.decoder_dim, recipe.objective.decoder_depth) == (512, 1)
+    for recipe in (base, large):
+        assert (recipe.objective.mask_ratio_s2, recipe.objective.mask_ratio_s1) == (0.75, 0.75)
+    assert (lower.objective.mask_ratio_s2, lower.objective.mask_ratio_s1) == (0.5, 0.5)
+
+
+def test_what_makes_another_run():
+    recipe = small_recipe(Path("/data"), Path("/out"))
+    free = {"out": "/b", "data.root": "/b", "data.workers": 3, "parallel": "fsdp", "log_every": 3,
+            "max_steps": 4, "save.keep": 4, "save.asynchronous": False, "timeout": 3, "compile": True,
+            "activation_checkpointing": True, "tensorboard": True, "data.max_bad_share": 0.5}  # fmt: skip
+    assert differences(recipe, replace_fields(recipe, free)) == []
+    assert differences(recipe, recipe) == []
+    for key, value in {"seed": 1, "optim.base_lr": 0.5, "overrides.dim": 64, "data.mixup": 0.0,
+                       "objective.mask_ratio_s1": 0.5, "accumulate": 2, "data.crop": (8, 32),
+                       "precision": "bf16", "ema": 0.5, "model": "croma_vit_s"}.items():  # fmt: skip
+        (found,) = differences(recipe, replace_fields(recipe, {key: value}))
+        assert found.startswith(f"{key}: ")
+        assert found.endswith(f" -> {list(value) if isinstance(value, tuple) else value}")
+    more = replace_fields(recipe, {"data.units.s2": "reflectance"})
+    assert differences(recipe, more) == ["data.units.s2: None -> reflectance"]
+    assert differences(more, recipe) == ["data.units.s2: reflectance -> None"]

@@ -1,0 +1,99 @@
+"""The plan of batches: everything once per epoch, the same for any number of processes, from any step."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rsbackbones.train.data.sampler import BatchPlan, StepSampler
+
+
+@st.composite
+def plans(draw):
+    batch_size = draw(st.sampled_from([1, 2, 4, 6, 12]))
+    count = draw(st.integers(1, 3))
+    repeats = tuple(draw(st.integers(1, 3)) for _ in range(count))
+    lengths = tuple(draw(st.integers(-(-batch_size // r), 60)) for r in repeats)
+    blocks = tuple(draw(st.sampled_from([1, 1, 3, 7])) for _ in range(count))
+    return BatchPlan(
+        lengths=lengths, repeats=repeats, blocks=blocks, batch_size=batch_size, seed=draw(st.integers(0, 9))
+    )
+
+
+def batches_of(plan, epoch):
+    return [plan.batch(epoch * plan.steps_per_epoch + i) for i in range(plan.steps_per_epoch)]
+
+
+@given(plans(), st.integers(0, 3))
+@settings(deadline=None, max_examples=60)
+def test_an_epoch_covers_every_sample_once_per_repeat(plan, epoch):
+    batches = batches_of(plan, epoch)
+    assert all(len(batch) == plan.batch_size for batch in batches)
+    assert all(len({key[:2] for key in batch}) == 1 for batch in batches)  # of one source
+    assert {key[0] for batch in batches for key in batch} == {epoch}
+    for source, (length, repeat) in enumerate(zip(plan.lengths, plan.repeats, strict=True)):
+        seen = Counter(key[2] for batch in batches for key in batch if key[1] == source)
+        assert set(seen) <= set(range(length))
+        assert seen.total() == length * repeat // plan.batch_size * plan.batch_size
+        assert max(seen.values()) <= repeat
+        # Only what the last, partial batch would have held is missing.
+        assert sum(repeat - seen[i] for i in range(length)) == length * repeat % plan.batch_size
+
+
+@given(plans(), st.sampled_from([(1, 1), (2, 1), (1, 2), (3, 2), (2, 3), (4, 1), (12, 1)]), st.data())
+@settings(deadline=None, max_examples=60)
+def test_processes_divide_the_same_global_batch(plan, divided, data):
+    world_size, accumulate = divided
+    end = 2 * plan.steps_per_epoch
+    start = data.draw(st.integers(0, end))
+
+    def sampler(rank, first=start):
+        return StepSampler(
+            plan, start=first, stop=end, rank=rank, world_size=world_size, accumulate=accumulate
+        )
+
+    if plan.batch_size % (world_size * accumulate):
+        with pytest.raises(ValueError, match=f"batch_size {plan.batch_size}.*{world_size} processes"):
+            sampler(0)
+        return
+    pieces = [list(sampler(rank)) for rank in range(world_size)]
+    assert (
+        [len(p) for p in pieces]
+        == [len(sampler(0))] * world_size
+        == [(end - start) * accumulate] * world_size
+    )
+    for i, step in enumerate(range(start, end)):
+        passes = range(i * accumulate, (i + 1) * accumulate)
+        # Pass by pass, in it process by process, this is the batch.
+        assert [key for p in passes for rank in pieces for key in rank[p]] == plan.batch(step)
+    whole = list(sampler(world_size - 1, first=0))
+    assert whole[start * accumulate :] == pieces[-1]  # what a resumed run gets is what it would have got
+
+
+@given(st.integers(2, 12), st.integers(0, 5))
+@settings(deadline=None, max_examples=30)
+def test_files_are_read_together(block, seed):
+    """Of 40 files, batches of as many samples as 16 files hold are made of 16 whole files each."""
+    window = 16 * block
+    plan = BatchPlan(lengths=(40 * block,), repeats=(1,), blocks=(block,), batch_size=window, seed=seed)
+    batches = [[key[2] for key in batch] for batch in batches_of(plan, 0)]
+    assert len(batches) == 2
+    for batch in batches:
+        assert set(Counter(i // block for i in batch).values()) == {block}
+        assert [i // block for i in batch] != sorted(i // block for i in batch)  # shuffled together
+    assert sorted(batches[0]) != list(range(window))  # the files are shuffled, too
+
+
+def test_epochs_repeats_and_seeds_differ():
+    plan = BatchPlan(lengths=(40, 40), repeats=(2, 1), blocks=(1, 10), batch_size=4, seed=0)
+    other = BatchPlan(lengths=(40, 40), repeats=(2, 1), blocks=(1, 10), batch_size=4, seed=1)
+    epochs = [[k[1:] for b in batches_of(p, e) for k in b] for p in (plan, other) for e in (0, 1)]
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    sources = [batch[0][1] for batch in batches_of(plan, 0)]
+    assert sources != sorted(sources)  # batches of the sources take turns
+
+
+def test_a_source_smaller_than_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"source 1 has 3 samples, 2 times an epoch.*batch of 8"):
+        BatchPlan(lengths=(20, 3), repeats=(1, 2), blocks=(1, 1), batch_size=8, seed=0)
