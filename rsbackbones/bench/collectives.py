@@ -7,9 +7,9 @@ reduce-scatter scatters from. What of it travels over a link depends on the algo
 import json
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -101,13 +101,16 @@ class Collectives(TorchDispatchMode):
         return Payload(**self.bytes, calls=self.calls)
 
 
-def measure_payload(recipe: Recipe, *, rows: int, processes: int = 2) -> Payload:
-    """Count a step of a recipe's objective in real processes on this machine (gloo), ``rows`` in each."""
+def measure_payloads(recipe: Recipe, *, rows: int, processes: int = 2) -> dict[str, Payload]:
+    """Count a step of a recipe's objective with ``ddp`` and with ``fsdp``.
+
+    The processes are real ones on this machine (gloo), each with a batch of ``rows``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "recipe.json").write_text(json.dumps(to_json(recipe)), encoding="utf-8")
         spawn(_work, args=(processes, rows, folder), nprocs=processes)
-        counted = json.loads((Path(folder) / "payload.json").read_text(encoding="utf-8"))
-    return Payload(**counted)
+        counted = json.loads((Path(folder) / "payloads.json").read_text(encoding="utf-8"))
+    return {parallel: Payload(**payload) for parallel, payload in counted.items()}
 
 
 def _work(rank: int, processes: int, rows: int, folder: str) -> None:
@@ -116,6 +119,15 @@ def _work(rank: int, processes: int, rows: int, folder: str) -> None:
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
     recipe = from_json(json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8")))
+    kinds: tuple[Literal["ddp", "fsdp"], ...] = ("ddp", "fsdp")
+    counted = {kind: asdict(_count(replace(recipe, parallel=kind), rows)) for kind in kinds}
+    if rank == 0:
+        (Path(folder) / "payloads.json").write_text(json.dumps(counted), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _count(recipe: Recipe, rows: int) -> Payload:
     objective = build_objective(recipe)
     module = parallelize(objective, recipe, torch.device("cpu"), unused=False)
     bands, side = objective.backbone.bands, recipe.data.size
@@ -125,17 +137,12 @@ def _work(rank: int, processes: int, rows: int, folder: str) -> None:
         bands=dict(bands),
         draws={f"{m}_noise": torch.rand(rows, patches) for m in bands},
     )
-    for _ in range(
-        3
-    ):  # DDP arranges its buckets anew after the first step, and tells the others in the second
+    for _ in range(3):  # DDP arranges its buckets after the first step and tells the others in the second
         with Collectives() as collectives:
             module(batch)["loss"].backward()
         objective.zero_grad()
-    if rank == 0:
-        counted = json.dumps(asdict(collectives.payload()))
-        (Path(folder) / "payload.json").write_text(counted, encoding="utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
+    payload: Payload = collectives.payload()
+    return payload
 
 
 def count_parameters(objective: torch.nn.Module) -> tuple[int, int, int]:

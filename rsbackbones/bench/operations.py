@@ -102,7 +102,7 @@ def _part(name: str, operation: Any) -> str:
     return "masks, targets, losses"
 
 
-def product_rate(products: Counter[Product], seconds: float = 0.05) -> float:
+def product_rate(products: Counter[Product], seconds: float = 0.02) -> float:
     """Measure these matrix products alone, each for some ``seconds``; return their joint rate in FLOP/s."""
     flops = taken = 0.0
     for (shape_a, stride_a, shape_b, stride_b, dtype), count in products.items():

@@ -22,7 +22,7 @@ from rsbackbones.bench.collectives import (
     count_parameters,
     ddp_payload,
     fsdp_payload,
-    measure_payload,
+    measure_payloads,
 )
 from rsbackbones.bench.flops import Flops, croma_flops
 from rsbackbones.bench.machine import machine
@@ -154,10 +154,7 @@ def measure() -> dict[str, Any]:
     """Measure what the page needs of this machine: FLOPs, parameters, bytes of collectives."""
     models = {name: measure_model(RECIPES[name]) for name in NAMES}
     small = replace_fields(RECIPES["croma_vit_tiny"], {"data.parts": []})
-    payloads = {
-        parallel: asdict(measure_payload(replace_fields(small, {"parallel": parallel}), rows=4))
-        for parallel in ("ddp", "fsdp")
-    }
+    payloads = {kind: asdict(payload) for kind, payload in measure_payloads(small, rows=4).items()}
     total, inside, blocks = count_parameters(_build(small))
     held = {"parameters": total, "in_blocks": inside, "blocks": blocks}
     return {
@@ -272,7 +269,7 @@ def _measured_lines(measured: dict[str, Any]) -> list[str]:
         "",
         f"Bytes through the collectives of one step of {recipe.name} in {counted['processes']} processes "
         f"(gloo), a global batch of {batch}, counted (and by the formula). FSDP's differ by the padding of "
-        "one parameter.",
+        "the two parameters whose first dimension is 1.",
         "",
         "| | all-reduce | all-gather | reduce-scatter |",
         "|---|---:|---:|---:|",

@@ -284,7 +284,7 @@ def test_one_job_at_a_time(data, tmp_path):
     try:
         wait_until(lambda: steps_logged(out) > 2, first, log)
         with pytest.raises(TrainingError, match=r"another job is running in .*; choose another"):
-            train(recipe)
+            train(small_recipe(data, out, epochs=1000, data__workers=1, max_steps=1))
         assert first.poll() is None
     finally:
         first.kill()  # its loader worker lives on for a few seconds, and holds the lock
