@@ -75,7 +75,7 @@ def test_it_needs_no_network(tmp_path):
 
 
 def test_it_tells_water_from_forest():
-    """The least that trained features of simulated scenes must do; random ones are compared in benchmarks/."""
+    """The least that trained features must do; random ones are compared in benchmarks/."""
     model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
     preprocess = rsb.create_preprocess(model, check=False)
     forest = torch.tensor([350, 400, 550, 400, 800, 2200, 2700, 2800, 2950, 3000, 1600, 800.0])

@@ -2,7 +2,8 @@
 
 The folder holds ``ARCHITECTURE.TAG.safetensors`` (the encoder, for ``create_model(checkpoint=...)``) and
 ``manifest.json``, a manifest of one entry with provenance, input contract, hash and golden activations:
-with ``RSBACKBONES_MANIFEST=DIR/manifest.json``, ``create_model("ARCHITECTURE.TAG", pretrained=True)`` finds it.
+with ``RSBACKBONES_MANIFEST=DIR/manifest.json``, ``create_model("ARCHITECTURE.TAG", pretrained=True)`` finds
+it.
 """
 
 import argparse

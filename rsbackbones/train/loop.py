@@ -165,9 +165,9 @@ class _Training:
                 torch.save(content, file)
         files = [f for f in self.processes.gather(path.name if mine else None) if f]
         raise TrainingError(
-            f"the loss or the gradient is not finite at step {step}; no parameter was changed by it. The batch "
-            f"is in {self.folder.path}: {', '.join(files)}. Look at its samples, lower optim.base_lr, or "
-            "set optim.clip_grad"
+            f"the loss or the gradient is not finite at step {step}; no parameter was changed by it. The "
+            f"batch is in {self.folder.path}: {', '.join(files)}. Look at its samples, lower optim.base_lr, "
+            "or set optim.clip_grad"
         )
 
     @torch.no_grad()

@@ -44,7 +44,6 @@ def parallelize(objective: nn.Module, recipe: Recipe, device: torch.device, *, u
     return DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         find_unused_parameters=unused,
         gradient_as_bucket_view=True,
     )

@@ -35,7 +35,7 @@ class DataOptions:
     """Where images come from and how they are viewed.
 
     Attributes:
-        root: a folder (or file) in one of the layouts of :func:`rsbackbones.train.data.open.open_source`, or the
+        root: a folder (or file) in one of the layouts that :mod:`rsbackbones.train.data.open` knows, or the
             folder of ``parts``.
         options: of ``root``'s layout: ``product``, ``split``, ``offset``, ``bands``; see the layout's class.
         parts: .npz files below ``root``; empty where ``root`` is a training set of its own.

@@ -1,7 +1,7 @@
 """From sources to batches: read, cut, normalise, turn, mix, and draw the objective's random numbers.
 
-A sample is a function of (seed, epoch, source, index). A sample that cannot be used is replaced by another one
-of its source and named in the batch; the loop decides when these are too many.
+A sample is a function of (seed, epoch, source, index). A sample that cannot be used is replaced by another of
+its source and named in the batch; the loop decides when these are too many.
 """
 
 from collections.abc import Callable, Sequence
@@ -107,7 +107,7 @@ class TrainingSet(Dataset[Batch]):
         return self.__getitems__([key])
 
     def _read(self, use: Use, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
-        """Read a sample, or the next one, or the next one in another file; note those that were not usable."""
+        """Read a sample, or the next one (in the next file); note those that were not usable."""
         source = use.source
         in_file = source.block * source.frames
         stride = in_file + (in_file > 1)

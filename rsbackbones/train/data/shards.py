@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.atomic import whole_file
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.handles import Handles
 from rsbackbones.train.data.source import BadSample, Sample
-from rsbackbones.atomic import whole_file
 from rsbackbones.weights import sha256_of
 
 Array = npt.NDArray[Any]
