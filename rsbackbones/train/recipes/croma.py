@@ -20,7 +20,7 @@ _SAMPLES = (
             path="bigearthnet_v2_pairs_80.npz",
             images={"s2": {"s2": ("B02", "B03", "B04", "B08")}, "s1": {"s1": _S1}},
         ),
-        repeat=8,
+        repeat=16,
     ),
     Part(
         file=NpzFile(
@@ -35,7 +35,7 @@ _SAMPLES = (
             },
             tile=60,
         ),
-        repeat=8,
+        repeat=3,
     ),
     Part(
         file=NpzFile(
@@ -51,7 +51,7 @@ _SAMPLES = (
             images={"s2": {"s2": _L1C}, "s1": {"s1": _S1}},
             tile=64,
         ),
-        repeat=4,
+        repeat=3,
     ),
     Part(file=NpzFile(path="s2l2a_unlabelled_1200.npz", images={"s2": {"images": _L2A}})),
 )
@@ -84,16 +84,21 @@ RECIPES = (
         name="croma_vit_s", model="croma_vit_s", objective=CromaObjective(), epochs=100, batch_size=2048,
         optim=OptimOptions(base_lr=1.5e-4),
     ),
-    # Ours, the bundled demonstration model: minutes on two CPU cores. Its images are of 64 pixels, because
-    # most of them are, and its decoder is as small as the model.
+    # Ours, the bundled demonstration model: minutes on two CPU cores. What is not the paper's is so because
+    # images are small (64 pixels, as most of them are) and few, and the run is short: half of the patches are
+    # masked, so that 32 are seen as against the paper's 56; targets keep the brightness of a patch, the decoder
+    # is as small as the model, and nothing is mixed up.
     Recipe(
         name="croma_vit_tiny",
         model="croma_vit_tiny",
-        objective=CromaObjective(decoder_dim=128, decoder_heads=4),
-        data=DataOptions(parts=_SAMPLES, crop=(32, 96), size=64),
+        objective=CromaObjective(
+            mask_ratio_s2=0.5, mask_ratio_s1=0.5, normalised_targets=False, reconstruction_weight=10,
+            decoder_dim=128, decoder_heads=4,
+        ),
+        data=DataOptions(parts=_SAMPLES, crop=(32, 96), size=64, mixup=0),
         optim=OptimOptions(base_lr=4e-3, weight_decay=0.05, clip_grad=1.0),
         save=SaveOptions(every=500),
-        epochs=100,
+        epochs=90,
         batch_size=64,
         precision="fp32",
         log_every=1,
