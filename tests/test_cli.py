@@ -629,7 +629,7 @@ def test_messages_name_the_options_of_the_command_line(run, fails, tmp_path):
 
 def test_random_weights_are_accepted_for_every_model_that_is_named_rightly(run, fails, pair, tmp_path):
     options = ["--random-weights", "--output", tmp_path / "map.tif", "--quiet"]
-    for name in ("croma_vit_tiny", "croma_vit_tiny.untrained"):
+    for name in ("croma_vit_tiny", "croma_vit_s.untrained"):
         code, _, err = run("embed", pair[0], "--model", name, *options)
         assert code == 0, err
         assert "RANDOM" in err

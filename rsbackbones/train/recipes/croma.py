@@ -86,8 +86,8 @@ RECIPES = (
     ),
     # Ours, the bundled demonstration model: minutes on two CPU cores. What is not the paper's is so because
     # images are small (64 pixels, as most of them are) and few, and the run is short: half of the patches are
-    # masked, so that 32 are seen as against the paper's 56; targets keep the brightness of a patch, the decoder
-    # is as small as the model, and nothing is mixed up.
+    # masked, so that 32 are seen as against the paper's 56; targets keep the brightness of a patch; the
+    # decoder is as small as the model; there is no mixup.
     Recipe(
         name="croma_vit_tiny",
         model="croma_vit_tiny",
