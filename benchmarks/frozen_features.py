@@ -51,16 +51,17 @@ def load(weights: Path | None, seed: int, **options):
     return rsb.create_model("croma_vit_tiny", **options)
 
 
-def eurosat(folder: Path, pooled: bool):
+def eurosat(folder: Path, bands: tuple[str, ...], pooled: bool):
     """What turns a model (or None: statistics) into features, labels, groups."""
     held = np.load(folder / "eurosat_ms_200.npz")
     images, names = held["images"], tuple(str(b) for b in held["bands"])
 
     def features(make):
         if make is None:
-            flat = images.reshape(*images.shape[:2], -1).astype(np.float32)
+            mine = images[:, [names.index(band) for band in bands]].astype(np.float32)
+            flat = mine.reshape(*mine.shape[:2], -1)
             return np.concatenate([flat.mean(-1), flat.std(-1)], axis=1)
-        model = make(modalities=("s2",))
+        model = make(modalities=("s2",), bands={"s2": bands})
         x = rsb.create_preprocess(model, bands={"s2": names})(images)
         with torch.inference_mode():
             features = model.forward_features(x)
@@ -133,9 +134,10 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(os.environ["RSB_DATA"])
     results: dict[str, dict[str, dict[str, list[float]]]] = {}
+    bands = load(options.weights[0], 0).bands["s2"]
     datasets = {
-        "EuroSAT, embedding": lambda: eurosat(folder, pooled=True),
-        "EuroSAT, mean token": lambda: eurosat(folder, pooled=False),
+        "EuroSAT, embedding": lambda: eurosat(folder, bands, pooled=True),
+        "EuroSAT, mean token": lambda: eurosat(folder, bands, pooled=False),
         "BigEarthNet, tokens": lambda: bigearthnet(folder),
     }
     for dataset, prepare in datasets.items():

@@ -10,8 +10,8 @@ import rsbackbones as rsb
 from rsbackbones.simulator import simulate_scene
 
 model = rsb.create_model("croma_vit_tiny", pretrained=True)
-preprocess = rsb.create_preprocess(model)
 scene = simulate_scene(120, 120)  # arrays as rasterio reads them: uint16 DN [12, H, W], float32 dB [2, H, W]
+preprocess = rsb.create_preprocess(model, bands={"s2": scene.s2_bands})  # gathers the model's bands by name
 
 x = preprocess({"s2": scene.s2[None], "s1": scene.s1[None]})
 with torch.inference_mode():

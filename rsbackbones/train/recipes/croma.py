@@ -85,11 +85,11 @@ RECIPES = (
         optim=OptimOptions(base_lr=1.5e-4),
     ),
     # Ours, the bundled demonstration model: minutes on two CPU cores. It has the four bands that all of its
-    # sources have: with twelve, eight of them known from 11 places only, the features of other products (L1C)
-    # were worse than those of random weights. What else is not the paper's is so because images are small (64
-    # pixels, as most of them are) and few, and the run is short: half of the patches are masked, so that 32 are
-    # seen as against the paper's 56; targets keep the brightness of a patch; the decoder is as small as the
-    # model; there is no mixup.
+    # sources have: with twelve, eight of them known from 11 pairs only, the embeddings of another product
+    # (L1C) were worse than those of random weights. What else is not the paper's is so because images are
+    # small (64 pixels, as most of them are) and few, and the run is short: half of the patches are masked, so
+    # that 32 are seen as against the paper's 56; targets keep the brightness of a patch; the decoder is as
+    # small as the model; there is no mixup.
     Recipe(
         name="croma_vit_tiny",
         model="croma_vit_tiny",
