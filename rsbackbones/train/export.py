@@ -26,6 +26,7 @@ from rsbackbones.config import as_json
 from rsbackbones.factory import create_model
 from rsbackbones.golden import compute_golden
 from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
+from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model, write_safetensors
 from rsbackbones.train.checkpoint import finished, problem, step_of
 from rsbackbones.train.objectives.objective import Objective
@@ -100,6 +101,8 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
             write_safetensors(objective.state_dict(), part / "objective.safetensors", torch.float32, {})
         # What a user will get: through the file, and so through its precision.
         model = create_model(recipe.model, checkpoint=file)
+        # The contract of the model's own bands: in a manifest it says which bands the weights have.
+        specs = preprocess_for(model.inputs, model.bands).specs
         size = model.config.image_size
         seen = step * recipe.batch_size
         entry = {
@@ -113,7 +116,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
             "sha256": sha256_of(file),
             "bytes": file.stat().st_size,
             "inputs": {m: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
-                       for m, spec in model.inputs.items() if m in model.modalities},
+                       for m, spec in specs.items()},
             "image_size": size,
             "params": sum(p.numel() for p in model.parameters()),
             "license": "not stated",

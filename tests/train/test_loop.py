@@ -279,6 +279,18 @@ def test_the_exported_encoder_is_the_trained_one(finished, exported, monkeypatch
     assert "paired (20 places); optical (24 places)" in entry["provenance"]
 
 
+def test_an_export_states_the_bands_that_the_run_had(data, tmp_path, monkeypatch):
+    bands = {"s2": ["B08", "B04"], "s1": ["VH"]}
+    overrides = {"dim": 32, "depth": 2, "num_heads": 4, "bands": bands}
+    train(small_recipe(data, tmp_path / "run", overrides=overrides, max_steps=1))
+    export(tmp_path / "run", tmp_path / "weights")
+    monkeypatch.setenv("RSBACKBONES_MANIFEST", str(tmp_path / "weights" / "manifest.json"))
+    model = rsb.create_model("croma_vit_tiny", pretrained=True)
+    assert model.bands == {"s2": ("B08", "B04"), "s1": ("VH",)}
+    contract = rsb.create_preprocess(model).specs["s2"]
+    assert contract.mean == (2517.76053101, 1297.47289228)  # SSL4EO-S12's of B08 and B04
+
+
 def test_the_whole_objective_can_be_begun_with(data, finished, exported, tmp_path):
     _, out = finished
     file = exported / "objective.safetensors"
