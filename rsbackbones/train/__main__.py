@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"rsbackbones.train: {error}", file=sys.stderr)
         code = 2
     except BaseException:

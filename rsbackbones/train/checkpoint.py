@@ -181,9 +181,10 @@ class Checkpoints:
                 try:
                     state = make_state(complete["world_size"])
                     load(state, checkpoint_id=path, process_group=self._group)
-                except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
-                    wrong = _first_line(error)
-                wrong = next((w for w in self.processes.gather(wrong) if w), None)
+                except CheckpointException as error:  # which no `except Exception` would catch
+                    raise TrainingError(
+                        f"{path} is whole, and cannot be read into this run: {_first_line(error)}"
+                    ) from error
             if wrong is None:
                 return step_of(path)
             if self.processes.first:

@@ -12,8 +12,9 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,14 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
     except (OSError, ValueError) as error:
         raise TrainingError(f"{run} is no run: {error}") from error
     recipe = from_json(record["recipe"])
-    objective = build_objective(recipe)
-    whole = [path for path in finished(run / "checkpoints") if problem(path) is None]
+    objective = build_objective(replace(recipe, initial=None))
+    whole = []
+    for path in finished(run / "checkpoints"):
+        wrong = problem(path)
+        if wrong is None:
+            whole.append(path)
+            break
+        warnings.warn(f"{path} is damaged ({wrong}); taking the one before", stacklevel=2)
     if not whole:
         raise TrainingError(f"{run / 'checkpoints'} has no whole checkpoint")
     state = objective.state_dict()

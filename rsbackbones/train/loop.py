@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,43 +103,43 @@ class _Training:
         began, clock = time.perf_counter(), StepClock()
         batches = run.batches(step, end)
         status = "finished"
-        while step < end:
-            waiting = time.perf_counter()
-            of_step = list(islice(batches, recipe.accumulate))
-            clock.waited(time.perf_counter() - waiting)
+        with closing(log), closing(batches):
+            while step < end:
+                waiting = time.perf_counter()
+                of_step = list(islice(batches, recipe.accumulate))
+                clock.waited(time.perf_counter() - waiting)
 
-            parts, norm = run.forward_backward(of_step)
-            broken = not (math.isfinite(parts["loss"].item()) and math.isfinite(norm.item()))
-            new_bad = self.bad.new(of_step)
-            flags = processes.reduce(
-                [broken, bool(new_bad), checkpoints.failed(), self.stop.received is not None]
-            )
-            if flags[0] or flags[1]:
-                checkpoints.wait()  # what is being written is whole before the run may stop here
-            if flags[0]:
-                self._stop_broken(step, of_step, parts, broken)
-            if flags[1]:
-                self.bad.add(new_bad, log)
-            lr = run.update(step, norm)
-            step += 1
-            clock.step()
-            line = None
-            if step % recipe.log_every == 0 or step == end:
-                names = sorted(parts)
-                sums = processes.reduce([parts[name].item() for name in names], dist.ReduceOp.SUM)
-                means = {n: s / processes.world_size for n, s in zip(names, sums, strict=True)}
-                line = {"step": step, "epoch": step / run.plan.steps_per_epoch, **means,
-                        "lr": lr, "grad_norm": norm.item(), **clock.read(recipe.batch_size)}  # fmt: skip
-            log.step(line)
-            if flags[3]:
-                status = "stopped"
-            if step % recipe.save.every == 0 or step == end or flags[2] or flags[3]:
-                checkpoints.save(step, run.state(processes.world_size))
-                self._draw()
-            if flags[3]:
-                break
+                parts, norm = run.forward_backward(of_step)
+                broken = not (math.isfinite(parts["loss"].item()) and math.isfinite(norm.item()))
+                new_bad = self.bad.new(of_step)
+                flags = processes.reduce(
+                    [broken, bool(new_bad), checkpoints.failed(), self.stop.received is not None]
+                )
+                if flags[0] or flags[1]:
+                    checkpoints.wait()  # what is being written is whole before the run may stop here
+                if flags[0]:
+                    self._stop_broken(step, of_step, parts)
+                if flags[1]:
+                    self.bad.add(new_bad, log)
+                lr = run.update(step, norm)
+                step += 1
+                clock.step()
+                line = None
+                if step % recipe.log_every == 0 or step == end:
+                    names = sorted(parts)
+                    sums = processes.reduce([parts[name].item() for name in names], dist.ReduceOp.SUM)
+                    means = {n: s / processes.world_size for n, s in zip(names, sums, strict=True)}
+                    line = {"step": step, "epoch": step / run.plan.steps_per_epoch, **means,
+                            "lr": lr, "grad_norm": norm.item(), **clock.read(recipe.batch_size)}  # fmt: skip
+                log.step(line)
+                if flags[3]:
+                    status = "stopped"
+                if step % recipe.save.every == 0 or step == end or flags[2] or flags[3]:
+                    checkpoints.save(step, run.state(processes.world_size))
+                    self._draw()
+                if flags[3]:
+                    break
         checkpoints.wait()
-        log.close()
         summary = Summary(
             status=status, step=step, total_steps=run.total_steps, samples_seen=step * recipe.batch_size,
             seconds=time.perf_counter() - began, out=str(self.folder.path),
@@ -148,8 +149,11 @@ class _Training:
             write_text(self.folder.path / "table.md", loss_table(self.folder.path))
         return summary
 
-    def _stop_broken(self, step: int, batches: list[Batch], parts: Mapping[str, Any], mine: bool) -> None:
-        """Save the batch that gave NaN and stop."""
+    def _stop_broken(self, step: int, batches: list[Batch], parts: Mapping[str, Any]) -> None:
+        """Save the batch that gave NaN and stop; where no loss is NaN the first process saves its own."""
+        lost = not math.isfinite(parts["loss"].item())
+        anywhere = any(self.processes.gather(lost))
+        mine = lost or (self.processes.first and not anywhere)
         path = self.folder.path / f"nan_step_{step:09d}_rank_{self.processes.rank}.pt"
         if mine:
             content = {
@@ -225,7 +229,8 @@ class _BadSamples:
             shown = "\n  ".join(f"{name}: {why}" for name, why in list(self.known.items())[:20])
             raise TrainingError(
                 f"{len(self.known)} of {self.places} places cannot be used, more than data.max_bad_share="
-                f"{self.limit:g} allows; all are listed in {self.file}:\n  {shown}"
+                f"{self.limit:g} allows; all are listed in {self.file} (delete it when "
+                f"they are mended):\n  {shown}"
             )
 
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from timm.optim._optim_factory import create_optimizer_v2
-from timm.optim._param_groups import param_groups_weight_decay
-from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.optim import create_optimizer_v2, param_groups_weight_decay  # type: ignore[attr-defined]
+from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer

@@ -1,7 +1,8 @@
 """A recipe made real: data, objective, optimizer and schedule, and one step of training with them."""
 
+import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 from rsbackbones.factory import create_model
 from rsbackbones.features import Backbone
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.train.checkpoint import rng_state, set_rng_state
+from rsbackbones.train.checkpoint import finished, rng_state, set_rng_state
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.dataset import TrainingSet, Use, Views
 from rsbackbones.train.data.npz import NpzSource
@@ -58,8 +59,8 @@ class Run:
         self.plan = BatchPlan(
             lengths=tuple(len(use) for use in self.uses),
             repeats=tuple(use.repeat for use in self.uses),
-            blocks=tuple(use.source.block * use.source.frames if use.source.block > 1 else 1
-                         for use in self.uses),
+            blocks=tuple(use.source.block for use in self.uses),
+            frames=tuple(use.source.frames for use in self.uses),
             batch_size=recipe.batch_size,
             seed=recipe.seed,
         )  # fmt: skip
@@ -79,9 +80,10 @@ class Run:
         self.schedule = build_schedule(self.optimizer, recipe.optim, self.total_steps)
         self.ema = Ema(self.objective, recipe.ema) if recipe.ema else None
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Yield this process's batches of the steps from ``start`` to ``stop``, ``accumulate`` per step."""
         workers = self.recipe.data.workers
+        device = self.processes.device
         loader = DataLoader(
             self.dataset,
             batch_sampler=StepSampler(
@@ -93,10 +95,15 @@ class Run:
             worker_init_fn=_leave_signals_to_the_run,
             # Its own: the loader draws from the global one otherwise, and a resumed run would differ.
             generator=torch.Generator().manual_seed(self.recipe.seed),
-            pin_memory=False,
-            prefetch_factor=4 if workers else None,
+            pin_memory=device.type == "cuda",
         )  # fmt: skip
-        return iter(loader)
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            # Workers ignore signals, and the traceback of an error would keep them, and this process, alive.
+            if workers:
+                batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the gradients of a step; return the loss and its parts on this process, and their norm."""
@@ -169,7 +176,8 @@ def build_objective(recipe: Recipe) -> Objective:
     torch.manual_seed(recipe.seed)
     backbone = create_model(recipe.model, image_size=recipe.data.size, overrides=recipe.overrides)
     objective: Objective = recipe.objective.build(backbone)
-    if recipe.initial is not None:
+    begun = recipe.out is not None and finished(recipe.out.expanduser() / "checkpoints")
+    if recipe.initial is not None and not begun:  # a run that goes on has its own
         _load_initial(objective, recipe)
     objective.train()
     return objective
@@ -206,6 +214,8 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     data = recipe.data
     if data.root is None:
         raise TrainingError("no data is named: say data.root=FOLDER")
+    if data.parts and data.options:
+        raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
     root = data.root.expanduser()
     uses = []
     parts: list[tuple[Source, Part | None]] = [
@@ -233,6 +243,16 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         _look(source, checking)
         preprocess = preprocess_for(backbone.inputs, wanted, bands=given, units=units, check=False)
         uses.append(Use(source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1))
+    fed = {m for use in uses for m in use.preprocess.specs}
+    if idle := [m for m in backbone.modalities if m not in fed]:
+        raise TrainingError(
+            f"no source has {', '.join(idle)}, which {recipe.model} takes: a part of the model would stay "
+            f"random. Check the folder, or train without: overrides.modalities={json.dumps(sorted(fed))}"
+        )
+    if unknown := [m for m in data.units if m not in fed]:
+        raise TrainingError(
+            f"data.units names {', '.join(unknown)}; the sensors are {', '.join(sorted(fed))}"
+        )
     return uses
 
 

@@ -60,13 +60,19 @@ class RunFolder:
         file = self.path / "recipe.json"
         if file.exists():
             try:
-                before = from_json(json.loads(file.read_text(encoding="utf-8"))["recipe"])
+                record = json.loads(file.read_text(encoding="utf-8"))
+                before, held = from_json(record["recipe"]), [_content(s) for s in record["sources"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise TrainingError(f"{file} is no recipe of a run that could go on: {error}") from error
             if changed := differences(before, recipe):
                 raise TrainingError(
                     f"{self.path} holds a run of another recipe ({'; '.join(changed)}); choose another out=, "
                     "or delete it"
+                )
+            if held != (now := [_content(source) for source in sources]):
+                raise TrainingError(
+                    f"{self.path} holds a run on other data: {held}, now {now}. Its steps would be others; "
+                    "choose another out="
                 )
             return
         if foreign := sorted(
@@ -82,6 +88,11 @@ class RunFolder:
         if file.exists():
             kept = [line for line in read_log(self.path) if line["step"] <= step]
             write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _content(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a source holds; its name is that of a folder, which may have moved."""
+    return {name: source[name] for name in ("places", "frames", "bands", "notes")}
 
 
 def read_log(path: Path) -> list[Mapping[str, Any]]:
@@ -135,8 +146,9 @@ def _locked(path: Path) -> TextIO | None:
     end = time.monotonic() + _LOCK_PATIENCE_S
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Not flock, which the loader's workers would inherit and hold when this process is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             if time.monotonic() > end:
                 file.close()
                 return None

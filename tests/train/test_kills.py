@@ -28,6 +28,7 @@ from tests.train.training import (
 
 KILLS = int(os.environ.get("RSB_KILLS", "3"))
 EVERY = 6
+BEGINNING = re.compile(r"going on from step \d+|from the start")
 
 
 @pytest.mark.slow
@@ -43,8 +44,10 @@ def test_kills_at_random_moments(tmp_path):
     saves_hit = 0
     for number in range(KILLS):
         before = newest(out)
+        said = len(BEGINNING.findall(log.read_text())) if log.exists() else 0
         process = start(arguments, log)
         try:
+            wait_until(lambda now=said: len(BEGINNING.findall(log.read_text())) > now, process, log)
             # Every other kill while a checkpoint is being written, the others in the steps after one.
             if number % 2:
                 wait_until(lambda: list((out / "checkpoints").glob("step_*.tmp")), process, log)
@@ -59,8 +62,9 @@ def test_kills_at_random_moments(tmp_path):
         saves_hit += bool(list((out / "checkpoints").glob("step_*.tmp")))
         assert all(problem(path) is None for path in finished(out / "checkpoints"))
         assert newest(out) >= before
-        said = re.findall(r"going on from step (\d+)", log.read_text())
-        assert not before or int(said[-1]) == before
+        assert BEGINNING.findall(log.read_text())[-1] == (
+            f"going on from step {before}" if before else "from the start"
+        )
     run(arguments, log)
     assert newest(out) == last
     assert len(curve(out)) == last

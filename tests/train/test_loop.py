@@ -19,7 +19,7 @@ from rsbackbones.train import run_folder
 from rsbackbones.train.export import export, read_run
 from rsbackbones.train.export import main as export_command
 from rsbackbones.train.loop import train
-from rsbackbones.train.recipe import from_json
+from rsbackbones.train.recipe import from_json, to_json
 from rsbackbones.train.run import build_objective
 from rsbackbones.train.run_folder import TrainingError
 from tests.train.training import (
@@ -29,6 +29,7 @@ from tests.train.training import (
     checkpoints,
     command,
     curve,
+    end,
     kill,
     small_recipe,
     start,
@@ -120,6 +121,36 @@ def test_a_signal_saves_and_ends(data, tmp_path, number):
     train(small_recipe(data, out, epochs=1000, max_steps=last + 2))
     train(small_recipe(data, tmp_path / "unbroken", epochs=1000, max_steps=last + 2))
     assert curve(out) == curve(tmp_path / "unbroken")
+
+
+def test_an_error_ends_the_process_and_its_workers(data, tmp_path):
+    """Workers ignore signals: left alone, they and the traceback would keep the process alive for ever."""
+    recipe = small_recipe(
+        data, tmp_path / "run", optim__base_lr=1e30, optim__warmup=0, optim__clip_grad=None, data__workers=2
+    )
+    process = start(command(recipe, tmp_path / "recipe.json"), tmp_path / "log")
+    try:
+        assert process.wait(60) == 2, (tmp_path / "log").read_text()
+    finally:
+        end(process)
+
+
+def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
+    out = tmp_path / "run"
+    train(small_recipe(data, out, max_steps=1))
+    other = write_data(tmp_path / "other", pairs=21)
+    with pytest.raises(TrainingError, match=r"run on other data.*'places': 20.*'places': 21"):
+        train(small_recipe(other, out, max_steps=2))
+    same = write_data(tmp_path / "same")
+    assert train(small_recipe(same, out, max_steps=2)).step == 2
+
+
+def test_a_sensor_that_no_source_feeds_is_refused(data, tmp_path):
+    only = to_json(small_recipe(data))["data"]["parts"][1:]
+    with pytest.raises(TrainingError, match="no source has s1"):
+        train(small_recipe(data, tmp_path / "run", data__parts=only))
+    with pytest.raises(TrainingError, match=r"data\.units names S2"):
+        train(small_recipe(data, tmp_path / "run", data__units={"S2": "dn+1000"}))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):

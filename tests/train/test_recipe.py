@@ -30,7 +30,7 @@ def test_arguments_replace_single_fields():
         out=Path("/o"),
         max_steps=7,
         precision="bf16",
-        overrides={"dim": 32, "positions": "sincos"},
+        overrides={**TINY.overrides, "dim": 32, "positions": "sincos"},
         optim=replace(TINY.optim, base_lr=1e-5, betas=(0.9, 0.95), clip_grad=None),
         data=replace(
             TINY.data, crop=(60, 180), size=120, root=Path("/d"), flips=False, units={"s2": "reflectance"}

@@ -71,6 +71,16 @@ def test_processes_divide_the_same_global_batch(plan, divided, data):
     assert whole[start * accumulate :] == pieces[-1]  # what a resumed run gets is what it would have got
 
 
+def test_the_dates_of_a_place_in_a_file_come_in_different_passes():
+    plan = BatchPlan(lengths=(640 * 4,), repeats=(1,), blocks=(8,), frames=(4,), batch_size=64, seed=3)
+    steps = [[index for _, _, index in plan.batch(step)] for step in range(plan.steps_per_epoch)]
+    assert sorted(i for batch in steps for i in batch) == list(range(640 * 4))
+    for batch in steps:
+        assert len({i // 4 for i in batch}) == 64  # no place is its own negative
+        assert len({i // 4 // 8 for i in batch}) <= 32  # and few files are open
+    assert {i % 4 for i in steps[0]} == {0, 1, 2, 3}
+
+
 @given(st.integers(2, 12), st.integers(0, 5))
 @settings(deadline=None, max_examples=30)
 def test_files_are_read_together(block, seed):

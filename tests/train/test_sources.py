@@ -478,3 +478,12 @@ def test_real_worldcereal_series(real_data):
             assert sample.dates["s2"][0] == held["dates"].astype("M8[D]").astype(int)[frame]
     assert read >= 6
     assert bad
+
+
+def test_sensors_that_are_a_season_apart_are_no_pair():
+    images = {m: np.ones((1, 8, 8), np.float32) for m in ("s2", "s1")}
+    bands = {"s2": ("B02",), "s1": ("VV",)}
+    days = {"s2": np.array([18000]), "s1": np.array([18060])}
+    assert checked(images, bands, frames=None, dates=days).dates == days
+    with pytest.raises(BadSample, match="61 days apart"):
+        checked(images, bands, frames=None, dates={**days, "s1": np.array([17939])})

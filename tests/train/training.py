@@ -50,7 +50,8 @@ def small_recipe(data: Path, out: Path | None = None, **changes: object) -> Reci
         RECIPES["croma_vit_tiny"],
         {
             "overrides": {"dim": 32, "depth": 2, "num_heads": 4},
-            "objective.decoder_dim": 32,
+            "objective": {"decoder_dim": 32},
+            "data.mixup": 0.3,
             "data.root": str(data),
             "data.parts": [to_json(part) for part in (PAIRED, OPTICAL)],
             "data.size": SIDE,

@@ -33,5 +33,13 @@ class Batch:
             draws={name: x.to(device, non_blocking=True) for name, x in self.draws.items()},
         )
 
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory, from which copies to a GPU run beside computation."""
+        return replace(
+            self,
+            images={m: x.pin_memory() for m, x in self.images.items()},
+            draws={name: x.pin_memory() for name, x in self.draws.items()},
+        )
+
     def __len__(self) -> int:
         return next(iter(self.images.values())).shape[0]

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from rsbackbones.train.data.source import BadSample, Sample
 
 Array = npt.NDArray[Any]
+# A season: images of two sensors further apart do not show the same place in the same state.
+_MOST_DAYS_APART = 60
 
 
 def checked(
@@ -27,8 +29,8 @@ def checked(
         dates: by sensor, days since 1970-01-01, one per frame.
 
     Raises:
-        BadSample: a sensor is missing, an image has another shape, type or grid, holds NaN or infinity, or
-            is zero everywhere at a date.
+        BadSample: a sensor is missing, an image has another shape, type or grid, holds NaN or infinity, is
+            zero everywhere at a date, or the sensors' dates are more than 60 days apart.
     """
     good: dict[str, Array] = {}
     for sensor, names in bands.items():
@@ -49,4 +51,8 @@ def checked(
     if len({image.shape[-2:] for image in good.values()}) > 1:
         sizes = ", ".join(f"{m} {x.shape[-2]} x {x.shape[-1]}" for m, x in good.items())
         raise BadSample(f"the sensors are not on one grid of pixels: {sizes}")
+    if dates and len(dates) > 1 and len({len(d) for d in dates.values()}) == 1:
+        apart = int(np.ptp(np.stack(list(dates.values())).astype(np.int64), axis=0).max())
+        if apart > _MOST_DAYS_APART:
+            raise BadSample(f"the sensors' images were taken {apart} days apart")
     return Sample(images=good, dates=dict(dates or {}))

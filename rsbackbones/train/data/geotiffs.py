@@ -1,6 +1,7 @@
 """Folders of GeoTIFFs: a file per place and sensor, paired by name."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,26 @@ class GeoTiffSource:
                 f"{self.root}: no place has a file of each of {', '.join(self._sensors)}; the stems must "
                 f"be equal, or but for the sensor's word (x_S2.tif, x_S1.tif). The first: {self._keys[:3]}"
             )
-        self.bands: dict[str, tuple[str, ...]] = {}
-        for sensor, path in self._places[whole[0]].items():
-            wanted = tuple(get_sensor(s).name for s in ("s2", "s1")) if sensor == _ALL else (sensor,)
-            found, _ = find_bands(path, wanted, self._names.get(sensor))
-            self.bands.update({modality: tuple(held) for modality, held in found.items()})
+        self.bands = self._most_frequent_bands(whole)
+
+    def _most_frequent_bands(self, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Look at some places, evenly over the source; the first one may be the odd one out."""
+        seen: Counter[tuple[tuple[str, tuple[str, ...]], ...]] = Counter()
+        problem: ValueError | None = None
+        for i in sorted({i * len(keys) // _LOOKED_AT for i in range(_LOOKED_AT)}):
+            bands: dict[str, tuple[str, ...]] = {}
+            try:
+                for sensor, path in self._places[keys[i]].items():
+                    wanted = tuple(get_sensor(s).name for s in ("s2", "s1")) if sensor == _ALL else (sensor,)
+                    found, _ = find_bands(path, wanted, self._names.get(sensor))
+                    bands |= {modality: tuple(held) for modality, held in found.items()}
+            except ValueError as error:
+                problem = error  # the place is reported when it is read
+                continue
+            seen[tuple(bands.items())] += 1
+        if not seen:
+            raise ValueError(f"{self.root}: no file that was looked at can be used: {problem}") from problem
+        return dict(seen.most_common(1)[0][0])
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -107,6 +123,8 @@ class GeoTiffSource:
         return checked(images, self.bands, frames=None if frame is not None else 1)
 
 
+# So many places are looked at to find which bands the files hold.
+_LOOKED_AT = 16
 _ALL = "*"  # the one file of a place that holds all sensors
 
 

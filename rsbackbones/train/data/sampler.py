@@ -27,7 +27,8 @@ class BatchPlan:
         lengths: samples of each source.
         repeats: how often an epoch goes over each source. Each time is a new order, so that a sample comes
             twice into one batch only where an order ends and the next begins.
-        blocks: for each source, samples that lie in one file (1: shuffle everything).
+        blocks: for each source, places that lie in one file (1: shuffle everything).
+        frames: for each source, dates per place; a sample is a place at a date. By default 1.
         batch_size: of the global batch.
         seed: of the run.
     """
@@ -37,6 +38,7 @@ class BatchPlan:
     blocks: tuple[int, ...]
     batch_size: int
     seed: int
+    frames: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for i, (length, repeat) in enumerate(zip(self.lengths, self.repeats, strict=True)):
@@ -77,17 +79,24 @@ def _order(plan: BatchPlan, epoch: int, source: int) -> npt.NDArray[np.int64]:
     """The samples of a source in the order of an epoch."""
     rng = np.random.default_rng((plan.seed, epoch, source))
     length, block = plan.lengths[source], plan.blocks[source]
+    frames = plan.frames[source] if plan.frames else 1
+    places = length // frames
     orders = []
     for _ in range(plan.repeats[source]):
         if block == 1:
             orders.append(rng.permutation(length))
             continue
-        starts = rng.permutation(np.arange(0, length, block))
-        for i in range(0, len(starts), _BLOCKS_TOGETHER):
-            together = [
-                np.arange(s, min(s + block, length)) for s in starts[i : i + _BLOCKS_TOGETHER].tolist()
-            ]
-            orders.append(rng.permutation(np.concatenate(together)))
+        # A pass over all files for every date: the dates of a place, which lie in one file, must not become
+        # each other's negatives in one batch.
+        dates = rng.permuted(np.tile(np.arange(frames), (places, 1)), axis=1)
+        for turn in range(frames):
+            starts = rng.permutation(np.arange(0, places, block))
+            for i in range(0, len(starts), _BLOCKS_TOGETHER):
+                together = np.concatenate(
+                    [np.arange(s, min(s + block, places)) for s in starts[i : i + _BLOCKS_TOGETHER].tolist()]
+                )
+                chosen = rng.permutation(together)
+                orders.append(chosen * frames + dates[chosen, turn])
     return np.concatenate(orders)
 
 

@@ -192,7 +192,11 @@ class SSL4EOZarr:
         """Give the first date of some places, evenly over the source."""
         held = np.flatnonzero(self._where["s2"][:, 0] >= 0)
         for i in np.unique(np.linspace(0, len(held) - 1, most).round().astype(int)):
-            yield self._read("s2", int(held[i]), 0)[0]
+            try:
+                image, _ = self._read("s2", int(held[i]), 0)
+            except BadSample:
+                continue  # reported when it is read to train on
+            yield image
 
 
 class _Tar:

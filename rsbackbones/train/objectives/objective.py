@@ -1,8 +1,5 @@
 """What every objective answers to."""
 
-from typing import Any, Protocol
-
-import torch
 from torch import Tensor, nn
 
 from rsbackbones.features import Backbone
@@ -32,17 +29,3 @@ class Objective(nn.Module):
         Where nothing was seen the middle one is NaN. Empty for an objective without reconstruction.
         """
         return {}
-
-
-class ObjectiveConfig(Protocol):
-    """The options of an objective: a frozen dataclass."""
-
-    def draw(
-        self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
-    ) -> dict[str, Tensor]:
-        """Draw the random numbers of one sample, without a batch dimension."""
-        ...
-
-    def build(self, backbone: Any) -> Objective:
-        """Build the objective around a backbone."""
-        ...
