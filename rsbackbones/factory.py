@@ -26,6 +26,7 @@ def create_model(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     image_size: int | tuple[int, int] | None = None,
+    pad: bool = False,
     num_classes: int | None = 0,
     features_only: Literal[False] = False,
     out_indices: int | Sequence[int] | None = None,
@@ -44,6 +45,7 @@ def create_model(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     image_size: int | tuple[int, int] | None = None,
+    pad: bool = False,
     num_classes: int | None = 0,
     features_only: Literal[True],
     out_indices: int | Sequence[int] | None = None,
@@ -61,6 +63,7 @@ def create_model(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     image_size: int | tuple[int, int] | None = None,
+    pad: bool = False,
     num_classes: int | None = 0,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
@@ -80,6 +83,8 @@ def create_model(
             ``zero`` or ``new``; see :mod:`rsbackbones.adapt`.
         image_size: the size in pixels you mean to use, a multiple of the patch, or (height, width);
             sizes may differ from call to call all the same.
+        pad: pad images whose sides are no multiple of the patch, instead of refusing them; see
+            ``Backbone.pad``.
         num_classes: more than 0 adds a linear head, newly initialised unless ``checkpoint`` holds one of
             as many classes; ``None`` keeps the head of ``checkpoint`` as it is.
         features_only: return a model that gives a list of maps; see ``FeatureMaps``.
@@ -145,6 +150,7 @@ def create_model(
     model.architecture = architecture.name
     model.inputs = described.inputs
     model.weights_entry = entry
+    model.pad = pad
     model.eval()
     return FeatureMaps(model, indices=out_indices, stream=stream) if features_only else model
 

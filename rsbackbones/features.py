@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsbackbones.sensors import InputSpec, get_sensor
@@ -27,13 +28,16 @@ class Features:
     """Tokens and pooled embeddings of every stream that the given sensors feed.
 
     ``tokens[stream]`` is [B, N, D], ``pooled[stream]`` [B, D]; for series [B, T, N, D] and [B, T, D].
-    ``grid`` is (h, w). ``valid[stream]`` is [B, T], for series whose missing frames were marked: the
-    tokens and embeddings of a missing frame are NaN, so that nobody averages over them unawares.
+    ``grid`` is (h, w), ``size`` that of the images as given, (H, W) in pixels, which a padded grid exceeds.
+    ``valid[stream]`` is [B, T], for series whose missing frames were marked: the tokens and embeddings of
+    a missing frame are NaN, so that nobody averages over them unawares.
     """
 
     tokens: dict[str, Tensor]
     pooled: dict[str, Tensor]
     grid: tuple[int, int]
+    size: tuple[int, int]
+    patch_size: int
     valid: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -49,8 +53,11 @@ class Features:
             return next(iter(self.tokens))
         raise ValueError(f"several streams, name the one you want: {', '.join(self.tokens)}")
 
-    def maps(self, stream: str | None = None) -> Tensor:
+    def maps(self, stream: str | None = None, *, pixels: bool = False) -> Tensor:
         """Return the tokens of a stream as maps, [B, D, h, w] or [B, T, D, h, w].
+
+        With ``pixels`` they are interpolated to a value for every pixel of the images, [B, D, H, W] or
+        [B, T, D, H, W] (bilinear, pixel centres aligned), and what padding added is cropped.
 
         Raises:
             ValueError: there is no such stream.
@@ -59,7 +66,12 @@ class Features:
         if stream not in self.tokens:
             raise ValueError(f"no stream {stream!r} here; streams: {', '.join(self.tokens)}")
         maps: Tensor = self.tokens[stream].transpose(-1, -2).unflatten(-1, self.grid)
-        return maps
+        if not pixels:
+            return maps
+        batch = maps.shape[:-3]
+        padded = [side * self.patch_size for side in self.grid]
+        fine = F.interpolate(maps.flatten(0, -4), size=padded, mode="bilinear", align_corners=False)
+        return fine[..., : self.size[0], : self.size[1]].unflatten(0, batch)
 
 
 def spread_indices(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -82,9 +94,13 @@ class Backbone(nn.Module):
         inputs: the input contract of every sensor, for ``create_preprocess``.
         adaptation: what loading changed (``None`` where nothing was loaded).
         weights_entry: the manifest's entry of the loaded weights, or ``None``.
+        pad: whether images that are no multiple of the patch are padded (below and to the right, by
+            repeating their last pixels) rather than refused. The patches of the edge become tokens as all
+            others do: the grid is rounded up, and embeddings average over it.
     """
 
     architecture: str = ""
+    pad: bool = False
     stream_inputs: dict[str, tuple[str, ...]]
     stream_depths: dict[str, int]
     inputs: Mapping[str, InputSpec]
@@ -171,13 +187,16 @@ class Backbone(nn.Module):
         """
         images, valid = self._checked(x, dates, valid)
         first = next(iter(images.values()))
-        grid = (first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size)
+        size, grid = (first.shape[-2], first.shape[-1]), self._grid(first)
+        images = {m: self._padded(image) for m, image in images.items()}
         if first.ndim == 4:
             streams = self.encode(images, {})
             return Features(
                 tokens={s: tokens for s, (tokens, _) in streams.items()},
                 pooled={s: pooled for s, (_, pooled) in streams.items()},
                 grid=grid,
+                size=size,
+                patch_size=self.patch_size,
             )
         batch = first.shape[:2]
         streams = self.encode(_fold(images, valid), {})
@@ -190,6 +209,8 @@ class Backbone(nn.Module):
             tokens={s: _unfold(t, batch, present.get(s)) for s, (t, _) in streams.items()},
             pooled={s: _unfold(p, batch, present.get(s)) for s, (_, p) in streams.items()},
             grid=grid,
+            size=size,
+            patch_size=self.patch_size,
             valid=present,
         )
 
@@ -218,9 +239,9 @@ class Backbone(nn.Module):
         images, valid = self._checked(x, dates, valid)
         stream = self._stream(stream, images)
         indices = self._indices(indices, stream)
-        images = {m: images[m] for m in self.stream_inputs[stream]}
+        images = {m: self._padded(images[m]) for m in self.stream_inputs[stream]}
         first = next(iter(images.values()))
-        grid = (first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size)
+        grid = self._grid(first)
         taps: Taps = {(stream, i): None for i in indices}
         self.encode(images if first.ndim == 4 else _fold(images, valid), taps)
         present = [valid[m] for m in images if m in valid]
@@ -245,6 +266,22 @@ class Backbone(nn.Module):
     def get_classifier(self) -> nn.Module:
         """Return the head: an ``nn.Linear``, or ``nn.Identity`` where ``num_classes`` is 0."""
         return self.head
+
+    # -- sizes -------------------------------------------------------------------------------------
+
+    def _grid(self, image: Tensor) -> tuple[int, int]:
+        """The number of patches, (h, w), that cover an image."""
+        p = self.patch_size
+        return (image.shape[-2] + p - 1) // p, (image.shape[-1] + p - 1) // p
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """[..., H, W] to whole patches; see ``pad``."""
+        if not self.pad:
+            return image
+        for dim, patches in zip((-2, -1), self._grid(image), strict=True):
+            places = torch.arange(patches * self.patch_size, device=image.device)
+            image = image.index_select(dim, places.clamp(max=image.shape[dim] - 1))
+        return image
 
     # -- checks at the edge ------------------------------------------------------------------------
 
@@ -333,10 +370,11 @@ class Backbone(nn.Module):
                 f"{', '.join(bands)}. {_channel_hint(modality, image.shape[-3], bands)}"
             )
         height, width = image.shape[-2:]
-        if height % p or width % p or not height or not width:
+        if not height or not width or (not self.pad and (height % p or width % p)):
             raise ValueError(
-                f"{modality}: {height} x {width} pixels are not a multiple of the patch size {p}; crop or "
-                f"pad to {max(p, height // p * p)} x {max(p, width // p * p)}"
+                f"{modality}: {height} x {width} pixels are not a multiple of the patch size {p}; crop to "
+                f"{max(p, height // p * p)} x {max(p, width // p * p)}, or have them padded: "
+                "create_model(..., pad=True)"
             )
         if not image.is_floating_point():
             raise ValueError(
