@@ -1,16 +1,37 @@
 """Multi-head self-attention and cross-attention with an additive bias, without normalisation."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.layers.alibi import AlibiBias
+from rsbackbones.layers.attend_by_blocks import attend_by_blocks
+from rsbackbones.layers.flex import attend_with_flex
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Tensor | None) -> Tensor:
-    """Softmax attention of [B, Nq, D] over [B, Nk, D]; ``bias`` broadcasts to [B, heads, Nq, Nk]."""
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, h, N, d]
-    if bias is not None:
-        bias = bias.to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return out.transpose(1, 2).flatten(2)  # [B, Nq, D]
+# A table that broadcasts to [B, heads, Nq, Nk], or one that is too large to be made at once.
+Bias = Tensor | AlibiBias | None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Bias) -> Tensor:
+    """Softmax attention of [B, Nq, D] over [B, Nk, D]."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (q, k, v))  # [B, N, h, d]
+    if isinstance(bias, AlibiBias) and q.is_cuda:
+        return attend_with_flex(q, k, v, bias).flatten(2)
+    if isinstance(bias, AlibiBias) or _better_by_blocks(q, bias):
+        return attend_by_blocks(q, k, v, bias).flatten(2)
+    bias = None if bias is None else bias.to(q.dtype)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
+def _better_by_blocks(q: Tensor, bias: Tensor | None) -> bool:
+    """Whether blocks are faster than PyTorch's kernel: measured on CPUs only (docs/benchmark.md).
+
+    That kernel is slow in half precision, and with a mask; its backward pass in float32 is fast.
+    """
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
+        return False
+    return q.dtype == torch.bfloat16 or (bias is not None and not torch.is_grad_enabled())
 
 
 def _check_heads(dim: int, num_heads: int) -> None:
@@ -28,7 +49,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Bias = None) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         out: Tensor = self.proj(_attend(q, k, v, self.num_heads, bias))
         return out
@@ -46,7 +67,7 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(dim, dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, bias: Bias = None) -> Tensor:
         q, k, v = self.q(x), self.k(context), self.v(context)
         out: Tensor = self.proj(_attend(q, k, v, self.num_heads, bias))
         return out

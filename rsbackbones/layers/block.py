@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from rsbackbones.layers.attention import CrossAttention, SelfAttention
+from rsbackbones.layers.attention import Bias, CrossAttention, SelfAttention
 from rsbackbones.layers.mlp import MLP
 
 
@@ -16,7 +16,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Bias = None) -> Tensor:
         """[B, N, D] to [B, N, D]; ``bias`` broadcasts to [B, heads, N, N]."""
         x = x + self.attn(self.norm1(x), bias)
         x = x + self.mlp(self.norm2(x))
@@ -42,8 +42,8 @@ class CrossBlock(nn.Module):
         self,
         x: Tensor,
         context: Tensor,
-        bias: Tensor | None = None,
-        cross_bias: Tensor | None = None,
+        bias: Bias = None,
+        cross_bias: Bias = None,
     ) -> Tensor:
         """[B, Nq, D] and a context [B, Nk, D] to [B, Nq, D].
 

@@ -40,7 +40,8 @@ from torch import Tensor, nn
 
 from rsbackbones.config import ViTConfig
 from rsbackbones.features import Backbone, Taps
-from rsbackbones.layers.alibi import alibi_bias, grid_positions
+from rsbackbones.layers.alibi import alibi_bias, bias_between, grid_positions
+from rsbackbones.layers.attention import Bias
 from rsbackbones.layers.block import Block, CrossBlock
 from rsbackbones.layers.mlp import MLP
 from rsbackbones.layers.peg import PositionEncodingGenerator
@@ -125,9 +126,9 @@ class Encoder(nn.Module):
         self.stream = modality
 
     def forward(
-        self, image: Tensor, patches: Patches, bias: Tensor | None, channels: Sequence[int] | None, taps: Taps
+        self, image: Tensor, patches: Patches, bias: Bias, channels: Sequence[int] | None, taps: Taps
     ) -> Tensor:
-        """[B, C, H, W] and a bias that broadcasts to [B, heads, K, K] to [B, K, D]."""
+        """[B, C, H, W] and a bias between its patches to [B, K, D]."""
         x = self.tokenizer(image, kept=patches.kept, channels=channels)
         if self.sincos:
             x = x + sincos_embedding(patches.positions, x.shape[-1]).to(x.dtype)
@@ -158,8 +159,8 @@ class JointEncoder(nn.Module):
         radar: Tensor,
         optical: Tensor,
         patches: Patches,
-        bias: Tensor | None,
-        cross_bias: Tensor | None,
+        bias: Bias,
+        cross_bias: Bias,
         taps: Taps,
     ) -> Tensor:
         """Radar tokens [B, K, D], at ``patches``, and optical [B, K', D] to joint tokens [B, K, D]."""
@@ -205,8 +206,13 @@ class Croma(Backbone):
         """See :meth:`Backbone.encode`."""
         streams: dict[str, tuple[Tensor, Tensor]] = {}
         for stream, x in self.encode_tokens(images, taps=taps).items():
-            streams[stream] = (x, x.mean(dim=1) if stream == "joint" else self.embeddings[stream](x))
+            streams[stream] = (x, self.pool(stream, x))
         return streams
+
+    def pool(self, stream: str, tokens: Tensor) -> Tensor:
+        """See :meth:`Backbone.pool`."""
+        pooled: Tensor = tokens.mean(dim=1) if stream == "joint" else self.embeddings[stream](tokens)
+        return pooled
 
     def encode_tokens(
         self,
@@ -240,9 +246,9 @@ class Croma(Backbone):
             for m in images
         }
         # The sensors are aligned, so on a whole grid 2D-ALiBi and X-ALiBi are one table (section 2).
-        whole = self._bias(positions, positions) if kept is None else None  # [heads, N, N]
+        whole = self._bias(positions, positions, grid) if kept is None else None
 
-        def bias(queries: str, keys: str) -> Tensor | None:
+        def bias(queries: str, keys: str) -> Bias:
             return whole if kept is None else self._bias(patches[queries].positions, patches[keys].positions)
 
         own = {m: bias(m, m) for m in images}
@@ -263,13 +269,14 @@ class Croma(Backbone):
             )
         return tokens
 
-    def _bias(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+    def _bias(self, queries: Tensor, keys: Tensor, grid: tuple[int, int] | None = None) -> Bias:
         if self.config.positions != "alibi":
             return None
-        bias, device = alibi_bias(queries, keys, self.num_heads), queries.device.type
+        device = queries.device.type
         # Cast once: what every block casts for itself is kept until its backward pass.
         autocast = torch.is_autocast_enabled(device)
-        return bias.to(torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype)
+        dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
+        return bias_between(queries, keys, self.num_heads, dtype, grid=grid)
 
     def final_norm(self, stream: str) -> nn.Module:
         """See :meth:`Backbone.final_norm`."""
