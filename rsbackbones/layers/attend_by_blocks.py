@@ -21,6 +21,8 @@ from rsbackbones.layers.alibi import AlibiBias, alibi_slopes, distances
 # The scores of a block take so many bytes at most, and so many for one key of one head.
 _SCORES = 4 * 2**20
 _COLUMN = 512
+# With fewer keys the softmax of PyTorch for half precision takes longer than that for float32.
+_SHORT = 128
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def _weights(q: Tensor, k: Tensor, block: _Block, table: Tensor | None) -> Tenso
         by_head.addcmul_(block.distance, -slopes[:, None, None])
     elif table is not None:
         by_head.add_(table[heads, rows] if table.ndim == 3 else table[images, heads, rows])
+    if scores.shape[-1] < _SHORT and scores.dtype != torch.float32:
+        return scores.float().softmax(dim=-1).to(scores.dtype)
     return scores.softmax(dim=-1)
 
 

@@ -1,7 +1,12 @@
 """The feed-forward network of a transformer block."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# The largest hidden layer in bytes that is computed at once without gradients. Larger blocks of memory go
+# back to the system every time and come again page by page, which takes longer than the GELU in them.
+_LARGEST_HIDDEN = 16 * 2**20
 
 
 class MLP(nn.Module):
@@ -13,5 +18,14 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._network(x)
+        tokens = x.flatten(0, -2)
+        step = max(1, _LARGEST_HIDDEN // (self.fc1.out_features * x.itemsize))
+        if len(tokens) <= step:
+            return self._network(x)
+        return torch.cat([self._network(some) for some in tokens.split(step)]).view(x.shape)
+
+    def _network(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
