@@ -3,7 +3,7 @@
 See ``create_model`` for the way in, and ``rsbackbones.list_models()`` for what there is.
 """
 
-from rsbackbones.adapt import Adaptation, Change
+from rsbackbones.adapt import Adaptation, BandSource, BandTable, Change
 from rsbackbones.errors import (
     CorruptCheckpointError,
     UnsafeCheckpointError,
@@ -21,7 +21,7 @@ from rsbackbones.manifest import WeightsEntry
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.registry import list_models, list_weights
 from rsbackbones.saving import save_model
-from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor
+from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor, hyperspectral, register_sensor
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,8 @@ __all__ = [
     "Adaptation",
     "Backbone",
     "Band",
+    "BandSource",
+    "BandTable",
     "Change",
     "CorruptCheckpointError",
     "FeatureMaps",
@@ -49,7 +51,9 @@ __all__ = [
     "create_model",
     "create_preprocess",
     "get_sensor",
+    "hyperspectral",
     "list_models",
     "list_weights",
+    "register_sensor",
     "save_model",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``rsbackbones list | info | download | verify | embed | convert | pack | bench``."""
+"""The command line: ``rsbackbones list | info | bands | download | verify | embed | convert``, and more."""
 
 import argparse
 import json
@@ -48,6 +48,20 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("info", _info, "print the card of a model's weights")
     sub.add_argument("name", help="architecture or architecture.tag")
+
+    sub = command("bands", _bands, "print which weights your bands would get; loads nothing")
+    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument(
+        "--mine", action="append", default=[], metavar="B02,B03,...",
+        help="your bands, in order, of the model's first modality, or of another: s1=VV",
+    )  # fmt: skip
+    sub.add_argument(
+        "--sensor", action="append", default=[], metavar="MODALITY=SENSOR",
+        help="what your bands are of, where it is another sensor: s2=landsat_oli",
+    )  # fmt: skip
+    sub.add_argument("--missing", default="error", help="what a band unknown to the weights gets: error, "
+                     "nearest, mean, zero or new")  # fmt: skip
+    sub.add_argument("--scale", default="count", help="count, sqrt or none")
 
     sub = command("download", _download, "fetch and verify weights")
     sub.add_argument("name", help="architecture or architecture.tag")
@@ -171,6 +185,32 @@ def _info(options: argparse.Namespace) -> int:
     if not entries:
         raise ValueError(f"the manifest has no entry {options.name}; see: rsbackbones list")
     print("\n".join(model_card(entry) for entry in entries), end="")
+    return 0
+
+
+def _bands(options: argparse.Namespace) -> int:
+    from rsbackbones.factory import plan_adaptation
+    from rsbackbones.registry import find_architecture
+
+    if not options.mine and not options.sensor:
+        raise ValueError("say which bands are yours: --mine B02,B03,B04,B08, or --sensor s2=landsat_oli")
+    first = find_architecture(options.name.partition(".")[0]).config.modalities[0]
+    bands: dict[str, list[str]] = {}
+    for item in options.mine:
+        left, equals, right = item.partition("=")
+        bands[left if equals else first] = [band.strip() for band in (right if equals else left).split(",")]
+    sensors = {}
+    for item in options.sensor:
+        modality, equals, sensor = item.partition("=")
+        if not equals:
+            raise ValueError(f"--sensor takes MODALITY=SENSOR, got {item!r}")
+        sensors[modality] = sensor
+    print(
+        plan_adaptation(
+            options.name, sensors=sensors, bands=bands, bands_missing=options.missing,
+            bands_scale=options.scale,
+        )
+    )  # fmt: skip
     return 0
 
 

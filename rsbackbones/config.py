@@ -1,10 +1,10 @@
 """The configuration fields that all ViT families share, and their checks."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import Sensor, get_sensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,8 @@ class ViTConfig:
     """What decides the shape of a ViT. A family adds its own fields and defaults.
 
     ``image_size`` is that of pretraining, in pixels, or (height, width). ``bands`` are the channels of
-    each modality, in order. Lists are taken for tuples, so that a configuration may come from JSON.
+    each modality, in order, of the sensor that ``sensors`` names for it; by default a modality is its own
+    sensor. Lists are taken for tuples, so that a configuration may come from JSON.
 
     Raises:
         ValueError: a field is not of its type, or not in its range.
@@ -25,6 +26,7 @@ class ViTConfig:
     image_size: int | tuple[int, int]
     modalities: tuple[str, ...]
     bands: Mapping[str, tuple[str, ...]]
+    sensors: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "num_heads", "patch_size"):
@@ -45,16 +47,31 @@ class ViTConfig:
         names = self.modalities
         if not isinstance(names, (tuple, list)) or not names or len({*map(str, names)}) < len(names):
             raise ValueError(f"modalities must be different names such as ('s2', 's1'), got {names!r}")
-        sensors = {name: get_sensor(name) for name in names}
+        sensors = {name: self._sensor(name) for name in names}
         if not isinstance(self.bands, Mapping) or any(name not in self.bands for name in names):
             raise ValueError(f"bands must name the bands of {', '.join(map(str, names))}, got {self.bands!r}")
         object.__setattr__(self, "modalities", tuple(names))
         bands = {name: sensor.canonical(self.bands[name]) for name, sensor in sensors.items()}
         object.__setattr__(self, "bands", bands)
+        object.__setattr__(self, "sensors", {name: sensor.name for name, sensor in sensors.items()})
+
+    def _sensor(self, modality: str) -> Sensor:
+        if not isinstance(self.sensors, Mapping):
+            raise ValueError(
+                f"sensors must name the sensor of a modality, as in {{'s2': 'landsat_oli'}}, got "
+                f"{self.sensors!r}"
+            )
+        own, sensor = get_sensor(modality), get_sensor(self.sensors.get(modality, modality))
+        if own.kind != sensor.kind:
+            raise ValueError(
+                f"sensors: {modality} is {own.kind} and {sensor.name} is {sensor.kind}; they cannot stand "
+                "in for each other"
+            )
+        return sensor
 
 
 def as_json(config: Any) -> dict[str, Any]:
-    """Return the fields of a configuration as JSON values, the bands of its own sensors only."""
+    """Return the fields of a configuration as JSON values, the bands of its own modalities only."""
     fields = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
     return {**fields, "bands": {m: list(config.bands[m]) for m in config.modalities}}
 

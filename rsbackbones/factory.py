@@ -7,14 +7,14 @@ from typing import Any, Literal, overload
 
 import torch
 
-from rsbackbones import checkpoints, weights
-from rsbackbones.adapt import MISSING_RULES
+from rsbackbones import checkpoints, hub, weights
+from rsbackbones.adapt import Adaptation, check_rules
 from rsbackbones.errors import WeightsMismatchError
 from rsbackbones.features import Backbone, FeatureMaps
-from rsbackbones.loading import describe, load_weights, replace_config
+from rsbackbones.loading import adapted_inputs, describe, load_weights, plan_bands, replace_config
 from rsbackbones.manifest import WeightsEntry, find_entry
 from rsbackbones.registry import find_architecture
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
 
 @overload
@@ -23,9 +23,12 @@ def create_model(
     pretrained: bool = False,
     *,
     modalities: Sequence[str] | None = None,
+    sensors: Mapping[str, str | Sensor] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
+    bands_scale: str = "count",
     image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
     pad: bool = False,
     num_classes: int | None = 0,
     features_only: Literal[False] = False,
@@ -42,9 +45,12 @@ def create_model(
     pretrained: bool = False,
     *,
     modalities: Sequence[str] | None = None,
+    sensors: Mapping[str, str | Sensor] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
+    bands_scale: str = "count",
     image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
     pad: bool = False,
     num_classes: int | None = 0,
     features_only: Literal[True],
@@ -60,9 +66,12 @@ def create_model(
     pretrained: bool = False,
     *,
     modalities: Sequence[str] | None = None,
+    sensors: Mapping[str, str | Sensor] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
+    bands_scale: str = "count",
     image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
     pad: bool = False,
     num_classes: int | None = 0,
     features_only: bool = False,
@@ -74,15 +83,24 @@ def create_model(
     """Create a model, in ``eval()`` mode.
 
     Args:
-        name: an architecture (``croma_vit_b``), or ``architecture.tag`` for particular weights.
-        pretrained: load the manifest's weights, verified. False builds random weights.
+        name: an architecture (``croma_vit_b``), ``architecture.tag`` for particular weights, or
+            ``hf-hub:ORG/NAME`` for a repository that ``push_to_hub`` made. ``hf-hub:ORG/NAME@COMMIT``, with
+            all 40 digits, always gives the same weights; a branch may move.
+        pretrained: load the weights, verified. False builds random weights.
         modalities: which sensors to build and load; default all that the weights know.
-        bands: the channel order of *your* tensors, by sensor; default the weights' own bands. The
-            weights are gathered by band name.
+        sensors: what *your* channels of a modality are of, where it is not the modality's own sensor:
+            ``{"s2": "landsat_oli"}``, or a :class:`Sensor` of your own. The model goes on calling them
+            ``s2``; bands then meet the weights by wavelength, never by name.
+        bands: the channel order of *your* tensors, by modality; default the weights' own bands, or all of a
+            sensor that is not the weights'. On one sensor the weights are gathered by band name.
         bands_missing: what a band unknown to the weights gets: ``error``, ``nearest``, ``mean``,
             ``zero`` or ``new``; see :mod:`rsbackbones.adapt`.
+        bands_scale: how tokens keep their scale where bands are dropped or shared: ``count``, ``sqrt`` or
+            ``none``; see :mod:`rsbackbones.adapt`.
         image_size: the size in pixels you mean to use, a multiple of the patch, or (height, width);
             sizes may differ from call to call all the same.
+        patch_size: a patch in pixels that is not the weights', whose tokenizers are then resized
+            (:func:`rsbackbones.adapt.resize_kernel`). ``image_size`` must be a multiple of it.
         pad: pad images whose sides are no multiple of the patch, instead of refusing them; see
             ``Backbone.pad``.
         num_classes: more than 0 adds a linear head, newly initialised unless ``checkpoint`` holds one of
@@ -104,8 +122,13 @@ def create_model(
         raise ValueError("features_only gives maps and has no head: leave out num_classes")
     if not features_only and (out_indices is not None or stream is not None):
         raise ValueError("out_indices and stream go with features_only=True")
-    if bands_missing not in MISSING_RULES:
-        raise ValueError(f"bands_missing must be one of {', '.join(MISSING_RULES)}, got {bands_missing!r}")
+    check_rules(bands_missing, bands_scale)
+    repository: WeightsEntry | None = None
+    if name.startswith(hub.PREFIX):
+        if checkpoint is not None or not pretrained:
+            raise ValueError(f"{name} names weights: pass pretrained=True, and no checkpoint")
+        repository = hub.read_entry(name)
+        name = repository.architecture
     architecture_name, _, tag = name.partition(".")
     architecture = find_architecture(architecture_name)
     entry: WeightsEntry | None = None
@@ -117,7 +140,7 @@ def create_model(
             )
         file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
     elif pretrained or checkpoint is not None:
-        entry = find_entry(name)
+        entry = repository or find_entry(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
         file = checkpoints.open_checkpoint(path, allow_pickle=entry.format != "rsbackbones")
@@ -136,32 +159,59 @@ def create_model(
         raise WeightsMismatchError(
             f"overrides cannot change what the weights in {file.path} are of: "
             + ", ".join(f"{f} {getattr(described.config, f)}" for f in differing)
-            + " (bands= and modalities= say what you want of them)"
+            + " (bands=, sensors=, modalities= and patch_size= say what you want of them)"
         )
-    mine = _wanted(theirs, modalities, bands, image_size)
+    mine = _wanted(theirs, modalities, sensors, bands, image_size, patch_size)
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
+    # A random model lacks no weights, but an input contract may have no statistics for a band.
+    missing = "new" if file is None and bands_missing == "error" else bands_missing
+    tables = plan_bands(theirs, mine, missing, bands_scale)
     if file is None:
         model: Backbone = build(mine, num_classes=classes)
     else:
         with torch.device("meta"):
             model = build(mine, num_classes=classes)
-        model.adaptation = load_weights(model, file, described, theirs, architecture, entry, bands_missing)
+        model.adaptation = load_weights(model, file, described, theirs, architecture, entry, tables)
     model.architecture = architecture.name
-    model.inputs = described.inputs
+    model.inputs = adapted_inputs(described, theirs, tables)
     model.weights_entry = entry
     model.pad = pad
     model.eval()
     return FeatureMaps(model, indices=out_indices, stream=stream) if features_only else model
 
 
+def plan_adaptation(
+    name: str,
+    *,
+    sensors: Mapping[str, str | Sensor] | None = None,
+    bands: Mapping[str, Sequence[str]] | None = None,
+    bands_missing: str = "error",
+    bands_scale: str = "count",
+) -> Adaptation:
+    """Say what ``create_model`` would do to the bands of a manifest's weights, without the weights.
+
+    The arguments are those of :func:`create_model`.
+
+    Raises:
+        ValueError: as ``create_model``.
+    """
+    entry = find_entry(name)
+    theirs = describe(find_architecture(entry.architecture), None, entry).config
+    mine = _wanted(theirs, None, sensors, bands, None, None)
+    tables = plan_bands(theirs, mine, bands_missing, bands_scale)
+    return Adaptation(bands=tuple(table for table in tables if table))
+
+
 def _wanted(
     theirs: Any,
     modalities: Sequence[str] | None,
+    sensors: Mapping[str, str | Sensor] | None,
     bands: Mapping[str, Sequence[str]] | None,
     image_size: int | tuple[int, int] | None,
+    patch_size: int | None,
 ) -> Any:
-    """The user's configuration: ``theirs`` with the user's sensors, bands and size."""
+    """The user's configuration: ``theirs`` with the user's sensors, bands and sizes."""
     known = tuple(theirs.modalities)
     wanted = known if modalities is None else tuple(modalities)
     if isinstance(modalities, str) or not wanted or len(set(wanted)) < len(wanted):
@@ -173,9 +223,23 @@ def _wanted(
         )
     if unknown := [m for m in bands or {} if m not in wanted]:
         raise ValueError(f"bands names {', '.join(unknown)}, but the model's modalities are {wanted}")
-    mine = {m: tuple(theirs.bands[m]) for m in wanted}
-    mine |= {m: get_sensor(m).canonical(names) for m, names in (bands or {}).items()}
-    changes: dict[str, Any] = {"modalities": wanted, "bands": mine}
+    if unknown := [m for m in sensors or {} if m not in wanted]:
+        raise ValueError(f"sensors names {', '.join(unknown)}, but the model's modalities are {wanted}")
+    mine = {m: get_sensor(theirs.sensors[m]) for m in wanted}
+    for m, sensor in (sensors or {}).items():
+        mine[m] = register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)
+    names = {
+        m: tuple(theirs.bands[m]) if s.name == theirs.sensors[m] else tuple(band.name for band in s.bands)
+        for m, s in mine.items()
+    }
+    names |= {m: mine[m].canonical(given) for m, given in (bands or {}).items()}
+    changes: dict[str, Any] = {
+        "modalities": wanted,
+        "sensors": {m: sensor.name for m, sensor in mine.items()},
+        "bands": names,
+    }
+    if patch_size is not None:
+        changes["patch_size"] = patch_size
     if image_size is not None:
         changes["image_size"] = image_size
     return dataclasses.replace(theirs, **changes)

@@ -87,7 +87,8 @@ class Backbone(nn.Module):
         architecture: the registry's name of the architecture.
         config: the family's frozen configuration, as built.
         modalities: the sensors this model was built for.
-        bands: for each sensor, the names of the channels that it takes, in order.
+        bands: for each modality, the names of the channels that it takes, in order, of the sensor that
+            ``config.sensors`` names for it.
         stream_inputs: for each stream, the sensors that it needs.
         stream_depths: for each stream, the number of its blocks.
         num_features: D, the width of every stream.
@@ -365,9 +366,10 @@ class Backbone(nn.Module):
                 f"{list(image.shape)}; a single image needs a batch dimension, x[None]"
             )
         if image.shape[-3] != len(bands):
+            hint = _channel_hint(modality, self.config.sensors[modality], image.shape[-3], bands)
             raise ValueError(
                 f"{modality}: got {image.shape[-3]} channels, this model takes {len(bands)}: "
-                f"{', '.join(bands)}. {_channel_hint(modality, image.shape[-3], bands)}"
+                f"{', '.join(bands)}. {hint}"
             )
         height, width = image.shape[-2:]
         if not height or not width or (not self.pad and (height % p or width % p)):
@@ -390,8 +392,8 @@ class Backbone(nn.Module):
         return image
 
 
-def _channel_hint(modality: str, channels: int, bands: tuple[str, ...]) -> str:
-    every = tuple(band.name for band in get_sensor(modality).bands)
+def _channel_hint(modality: str, sensor: str, channels: int, bands: tuple[str, ...]) -> str:
+    every = tuple(band.name for band in get_sensor(sensor).bands)
     extra = [name for name in every if name not in bands]
     if channels == len(every) and extra:
         keep = [i for i, name in enumerate(every) if name in bands]

@@ -3,19 +3,19 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsbackbones import adapt, checkpoints, layouts
-from rsbackbones.adapt import Adaptation, Change
+from rsbackbones.adapt import Adaptation, BandTable, Change
 from rsbackbones.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.features import Backbone
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.registry import Architecture
-from rsbackbones.sensors import InputSpec
+from rsbackbones.sensors import SENSORS, InputSpec
 
 # So many tensors are named in an error; a wrong size concerns hundreds.
 _NAMED = 8
@@ -62,7 +62,8 @@ def describe(
     inputs: Mapping[str, InputSpec] = architecture.family.INPUTS
     says: dict[str, Any] = {}
     if entry:
-        inputs = {m: InputSpec.from_mapping(m, fields) for m, fields in entry.inputs.items()}
+        sensors = entry.config.get("sensors", {})
+        inputs = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in entry.inputs.items()}
         # The order of the weights' bands is the one that the manifest states.
         stated = {**architecture.config.bands, **{m: spec.bands for m, spec in inputs.items()}}
         says = {"bands": stated, **entry.config}
@@ -80,14 +81,23 @@ def describe(
         name, fields, classes, stored = (own[k] for k in ("architecture", "config", "num_classes", "dtype"))
         if name != architecture.name:
             raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
+        if unknown := [s for s in fields.get("sensors", {}).values() if s not in SENSORS]:
+            raise WeightsMismatchError(
+                f"{file.path} takes bands of {', '.join(map(repr, unknown))}, which is no known sensor; "
+                "register it before loading: rsbackbones.register_sensor(Sensor(...))"
+            )
         config = replace_config(architecture.config, fields, architecture.name)
         # What would be built must be no more than what is there.
         if not 0 <= int(classes) <= 2**20 or config.depth > len(file.tensors):
             raise ValueError(f"depth {config.depth}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"unknown dtype {stored!r}")
+        held = {
+            m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
+            for m, contract in own.get("inputs", {}).items()
+        }
         if not entry and "inputs" in own:
-            inputs = {m: InputSpec.from_mapping(m, contract) for m, contract in own["inputs"].items()}
+            inputs = held
     except WeightsMismatchError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -96,7 +106,52 @@ def describe(
         raise WeightsMismatchError(
             f"{file.path} says {stored} and {config}, the manifest says {dtype} and {says}"
         )
+    if entry and (differing := [m for m in held if m in inputs and _differ(held[m], inputs[m])]):
+        raise WeightsMismatchError(
+            f"{file.path} and the description of {entry.id} state different input contracts for "
+            f"{', '.join(differing)}"
+        )
     return Description(config, inputs, True, int(classes), getattr(torch, stored))
+
+
+def _differ(one: InputSpec, other: InputSpec) -> bool:
+    """Whether two contracts say different things of the bands that both have."""
+    rules = [(s.product, s.unit, s.normalize, s.eight_bit) for s in (one, other)]
+    known = [dict(zip(s.bands, zip(s.mean, s.std, strict=True), strict=True)) for s in (one, other)]
+    return rules[0] != rules[1] or any(known[0][b] != known[1][b] for b in {*known[0]} & {*known[1]})
+
+
+def plan_bands(theirs: Any, mine: Any, missing: str, scale: str) -> tuple[BandTable, ...]:
+    """Say for every modality of the configuration ``mine`` which weights of ``theirs`` its bands get.
+
+    Raises:
+        ValueError: as :func:`rsbackbones.adapt.match_bands`.
+    """
+    return tuple(
+        adapt.match_bands(
+            modality, mine.bands[modality], theirs.bands[modality], sensor=mine.sensors[modality],
+            weights_sensor=theirs.sensors[modality], missing=missing, scale=scale,
+        )
+        for modality in mine.modalities
+    )  # fmt: skip
+
+
+def adapted_inputs(described: Description, theirs: Any, tables: Sequence[BandTable]) -> dict[str, InputSpec]:
+    """Return the input contracts for the bands of a model whose weights are as ``theirs`` says."""
+    inputs = dict(described.inputs)
+    for table in tables:
+        spec = inputs.get(table.modality)
+        if spec is None:
+            continue
+        stated = described.config.sensors.get(table.modality, table.modality)
+        if stated != table.weights_sensor:  # overrides= say that the weights are of another sensor
+            known = adapt.match_bands(
+                table.modality, theirs.bands[table.modality], spec.bands, sensor=table.weights_sensor,
+                weights_sensor=stated, missing="new",
+            )  # fmt: skip
+            spec = adapt.adapt_contract(spec, known)
+        inputs[table.modality] = adapt.adapt_contract(spec, table)
+    return inputs
 
 
 def load_weights(
@@ -106,19 +161,20 @@ def load_weights(
     theirs: Any,
     architecture: Architecture,
     entry: WeightsEntry | None,
-    bands_missing: str,
+    tables: Sequence[BandTable],
 ) -> Adaptation:
     """Fill a model that was built on the meta device; return what was changed on the way.
 
-    ``theirs`` is the configuration of the whole model that the file must hold, no more and no less.
+    ``theirs`` is the configuration of the whole model that the file must hold, no more and no less;
+    ``tables`` say what the bands of each of the model's sensors get, from :func:`plan_bands`.
 
     Raises:
         WeightsMismatchError: the file holds other tensors.
         CorruptCheckpointError: a tensor holds NaN or infinity.
-        ValueError: a band of the user's has no weights.
     """
     with torch.device("meta"):
-        full = architecture.family.build(theirs, num_classes=described.num_classes).state_dict()
+        whole: Backbone = architecture.family.build(theirs, num_classes=described.num_classes)
+    full = whole.state_dict()
     known: Mapping[str, layouts.Layout] = architecture.family.LAYOUTS
     what = f"{entry.id} ({file.path})" if entry else str(file.path)
     layout = entry.format if entry else layouts.recognise(file.tensors, known)
@@ -146,19 +202,35 @@ def load_weights(
         for name, tensor in state.items()
     }
 
-    for modality in model.modalities:
-        old, new = tuple(theirs.bands[modality]), model.bands[modality]
-        sources = adapt.match_bands(modality, new, old, bands_missing)
-        key = f"{model.tokenizer_name(modality)}.proj.weight"
-        if new != old:
-            fresh = torch.nn.Linear(built[key].shape[1], built[key].shape[0]).weight.data
-            state[key] = adapt.adapt_linear_tokenizer(state[key], sources, old, fresh)
-        changes += adapt.describe_bands(modality, sources, old)
+    for table in tables:
+        changes += _fit_tokenizer(model, whole, state, table)
     if left_out := [m for m in theirs.modalities if m not in model.modalities]:
         changes.append(Change("modalities", "left out", ", ".join(left_out)))
     changes += _fit_head(model, state, described.num_classes)
     model.load_state_dict(state, strict=True, assign=True)
-    return Adaptation(tuple(changes))
+    return Adaptation(tuple(changes), tuple(table for table in tables if table))
+
+
+def _fit_tokenizer(
+    model: Backbone, whole: Backbone, state: dict[str, Tensor], table: BandTable
+) -> list[Change]:
+    """Turn the weight of a tokenizer of the ``whole`` model into that of ``model``: its bands and patches."""
+    name = model.tokenizer_name(table.modality)
+    mine: Any = model.get_submodule(name)
+    theirs: Any = whole.get_submodule(name)
+    key = f"{name}.proj.weight"
+    kernel = theirs.to_kernel(state[key])
+    if table:
+        fan_in = len(table.rows) * kernel[0, 0].numel()
+        fresh = kernel.new_empty(kernel.shape[0], len(table.rows), *kernel.shape[2:])
+        fresh.uniform_(-(fan_in**-0.5), fan_in**-0.5)  # as torch initialises linear maps and convolutions
+        kernel = adapt.adapt_bands(kernel, table, fresh)
+    kernel = adapt.resize_kernel(kernel, mine.patch_size)
+    state[key] = mine.from_kernel(kernel).contiguous()
+    if mine.patch_size == theirs.patch_size:
+        return []
+    detail = f"{theirs.patch_size} to {mine.patch_size} pixels, pseudo-inverse resize"
+    return [Change(f"{table.modality} tokenizer", "patch resized", detail)]
 
 
 def _check_rest(

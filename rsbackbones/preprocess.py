@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rsbackbones.features import Backbone, FeatureMaps
-from rsbackbones.sensors import InputSpec, get_sensor
+from rsbackbones.sensors import InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +29,15 @@ UNITS = {
         "dn": "reflectance x 10000",
         "dn+1000": "reflectance x 10000 + 1000: Sentinel-2 products of baseline 04.00 (2022) and later",
         "reflectance": "reflectance, 0 to 1",
+        "landsat_c2": "Landsat Collection 2, Level 2: reflectance = value x 0.0000275 - 0.2",
     },
     "db": {"db": "decibel", "linear": "linear power (sigma nought, gamma nought)"},
 }
 # A power of -100 dB is far below every clip; it stands for the logarithm of zero.
 _SMALLEST_POWER = 1e-10
+# USGS, Landsat 8-9 Collection 2 Level 2 Science Product Guide: scale and offset of surface reflectance.
+_LANDSAT_C2_SCALE, _LANDSAT_C2_OFFSET = 0.0000275, -0.2
+_DIGITAL_NUMBERS = ("dn", "dn+1000", "landsat_c2")
 
 
 class Preprocess:
@@ -117,10 +121,10 @@ class Preprocess:
             )
         if x.is_complex() or x.dtype == torch.bool:
             raise ValueError(f"{modality}: expected integers or real numbers, got {x.dtype}")
-        if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality].startswith("dn"):
+        if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality] in _DIGITAL_NUMBERS:
             raise ValueError(
-                f"{modality}: 8-bit values are a picture, not digital numbers (reflectance x 10000); use the "
-                "product itself, or check=False to go on"
+                f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
+                "use the product itself, or check=False to go on"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         if given != spec.bands:
@@ -144,16 +148,18 @@ class Preprocess:
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         unit, low, high = self.units[modality], float(x.min()), float(x.max())
         hint = None
-        if unit in ("dn", "dn+1000") and 0 < high <= 2:
+        below_zero = unit == "landsat_c2" and 0 < high < -_LANDSAT_C2_OFFSET / _LANDSAT_C2_SCALE
+        if unit in _DIGITAL_NUMBERS and 0 < high <= 2:
             hint = ("reflectance", "reflectances (0 to 1)")
-        elif unit == "reflectance" and high > 20:
+        elif below_zero or (unit == "reflectance" and high > 20):
             hint = ("dn", "digital numbers (reflectance x 10000)")
         elif unit == "db" and low >= 0 and high > 0:
             hint = ("linear", "linear power")
         elif unit == "dn" and low >= 1000:
             warnings.warn(
                 f"{modality}: no value is below 1000. Products since 2022 carry an offset of 1000: if yours "
-                f"do, say create_preprocess(model, units={{'{modality}': 'dn+1000'}})",
+                f"do, say create_preprocess(model, units={{'{modality}': 'dn+1000'}}) (Landsat "
+                "Collection 2: 'landsat_c2')",
                 stacklevel=4,
             )
         elif unit == "linear" and low < 0:
@@ -171,6 +177,8 @@ class Preprocess:
             return x - 1000
         if unit == "reflectance":
             return x * 10000
+        if unit == "landsat_c2":
+            return (x * _LANDSAT_C2_SCALE + _LANDSAT_C2_OFFSET) * 10000
         if unit == "linear":
             return 10 * x.clamp(min=_SMALLEST_POWER).log10()
         return x
@@ -239,8 +247,8 @@ def create_preprocess(
         bands: the channels of *your* arrays, in order, by sensor; the model's bands are gathered from
             them by name, others (B10, say) are left out. Default: the model's own bands.
         units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
-            ``dn+1000`` (products since 2022 that still carry the offset) or ``reflectance``; for
-            Sentinel-1 ``db`` or ``linear``.
+            ``dn+1000`` (products since 2022 that still carry the offset) or ``reflectance``, for Landsat also
+            ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``.
         statistics: ``dataset``; ``batch`` (mean and deviation of each batch, the CROMA authors' script);
             or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
         eight_bit: go through 8 bits; default as the contract says.
@@ -252,8 +260,8 @@ def create_preprocess(
     """
     backbone = model.backbone if isinstance(model, FeatureMaps) else model
     return preprocess_for(
-        backbone.inputs, backbone.bands, bands=bands, units=units, statistics=statistics,
-        eight_bit=eight_bit, check=check,
+        backbone.inputs, backbone.bands, sensors=backbone.config.sensors, bands=bands, units=units,
+        statistics=statistics, eight_bit=eight_bit, check=check,
     )  # fmt: skip
 
 
@@ -261,13 +269,17 @@ def preprocess_for(
     contract: Mapping[str, InputSpec],
     wanted: Mapping[str, Sequence[str]],
     *,
+    sensors: Mapping[str, str] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
     statistics: Literal["dataset", "batch"] | Mapping[str, Mapping[str, tuple[float, float]]] = "dataset",
     eight_bit: bool | None = None,
     check: bool = True,
 ) -> Preprocess:
-    """As :func:`create_preprocess`, for an input contract and the ``wanted`` bands of each sensor."""
+    """As :func:`create_preprocess`, for an input contract and the ``wanted`` bands of each modality.
+
+    ``sensors`` is what the bands of a modality are of, where it is not the modality's own sensor.
+    """
     own = {} if isinstance(statistics, str) else statistics
     if isinstance(statistics, str) and statistics not in ("dataset", "batch"):
         raise ValueError(f"statistics must be 'dataset', 'batch' or your own, got {statistics!r}")
@@ -278,11 +290,11 @@ def preprocess_for(
     for modality, needed in wanted.items():
         if modality not in contract:
             raise ValueError(f"{modality}: the weights' entry states no input contract for this sensor")
+        sensor = get_sensor((sensors or {}).get(modality, modality))
         specs[modality] = _for_bands(
-            modality, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
+            modality, sensor, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
             statistics == "batch",
         )  # fmt: skip
-        sensor = get_sensor(modality)
         yours = (bands or {}).get(modality)
         given[modality] = tuple(needed) if yours is None else sensor.canonical(yours)
         if lacking := [b for b in needed if b not in given[modality]]:
@@ -300,6 +312,7 @@ def preprocess_for(
 
 def _for_bands(
     modality: str,
+    sensor: Sensor,
     spec: InputSpec,
     bands: tuple[str, ...],
     own: Mapping[str, tuple[float, float]],
@@ -311,7 +324,7 @@ def _for_bands(
         raise ValueError(f"{modality}: unknown normalisation rule {spec.normalize!r}; known: clip_2sd")
     known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
     for name, (mean, std) in own.items():
-        band = get_sensor(modality).band(name).name
+        band = sensor.band(name).name
         if band not in bands or not std > 0:
             raise ValueError(
                 f"{modality}: statistics of {band}: ({mean}, {std}); expected a band of the model "

@@ -1,21 +1,35 @@
 """Sensors, their bands, and what a set of weights expects of its input. All of it is data.
 
 A band is known by its name; the user's channels meet the weights' channels by name, never by count.
-Wavelengths are the Sentinel-2A centre wavelengths (ESA Sentinel-2 spectral responses, S2-SRF 3.0) in
-nanometres; Sentinel-1's C-band is 5.405 GHz. Ground sampling distances (gsd) are in metres.
+Between two sensors names mean nothing (B5 is near infrared for Landsat and a red edge for Sentinel-2), and
+bands meet by wavelength instead; see :mod:`rsbackbones.adapt`.
+
+Wavelengths, and widths at half of the maximum, are in nanometres; ground sampling distances (gsd) in metres.
+
+- Sentinel-2: Sentinel-2A (ESA, S2-SRF 3.0, and the table of the MSI user guide).
+- Sentinel-1: C-band at 5.405 GHz, of which the radar may use 100 MHz.
+- Landsat-8 and 9 OLI: Barsi et al., "The Spectral Response of the Landsat-8 Operational Land Imager",
+  Remote Sensing 6(10), 2014; TIRS: the Landsat 8 Data Users Handbook (USGS).
+- HLS: the bands of OLI, TIRS and MSI under the names of the HLS v2.0 User Guide (NASA), all on a 30 m grid.
+- SuperDove (PSB.SD): the band table of Planet's PlanetScope documentation.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """One band: ``wavelength`` is its centre in nm, ``gsd`` its ground sampling distance in m."""
+    """One band: ``wavelength`` is its centre in nm, ``width`` its full width at half maximum in nm.
+
+    ``gsd`` is its ground sampling distance in m.
+    """
 
     name: str
     wavelength: float
+    width: float
     gsd: float
     aliases: tuple[str, ...] = ()
 
@@ -61,10 +75,10 @@ class Sensor:
         return resolved
 
 
-def _s2(name: str, wavelength: float, gsd: float, *common: str) -> Band:
+def _s2(name: str, wavelength: float, width: float, gsd: float, *common: str) -> Band:
     # Providers write B1 or B01, and B8A also as B08A.
     spellings = (name.replace("B0", "B"),) if name != "B8A" else ("B08A",)
-    return Band(name=name, wavelength=wavelength, gsd=gsd, aliases=(*spellings, *common))
+    return Band(name=name, wavelength=wavelength, width=width, gsd=gsd, aliases=(*spellings, *common))
 
 
 S2 = Sensor(
@@ -72,48 +86,117 @@ S2 = Sensor(
     title="Sentinel-2 MSI",
     kind="optical",
     bands=(
-        _s2("B01", 442.7, 60, "coastal"),
-        _s2("B02", 492.4, 10, "blue"),
-        _s2("B03", 559.8, 10, "green"),
-        _s2("B04", 664.6, 10, "red"),
-        _s2("B05", 704.1, 20, "rededge1"),
-        _s2("B06", 740.5, 20, "rededge2"),
-        _s2("B07", 782.8, 20, "rededge3"),
-        _s2("B08", 832.8, 10, "nir"),
-        _s2("B8A", 864.7, 20, "nir08"),
-        _s2("B09", 945.1, 60, "nir09"),
-        _s2("B10", 1373.5, 60, "cirrus"),
-        _s2("B11", 1613.7, 20, "swir16", "swir1"),
-        _s2("B12", 2202.4, 20, "swir22", "swir2"),
+        _s2("B01", 442.7, 21, 60, "coastal"),
+        _s2("B02", 492.4, 66, 10, "blue"),
+        _s2("B03", 559.8, 36, 10, "green"),
+        _s2("B04", 664.6, 31, 10, "red"),
+        _s2("B05", 704.1, 15, 20, "rededge1"),
+        _s2("B06", 740.5, 15, 20, "rededge2"),
+        _s2("B07", 782.8, 20, 20, "rededge3"),
+        _s2("B08", 832.8, 106, 10, "nir"),
+        _s2("B8A", 864.7, 21, 20, "nir08"),
+        _s2("B09", 945.1, 20, 60, "nir09"),
+        _s2("B10", 1373.5, 31, 60, "cirrus"),
+        _s2("B11", 1613.7, 91, 20, "swir16", "swir1"),
+        _s2("B12", 2202.4, 175, 20, "swir22", "swir2"),
     ),
 )
 
-_C_BAND_NM = 299_792_458 / 5.405e9 * 1e9
+_C_BAND_HZ = 5.405e9
+_C_BAND_NM = 299_792_458 / _C_BAND_HZ * 1e9
+_C_BAND_WIDTH_NM = _C_BAND_NM * 100e6 / _C_BAND_HZ
 
 S1 = Sensor(
     name="s1",
     title="Sentinel-1 C-SAR",
     kind="radar",
-    bands=(
-        Band(name="VV", wavelength=_C_BAND_NM, gsd=10),
-        Band(name="VH", wavelength=_C_BAND_NM, gsd=10),
+    bands=tuple(
+        Band(name=name, wavelength=_C_BAND_NM, width=_C_BAND_WIDTH_NM, gsd=10) for name in ("VV", "VH")
     ),
 )
 
-# An RGB picture carries the three visible Sentinel-2 bands, under their Sentinel-2 names, so that
-# weights of s2 can serve it by name.
+# An RGB picture carries the three visible Sentinel-2 bands, under their Sentinel-2 names.
 RGB = Sensor(
     name="rgb",
     title="8-bit red, green, blue",
     kind="optical",
     bands=(
-        Band(name="B04", wavelength=664.6, gsd=10, aliases=("red", "r")),
-        Band(name="B03", wavelength=559.8, gsd=10, aliases=("green", "g")),
-        Band(name="B02", wavelength=492.4, gsd=10, aliases=("blue", "b")),
+        Band(name="B04", wavelength=664.6, width=31, gsd=10, aliases=("red", "r")),
+        Band(name="B03", wavelength=559.8, width=36, gsd=10, aliases=("green", "g")),
+        Band(name="B02", wavelength=492.4, width=66, gsd=10, aliases=("blue", "b")),
     ),
 )
 
-SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in (S2, S1, RGB)}
+
+def _landsat(number: int, wavelength: float, width: float, gsd: float, *common: str) -> Band:
+    # USGS writes B1 (and SR_B1 for surface reflectance), NASA's HLS B01.
+    spellings = (f"B{number:02}", f"SR_B{number}") if number < 10 else ()
+    return Band(name=f"B{number}", wavelength=wavelength, width=width, gsd=gsd, aliases=(*spellings, *common))
+
+
+LANDSAT_OLI = Sensor(
+    name="landsat_oli",
+    title="Landsat-8 and Landsat-9 OLI",
+    kind="optical",
+    bands=(
+        _landsat(1, 443.0, 16, 30, "coastal"),
+        _landsat(2, 482.0, 60, 30, "blue"),
+        _landsat(3, 561.4, 57, 30, "green"),
+        _landsat(4, 654.6, 37, 30, "red"),
+        _landsat(5, 864.7, 28, 30, "nir08", "nir"),
+        _landsat(6, 1608.9, 85, 30, "swir16", "swir1"),
+        _landsat(7, 2200.7, 187, 30, "swir22", "swir2"),
+        _landsat(8, 589.5, 172, 15, "pan"),
+        _landsat(9, 1373.4, 20, 30, "cirrus"),
+    ),
+)
+
+HLS_L30 = Sensor(
+    name="hls_l30",
+    title="Harmonized Landsat Sentinel-2, from Landsat",
+    kind="optical",
+    bands=(
+        *(
+            replace(band, name=f"B0{band.name[1:]}", gsd=30, aliases=(band.name, *band.aliases[2:]))
+            for band in LANDSAT_OLI.bands
+            if band.name != "B8"
+        ),
+        Band(name="B10", wavelength=10895, width=590, gsd=30, aliases=("tir1", "lwir11")),
+        Band(name="B11", wavelength=12005, width=1010, gsd=30, aliases=("tir2", "lwir12")),
+    ),
+)
+
+HLS_S30 = Sensor(
+    name="hls_s30",
+    title="Harmonized Landsat Sentinel-2, from Sentinel-2",
+    kind="optical",
+    bands=tuple(replace(band, gsd=30) for band in S2.bands),
+)
+
+
+def _superdove(number: int, name: str, wavelength: float, width: float, *common: str) -> Band:
+    return Band(name=name, wavelength=wavelength, width=width, gsd=3, aliases=(f"B{number}", *common))
+
+
+SUPERDOVE = Sensor(
+    name="superdove",
+    title="PlanetScope SuperDove",
+    kind="optical",
+    bands=(
+        _superdove(1, "coastal_blue", 443, 20, "coastal"),
+        _superdove(2, "blue", 490, 50),
+        _superdove(3, "green_i", 531, 36),
+        _superdove(4, "green", 565, 36),
+        _superdove(5, "yellow", 610, 20),
+        _superdove(6, "red", 665, 31),
+        _superdove(7, "rededge", 705, 15, "rededge1"),
+        _superdove(8, "nir", 865, 40, "nir08"),
+    ),
+)
+
+SENSORS: dict[str, Sensor] = {
+    sensor.name: sensor for sensor in (S2, S1, RGB, LANDSAT_OLI, HLS_L30, HLS_S30, SUPERDOVE)
+}
 
 
 def get_sensor(name: str) -> Sensor:
@@ -123,8 +206,58 @@ def get_sensor(name: str) -> Sensor:
         ValueError: no sensor has that name.
     """
     if name not in SENSORS:
-        raise ValueError(f"unknown sensor {name!r}; known sensors: {', '.join(SENSORS)}")
+        raise ValueError(
+            f"unknown sensor {name!r}; known sensors: {', '.join(SENSORS)}. One of your own must be "
+            "registered first: rsbackbones.register_sensor(Sensor(...))"
+        )
     return SENSORS[name]
+
+
+def register_sensor(sensor: Sensor) -> Sensor:
+    """Make a sensor of your own known under its name, in this process, and return it.
+
+    Raises:
+        ValueError: another sensor has that name, two bands share a name, or a number cannot be.
+    """
+    here = f"sensor {sensor.name!r}"
+    if SENSORS.get(sensor.name, sensor) != sensor:
+        raise ValueError(f"{here} is known already, with other bands; give yours another name")
+    if sensor.kind not in ("optical", "radar"):
+        raise ValueError(f"{here}: kind must be optical or radar, got {sensor.kind!r}")
+    names = [n.lower() for band in sensor.bands for n in {band.name, *band.aliases}]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{here}: {', '.join(twice)} names more than one band; names ignore upper case")
+    if not sensor.bands:
+        raise ValueError(f"{here} has no bands")
+    for band in sensor.bands:
+        if not all(math.isfinite(v) and v > 0 for v in (band.wavelength, band.width, band.gsd)):
+            raise ValueError(f"{here}: wavelength, width and gsd must be positive, got {band}")
+        if band.wavelength < 100:
+            raise ValueError(
+                f"{here}: band {band.name} lies at {band.wavelength} nm; wavelengths are in nanometres, "
+                "1000 to the micrometre"
+            )
+    SENSORS[sensor.name] = sensor
+    return sensor
+
+
+def hyperspectral(name: str, wavelengths: Sequence[float], gsd: float, *, width: float = 10.0) -> Sensor:
+    """Return a sensor of many narrow bands, called ``B001``, ``B002``, ... in the order given.
+
+    Args:
+        name: of the sensor.
+        wavelengths: the centres of its bands in nm, in the order of the channels; 200 and more.
+        gsd: ground sampling distance in m.
+        width: full width at half maximum of the bands in nm. It matters only to weights that were
+            trained on this sensor: what counts as one of their bands.
+
+    Nothing is checked here: :func:`register_sensor` does that, and so does ``create_model(sensors=...)``.
+    """
+    bands = tuple(
+        Band(name=f"B{number:03}", wavelength=float(wavelength), width=width, gsd=gsd)
+        for number, wavelength in enumerate(wavelengths, start=1)
+    )
+    return Sensor(name=name, title=f"{name}, {len(bands)} bands", kind="optical", bands=bands)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +265,8 @@ class InputSpec:
     """The input contract of one sensor: what raw values the weights were trained on, and how scaled.
 
     ``unit`` is what the statistics are given in: ``dn`` (reflectance x 10000), ``db``, ...
-    ``normalize`` names a rule of :mod:`rsbackbones.preprocess`. ``mean`` and ``std`` are per band.
+    ``normalize`` names a rule of :mod:`rsbackbones.preprocess`. ``mean`` and ``std`` are per band. A band of
+    the model that is not among ``bands`` has no statistics.
     """
 
     bands: tuple[str, ...]
@@ -157,13 +291,14 @@ class InputSpec:
             )
         except TypeError as error:
             raise ValueError(f"inputs.{sensor}: {error}") from error
-        object.__setattr__(spec, "bands", get_sensor(sensor).canonical(spec.bands))
+        # None at all: a model whose bands are all new to its weights.
+        object.__setattr__(spec, "bands", get_sensor(sensor).canonical(spec.bands) if spec.bands else ())
         if not len(spec.bands) == len(spec.mean) == len(spec.std):
             raise ValueError(
                 f"inputs.{sensor}: {len(spec.bands)} bands, {len(spec.mean)} means and "
                 f"{len(spec.std)} standard deviations; give one of each per band"
             )
-        if min(spec.std) <= 0:
+        if min(spec.std, default=1) <= 0:
             raise ValueError(f"inputs.{sensor}: standard deviations must be positive, got {spec.std}")
         return spec
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.sensors import SENSORS
 
 # The workers of pytest-xdist share the cores; more threads each would only make them wait.
 torch.set_num_threads(1)
@@ -34,6 +35,15 @@ def images() -> dict[str, torch.Tensor]:
         "s2": torch.rand(2, 12, 32, 48, generator=generator),
         "s1": torch.rand(2, 2, 32, 48, generator=generator),
     }
+
+
+@pytest.fixture
+def own_sensors():
+    """What a test registers is forgotten after it."""
+    before = dict(SENSORS)
+    yield
+    SENSORS.clear()
+    SENSORS.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -111,10 +111,14 @@ def test_heads_are_new_kept_or_left_out(tmp_path, tiny, saved, images):
 
 
 def test_bands_are_gathered_by_name(saved, tiny):
-    """Reordered and dropped bands: equal to the full model with the missing bands at zero."""
+    """Reordered and dropped bands: without a scale rule the full model with the missing bands at zero."""
     mine = ("B8A", "B02", "B11")
     model = rsb.create_model(
-        "croma_vit_tiny", checkpoint=saved, modalities=["s2"], bands={"s2": ("b8a", "blue", "B11")}
+        "croma_vit_tiny",
+        checkpoint=saved,
+        modalities=["s2"],
+        bands={"s2": ("b8a", "blue", "B11")},
+        bands_scale="none",
     )
     assert model.bands == {"s2": mine}
     x = torch.rand(1, 3, 16, 16)
@@ -127,7 +131,12 @@ def test_bands_are_gathered_by_name(saved, tiny):
 
 
 def test_bands_that_the_weights_lack(saved):
-    arguments = {"checkpoint": saved, "modalities": ["s2"], "bands": {"s2": ("B04", "B10")}}
+    arguments = {
+        "checkpoint": saved,
+        "modalities": ["s2"],
+        "bands": {"s2": ("B04", "B10")},
+        "bands_scale": "none",
+    }
     with pytest.raises(ValueError, match=r"no band B10.*bands_missing='nearest'"):
         rsb.create_model("croma_vit_tiny", **arguments)
     weight = rsb.create_model("croma_vit_tiny", checkpoint=saved).encoders["s2"].tokenizer.proj.weight
@@ -142,7 +151,8 @@ def test_bands_that_the_weights_lack(saved):
         got = model.encoders["s2"].tokenizer.proj.weight.detach().view(96, 2, 64)
         assert torch.equal(got[:, 0], old[:, bands.index("B04")])
         assert torch.equal(got[:, 1], expected)
-        assert f"filled: {rule}" in str(model.adaptation)
+        assert [row.rule for row in model.adaptation.bands[0].rows] == ["by name", rule]
+        assert rule in str(model.adaptation)
     torch.manual_seed(0)
     new = (
         rsb.create_model("croma_vit_tiny", **arguments, bands_missing="new")
@@ -167,6 +177,13 @@ def test_bands_that_the_weights_lack(saved):
         ({"bands": {"s2": []}}, "no band is named"),
         ({"bands": {"s2": "B02"}}, "sequence of names"),
         ({"bands_missing": "guess"}, "bands_missing must be one of"),
+        ({"bands_scale": "guess"}, "bands_scale must be one of"),
+        ({"sensors": {"s3": "landsat_oli"}}, "sensors names s3"),
+        ({"sensors": {"s2": "spot_6"}}, "unknown sensor 'spot_6'.*register_sensor"),
+        ({"sensors": {"s2": "s1"}}, "s2 is optical and s1 is radar"),
+        ({"sensors": {"s2": "landsat_oli"}, "bands": {"s2": ["B8A"]}}, "'landsat_oli' has no band 'B8A'"),
+        ({"patch_size": 16}, "multiple of the patch size 16"),
+        ({"patch_size": 0}, "patch_size must be a positive"),
         ({"image_size": 100}, "multiple of the patch size 8"),
         ({"image_size": (96, 100)}, "multiple of the patch size 8"),
         ({"image_size": (96, 96, 96)}, "multiple of the patch size 8"),

@@ -1,11 +1,23 @@
 """Bands by name, and the published statistics."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rsbackbones.sensors import S1, S2, SENSORS, SSL4EO_S12, InputSpec, get_sensor
+from rsbackbones.sensors import (
+    S1,
+    S2,
+    SENSORS,
+    SSL4EO_S12,
+    Band,
+    InputSpec,
+    Sensor,
+    get_sensor,
+    hyperspectral,
+    register_sensor,
+)
 from tests.conftest import DATA
 
 
@@ -89,3 +101,65 @@ def test_statistics_are_plausible_for_real_images(real_data):
     for i in range(2):
         assert abs(radar[:, i].mean() - spec.mean[i]) < 0.5 * spec.std[i]
         assert 0.7 < radar[:, i].std() / spec.std[i] < 1.3
+
+
+def test_other_sensors_have_the_bands_of_their_products():
+    """Counts, edges of a few bands as their providers publish them, and names that providers use."""
+    counts = {"landsat_oli": 9, "hls_l30": 10, "hls_s30": 13, "superdove": 8, "rgb": 3}
+    assert {name: len(get_sensor(name).bands) for name in counts} == counts
+    edges = {
+        ("landsat_oli", "B5"): (851, 879),
+        ("landsat_oli", "pan"): (503, 676),
+        ("landsat_oli", "SR_B7"): (2107, 2294),
+        ("hls_l30", "B10"): (10600, 11190),
+        ("superdove", "rededge"): (697, 713),
+        ("superdove", "B8"): (845, 885),
+        ("s2", "B08"): (780, 886),
+    }
+    for (sensor, name), (low, high) in edges.items():
+        band = get_sensor(sensor).band(name)
+        assert band.wavelength - band.width / 2 == pytest.approx(low, abs=1.5)
+        assert band.wavelength + band.width / 2 == pytest.approx(high, abs=1.5)
+    assert get_sensor("hls_l30").canonical(["B1", "nir08", "swir22"]) == ("B01", "B05", "B07")
+    assert {band.gsd for name in ("hls_l30", "hls_s30") for band in get_sensor(name).bands} == {30}
+
+
+def a_sensor(*bands, name="mine", kind="optical"):
+    return Sensor(name=name, title="", kind=kind, bands=bands)
+
+
+RED = Band(name="red", wavelength=650.0, width=30.0, gsd=1.0, aliases=("r",))
+
+
+def test_a_sensor_of_ones_own_is_known_once_registered(own_sensors):
+    sensor = a_sensor(RED)
+    assert register_sensor(sensor) is sensor
+    assert get_sensor("mine") is sensor
+    register_sensor(a_sensor(RED))  # the same again
+    with pytest.raises(ValueError, match="'mine' is known already, with other bands"):
+        register_sensor(a_sensor(replace(RED, gsd=2.0)))
+
+
+@pytest.mark.parametrize(
+    ("sensor", "message"),
+    [
+        (a_sensor(RED, name="s2"), "'s2' is known already"),
+        (a_sensor(RED, kind="lidar"), "kind must be optical or radar, got 'lidar'"),
+        (a_sensor(), "'mine' has no bands"),
+        (a_sensor(RED, replace(RED, name="R", aliases=())), "r names more than one band"),
+        (a_sensor(replace(RED, width=0.0)), "must be positive"),
+        (a_sensor(replace(RED, wavelength=float("nan"))), "must be positive"),
+        (a_sensor(replace(RED, wavelength=0.65)), "wavelengths are in nanometres"),
+    ],
+)
+def test_sensors_that_cannot_be_are_refused(own_sensors, sensor, message):
+    with pytest.raises(ValueError, match=message):
+        register_sensor(sensor)
+    assert "mine" not in SENSORS
+
+
+def test_hyperspectral_sensors_keep_the_order_of_their_channels(own_sensors):
+    sensor = register_sensor(hyperspectral("many", [2400.0, 420.0, 1000.5], 30, width=7.5))
+    assert [(b.name, b.wavelength, b.width, b.gsd) for b in sensor.bands] == [
+        ("B001", 2400.0, 7.5, 30), ("B002", 420.0, 7.5, 30), ("B003", 1000.5, 7.5, 30)
+    ]  # fmt: skip

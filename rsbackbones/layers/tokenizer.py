@@ -1,4 +1,9 @@
-"""Patch tokenizers: from an image to a sequence of tokens."""
+"""Patch tokenizers: from an image to a sequence of tokens.
+
+All of them apply one *kernel* [D, C, p, p] to every patch, and differ in how their weight stores it.
+``to_kernel`` and ``from_kernel`` turn one into the other, so that what is done to kernels (other bands,
+another patch size; :mod:`rsbackbones.adapt`) need not know the form.
+"""
 
 from collections.abc import Sequence
 
@@ -6,20 +11,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsbackbones.layers.patches import patchify
+from rsbackbones.layers.patches import PixelOrder, patchify
 
 
 class LinearTokenizer(nn.Module):
     """Cut an image into square patches and project each one linearly.
 
-    The pixels of a patch are laid out (band, row, column), so that column ``c * p * p + i * p + j`` of
-    the weight belongs to band c: adapting to other bands is a matter of these groups of columns.
+    ``pixel_order`` is how the pixels of a patch are laid out, and so the columns of the weight: (band, row,
+    column), or (row, column, band) as in the patches of MAE's loss.
     """
 
-    def __init__(self, num_bands: int, dim: int, patch_size: int) -> None:
+    def __init__(
+        self, num_bands: int, dim: int, patch_size: int, pixel_order: PixelOrder = "band_first"
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.pixel_order: PixelOrder = pixel_order
         self.proj = nn.Linear(num_bands * patch_size**2, dim)
+
+    def to_kernel(self, weight: Tensor) -> Tensor:
+        """[D, C * p * p], a weight of this form for any number of bands, to [D, C, p, p]."""
+        p, first = self.patch_size, self.pixel_order == "band_first"
+        pixels: Tensor = weight.unflatten(1, (-1, p, p) if first else (p, p, -1))
+        return pixels if first else pixels.movedim(-1, 1)
+
+    def from_kernel(self, kernel: Tensor) -> Tensor:
+        """[D, C, p, p] to [D, C * p * p], the inverse of :meth:`to_kernel`."""
+        return (kernel if self.pixel_order == "band_first" else kernel.movedim(1, -1)).flatten(1)
 
     def forward(
         self, images: Tensor, *, kept: Tensor | None = None, channels: Sequence[int] | None = None
@@ -31,11 +49,37 @@ class LinearTokenizer(nn.Module):
             kept: indices of the patches to project, [B, K], for [B, K, D] in their order; by default all.
             channels: the bands of the weight that ``images`` hold, in order; by default all.
         """
-        patches = patchify(images, self.patch_size)
+        patches = patchify(images, self.patch_size, self.pixel_order)
         if kept is not None:
             patches = torch.take_along_dim(patches, kept[..., None], dim=1)
         if channels is None:
             tokens: Tensor = self.proj(patches)
             return tokens
-        weight = self.proj.weight.unflatten(1, (-1, self.patch_size**2))[:, list(channels)]
-        return F.linear(patches, weight.flatten(1), self.proj.bias)
+        kernel = self.to_kernel(self.proj.weight)[:, list(channels)]
+        return F.linear(patches, self.from_kernel(kernel), self.proj.bias)
+
+
+class ConvTokenizer(nn.Module):
+    """A convolution whose stride is its kernel's size: the same patches, stored as timm's ViTs do."""
+
+    def __init__(self, num_bands: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(num_bands, dim, patch_size, stride=patch_size)
+
+    def to_kernel(self, weight: Tensor) -> Tensor:
+        """[D, C, p, p], as it is."""
+        return weight
+
+    def from_kernel(self, kernel: Tensor) -> Tensor:
+        """[D, C, p, p], as it is."""
+        return kernel
+
+    def forward(
+        self, images: Tensor, *, kept: Tensor | None = None, channels: Sequence[int] | None = None
+    ) -> Tensor:
+        """[B, C, H, W] to [B, N, D]; see :meth:`LinearTokenizer.forward`."""
+        weight = self.proj.weight if channels is None else self.proj.weight[:, list(channels)]
+        maps = F.conv2d(images, weight, self.proj.bias, stride=self.patch_size)  # [B, D, h, w]
+        tokens = maps.flatten(2).transpose(1, 2)
+        return tokens if kept is None else torch.take_along_dim(tokens, kept[..., None], dim=1)

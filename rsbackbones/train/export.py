@@ -109,7 +109,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
         # What a user will get: through the file, and so through its precision.
         model = create_model(recipe.model, checkpoint=file)
         # The contract of the model's own bands: in a manifest it says which bands the weights have.
-        specs = preprocess_for(model.inputs, model.bands).specs
+        specs = preprocess_for(model.inputs, model.bands, sensors=model.config.sensors).specs
         size = model.config.image_size
         seen = step * recipe.batch_size
         entry = {
