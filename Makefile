@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint tables build clean
+.PHONY: demo test lint tables bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,10 +25,15 @@ lint: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-# The weights table of the README, the model cards and the record of the public API.
+# The tables of the README, the model cards and the record of the public API.
 tables: .venv/installed
 	$(BIN)/python -m rsbackbones.cards
+	$(BIN)/python -m rsbackbones.bench.encode_page
 	$(BIN)/python -m tests.test_api_surface
+
+# Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
+bench: .venv/installed
+	$(BIN)/rsbackbones bench encode --output bench $(if $(QUICK),--quick)
 
 build: .venv/installed
 	$(BIN)/python -m build

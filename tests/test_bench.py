@@ -21,7 +21,7 @@ from rsbackbones.bench.collectives import (
 from rsbackbones.bench.croma_plain import PUBLISHED, PlainPretraining
 from rsbackbones.bench.data_wait import measure_data_wait
 from rsbackbones.bench.flops import croma_flops
-from rsbackbones.bench.operations import Operations
+from rsbackbones.bench.operations import STEP_PARTS, Operations, step_part
 from rsbackbones.cli import main
 from rsbackbones.train.recipe import replace_fields
 from rsbackbones.train.recipes import RECIPES
@@ -103,7 +103,7 @@ def test_operations_of_the_backward_pass_are_those_of_their_module():
             seen.append((str(func), changed))
             return out
 
-    operations = Named(step.model)
+    operations = Named(step.model, STEP_PARTS, step_part)
     with operations.following():
         step.forward_backward()
     products = [part for name, part in seen if name in ("aten.mm.default", "aten.addmm.default")]
@@ -137,7 +137,7 @@ def test_a_variant_that_cannot_run_says_why_and_does_not_stop_the_other(monkeypa
 def test_the_report_says_what_was_measured(tmp_path):
     cell = {
         "samples_per_s": 4.0, "median_seconds": 4.0, "memory": 2**30, "flops": 32e9, "parameters": 1,
-        "seconds": dict.fromkeys(train.PARTS, 0.5), "products_flop_per_s": 64e9,
+        "seconds": dict.fromkeys(STEP_PARTS, 0.5), "products_flop_per_s": 64e9,
         "ceiling_samples_per_s": 32.0,
     }  # fmt: skip
     failed = {"error": "exit code -9"}

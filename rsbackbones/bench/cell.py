@@ -2,30 +2,28 @@
 
     python -m rsbackbones.bench.cell JSON
 
-The JSON is a :class:`Cell`. Each line on stdin is answered by a JSON line on stdout: ``step`` takes a
-training step and says its seconds, ``memory`` starts to watch the peak of memory, ``end`` says the peak and,
-where it is wanted, what :mod:`rsbackbones.bench.operations` finds; then the process ends.
+The JSON is a :class:`Cell`. It is asked (:mod:`rsbackbones.bench.processes`) for a training ``step``, and
+says its seconds; ``memory`` starts to watch the peak of memory; ``end`` says the peak and, where it is
+wanted, what :mod:`rsbackbones.bench.operations` finds.
 """
 
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsbackbones.bench import croma_plain
-from rsbackbones.bench.operations import Operations, product_rate
+from rsbackbones.bench import croma_plain, memory
+from rsbackbones.bench.operations import OUR_BIAS, STEP_PARTS, Operations, product_rate, step_part
+from rsbackbones.bench.processes import serve
 from rsbackbones.factory import create_model
-from rsbackbones.models import croma
+from rsbackbones.layers.recompute import blocks_of
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.optim import build_optimizer
-from rsbackbones.train.parallel import blocks_of
 from rsbackbones.train.recipe import OptimOptions
 from rsbackbones.train.recipes import RECIPES
 
@@ -48,10 +46,6 @@ class Cell:
     threads: int
     seed: int
     breakdown: bool
-
-    def argument(self) -> str:
-        """Return it as the command line takes it."""
-        return json.dumps(asdict(self))
 
 
 class Step:
@@ -103,17 +97,9 @@ class Step:
 
     def breakdown(self) -> dict[str, Any]:
         """Return the seconds of a step by part, its FLOPs, and the rate of its matrix products alone."""
-        operations = Operations(self.model)
-
-        def counted(function: Any) -> Any:
-            def call(*args: Any, **options: Any) -> Any:
-                with operations.inside("bias"):
-                    return function(*args, **options)
-
-            return call
-
-        module, name = (croma, "alibi_bias") if self.cell.variant == "ours" else (croma_plain, "gather_bias")
-        with operations.following(), mock.patch.object(module, name, counted(getattr(module, name))):
+        operations = Operations(self.model, STEP_PARTS, step_part)
+        bias = OUR_BIAS if self.cell.variant == "ours" else ((croma_plain, "gather_bias"),)
+        with operations.following(), operations.counting(bias, "bias"):
             self.forward_backward()
             with operations.inside("optimizer"):
                 began = time.perf_counter()
@@ -129,42 +115,27 @@ class Step:
         }
 
 
-def _status(name: str) -> int | None:
-    """Return a line of Linux's status of this process, in bytes: VmRSS is the memory now, VmHWM its peak."""
-    path = Path("/proc/self/status")
-    if not path.exists():
-        return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def _forget_peak() -> None:
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5", encoding="utf-8")
-
-
 def main(argument: str) -> None:
-    """Build the cell and obey stdin."""
+    """Build the cell and answer."""
     cell = Cell(**json.loads(argument))
     torch.set_num_threads(cell.threads)
-    imported = _status("VmRSS")
+    imported = memory.resident()
     step = Step(cell)
-    for line in sys.stdin:
-        answer: dict[str, Any] = {}
-        if line.strip() == "step":
-            answer = {"seconds": step.take()}
-        elif line.strip() == "memory":
-            _forget_peak()
-        else:
-            peak = _status("VmHWM")
-            answer["memory"] = None if peak is None or imported is None else peak - imported
-            answer["parameters"] = sum(p.numel() for p in step.model.parameters())
-            if cell.breakdown:
-                answer |= step.breakdown()
-        print(json.dumps(answer), flush=True)
-        if line.strip() == "end":
-            return
+
+    def answer(what: str) -> dict[str, Any]:
+        if what == "step":
+            return {"seconds": step.take()}
+        if what == "memory":
+            memory.forget_peak()
+            return {}
+        peak = memory.peak()
+        said: dict[str, Any] = {
+            "memory": None if peak is None or imported is None else peak - imported,
+            "parameters": sum(p.numel() for p in step.model.parameters()),
+        }
+        return said | (step.breakdown() if cell.breakdown else {})
+
+    serve(answer)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
-"""CROMA's pretraining step as published, written plainly: what ours is measured against.
+"""CROMA as published, its encoders and its pretraining step, written plainly: what ours is measured against.
 
 Fuller, Millard and Green, CROMA, NeurIPS 2023, section 2, with the choices of the public code: 2D-ALiBi is a
-dense table [1, heads, N, N] of the whole grid, made once; for every batch it is repeated over the samples,
-flattened, and gathered at the kept queries and keys; attention is two einsums around an explicit softmax; all
-patches are tokenised before the kept ones are gathered; InfoNCE lets no gradient through its keys.
+dense table [1, heads, N, N] of the whole square grid, made once, pair by pair of patches; attention is two
+einsums around an explicit softmax. In pretraining the table is, for every batch, repeated over the samples,
+flattened, and gathered at the kept queries and keys; all patches are tokenised before the kept ones are
+gathered; InfoNCE lets no gradient through its keys.
 
-The parameters have the names and shapes of :class:`rsbackbones.train.objectives.croma.CromaPretraining`: one
-state dict loads into both, and with the options of :data:`PUBLISHED` they compute the same.
+The parameters have the names and shapes of :class:`rsbackbones.models.croma.Croma` and
+:class:`rsbackbones.train.objectives.croma.CromaPretraining`: one state dict loads into both, and they compute
+the same, in pretraining with the options of :data:`PUBLISHED`.
 
 Shapes: B images, N = side * side patches of which K are kept, D = dim.
 """
 
+import itertools
+import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, einsum, nn
 
-from rsbackbones.layers.alibi import alibi_bias, grid_positions
+from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.sincos import sincos_embedding
 from rsbackbones.models.croma import CromaConfig
 from rsbackbones.train.data.batch import Batch
@@ -29,47 +34,72 @@ from rsbackbones.train.objectives.croma import CromaObjective
 PUBLISHED = CromaObjective(joint_self_bias="published", gather="published")
 
 
-class PlainPretraining(nn.Module):
-    """Encoders, decoder and contrast of both sensors; ``config.image_size`` decides the one grid it takes."""
+def looped_bias(side: int, num_heads: int) -> Tensor:
+    """Return 2D-ALiBi of a square grid, [1, heads, N, N], by a loop over all pairs of patches.
+
+    ``num_heads`` is a power of two; the slope of head m (from 1) is 2^(-8 m / heads).
+    """
+    slopes = torch.tensor([2 ** (-8 * (m + 1) / num_heads) for m in range(num_heads)])[:, None]
+    patches = list(itertools.product(range(side), range(side)))
+    columns = []
+    for query in patches:
+        for key in patches:
+            columns.append(math.dist(query, key) * slopes * -1)
+    return torch.cat(columns, dim=1).view(1, num_heads, side**2, side**2)
+
+
+class PlainCroma(nn.Module):
+    """The encoders of both sensors and of both together.
+
+    Raises:
+        ValueError: ``config.image_size``, which decides the one grid that it takes, is not square.
+    """
 
     table: Tensor
+
+    def __init__(self, config: CromaConfig) -> None:
+        super().__init__()
+        sides = config.image_size
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        if height != width:
+            raise ValueError(f"the published code takes square images, got {height} x {width} pixels")
+        dim, heads = config.dim, config.num_heads
+        self.patch_size, self.side = config.patch_size, height // config.patch_size
+        self.register_buffer("table", looped_bias(self.side, heads), persistent=False)
+        depths = config.stream_depths()
+        self.encoders = nn.ModuleDict({
+            m: _Encoder(dim, depths[m], heads, len(config.bands[m]) * config.patch_size**2)
+            for m in ("s2", "s1")
+        })  # fmt: skip
+        self.embeddings = nn.ModuleDict({
+            m: nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim), mlp=_mlp(dim))) for m in ("s2", "s1")
+        })  # fmt: skip
+        self.joint = _Encoder(dim, depths["joint"], heads)
+
+    def forward(self, images: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return (tokens [B, N, D], embedding [B, D]) of ``s2``, ``s1`` and ``joint``, of both sensors."""
+        tokens = {m: self.encoders[m](patches_of(images[m], self.patch_size), self.table) for m in images}
+        streams = {m: (x, self.embeddings[m](x.mean(dim=1))) for m, x in tokens.items()}
+        joint = self.joint(tokens["s1"], self.table, context=tokens["s2"])
+        return streams | {"joint": (joint, joint.mean(dim=1))}
+
+
+class PlainPretraining(nn.Module):
+    """Encoders, decoder and contrast of both sensors, for one square grid."""
+
     positions: Tensor
 
     def __init__(self, config: CromaConfig, options: CromaObjective = PUBLISHED) -> None:
         """Build it, randomly initialised; of ``options`` only the mask ratio and the decoder's size count."""
         super().__init__()
-        dim, patch = config.dim, config.patch_size
-        sides = config.image_size
-        height, width = (side // patch for side in ((sides, sides) if isinstance(sides, int) else sides))
-        self.patch_size, self.num_heads = patch, config.num_heads
-        self.keep = int(height * width * (1 - options.mask_ratio_s2))
-        grid = grid_positions(height, width)
-        self.register_buffer("table", alibi_bias(grid, grid, config.num_heads)[None], persistent=False)
-        self.register_buffer("positions", sincos_embedding(grid, options.decoder_dim), persistent=False)
-
-        def blocks(depth: int, cross: bool = False) -> nn.ModuleList:
-            return nn.ModuleList(_Block(dim, config.num_heads, cross=cross) for _ in range(depth))
-
-        depths = config.stream_depths()
-        self.backbone: Any = nn.ModuleDict({
-            "encoders": nn.ModuleDict({
-                m: nn.ModuleDict({
-                    "tokenizer": nn.ModuleDict({"proj": nn.Linear(len(config.bands[m]) * patch**2, dim)}),
-                    "blocks": blocks(depths[m]),
-                    "norm": nn.LayerNorm(dim),
-                })
-                for m in ("s2", "s1")
-            }),
-            "embeddings": nn.ModuleDict({
-                m: nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim), mlp=_mlp(dim))) for m in ("s2", "s1")
-            }),
-            "joint": nn.ModuleDict({
-                "blocks": blocks(depths["joint"], cross=True), "norm": nn.LayerNorm(dim),
-            }),
-        })  # fmt: skip
-        self.num_bands = {m: len(config.bands[m]) for m in ("s2", "s1")}
-        self.decoder = _Decoder(dim, sum(self.num_bands.values()) * patch**2, options)
-        self.contrast = _Contrast(dim)
+        self.backbone = PlainCroma(config)
+        side = self.backbone.side
+        self.keep = int(side**2 * (1 - options.mask_ratio_s2))
+        positions = sincos_embedding(grid_positions(side, side), options.decoder_dim)
+        self.register_buffer("positions", positions, persistent=False)
+        self.widths = [len(config.bands[m]) * config.patch_size**2 for m in ("s2", "s1")]
+        self.decoder = _Decoder(config.dim, sum(self.widths), options)
+        self.contrast = _Contrast(config.dim)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``loss``, ``contrast`` and ``reconstruction``, scalars, of a batch with both sensors."""
@@ -79,40 +109,27 @@ class PlainPretraining(nn.Module):
             restore[m] = torch.argsort(order, dim=1)
             kept[m] = order[:, : self.keep]
             masked[m] = (restore[m] >= self.keep).float()
+        croma = self.backbone
         biases = {
-            "s1": gather_bias(self.table, kept["s1"], kept["s1"]),
-            "s2": gather_bias(self.table, kept["s2"], kept["s2"]),
-            "joint": gather_bias(self.table, kept["s1"], kept["s2"]),
+            "s1": gather_bias(croma.table, kept["s1"], kept["s1"]),
+            "s2": gather_bias(croma.table, kept["s2"], kept["s2"]),
+            "joint": gather_bias(croma.table, kept["s1"], kept["s2"]),
         }
-        patches = {m: _patches(batch.images[m], self.patch_size) for m in ("s2", "s1")}
-
-        tokens = {}
-        for m in ("s2", "s1"):
-            encoder = self.backbone["encoders"][m]
-            x = encoder["tokenizer"]["proj"](patches[m])
-            x = torch.gather(x, 1, repeat(kept[m], "b k -> b k d", d=x.shape[-1]))
-            for block in encoder["blocks"]:
-                x = block(x, biases[m])
-            tokens[m] = encoder["norm"](x)
-        embeddings = {m: self.backbone["embeddings"][m](tokens[m].mean(dim=1)) for m in tokens}
+        patches = {m: patches_of(batch.images[m], croma.patch_size) for m in ("s2", "s1")}
+        tokens = {m: croma.encoders[m](patches[m], biases[m], kept[m]) for m in ("s2", "s1")}
+        embeddings = {m: croma.embeddings[m](tokens[m].mean(dim=1)) for m in tokens}
         contrast = self.contrast(embeddings["s2"], embeddings["s1"])
-
-        x = tokens["s1"]
-        for block in self.backbone["joint"]["blocks"]:
-            x = block(x, biases["joint"], tokens["s2"])
-        pixels = self.decoder(self.backbone["joint"]["norm"](x), restore["s1"], self.positions)
+        joint = croma.joint(tokens["s1"], biases["joint"], context=tokens["s2"])
+        pixels = self.decoder(joint, restore["s1"], self.positions)
 
         target = torch.cat((patches["s2"], patches["s1"]), dim=-1)
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6) ** 0.5
         errors = (pixels - target) ** 2
-        reconstruction = torch.zeros((), device=x.device)
-        for m, error in zip(("s2", "s1"), errors.split(self._widths(), dim=-1), strict=True):
+        reconstruction = torch.zeros((), device=pixels.device)
+        for m, error in zip(("s2", "s1"), errors.split(self.widths, dim=-1), strict=True):
             reconstruction = reconstruction + (error.mean(-1) * masked[m]).sum() / masked[m].sum()
         loss = contrast + reconstruction
         return {"loss": loss, "contrast": contrast.detach(), "reconstruction": reconstruction.detach()}
-
-    def _widths(self) -> list[int]:
-        return [count * self.patch_size**2 for count in self.num_bands.values()]
 
 
 def gather_bias(table: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
@@ -124,8 +141,33 @@ def gather_bias(table: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     return rearrange(torch.gather(flat, 1, index), "b (i j) h -> b h i j", i=queries.shape[1])
 
 
-def _patches(images: Tensor, p: int) -> Tensor:
+def patches_of(images: Tensor, p: int) -> Tensor:
+    """[B, C, H, W] to patches of ``p`` x ``p`` pixels, [B, N, C * p * p]."""
     return rearrange(images, "b c (h i) (w j) -> b (h w) (c i j)", i=p, j=p)
+
+
+class _Encoder(nn.Module):
+    """Blocks and a norm: of a sensor, which projects its patches, or of both, with a context."""
+
+    def __init__(self, dim: int, depth: int, num_heads: int, pixels: int = 0) -> None:
+        super().__init__()
+        if pixels:
+            self.tokenizer: Any = nn.ModuleDict({"proj": nn.Linear(pixels, dim)})
+        self.blocks = nn.ModuleList(_Block(dim, num_heads, cross=not pixels) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, x: Tensor, bias: Tensor, kept: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        """Patches [B, N, pixels], of which [B, K] are kept, or tokens with a ``context`` to [B, K, D]."""
+        if context is None:
+            x = self.tokenizer["proj"](x)
+        if kept is not None:
+            x = torch.gather(x, 1, repeat(kept, "b k -> b k d", d=x.shape[-1]))
+        for block in self.blocks:
+            x = block(x, bias, context)
+        tokens: Tensor = self.norm(x)
+        return tokens
 
 
 def _mlp(dim: int) -> nn.Sequential:

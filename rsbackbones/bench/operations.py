@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: every tensor operation timed, by the part of the model it serves.
+"""Where the time goes: every tensor operation timed, by the part of the model or of the work that it serves.
 
 An operation of the backward pass serves the part whose forward operation made its autograd node. Operations
 are timed on the CPU, where they are done when they return; Python and autograd between them are not counted.
@@ -6,51 +6,83 @@ are timed on the CPU, where they are done when they return; Python and autograd 
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PARTS = (
+from rsbackbones.layers import alibi, attend_by_blocks
+
+STEP_PARTS = (
     "bias", "attention", "encoder matrix products", "encoder, other", "decoder", "masks, targets, losses",
     "optimizer",
 )  # fmt: skip
+ENCODE_PARTS = ("linear layers", "attention", "bias", "norms", "GELU", "other")
+# Where our models compute the bias.
+OUR_BIAS = ((alibi, "alibi_bias"), (attend_by_blocks, "distances"))
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default)
 
 # Of a matrix product: the sizes and strides of its two factors, and their type.
 Product = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], torch.dtype]
+# The part of an operation in the module of a name.
+PartOf = Callable[[str, Any], str]
 
 
 class Operations(TorchDispatchMode):
     """Times the operations of ``model`` while it is active.
 
     Attributes:
-        seconds: by part of :data:`PARTS`.
+        seconds: by part.
         products: how often each matrix product was computed (of linear layers; attention's are not in it).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, parts: Sequence[str], part_of: PartOf) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.model = model
-        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.model, self.part_of = model, part_of
+        self.seconds: dict[str, float] = dict.fromkeys(parts, 0.0)
         self.products: Counter[Product] = Counter()
         self._inside = [""]
         self._of_node: dict[int, str] = {}
+        self._computing = False
+        self._elsewhere = 0.0
 
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
         """Count operations as those of the module (or part) ``name``."""
         self._inside.append(name)
+        began = time.perf_counter()
         try:
             yield
         finally:
             self._inside.pop()
+            if self._computing:  # within an operation of our own, whose inner ones come by no dispatch
+                taken = time.perf_counter() - began
+                self.seconds[name] += taken
+                self._elsewhere += taken
+
+    @contextmanager
+    def counting(self, functions: Sequence[tuple[ModuleType, str]], part: str) -> Iterator[None]:
+        """Count what some functions, (module, name), compute as ``part``."""
+
+        def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                with self.inside(part):
+                    return original(*args, **options)
+
+            return call
+
+        with ExitStack() as stack:
+            for module, name in functions:
+                stack.enter_context(mock.patch.object(module, name, counted(getattr(module, name))))
+            yield
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -80,18 +112,20 @@ class Operations(TorchDispatchMode):
             self._of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, name)
         else:
             name = self._of_node.get(node._sequence_nr(), "")
+        self._computing, self._elsewhere = True, 0.0
         began = time.perf_counter()
         out = func(*args, **(kwargs or {}))
-        self.seconds[_part(name, func)] += time.perf_counter() - began
+        self.seconds[self.part_of(name, func)] += time.perf_counter() - began - self._elsewhere
+        self._computing = False
         if func in _PRODUCTS:
             a, b = args[-2:]
             self.products[tuple(a.shape), a.stride(), tuple(b.shape), b.stride(), a.dtype] += 1
         return out
 
 
-def _part(name: str, operation: Any) -> str:
-    """Return which of :data:`PARTS` an operation in the module ``name`` belongs to."""
-    if name in PARTS:
+def step_part(name: str, operation: Any) -> str:
+    """Return which of :data:`STEP_PARTS` an operation of a training step is of."""
+    if name in STEP_PARTS:
         return name
     if name.startswith("decoder"):
         return "decoder"
@@ -100,6 +134,19 @@ def _part(name: str, operation: Any) -> str:
             return "attention"
         return "encoder matrix products" if operation in _PRODUCTS else "encoder, other"
     return "masks, targets, losses"
+
+
+def encode_part(name: str, operation: Any) -> str:
+    """Return which of :data:`ENCODE_PARTS` an operation of a forward pass is of."""
+    if name in ENCODE_PARTS:
+        return name
+    if operation in _PRODUCTS:
+        return "linear layers"
+    if operation is _aten.native_layer_norm.default:
+        return "norms"
+    if operation is _aten.gelu.default:
+        return "GELU"
+    return "attention" if name.endswith((".attn", ".cross")) else "other"
 
 
 def product_rate(products: Counter[Product], seconds: float = 0.02) -> float:

@@ -189,7 +189,8 @@ def measure_model(recipe: Recipe) -> dict[str, Any]:
 
 def _build(recipe: Recipe) -> Any:
     torch.manual_seed(0)
-    return recipe.objective.build(create_model(recipe.model, image_size=recipe.data.size).train())
+    backbone = create_model(recipe.model, image_size=recipe.data.size, overrides=recipe.overrides)
+    return recipe.objective.build(backbone.train())
 
 
 def _work_of(recipe: Recipe, measured: dict[str, Any]) -> Work:
@@ -203,9 +204,10 @@ def _work_of(recipe: Recipe, measured: dict[str, Any]) -> Work:
 
 
 def _config(recipe: Recipe) -> Any:
+    from rsbackbones.loading import replace_config
     from rsbackbones.registry import find_architecture
 
-    return find_architecture(recipe.model).config
+    return replace_config(find_architecture(recipe.model).config, recipe.overrides, recipe.model)
 
 
 # -- the page ---------------------------------------------------------------------------------------------

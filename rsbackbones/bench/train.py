@@ -11,21 +11,18 @@ reset before. In an eager process nothing else adds to it; in a compiled one, wh
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rsbackbones.atomic import write_text
+from rsbackbones.bench.bars import Panel, draw_bars
 from rsbackbones.bench.cell import VARIANTS, Cell
 from rsbackbones.bench.data_wait import measure_data_wait
 from rsbackbones.bench.machine import all_cores, machine
-from rsbackbones.bench.operations import PARTS
+from rsbackbones.bench.page import describe, number, part_lines, table_head, table_row
+from rsbackbones.bench.processes import say, side_by_side
 
 SEED = 0
 
@@ -62,7 +59,7 @@ def bench_train(output: Path, *, quick: bool) -> str:
                 breakdown=not compiled,
             )  # fmt: skip
             found["rows"].append(_measure_row(cell, size))
-            _say(f"{precision}, {'compiled' if compiled else 'eager'}: done")
+            say(f"{precision}, {'compiled' if compiled else 'eager'}: done")
     with tempfile.TemporaryDirectory() as folder:
         try:
             found["data_wait"] = measure_data_wait(
@@ -78,75 +75,20 @@ def bench_train(output: Path, *, quick: bool) -> str:
     return text
 
 
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-class CellError(Exception):
-    """A variant that cannot run here; says why."""
-
-
-class _Process:
-    """A cell's process."""
-
-    def __init__(self, cell: Cell, stack: ExitStack) -> None:
-        self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rsbackbones.bench.cell", cell.argument()], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-        )  # fmt: skip
-        self._process = stack.enter_context(process)
-        stack.callback(self._process.kill)
-
-    def ask(self, what: str) -> dict[str, Any]:
-        """Send a line and return the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(what + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, and its answer is none
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            self._errors.seek(0)
-            said = self._errors.read().strip().splitlines()
-            raise CellError(f"exit code {code}" + (f": {said[-1]}" if said else ""))
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-@contextmanager
-def _processes(cell: Cell) -> Iterator[dict[str, _Process]]:
-    with ExitStack() as stack:
-        yield {v: _Process(replace(cell, variant=v), stack) for v in VARIANTS}
-
-
 def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
     """Measure both variants of a precision and a mode; one that fails does not stop the other."""
     times: dict[str, list[float]] = {v: [] for v in VARIANTS}
-    errors: dict[str, str] = {}
     found: dict[str, dict[str, Any]] = {}
-    with _processes(cell) as processes:
-
-        def ask(variant: str, what: str) -> dict[str, Any]:
-            if variant in errors:
-                return {}
-            try:
-                return processes[variant].ask(what)
-            except CellError as error:
-                errors[variant] = str(error)
-                return {}
-
+    cells = {v: replace(cell, variant=v) for v in VARIANTS}
+    with side_by_side("rsbackbones.bench.cell", cells) as processes:
         for number in range(size.warmup + size.steps):
             for variant in VARIANTS:
                 if number == size.warmup:
-                    ask(variant, "memory")
-                if answer := ask(variant, "step"):
+                    processes.ask(variant, "memory")
+                if answer := processes.ask(variant, "step"):
                     times[variant].append(answer["seconds"])
         for variant in VARIANTS:
-            if answer := ask(variant, "end"):
+            if answer := processes.ask(variant, "end"):
                 steps = times[variant][size.warmup :]
                 median = statistics.median(steps)
                 found[variant] = answer | {
@@ -157,7 +99,7 @@ def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
                     rate = answer["products_flop_per_s"]
                     found[variant]["ceiling_samples_per_s"] = rate / answer["flops"] * size.batch_size
     row: dict[str, Any] = {"precision": cell.precision, "compiled": cell.compiled}
-    row |= {v: found.get(v, {"error": errors.get(v)}) for v in VARIANTS}
+    row |= {v: found.get(v, {"error": processes.errors.get(v)}) for v in VARIANTS}
     if len(found) == 2:
         ours, published = (found[v] for v in VARIANTS)
         pairs = zip(published["step_seconds"], ours["step_seconds"], strict=True)
@@ -172,31 +114,29 @@ def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any]) -> str:
     """Return the report of what was measured."""
-    size, on = found["size"], found["machine"]
-    gib = f", {on['memory_bytes'] / 2**30:.0f} GiB" if on["memory_bytes"] else ""
+    size = found["size"]
     lines = [
         f"# The pretraining step of {size['model']}",
         "",
         f"Batch {size['batch_size']} of {size['side']} x {size['side']} pixels, both sensors; forward, "
-        f"backward, AdamW. {on['cpu']}, {on['instructions']}, {found['threads']} threads on {on['cores']} "
-        f"cores{gib}; torch {on['torch']}, Python {on['python']}, rsbackbones {on['rsbackbones']}; seed "
-        f"{found['seed']}; load {on['load_before']} before. `{found['command']}`.",
+        f"backward, AdamW. {describe(found)}",
         "",
         "Ours against the published method written plainly (`rsbackbones/bench/croma_plain.py`), median of "
         f"{size['steps']} steps each, taken in turn."
         + ("" if any(row["compiled"] for row in found["rows"]) else " Without compiled steps (--quick)."),
         "",
-        "| precision | mode | ours, samples/s | published, samples/s | speed, ours / published | ours, MiB "
-        "| published, MiB | memory, ours / published |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        *table_head(
+            ["precision", "mode", "ours, samples/s", "published, samples/s", "speed, ours / published",
+             "ours, MiB", "published, MiB", "memory, ours / published"], texts=2,
+        ),
     ]  # fmt: skip
     for row in found["rows"]:
         cells = [row["precision"], "compiled" if row["compiled"] else "eager"]
-        cells += [_number(row[v], "samples_per_s", "{:.2f}") for v in VARIANTS]
-        cells += [_number(row, "speed_ratio", "{:.2f}")]
-        cells += [_number(row[v], "memory", "{:.0f}", 2**20) for v in VARIANTS]
-        cells += [_number(row, "memory_ratio", "{:.2f}")]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells += [number(row[v], "samples_per_s", "{:.2f}") for v in VARIANTS]
+        cells += [number(row, "speed_ratio", "{:.2f}")]
+        cells += [number(row[v], "memory", "{:.0f}", 2**20) for v in VARIANTS]
+        cells += [number(row, "memory_ratio", "{:.2f}")]
+        lines.append(table_row(cells))
     for row in found["rows"]:
         for v in (v for v in VARIANTS if "error" in row[v]):
             mode = "compiled" if row["compiled"] else "eager"
@@ -204,14 +144,11 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *_breakdown_lines(found), *_wait_lines(found["data_wait"])]) + "\n"
 
 
-def _number(held: dict[str, Any], name: str, form: str, unit: float = 1) -> str:
-    return form.format(held[name] / unit) if held.get(name) is not None else "-"
-
-
 def _breakdown_lines(found: dict[str, Any]) -> list[str]:
-    cells = [
-        (f"{v}, {row['precision']}", row[v]) for row in found["rows"] for v in VARIANTS if "seconds" in row[v]
-    ]
+    cells = {
+        f"{v}, {row['precision']}": row[v]
+        for row in found["rows"] for v in VARIANTS if "seconds" in row[v]
+    }  # fmt: skip
     if not cells:
         return []
     lines = [
@@ -222,27 +159,19 @@ def _breakdown_lines(found: dict[str, Any]) -> list[str]:
         "is the speed if a step were its FLOPs at the rate of its linear layers' matrix products, measured "
         "alone.",
         "",
-        "| | " + " | ".join(name for name, _ in cells) + " |",
-        "|---|" + "---:|" * len(cells),
+        *part_lines({name: c["seconds"] for name, c in cells.items()}),
     ]
-    for part in PARTS:
-        shares = [
-            f"{1e3 * c['seconds'][part]:.0f} ({c['seconds'][part] / sum(c['seconds'].values()):.0%})"
-            for _, c in cells
-        ]
-        lines.append(f"| {part} | " + " | ".join(shares) + " |")
     patches = found["size"]["batch_size"]
     rows = {
-        "sum": [f"{1e3 * sum(c['seconds'].values()):.0f}" for _, c in cells],
-        "step, not profiled": [f"{1e3 * c['median_seconds']:.0f}" for _, c in cells],
-        "GFLOP per sample": [f"{c['flops'] / patches / 1e9:.2f}" for _, c in cells],
-        "matrix products, GFLOP/s": [f"{c['products_flop_per_s'] / 1e9:.0f}" for _, c in cells],
-        "ceiling, samples/s": [f"{c['ceiling_samples_per_s']:.2f}" for _, c in cells],
+        "step, not profiled": [f"{1e3 * c['median_seconds']:.0f}" for c in cells.values()],
+        "GFLOP per sample": [f"{c['flops'] / patches / 1e9:.2f}" for c in cells.values()],
+        "matrix products, GFLOP/s": [f"{c['products_flop_per_s'] / 1e9:.0f}" for c in cells.values()],
+        "ceiling, samples/s": [f"{c['ceiling_samples_per_s']:.2f}" for c in cells.values()],
         "reached of the ceiling": [
-            f"{c['samples_per_s'] / c['ceiling_samples_per_s']:.0%}" for _, c in cells
+            f"{c['samples_per_s'] / c['ceiling_samples_per_s']:.0%}" for c in cells.values()
         ],
     }
-    return lines + [f"| {name} | " + " | ".join(values) + " |" for name, values in rows.items()]
+    return lines + [table_row([name, *values]) for name, values in rows.items()]
 
 
 def _wait_lines(wait: dict[str, Any]) -> list[str]:
@@ -261,24 +190,9 @@ def _wait_lines(wait: dict[str, Any]) -> list[str]:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw samples/s and memory of all variants as bars."""
-    # The object itself rather than pyplot: no global state, no display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
-    names = [f"{r['precision']}\n{'compiled' if r['compiled'] else 'eager'}" for r in found["rows"]]
-    for number, (name, key, unit) in enumerate(
-        (("samples/s", "samples_per_s", 1), ("peak memory, MiB", "memory", 2**20))
-    ):
-        axis = figure.add_subplot(1, 2, number + 1)
-        for shift, variant, colour in ((-0.2, "ours", "tab:blue"), (0.2, "published", "tab:gray")):
-            values = [(row[variant].get(key) or 0) / unit for row in found["rows"]]
-            places = [i + shift for i in range(len(values))]
-            axis.bar(places, values, width=0.38, color=colour, label=variant)
-        axis.set_xticks(range(len(names)), names, fontsize=8)
-        axis.set_title(name, fontsize=10)
-        axis.tick_params(axis="y", labelsize=8)
-        axis.legend(fontsize=8)
-    figure.suptitle(f"{found['size']['model']}, batch {found['size']['batch_size']}", fontsize=10)
-    part = path.with_name(path.name + ".tmp")
-    figure.savefig(part, dpi=110, format="png")
-    part.replace(path)
+    groups = [f"{r['precision']}\n{'compiled' if r['compiled'] else 'eager'}" for r in found["rows"]]
+    panels = [
+        Panel(title=title, values={v: [(r[v].get(key) or 0) / unit for r in found["rows"]] for v in VARIANTS})
+        for title, key, unit in (("samples/s", "samples_per_s", 1), ("peak memory, MiB", "memory", 2**20))
+    ]
+    draw_bars(panels, groups, f"{found['size']['model']}, batch {found['size']['batch_size']}", path)
