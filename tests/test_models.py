@@ -1,5 +1,6 @@
 """What every model of the zoo must do, over all of list_models()."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -205,6 +206,47 @@ def test_autocast_and_half_precision_stay_close(model):
             torch.testing.assert_close(
                 got.tokens[stream].float(), expected.tokens[stream], atol=0.15, rtol=0.05
             )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 48), (33, 41), (32, 48)])
+def test_padding_repeats_the_edge_and_pixel_maps_are_cropped_to_the_image(model, size):
+    x = {m: image[..., : size[0], : size[1]] for m, image in batch(model, height=48, width=56).items()}
+    rows, columns = (-(-side // 8) * 8 for side in size)
+    by_hand = {
+        m: torch.from_numpy(
+            np.pad(v.numpy(), [(0, 0)] * 2 + [(0, rows - size[0]), (0, columns - size[1])], "edge")
+        )
+        for m, v in x.items()
+    }
+    expected = model.forward_features(by_hand)
+    model.pad = True
+    features = model.forward_features(x)
+    assert features.grid == (rows // 8, columns // 8)
+    for stream, tokens in expected.tokens.items():
+        assert torch.equal(features.tokens[stream], tokens)
+        assert features.maps(stream).shape == (2, model.num_features, *features.grid)
+        fine = expected.maps(stream, pixels=True)
+        assert fine.shape[-2:] == (rows, columns)
+        assert torch.equal(features.maps(stream, pixels=True), fine[..., : size[0], : size[1]])
+        assert torch.equal(
+            model.forward_intermediates(x, [-1], stream=stream)[0],
+            model.forward_intermediates(by_hand, [-1], stream=stream)[0],
+        )
+    series = {m: v[:, None].expand(-1, 3, -1, -1, -1) for m, v in x.items()}
+    of_series = model.forward_features(series)
+    for stream in features.tokens:
+        assert torch.allclose(of_series.tokens[stream][:, 1], features.tokens[stream], atol=1e-5)
+        assert of_series.maps(stream, pixels=True).shape[-2:] == size
+
+
+def test_padding_is_asked_for_and_leaves_whole_patches_alone():
+    torch.manual_seed(0)
+    model = rsb.create_model("croma_vit_tiny", modalities=("s2",), pad=True, features_only=True)
+    assert [m.shape[-2:] for m in model(torch.rand(1, 12, 20, 24))] == [(3, 3)] * 4
+    x = torch.rand(1, 12, 16, 24)
+    assert model.backbone._padded(x) is x
+    with pytest.raises(ValueError, match="pad=True"):
+        rsb.create_model("croma_vit_tiny", modalities=("s2",))(torch.rand(1, 12, 20, 24))
 
 
 BAD_INPUTS = [

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The largest table in bytes. Measured with two CPU cores: below it one call with the table is faster.
-LARGEST_TABLE = 64 * 2**20
+# The largest table in bytes, by kind of device: on two CPU cores blocks are faster than a larger one; on CUDA
+# (not measured) it is what a GPU has to spare.
+LARGEST_TABLE = {"cpu": 64 * 2**20, "cuda": 2**30}
 # Tables of whole grids, the newest last; a model that sees one size makes its table once.
 _TABLES: dict[tuple[object, ...], Tensor] = {}
 _NUM_TABLES = 4
@@ -52,7 +53,7 @@ def grid_positions(height: int, width: int, device: torch.device | None = None) 
 
 
 def distances(queries: Tensor, keys: Tensor) -> Tensor:
-    """Return the Euclidean distances of positions [..., Nq, 2] and [..., Nk, 2]: [..., Nq, Nk], in patches."""
+    """Return Euclidean distances of positions [..., Nq, 2] and [..., Nk, 2]: [..., Nq, Nk], in patches."""
     # Differences rather than torch.cdist: cdist may go through a matrix product and lose exactness, and
     # equal distances must give equal biases for rotations and flips to be exact.
     down = queries[..., :, None, 0] - keys[..., None, :, 0]
@@ -96,7 +97,8 @@ def bias_between(
         grid: (h, w), where both are all positions of this grid: the table is then kept for the next call.
     """
     size = queries[..., 0].numel() * keys.shape[-2] * num_heads * dtype.itemsize
-    if size > LARGEST_TABLE and not torch.compiler.is_exporting():
+    largest = LARGEST_TABLE.get(queries.device.type, LARGEST_TABLE["cpu"])
+    if not torch.compiler.is_exporting() and size > largest:
         return AlibiBias(queries, keys, num_heads)
     if grid is None or torch.compiler.is_compiling():
         return alibi_bias(queries, keys, num_heads).to(dtype)
@@ -104,7 +106,9 @@ def bias_between(
     if (kept := _TABLES.get(key)) is not None:
         return kept
     with torch.inference_mode(False):  # it may serve a training step later
-        table = alibi_bias(grid_positions(*grid, queries.device), grid_positions(*grid, queries.device), num_heads)
+        table = alibi_bias(
+            grid_positions(*grid, queries.device), grid_positions(*grid, queries.device), num_heads
+        )
         table = table.to(dtype)
     if type(table) is Tensor:  # not a tracer's
         _TABLES[key] = table
