@@ -19,6 +19,7 @@ from rsbackbones.factory import create_model
 from rsbackbones.features import Backbone, FeatureMaps, Features
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.publish import push_to_hub
 from rsbackbones.registry import list_models, list_weights
 from rsbackbones.saving import save_model
 from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor, hyperspectral, register_sensor
@@ -54,6 +55,7 @@ __all__ = [
     "hyperspectral",
     "list_models",
     "list_weights",
+    "push_to_hub",
     "register_sensor",
     "save_model",
 ]

@@ -3,6 +3,7 @@
 ``python -m rsbackbones.cards`` in a checkout writes both; a test keeps them true.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,17 +67,45 @@ def model_card(entry: WeightsEntry) -> str:
     return "\n".join(lines) + "\n"
 
 
+def repository_card(entry: WeightsEntry, num_classes: int) -> str:
+    """Return the README of a repository on the Hub that holds ``entry``: its metadata, use, and card."""
+    name = f"hf-hub:{entry.source.repo_id}"
+    head = f", num_classes=None)  # with its head of {num_classes} classes" if num_classes else ")"
+    lines = [
+        "---",
+        "library_name: rsbackbones",
+        f"license: {json.dumps(entry.license.lower())}",
+        "tags: [remote-sensing, earth-observation, image-feature-extraction]",
+        "---",
+        "",
+        model_card(entry).rstrip(),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import rsbackbones as rsb",
+        "",
+        f'model = rsb.create_model("{name}", pretrained=True{head}',
+        "preprocess = rsb.create_preprocess(model)  # from raw values to its input",
+        "```",
+        "",
+        f'`"{name}@COMMIT"`, with a commit of 40 digits, gives the same weights for ever; without one the',
+        "name gives the newest. The bytes are compared with the sha256 above before they are used.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def replace_between(text: str, begin: str, end: str, content: str) -> str:
+    """Return ``text`` with ``content`` in place of what is between two markers, each on a line of its own."""
+    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
+    return re.sub(pattern, lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL)
+
+
 def generated_files(root: Path) -> dict[Path, str]:
     """Return the text of every generated file of a checkout at ``root``."""
     entries = list_weights()
     readme = root / "README.md"
-    table = f"{_BEGIN}\n{weights_table(entries)}\n{_END}"
-    text = re.sub(
-        f"{re.escape(_BEGIN)}.*?{re.escape(_END)}",
-        lambda _: table,
-        readme.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
+    text = replace_between(readme.read_text(encoding="utf-8"), _BEGIN, _END, weights_table(entries))
     cards = {root / "docs" / "cards" / f"{entry.id}.md": model_card(entry) for entry in entries}
     return {readme: text, **cards}
 

@@ -80,8 +80,24 @@ def spread_indices(depth: int, count: int = 4) -> tuple[int, ...]:
     return tuple((i + 1) * depth // count - 1 for i in range(count))
 
 
+def take_indices(indices: int | Sequence[int], count: int, what: str) -> tuple[int, ...]:
+    """Return indices below ``count``: negative ones are from the end, a number n means the last n.
+
+    Raises:
+        ValueError: one is out of range, or there is none; ``what`` says of what.
+    """
+    if isinstance(indices, int):
+        indices = range(count - indices, count)
+    wanted = tuple(int(i) for i in indices)
+    if not wanted or any(not -count <= i < count for i in wanted):
+        raise ValueError(
+            f"indices {list(wanted)}: {what}, so indices go from {-count} to {count - 1}, at least one"
+        )
+    return tuple(i % count for i in wanted)
+
+
 class Backbone(nn.Module):
-    """The methods that all backbones share. A family implements the first three.
+    """The methods that all backbones share. A family implements the first four.
 
     Attributes:
         architecture: the registry's name of the architecture.
@@ -121,6 +137,10 @@ class Backbone(nn.Module):
 
     def encode(self, images: dict[str, Tensor], taps: Taps) -> dict[str, tuple[Tensor, Tensor]]:
         """Return (tokens [B, N, D], pooled [B, D]) of every stream that ``images`` feed; fill ``taps``."""
+        raise NotImplementedError
+
+    def pool(self, stream: str, tokens: Tensor) -> Tensor:
+        """Return the embedding [B, D] of the tokens [B, N, D] of a stream."""
         raise NotImplementedError
 
     def final_norm(self, stream: str) -> nn.Module:
@@ -305,15 +325,7 @@ class Backbone(nn.Module):
         depth = self.stream_depths[stream]
         if indices is None:
             return spread_indices(depth)
-        if isinstance(indices, int):
-            indices = range(depth - indices, depth)
-        wanted = tuple(int(i) for i in indices)
-        if not wanted or any(not -depth <= i < depth for i in wanted):
-            raise ValueError(
-                f"indices {list(wanted)}: stream {stream!r} has {depth} blocks, so indices go from "
-                f"{-depth} to {depth - 1}, at least one"
-            )
-        return tuple(i % depth for i in wanted)
+        return take_indices(indices, depth, f"stream {stream!r} has {depth} blocks")
 
     def _checked(
         self, x: Images, dates: Tensor | None, valid: Mapping[str, Tensor] | None

@@ -27,19 +27,23 @@ def save_model(model: Backbone | nn.Module, path: str | Path, *, dtype: torch.dt
     Raises:
         ValueError: the path is no ``.safetensors``, or a tensor holds NaN or infinity.
     """
-    path = _target(path, (".safetensors",))
-    model = _unwrapped(model)
+    path = target_path(path, (".safetensors",))
+    model = unwrapped(model)
+    said = description(model) | {"dtype": str(dtype).removeprefix("torch.")}
+    write_safetensors(model.state_dict(), path, dtype, {checkpoints.METADATA_KEY: json.dumps(said)})
+    return path
+
+
+def description(model: Backbone) -> dict[str, Any]:
+    """Say what a model is and what it takes, for the metadata of a file."""
     entry = model.weights_entry
-    description = {
+    return {
         "architecture": model.architecture,
         "config": as_json(model.config),
         "num_classes": model.num_classes,
         "inputs": {m: dataclasses.asdict(spec) for m, spec in model.inputs.items() if m in model.modalities},
-        "dtype": str(dtype).removeprefix("torch."),
         "weights": entry.id if entry else None,
     }
-    write_safetensors(model.state_dict(), path, dtype, {checkpoints.METADATA_KEY: json.dumps(description)})
-    return path
 
 
 def save_foreign(model: Backbone | nn.Module, path: str | Path, layout: str, *, flat: bool = False) -> Path:
@@ -51,8 +55,8 @@ def save_foreign(model: Backbone | nn.Module, path: str | Path, layout: str, *, 
         ValueError: an unknown layout, a model with a head (foreign layouts have none), another suffix, or
             a tensor that holds NaN or infinity.
     """
-    path = _target(path, checkpoints.PICKLE_SUFFIXES)
-    model = _unwrapped(model)
+    path = target_path(path, checkpoints.PICKLE_SUFFIXES)
+    model = unwrapped(model)
     known: Mapping[str, Layout] = find_architecture(model.architecture).family.LAYOUTS
     if layout not in known:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
@@ -104,10 +108,10 @@ def write_safetensors(
         part.replace(path)
 
 
-def _unwrapped(model: Any) -> Backbone:
-    """Take off what torch.compile, data parallelism and ``features_only`` put around a model."""
+def unwrapped(model: Any) -> Backbone:
+    """Take off what torch.compile, data parallelism, ``features_only`` and timm put around a model."""
     while not isinstance(model, Backbone):
-        for name in ("_orig_mod", "module", "backbone"):
+        for name in ("_orig_mod", "module", "backbone", "model"):
             if hasattr(model, name):
                 model = getattr(model, name)
                 break
@@ -116,7 +120,12 @@ def _unwrapped(model: Any) -> Backbone:
     return model
 
 
-def _target(path: str | Path, suffixes: tuple[str, ...]) -> Path:
+def target_path(path: str | Path, suffixes: tuple[str, ...]) -> Path:
+    """Return a path to write to.
+
+    Raises:
+        ValueError: it has another suffix, or there is no such folder.
+    """
     path = Path(path).expanduser()
     if path.suffix not in suffixes:
         raise ValueError(f"expected a path that ends in {' or '.join(suffixes)}, got {path}")

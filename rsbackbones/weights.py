@@ -33,6 +33,7 @@ from rsbackbones.manifest import WeightsEntry
 
 __all__ = [
     "CorruptCheckpointError",
+    "Fault",
     "UnsafeCheckpointError",
     "WeightsAccessError",
     "WeightsCacheError",
@@ -42,7 +43,9 @@ __all__ = [
     "WeightsMismatchError",
     "WeightsNotFound",
     "WeightsUnavailable",
+    "download",
     "download_to",
+    "explain",
     "fetch",
     "sha256_of",
     "verify",
@@ -176,10 +179,10 @@ def _from_hub(entry: WeightsEntry) -> Path:
             "DIR, then pass checkpoint=DIR here or set RSBACKBONES_WEIGHTS=DIR"
         )
     # A clean download replaces the file in one step, so that other processes never miss it.
-    path = _download(entry, force=problem is not None)
+    path = download(entry, force=problem is not None)
     again = _mismatch(path, entry)
     if again is not None and problem is None:
-        path = _download(entry, force=True)
+        path = download(entry, force=True)
         again = _mismatch(path, entry)
     if again is not None:
         raise _not_intact(entry, path, f"{again}, after a second download")
@@ -214,7 +217,12 @@ def _not_intact(entry: WeightsEntry, path: Path, problem: str) -> WeightsIntegri
     )
 
 
-def _download(entry: WeightsEntry, *, force: bool) -> Path:
+def download(entry: WeightsEntry, *, force: bool = False) -> Path:
+    """Return the file of ``entry`` from the Hub or its cache, not verified; :func:`fetch` is for weights.
+
+    Raises:
+        WeightsError: one of its subclasses.
+    """
     from huggingface_hub import hf_hub_download
 
     source = entry.source
@@ -235,7 +243,7 @@ def _download(entry: WeightsEntry, *, force: bool) -> Path:
                     )
                 )
         except Exception as error:
-            fault = _explain(entry, error)
+            fault = explain(entry, error)
             late = time.monotonic() - start > RETRY_WITHIN_S
             if fault is None:
                 raise
@@ -260,7 +268,9 @@ def _check_space(entry: WeightsEntry) -> None:
         )
 
 
-class _Fault(NamedTuple):
+class Fault(NamedTuple):
+    """What to raise for an error of the Hub client; ``transient`` where trying again may help."""
+
     error: WeightsError
     transient: bool = False
 
@@ -280,7 +290,7 @@ def _cache_error(entry: WeightsEntry, error: OSError) -> WeightsCacheError:
     )
 
 
-def _explain(entry: WeightsEntry, error: BaseException) -> _Fault | None:
+def explain(entry: WeightsEntry, error: BaseException) -> Fault | None:
     """Translate an error of the Hub client; ``None`` for one that is not the network's or the disk's."""
     from huggingface_hub import errors as hub
 
@@ -292,42 +302,43 @@ def _explain(entry: WeightsEntry, error: BaseException) -> _Fault | None:
 
     if isinstance(error, hub.GatedRepoError):
         text = f"{what}: access is restricted. Accept the terms at {page}, log in with `hf auth login`"
-        return _Fault(WeightsAccessError(f'{text}, and set "private": true in the manifest entry'))
+        text += ' (for an entry of your own manifest also set "private": true)'
+        return Fault(WeightsAccessError(text))
     if isinstance(error, hub.RepositoryNotFoundError):
         text = f"{what}: the repository is missing, or private and not open to you; see {page}"
-        return _Fault(WeightsNotFound(text))
+        return Fault(WeightsNotFound(text))
     # A failed HEAD is reported as "not in the cache" or "force download failed", caused by the fault.
     wrapped = isinstance(error, (hub.LocalEntryNotFoundError, ValueError))
     if wrapped and not isinstance(error, http_error) and error.__cause__ is not None:
-        return _explain(entry, error.__cause__)
+        return explain(entry, error.__cause__)
     if isinstance(error, (hub.RevisionNotFoundError, hub.EntryNotFoundError)):
         text = f"{what}: the pinned revision or file is no longer there ({error})"
-        return _Fault(WeightsNotFound(text))
+        return Fault(WeightsNotFound(text))
     if isinstance(error, hub.HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
             text = f"{what}: refused with HTTP {status}, by the Hub or a proxy on the way; see {page}"
-            return _Fault(WeightsAccessError(text))
+            return Fault(WeightsAccessError(text))
         if status == 404:  # a mirror that does not say what is missing
-            return _Fault(WeightsNotFound(f"{what}: {error.response.url} is not there (HTTP 404)"))
+            return Fault(WeightsNotFound(f"{what}: {error.response.url} is not there (HTTP 404)"))
         transient = status in (408, 416, 429) or status >= 500
         text = f"{what}: {error.response.url} answered HTTP {status}; try again later"
-        return _Fault(WeightsUnavailable(text), transient)
+        return Fault(WeightsUnavailable(text), transient)
     if isinstance(error, hub.FileMetadataError):
         text = f"{what}: what answered is not a Hub: {error} A login page of the network, perhaps?"
-        return _Fault(WeightsUnavailable(text))
+        return Fault(WeightsUnavailable(text))
     if isinstance(error, UserWarning):
-        return _Fault(WeightsCacheError(f"{what}: {error} Make room, or set HF_HOME to a larger disk"))
+        return Fault(WeightsCacheError(f"{what}: {error} Make room, or set HF_HOME to a larger disk"))
     if isinstance(error, (http_error, ConnectionError, TimeoutError)):
         name = type(error).__name__
         text = f"{what}: the network failed ({name}: {error}); check the connection and try again"
-        return _Fault(WeightsUnavailable(text), transient=name != "TooManyRedirects")
+        return Fault(WeightsUnavailable(text), transient=name != "TooManyRedirects")
     if isinstance(error, OSError):
         if "Consistency check failed" in str(error):
             text = f"{what}: the server sent another size than it announced: {error}"
-            return _Fault(WeightsIntegrityError(text), transient=True)
-        return _Fault(_cache_error(entry, error))
+            return Fault(WeightsIntegrityError(text), transient=True)
+        return Fault(_cache_error(entry, error))
     if isinstance(error, RuntimeError):
         text = f"{what}: the client's xet storage failed ({error}); set HF_HUB_DISABLE_XET=1 to use HTTP"
-        return _Fault(WeightsUnavailable(text))
+        return Fault(WeightsUnavailable(text))
     return None

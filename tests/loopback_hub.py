@@ -10,11 +10,13 @@ The read side of the Hub's HTTP interface is served well enough for the stock cl
 (HEAD, GET, Range), large files behind a redirect to a second origin, model info, tree, refs, and
 the error headers from which the client picks its exception class. A request becomes a `Reply` by
 way of `ROUTES`, the first fault that matches edits that reply, then it is sent; so a new route and
-a new fault are one function each. Uploads are not served.
+a new fault are one function each. Repositories are made, and commits uploaded, over HTTP (not over xet:
+clients set HF_HUB_DISABLE_XET).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -56,6 +58,14 @@ class Repo:
     commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, files: dict[str, HubFile], branch: str = "main") -> str:
+        """Add or change files on a branch; the new commit is returned."""
+        parent = self.branches.get(branch, "")
+        sha = hashlib.sha1(f"{parent} {len(self.commits)} {sorted(files)}".encode()).hexdigest()
+        self.commits[sha] = self.commits.get(parent, {}) | files
+        self.branches[branch] = sha
+        return sha
 
 
 @dataclass
@@ -171,7 +181,12 @@ def info(request: Request, kind: str, name: str, rev: str | None) -> Reply:
     repo = find_repo(request, name, kind)
     sha, files = find_commit(repo, rev or "main")
     about = {"_id": "0", "id": name, "sha": sha, "tags": [], "private": repo.access == "private"}
-    return as_json(about | {"siblings": [{"rfilename": path} for path in sorted(files)]})
+    return as_json(about | {"siblings": [sibling(*item) for item in sorted(files.items())]})
+
+
+def sibling(path: str, file: HubFile) -> dict[str, Any]:
+    lfs = {"lfs": {"sha256": file.etag, "size": len(file.data), "pointerSize": 130}} if file.lfs else {}
+    return {"rfilename": path, "size": len(file.data), "blobId": file.git_oid} | lfs
 
 
 def tree_entry(path: str, file: HubFile) -> dict[str, Any]:
@@ -228,6 +243,88 @@ def xet_token(request: Request, kind: str, name: str, rev: str) -> Reply:
 @route("GET", r"/api/agent-harnesses")
 def agent_harnesses(request: Request) -> Reply:
     return as_json({})  # the client asks once per fresh HF_HOME, unless telemetry is off
+
+
+# --- uploads -------------------------------------------------------------------------------------
+def find_writable(request: Request, name: str) -> Repo:
+    repo = find_repo(request, name)
+    check_writer(request)
+    return repo
+
+
+def check_writer(request: Request) -> None:
+    if request.token not in request.hub.tokens:
+        raise Refused(401, "", "Invalid username or password.")
+    if request.token in request.hub.read_only:
+        raise Refused(403, "", "Forbidden: you must use a write token")
+
+
+@route("POST", r"/api/repos/create")
+def create_repo(request: Request) -> Reply:
+    check_writer(request)
+    asked = json.loads(request.body)
+    name = f"{asked['organization']}/{asked['name']}"
+    url = {"url": f"{request.hub.url}/{name}"}
+    if name in request.hub.repos:
+        return as_json({"error": "You already created this model repo"} | url, 409)
+    access = "private" if asked.get("visibility") == "private" else "public"
+    request.hub.repos[name] = repo = Repo(access)
+    repo.commit({".gitattributes": HubFile(b"*.safetensors filter=lfs\n", lfs=False)})
+    return as_json(url)
+
+
+@route("POST", r"/api/validate-yaml")
+def validate_yaml(request: Request) -> Reply:
+    content = json.loads(request.body)["content"]
+    if re.match(r"---\n.*?\n---\n", content, re.DOTALL):
+        return as_json({"errors": [], "warnings": []})
+    return as_json({"errors": [{"message": "no metadata"}], "warnings": []}, 400)
+
+
+@route("POST", API + r"/preupload/(?P<rev>[^/]+)")
+def preupload(request: Request, kind: str, name: str, rev: str) -> Reply:
+    _, files = find_commit(find_writable(request, name), rev)
+
+    def row(path: str) -> dict[str, Any]:
+        mode = "lfs" if path.endswith(".safetensors") else "regular"
+        known = {"oid": files[path].etag} if path in files else {}
+        return {"path": path, "uploadMode": mode, "shouldIgnore": False} | known
+
+    return as_json({"files": [row(file["path"]) for file in json.loads(request.body)["files"]]})
+
+
+@route("POST", "/" + NAME + r"\.git/info/lfs/objects/batch")
+def lfs_batch(request: Request, name: str) -> Reply:
+    find_writable(request, name)
+
+    def row(oid: str, size: int) -> dict[str, Any]:
+        upload = {"upload": {"href": f"{request.hub.cdn_url}/upload/{oid}"}}
+        return {"oid": oid, "size": size} | ({} if oid in request.hub.large else {"actions": upload})
+
+    objects = [row(asked["oid"], asked["size"]) for asked in json.loads(request.body)["objects"]]
+    return as_json({"transfer": "basic", "objects": objects})
+
+
+@route("PUT", r"/upload/(?P<oid>[0-9a-f]{64})")
+def upload(request: Request, oid: str) -> Reply:
+    if hashlib.sha256(request.body).hexdigest() != oid:
+        return Reply(400)
+    request.hub.large[oid] = request.body
+    return Reply(200)
+
+
+@route("POST", API + r"/commit/(?P<rev>[^/]+)")
+def commit(request: Request, kind: str, name: str, rev: str) -> Reply:
+    repo = find_writable(request, name)
+    rows = [json.loads(line) for line in request.body.splitlines()]
+    asked = [(row["key"], row["value"]) for row in rows]
+    parent = next(value for key, value in asked if key == "header").get("parentCommit")
+    if parent not in (None, repo.branches[rev]):
+        raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
+    files = {v["path"]: HubFile(base64.b64decode(v["content"]), lfs=False) for k, v in asked if k == "file"}
+    files |= {v["path"]: HubFile(request.hub.large[v["oid"]], lfs=True) for k, v in asked if k == "lfsFile"}
+    sha = repo.commit(files, rev)
+    return as_json({"success": True, "commitOid": sha, "commitUrl": f"{request.hub.url}/{name}/commit/{sha}"})
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -298,8 +395,15 @@ def dead_xet(request: Request, reply: Reply) -> Reply:
     return replace(reply, headers=reply.headers | xet)
 
 
+def overtake(request: Request, reply: Reply) -> Reply:
+    """Let somebody else commit to the repository first; the reply is as it was."""
+    name = "/".join(request.path.split("/")[3:5])
+    request.hub.repos[name].commit({"theirs.txt": HubFile(b"theirs", lfs=False)})
+    return reply
+
+
 KINDS = (status, truncate, reset, stall, slow, length, corrupt, no_range, header)
-FAULTS = {f.__name__: f for f in (*KINDS, redirect_loop, captive_portal, dead_xet)}
+FAULTS = {f.__name__: f for f in (*KINDS, redirect_loop, captive_portal, dead_xet, overtake)}
 
 
 @dataclass
@@ -309,6 +413,7 @@ class Fault:
     method: str | None
     path: str
     times: int | None  # None: for ever
+    unheard: bool  # the request has no effect
     hits: int = 0
 
 
@@ -319,6 +424,8 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.tokens: set[str] = set()  # what counts as signed in
+        self.read_only: set[str] = set()  # of these tokens, those that may not write
+        self.large: dict[str, bytes] = {}  # uploaded files by sha256, committed or not yet
         self.log: list[Record] = []
         self.faults: list[Fault] = []
         self.closing = threading.Event()
@@ -354,10 +461,14 @@ class LoopbackHub:
         path: str = "",
         method: str | None = None,
         times: int | None = 1,
+        unheard: bool = False,
         **options: Any,
     ) -> Fault:
-        """Let the next `times` requests (None: all) go wrong whose path contains `path`."""
-        self.faults.append(Fault(FAULTS[kind], options, method, path, times))
+        """Let the next `times` requests (None: all) go wrong whose path contains `path`.
+
+        What they ask for is done all the same, unless they are `unheard`.
+        """
+        self.faults.append(Fault(FAULTS[kind], options, method, path, times, unheard))
         return self.faults[-1]
 
     def next_fault(self, request: Request) -> Fault | None:
@@ -404,15 +515,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.read_body()
         request = Request(hub, self.command, path, self.headers, body)
         asked = (self.headers.get("Range"), self.headers.get("Authorization"))
         record = Record(self.server.origin, self.command, path, *asked)
         hub.log.append(record)
-        reply = self.find_reply(request)
-        if fault := hub.next_fault(request):
+        fault = hub.next_fault(request)
+        reply = Reply(200) if fault and fault.unheard else self.find_reply(request)
+        if fault:
             reply = fault.edit(request, reply, **fault.options)
         self.send(reply, record)
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer  # noqa: N815
 

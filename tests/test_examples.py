@@ -1,0 +1,100 @@
+"""What the longer examples print is right; test_docs.py runs the others."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rsbackbones as rsb
+from rsbackbones.simulator import simulate_scene
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RUN_HERE = ("embed_folder.py", "linear_probe.py", "segmentation_smp.py", "xarray_features.py")
+
+
+def run(name, *arguments, cwd):
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / name, *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_probe_knows_more_than_the_most_frequent_class(tmp_path):
+    probe, chance = map(float, re.findall(r"([\d.]+)%", run("linear_probe.py", cwd=tmp_path)))
+    assert probe > chance + 5
+
+
+def test_the_decoder_learns(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    printed = run("segmentation_smp.py", cwd=tmp_path)
+    before, after = map(float, re.findall(r"(0\.\d+) (?:before|after)", printed))
+    assert after > before + 0.05
+
+
+def test_embeddings_of_a_folder_are_those_of_the_model(tmp_path):
+    printed = run("embed_folder.py", "--output", tmp_path / "e.npz", cwd=tmp_path)
+    assert len(printed.splitlines()) == 6
+    table = np.load(tmp_path / "e.npz")
+    model = rsb.create_model("croma_vit_tiny", pretrained=True)
+    scene = simulate_scene(96, 96, seed=1, day_of_year=100)  # the third patch
+    preprocess = rsb.create_preprocess(model, bands={"s2": scene.s2_bands})
+    with torch.inference_mode():
+        expected = model(preprocess({"s2": scene.s2[None], "s1": scene.s1[None]}))[0].numpy()
+    (row,) = [i for i, path in enumerate(table["paths"]) if "patch_2" in path]
+    np.testing.assert_allclose(table["joint"][row], expected, atol=1e-5)
+
+
+def test_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+    example = runpy.run_path(str(EXAMPLES / "embed_folder.py"))
+    example["simulate"](tmp_path / "patches", count=2)
+    arguments = ["embed_folder.py", tmp_path / "patches", "--output", tmp_path / "e.npz"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    example["main"]()
+    assert capsys.readouterr().out == "patch_0: most like patch_1\npatch_1: most like patch_0\n"
+
+
+@pytest.fixture
+def image():
+    xr = pytest.importorskip("xarray")
+    scene = simulate_scene(64, 80, seed=3)
+    coordinates = {"band": list(scene.s2_bands), "y": 640.0 - 10 * np.arange(64), "x": 10.0 * np.arange(80)}
+    return xr.DataArray(scene.s2, dims=("band", "y", "x"), coords=coordinates)
+
+
+def test_the_example_of_xarray_runs(capsys):
+    pytest.importorskip("xarray")
+    runpy.run_path(str(EXAMPLES / "xarray_features.py"), run_name="__main__")
+    assert "(feature: 96, y: 15, x: 20)" in capsys.readouterr().out
+
+
+def test_xarray_comes_back_with_its_place(image):
+    features = runpy.run_path(str(EXAMPLES / "xarray_features.py"))["features"]
+    model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
+    found = features(model, image)
+    assert found.dims == ("feature", "y", "x")
+    assert found.shape == (96, 8, 10)
+    np.testing.assert_allclose(found["x"], 35 + 80 * np.arange(10))
+    np.testing.assert_allclose(found["y"], 605 - 80 * np.arange(8))
+    own = image.sel(band=list(model.bands["s2"]))
+    with torch.inference_mode():
+        maps = model.forward_features(rsb.create_preprocess(model)(own.values[None])).maps()[0]
+    np.testing.assert_allclose(found.values, maps.numpy(), atol=1e-6)
+
+
+def test_xarray_bands_and_dimensions_in_any_order(image):
+    features = runpy.run_path(str(EXAMPLES / "xarray_features.py"))["features"]
+    model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
+    expected = features(model, image)
+    names = ["B8A", "B08", "B04", "B03", "B02"]
+    shuffled = image.sel(band=names).transpose("y", "x", "band")
+    assert features(model, shuffled).equals(expected)
+    assert features(model, image.to_dataset("band")).equals(expected)
+    with pytest.raises(ValueError, match="B02"):
+        features(model, image.sel(band=names[:-1]))

@@ -1,0 +1,357 @@
+"""Repositories on the Hub: what `push_to_hub` writes, `create_model("hf-hub:...")` reads, and nothing else.
+
+The client is the real one, against a Hub on this machine; each child process is a fresh client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rsbackbones as rsb
+from rsbackbones import hub as hub_module
+from rsbackbones.cards import repository_card
+from rsbackbones.publish import write_repository
+from tests.hub_client import run_client
+from tests.loopback_hub import HubFile, LoopbackHub, Repo
+
+TOKEN = "hf_writer"
+FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}
+SMALL = {"dim": 32, "depth": 2, "num_heads": 2}
+PRELUDE = f"""
+import json, torch
+import rsbackbones as rsb
+
+SMALL = {SMALL}
+
+def model(seed=0, **options):
+    torch.manual_seed(seed)
+    return rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides=SMALL, **options)
+
+def push(name="zoo/small", seed=0, **options):
+    return rsb.push_to_hub(model(seed), name, **({{"license": "mit"}} | options))
+
+def total(model):
+    return sum(tensor.double().abs().sum().item() for tensor in model.state_dict().values())
+
+def load(name, **options):
+    loaded = rsb.create_model(name, pretrained=True, **options)
+    return {{"total": total(loaded), "revision": loaded.weights_entry.source.revision}}
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as server:
+        server.tokens = {TOKEN, "hf_reader"}
+        server.read_only = {"hf_reader"}
+        yield server
+
+
+def ask(hub: LoopbackHub | None, home: Path, code: str, **env: str) -> dict:
+    """Run a child, logged in as one who may write unless `env` says otherwise."""
+    settings = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"} | env
+    settings = {name: value for name, value in settings.items() if value}
+    return run_client(PRELUDE + code, hub, home, **settings).report
+
+
+def commits(hub: LoopbackHub, name: str = "zoo/small") -> int:
+    """How many commits there are, besides that which makes the repository."""
+    return len(hub.repos[name].commits) - 1
+
+
+def put(hub: LoopbackHub, folder: Path, name: str = "zoo/small", **changes: object) -> str:
+    """Store a repository without the client; `changes` are to the fields of config.json."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides=SMALL)
+    write_repository(model, name, folder, license="mit")
+    content = json.loads((folder / "config.json").read_text())
+    content["weights"] |= changes
+    (folder / "config.json").write_text(json.dumps(content))
+    return store(hub, name, {path.name: path.read_bytes() for path in folder.iterdir()})
+
+
+def store(hub: LoopbackHub, name: str, files: dict[str, bytes]) -> str:
+    sha = hashlib.sha1(name.encode()).hexdigest()
+    for path, data in files.items():
+        hub.add_file(name, sha, path, data, lfs=path.endswith(".safetensors"))
+    return sha
+
+
+# -- publishing and loading ---------------------------------------------------------------------------
+
+
+def test_what_is_pushed_is_what_is_loaded(hub, tmp_path):
+    pushed = ask(hub, tmp_path / "a", "report(name=push(), total=total(model()))")
+    repo = hub.repos["zoo/small"]
+    assert pushed["name"] == f"hf-hub:zoo/small@{repo.branches['main']}"
+    assert commits(hub) == 1
+    assert set(repo.commits[repo.branches["main"]]) == FILES
+
+    hub.clear()
+    loaded = ask(
+        hub,
+        tmp_path / "b",
+        f"report(newest=load('hf-hub:zoo/small'), pinned=load({pushed['name']!r}))",
+    )
+    expected = {"total": pushed["total"], "revision": repo.branches["main"]}
+    assert loaded == {"newest": expected, "pinned": expected}
+    assert not any(request.auth for request in hub.log)  # a public repository needs no token
+    assert len(hub.requests("/cdn/", "GET")) == 1  # the pinned one came from the cache
+
+
+def test_a_private_repository_is_loaded_with_the_token_of_its_owner(hub, tmp_path):
+    ask(hub, tmp_path / "a", "push(private=True)")
+    assert hub.repos["zoo/small"].access == "private"
+    assert "total" in ask(hub, tmp_path / "b", "report(**load('hf-hub:zoo/small'))")
+    stranger = ask(hub, tmp_path / "c", "report(**attempt(load, 'hf-hub:zoo/small'))", HF_TOKEN="")
+    assert stranger["error"] == "WeightsNotFound"
+    assert "private" in stranger["text"]
+
+
+def test_the_lines_of_the_card_run_and_the_whole_contract_arrives(hub, tmp_path):
+    """Bands of the user's own, a head, half precision: all of it comes back."""
+    code = """
+mine = model(bands={"s2": ("B08", "B04", "B03")}, num_classes=5)
+rsb.push_to_hub(mine, "zoo/small", license="cc-by-4.0", provenance="Of a test.", dtype=torch.float16,
+                metrics={"accuracy": 0.5}, citation="@misc{test}")
+x = torch.rand(2, 3, 16, 16)
+from huggingface_hub import hf_hub_download
+card = open(hf_hub_download("zoo/small", "README.md")).read()
+names = {}
+exec(card.split("```python")[1].split("```")[0], names)
+theirs = names["model"]
+report(card=card, error=(theirs(x) - mine(x)).abs().max().item(), bands=theirs.bands["s2"],
+       same=names["preprocess"].specs == rsb.create_preprocess(mine).specs)
+"""
+    found = ask(hub, tmp_path, code)
+    assert found["error"] < 1e-2  # of half precision
+    assert found["bands"] == ["B08", "B04", "B03"]
+    assert found["same"]
+    facts = ('license: "cc-by-4.0"', "Of a test.", "- accuracy: 0.5", "@misc{test}", "| B08 |", "float16")
+    for said in facts:
+        assert said in found["card"]
+    assert "| B02 |" not in found["card"]
+
+
+def test_a_branch_moves_and_a_commit_does_not(hub, tmp_path):
+    code = """
+first, second = push(seed=1), push(seed=2)
+report(first=load(first), second=load(second), newest=load("hf-hub:zoo/small"), again=push(seed=2) == second)
+"""
+    found = ask(hub, tmp_path, code)
+    assert found["first"]["total"] != found["second"]["total"]
+    assert found["newest"] == found["second"]
+    assert found["again"]  # the same weights once more are no new commit
+    assert commits(hub) == 2
+
+    hub.clear()
+    code = "report(newest=load('hf-hub:zoo/small'), other=attempt(load, 'hf-hub:zoo/other'))"
+    offline = ask(hub, tmp_path, code, HF_HUB_OFFLINE="1")
+    assert offline["newest"] == found["newest"]
+    assert offline["other"]["error"] == "WeightsUnavailable"
+    assert "HF_HUB_OFFLINE" in offline["other"]["text"]
+    assert hub.log == []
+
+
+# -- what a repository may not be ---------------------------------------------------------------------
+
+
+def test_repositories_that_are_not_what_they_say(hub, tmp_path):
+    inputs = json.loads((Path(rsb.__file__).parents[1] / "weights_manifest.json").read_text())
+    contract = inputs["weights"][0]["inputs"]["s2"]
+    put(hub, tmp_path / "1", "zoo/digest", sha256="0" * 64)
+    put(hub, tmp_path / "2", "zoo/unknown", architecture="croma_vit_huge")
+    put(hub, tmp_path / "3", "zoo/shape", config=json.loads(json.dumps(SMALL | {"dim": 64})))
+    put(hub, tmp_path / "4", "zoo/mean", inputs={"s2": contract | {"mean": [1.0] * 12}})
+    put(hub, tmp_path / "5", "zoo/bands", inputs={"s2": contract | {"mean": [1.0]}})
+    put(hub, tmp_path / "6", "zoo/unpinned", sha256=None)
+    store(hub, "zoo/foreign", {"config.json": b'{"model_type": "vit"}', "model.safetensors": b"x"})
+    store(hub, "zoo/damaged", {"config.json": b'{"library_name": "rsba'})
+    store(hub, "zoo/pickle", {"pytorch_model.bin": b"x"})
+    newer = {"library_name": "rsbackbones", "schema_version": 99, "weights": {}}
+    store(hub, "zoo/newer", {"config.json": json.dumps(newer).encode()})
+    expected = {
+        "digest": "WeightsIntegrityError",
+        "unknown": "ValueError",
+        "shape": "WeightsMismatchError",
+        "mean": "WeightsMismatchError",
+        "bands": "CorruptCheckpointError",
+        "unpinned": "CorruptCheckpointError",
+        "foreign": "WeightsMismatchError",
+        "damaged": "CorruptCheckpointError",
+        "pickle": "WeightsNotFound",
+        "newer": "WeightsMismatchError",
+        "missing": "WeightsNotFound",
+    }
+    code = f"for name in {list(expected)}: report(**{{name: attempt(load, f'hf-hub:zoo/{{name}}')}})"
+    found = ask(hub, tmp_path, code, HF_TOKEN="")
+    assert {name: answer["error"] for name, answer in found.items()} == expected
+    assert "0000" in found["digest"]["text"]
+    assert hub.requests(".bin") == []
+
+
+def test_a_wrong_byte_is_repaired_or_refused(hub, tmp_path):
+    sha = put(hub, tmp_path / "1")
+    hub.fault("corrupt", path="/cdn/", method="GET")
+    code = f"report(**load('hf-hub:zoo/small@{sha}'))"
+    assert ask(hub, tmp_path / "a", code)["revision"] == sha
+    hub.fault("corrupt", path="/cdn/", method="GET", times=None)
+    found = ask(hub, tmp_path / "b", f"report(**attempt(load, 'hf-hub:zoo/small@{sha}'))")
+    assert found["error"] == "WeightsIntegrityError"
+    assert f"zoo/small/model.safetensors@{sha}" in found["text"]
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:", "hf-hub:name", "hf-hub:a/b/c", "hf-hub:a/b@", "hf-hub:../b", "hf-hub:a/b@../x"]
+)
+def test_malformed_names(name):
+    with pytest.raises(ValueError, match="ORG/NAME"):
+        rsb.create_model(name, pretrained=True)
+
+
+def test_a_repository_is_asked_for_with_pretrained_and_nothing_else(tmp_path):
+    for options in ({}, {"pretrained": True, "checkpoint": tmp_path}):
+        with pytest.raises(ValueError, match="pretrained=True"):
+            rsb.create_model("hf-hub:zoo/small", **options)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("repository")
+    torch.manual_seed(0)
+    model = rsb.create_model("croma_vit_tiny", overrides=SMALL)
+    return write_repository(model, "zoo/small", folder, license="mit"), folder / "config.json"
+
+
+def test_an_entry_survives_its_config(written):
+    entry, path = written
+    source = hub_module.source_of("hf-hub:zoo/small")
+    commit = "0" * 40
+    again = hub_module.parse_config(path, replace(source, revision=commit))
+    assert (again.source.revision, again.sha256, again.bytes) == (commit, entry.sha256, entry.bytes)
+    assert again.id == "croma_vit_tiny.zoo_small"
+    assert again.config == json.loads(json.dumps(entry.config))
+    assert "hf-hub:zoo/small" in repository_card(entry, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_no_config_does_worse_than_an_error_of_ours(written, data):
+    """Whatever stands in one field of config.json, reading gives an entry or a ValueError."""
+    _, path = written
+    content = json.loads(path.read_text())
+    place = data.draw(st.sampled_from([content, content["weights"], content["weights"]["inputs"]["s2"]]))
+    place[data.draw(st.sampled_from([*place, "other"]))] = data.draw(json_values)
+    broken = path.with_name("broken.json")
+    broken.write_text(json.dumps(content))
+    source = replace(hub_module.source_of("hf-hub:zoo/small"), revision="0" * 40)
+    try:
+        entry = hub_module.parse_config(broken, source)
+    except ValueError:
+        return
+    assert entry.format == "rsbackbones"
+    assert (entry.source.repo_id, entry.source.filename) == ("zoo/small", "model.safetensors")
+
+
+# -- faults of an upload ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "options"),
+    [
+        ("reset", {}),  # it took place, and the reply was lost
+        ("status", {"code": 500}),  # it took place, and the reply says otherwise
+        ("status", {"code": 500, "unheard": True}),  # it did not take place
+        ("reset", {"unheard": True}),
+    ],
+    ids=["reply lost", "wrong 500", "500", "request lost"],
+)
+def test_a_failed_commit_is_made_once(hub, tmp_path, fault, options):
+    hub.fault(fault, path="/commit/", method="POST", **options)
+    found = ask(hub, tmp_path, "name = push(); report(name=name, total=load(name)['total'])")
+    assert commits(hub) == 1
+    assert found["name"].endswith(hub.repos["zoo/small"].branches["main"])
+    expected = 2 if options.get("unheard") else 1
+    assert len(hub.requests("/commit/", "POST")) == expected
+
+
+def test_a_commit_is_never_made_on_top_of_somebody_elses(hub, tmp_path):
+    hub.fault("overtake", path="/preupload/")
+    found = ask(hub, tmp_path, "report(**attempt(push))")
+    assert found["error"] == "WeightsUnavailable"
+    assert "somebody else" in found["text"]
+    repo = hub.repos["zoo/small"]
+    assert set(repo.commits[repo.branches["main"]]) == {".gitattributes", "theirs.txt"}
+    assert len(hub.requests("/commit/", "POST")) == 1
+
+
+def test_a_hub_that_does_not_recover(hub, tmp_path):
+    hub.fault("status", path="/commit/", method="POST", times=None, code=503, unheard=True)
+    found = ask(hub, tmp_path, "report(down=attempt(push), again=attempt(load, 'hf-hub:zoo/small'))")
+    assert found["down"]["error"] == "WeightsUnavailable"
+    assert "503" in found["down"]["text"]
+    assert len(hub.requests("/commit/", "POST")) == 4
+    assert commits(hub) == 0
+    assert found["again"]["error"] == "WeightsNotFound"
+
+
+def test_pushes_that_are_refused(hub, tmp_path):
+    store(hub, "zoo/other", {"pytorch_model.bin": b"x", "config.json": b"{}"})
+    store(hub, "zoo/foreign", {"config.json": b"{}"})
+    put(hub, tmp_path / "b", "zoo/base", architecture="croma_vit_b")
+    store(hub, "zoo/public", {".gitattributes": b""})
+    before = {name: dict(repo.commits) for name, repo in hub.repos.items()}
+    code = """
+report(other=attempt(push, "zoo/other"), foreign=attempt(push, "zoo/foreign"), base=attempt(push, "zoo/base"),
+       public=attempt(push, "zoo/public", private=True), name=attempt(push, "small"),
+       licence=attempt(push, license=""))
+"""
+    found = ask(hub, tmp_path, code)
+    assert {name: answer["error"] for name, answer in found.items()} == {
+        "other": "WeightsError",
+        "foreign": "WeightsMismatchError",
+        "base": "WeightsError",
+        "public": "WeightsError",
+        "name": "ValueError",
+        "licence": "ValueError",
+    }
+    assert "pytorch_model.bin" in found["other"]["text"]
+    assert "croma_vit_b" in found["base"]["text"]
+    assert "public" in found["public"]["text"]
+    assert "licence" in found["licence"]["text"]
+    assert {name: repo.commits for name, repo in hub.repos.items()} == before
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [("", "hf auth login"), ("hf_reader", "403"), ("hf_stranger", "401")]
+)
+def test_who_may_not_write(hub, tmp_path, token, said):
+    hub.repos["zoo/small"] = Repo()
+    hub.repos["zoo/small"].commit({".gitattributes": HubFile(b"", lfs=False)})
+    found = ask(hub, tmp_path, "report(**attempt(push))", HF_TOKEN=token)
+    assert found["error"] == "WeightsAccessError"
+    assert said in found["text"]
+    assert commits(hub) == 0
+
+
+def test_no_network_to_push_over(tmp_path):
+    found = ask(None, tmp_path, "report(**attempt(push))")
+    assert found["error"] == "WeightsUnavailable"
+    assert "zoo/small" in found["text"]
