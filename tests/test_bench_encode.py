@@ -144,6 +144,7 @@ def test_memory_is_that_of_what_is_held():
     held = torch.ones(64 * 2**20 // 4)
     assert memory.peak() - before >= 0.9 * 64 * 2**20
     del held
+    memory.give_back()
     memory.forget_peak()
     assert memory.peak() - before < 32 * 2**20
     encoding, _ = asked()
@@ -204,8 +205,8 @@ def test_a_row_is_measured_in_processes_of_their_own():
             held["flops"] * held["images_per_s"] / row["limit"]["flop_per_s"]
         )
         assert 0 < held["construct_seconds"] < held["first_seconds"]
-    assert row["published"]["difference"] < 1e-3
-    assert row["ours_s2"]["difference"] < 1e-3
+    assert row["published"]["difference"] < 1e-4
+    assert row["ours_s2"]["difference"] < 1e-4
     assert "compiled" not in row
     assert "torchgeo" in row["torchgeo"]["error"]
     json.dumps(row)

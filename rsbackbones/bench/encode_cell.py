@@ -107,6 +107,7 @@ class Encoding:
         self.model.to(_DTYPES[self.cell.precision])
         cast = time.perf_counter() - began
         self.built_peak = memory.peak()
+        memory.give_back()  # what the loop over a bias leaves would not fit beside another peer's
         memory.forget_peak()
         seconds, streams = self.take()
         return {

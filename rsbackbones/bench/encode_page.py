@@ -47,7 +47,8 @@ def markdown(found: dict[str, Any]) -> str:
         "## Peak memory of the process in MiB, and over the weights",
         "",
         "The peak is of the whole life of the process, construction and imports included. Over the weights "
-        "is the peak while encoding, less the weights and what the process had after its imports.",
+        "is the peak while encoding, less the weights and what the process had after its imports; what "
+        "construction freed was given back before.",
         "",
         *_peer_lines(found, _memory),
         "",

@@ -1,5 +1,7 @@
 """The memory of this process and of the machine, in bytes. Linux only; elsewhere there is no answer."""
 
+import ctypes
+import gc
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -20,6 +22,14 @@ def forget_peak() -> None:
     path = Path("/proc/self/clear_refs")
     if path.exists():
         path.write_text("5", encoding="utf-8")
+
+
+def give_back() -> None:
+    """Give what is freed, and kept for later, back to the system; where the allocator (glibc) does so."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _STATUS.exists() else None
+    if trim is not None:
+        trim(0)
 
 
 def available() -> int | None:
