@@ -135,12 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tile", type=int, metavar="PIXELS", help="NAME.npz: cut the images into tiles")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = command("bench", _bench, "measure pretraining: its step here, or on paper on many GPUs")
-    sub.add_argument("what", choices=("train", "scaling"))
-    sub.add_argument("--quick", action="store_true", help="train: the small model, a few steps")
+    sub = command("bench", _bench, "measure encoding, or pretraining: its step here, or many GPUs on paper")
+    sub.add_argument("what", nargs="?", choices=("encode", "train", "scaling"), default="encode")
+    sub.add_argument("--quick", action="store_true", help="encode, train: the small model, a few minutes")
     sub.add_argument(
         "--output", type=Path, default=Path("bench"), metavar="DIR",
-        help="train: the folder of train.json, train.md and train.png; default bench",
+        help="encode, train: the folder of WHAT.json, WHAT.md and WHAT.png; default bench",
     )  # fmt: skip
     sub.add_argument(
         "--measured", type=Path, default=Path("benchmarks/scaling.json"), metavar="FILE.json",
@@ -447,9 +447,12 @@ def _bench(options: argparse.Namespace) -> int:
 
         print(scaling(options.measured.expanduser()), end="")
         return 0
-    from rsbackbones.bench.train import bench_train
+    if options.what == "train":
+        from rsbackbones.bench.train import bench_train as measure
+    else:
+        from rsbackbones.bench.encode import bench_encode as measure
 
-    print(bench_train(options.output.expanduser(), quick=options.quick), end="")
+    print(measure(options.output.expanduser(), quick=options.quick), end="")
     return 0
 
 
