@@ -15,6 +15,7 @@ from rsbackbones.errors import (
     WeightsNotFound,
     WeightsUnavailable,
 )
+from rsbackbones.export import export_onnx, export_program
 from rsbackbones.factory import create_model
 from rsbackbones.features import Backbone, FeatureMaps, Features
 from rsbackbones.manifest import WeightsEntry
@@ -51,6 +52,8 @@ __all__ = [
     "WeightsUnavailable",
     "create_model",
     "create_preprocess",
+    "export_onnx",
+    "export_program",
     "get_sensor",
     "hyperspectral",
     "list_models",

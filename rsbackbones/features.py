@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.layers.recompute import recompute_blocks
 from rsbackbones.sensors import InputSpec, get_sensor
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class Features:
         padded = [side * self.patch_size for side in self.grid]
         fine = F.interpolate(maps.flatten(0, -4), size=padded, mode="bilinear", align_corners=False)
         return fine[..., : self.size[0], : self.size[1]].unflatten(0, batch)
+
+
+# So that programs of torch.export may return them.
+torch.export.register_dataclass(Features, serialized_type_name="rsbackbones.Features")
 
 
 def spread_indices(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -204,7 +209,7 @@ class Backbone(nn.Module):
             valid: by modality [B, T] booleans, False where a frame is missing.
 
         Raises:
-            ValueError: a sensor, band count, size, dtype or shape that the model cannot serve.
+            ValueError: a sensor, band count, size, dtype, device or shape that the model cannot serve.
         """
         images, valid = self._checked(x, dates, valid)
         first = next(iter(images.values()))
@@ -288,6 +293,13 @@ class Backbone(nn.Module):
         """Return the head: an ``nn.Linear``, or ``nn.Identity`` where ``num_classes`` is 0."""
         return self.head
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Train in less memory and more time: keep only the inputs of blocks, and compute the rest again.
+
+        Gradients stay what they are.
+        """
+        recompute_blocks(self, enable)
+
     # -- sizes -------------------------------------------------------------------------------------
 
     def _grid(self, image: Tensor) -> tuple[int, int]:
@@ -300,8 +312,11 @@ class Backbone(nn.Module):
         if not self.pad:
             return image
         for dim, patches in zip((-2, -1), self._grid(image), strict=True):
-            places = torch.arange(patches * self.patch_size, device=image.device)
-            image = image.index_select(dim, places.clamp(max=image.shape[dim] - 1))
+            whole = patches * self.patch_size
+            # A traced program serves all sizes.
+            if torch.compiler.is_compiling() or whole != image.shape[dim]:
+                places = torch.arange(whole, device=image.device).clamp(max=image.shape[dim] - 1)
+                image = image.index_select(dim, places)
         return image
 
     # -- checks at the edge ------------------------------------------------------------------------
@@ -344,8 +359,8 @@ class Backbone(nn.Module):
                 f"{', '.join(map(repr, self.modalities))} (create_model(..., modalities=...) decides)"
             )
         images = {m: self._checked_image(m, x[m]) for m in self.modalities if m in x}
-        shapes = {m: (*image.shape[:-3], *image.shape[-2:]) for m, image in images.items()}
-        if len(set(shapes.values())) > 1:
+        shapes = [(*image.shape[:-3], *image.shape[-2:]) for image in images.values()]
+        if any(shape != shapes[0] for shape in shapes[1:]):  # a set would fix the shapes of a traced program
             raise ValueError(
                 "sensors must agree on batch, dates and size in pixels, got "
                 + ", ".join(f"{m} {tuple(images[m].shape)}" for m in images)
@@ -395,11 +410,19 @@ class Backbone(nn.Module):
                 f"{modality}: got {image.dtype}, expected normalised floats; raw values go through "
                 "rsbackbones.create_preprocess(model)"
             )
-        parameters = next(self.get_submodule(self.tokenizer_name(modality)).parameters()).dtype
-        if image.dtype != parameters and not torch.is_autocast_enabled(image.device.type):
+        weight = next(self.get_submodule(self.tokenizer_name(modality)).parameters())
+        if image.device != weight.device:
             raise ValueError(
-                f"{modality}: got {image.dtype}, the model's parameters are {parameters}; convert one "
-                f"of them (x.to({parameters}))"
+                f"{modality}: got an image on {image.device}, the model is on {weight.device}; move one of "
+                f"them (x.to({str(weight.device)!r}))"
+            )
+        # Autocast converts all floats but double.
+        if image.dtype != weight.dtype and (
+            image.dtype == torch.float64 or not torch.is_autocast_enabled(image.device.type)
+        ):
+            raise ValueError(
+                f"{modality}: got {image.dtype}, the model's parameters are {weight.dtype}; convert one "
+                f"of them (x.to({weight.dtype}))"
             )
         return image
 

@@ -18,8 +18,9 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rsbackbones.layers.recompute import blocks_of
 from rsbackbones.train.data.batch import Batch
-from rsbackbones.train.parallel import blocks_of, parallelize
+from rsbackbones.train.parallel import parallelize
 from rsbackbones.train.recipe import Recipe, from_json, to_json
 from rsbackbones.train.run import build_objective
 

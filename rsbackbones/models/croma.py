@@ -274,7 +274,7 @@ class Croma(Backbone):
             return None
         device = queries.device.type
         # Cast once: what every block casts for itself is kept until its backward pass.
-        autocast = torch.is_autocast_enabled(device)
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
         return bias_between(queries, keys, self.num_heads, dtype, grid=grid)
 

@@ -4,31 +4,22 @@ The modules that these treat one by one are those in lists called ``blocks``. No
 parameter's name or the state dict.
 """
 
-import functools
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
+from rsbackbones.layers.recompute import blocks_of, recompute_blocks
 from rsbackbones.train.recipe import Recipe
-
-
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """Return the modules in all lists called ``blocks``."""
-    lists = [m for name, m in module.named_modules() if name.rpartition(".")[2] == "blocks"]
-    return [block for blocks in lists for block in blocks.children()]
 
 
 def parallelize(objective: nn.Module, recipe: Recipe, device: torch.device, *, unused: bool) -> nn.Module:
     """Return what the loop calls. ``unused``: some batches leave some parameters without a gradient."""
     blocks = blocks_of(objective)
     if recipe.activation_checkpointing:
-        for block in blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        recompute_blocks(objective)
     if recipe.compile:
         for block in blocks:
             # Batches of several sources differ in size.
