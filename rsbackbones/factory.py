@@ -152,6 +152,8 @@ def create_model(
 
     # What the weights are of, then what the user wants of it.
     described = describe(architecture, file, entry)
+    if repository and file:
+        hub.check_contract(repository, file.metadata)
     theirs = replace_config(described.config, overrides or {}, architecture.name)
     fixed = [f for f in overrides or {} if f != "image_size"]
     differing = [f for f in fixed if getattr(theirs, f) != getattr(described.config, f)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones import weights
+from rsbackbones.checkpoints import METADATA_KEY
 from rsbackbones.errors import (
     CorruptCheckpointError,
     WeightsAccessError,
@@ -136,6 +137,33 @@ def parse_config(path: Path, source: Source) -> WeightsEntry:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpointError(f"{here}: its description is damaged: {error}") from error
+
+
+def check_contract(entry: WeightsEntry, metadata: Mapping[str, str]) -> None:
+    """Compare the input contract of ``config.json`` with that in the weights file, whose bytes are hashed.
+
+    Raises:
+        WeightsMismatchError: they differ.
+        CorruptCheckpointError: the file states none that can be read.
+    """
+    sensors = entry.config.get("sensors", {})
+    try:
+        contract = json.loads(metadata[METADATA_KEY])["inputs"]
+        held = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in contract.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpointError(f"{entry.source}: its input contract is damaged: {error}") from error
+    stated = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in entry.inputs.items()}
+    if differing := [m for m, spec in stated.items() if m not in held or _differ(spec, held[m])]:
+        raise WeightsMismatchError(
+            f"{entry.source} and its {CONFIG_FILE} state different input contracts for {', '.join(differing)}"
+        )
+
+
+def _differ(one: InputSpec, other: InputSpec) -> bool:
+    """Whether two contracts say different things of the bands that both have."""
+    rules = [(s.product, s.unit, s.normalize, s.eight_bit) for s in (one, other)]
+    known = [dict(zip(s.bands, zip(s.mean, s.std, strict=True), strict=True)) for s in (one, other)]
+    return rules[0] != rules[1] or any(known[0][b] != known[1][b] for b in {*known[0]} & {*known[1]})
 
 
 def _checked(fields: Mapping[str, Any], source: Source, here: str) -> WeightsEntry:

@@ -92,12 +92,11 @@ def describe(
             raise ValueError(f"depth {config.depth}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"unknown dtype {stored!r}")
-        held = {
-            m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
-            for m, contract in own.get("inputs", {}).items()
-        }
         if not entry and "inputs" in own:
-            inputs = held
+            inputs = {
+                m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
+                for m, contract in own["inputs"].items()
+            }
     except WeightsMismatchError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -106,34 +105,32 @@ def describe(
         raise WeightsMismatchError(
             f"{file.path} says {stored} and {config}, the manifest says {dtype} and {says}"
         )
-    if entry and (differing := [m for m in held if m in inputs and _differ(held[m], inputs[m])]):
-        raise WeightsMismatchError(
-            f"{file.path} and the description of {entry.id} state different input contracts for "
-            f"{', '.join(differing)}"
-        )
     return Description(config, inputs, True, int(classes), getattr(torch, stored))
-
-
-def _differ(one: InputSpec, other: InputSpec) -> bool:
-    """Whether two contracts say different things of the bands that both have."""
-    rules = [(s.product, s.unit, s.normalize, s.eight_bit) for s in (one, other)]
-    known = [dict(zip(s.bands, zip(s.mean, s.std, strict=True), strict=True)) for s in (one, other)]
-    return rules[0] != rules[1] or any(known[0][b] != known[1][b] for b in {*known[0]} & {*known[1]})
 
 
 def plan_bands(theirs: Any, mine: Any, missing: str, scale: str) -> tuple[BandTable, ...]:
     """Say for every modality of the configuration ``mine`` which weights of ``theirs`` its bands get.
 
     Raises:
-        ValueError: as :func:`rsbackbones.adapt.match_bands`.
+        ValueError: as :func:`rsbackbones.adapt.match_bands`, or a rule that makes kernels where they are
+            made from wavelengths.
     """
-    return tuple(
-        adapt.match_bands(
+    tables = []
+    for modality in mine.modalities:
+        rule, made = missing, theirs.takes_wavelengths(modality)
+        if made and missing in ("mean", "zero"):
+            raise ValueError(
+                f"{modality}: these weights make the kernels of any bands from their wavelengths, so bands_missing="
+                f"{missing!r} says nothing; leave it out, or say 'nearest' for statistics of the nearest bands"
+            )
+        if made and missing == "error":
+            rule = "new"  # only the statistics of the input can be missing, and create_preprocess asks
+        table = adapt.match_bands(
             modality, mine.bands[modality], theirs.bands[modality], sensor=mine.sensors[modality],
-            weights_sensor=theirs.sensors[modality], missing=missing, scale=scale,
-        )
-        for modality in mine.modalities
-    )  # fmt: skip
+            weights_sensor=theirs.sensors[modality], missing=rule, scale=scale,
+        )  # fmt: skip
+        tables.append(adapt.made_from_wavelengths(table) if made else table)
+    return tuple(tables)
 
 
 def adapted_inputs(described: Description, theirs: Any, tables: Sequence[BandTable]) -> dict[str, InputSpec]:
@@ -220,7 +217,7 @@ def _fit_tokenizer(
     theirs: Any = whole.get_submodule(name)
     key = f"{name}.proj.weight"
     kernel = theirs.to_kernel(state[key])
-    if table:
+    if table and not table.made:
         fan_in = len(table.rows) * kernel[0, 0].numel()
         fresh = kernel.new_empty(kernel.shape[0], len(table.rows), *kernel.shape[2:])
         fresh.uniform_(-(fan_in**-0.5), fan_in**-0.5)  # as torch initialises linear maps and convolutions

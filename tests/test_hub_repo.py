@@ -201,14 +201,15 @@ def test_repositories_that_are_not_what_they_say(hub, tmp_path):
 
 
 def test_a_wrong_byte_is_repaired_or_refused(hub, tmp_path):
-    sha = put(hub, tmp_path / "1")
-    hub.fault("corrupt", path="/cdn/", method="GET")
-    code = f"report(**load('hf-hub:zoo/small@{sha}'))"
-    assert ask(hub, tmp_path / "a", code)["revision"] == sha
-    hub.fault("corrupt", path="/cdn/", method="GET", times=None)
-    found = ask(hub, tmp_path / "b", f"report(**attempt(load, 'hf-hub:zoo/small@{sha}'))")
-    assert found["error"] == "WeightsIntegrityError"
-    assert f"zoo/small/model.safetensors@{sha}" in found["text"]
+    once, always = put(hub, tmp_path / "1", "zoo/once"), put(hub, tmp_path / "2", "zoo/always")
+    hub.fault("corrupt", path="/cdn/zoo/once", method="GET")
+    hub.fault("corrupt", path="/cdn/zoo/always", method="GET", times=None)
+    code = "report(once=load('hf-hub:zoo/once'), always=attempt(load, 'hf-hub:zoo/always'))"
+    found = ask(hub, tmp_path / "a", code)
+    assert found["once"]["revision"] == once
+    assert len(hub.requests("/cdn/zoo/once", "GET")) == 2
+    assert found["always"]["error"] == "WeightsIntegrityError"
+    assert f"zoo/always/model.safetensors@{always}" in found["always"]["text"]
 
 
 @pytest.mark.parametrize(
@@ -273,23 +274,25 @@ def test_no_config_does_worse_than_an_error_of_ours(written, data):
 # -- faults of an upload ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("fault", "options"),
-    [
-        ("reset", {}),  # it took place, and the reply was lost
-        ("status", {"code": 500}),  # it took place, and the reply says otherwise
-        ("status", {"code": 500, "unheard": True}),  # it did not take place
-        ("reset", {"unheard": True}),
-    ],
-    ids=["reply lost", "wrong 500", "500", "request lost"],
-)
-def test_a_failed_commit_is_made_once(hub, tmp_path, fault, options):
-    hub.fault(fault, path="/commit/", method="POST", **options)
-    found = ask(hub, tmp_path, "name = push(); report(name=name, total=load(name)['total'])")
-    assert commits(hub) == 1
-    assert found["name"].endswith(hub.repos["zoo/small"].branches["main"])
-    expected = 2 if options.get("unheard") else 1
-    assert len(hub.requests("/commit/", "POST")) == expected
+def test_a_failed_commit_is_made_once(hub, tmp_path):
+    """Whether it took place or not, and whatever the reply says of it or does not."""
+    faults = {
+        "reply_lost": ("reset", {}),
+        "reply_wrong": ("status", {"code": 500}),
+        "request_lost": ("reset", {"unheard": True}),
+        "request_refused": ("status", {"code": 500, "unheard": True}),
+    }
+    for name, (kind, options) in faults.items():
+        hub.fault(kind, path=f"/{name}/commit/", method="POST", **options)
+    code = f"for name in {list(faults)}: report(**{{name: (pushed := push(f'zoo/{{name}}'), load(pushed))}})"
+    found = ask(hub, tmp_path, code)
+    for name, (_, options) in faults.items():
+        head = hub.repos[f"zoo/{name}"].branches["main"]
+        assert found[name][0] == f"hf-hub:zoo/{name}@{head}"
+        assert found[name][1]["revision"] == head
+        assert commits(hub, f"zoo/{name}") == 1
+        asked = hub.requests(f"/{name}/commit/", "POST")
+        assert len(asked) == (2 if "unheard" in options else 1), name
 
 
 def test_a_commit_is_never_made_on_top_of_somebody_elses(hub, tmp_path):
@@ -339,16 +342,23 @@ report(other=attempt(push, "zoo/other"), foreign=attempt(push, "zoo/foreign"), b
     assert {name: repo.commits for name, repo in hub.repos.items()} == before
 
 
-@pytest.mark.parametrize(
-    ("token", "said"), [("", "hf auth login"), ("hf_reader", "403"), ("hf_stranger", "401")]
-)
-def test_who_may_not_write(hub, tmp_path, token, said):
+def test_who_may_not_write(hub, tmp_path):
     hub.repos["zoo/small"] = Repo()
     hub.repos["zoo/small"].commit({".gitattributes": HubFile(b"", lfs=False)})
-    found = ask(hub, tmp_path, "report(**attempt(push))", HF_TOKEN=token)
-    assert found["error"] == "WeightsAccessError"
-    assert said in found["text"]
+    code = """
+import os
+for token in ("hf_reader", "hf_stranger", ""):
+    os.environ["HF_TOKEN"] = token
+    report(**{token: attempt(push), token + "_new": attempt(push, "zoo/new")})
+"""
+    found = ask(hub, tmp_path, code)
+    assert {answer["error"] for answer in found.values()} == {"WeightsAccessError"}
+    for token, said in {"hf_reader": "403", "hf_stranger": "401", "": "nobody is logged in"}.items():
+        assert said in found[token]["text"]
+        assert said in found[token + "_new"]["text"]
+        assert "hf auth login" in found[token]["text"]
     assert commits(hub) == 0
+    assert list(hub.repos) == ["zoo/small"]
 
 
 def test_no_network_to_push_over(tmp_path):

@@ -32,7 +32,7 @@ ALLOWED = {
     "preprocess": {"features", "sensors"},
     "loading": {"adapt", "checkpoints", "errors", "features", "layouts", "manifest", "registry", "sensors"},
     "saving": {"checkpoints", "config", "features", "layouts", "registry"},
-    "hub": {"errors", "manifest", "sensors", "weights"},
+    "hub": {"checkpoints", "errors", "manifest", "sensors", "weights"},
     "export": {"checkpoints", "features", "saving"},
     "publish": {"cards", "config", "errors", "features", "hub", "manifest", "preprocess", "saving",
                 "weights"},
