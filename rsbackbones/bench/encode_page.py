@@ -226,13 +226,14 @@ def _aim_section(found: dict[str, Any]) -> list[str]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw images/s and peak memory of all peers as bars."""
+    """Draw images/s and peak memory of the peers that ran as bars."""
     groups = [f"{_size(row).removesuffix(' px')}\n{row['precision']}" for row in found["rows"]]
+    measured = {p: n for p, n in PEERS.items() if any("peak" in row.get(p, {}) for row in found["rows"])}
     panels = [
         Panel(
-            title=title, log=True,
+            title=title, log=key == "images_per_s",
             values={n: [(row.get(p, {}).get(key) or 0) / unit for row in found["rows"]]
-                    for p, n in PEERS.items()},
+                    for p, n in measured.items()},
         )
         for title, key, unit in (("images/s", "images_per_s", 1), ("peak memory, MiB", "peak", 2**20))
     ]  # fmt: skip
