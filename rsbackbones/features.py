@@ -72,7 +72,8 @@ class Features:
         batch = maps.shape[:-3]
         padded = [side * self.patch_size for side in self.grid]
         fine = F.interpolate(maps.flatten(0, -4), size=padded, mode="bilinear", align_corners=False)
-        return fine[..., : self.size[0], : self.size[1]].unflatten(0, batch)
+        cropped: Tensor = fine[..., : self.size[0], : self.size[1]].unflatten(0, batch)
+        return cropped
 
 
 # So that programs of torch.export may return them.

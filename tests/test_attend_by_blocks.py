@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import rsbackbones as rsb
 from rsbackbones.layers import alibi, attend_by_blocks
 from rsbackbones.layers.alibi import AlibiBias, alibi_bias, bias_between, grid_positions
+from rsbackbones.layers.attention import SelfAttention
 from rsbackbones.layers.flex import attend_with_flex
 
 
@@ -99,6 +100,14 @@ def test_its_floating_point_operations_are_counted_as_those_of_the_kernel():
             out.sum().backward()
         counts.append((forward.get_total_flops(), backward.get_total_flops()))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_learned_bias_gets_its_gradient(dtype):
+    layer = SelfAttention(16, 2, qkv_bias=True).to(dtype)
+    bias = torch.zeros(2, 5, 5, dtype=dtype, requires_grad=True)
+    layer(torch.randn(1, 5, 16, dtype=dtype), bias).square().sum().backward()
+    assert bias.grad.abs().sum() > 0
 
 
 def test_blocks_without_a_bias_are_plain_attention():

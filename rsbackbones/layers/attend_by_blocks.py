@@ -3,7 +3,7 @@
 Scores of all pairs of patches, and an ALiBi bias for them, grow with the square of the patches: 17 GB at
 1024 px of patch 8 with 16 heads. Here a block's bias is computed (or cut from a table), its scores are made,
 used and forgotten, and the backward pass makes them again: memory grows with the patches. On CPUs this is
-also faster than a kernel that reads a mask, most of all in bfloat16 (docs/benchmark.md).
+also faster than a kernel that reads a mask, most of all in bfloat16 (benchmarks/encode.md).
 
 Shapes: B images, h heads of width d, Nq queries and Nk keys, [B, N, h, d] as projections leave them.
 """
@@ -38,7 +38,8 @@ class _Block:
 def attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | AlibiBias | None) -> Tensor:
     """Softmax attention of [B, Nq, h, d] over [B, Nk, h, d]: [B, Nq, h, d].
 
-    ``bias`` is added to the scores: a table that broadcasts to [B, h, Nq, Nk], or one to be computed.
+    ``bias`` is added to the scores: a table [h, Nq, Nk] or [B, h, Nq, Nk] without a gradient, or one to be
+    computed.
     """
     table = bias if isinstance(bias, Tensor) else None
     queries, keys = (bias.queries, bias.keys) if isinstance(bias, AlibiBias) else (None, None)
@@ -56,7 +57,7 @@ def _forward(
         for block in _blocks(q, k, queries, keys):
             images, heads, rows = block.images, block.heads, block.rows
             values = _weights(q, k, block, table) @ _of_heads(v[images, :, heads])
-            out[images, rows, heads] = values.unflatten(0, (-1, heads.stop - heads.start)).transpose(1, 2)
+            out[images, rows, heads] = _of_images(values, heads)
     return out
 
 
@@ -77,18 +78,14 @@ def _backward(
     with torch.autocast(q.device.type, enabled=False):
         for block in _blocks(q, k, queries, keys):
             images, heads, rows = block.images, block.heads, block.rows
-            count = heads.stop - heads.start
             weights = _weights(q, k, block, table)  # [B' * h', n, Nk]
             of_out = _of_heads(grad[images, rows, heads])
             of_weights = of_out @ _of_heads(v[images, :, heads]).transpose(1, 2)
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-
-            def shaped(x: Tensor, count: int = count) -> Tensor:
-                return x.unflatten(0, (-1, count)).transpose(1, 2)  # [B', n, h', d]
-
-            dv[images, :, heads] += shaped(weights.transpose(1, 2) @ of_out)
-            dk[images, :, heads] += shaped(of_scores.transpose(1, 2) @ _of_heads(q[images, rows, heads]))
-            dq[images, rows, heads] = shaped(of_scores @ _of_heads(k[images, :, heads])) * scale
+            of_keys = of_scores.transpose(1, 2) @ _of_heads(q[images, rows, heads])
+            dv[images, :, heads] += _of_images(weights.transpose(1, 2) @ of_out, heads)
+            dk[images, :, heads] += _of_images(of_keys, heads)
+            dq[images, rows, heads] = _of_images(of_scores @ _of_heads(k[images, :, heads]), heads) * scale
     return dq, (dk * scale).to(k.dtype), dv.to(v.dtype)
 
 
@@ -111,6 +108,12 @@ def _weights(q: Tensor, k: Tensor, block: _Block, table: Tensor | None) -> Tenso
 def _of_heads(x: Tensor) -> Tensor:
     """[B, N, h, d] to [B * h, N, d]."""
     return x.transpose(1, 2).flatten(0, 1)
+
+
+def _of_images(x: Tensor, heads: slice) -> Tensor:
+    """[B * h, N, d] to [B, N, h, d], the inverse."""
+    images: Tensor = x.unflatten(0, (-1, heads.stop - heads.start)).transpose(1, 2)
+    return images
 
 
 def _blocks(q: Tensor, k: Tensor, queries: Tensor | None, keys: Tensor | None) -> Iterator[_Block]:

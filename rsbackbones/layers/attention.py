@@ -25,11 +25,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Bias) -> Tens
 
 
 def _better_by_blocks(q: Tensor, bias: Tensor | None) -> bool:
-    """Whether blocks are faster than PyTorch's kernel: measured on CPUs only (docs/benchmark.md).
+    """Whether blocks are faster than PyTorch's kernel: measured on CPUs only (benchmarks/encode.md).
 
-    That kernel is slow in half precision, and with a mask; its backward pass in float32 is fast.
+    That kernel is slow in half precision, and with a mask; its backward pass in float32 is fast. A learned
+    bias needs a gradient, which blocks do not give.
     """
-    if q.device.type != "cpu" or torch.compiler.is_exporting():
+    if q.device.type != "cpu" or torch.compiler.is_exporting() or (bias is not None and bias.requires_grad):
         return False
     return q.dtype == torch.bfloat16 or (bias is not None and not torch.is_grad_enabled())
 
