@@ -23,6 +23,9 @@ if bands were alike and their terms added up; ``sqrt`` the root of that, as if t
 their variances did; ``none`` 1. Under ``count``, an image that is the same in all bands has the same token
 whichever bands are given, provided that the weights treat all bands alike. ``zero`` and ``new`` bands are no
 part of this: they get no more and no less than the rule says.
+
+A tokenizer by wavelength (:mod:`rsbackbones.layers.wavelength_tokenizer`) makes its kernels itself, for any
+band: nothing here concerns them. A band takes only the statistics of its input from a band of the weights.
 """
 
 import math
@@ -71,7 +74,8 @@ class BandTable:
     """Where the weights of all the user's bands come from, for one sensor of the model (``modality``).
 
     ``sensor`` is what the user's bands are of, ``weights_sensor`` what the weights' bands are of. Falsy
-    where the user's bands are the weights' own.
+    where the user's bands are the weights' own. ``made``: the weights are made from the user's wavelengths,
+    and the sources are of the statistics of the input only.
     """
 
     modality: str
@@ -79,6 +83,7 @@ class BandTable:
     weights_sensor: str
     weights_bands: tuple[str, ...]
     rows: tuple[BandSource, ...]
+    made: bool = False
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -93,7 +98,7 @@ class BandTable:
     def __str__(self) -> str:
         if not self:
             return f"{self.modality}: the weights' own bands, as they are"
-        cells = [("band", "at", "weights from", "at", "rule", "factor")]
+        cells = [("band", "at", "statistics of" if self.made else "weights from", "at", "rule", "factor")]
         for row in self.rows:
             source, at = row.source or "-", "-"
             if row.source_wavelength is not None:
@@ -104,7 +109,7 @@ class BandTable:
         for line in cells:
             padded = [f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)]
             lines.append("  " + "  ".join([*padded, line[-1]]))
-        if self.left_out:
+        if self.left_out and not self.made:
             lines.append(f"  left out of the weights: {', '.join(self.left_out)}")
         return "\n".join(lines)
 
@@ -218,6 +223,21 @@ def _scaled(rows: Sequence[BandSource], total: int, scale: str) -> tuple[BandSou
     return tuple(
         replace(row, factor=own[row.rule] if row.rule in own else whole / shared[row.source]) for row in rows
     )
+
+
+def made_from_wavelengths(table: BandTable) -> BandTable:
+    """Return the table of a tokenizer that makes the kernels of any bands from their wavelengths.
+
+    The rule of its rows is ``made``, or ``extrapolated`` for wavelengths beyond those of the weights' bands.
+    """
+    known = [get_sensor(table.weights_sensor).band(name) for name in table.weights_bands]
+    low = min(band.wavelength - band.width / 2 for band in known)
+    high = max(band.wavelength + band.width / 2 for band in known)
+    rows = tuple(
+        replace(row, rule="made" if low <= row.wavelength <= high else "extrapolated", factor=1.0)
+        for row in table.rows
+    )
+    return replace(table, rows=rows, made=True)
 
 
 def _counts_as(band: Band, other: Band, radar: bool) -> bool:

@@ -55,6 +55,10 @@ class ViTConfig:
         object.__setattr__(self, "bands", bands)
         object.__setattr__(self, "sensors", {name: sensor.name for name, sensor in sensors.items()})
 
+    def takes_wavelengths(self, modality: str) -> bool:
+        """Return whether the kernels of a modality are made from wavelengths: its weights fit any bands."""
+        return False
+
     def _sensor(self, modality: str) -> Sensor:
         if not isinstance(self.sensors, Mapping):
             raise ValueError(

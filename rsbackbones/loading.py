@@ -120,8 +120,9 @@ def plan_bands(theirs: Any, mine: Any, missing: str, scale: str) -> tuple[BandTa
         rule, made = missing, theirs.takes_wavelengths(modality)
         if made and missing in ("mean", "zero"):
             raise ValueError(
-                f"{modality}: these weights make the kernels of any bands from their wavelengths, so bands_missing="
-                f"{missing!r} says nothing; leave it out, or say 'nearest' for statistics of the nearest bands"
+                f"{modality}: these weights make the kernels of any bands from their wavelengths, so "
+                f"bands_missing={missing!r} has no meaning; leave it out, or say 'nearest' for the input "
+                "statistics of the nearest bands"
             )
         if made and missing == "error":
             rule = "new"  # only the statistics of the input can be missing, and create_preprocess asks

@@ -47,11 +47,13 @@ from rsbackbones.layers.mlp import MLP
 from rsbackbones.layers.peg import PositionEncodingGenerator
 from rsbackbones.layers.sincos import sincos_embedding
 from rsbackbones.layers.tokenizer import LinearTokenizer
+from rsbackbones.layers.wavelength_tokenizer import WavelengthTokenizer
 from rsbackbones.layouts import Layout
-from rsbackbones.sensors import SSL4EO_S12, InputSpec
+from rsbackbones.sensors import SSL4EO_S12, InputSpec, get_sensor
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
 POSITIONS = ("alibi", "sincos", "peg")
+TOKENIZERS = ("linear", "wavelength")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class CromaConfig(ViTConfig):
     """Everything that decides the shape of a CROMA model; ``depth`` is the optical encoder's.
 
     ``positions`` is how positions are encoded, ``cross_alibi`` whether X-ALiBi is part of ``"alibi"``.
+    ``tokenizer`` is that of the optical sensor, ``"linear"`` or ``"wavelength"`` (ours); radar's is linear.
     """
 
     patch_size: int = 8
@@ -70,6 +73,7 @@ class CromaConfig(ViTConfig):
     mlp_ratio: float = 4.0
     positions: str = "alibi"
     cross_alibi: bool = True
+    tokenizer: str = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +94,12 @@ class CromaConfig(ViTConfig):
             raise ValueError(f"positions='sincos' needs a dim that is a multiple of 4, got {self.dim}")
         if not isinstance(self.cross_alibi, bool):
             raise ValueError(f"cross_alibi must be true or false, got {self.cross_alibi!r}")
+        if self.tokenizer not in TOKENIZERS:
+            raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {self.tokenizer!r}")
+
+    def takes_wavelengths(self, modality: str) -> bool:
+        """See :meth:`ViTConfig.takes_wavelengths`."""
+        return self.tokenizer == "wavelength" and get_sensor(modality).kind == "optical"
 
     def stream_depths(self) -> dict[str, int]:
         """Return the number of blocks of every stream that the modalities feed."""
@@ -110,12 +120,21 @@ class Patches:
     kept: Tensor | None
 
 
+def _tokenizer(config: CromaConfig, modality: str) -> LinearTokenizer:
+    names = config.bands[modality]
+    if not config.takes_wavelengths(modality):
+        return LinearTokenizer(len(names), config.dim, config.patch_size)
+    bands = [get_sensor(config.sensors[modality]).band(name) for name in names]
+    wavelengths, widths = [band.wavelength for band in bands], [band.width for band in bands]
+    return WavelengthTokenizer(wavelengths, widths, config.dim, config.patch_size)
+
+
 class Encoder(nn.Module):
     """The ViT of one sensor."""
 
     def __init__(self, config: CromaConfig, modality: str) -> None:
         super().__init__()
-        self.tokenizer = LinearTokenizer(len(config.bands[modality]), config.dim, config.patch_size)
+        self.tokenizer = _tokenizer(config, modality)
         self.blocks = nn.ModuleList(
             Block(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=False)
             for _ in range(config.stream_depths()[modality])
@@ -350,7 +369,7 @@ LAYOUTS = {
             qkv="to_qkv", out="to_out", q="to_", fc2=3,
         ),
         nested=True,
-        implies={"positions": "alibi", "cross_alibi": True},
+        implies={"positions": "alibi", "cross_alibi": True, "tokenizer": "linear"},
         derived={"attn_bias": _check_attention_table},
     ),
     # The state dict of the authors' pretraining model; decoder and projections are no part of ours.
@@ -360,7 +379,7 @@ LAYOUTS = {
             qkv="create_qkv", out="out", q="create_", fc2=2,
         ),
         dropped=("decoder.", "global_contrast_loss."),
-        implies={"positions": "alibi", "cross_alibi": True},
+        implies={"positions": "alibi", "cross_alibi": True, "tokenizer": "linear"},
     ),
 }  # fmt: skip
 

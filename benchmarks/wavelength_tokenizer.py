@@ -1,0 +1,117 @@
+"""A tokenizer by wavelength, distilled, against kernels adapted by name and `nearest`: tokens and embeddings.
+
+    [RSB_DATA=...] python benchmarks/wavelength_tokenizer.py [--checkpoint WEIGHTS] [--output JSON]
+
+Images: 1,000 Sentinel-2 L2A patches to learn from and 200 others to measure on, of RSB_DATA; without it,
+simulated scenes. *Error* is the root mean square difference from the tokens that the model's own bands give,
+over their deviation: 1 is what the mean token of all patches would score. *Cosine* is that of the embedding.
+Values are normalised as the model's input contract says; where that knows no statistics for a band, they are
+those of SSL4EO-S12, for all alike.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import rsbackbones as rsb
+from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.simulator import simulate_scene
+from rsbackbones.train.distill_tokenizer import distill_tokenizer
+
+NAME = "croma_vit_tiny"
+TWELVE = SSL4EO_S12["s2"].bands
+SETS = {
+    "own bands": None,
+    "four": ("B02", "B03", "B04", "B08"),
+    "without green": ("B02", "B04", "B08"),
+    "red, near infrared": ("B04", "B08"),
+    "red, green, blue": ("B04", "B03", "B02"),
+    "near infrared": ("B08",),
+    "nine": ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"),
+    "visible, red edges": ("B02", "B03", "B05", "B06", "B07", "B8A"),
+    "all twelve": TWELVE,
+}
+
+
+def read() -> tuple[np.ndarray, np.ndarray]:
+    """Return images to learn from and images to measure on, [B, 12, H, W], in digital numbers."""
+    if "RSB_DATA" in os.environ:
+        images = np.load(Path(os.environ["RSB_DATA"]) / "s2l2a_unlabelled_1200.npz")["images"]
+        return images[:1000], images[1000:]
+    scenes = [simulate_scene(128, 128, seed=i, day_of_year=12 * i + 8).s2 for i in range(30)]
+    return np.stack(scenes[::2]), np.stack(scenes[1::2])
+
+
+def normalised(model: rsb.Backbone, images: np.ndarray) -> torch.Tensor:
+    """Return the images of a model's bands as its input contract says."""
+    published = SSL4EO_S12["s2"]
+    known = dict(zip(TWELVE, zip(published.mean, published.std, strict=True), strict=True))
+    own = {band: known[band] for band in model.bands["s2"] if band not in model.inputs["s2"].bands}
+    return rsb.create_preprocess(model, bands={"s2": TWELVE}, statistics={"s2": own})({"s2": images})["s2"]
+
+
+@torch.inference_mode()
+def compare(model: rsb.Backbone, full: rsb.Backbone, images: np.ndarray) -> dict[str, float]:
+    """Return the error of a model's tokens and the cosine of its embedding, to those of all bands."""
+    x, y = normalised(model, images), normalised(full, images)
+    (tokens, right) = (m.get_submodule(m.tokenizer_name("s2"))(z) for m, z in ((model, x), (full, y)))
+    spread = (right - right.mean((0, 1))).square().mean()
+    cosine = torch.nn.functional.cosine_similarity(model(x), full(y)).mean()
+    return {"error": float(((tokens - right).square().mean() / spread).sqrt()), "cosine": float(cosine)}
+
+
+def run(checkpoint: Path | None) -> dict[str, dict[str, dict[str, float]]]:
+    """Return ``{bands: {rule: {error, cosine}}}``."""
+    learn, measure = read()
+    weights = {"pretrained": True} if checkpoint is None else {"checkpoint": checkpoint}
+    full = rsb.create_model(NAME, **weights, modalities=("s2",))
+    student = distill_tokenizer(full, normalised(full, learn))
+    results: dict = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = rsb.save_model(student, Path(folder) / "any.safetensors")
+        for title, chosen in SETS.items():
+            bands = {"s2": chosen or full.bands["s2"]}
+            fixed = {**weights, "modalities": ("s2",), "bands": bands, "bands_missing": "nearest"}
+            models = {
+                "by wavelength": rsb.create_model(NAME, checkpoint=path, bands=bands),
+                **{f"`{s}`": rsb.create_model(NAME, **fixed, bands_scale=s) for s in ("count", "none")},
+            }
+            results[title] = {rule: compare(model, full, measure) for rule, model in models.items()}
+            print(title, results[title], flush=True)
+    return results
+
+
+def table(results: dict) -> str:
+    """Return the results as a Markdown table."""
+    rules = list(next(iter(results.values())))
+    lines = [
+        "| bands given | " + " | ".join(f"{r}: error | cosine" for r in rules) + " |",
+        "|---|" + "---:|---:|" * len(rules),
+    ]
+    for title, found in results.items():
+        cells = [f"{found[rule]['error']:.2f} | {found[rule]['cosine']:.3f}" for rule in rules]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", type=Path, help="weights with a linear tokenizer; default the bundled"
+    )
+    parser.add_argument("--output", type=Path, help="NAME.json")
+    options = parser.parse_args()
+    results = run(options.checkpoint)
+    print(table(results))
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A tokenizer that knows bands by their wavelengths only, so that one set of weights takes any bands.
+
+The bands given are mixed into ``VIRTUAL_BANDS`` virtual ones, and a linear tokenizer projects those. How
+much of each virtual band a band gives is the softmax, over the bands given, of scores that a small network
+has for its wavelength and width. So a hypernetwork makes the kernel [D, C, p, p] that is applied to the C
+bands given, as in DOFA (Xiong et al., "Neural Plasticity-Inspired Multimodal Foundation Model for Earth
+Observation", arXiv 2403.15356), with two differences:
+
+- It is factorised, and so small: a kernel [D, R, p, p] of the R virtual bands times mixing weights [R, C].
+  Only the latter depend on wavelengths.
+- Where DOFA's bands meet in a transformer, they meet in the softmax here, which also sets the scale: a
+  virtual band is a weighted mean of the bands given. An image that is the same in all bands has the same
+  tokens whichever bands are given, and however many; bands that are given stand in for those that are not.
+
+Optical sensors only: the polarisations of a radar have one wavelength and could not be told apart.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsbackbones.layers.tokenizer import LinearTokenizer
+
+VIRTUAL_BANDS = 16
+# Reflected sunlight, in nm.
+SHORTEST, LONGEST = 350.0, 2600.0
+_WIDEST = 1000.0
+# The finest half-waves are 6 % of a wavelength, and a factor of 5.6 in width.
+_HARMONICS, _WIDTH_HARMONICS = 32, 4
+_FEATURES = 2 * (_HARMONICS + _WIDTH_HARMONICS)
+
+
+def fourier_features(wavelengths: Sequence[float], widths: Sequence[float]) -> Tensor:
+    """Return sines and cosines of the logarithms of wavelengths and widths, [C, F], float32.
+
+    Args:
+        wavelengths: the centres of C bands in nm, from 350 to 2600.
+        widths: their full widths at half maximum in nm; below 1 is as 1, above 1000 as 1000.
+
+    Raises:
+        ValueError: a wavelength out of this range, a width that is not positive, or not one for each.
+    """
+    if len(wavelengths) != len(widths) or not len(wavelengths):
+        raise ValueError(
+            f"every band needs a wavelength and a width, got {len(wavelengths)} wavelengths and "
+            f"{len(widths)} widths"
+        )
+    for wavelength, width in zip(wavelengths, widths, strict=True):
+        if not SHORTEST <= wavelength <= LONGEST:
+            raise ValueError(
+                f"a tokenizer by wavelength takes optical bands from {SHORTEST:g} to {LONGEST:g} nm "
+                f"(nanometres, 1000 to the micrometre), got one at {wavelength:g}; leave it out of bands=. "
+                "The polarisations of a radar have one wavelength: they need a linear tokenizer"
+            )
+        if not 0 < width < math.inf:
+            raise ValueError(f"the width of a band is positive, in nm, got {width} at {wavelength:g} nm")
+    # On the CPU also where a model is built on the meta device: no file would fill them in.
+    centre, width = torch.tensor([[*wavelengths], [*widths]], dtype=torch.float64, device="cpu")
+    place = torch.log(centre / SHORTEST) / math.log(LONGEST / SHORTEST)  # 0 to 1
+    spread = torch.log(width.clamp(1, _WIDEST)) / math.log(_WIDEST)  # 0 to 1
+    harmonics = [
+        math.pi * x[:, None] * torch.arange(1, count + 1, device="cpu")
+        for x, count in ((place, _HARMONICS), (spread, _WIDTH_HARMONICS))
+    ]
+    angles = torch.cat(harmonics, dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+class WavelengthTokenizer(LinearTokenizer):
+    """Mix bands into virtual ones by their wavelengths, cut those into patches and project each linearly.
+
+    ``wavelengths`` and ``widths``, in nm, are of the bands that images hold, in order. They are no part of
+    the state dict. ``proj`` is that of a :class:`LinearTokenizer` of the virtual bands.
+
+    Raises:
+        ValueError: as :func:`fourier_features`.
+    """
+
+    features: Tensor
+
+    def __init__(
+        self, wavelengths: Sequence[float], widths: Sequence[float], dim: int, patch_size: int
+    ) -> None:
+        super().__init__(VIRTUAL_BANDS, dim, patch_size)
+        self.register_buffer("features", fourier_features(wavelengths, widths), persistent=False)
+        self.scores = nn.Sequential(nn.Linear(_FEATURES, 64), nn.GELU(), nn.Linear(64, VIRTUAL_BANDS))
+        with torch.no_grad():
+            # Under torch's default all virtual bands would begin as nearly the same mean.
+            self.scores[2].weight.mul_(5)
+
+    def take_bands(self, wavelengths: Sequence[float], widths: Sequence[float]) -> None:
+        """Take images of other bands from now on. The weights stay what they are.
+
+        Raises:
+            ValueError: as :func:`fourier_features`.
+        """
+        self.features = fourier_features(wavelengths, widths).to(self.proj.weight)
+
+    def mixing(self, channels: Sequence[int] | None = None) -> Tensor:
+        """Return how much of each virtual band every band gives, [R, C]; each row sums to 1.
+
+        ``channels`` are the bands that are given, in order; by default all.
+        """
+        features = self.features if channels is None else self.features[list(channels)]
+        # An error of a score is a relative error of the weights: no half precision here.
+        with torch.autocast(features.device.type, enabled=False):
+            scores: Tensor = self.scores(features)  # [C, R]
+            return scores.softmax(dim=0).T
+
+    def forward(
+        self, images: Tensor, *, kept: Tensor | None = None, channels: Sequence[int] | None = None
+    ) -> Tensor:
+        """[B, C, H, W] to [B, N, D]; see :meth:`LinearTokenizer.forward`."""
+        virtual = F.conv2d(images, self.mixing(channels)[..., None, None])  # [B, R, H, W]
+        return super().forward(virtual, kept=kept)
