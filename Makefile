@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[geo,train,eval,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[geo,train,eval,onnx,dev]"
 	touch $@
 
 # SCENE=path.tif [RADAR=path.tif] embeds a scene of yours instead of the simulated one.

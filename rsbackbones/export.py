@@ -83,7 +83,9 @@ def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Meth
     with torch.no_grad():
         outputs = list(_named(model, method)(images))
     program = export_program(model, method=method)
-    file = torch.onnx.export(program, dynamo=True, input_names=list(images), output_names=outputs)
+    file = torch.onnx.export(
+        program, dynamo=True, input_names=list(images), output_names=outputs, verbose=False
+    )
     assert file is not None
     file.model.metadata_props[METADATA_KEY] = json.dumps(description(unwrapped(model)))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:

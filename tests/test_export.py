@@ -1,6 +1,9 @@
 """torch.compile, torch.export, ONNX: one graph for all batches and sizes, and the features of eager mode."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +13,11 @@ from torch.export import Dim
 
 import rsbackbones as rsb
 from rsbackbones.layers import alibi
-from tests.test_precision import NO_TABLES, SENSORS, outputs, small, some_images
+from tests.test_precision import NO_TABLES, outputs, small, some_images
 
 # Batch, height and width; patches are 8 pixels.
 # The first numbers differ from each other and from those of bands: torch.compile takes equal ones for one.
 SIZES = [(5, 32, 48), (3, 64, 24), (2, 40, 40), (4, 96, 120)]
-KINDS = [*SENSORS, "maps"]
 
 
 def model_of(kind, **arguments):
@@ -92,7 +94,7 @@ def test_autocast_and_padding_compile():
 @pytest.mark.parametrize("training", [False, True])
 def test_the_compiler_itself_gives_what_eager_mode_gives(training):
     """The tests above count graphs, and run them as they are; this one translates them to C++."""
-    model = small(num_classes=3).train(training)
+    model = small("s2", num_classes=3).train(training)
     model.set_grad_checkpointing(training)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for size in SIZES:
@@ -179,19 +181,17 @@ def run_onnx(path, images):
     return dict(zip(names, map(torch.from_numpy, results), strict=True)), session
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "logits", "pad"])
+@pytest.mark.parametrize("kind", ["s2", "both", "maps", "padded"])
 def test_onnx_gives_the_features_of_eager_mode(kind, tmp_path):
     pytest.importorskip("onnxscript", reason="pip install 'rsbackbones[onnx]'")
-    if kind == "logits":
-        model, method = small(num_classes=3), "forward"
-    elif kind == "pad":
-        model, method = small(pad=True), "forward"
+    if kind == "padded":
+        model, method = small(pad=True, num_classes=3), "forward"
     else:
         model, method = model_of(kind), "forward" if kind == "maps" else "forward_features"
     path = rsb.export_onnx(model, tmp_path / "model.onnx", method=method)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     for size in (
-        [(2, 16, 24), (1, 31, 45), (3, 20, 64)] if kind == "pad" else [(2, 16, 24), (1, 16, 16), *SIZES]
+        [(2, 16, 24), (1, 31, 45), (3, 20, 64)] if kind == "padded" else [(2, 16, 24), (1, 16, 16), *SIZES]
     ):
         x = images_of(model, *size)
         got, session = run_onnx(path, x)
@@ -207,10 +207,8 @@ def test_onnx_gives_the_features_of_eager_mode(kind, tmp_path):
 def named_outputs(kind, model, x):
     if kind == "maps":
         return {f"maps_{i}": maps for i, maps in zip(model.indices, model(x), strict=True)}
-    if kind == "logits":
+    if kind == "padded":
         return {"logits": model(x)}
-    if kind == "pad":
-        return {"embedding": model(x)}
     return {f"{kind}_{stream}": v for (kind, stream), v in outputs(model, x).items()}
 
 
@@ -221,3 +219,29 @@ def test_bad_exports_are_refused(tmp_path):
         rsb.export_program(small(), method="tokens")
     with pytest.raises(ValueError, match=r"ends in \.onnx"):
         rsb.export_onnx(small(), tmp_path / "model.pt")
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install 'rsbackbones\[onnx\]'"):
+        rsb.export_onnx(small(), tmp_path / "model.onnx")
+
+
+def test_the_lines_of_the_page_run(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    # The small model, and graphs run as they are rather than translated to C++.
+    for theirs, ours in [
+        ('"croma_vit_b", pretrained=True', '"croma_vit_tiny"'),
+        ("dynamic=True)", 'dynamic=True, backend="eager")'),
+        ("120, 120", "32, 48"),
+    ]:
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    names: dict[str, object] = {}
+    exec(code, names)
+    with torch.no_grad():
+        expected = names["model"](names["images"])
+    torch.testing.assert_close(torch.from_numpy(names["embedding"]), expected, rtol=0, atol=1e-4)
