@@ -4,6 +4,7 @@ Source: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.0
 """
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -21,9 +22,9 @@ def recompute_blocks(module: nn.Module, enable: bool = True) -> None:
     Gradients stay what they are; names of parameters and the state dict too.
     """
     for block in blocks_of(module):
-        kept = block.__dict__.get("forward")
-        recomputed = isinstance(kept, partial) and kept.func is checkpoint
+        forward: Any = block.forward
+        recomputed = isinstance(forward, partial) and forward.func is checkpoint
         if enable and not recomputed:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(checkpoint, forward, use_reentrant=False)
         elif recomputed and not enable:
-            block.forward = kept.args[0]
+            block.forward = forward.args[0]
