@@ -272,6 +272,20 @@ def test_distillation_keeps_the_tokens_of_all_bands_and_mends_those_of_fewer(bun
     assert close(one, other)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_half_precision_errs_as_half_precision_does(bundled, simulated, dtype, most):
+    tokenizer = distill_tokenizer(bundled, simulated, steps=100).encoders["s2"].tokenizer
+    x = simulated[:4]
+    with torch.no_grad():
+        exact = tokenizer(x)
+        with torch.autocast("cpu", dtype=dtype):
+            autocast = tokenizer(x)
+        half = tokenizer.to(dtype)(x.to(dtype))
+    for found in (autocast, half):
+        assert found.dtype == dtype
+        assert (found - exact).norm() < most * (exact - exact.mean((0, 1))).norm()
+
+
 def test_distillation_is_reproducible(bundled, simulated):
     one, other = (distill_tokenizer(bundled, simulated, steps=3).state_dict() for _ in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -86,10 +86,11 @@ class WavelengthTokenizer(LinearTokenizer):
     ) -> None:
         super().__init__(VIRTUAL_BANDS, dim, patch_size)
         self.register_buffer("features", fourier_features(wavelengths, widths), persistent=False)
-        self.scores = nn.Sequential(nn.Linear(_FEATURES, 64), nn.GELU(), nn.Linear(64, VIRTUAL_BANDS))
+        last = nn.Linear(64, VIRTUAL_BANDS)
+        self.scores = nn.Sequential(nn.Linear(_FEATURES, 64), nn.GELU(), last)
         with torch.no_grad():
             # Under torch's default all virtual bands would begin as nearly the same mean.
-            self.scores[2].weight.mul_(5)
+            last.weight.mul_(5)
 
     def take_bands(self, wavelengths: Sequence[float], widths: Sequence[float]) -> None:
         """Take images of other bands from now on. The weights stay what they are.

@@ -62,14 +62,16 @@ def draw(bands: Sequence[Band], generator: np.random.Generator) -> Drawn:
     """Draw what a step of the distillation sees: all bands, some of them, or a made-up sensor."""
     kind, count = generator.random(), len(bands)
     if kind < _OWN + _SOME:
-        chosen = np.arange(count)
+        chosen = list(range(count))
         if kind >= _OWN:
-            chosen = generator.permutation(count)[: generator.integers(1, count + 1)]
+            chosen = generator.permutation(count)[: generator.integers(1, count + 1)].tolist()
         picked = [bands[i] for i in chosen]
         return Drawn([b.wavelength for b in picked], [b.width for b in picked], torch.eye(count)[chosen])
     number = round(math.exp(generator.uniform(0, math.log(_MOST_BANDS))))
     ends = min(b.wavelength for b in bands), max(b.wavelength for b in bands)
-    centres, widths = (np.exp(generator.uniform(*np.log(span), number)) for span in (ends, _WIDTHS))
+    centres, widths = (
+        np.exp(generator.uniform(math.log(low), math.log(high), number)) for low, high in (ends, _WIDTHS)
+    )
     return interpolate(bands, centres.tolist(), widths.tolist())
 
 
