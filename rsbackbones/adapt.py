@@ -245,9 +245,11 @@ def _counts_as(band: Band, other: Band, radar: bool) -> bool:
     return near and (band.name == other.name or not radar)
 
 
-def _distance(band: Band, other: Band) -> tuple[float, bool]:
-    # At one wavelength (a radar's polarisations) the same name comes first.
-    return abs(band.wavelength - other.wavelength), band.name != other.name
+def _distance(band: Band, other: Band) -> tuple[float, bool, bool]:
+    # At one wavelength (a radar's polarisations) the same name comes first, then one that is alike or crossed
+    # as well: HV is more like VH than like VV.
+    crossed = [len(set(each.name)) > 1 for each in (band, other)]
+    return abs(band.wavelength - other.wavelength), band.name != other.name, crossed[0] != crossed[1]
 
 
 def _check_near(modality: str, band: Band, source: Band) -> None:

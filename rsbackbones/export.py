@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from rsbackbones.checkpoints import METADATA_KEY
-from rsbackbones.features import Backbone, FeatureMaps
-from rsbackbones.saving import description, target_path, unwrapped
+from rsbackbones.features import Backbone, FeatureMaps, unwrapped
+from rsbackbones.saving import description, target_path
 
 Method = Literal["forward", "forward_features"]
 

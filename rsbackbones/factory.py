@@ -169,12 +169,13 @@ def create_model(
     # A random model lacks no weights, but an input contract may have no statistics for a band.
     missing = "new" if file is None and bands_missing == "error" else bands_missing
     tables = plan_bands(theirs, mine, missing, bands_scale)
-    if file is None:
-        model: Backbone = build(mine, num_classes=classes)
-    else:
-        with torch.device("meta"):
-            model = build(mine, num_classes=classes)
-        model.adaptation = load_weights(model, file, described, theirs, architecture, entry, tables)
+    with torch.inference_mode(False):  # parameters made in that mode could never be trained
+        if file is None:
+            model: Backbone = build(mine, num_classes=classes)
+        else:
+            with torch.device("meta"):
+                model = build(mine, num_classes=classes)
+            model.adaptation = load_weights(model, file, described, theirs, architecture, entry, tables)
     model.architecture = architecture.name
     model.inputs = adapted_inputs(described, theirs, tables)
     model.weights_entry = entry
@@ -223,6 +224,11 @@ def _wanted(
             f"unknown modality {', '.join(map(repr, unknown))}; these weights know "
             f"{', '.join(map(repr, known))}: pass modalities={known} (--modalities {','.join(known)})"
         )
+    for name, given in (("bands", bands), ("sensors", sensors)):
+        if not isinstance(given or {}, Mapping):
+            raise ValueError(
+                f"{name} must be given by modality, {name}={{'{wanted[0]}': ...}}, got {given!r}"
+            )
     if unknown := [m for m in bands or {} if m not in wanted]:
         raise ValueError(f"bands names {', '.join(unknown)}, but the model's modalities are {wanted}")
     if unknown := [m for m in sensors or {} if m not in wanted]:

@@ -543,3 +543,15 @@ class FeatureMaps(nn.Module):
         return self.backbone.forward_intermediates(
             x, self.indices, stream=self.stream, dates=dates, valid=valid
         )
+
+
+def unwrapped(model: Any) -> Backbone:
+    """Take off what torch.compile, data parallelism, ``features_only`` and timm put around a model."""
+    while not isinstance(model, Backbone):
+        for name in ("_orig_mod", "module", "backbone", "model"):
+            if hasattr(model, name):
+                model = getattr(model, name)
+                break
+        else:
+            raise ValueError(f"expected a model from create_model, got {type(model).__name__}")
+    return model

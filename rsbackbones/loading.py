@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from rsbackbones.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.features import Backbone
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.registry import Architecture
-from rsbackbones.sensors import SENSORS, InputSpec
+from rsbackbones.sensors import SENSORS, InputSpec, get_sensor
 
 # So many tensors are named in an error; a wrong size concerns hundreds.
 _NAMED = 8
@@ -86,6 +87,7 @@ def describe(
                 f"{file.path} takes bands of {', '.join(map(repr, unknown))}, which is no known sensor; "
                 "register it before loading: rsbackbones.register_sensor(Sensor(...))"
             )
+        _check_wavelengths(own.get("wavelengths", {}), fields.get("sensors", {}), file.path)
         config = replace_config(architecture.config, fields, architecture.name)
         # What would be built must be no more than what is there.
         if not 0 <= int(classes) <= 2**20 or config.depth > len(file.tensors):
@@ -106,6 +108,23 @@ def describe(
             f"{file.path} says {stored} and {config}, the manifest says {dtype} and {says}"
         )
     return Description(config, inputs, True, int(classes), getattr(torch, stored))
+
+
+def _check_wavelengths(
+    wavelengths: Mapping[str, Mapping[str, float]], sensors: Mapping[str, str], path: Path
+) -> None:
+    """Compare the bands that a file was written for with those that its sensors have here."""
+    for modality, stated in wavelengths.items():
+        sensor = get_sensor(sensors.get(modality, modality))
+        here = {band.name: band for band in sensor.bands}
+        for name, wavelength in stated.items():
+            if name not in here or abs(here[name].wavelength - wavelength) > here[name].width / 2:
+                found = f"at {here[name].wavelength:g} nm" if name in here else "missing"
+                raise WeightsMismatchError(
+                    f"{path} takes the band {name} of {sensor.name} at {wavelength:g} nm; the sensor "
+                    f"registered here under this name has it {found}: it is another one. Register the "
+                    "sensor that the file was written for"
+                )
 
 
 def plan_bands(theirs: Any, mine: Any, missing: str, scale: str) -> tuple[BandTable, ...]:
@@ -221,7 +240,10 @@ def _fit_tokenizer(
     if table and not table.made:
         fan_in = len(table.rows) * kernel[0, 0].numel()
         fresh = kernel.new_empty(kernel.shape[0], len(table.rows), *kernel.shape[2:])
-        fresh.uniform_(-(fan_in**-0.5), fan_in**-0.5)  # as torch initialises linear maps and convolutions
+        if any(row.rule == "new" for row in table.rows):
+            fresh.uniform_(-(fan_in**-0.5), fan_in**-0.5)  # as torch initialises linear maps and convolutions
+        else:
+            fresh.zero_()
         kernel = adapt.adapt_bands(kernel, table, fresh)
     kernel = adapt.resize_kernel(kernel, mine.patch_size)
     state[key] = mine.from_kernel(kernel).contiguous()

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rsbackbones.features import Backbone, FeatureMaps
+from rsbackbones.features import unwrapped
 from rsbackbones.sensors import InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:
@@ -148,6 +148,11 @@ class Preprocess:
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         unit, low, high = self.units[modality], float(x.min()), float(x.max())
         hint = None
+        if high < 0 and unit not in ("db", "linear"):
+            raise ValueError(
+                f"{modality}: no value is above zero, the values go from {low:.4g} to {high:.4g}; fill or "
+                "leave out pixels without data first"
+            )
         below_zero = unit == "landsat_c2" and 0 < high < -_LANDSAT_C2_OFFSET / _LANDSAT_C2_SCALE
         if unit in _DIGITAL_NUMBERS and 0 < high <= 2:
             hint = ("reflectance", "reflectances (0 to 1)")
@@ -155,7 +160,7 @@ class Preprocess:
             hint = ("dn", "digital numbers (reflectance x 10000)")
         elif unit == "db" and low >= 0 and high > 0:
             hint = ("linear", "linear power")
-        elif unit == "dn" and low >= 1000:
+        elif unit == "dn" and _lowest_above_zero(x) >= 1000:  # zero is what pixels without data hold
             warnings.warn(
                 f"{modality}: no value is below 1000. Products since 2022 carry an offset of 1000: if yours "
                 f"do, say create_preprocess(model, units={{'{modality}': 'dn+1000'}}) (Landsat "
@@ -216,6 +221,10 @@ class Preprocess:
         return "Preprocess(\n" + "\n".join(lines) + "\n)"
 
 
+def _lowest_above_zero(x: Tensor) -> float:
+    return float(x.masked_fill(x <= 0, float("inf")).min())
+
+
 def _native(raw: Any) -> Any:
     """Return an array that torch can share: native byte order, positive strides."""
     import numpy as np
@@ -228,7 +237,7 @@ def _native(raw: Any) -> Any:
 
 
 def create_preprocess(
-    model: Backbone | FeatureMaps,
+    model: nn.Module,
     *,
     bands: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
@@ -243,7 +252,7 @@ def create_preprocess(
     Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
 
     Args:
-        model: from ``create_model``.
+        model: from ``create_model``; what torch.compile, data parallelism or timm put around it is taken off.
         bands: the channels of *your* arrays, in order, by sensor; the model's bands are gathered from
             them by name, others (B10, say) are left out. Default: the model's own bands.
         units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
@@ -258,7 +267,7 @@ def create_preprocess(
         ValueError: an unknown sensor, unit or band, a band that the model needs and yours lack, or a
             band without statistics.
     """
-    backbone = model.backbone if isinstance(model, FeatureMaps) else model
+    backbone = unwrapped(model)
     return preprocess_for(
         backbone.inputs, backbone.bands, sensors=backbone.config.sensors, bands=bands, units=units,
         statistics=statistics, eight_bit=eight_bit, check=check,

@@ -20,10 +20,10 @@ from rsbackbones import hub, weights
 from rsbackbones.cards import repository_card
 from rsbackbones.config import as_json
 from rsbackbones.errors import WeightsAccessError, WeightsError, WeightsUnavailable
-from rsbackbones.features import Backbone
+from rsbackbones.features import Backbone, unwrapped
 from rsbackbones.manifest import Source, WeightsEntry
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.saving import save_model, unwrapped
+from rsbackbones.saving import save_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

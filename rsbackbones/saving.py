@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from rsbackbones import checkpoints
 from rsbackbones.config import as_json
-from rsbackbones.features import Backbone
+from rsbackbones.features import Backbone, unwrapped
 from rsbackbones.layouts import Layout
 from rsbackbones.registry import find_architecture
+from rsbackbones.sensors import get_sensor
 
 
 def save_model(model: Backbone | nn.Module, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
@@ -42,6 +43,11 @@ def description(model: Backbone) -> dict[str, Any]:
         "config": as_json(model.config),
         "num_classes": model.num_classes,
         "inputs": {m: dataclasses.asdict(spec) for m, spec in model.inputs.items() if m in model.modalities},
+        # A sensor is known by its name only where it is registered, and there it may be another.
+        "wavelengths": {
+            m: {name: get_sensor(model.config.sensors[m]).band(name).wavelength for name in model.bands[m]}
+            for m in model.modalities
+        },
         "weights": entry.id if entry else None,
     }
 
@@ -106,18 +112,6 @@ def write_safetensors(
         save_file(tensors, part, metadata)
         part.chmod(0o644)
         part.replace(path)
-
-
-def unwrapped(model: Any) -> Backbone:
-    """Take off what torch.compile, data parallelism, ``features_only`` and timm put around a model."""
-    while not isinstance(model, Backbone):
-        for name in ("_orig_mod", "module", "backbone", "model"):
-            if hasattr(model, name):
-                model = getattr(model, name)
-                break
-        else:
-            raise ValueError(f"expected a model from create_model, got {type(model).__name__}")
-    return model
 
 
 def target_path(path: str | Path, suffixes: tuple[str, ...]) -> Path:

@@ -67,6 +67,8 @@ class Sensor:
         """
         if isinstance(names, str):
             raise ValueError(f"bands must be a sequence of names, got the string {names!r}")
+        if any(not isinstance(name, str) for name in names):
+            raise ValueError(f"bands must be names such as {self.bands[0].name!r}, got {list(names)!r}")
         resolved = tuple(self.band(name).name for name in names)
         twice = sorted({name for name in resolved if resolved.count(name) > 1})
         if twice or not resolved:

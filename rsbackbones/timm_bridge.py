@@ -188,6 +188,11 @@ class Pyramid(nn.Module):
         blocks = spread_indices(encoder.depth, len(PYRAMID))
         if len(blocks) < len(PYRAMID):
             raise ValueError(f"a pyramid needs {len(PYRAMID)} blocks, this encoder has {encoder.depth}")
+        self.patch_size = encoder.backbone.patch_size
+        if any(self.patch_size % r and r % self.patch_size for r in PYRAMID):
+            raise ValueError(
+                f"a pyramid of {PYRAMID} pixels needs patches of a power of two, got {self.patch_size}"
+            )
         levels = [
             {"module": f"blocks.{block}", "num_chs": encoder.num_features, "reduction": reduction}
             for block, reduction in zip(blocks, PYRAMID, strict=True)
@@ -198,16 +203,17 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, C, H, W] to a list of maps."""
         maps = self.model.backbone.forward_intermediates(x, self.blocks)
-        return [
-            _resized(each, (-(-x.shape[2] // reduction), -(-x.shape[3] // reduction)))
-            for each, reduction in zip(maps, self.feature_info.reduction(), strict=True)
-        ]
+        levels = zip(maps, self.feature_info.reduction(), strict=True)
+        return [_at(each, self.patch_size, reduction, x.shape[2:]) for each, reduction in levels]
 
 
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if size[0] >= maps.shape[2] and size[1] >= maps.shape[3]:
-        return F.interpolate(maps, size, mode="bilinear", align_corners=False)
-    return F.adaptive_avg_pool2d(maps, size)
+def _at(maps: Tensor, patch_size: int, reduction: int, size: Sequence[int]) -> Tensor:
+    """Maps of patches to cells of ``reduction`` pixels that cover an image of ``size``, at their places."""
+    if reduction >= patch_size:
+        # At the edges the mean of what there is.
+        return F.avg_pool2d(maps, reduction // patch_size, ceil_mode=True, count_include_pad=False)
+    fine = F.interpolate(maps, scale_factor=patch_size / reduction, mode="bilinear", align_corners=False)
+    return fine[..., : -(-size[0] // reduction), : -(-size[1] // reduction)]
 
 
 # -- what timm.create_model calls ---------------------------------------------------------------------

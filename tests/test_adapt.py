@@ -563,3 +563,56 @@ def test_wrong_position_tables_are_refused(shape, old, new, prefix, message):
 def test_contracts_without_bands_are_read():
     fields = {"bands": [], "product": "", "unit": "dn", "normalize": "clip_2sd", "mean": [], "std": []}
     assert InputSpec.from_mapping("s2", fields).bands == ()
+
+
+def test_a_saved_model_refuses_another_sensor_of_the_same_name(saved, tmp_path):
+    def drone(*wavelengths):
+        return rsb.hyperspectral("a_drone", wavelengths, 1, width=30)
+
+    model = rsb.create_model(
+        "croma_vit_tiny", checkpoint=saved, modalities=("s2",), sensors={"s2": drone(490, 560, 665, 842)}
+    )
+    path = rsb.save_model(model, tmp_path / "drone.safetensors")
+    for other, found in (((665, 560, 490, 842), "it at 665 nm"), ((490, 560, 665), "it missing")):
+        SENSORS.pop("a_drone")
+        rsb.register_sensor(drone(*other))
+        with pytest.raises(rsb.WeightsMismatchError, match=found):
+            rsb.create_model("croma_vit_tiny", checkpoint=path)
+    SENSORS.pop("a_drone")
+    rsb.register_sensor(drone(491, 560, 665, 842))  # the same band, measured again
+    rsb.create_model("croma_vit_tiny", checkpoint=path)
+    SENSORS.pop("a_drone")
+
+
+def test_crossed_polarisations_stand_in_for_crossed_ones():
+    names = ("HH", "HV", "VH", "VV")
+    bands = tuple(
+        Band(name=n, wavelength=get_sensor("s1").band("VV").wavelength, width=1e6, gsd=10) for n in names
+    )
+    rsb.register_sensor(Sensor(name="quad_pol", title="", kind="radar", bands=bands))
+    table = match_bands("s1", names, ("VV", "VH"), sensor="quad_pol", missing="nearest")
+    assert [row.source for row in table.rows] == ["VV", "VH", "VH", "VV"]
+
+
+def test_only_new_bands_draw_random_numbers(saved):
+    for missing, draws in (("nearest", False), ("new", True)):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        rsb.create_model(
+            "croma_vit_tiny", checkpoint=saved, modalities=("s2",), bands={"s2": ("B02", "B10")},
+            bands_missing=missing,
+        )  # fmt: skip
+        assert torch.equal(before, torch.get_rng_state()) is not draws
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bands": ["B02"]}, "bands must be given by modality"),
+        ({"sensors": "landsat_oli"}, "sensors must be given by modality"),
+        ({"bands": {"s2": (1, 2)}}, r"names such as 'B01', got \[1, 2\]"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rsb.create_model("croma_vit_tiny", **arguments)

@@ -1,5 +1,6 @@
 """What people read is true: generated files are up to date, the README's lines and the examples run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -61,3 +62,13 @@ def test_every_readme_command_exists():
     text = (ROOT / "README.md").read_text()
     for command in re.findall(r"rsbackbones (\w+) (?:[A-Z-]|croma|patches)", text):
         assert command in commands
+
+
+def test_the_tables_of_the_bands_page_are_those_of_their_measurement(monkeypatch):
+    """`python benchmarks/bands.py --docs docs/bands.md` writes them."""
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from bands import in_docs
+
+    page = (ROOT / "docs" / "bands.md").read_text(encoding="utf-8")
+    assert in_docs(page, json.loads((ROOT / "benchmarks" / "bands.json").read_text())) == page

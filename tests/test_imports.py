@@ -31,7 +31,7 @@ ALLOWED = {
     "golden": {"features"},
     "preprocess": {"features", "sensors"},
     "loading": {"adapt", "checkpoints", "errors", "features", "layouts", "manifest", "registry", "sensors"},
-    "saving": {"checkpoints", "config", "features", "layouts", "registry"},
+    "saving": {"checkpoints", "config", "features", "layouts", "registry", "sensors"},
     "hub": {"checkpoints", "errors", "manifest", "sensors", "weights"},
     "export": {"checkpoints", "features", "saving"},
     "publish": {"cards", "config", "errors", "features", "hub", "manifest", "preprocess", "saving",

@@ -239,6 +239,17 @@ def test_padding_repeats_the_edge_and_pixel_maps_are_cropped_to_the_image(model,
         assert of_series.maps(stream, pixels=True).shape[-2:] == size
 
 
+def test_a_model_made_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        models = [
+            rsb.create_model("croma_vit_tiny", modalities=("s2",)),
+            rsb.create_model("croma_vit_tiny.samples", pretrained=True, modalities=("s2",)),
+        ]
+    for model in models:
+        model(torch.rand(1, len(model.bands["s2"]), 16, 16)).sum().backward()
+        assert all(p.grad is not None for p in model.encoders.parameters())
+
+
 def test_padding_is_asked_for_and_leaves_whole_patches_alone():
     torch.manual_seed(0)
     model = rsb.create_model("croma_vit_tiny", modalities=("s2",), pad=True, features_only=True)

@@ -250,3 +250,13 @@ def test_real_images_keep_their_contrast(tiny, real_data):
     assert x.shape == (200, 12, 64, 64)
     assert (x == 1).float().mean() < 0.05
     assert (x.movedim(1, 0).flatten(1).std(1) > 0.02).all()
+
+
+def test_pixels_without_data_do_not_hide_an_offset():
+    preprocess = rsb.create_preprocess(rsb.create_model("croma_vit_tiny", modalities=("s2",)))
+    raw = torch.full((1, 12, 8, 8), 1500.0)
+    raw[..., 0, 0] = 0
+    with pytest.warns(UserWarning, match="no value is below 1000"):
+        preprocess(raw)
+    with pytest.raises(ValueError, match="no value is above zero"):
+        preprocess(torch.full((1, 12, 8, 8), -9999.0))

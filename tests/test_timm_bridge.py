@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import nn
 
@@ -166,10 +167,26 @@ def test_the_pyramid_keeps_means_and_sizes(x):
     plain = tiny(features_only=True, out_indices=(0, 1, 2, 3))(x)
     assert close(maps[1], plain[1])
     assert close(maps[2], plain[2].unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)))
-    assert close(maps[3][..., 0, 0], plain[3][..., :, :3].mean((-1, -2)))
+    assert close(maps[3][..., 0, 0], plain[3][..., :, :4].mean((-1, -2)))  # 32 pixels each,
+    assert close(maps[3][..., 0, 1], plain[3][..., :, 4:].mean((-1, -2)))  # or what there is
     some = tiny(f"{TINY}_pyramid", features_only=True, out_indices=(1, 3))
     assert some.feature_info.reduction() == [8, 32]
     assert close(some(x)[1], maps[3])
+
+
+def test_the_pyramid_of_a_padded_image_is_that_of_the_padded_one_cropped(x):
+    small, whole = x[..., :20, :12], F.pad(x[..., :20, :12], (0, 4, 0, 4), mode="replicate")
+    maps = tiny(f"{TINY}_pyramid", features_only=True, pad=True)(small)
+    expected = tiny(f"{TINY}_pyramid", features_only=True)(whole)
+    assert [tuple(m.shape[2:]) for m in maps] == [(5, 3), (3, 2), (2, 1), (1, 1)]
+    for got, of_whole in zip(maps, expected, strict=True):
+        assert close(got, of_whole[..., : got.shape[2], : got.shape[3]])
+
+
+def test_images_are_preprocessed_for_what_timm_made():
+    raw = torch.randint(0, 4000, (1, 12, 16, 16), dtype=torch.int32)
+    own = rsb.create_model("croma_vit_tiny", modalities=("s2",))
+    assert torch.equal(rsb.create_preprocess(tiny())(raw), rsb.create_preprocess(own)(raw))
 
 
 # -- channels -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ attention computes a few queries' rows at a time.
 """
 
 import math
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ LARGEST_TABLE = {"cpu": 64 * 2**20, "cuda": 2**30}
 # Tables of whole grids, the newest last; a model that sees one size makes its table once.
 _TABLES: dict[tuple[object, ...], Tensor] = {}
 _NUM_TABLES = 4
+_LOCK = threading.Lock()
 
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
@@ -111,7 +113,8 @@ def bias_between(
         )
         table = table.to(dtype)
     if type(table) is Tensor:  # not a tracer's
-        _TABLES[key] = table
-        while len(_TABLES) > _NUM_TABLES:
-            _TABLES.pop(next(iter(_TABLES)))
+        with _LOCK:
+            _TABLES[key] = table
+            while len(_TABLES) > _NUM_TABLES:
+                _TABLES.pop(next(iter(_TABLES)))
     return table
