@@ -107,7 +107,7 @@ class BandTable:
         widths = [max(len(line[i]) for line in cells) for i in range(5)]
         lines = [f"{self.modality}: your bands of {self.sensor}, weights for bands of {self.weights_sensor}"]
         for line in cells:
-            padded = [f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)]
+            padded = [f"{cell:<{width}}" for cell, width in zip(line[:-1], widths, strict=True)]
             lines.append("  " + "  ".join([*padded, line[-1]]))
         if self.left_out and not self.made:
             lines.append(f"  left out of the weights: {', '.join(self.left_out)}")
