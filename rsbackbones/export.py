@@ -60,7 +60,7 @@ def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward")
     free = {0: Dim("batch"), 2: height, 3: width}
     shapes: Any = (dict.fromkeys(images, free),)
     with torch.no_grad():
-        return torch.export.export(_named(model, method), (images,), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(_named(model, method), (images,), dynamic_shapes=shapes)
 
 
 def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Method = "forward") -> Path:
