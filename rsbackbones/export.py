@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.checkpoints import METADATA_KEY
-from rsbackbones.features import Backbone, FeatureMaps, unwrapped
+from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.saving import description, target_path
 
 Method = Literal["forward", "forward_features"]

@@ -9,8 +9,9 @@ import torch
 
 from rsbackbones import checkpoints, hub, weights
 from rsbackbones.adapt import Adaptation, check_rules
+from rsbackbones.backbone import Backbone
 from rsbackbones.errors import WeightsMismatchError
-from rsbackbones.features import Backbone, FeatureMaps
+from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.loading import adapted_inputs, describe, load_weights, plan_bands, replace_config
 from rsbackbones.manifest import WeightsEntry, find_entry
 from rsbackbones.registry import find_architecture

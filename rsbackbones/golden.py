@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsbackbones.features import Backbone
+from rsbackbones.backbone import Backbone
 
 TOLERANCE = 1e-4
 

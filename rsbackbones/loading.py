@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rsbackbones import adapt, checkpoints, layouts
 from rsbackbones.adapt import Adaptation, BandTable, Change
+from rsbackbones.backbone import Backbone
 from rsbackbones.errors import CorruptCheckpointError, WeightsMismatchError
-from rsbackbones.features import Backbone
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.registry import Architecture
 from rsbackbones.sensors import SENSORS, InputSpec, get_sensor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.features import unwrapped
+from rsbackbones.backbone import unwrapped
 from rsbackbones.sensors import InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:

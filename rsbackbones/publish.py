@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from rsbackbones import hub, weights
-from rsbackbones.cards import repository_card
+from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.config import as_json
 from rsbackbones.errors import WeightsAccessError, WeightsError, WeightsUnavailable
-from rsbackbones.features import Backbone, unwrapped
 from rsbackbones.manifest import Source, WeightsEntry
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model
@@ -95,6 +94,9 @@ def write_repository(
     dtype: torch.dtype = torch.float32,
 ) -> WeightsEntry:
     """Write the files of a repository into a folder, without any network; see :func:`push_to_hub`."""
+    # Here, so that `python -m rsbackbones.cards` is not imported before it runs.
+    from rsbackbones.cards import repository_card
+
     source = Source(kind="hub", repo_id=repo_id, revision="main", filename=hub.WEIGHTS_FILE)
     hub.source_of(hub.PREFIX + repo_id)  # refuses what is no repo_id
     model = unwrapped(model)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones import checkpoints
+from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.config import as_json
-from rsbackbones.features import Backbone, unwrapped
 from rsbackbones.layouts import Layout
 from rsbackbones.registry import find_architecture
 from rsbackbones.sensors import get_sensor

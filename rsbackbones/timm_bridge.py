@@ -28,8 +28,10 @@ from timm.models._features import FeatureGetterNet
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import Tensor, nn
 
+from rsbackbones.backbone import Backbone
 from rsbackbones.factory import create_model
-from rsbackbones.features import Backbone, FeatureMaps, spread_indices, take_indices
+from rsbackbones.feature_maps import FeatureMaps
+from rsbackbones.features import spread_indices, take_indices
 from rsbackbones.loading import describe
 from rsbackbones.manifest import WeightsEntry, all_entries, find_entry
 from rsbackbones.registry import Architecture, architectures

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rsbackbones.backbone import Backbone
 from rsbackbones.embed.progress import progress_bar
-from rsbackbones.features import Backbone
 from rsbackbones.preprocess import create_preprocess
 from rsbackbones.rasters import RasterStack, find_bands, ground_position, open_raster, same_grid
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rsbackbones.backbone import Backbone
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.embed.unfinished import UnfinishedMap
-from rsbackbones.features import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.rasters import Array, RasterStack
 

@@ -108,10 +108,7 @@ def bias_between(
     if (kept := _TABLES.get(key)) is not None:
         return kept
     with torch.inference_mode(False):  # it may serve a training step later
-        table = alibi_bias(
-            grid_positions(*grid, queries.device), grid_positions(*grid, queries.device), num_heads
-        )
-        table = table.to(dtype)
+        table = alibi_bias(queries, keys, num_heads).to(dtype)
     if type(table) is Tensor:  # not a tracer's
         with _LOCK:
             _TABLES[key] = table

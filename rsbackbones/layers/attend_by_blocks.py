@@ -8,6 +8,7 @@ also faster than a kernel that reads a mask, most of all in bfloat16 (benchmarks
 Shapes: B images, h heads of width d, Nq queries and Nk keys, [B, N, h, d] as projections leave them.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,21 +19,23 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rsbackbones.layers.alibi import AlibiBias, alibi_slopes, distances
 
-# The scores of a block take so many bytes at most, and so many for one key of one head.
+# A block has so many queries of a head, and more heads and images while its scores take so many bytes.
+_ROWS = 128
 _SCORES = 4 * 2**20
-_COLUMN = 512
+# Distances are made so many at a time: their steps stay in the caches.
+_DISTANCES = 2**17
 # With fewer keys the softmax of PyTorch for half precision takes longer than that for float32.
 _SHORT = 128
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Images, heads and queries, and the distances of these queries to all keys where ALiBi needs them."""
+    """Pairs of an image and a head, some of one image or all of some, and some queries of each."""
 
+    pairs: slice
     images: slice
     heads: slice
     rows: slice
-    distance: Tensor | None
 
 
 def attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | AlibiBias | None) -> Tensor:
@@ -52,13 +55,14 @@ def attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | AlibiBias |
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, queries: Tensor | None, keys: Tensor | None
 ) -> Tensor:
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    heads = q.shape[2]
     with torch.autocast(q.device.type, enabled=False):
-        for block in _blocks(q, k, queries, keys):
-            images, heads, rows = block.images, block.heads, block.rows
-            values = _weights(q, k, block, table) @ _of_heads(v[images, :, heads])
-            out[images, rows, heads] = _of_images(values, heads)
-    return out
+        work = _Work(q, k, table, queries, keys)
+        v = _of_pairs(v)
+        out = torch.empty_like(work.q)
+        for block in work.blocks():
+            torch.bmm(work.weights(block), v[block.pairs], out=out[block.pairs, block.rows])
+    return _of_images(out, heads)
 
 
 @torch.library.custom_op("rsbackbones::attend_by_blocks_backward", mutates_args=())
@@ -71,72 +75,101 @@ def _backward(
     queries: Tensor | None,
     keys: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    # Summed over the blocks of queries in float32, whatever the factors are.
-    dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
-    scale = q.shape[-1] ** -0.5
+    heads = q.shape[2]
     with torch.autocast(q.device.type, enabled=False):
-        for block in _blocks(q, k, queries, keys):
-            images, heads, rows = block.images, block.heads, block.rows
-            weights = _weights(q, k, block, table)  # [B' * h', n, Nk]
-            of_out = _of_heads(grad[images, rows, heads])
-            of_weights = of_out @ _of_heads(v[images, :, heads]).transpose(1, 2)
+        work = _Work(q, k, table, queries, keys)
+        grad, v = _of_pairs(grad), _of_pairs(v)
+        dq = torch.empty_like(work.q)
+        # Summed over the blocks of queries in float32, whatever the factors are.
+        dk, dv = (torch.zeros(v.shape, dtype=torch.float32, device=v.device) for _ in range(2))
+        for block in work.blocks():
+            pairs, rows = block.pairs, block.rows
+            weights = work.weights(block)
+            of_weights = grad[pairs, rows] @ v[pairs].transpose(1, 2)
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            of_keys = of_scores.transpose(1, 2) @ _of_heads(q[images, rows, heads])
-            dv[images, :, heads] += _of_images(weights.transpose(1, 2) @ of_out, heads)
-            dk[images, :, heads] += _of_images(of_keys, heads)
-            dq[images, rows, heads] = _of_images(of_scores @ _of_heads(k[images, :, heads]), heads) * scale
-    return dq, (dk * scale).to(k.dtype), dv.to(v.dtype)
+            dv[pairs] += weights.transpose(1, 2) @ grad[pairs, rows]
+            dk[pairs] += of_scores.transpose(1, 2) @ work.q[pairs, rows]  # q is scaled, so this is as well
+            dq[pairs, rows] = of_scores @ work.k[pairs].transpose(1, 2)
+        dq *= q.shape[-1] ** -0.5
+    return _of_images(dq, heads), _of_images(dk, heads).to(k.dtype), _of_images(dv, heads).to(v.dtype)
 
 
-def _weights(q: Tensor, k: Tensor, block: _Block, table: Tensor | None) -> Tensor:
-    """The attention weights of a block, [B' * h', n, Nk]."""
-    images, heads, rows = block.images, block.heads, block.rows
-    queries = q[images, rows, heads] * q.shape[-1] ** -0.5
-    scores = torch.bmm(_of_heads(queries), _of_heads(k[images, :, heads]).transpose(1, 2))
-    by_head = scores.unflatten(0, (images.stop - images.start, heads.stop - heads.start))
-    if block.distance is not None:
-        slopes = alibi_slopes(q.shape[2], q.device)[heads].to(q.dtype)
-        by_head.addcmul_(block.distance, -slopes[:, None, None])
-    elif table is not None:
-        by_head.add_(table[heads, rows] if table.ndim == 3 else table[images, heads, rows])
-    if scores.shape[-1] < _SHORT and scores.dtype != torch.float32:
-        return scores.float().softmax(dim=-1).to(scores.dtype)
-    return scores.softmax(dim=-1)
+class _Work:
+    """What the blocks of one call share: queries and keys laid out by head, and memory used again and again.
+
+    Freshly allocated memory costs more than the sums that are written to it.
+    """
+
+    def __init__(
+        self, q: Tensor, k: Tensor, table: Tensor | None, queries: Tensor | None, keys: Tensor | None
+    ) -> None:
+        self.images, self.num_queries, self.heads = q.shape[:3]
+        self.q = _of_pairs(q * q.shape[-1] ** -0.5)
+        self.k = k.permute(0, 2, 3, 1).contiguous().flatten(0, 1)  # [B * h, d, Nk]
+        self.table, self.queries, self.keys = table, queries, keys
+        num_keys = k.shape[1]
+        one = max(1, num_keys) * q.itemsize  # the scores of one query
+        self.step = max(1, min(self.num_queries, _ROWS))
+        self.heads_step = max(1, min(self.heads, _SCORES // (self.step * one)))
+        whole = self.heads_step == self.heads
+        of_image = self.step * one * self.heads
+        self.images_step = max(1, min(self.images, _SCORES // of_image)) if whole else 1
+        self.scores = q.new_empty(self.images_step * self.heads_step * self.step * num_keys)
+        self.slopes = -alibi_slopes(self.heads, q.device)[:, None, None].to(q.dtype)
+        self.distance = q.new_empty(0)
+
+    def blocks(self) -> Iterator[_Block]:
+        """All blocks: whole heads and whole images where they are small."""
+        for rows in _slices(self.num_queries, self.step):
+            for images in _slices(self.images, self.images_step):
+                if self.queries is not None and self.keys is not None:
+                    self._measure(self.queries, self.keys, images, rows)
+                for heads in _slices(self.heads, self.heads_step):
+                    first = images.start * self.heads + heads.start
+                    count = (images.stop - images.start) * (heads.stop - heads.start)
+                    yield _Block(slice(first, first + count), images, heads, rows)
+
+    def weights(self, block: _Block) -> Tensor:
+        """The attention weights of a block, [pairs, n, Nk], in memory that the next block takes."""
+        q, k = self.q[block.pairs, block.rows], self.k[block.pairs]
+        scores = _part(self.scores, (*q.shape[:2], k.shape[2]))
+        torch.bmm(q, k, out=scores)
+        by_head = scores.unflatten(0, (-1, block.heads.stop - block.heads.start))
+        if self.queries is not None:
+            by_head.addcmul_(self.distance, self.slopes[block.heads])
+        elif self.table is not None:
+            cut = (block.heads, block.rows)
+            by_head.add_(self.table[cut if self.table.ndim == 3 else (block.images, *cut)])
+        if scores.shape[-1] < _SHORT and scores.dtype != torch.float32:
+            return scores.copy_(scores.float().softmax(dim=-1))
+        return torch.softmax(scores, dim=-1, out=scores)
+
+    def _measure(self, queries: Tensor, keys: Tensor, images: slice, rows: slice) -> None:
+        """Set the distances of some queries to all keys: [n, Nk], or [B', 1, n, Nk] of positions by image."""
+        q = queries[rows] if queries.ndim == 2 else queries[images, rows]
+        k = keys if keys.ndim == 2 else keys[images]
+        shape = (*q.shape[:-1], k.shape[-2])
+        if self.distance.numel() < math.prod(shape):
+            self.distance = self.scores.new_empty(math.prod(shape))
+        distance = _part(self.distance, shape)
+        for some in _slices(shape[-2], max(1, _DISTANCES // shape[-1])):
+            distance[..., some, :] = distances(q[..., some, :], k)
+        self.distance = distance if queries.ndim == 2 else distance.unsqueeze(1)
 
 
-def _of_heads(x: Tensor) -> Tensor:
-    """[B, N, h, d] to [B * h, N, d]."""
-    return x.transpose(1, 2).flatten(0, 1)
+def _part(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return memory.flatten()[: math.prod(shape)].view(shape)
 
 
-def _of_images(x: Tensor, heads: slice) -> Tensor:
+def _of_pairs(x: Tensor) -> Tensor:
+    """[B, N, h, d] to [B * h, N, d], laid out so."""
+    return x.transpose(1, 2).contiguous().flatten(0, 1)
+
+
+def _of_images(x: Tensor, heads: int) -> Tensor:
     """[B * h, N, d] to [B, N, h, d], the inverse."""
-    images: Tensor = x.unflatten(0, (-1, heads.stop - heads.start)).transpose(1, 2)
-    return images
-
-
-def _blocks(q: Tensor, k: Tensor, queries: Tensor | None, keys: Tensor | None) -> Iterator[_Block]:
-    """Cut images, heads and queries into blocks: whole heads and whole images where they are small."""
-    num_images, num_queries, num_heads = q.shape[:3]
-    one = max(1, k.shape[1]) * q.itemsize  # the scores of one query
-    n = max(1, min(num_queries, _COLUMN // q.itemsize, _SCORES // one))
-    h = max(1, min(num_heads, _SCORES // (n * one)))
-    b = max(1, min(num_images, _SCORES // (n * one * h))) if h == num_heads else 1
-    for rows in _slices(num_queries, n):
-        for images in _slices(num_images, b):
-            distance = None
-            if queries is not None and keys is not None:
-                distance = _distance(queries, keys, rows, images).to(q.dtype)
-            for heads in _slices(num_heads, h):
-                yield _Block(images, heads, rows, distance)
-
-
-def _distance(queries: Tensor, keys: Tensor, rows: slice, images: slice) -> Tensor:
-    """[n, Nk] where all images have the same positions, [N, 2]; else [B', 1, n, Nk]."""
-    if queries.ndim == 2:
-        return distances(queries[rows], keys)
-    return distances(queries[images, rows], keys[images]).unsqueeze(1)
+    images: Tensor = x.unflatten(0, (-1, heads))
+    return images.transpose(1, 2).contiguous()
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:
@@ -144,22 +177,12 @@ def _slices(count: int, step: int) -> Iterator[slice]:
 
 
 @_forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, queries: Tensor | None, keys: Tensor | None
-) -> Tensor:
+def _(q: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    queries: Tensor | None,
-    keys: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     return dq, dk, dv
 

@@ -38,8 +38,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.backbone import Backbone, Taps
 from rsbackbones.config import ViTConfig
-from rsbackbones.features import Backbone, Taps
 from rsbackbones.layers.alibi import alibi_bias, bias_between, grid_positions
 from rsbackbones.layers.attention import Bias
 from rsbackbones.layers.block import Block, CrossBlock

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsbackbones.backbone import Backbone
 from rsbackbones.factory import create_model
-from rsbackbones.features import Backbone
 from rsbackbones.layers.patches import patchify
 from rsbackbones.layers.tokenizer import LinearTokenizer
 from rsbackbones.layers.wavelength_tokenizer import WavelengthTokenizer

@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
+from rsbackbones.backbone import Backbone
 from rsbackbones.factory import create_model
-from rsbackbones.features import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.train.checkpoint import finished, rng_state, set_rng_state
 from rsbackbones.train.data.batch import Batch

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsbackbones.features import Backbone
+from rsbackbones.backbone import Backbone
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.croma import Croma
 from rsbackbones.sensors import get_sensor

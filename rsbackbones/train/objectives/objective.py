@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from rsbackbones.features import Backbone
+from rsbackbones.backbone import Backbone
 from rsbackbones.train.data.batch import Batch
 
 

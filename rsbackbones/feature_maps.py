@@ -1,0 +1,94 @@
+"""A backbone that gives feature maps, as decoders that build on timm expect."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from rsbackbones.backbone import Backbone, Images
+
+if TYPE_CHECKING:
+    from rsbackbones.adapt import Adaptation
+    from rsbackbones.manifest import WeightsEntry
+
+
+class FeatureInfo:
+    """Which maps a :class:`FeatureMaps` gives: the part of timm's ``FeatureInfo`` that decoders read."""
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        self._entries = [dict(entry) for entry in entries]
+
+    def channels(self) -> list[int]:
+        """Return the number of channels of every map."""
+        return [entry["num_chs"] for entry in self._entries]
+
+    def reduction(self) -> list[int]:
+        """Return the number of input pixels per map pixel, for every map."""
+        return [entry["reduction"] for entry in self._entries]
+
+    def module_name(self) -> list[str]:
+        """Return the block that gives every map."""
+        return [entry["module"] for entry in self._entries]
+
+    def get_dicts(self) -> list[dict[str, Any]]:
+        """Return all of it, one dictionary per map."""
+        return [dict(entry) for entry in self._entries]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._entries[index])
+
+
+class FeatureMaps(nn.Module):
+    """A backbone that returns a list of maps [B, D, h, w], as timm's ``features_only=True`` does.
+
+    ``indices`` and ``stream`` are those of :meth:`Backbone.forward_intermediates`, with the final
+    LayerNorm left out; ``stream`` defaults to the one that all of the model's sensors feed.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        indices: int | Sequence[int] | None = None,
+        stream: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stream = backbone._stream(stream, dict.fromkeys(backbone.modalities))
+        self.indices = backbone._indices(indices, self.stream)
+        self.feature_info = FeatureInfo(
+            [
+                {
+                    "num_chs": backbone.num_features,
+                    "reduction": backbone.patch_size,
+                    "module": f"{self.stream}.blocks.{i}",
+                    "index": i,
+                }
+                for i in self.indices
+            ]
+        )
+
+    @property
+    def adaptation(self) -> "Adaptation | None":
+        """What loading changed."""
+        return self.backbone.adaptation
+
+    @property
+    def weights_entry(self) -> "WeightsEntry | None":
+        """The manifest's entry of the loaded weights."""
+        return self.backbone.weights_entry
+
+    def forward(
+        self,
+        x: Images,
+        *,
+        dates: Tensor | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return the maps. For the arguments see :meth:`Backbone.forward_features`."""
+        return self.backbone.forward_intermediates(
+            x, self.indices, stream=self.stream, dates=dates, valid=valid
+        )
