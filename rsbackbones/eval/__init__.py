@@ -1,0 +1,1 @@
+"""Evaluation: the protocols of the papers over frozen features."""

@@ -1,0 +1,1 @@
+"""What a downstream task puts on top of a backbone."""
