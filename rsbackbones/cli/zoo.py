@@ -1,0 +1,134 @@
+"""The commands about models and weights: list, info, bands, download, verify."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rsbackbones.cli.options import Command, names_in, pair
+
+
+def add(command: Command) -> None:
+    """Add the parsers."""
+    sub = command("list", _list, "list the models and the weights that exist for them")
+    sub.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as 'croma*'")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("info", _info, "print the card of a model's weights")
+    sub.add_argument("name", help="architecture or architecture.tag")
+
+    sub = command("bands", _bands, "print which weights your bands would get; loads nothing")
+    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument(
+        "--mine", action="append", default=[], metavar="B02,B03,...",
+        help="your bands, in order, of the model's first modality, or of another: s1=VV",
+    )  # fmt: skip
+    sub.add_argument(
+        "--sensor", action="append", default=[], metavar="MODALITY=SENSOR",
+        help="what your bands are of, where it is another sensor: s2=landsat_oli",
+    )  # fmt: skip
+    sub.add_argument("--missing", default="error", help="what a band unknown to the weights gets: error, "
+                     "nearest, mean, zero or new")  # fmt: skip
+    sub.add_argument("--scale", default="count", help="count, sqrt or none")
+
+    sub = command("download", _download, "fetch and verify weights")
+    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument("--to", type=Path, metavar="DIR", help="copy them into a folder to carry along")
+
+    sub = command("verify", _verify, "hash, load and run weights, and compare golden activations")
+    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder made by download --to")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from rsbackbones.registry import list_models, list_weights
+
+    names = list_models(options.pattern)
+    entries = list_weights(options.pattern)
+    if not names and not entries:
+        raise ValueError(f"nothing matches {options.pattern!r}; try: rsbackbones list")
+    if options.json:
+        weights = [
+            {"id": e.id, "state": e.state, "license": e.license, "reason": e.source.reason or None,
+             "bands": {m: s["bands"] for m, s in e.inputs.items()}}
+            for e in entries
+        ]  # fmt: skip
+        print(json.dumps({"models": names, "weights": weights}, indent=1))
+        return 0
+    architectures = sorted({*names, *(entry.architecture for entry in entries)})
+    for name in architectures:
+        print(name)
+        for entry in entries:
+            if entry.architecture == name:
+                bands = ", ".join(f"{m} {len(s['bands'])} bands" for m, s in entry.inputs.items())
+                why = f": {entry.source.reason}" if entry.state == "none" else f", {bands}, {entry.license}"
+                default = " (default)" if entry.default and entry.state != "none" else ""
+                print(f"  {entry.id}{default}  {entry.state}{why}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from rsbackbones.cards import model_card
+    from rsbackbones.registry import find_architecture, list_weights
+
+    find_architecture(options.name.partition(".")[0])
+    entries = [e for e in list_weights() if options.name in (e.id, e.architecture)]
+    if not entries:
+        raise ValueError(f"the manifest has no entry {options.name}; see: rsbackbones list")
+    print("\n".join(model_card(entry) for entry in entries), end="")
+    return 0
+
+
+def _bands(options: argparse.Namespace) -> int:
+    from rsbackbones.factory import plan_adaptation
+    from rsbackbones.registry import find_architecture
+
+    if not options.mine and not options.sensor:
+        raise ValueError("say which bands are yours: --mine B02,B03,B04,B08, or --sensor s2=landsat_oli")
+    first = find_architecture(options.name.partition(".")[0]).config.modalities[0]
+    bands: dict[str, list[str]] = {}
+    for item in options.mine:
+        left, equals, right = item.partition("=")
+        bands[left if equals else first] = names_in(right if equals else left)
+    sensors = dict(pair(item, "--sensor", "MODALITY=SENSOR") for item in options.sensor)
+    print(
+        plan_adaptation(
+            options.name, sensors=sensors, bands=bands, bands_missing=options.missing,
+            bands_scale=options.scale,
+        )
+    )  # fmt: skip
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from rsbackbones.manifest import find_entry
+    from rsbackbones.weights import download_to, fetch, sha256_of
+
+    entry = find_entry(options.name)
+    path = download_to(entry, options.to.expanduser()) if options.to else fetch(entry)
+    print(f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned")
+    if options.to:
+        print(f"use it with checkpoint={str(options.to)!r}, or with RSBACKBONES_WEIGHTS={options.to}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from rsbackbones.factory import create_model
+    from rsbackbones.golden import compare_golden
+    from rsbackbones.manifest import find_entry
+    from rsbackbones.weights import fetch, sha256_of
+
+    entry = find_entry(options.name)
+    path = fetch(entry, options.checkpoint)
+    pinned = "in full" if entry.sha256 else f"in the published prefix {entry.sha256_prefix}"
+    print(f"{entry.id}: {path}")
+    print(f"bytes: sha256 {sha256_of(path)}, as pinned {pinned}")
+    model = create_model(entry.id, True, checkpoint=options.checkpoint)
+    print(f"tensors: {len(model.state_dict())}, all finite, names, shapes and types as the model has")
+    if entry.golden is None:
+        print("features: not compared, the manifest records no golden activations for this entry")
+        return 0
+    if problems := compare_golden(model, entry.golden):
+        print("features: NOT those recorded\n  " + "\n  ".join(problems))
+        return 1
+    print(f"features: within {entry.golden['tolerance']} of the golden activations")
+    return 0
