@@ -1,0 +1,86 @@
+"""From the raw samples of a labelled set to what a model takes."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from rsbackbones.backbone import Backbone, unwrapped
+from rsbackbones.eval.labelled import NORMALISED, Array, LabelledSet
+from rsbackbones.preprocess import preprocess_for
+from rsbackbones.sensors import get_sensor
+
+# Raw images by modality, [..., C, H, W], in the order and the units of their set; other keys are left alone.
+Inputs = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
+
+
+def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
+    """Return what turns raw images of ``data`` into the inputs of ``model``.
+
+    The model's bands are gathered from the set's by name. Values are normalised by the model's input contract
+    (:func:`rsbackbones.create_preprocess`); those of the unit ``normalised`` (8-bit pictures) become value / 255.
+    The images that it takes are arrays or tensors [..., C, H, W] by modality, stacked or not; those of sensors
+    that the model does not take, and ``"label"``, are left out. It gives float32 tensors of the same leading
+    shape, on the device of the images.
+
+    Raises:
+        ValueError: the set lacks a sensor or a band of the model. By what is returned: NaN or infinity, another
+            number of channels, or values that cannot be in the stated unit.
+    """
+    backbone = unwrapped(model)
+    if lacking := [m for m in backbone.modalities if m not in data.bands]:
+        held = tuple(m for m in backbone.modalities if m in data.bands)
+        fix = f"build the model for the others: create_model(..., modalities={held})" if held else (
+            "choose a model of these sensors"
+        )  # fmt: skip
+        raise ValueError(
+            f"{data.name} has no images of {', '.join(lacking)}, which the model takes; it has "
+            f"{', '.join(data.bands)}: {fix}"
+        )
+    pictures = [m for m in backbone.modalities if data.units.get(m) == NORMALISED]
+    measured = [m for m in backbone.modalities if m not in pictures]
+    channels = {m: _channels(backbone, m, data) for m in pictures}
+    preprocess = preprocess_for(
+        backbone.inputs,
+        {m: backbone.bands[m] for m in measured},
+        sensors=backbone.config.sensors,
+        bands={m: data.bands[m] for m in measured},
+        units={m: data.units[m] for m in measured if m in data.units},
+    )
+
+    def inputs(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
+        if missing := [m for m in backbone.modalities if m not in raw]:
+            raise ValueError(
+                f"{data.name}: a sample has no images of {', '.join(missing)}, which the set names"
+            )
+        made = preprocess({m: raw[m] for m in measured})
+        return {
+            m: made[m] if m in made else _picture(m, raw[m], channels[m], len(data.bands[m]))
+            for m in backbone.modalities
+        }
+
+    return inputs
+
+
+def _channels(backbone: Backbone, modality: str, data: LabelledSet) -> list[int]:
+    """Where the model's bands are among the set's."""
+    given = get_sensor(backbone.config.sensors[modality]).canonical(data.bands[modality])
+    if lacking := [b for b in backbone.bands[modality] if b not in given]:
+        raise ValueError(
+            f"{modality}: the model takes {', '.join(lacking)}, which {data.name} lacks. Build the model for its "
+            f"bands: create_model(..., bands={{'{modality}': {given}}})"
+        )
+    return [given.index(b) for b in backbone.bands[modality]]
+
+
+def _picture(modality: str, raw: Array | Tensor, channels: list[int], count: int) -> Tensor:
+    """8-bit values [..., count, H, W] to the model's channels in [0, 1]."""
+    x = (raw if isinstance(raw, Tensor) else torch.from_numpy(raw.copy())).to(torch.float32)
+    if x.ndim < 3 or x.shape[-3] != count:
+        raise ValueError(f"{modality}: expected pictures [..., {count}, H, W], got {list(x.shape)}")
+    if not bool(((x >= 0) & (x <= 255)).all()):  # NaN is not either
+        raise ValueError(
+            f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got NaN or values beyond; "
+            "name the unit of measured values in the set's units"
+        )
+    return x[..., channels, :, :] / 255
