@@ -1,8 +1,12 @@
-"""Pre-norm transformer blocks: self-attention + MLP, with or without cross-attention in between."""
+"""Pre-norm transformer blocks: self-attention + MLP, with or without cross-attention in between.
+
+``drop_path`` is the rate of stochastic depth (:mod:`rsbackbones.layers.drop_path`), 0 as built.
+"""
 
 from torch import Tensor, nn
 
 from rsbackbones.layers.attention import Bias, CrossAttention, SelfAttention
+from rsbackbones.layers.drop_path import drop_path
 from rsbackbones.layers.mlp import MLP
 
 
@@ -11,6 +15,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool) -> None:
         super().__init__()
+        self.drop_path = 0.0
         self.norm1 = nn.LayerNorm(dim)
         self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
@@ -18,8 +23,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Bias = None) -> Tensor:
         """[B, N, D] to [B, N, D]; ``bias`` broadcasts to [B, heads, N, N]."""
-        x = x + self.attn(self.norm1(x), bias)
-        x = x + self.mlp(self.norm2(x))
+        x = x + drop_path(self.attn(self.norm1(x), bias), self.drop_path, self.training)
+        x = x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
         return x
 
 
@@ -31,6 +36,7 @@ class CrossBlock(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool) -> None:
         super().__init__()
+        self.drop_path = 0.0
         self.norm1 = nn.LayerNorm(dim)
         self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias)
         self.norm_cross = nn.LayerNorm(dim)
@@ -49,7 +55,8 @@ class CrossBlock(nn.Module):
 
         ``bias`` broadcasts to [B, heads, Nq, Nq], ``cross_bias`` to [B, heads, Nq, Nk].
         """
-        x = x + self.attn(self.norm1(x), bias)
-        x = x + self.cross(self.norm_cross(x), self.norm_cross(context), cross_bias)
-        x = x + self.mlp(self.norm2(x))
+        x = x + drop_path(self.attn(self.norm1(x), bias), self.drop_path, self.training)
+        cross = self.cross(self.norm_cross(x), self.norm_cross(context), cross_bias)
+        x = x + drop_path(cross, self.drop_path, self.training)
+        x = x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
         return x
