@@ -18,14 +18,14 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
     """Return what turns raw images of ``data`` into the inputs of ``model``.
 
     The model's bands are gathered from the set's by name. Values are normalised by the model's input contract
-    (:func:`rsbackbones.create_preprocess`); those of the unit ``normalised`` (8-bit pictures) become value / 255.
-    The images that it takes are arrays or tensors [..., C, H, W] by modality, stacked or not; those of sensors
-    that the model does not take, and ``"label"``, are left out. It gives float32 tensors of the same leading
-    shape, on the device of the images.
+    (:func:`rsbackbones.create_preprocess`); those of the unit ``normalised`` (8-bit pictures) become value /
+    255. The images that it takes are arrays or tensors [..., C, H, W] by modality, stacked or not; those of
+    sensors that the model does not take, and ``"label"``, are left out. It gives float32 tensors of the same
+    leading shape, on the device of the images.
 
     Raises:
-        ValueError: the set lacks a sensor or a band of the model. By what is returned: NaN or infinity, another
-            number of channels, or values that cannot be in the stated unit.
+        ValueError: the set lacks a sensor or a band of the model. By what is returned: NaN or infinity,
+            another number of channels, or values that cannot be in the stated unit.
     """
     backbone = unwrapped(model)
     if lacking := [m for m in backbone.modalities if m not in data.bands]:
@@ -67,8 +67,8 @@ def _channels(backbone: Backbone, modality: str, data: LabelledSet) -> list[int]
     given = get_sensor(backbone.config.sensors[modality]).canonical(data.bands[modality])
     if lacking := [b for b in backbone.bands[modality] if b not in given]:
         raise ValueError(
-            f"{modality}: the model takes {', '.join(lacking)}, which {data.name} lacks. Build the model for its "
-            f"bands: create_model(..., bands={{'{modality}': {given}}})"
+            f"{modality}: the model takes {', '.join(lacking)}, which {data.name} lacks. Build the model "
+            f"for its bands: create_model(..., bands={{'{modality}': {given}}})"
         )
     return [given.index(b) for b in backbone.bands[modality]]
 
@@ -80,7 +80,7 @@ def _picture(modality: str, raw: Array | Tensor, channels: list[int], count: int
         raise ValueError(f"{modality}: expected pictures [..., {count}, H, W], got {list(x.shape)}")
     if not bool(((x >= 0) & (x <= 255)).all()):  # NaN is not either
         raise ValueError(
-            f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got NaN or values beyond; "
-            "name the unit of measured values in the set's units"
+            f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got NaN or others; name "
+            "the unit of measured values in the set's units"
         )
     return x[..., channels, :, :] / 255

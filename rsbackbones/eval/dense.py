@@ -1,0 +1,147 @@
+"""Predictions of every pixel, whole or by tiles, and their confusion counts.
+
+Metrics follow from the counts (:func:`rsbackbones.eval.metrics.from_confusion`): those of a set from their
+sum over its images. A set of three classes of which one is scored, such as Sen1Floods11's water, has its IoU
+there.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rsbackbones.embed.progress import progress_bar
+from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.labelled import Array, LabelledSet
+from rsbackbones.eval.metrics import confusion
+from rsbackbones.eval.tiles import Tiling
+
+
+def predict(
+    model: nn.Module,
+    data: LabelledSet,
+    split: str,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> npt.NDArray[np.int64]:
+    """Return the confusion counts of every image of a split, [n, K, K]: rows are labels, columns predictions.
+
+    Sum them over the images for those of the set; draw images for a bootstrap. Pixels of label -1 count
+    nowhere. A model of ``scale`` s is scored against labels of s times the size of the images.
+
+    Args:
+        model: from ``rsbackbones.heads.dense_model``, also compiled or under data parallelism; it runs on the
+            device where it is.
+        data: of the task ``pixels`` or ``change``.
+        split: ``train``, ``val`` or ``test``.
+        tile: predict by tiles of that many pixels and take the mean of their probabilities
+            (:mod:`rsbackbones.eval.tiles`); default: images whole, which may be of several sizes.
+        overlap: of the tiles, in pixels; default half of a tile.
+        batch_size: images, or tiles, at a time.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the set has no label maps, lacks the split or what the model takes, or its labels do not
+            fit.
+    """
+    if data.task not in ("pixels", "change"):
+        raise ValueError(f"{data.name} has {data.task}, not a label for every pixel")
+    if split not in data.splits or not len(data.splits[split]):
+        raise ValueError(f"{data.name} has no samples in {split!r}; its splits: {', '.join(data.splits)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if overlap is not None and tile is None:
+        raise ValueError("overlap is that of tiles; name their size with tile=")
+    inputs = model_inputs(model, data)
+    classes = len(data.classes)
+    device = next(model.parameters()).device
+    indices = [int(i) for i in data.splits[split]]
+    counts = []
+
+    def samples() -> Iterator[tuple[int, dict[str, Tensor], Array]]:
+        for index in indices:
+            raw = data.read(index)
+            try:
+                images = inputs(raw)
+            except ValueError as error:
+                raise ValueError(f"{data.ids[index]}: {error}") from error
+            yield index, {m: image.to(device) for m, image in images.items()}, raw["label"]
+
+    def count(index: int, scores: Tensor, label: Array) -> None:
+        if len(scores) != classes:
+            raise ValueError(f"the model gives {len(scores)} classes, {data.name} has {classes}")
+        try:
+            counts.append(confusion(label, scores.argmax(0).cpu().numpy(), classes))
+        except ValueError as error:
+            raise ValueError(f"{data.ids[index]}: {error}") from error
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
+            if tile is not None:
+                for index, images, label in samples():
+                    scores = predict_tiled(model, images, tile=tile, overlap=overlap, batch_size=batch_size)
+                    count(index, scores, label)
+                    bar.update()
+            else:
+                for batch in _batches(samples(), batch_size):
+                    stacked = {m: torch.stack([images[m] for _, images, _ in batch]) for m in batch[0][1]}
+                    for (index, _, label), scores in zip(batch, model(stacked), strict=True):
+                        count(index, scores, label)
+                    bar.update(len(batch))
+    finally:
+        if was_training:
+            model.train()
+    return np.stack(counts)
+
+
+def predict_tiled(
+    model: nn.Module,
+    images: Mapping[str, Tensor],
+    *,
+    tile: int,
+    overlap: int | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Return the probabilities of one image, [K, H * scale, W * scale]: the mean of its tiles'.
+
+    Args:
+        model, tile, overlap, batch_size: as for :func:`predict`; the model in ``eval()`` mode.
+        images: normalised, by modality [C, H, W], or [2, C, H, W] for change, on the model's device.
+
+    Raises:
+        ValueError: tiles that the model cannot serve, or as :class:`rsbackbones.eval.tiles.Tiling`.
+    """
+    first = next(iter(images.values()))
+    tiling = Tiling(first.shape[-2], first.shape[-1], tile, tile // 2 if overlap is None else overlap)
+
+    def predictions() -> Iterator[Tensor]:
+        for start in range(0, len(tiling.corners), batch_size):
+            corners = tiling.corners[start : start + batch_size]
+            tiles = {m: tiling.cut(image, corners) for m, image in images.items()}
+            yield model(tiles).float().softmax(dim=1)
+
+    return tiling.merge(predictions())
+
+
+def _batches(
+    samples: Iterator[tuple[int, dict[str, Tensor], Array]], batch_size: int
+) -> Iterator[list[tuple[int, dict[str, Tensor], Array]]]:
+    """Put neighbours of one size together."""
+    pending: list[tuple[int, dict[str, Tensor], Array]] = []
+    for sample in samples:
+        shapes = {m: image.shape for m, image in sample[1].items()}
+        if pending and (
+            len(pending) == batch_size or shapes != {m: image.shape for m, image in pending[0][1].items()}
+        ):
+            yield pending
+            pending = []
+        pending.append(sample)
+    if pending:
+        yield pending

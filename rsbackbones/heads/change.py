@@ -1,0 +1,64 @@
+"""Change detection: the difference of what a backbone sees at two dates, into a dense head.
+
+Source: SeaMo, section 4.2.4 (OSCD): one backbone for both dates, UPerNet over the difference of their
+features, negative log-likelihood. The paper leaves open whether the difference is signed: it is in the
+published code of SpectralGPT, which the paper follows, and here (the later date minus the earlier).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rsbackbones.backbone import Images
+from rsbackbones.heads.dense import DenseModel
+
+
+class ChangeModel(DenseModel):
+    """Images of two dates to log-probabilities of every pixel. Made by ``dense_model(task="change")``."""
+
+    def forward(self, x: Images, later: Images | None = None) -> Tensor:
+        """Return log-probabilities [B, K, H * scale, W * scale], for a negative log-likelihood.
+
+        Args:
+            x: normalised images [B, 2, C, H, W] by modality, the earlier date first; or those of the earlier
+                date alone, [B, C, H, W].
+            later: in that case, those of the later date.
+
+        Raises:
+            ValueError: not two dates, or images that the backbone cannot serve.
+        """
+        both = _both_dates(x, later)
+        features = self.maps(both)  # each [2B, D, h, w], all earlier dates first
+        differences = [second - first for first, second in (f.chunk(2) for f in features)]
+        image = next(iter(both.values())) if isinstance(both, Mapping) else both
+        logits = self._to_pixels(self.head(differences), (image.shape[-2], image.shape[-1]))
+        return logits.log_softmax(dim=1)
+
+
+def _both_dates(x: Images, later: Images | None) -> Images:
+    """[B, 2, C, H, W], or two of [B, C, H, W], to [2B, C, H, W]: the earlier dates, then the later."""
+    if isinstance(x, Tensor):
+        if later is not None and not isinstance(later, Tensor):
+            raise ValueError("the earlier date is a bare tensor and the later is not; give both alike")
+        return _stacked("images", x, later)
+    if later is not None and (isinstance(later, Tensor) or later.keys() != x.keys()):
+        given = "a bare tensor" if isinstance(later, Tensor) else ", ".join(later)
+        raise ValueError(f"both dates must be of the same sensors: {', '.join(x)} and {given}")
+    return {m: _stacked(m, image, None if later is None else later[m]) for m, image in x.items()}
+
+
+def _stacked(modality: str, x: Tensor, later: Tensor | None) -> Tensor:
+    if later is not None:
+        if x.ndim != 4 or x.shape != later.shape:
+            raise ValueError(
+                f"{modality}: two dates must be [B, C, H, W] of one shape, got {list(x.shape)} and "
+                f"{list(later.shape)}"
+            )
+        return torch.cat((x, later))
+    if x.ndim != 5 or x.shape[1] != 2:
+        raise ValueError(
+            f"{modality}: two dates must be [B, 2, C, H, W], the earlier first, or model(earlier, later), "
+            f"got {list(x.shape)}"
+        )
+    return x.transpose(0, 1).flatten(0, 1)

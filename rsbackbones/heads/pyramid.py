@@ -1,0 +1,43 @@
+"""A pyramid of maps from a ViT, all of whose blocks work at one scale.
+
+Source: Bao et al., BEiT, ICLR 2022, and the segmentation code of MAE and of mmsegmentation after it: maps of
+four depths at 4, 2, 1 and 1/2 of their size, by transposed convolutions and a max-pooling. Between the two
+convolutions of the first they have a batch normalisation; we a LayerNorm, as Li et al., ViTDet, ECCV 2022, so
+that nothing depends on the batch.
+"""
+
+from collections.abc import Sequence
+
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+SCALES = (4, 2, 1, 0.5)
+
+
+class Pyramid(nn.Module):
+    """Four maps [B, D, h, w] to maps of 4, 2, 1 and 1/2 of that size, the last rounded up."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        if len(channels) != len(SCALES):
+            raise ValueError(
+                f"a pyramid from one scale needs maps of {len(SCALES)} depths, got {len(channels)}: name as "
+                "many blocks in indices=, one of them twice if need be"
+            )
+        first, second = channels[:2]
+        self.levels = nn.ModuleList(
+            [
+                nn.Sequential(_doubling(first), LayerNorm2d(first), nn.GELU(), _doubling(first)),
+                _doubling(second),
+                nn.Identity(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Four maps [B, D, h, w] to [B, D, 4h, 4w], [B, D, 2h, 2w], [B, D, h, w] and [B, D, h/2, w/2]."""
+        return [level(x) for level, x in zip(self.levels, maps, strict=True)]
+
+
+def _doubling(channels: int) -> nn.Module:
+    return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
