@@ -2,10 +2,16 @@
 
 Source: Vaswani et al., Attention is all you need, NeurIPS 2017, in two dimensions as in MAE's code (He et
 al., CVPR 2022): the first half of the channels encodes the column, the second half the row.
+
+On a grid other than the trained one they are computed for the places that it has, which training may never
+have seen; or the trained grid's table is interpolated (the two rows of CROMA's table 7).
 """
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsbackbones.layers.alibi import grid_positions
 
 
 def sincos_embedding(positions: Tensor, dim: int) -> Tensor:
@@ -29,3 +35,49 @@ def sincos_embedding(positions: Tensor, dim: int) -> Tensor:
     frequencies = 10000.0 ** (-steps / count)
     row, column = (x[..., None] * frequencies for x in positions.float().unbind(-1))  # [..., N, dim / 4]
     return torch.cat((column.sin(), column.cos(), row.sin(), row.cos()), dim=-1)
+
+
+class SinCosPositions(nn.Module):
+    """Adds the embeddings of their places to tokens. Nothing here is learned or stored.
+
+    Attributes:
+        trained_grid: the grid (h, w) whose table is interpolated to the one at hand; ``None``: nothing is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained_grid: tuple[int, int] | None = None
+
+    def forward(self, x: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
+        """[B, N, D] on a grid (h, w) to the same; or [B, K, D] at the places ``kept``, [B, K]."""
+        table = self._table(grid, x)
+        return x + (table if kept is None else table[kept]).to(x.dtype)
+
+    def _table(self, grid: tuple[int, int], x: Tensor) -> Tensor:
+        """Return the embeddings of a grid, [N, D], float32."""
+        if self.trained_grid is None or self.trained_grid == grid:
+            return sincos_embedding(grid_positions(*grid, device=x.device), x.shape[-1])
+        trained = grid_positions(*self.trained_grid, device=x.device)
+        maps = sincos_embedding(trained, x.shape[-1]).T.unflatten(1, self.trained_grid)[None]
+        # As MAE's code does it: bicubic, pixel centres aligned, without antialiasing where the grid shrinks.
+        return F.interpolate(maps, size=grid, mode="bicubic", align_corners=False)[0].flatten(1).T
+
+
+def interpolate_positions(model: nn.Module, trained_grid: tuple[int, int] | None) -> None:
+    """Make a model interpolate its sine-cosine positions from the grid it was trained on, in patches.
+
+    A choice of use, not of weights: it is not saved with them. ``None``: compute them again.
+
+    Raises:
+        ValueError: the model has no sine-cosine positions, or the grid is empty.
+    """
+    modules = [module for module in model.modules() if isinstance(module, SinCosPositions)]
+    if not modules:
+        raise ValueError(
+            f"{type(model).__name__} has no sine-cosine positions to interpolate; its other encodings serve "
+            "any grid as they are"
+        )
+    if trained_grid is not None and min(trained_grid) < 1:
+        raise ValueError(f"the trained grid must be (rows, columns) of patches, got {trained_grid}")
+    for module in modules:
+        module.trained_grid = trained_grid

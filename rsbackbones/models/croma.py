@@ -45,7 +45,7 @@ from rsbackbones.layers.attention import Bias
 from rsbackbones.layers.block import Block, CrossBlock
 from rsbackbones.layers.mlp import MLP
 from rsbackbones.layers.peg import PositionEncodingGenerator
-from rsbackbones.layers.sincos import sincos_embedding
+from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layers.tokenizer import LinearTokenizer
 from rsbackbones.layers.wavelength_tokenizer import WavelengthTokenizer
 from rsbackbones.layouts import Layout
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.peg = PositionEncodingGenerator(config.dim) if config.positions == "peg" else None
-        self.sincos = config.positions == "sincos"
+        self.sincos = SinCosPositions() if config.positions == "sincos" else None
         self.stream = modality
 
     def forward(
@@ -149,8 +149,8 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """[B, C, H, W] and a bias between its patches to [B, K, D]."""
         x = self.tokenizer(image, kept=patches.kept, channels=channels)
-        if self.sincos:
-            x = x + sincos_embedding(patches.positions, x.shape[-1]).to(x.dtype)
+        if self.sincos is not None:
+            x = self.sincos(x, patches.grid, patches.kept)
         for i, block in enumerate(self.blocks):
             x = block(x, bias)
             if i == 0 and self.peg is not None:
