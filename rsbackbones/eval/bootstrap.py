@@ -1,0 +1,122 @@
+"""Confidence intervals of metrics: the bootstrap over the test samples, percentile method.
+
+What is drawn, with replacement and as often as there are, is a sample, or a whole group of them: the patches
+of one image are alike, and drawing them one by one would make intervals too narrow. The interval says how
+much the number would move with other test images; not with another seed, nor with other training images.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rsbackbones.eval.labelled import IGNORED, Array, Task
+from rsbackbones.eval.metrics import CHANGE_NAMES, Floats, LabelRanking, confusion, known, metrics_of, summary
+from rsbackbones.eval.outcome import Outcome
+
+# How many numbers a block of draws may hold, so that memory does not grow with their count.
+_AT_ONCE = 2**23
+
+
+def interval(
+    outcome: Outcome, metric: str, *, seed: int, draws: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval (low, high) of one metric, any that :func:`metric_of` knows for the labels.
+
+    A draw in which the metric does not exist (it lacks every positive of a label) is left out.
+
+    Raises:
+        ValueError: there is no such metric, or ``draws`` or ``level`` are out of range.
+    """
+    _check(draws, level)
+    return _percentiles(_drawn(outcome, (metric,), (), draws, seed)[metric], level)
+
+
+def intervals(
+    outcome: Outcome,
+    task: Task,
+    names: Sequence[str] = (),
+    *,
+    seed: int,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> dict[str, tuple[float, float]]:
+    """Return the interval of every metric that :func:`metrics_of` gives, from the same draws.
+
+    Raises:
+        ValueError: the labels do not fit the task, or ``draws`` or ``level`` are out of range.
+    """
+    _check(draws, level)
+    names = CHANGE_NAMES if task == "change" and not names else names
+    values = _drawn(outcome, tuple(metrics_of(outcome, task, names)), names, draws, seed)
+    return {metric: _percentiles(value, level) for metric, value in values.items()}
+
+
+def count_intervals(
+    counts: Array, names: Sequence[str] = (), *, seed: int, draws: int = 1000, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """Return the intervals of what :func:`summary` gives, from the counts [G, K, K] of G images.
+
+    A class that occurs in no draw has none.
+
+    Raises:
+        ValueError: ``counts`` is not [G, K, K], or ``draws`` or ``level`` are out of range.
+    """
+    _check(draws, level)
+    if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or not len(counts):
+        raise ValueError(f"counts {list(counts.shape)}: expected [images, K, K], at least one image")
+    values = summary(_drawn_counts(counts, draws, np.random.default_rng(seed)), names)
+    return {name: _percentiles(value, level) for name, value in values.items() if not np.isnan(value).all()}
+
+
+def _drawn(
+    outcome: Outcome, metrics: Sequence[str], names: Sequence[str], draws: int, seed: int
+) -> dict[str, Floats]:
+    """Return every metric under every draw, [draws]."""
+    generator = np.random.default_rng(seed)
+    count, classes = outcome.scores.shape
+    units = np.arange(count) if outcome.groups is None else np.unique(outcome.groups, return_inverse=True)[1]
+    if outcome.target.ndim == 2:
+        ranking = LabelRanking(outcome.scores, outcome.target)
+        blocks = [
+            [ranking.value(metric, weights[:, units]) for metric in metrics]
+            for weights in _weights(units.max() + 1, draws, generator, count * classes)
+        ]
+        return {m: np.concatenate([block[i] for block in blocks]) for i, m in enumerate(metrics)}
+    predicted = outcome.scores.argmax(1)
+    if outcome.groups is None:
+        # n samples drawn one by one: the counts of their cells follow the multinomial distribution.
+        counts = confusion(outcome.target, predicted, classes)
+        total = counts.sum()
+        drawn = generator.multinomial(total, counts.ravel() / total, draws).reshape(draws, classes, classes)
+    else:
+        counted = outcome.target != IGNORED
+        cells = (units * classes + outcome.target) * classes + predicted
+        counts = np.bincount(cells[counted], minlength=(units.max() + 1) * classes**2)
+        drawn = _drawn_counts(counts.reshape(-1, classes, classes), draws, generator)
+    values = summary(drawn, names)
+    return {metric: values[known(metric, values)] for metric in metrics}
+
+
+def _drawn_counts(counts: Array, draws: int, generator: np.random.Generator) -> Array:
+    """Return the summed counts [draws, K, K] of images drawn from [G, K, K]."""
+    flat = counts.reshape(len(counts), -1).astype(np.float64)
+    blocks = [weights @ flat for weights in _weights(len(counts), draws, generator, len(counts))]
+    return np.concatenate(blocks).reshape(draws, *counts.shape[1:])
+
+
+def _weights(units: int, draws: int, generator: np.random.Generator, width: int) -> Iterator[Array]:
+    """Yield how often every unit is in a draw, [block, units]; ``width``: the numbers that a draw needs."""
+    block = max(1, _AT_ONCE // width)
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
+        yield generator.multinomial(units, np.full(units, 1 / units), size).astype(np.float64)
+
+
+def _percentiles(values: Floats, level: float) -> tuple[float, float]:
+    low, high = np.nanpercentile(values, (50 * (1 - level), 50 * (1 + level)))
+    return float(low), float(high)
+
+
+def _check(draws: int, level: float) -> None:
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"draws={draws}, level={level}: expected at least one draw, and 0 < level < 1")

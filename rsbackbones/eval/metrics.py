@@ -1,0 +1,221 @@
+"""Metrics, from scores beside labels or from confusion counts; all are fractions, 0 to 1.
+
+Counts are [K, K], rows the labels and columns the predictions, and add up over images: the mean IoU of a set
+is that of the sum, not the mean of its images'. A class that occurs neither among the labels nor among the
+predictions has no IoU and no F1 and is left out of their means; one that has no positive label has no recall
+and no average precision, and is left out of those. Shapes: n samples, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsbackbones.eval.labelled import IGNORED, Array, Task
+from rsbackbones.eval.outcome import Outcome
+
+Floats = npt.NDArray[np.float64]
+# What is written down of every task; pixels and change also have IoU and F1 by class.
+METRICS: dict[Task, tuple[str, ...]] = {
+    "classes": ("top1", "balanced_accuracy", "f1_macro"),
+    "multilabel": ("map_macro", "map_micro", "f1_macro", "f1_micro"),
+    "pixels": ("miou", "pixel_accuracy", "f1_macro"),
+    "change": ("miou", "pixel_accuracy", "f1_macro"),
+}
+CHANGE_NAMES = ("unchanged", "change")
+
+
+def metrics_of(outcome: Outcome, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
+    """Return the metrics of a task: those of :data:`METRICS`, and for pixels IoU and F1 by class.
+
+    ``classes``: top-1 accuracy, balanced accuracy (mean recall), macro F1. ``multilabel``: mean average
+    precision, macro (mean over the classes) and micro (all scores in one ranking), and F1 of the scores from
+    0.5 on. ``pixels`` and ``change``: as :func:`from_confusion`.
+
+    Raises:
+        ValueError: the scores do not fit the labels or the task.
+    """
+    multilabel = _checked(outcome).target.ndim == 2
+    if multilabel != (task == "multilabel"):
+        found = "several labels [n, K]" if multilabel else "one label [n]"
+        raise ValueError(f"the task {task} does not fit samples of {found}")
+    if multilabel:
+        ranking = LabelRanking(outcome.scores, outcome.target)
+        return {name: float(ranking.value(name)) for name in METRICS[task]}
+    counts = _outcome_counts(outcome)
+    if task != "classes":
+        return from_confusion(counts, CHANGE_NAMES if task == "change" and not names else names)
+    values = summary(counts)
+    return {name: float(values[name]) for name in METRICS[task]}
+
+
+def metric_of(outcome: Outcome, metric: str) -> float:
+    """Return one metric, any of those that the labels allow, e.g. ``top1``, ``miou``, ``iou_3``,
+    ``map_macro``.
+
+    Raises:
+        ValueError: there is no such metric for these labels.
+    """
+    if _checked(outcome).target.ndim == 2:
+        return float(LabelRanking(outcome.scores, outcome.target).value(metric))
+    values = summary(_outcome_counts(outcome))
+    return float(values[known(metric, values)])
+
+
+def confusion(target: Array, predicted: Array, classes: int) -> npt.NDArray[np.int64]:
+    """Return the counts [K, K] of labels (rows) and predictions (columns), of any shape; label -1 counts
+    nowhere.
+
+    Raises:
+        ValueError: the shapes differ, or a label or a prediction is no class.
+    """
+    target, predicted = np.asarray(target), np.asarray(predicted)
+    if target.shape != predicted.shape:
+        raise ValueError(
+            f"labels {list(target.shape)} and predictions {list(predicted.shape)} differ in shape"
+        )
+    counted = target != IGNORED
+    target, predicted = target[counted].astype(np.int64), predicted[counted].astype(np.int64)
+    for what, values in (("label", target), ("prediction", predicted)):
+        if values.size and ((values < 0) | (values >= classes)).any():
+            wrong = values[(values < 0) | (values >= classes)][0]
+            raise ValueError(
+                f"{what} {wrong}: with {classes} classes they go from 0 to {classes - 1}"
+                + (f", and {IGNORED} is ignored" if what == "label" else "")
+            )
+    return np.bincount(target * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def from_confusion(counts: Array, names: Sequence[str] = ()) -> dict[str, float]:
+    """Return ``miou``, ``pixel_accuracy``, ``f1_macro``, and by class ``iou_NAME`` and ``f1_NAME``.
+
+    ``names`` default to the numbers of the classes. A class that does not occur has no entries.
+
+    Raises:
+        ValueError: ``counts`` is not [K, K], is empty, or does not fit the names.
+    """
+    if np.ndim(counts) != 2 or counts.shape[0] != counts.shape[1] or (names and len(names) != len(counts)):
+        raise ValueError(
+            f"confusion counts {list(np.shape(counts))}: expected [K, K]"
+            + f", K = {len(names)}" * bool(names)
+        )
+    if not counts.sum():
+        raise ValueError("no sample was counted: every label is ignored, or there are none")
+    values = summary(counts, names)
+    chosen = [*METRICS["pixels"], *(name for name in values if name.startswith(("iou_", "f1_")))]
+    return {name: float(values[name]) for name in dict.fromkeys(chosen) if not np.isnan(values[name])}
+
+
+def summary(counts: Array, names: Sequence[str] = ()) -> dict[str, Floats]:
+    """Return every metric of counts [..., K, K], each [...]: NaN where it does not exist."""
+    counts = np.asarray(counts, np.float64)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    labelled, predicted = counts.sum(-1), counts.sum(-2)
+    accuracy = ratio(hits.sum(-1), counts.sum((-2, -1)))
+    iou, f1 = ratio(hits, labelled + predicted - hits), ratio(2 * hits, labelled + predicted)
+    values = {
+        "top1": accuracy,
+        "pixel_accuracy": accuracy,
+        "balanced_accuracy": mean_of_existing(ratio(hits, labelled)),
+        "f1_macro": mean_of_existing(f1),
+        "miou": mean_of_existing(iou),
+    }
+    for number in range(counts.shape[-1]):
+        name = names[number] if names else number
+        values |= {f"iou_{name}": iou[..., number], f"f1_{name}": f1[..., number]}
+    return values
+
+
+class LabelRanking:
+    """Scores of several labels per sample, ranked once, their metrics under any weights of the samples.
+
+    Average precision is the sum of precision times the step of recall over the distinct scores, not
+    interpolated, as scikit-learn's and torchmetrics'. ``scores`` [n, K] are probabilities, ``target`` is [n,
+    K] bool.
+    """
+
+    def __init__(self, scores: Array, target: Array) -> None:
+        self._hits, self._scores = target.astype(bool), scores
+        if not self._hits.any():
+            raise ValueError("no sample has any label: there is nothing to rank")
+        if scores.min() < 0 or scores.max() > 1:
+            raise ValueError(
+                f"scores from {scores.min():.3g} to {scores.max():.3g}: those of labels are probabilities"
+            )
+        self._orders: dict[int | None, tuple[Array, Array, Array]] = {}
+
+    def value(self, metric: str, weights: Array | None = None) -> Floats:
+        """Return a metric under weights [..., n] (default: all 1), shape [...].
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        known(metric, METRICS["multilabel"])
+        weights = np.ones(len(self._hits)) if weights is None else weights
+        if metric == "map_micro":
+            return self._average_precision(None, weights)
+        if metric == "map_macro":
+            by_class = [self._average_precision(k, weights) for k in range(self._hits.shape[1])]
+            return mean_of_existing(np.stack(by_class, axis=-1))
+        chosen = self._scores >= 0.5
+        both, either = weights @ (self._hits & chosen), weights @ (self._hits.astype(int) + chosen)
+        if metric == "f1_micro":
+            return ratio(2 * both.sum(-1), either.sum(-1))
+        return mean_of_existing(ratio(2 * both, either))
+
+    def _average_precision(self, label: int | None, weights: Array) -> Floats:
+        """Of one label, or of all together, whose ranking is that of n * K scores."""
+        if label not in self._orders:
+            scores = self._scores.ravel() if label is None else self._scores[:, label]
+            hits = self._hits.ravel() if label is None else self._hits[:, label]
+            order = np.argsort(-scores, kind="stable")
+            # Where a run of equal scores ends: a threshold takes all of it or nothing.
+            ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+            samples = order // self._hits.shape[1] if label is None else order
+            self._orders[label] = samples, hits[order], ends
+        samples, hits, ends = self._orders[label]
+        ranked = weights[..., samples]
+        found = np.cumsum(ranked * hits, axis=-1)[..., ends]
+        taken = np.cumsum(ranked, axis=-1)[..., ends]
+        steps = np.diff(found, axis=-1, prepend=0)
+        precision = np.divide(found, taken, out=np.zeros_like(found), where=taken > 0)
+        return ratio((steps * precision).sum(-1), found[..., -1])
+
+
+def ratio(above: Array, below: Array) -> Floats:
+    """Divide, NaN where there is nothing below."""
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) > 0)
+
+
+def mean_of_existing(values: Floats) -> Floats:
+    """Return the mean over the last axis of what is not NaN; NaN where that is nothing."""
+    there = ~np.isnan(values)
+    return ratio(np.where(there, values, 0).sum(-1), there.sum(-1))
+
+
+def known(metric: str, those: Any) -> str:
+    """Return the name of a metric if it is one of those.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if metric not in those:
+        raise ValueError(f"no metric {metric!r} for these labels; there are {', '.join(those)}")
+    return metric
+
+
+def _outcome_counts(outcome: Outcome) -> npt.NDArray[np.int64]:
+    return confusion(outcome.target, outcome.scores.argmax(1), outcome.scores.shape[1])
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    scores, target = outcome.scores, outcome.target
+    fits = target.shape == scores.shape if target.ndim == 2 else target.shape == scores.shape[:1]
+    if scores.ndim != 2 or not fits or not len(scores):
+        raise ValueError(
+            f"scores {list(scores.shape)} and labels {list(target.shape)}: expected [n, K] beside [n] or [n, K]"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity")
+    return outcome

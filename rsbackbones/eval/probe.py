@@ -1,0 +1,164 @@
+"""Linear and MLP probes on frozen features, and which learning rate of their sweep counts.
+
+CROMA (section 3.1, appendix A.4.2): one linear layer, or a hidden one of 2048 with ReLU before it; AdamW with
+betas 0.9 and 0.999 and weight decay 0.01, batches of 1024, five epochs of linear warm-up and a hundred along
+a cosine, every learning rate of {1 ... 9}e{-4, -3, -2}, and what counts is the probe after the last epoch.
+:mod:`rsbackbones.eval.sweep` trains them all at once.
+
+What the paper leaves open, and what was chosen: features enter as they are, without standardising, which the
+paper does not mention (``ProbeOptions.standardise`` is for features of very different scales); layers start
+as ``torch.nn.Linear`` does; float32, where the paper computes in bfloat16. The paper reports the best of the
+sweep on the evaluation set. That is optimistic, so here it stands in the details, and by default the learning
+rate is chosen on a validation split or on a part of the training samples.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rsbackbones.eval.metrics import metric_of
+from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.samples import Samples, checked, checked_splits, fits
+from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions, Probes, Progress, fit_probes
+
+# Of the training samples, one in so many chooses the learning rate where there is no validation split.
+_HELD_OUT = 5
+
+
+def probe(
+    train: Samples,
+    test: Samples,
+    *,
+    classes: int,
+    val: Samples | None = None,
+    kind: Kind = "linear",
+    seed: int = 0,
+    options: ProbeOptions = CROMA_OPTIONS,
+    select: Literal["val", "test"] = "val",
+    metric: str | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train the probes of all learning rates and score ``test`` with the one that is chosen.
+
+    Args:
+        train: what they are trained on.
+        test: what they are scored on.
+        classes: K.
+        val: chooses the learning rate. Without it, a fifth of ``train`` does (:func:`hold_out`), with probes
+            of their own trained on the rest; what is scored is trained on all of ``train``.
+        kind: ``linear`` or ``mlp``.
+        seed: of the first weights, the order of the samples, and which are held out.
+        options: how they are trained.
+        select: ``val``: as said. ``test``: the best on ``test``, as the papers report it, which is
+            optimistic.
+        metric: what is best, any that :func:`metric_of` knows; default ``top1``, of several labels
+            ``map_macro``. Between equals, the lower cross-entropy decides.
+        device: where the probes are trained.
+        progress: called with the epochs done and those in all.
+
+    Returns:
+        The probabilities [n, K] of the chosen probe. In the details: ``lr``, ``chosen_on``, ``metric``, its
+        value on ``test`` for every learning rate (``by_lr``), and the best of these (``best_on_test``), which
+        is the papers' number.
+
+    Raises:
+        ValueError: samples, labels or options are not as they should be.
+    """
+    train, test = checked_splits(train, test, classes)
+    if select not in ("val", "test"):
+        raise ValueError(f"select={select!r}: expected 'val' or 'test'")
+    metric = metric or ("map_macro" if train.task == "multilabel" else "top1")
+
+    def fit(samples: Samples, told: Progress | None) -> Probes:
+        return fit_probes(
+            samples, classes=classes, kind=kind, seed=seed, options=options, device=device, progress=told
+        )
+
+    if select == "test":
+        probes = fit(train, progress)
+        lr, chosen_on = choose_rate(probes, test, metric), "test"
+    elif val is not None:
+        val = checked("val", val, classes)
+        fits("val", val, train)
+        probes = fit(train, progress)
+        lr, chosen_on = choose_rate(probes, val, metric), "val"
+    else:
+        part, held_out = hold_out(train, seed)
+        lr = choose_rate(fit(part, _half(progress, 0)), held_out, metric)
+        probes, chosen_on = (
+            fit(train, _half(progress, 1)),
+            f"{len(held_out)} of {len(train)} training samples",
+        )
+    by_lr = {rate: metric_of(_outcome(probes, test, rate), metric) for rate in probes.rates}
+    best = max(by_lr, key=lambda rate: by_lr[rate])
+    return Outcome(
+        scores=probes.scores(test.features, lr),
+        target=test.labels,
+        groups=test.groups,
+        details={
+            "kind": kind,
+            "lr": lr,
+            "chosen_on": chosen_on,
+            "metric": metric,
+            "best_on_test": {"lr": best, metric: by_lr[best]},
+            "by_lr": {f"{rate:g}": value for rate, value in by_lr.items()},
+            "options": {name: value for name, value in asdict(options).items() if name != "rates"},
+            "seed": seed,
+        },
+    )
+
+
+def choose_rate(probes: Probes, samples: Samples, metric: str) -> float:
+    """Return the learning rate whose probe is best on these samples; between equals, by cross-entropy.
+
+    Raises:
+        ValueError: there is no such metric for these labels.
+    """
+
+    def quality(rate: float) -> tuple[float, float]:
+        outcome = _outcome(probes, samples, rate)
+        if probes.multilabel:
+            right = np.where(outcome.target, outcome.scores, 1 - outcome.scores)
+        else:
+            right = np.take_along_axis(outcome.scores, outcome.target[:, None], axis=1)
+        return metric_of(outcome, metric), float(np.log(np.maximum(right, 1e-12)).mean())
+
+    return max(probes.rates, key=quality)
+
+
+def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+    """Return four fifths of the samples and the other fifth: of every class alike, or whole groups of them.
+
+    Raises:
+        ValueError: there is one group only.
+    """
+    units = np.arange(len(samples))
+    if samples.groups is not None:
+        units = np.unique(samples.groups, return_inverse=True)[1]
+    chance = np.random.default_rng(seed).permutation(units.max() + 1)
+    if len(chance) < 2:
+        raise ValueError(
+            "without a validation split a fifth of the training images is held out, and there is one only: "
+            "give val=, or select='test'"
+        )
+    # Every fifth of a random order, by class where samples have one, starting at the third: a class of five
+    # samples or more is in both parts.
+    by_class = samples.groups is None and samples.task == "classes"
+    order = np.lexsort((chance, samples.labels)) if by_class else np.argsort(chance)
+    held = np.isin(units, order[min(_HELD_OUT // 2, len(order) - 1) :: _HELD_OUT])
+    return samples.take(~held), samples.take(held)
+
+
+def _outcome(probes: Probes, samples: Samples, rate: float) -> Outcome:
+    return Outcome(scores=probes.scores(samples.features, rate), target=samples.labels, groups=samples.groups)
+
+
+def _half(progress: Progress | None, number: int) -> Callable[[int, int], None] | None:
+    """Report a run that is one of two as its half of both."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, 2 * total)
