@@ -1,0 +1,88 @@
+"""Raw samples of a set reach the model by the names of their bands."""
+
+import numpy as np
+import pytest
+import torch
+
+import rsbackbones as rsb
+from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.labelled import NORMALISED
+from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
+from tests.eval.dense_sets import pixel_set
+
+
+def model(**changes):
+    torch.manual_seed(0)
+    return rsb.create_model("croma_vit_tiny", overrides={"depth": 2, "dim": 32, "num_heads": 4}, **changes)
+
+
+def set_of(bands, units=None):
+    return pixel_set([], [], bands=bands, units=units)
+
+
+def test_measured_values_are_what_create_preprocess_makes_of_them():
+    scene = simulate_scene(32, 48, seed=1)
+    both = model()
+    data = set_of({"s2": S2_BANDS[::-1], "s1": S1_BANDS}, {"s2": "reflectance"})
+    raw = {"s2": scene.s2[::-1] / 10000, "s1": scene.s1, "label": scene.land_cover}
+    made = model_inputs(both, data)(raw)
+    expected = rsb.create_preprocess(both)({"s2": scene.s2, "s1": scene.s1})
+    assert list(made) == ["s2", "s1"]
+    assert all(x.dtype == torch.float32 for x in made.values())
+    # Reflectances times 10000 may fall on the other side of a step of 1/255.
+    assert (made["s2"] - expected["s2"]).abs().max() <= 1 / 255 + 1e-6
+    assert (made["s2"] != expected["s2"]).float().mean() < 1e-3
+    assert torch.equal(made["s1"], expected["s1"])
+    bare = model_inputs(model(modalities=("s2",)), set_of({"s2": S2_BANDS, "s1": S1_BANDS}))
+    assert list(bare({"s2": scene.s2, "s1": scene.s1})) == ["s2"]
+    # Stacked, and of two dates.
+    dates = np.stack([scene.s2, scene.s2[:, ::-1]])
+    assert torch.equal(bare({"s2": dates[None]})["s2"][0, 0], expected["s2"])
+
+
+def test_pictures_are_divided_by_255_and_gathered_by_name():
+    pictures = model(modalities=("s2",), bands={"s2": ("B02", "B03", "B04")})
+    raw = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16)).astype(np.uint8)
+    data = set_of({"s2": ("B04", "B08", "B03", "B02")}, {"s2": NORMALISED})
+    made = model_inputs(pictures, data)({"s2": raw})["s2"]
+    np.testing.assert_array_equal(made.numpy(), raw[:, [3, 2, 0]].astype(np.float32) / 255)
+    assert torch.equal(model_inputs(pictures, data)({"s2": torch.from_numpy(raw)})["s2"], made)
+
+
+def test_a_set_that_lacks_what_the_model_takes_is_refused_with_the_fix():
+    with pytest.raises(ValueError, match=r"by hand has no images of s1.*modalities=\('s2',\)"):
+        model_inputs(model(), set_of({"s2": S2_BANDS}))
+    with pytest.raises(ValueError, match=r"no images of s2, .*it has s1: choose a model"):
+        model_inputs(model(modalities=("s2",)), set_of({"s1": S1_BANDS}))
+    with pytest.raises(ValueError, match=r"the model takes .*B12.*create_model\(..., bands="):
+        model_inputs(model(modalities=("s2",)), set_of({"s2": S2_BANDS[:-1]}))
+    rgb = set_of({"s2": ("B04", "B03", "B02")}, {"s2": NORMALISED})
+    with pytest.raises(
+        ValueError, match=r"takes B01, .*by hand lacks.*bands=\{'s2': \('B04', 'B03', 'B02'\)\}"
+    ):
+        model_inputs(model(modalities=("s2",)), rgb)
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN"), (256, "0 to 255"), (-1, "0 to 255")])
+def test_values_that_no_picture_has_are_refused(value, message):
+    inputs = model_inputs(
+        model(modalities=("s2",), bands={"s2": ("red", "green", "blue")}),
+        set_of({"s2": ("red", "green", "blue")}, {"s2": NORMALISED}),
+    )
+    raw = np.full((3, 16, 16), 9.0)
+    raw[1, 2, 3] = value
+    with pytest.raises(ValueError, match=message):
+        inputs({"s2": raw})
+    with pytest.raises(ValueError, match=r"expected pictures \[..., 3, H, W\], got \[4, 16, 16\]"):
+        inputs({"s2": np.zeros((4, 16, 16), np.uint8)})
+
+
+def test_measured_values_are_checked_and_all_sensors_are_needed():
+    inputs = model_inputs(model(), set_of({"s2": S2_BANDS, "s1": S1_BANDS}))
+    scene = simulate_scene(16, 16)
+    with pytest.raises(ValueError, match="a sample has no images of s1"):
+        inputs({"s2": scene.s2})
+    radar = scene.s1.copy()
+    radar[1, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity .*VH: 1"):
+        inputs({"s2": scene.s2, "s1": radar})
