@@ -273,6 +273,8 @@ class Backbone(nn.Module):
                     f"model({{'{self.modalities[0]}': x}})"
                 )
             x = {self.modalities[0]: x}
+        if not isinstance(x, Mapping):
+            raise ValueError(_not_a_tensor("the model", x))
         unknown = [m for m in x if m not in self.modalities]
         if unknown or not x:
             raise ValueError(
@@ -297,6 +299,8 @@ class Backbone(nn.Module):
             )
         if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
             raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
+        if valid is not None and not isinstance(valid, Mapping):
+            raise ValueError("valid goes by sensor: valid={'" + next(iter(images)) + "': mask}")
         valid = dict(valid or {})
         for m, mask in valid.items():
             if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
@@ -308,6 +312,8 @@ class Backbone(nn.Module):
 
     def _checked_image(self, modality: str, image: Tensor) -> Tensor:
         bands, p = self.bands[modality], self.patch_size
+        if not isinstance(image, Tensor):
+            raise ValueError(_not_a_tensor(modality, image))
         if image.ndim not in (4, 5):
             raise ValueError(
                 f"{modality}: expected [B, C, H, W] or a series [B, T, C, H, W], got "
@@ -321,9 +327,10 @@ class Backbone(nn.Module):
             )
         height, width = image.shape[-2:]
         if not height or not width or (not self.pad and (height % p or width % p)):
+            cropped = f"crop to {height // p * p} x {width // p * p}"
             raise ValueError(
-                f"{modality}: {height} x {width} pixels are not a multiple of the patch size {p}; crop to "
-                f"{max(p, height // p * p)} x {max(p, width // p * p)}, or have them padded: "
+                f"{modality}: {height} x {width} pixels are not a multiple of the patch size {p}; "
+                f"{cropped if min(height, width) >= p else 'enlarge them'}, or have them padded: "
                 "create_model(..., pad=True)"
             )
         if not image.is_floating_point():
@@ -358,6 +365,13 @@ def unwrapped(model: Any) -> Backbone:
         else:
             raise ValueError(f"expected a model from create_model, got {type(model).__name__}")
     return model
+
+
+def _not_a_tensor(what: str, given: object) -> str:
+    return (
+        f"{what}: expected a tensor, or tensors by sensor, got {type(given).__name__}; "
+        "rsbackbones.create_preprocess(model) makes tensors of arrays"
+    )
 
 
 def _channel_hint(modality: str, sensor: str, channels: int, bands: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.embed.progress import progress_bar
+from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.metrics import confusion
@@ -80,24 +81,18 @@ def predict(
         except ValueError as error:
             raise ValueError(f"{data.ids[index]}: {error}") from error
 
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
-            if tile is not None:
-                for index, images, label in samples():
-                    scores = predict_tiled(model, images, tile=tile, overlap=overlap, batch_size=batch_size)
+    with frozen(model), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
+        if tile is not None:
+            for index, images, label in samples():
+                scores = predict_tiled(model, images, tile=tile, overlap=overlap, batch_size=batch_size)
+                count(index, scores, label)
+                bar.update()
+        else:
+            for batch in _batches(samples(), batch_size):
+                stacked = {m: torch.stack([images[m] for _, images, _ in batch]) for m in batch[0][1]}
+                for (index, _, label), scores in zip(batch, model(stacked), strict=True):
                     count(index, scores, label)
-                    bar.update()
-            else:
-                for batch in _batches(samples(), batch_size):
-                    stacked = {m: torch.stack([images[m] for _, images, _ in batch]) for m in batch[0][1]}
-                    for (index, _, label), scores in zip(batch, model(stacked), strict=True):
-                        count(index, scores, label)
-                    bar.update(len(batch))
-    finally:
-        if was_training:
-            model.train()
+                bar.update(len(batch))
     return np.stack(counts)
 
 

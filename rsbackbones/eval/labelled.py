@@ -33,7 +33,7 @@ class LabelledSet:
         units: by modality, as ``create_preprocess`` knows them, or ``"normalised"``.
         ids: of every sample, unique.
         splits: of ``train``, ``val`` and ``test``, those that exist: the indices of their samples.
-        labels: ``classes``: [N] int64 below K; ``multilabel``: [N, K] bool; else ``None``, as labels are maps.
+        labels: ``classes``: [N] int64 below K; ``multilabel``: [N, K] bool; else ``None``: labels are maps.
         read: index -> by modality the raw image [C, H, W] (``change``: [2, C, H, W], the earlier date first),
             and under ``"label"`` the map [H, W] int64 of ``pixels`` and ``change``, -1 where it is ignored.
         digest: changes with the data: images, labels, bands and units, not with the splits.

@@ -152,7 +152,7 @@ class LabelRanking:
             ValueError: there is no such metric.
         """
         known(metric, METRICS["multilabel"])
-        weights = np.ones(len(self._hits)) if weights is None else weights
+        weights = np.asarray(np.ones(len(self._hits)) if weights is None else weights, np.float64)
         if metric == "map_micro":
             return self._average_precision(None, weights)
         if metric == "map_macro":
@@ -185,7 +185,9 @@ class LabelRanking:
 
 def ratio(above: Array, below: Array) -> Floats:
     """Divide, NaN where there is nothing below."""
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) > 0)
+    out: Floats = np.full(np.shape(below), np.nan)
+    np.divide(above, below, out=out, where=np.asarray(below) > 0)
+    return out
 
 
 def mean_of_existing(values: Floats) -> Floats:
@@ -214,7 +216,7 @@ def _checked(outcome: Outcome) -> Outcome:
     fits = target.shape == scores.shape if target.ndim == 2 else target.shape == scores.shape[:1]
     if scores.ndim != 2 or not fits or not len(scores):
         raise ValueError(
-            f"scores {list(scores.shape)} and labels {list(target.shape)}: expected [n, K] beside [n] or [n, K]"
+            f"scores {list(scores.shape)} and labels {list(target.shape)}: expected [n, K], and [n] or [n, K]"
         )
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity")

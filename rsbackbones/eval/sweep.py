@@ -203,7 +203,7 @@ def _forward(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     """Give the logits [R, B, K] of all probes for [B, D]."""
     weight, bias = layers[0]
     # All rates take the same input, so the first layers are one product, [B, D] x [D, R * out].
-    out = F.linear(x, weight.flatten(0, 1), bias.flatten()).unflatten(1, bias.shape).movedim(1, 0)
+    out: Tensor = F.linear(x, weight.flatten(0, 1), bias.flatten()).unflatten(1, bias.shape).movedim(1, 0)
     for weight, bias in layers[1:]:
         out = torch.baddbmm(bias.unsqueeze(1), out.relu(), weight.transpose(1, 2))
     return out

@@ -8,7 +8,7 @@ that nothing depends on the batch.
 
 from collections.abc import Sequence
 
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 SCALES = (4, 2, 1, 0.5)

@@ -15,7 +15,7 @@ and ours:
 
 from collections.abc import Sequence
 
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from rsbackbones.heads.head import DenseHead
@@ -53,13 +53,13 @@ class ViTLite(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D, h, w] to [B, W, h, w]."""
-        grid = features.shape[-2:]
+        h, w = features.shape[-2:]
         x = self.embed(features.flatten(2).transpose(1, 2))  # [B, N, W]
-        positions = grid_positions(*grid, device=features.device)
+        positions = grid_positions(h, w, device=features.device)
         x = x + sincos_embedding(positions, self.width).to(x.dtype)
         for block in self.blocks:
             x = block(x)
-        out: Tensor = self.norm(x).transpose(1, 2).unflatten(-1, grid)
+        out: Tensor = self.norm(x).transpose(1, 2).unflatten(-1, (h, w))
         return out
 
 

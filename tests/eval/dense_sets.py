@@ -30,8 +30,9 @@ def simulated(sizes, *, classes=3, seed=0):
     """Sentinel-2 scenes of the simulator and label maps of a few classes, some pixels ignored."""
     images, labels = [], []
     for i, size in enumerate(sizes):
-        scene = simulate_scene(*size, seed=seed + i)
-        label = scene.land_cover.astype(np.int64) % (classes + 1) - 1
-        images.append({"s2": scene.s2})
+        height, width = size
+        scene = simulate_scene(max(16, height), max(16, width), seed=seed + i)  # it draws no smaller ones
+        label = scene.land_cover[:height, :width].astype(np.int64) % (classes + 1) - 1
+        images.append({"s2": scene.s2[:, :height, :width]})
         labels.append(label)
     return pixel_set(images, labels, [f"class {k}" for k in range(classes)])

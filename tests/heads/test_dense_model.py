@@ -250,13 +250,15 @@ def train(net, x, labels, loss, steps, lr=3e-3):
 def test_every_head_learns_a_scene_by_heart(head, scale):
     raw, labels = scenes(scale)
     assert labels.unique().tolist() == [0, 1, 2]
+    if head == "linear":  # it knows no more than one class per patch
+        labels = labels[:, 4::8, 4::8].repeat_interleave(8, 1).repeat_interleave(8, 2)
     body = backbone(modalities=("s2",))
     x = {"s2": rsb.create_preprocess(body)({"s2": raw})["s2"]}
     net = dense_model(body, head, num_classes=3, scale=scale, **{k: 2 * v for k, v in SMALL[head].items()})
-    losses = train(net, x, labels, F.cross_entropy, 60)
+    losses = train(net, x, labels, F.cross_entropy, 60 if head == "upernet" else 150)
     counts = labels.flatten().bincount() / labels.numel()
     always_the_same = -(counts * counts.log()).sum().item()  # what knowing the frequencies alone gives
-    assert losses[-1] < 0.6 * min(always_the_same, losses[0]), (losses[0], losses[-1], always_the_same)
+    assert losses[-1] < 0.5 * min(always_the_same, losses[0]), (losses[0], losses[-1], always_the_same)
 
 
 def test_change_is_learned_by_heart():
