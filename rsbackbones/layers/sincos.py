@@ -81,3 +81,8 @@ def interpolate_positions(model: nn.Module, trained_grid: tuple[int, int] | None
         raise ValueError(f"the trained grid must be (rows, columns) of patches, got {trained_grid}")
     for module in modules:
         module.trained_grid = trained_grid
+
+
+def interpolated_from(model: nn.Module) -> tuple[int, int] | None:
+    """Return the grid from which a model interpolates its positions; ``None``: it does not."""
+    return next((m.trained_grid for m in model.modules() if isinstance(m, SinCosPositions)), None)

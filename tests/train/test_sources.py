@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from rsbackbones.grid import to_grid
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.geotiffs import GeoTiffSource
-from rsbackbones.train.data.grid import to_grid
 from rsbackbones.train.data.npz import NpzFile, NpzSource
 from rsbackbones.train.data.open import open_source
 from rsbackbones.train.data.source import BadSample

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.grid import same_extent, to_grid
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.check import checked
-from rsbackbones.train.data.grid import same_extent, to_grid
 from rsbackbones.train.data.source import Sample
 from rsbackbones.train.data.tiling import tile_starts
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.grid import to_grid
 from rsbackbones.rasters import open_raster
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.check import checked
-from rsbackbones.train.data.grid import to_grid
 from rsbackbones.train.data.products import acquired
 from rsbackbones.train.data.source import BadSample, Sample
 

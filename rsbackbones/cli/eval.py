@@ -1,0 +1,126 @@
+"""The command that evaluates frozen features."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.cli.options import Command, fields_of, names_in, pair
+
+
+def add(command: Command) -> None:
+    """Add the parser."""
+    sub = command("eval", _eval, "evaluate frozen features on labelled images")
+    sub.add_argument(
+        "protocols", help="knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all"
+    )
+    sub.add_argument("--model", required=True, help="architecture or architecture.tag")
+    sub.add_argument(
+        "--data", required=True,
+        help="a folder of class folders of JPEG, PNG or GeoTIFF; a CSV beside GeoTIFFs; NAME.npz; NAME.yaml "
+        "that describes one; or torchgeo:NAME with --root",
+    )  # fmt: skip
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the results")
+    sub.add_argument("--root", type=Path, help="of a torchgeo data set")
+    sub.add_argument("--ids", type=Path, metavar="FILE", help="a list of ids with their splits (id,train)")
+    sub.add_argument("--subset", type=float, metavar="SHARE", help="train on this share, such as 0.1")
+    sub.add_argument("--seeds", default="0", help="of splits, probes and random weights, such as 0,1,2")
+    sub.add_argument("--streams", help="such as s2,s1,joint,s2+joint; default: each, and all together")
+    sub.add_argument("--pool", default="pooled", help="pooled (the model's own, default) or mean (of tokens)")
+    sub.add_argument("--size", type=int, metavar="PIXELS", help="resize the images; CROMA enlarges to 120")
+    sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all there are")
+    sub.add_argument(
+        "--bands", action="append", default=[], metavar="SENSOR=B02,B03,...",
+        help="bands to use; default: those of the weights that the data has",
+    )  # fmt: skip
+    sub.add_argument("--missing", default="error", help="what a band of --bands gets that the weights lack: "
+                     "error, nearest, mean, zero or new")  # fmt: skip
+    sub.add_argument(
+        "--data-bands", action="append", default=[], metavar="SENSOR=B02,B03,...",
+        help="the bands of the images, in order, where they do not name them",
+    )  # fmt: skip
+    sub.add_argument(
+        "--units", action="append", default=[], metavar="SENSOR=UNIT",
+        help="unit of the values, such as s2=reflectance, s2=dn+1000 or s1=linear",
+    )  # fmt: skip
+    weights = sub.add_mutually_exclusive_group()
+    weights.add_argument("--random-weights", action="store_true", help="evaluate random weights alone")
+    weights.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
+    sub.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE")
+    sub.add_argument(
+        "--baselines", action="store_true", help="also random weights, and means and deviations of the bands"
+    )
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="of encoded features; default OUT/cache")
+    sub.add_argument("--batch-size", type=int, default=64)
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from functools import cache
+
+    from rsbackbones.eval.data import open_labelled
+    from rsbackbones.eval.labelled import LabelledSet
+    from rsbackbones.eval.report import write_report
+    from rsbackbones.eval.run import PROTOCOLS, evaluate
+    from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
+
+    protocols = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
+    seeds = [int(seed) for seed in names_in(options.seeds)]
+    given = {
+        m: tuple(names_in(b)) for m, b in _pairs(options.data_bands, "--data-bands", "SENSOR=B02,B03,...")
+    }
+
+    @cache
+    def open_set(seed: int) -> LabelledSet:
+        return open_labelled(
+            options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
+            bands=given or None, units=dict(_pairs(options.units, "--units", "SENSOR=UNIT")),
+        )  # fmt: skip
+
+    data = open_set(seeds[0])
+    bands = {m: names_in(b) for m, b in _pairs(options.bands, "--bands", "SENSOR=B02,B03,...")}
+    chosen: dict[str, Any] = {
+        "modalities": names_in(options.modalities) if options.modalities else None,
+        "bands": bands or None,
+        "bands_missing": options.missing,
+        "overrides": fields_of(options.override),
+    }
+
+    def build(**weights: Any) -> Any:
+        return model_for(data, options.model, **chosen, **weights).to(options.device)
+
+    how = {
+        "size": options.size, "pool": options.pool, "level": "patch" if data.task == "pixels" else "image",
+        "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
+        "cache": options.cache or options.out / "cache",
+    }  # fmt: skip
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.random_weights:
+        model = build(pretrained=False)
+        subjects = [of_random_weights(lambda: build(pretrained=False), how)]
+    else:
+        model = build(checkpoint=options.checkpoint)
+        subjects = [of_weights(str(options.checkpoint or options.model), model, how)]
+        if options.baselines:
+            # Bands without weights get fresh ones whatever the rule is: all of these are.
+            mine = {"modalities": model.modalities, "bands": model.bands, "overrides": chosen["overrides"]}
+            name = options.model.partition(".")[0]
+            random = of_random_weights(
+                lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
+            )
+            subjects += [random, of_statistics(how["level"])]
+    notes = said_of(data, model)
+    for note in notes:
+        print(note, file=sys.stderr)
+    found = evaluate(
+        protocols, subjects, open_set, options.out, seeds=seeds, progress=not options.quiet,
+        streams=names_in(options.streams) if options.streams else None,
+    )  # fmt: skip
+    found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
+    print(write_report(options.out, found), end="")
+    return 0
+
+
+def _pairs(items: list[str], option: str, form: str) -> list[tuple[str, str]]:
+    return [pair(item, option, form) for item in items]

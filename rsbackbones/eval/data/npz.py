@@ -1,0 +1,378 @@
+"""Described ``.npz`` files: arrays under our own names, or under others that a mapping tells."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsbackbones.eval.data.assemble import Found
+from rsbackbones.eval.data.classes import Classes, LabelCodes, found_classes
+from rsbackbones.eval.data.splits import find_ids
+from rsbackbones.eval.labelled import SPLITS, Array, Task
+from rsbackbones.grid import same_extent, to_grid
+from rsbackbones.sensors import SENSORS, get_sensor
+
+# By the name of an array the bands of its channels; ``None``: the array NAME_bands of the file says.
+Parts = Mapping[str, Sequence[str]]
+_KEYS = ("name", "files", "task", "label", "classes", "ignore", "split", "id", "units")
+
+
+def read_npz(
+    path: Path,
+    mapping: Mapping[str, Any] | None = None,
+    *,
+    bands: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    classes: Classes | None = None,
+    ignore: Sequence[int] = (),
+) -> Found:
+    """Find the samples in a ``.npz`` file, or in those that a mapping names.
+
+    Arrays, under these names or those of the mapping:
+
+    - ``s2``, ``s1``: [N, C, H, W], of two dates [N, 2, C, H, W]; one place without N.
+    - ``s2_bands``, ``s1_bands``: the names of the channels.
+    - ``label``: [N] integers or names, one class each; [N, K] of 0 and 1, any number of classes; [N, H, W], a
+      class for every pixel, of two dates: whether it changed. One place without N.
+    - ``classes``: the names of the classes. ``split``: [N] words. ``id``: [N] integers or names, unique.
+    - ``units``: words like ``s2=dn+1000``.
+
+    A mapping (:func:`read_mapping` reads one from YAML) may have these keys:
+
+    - ``name`` of the set, and ``files``: names or patterns, beside the mapping's file.
+    - ``s2``, ``s1``: the name of an array; ``{ARRAY: BANDS, ...}`` for several, whose coarser pixels are
+      resized to the finest (bilinear); ``{before: ..., after: ...}`` of two dates.
+    - ``s2_bands``, ``s1_bands``: names, or the name of an array. ``units``: ``{s2: dn}``.
+    - ``label``, ``split``, ``id``: the name of an array.
+    - ``classes``: names, the name of an array, or ``{NAME: [CODES]}``: labels of no class are ignored.
+    - ``ignore``: numbers that stand for no label. ``task``: where the shapes leave it open.
+
+    Args:
+        path: the file, or that of the mapping.
+        mapping: where the arrays have other names.
+        bands, units, classes, ignore: of the user, before those of the file.
+
+    Raises:
+        ValueError: a file that cannot be read, missing arrays, or arrays that do not fit together.
+    """
+    described = dict(mapping or {})
+    sensors = [name for name in SENSORS if name in described]
+    if unknown := [k for k in described if k not in (*_KEYS, *sensors, *(f"{s}_bands" for s in sensors))]:
+        raise ValueError(
+            f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(_KEYS)}, s2, s2_bands, ..."
+        )
+    paths = _paths(path, described.get("files"))
+    files = [_NpzFile(file) for file in paths]
+    first = files[0]
+    if not sensors:
+        sensors = [name for name in SENSORS if name in first.facts]
+    if not sensors:
+        raise ValueError(
+            f"{first.path} has no array s2 or s1; it has {', '.join(first.facts)}. A mapping (a YAML file) "
+            "tells which arrays are which"
+        )
+    images = {
+        s: _sides(
+            first, s, described.get(s, s), (bands or {}).get(s, described.get(f"{s}_bands", f"{s}_bands"))
+        )
+        for s in sensors
+    }
+    label = str(described.get("label", "label"))
+    every = [array for sides in images.values() for parts in sides for array in parts]
+    counts = [_places(file, every, label, len(next(iter(images.values())))) for file in files]
+    task = _task(files, images, label, counts, described.get("task"))
+    classes = classes or described.get("classes")
+    codes, labels = _labels(files, label, task, counts, classes, ignore or described.get("ignore", ()))
+    stated = dict(described.get("units") or _stated_units(first)) | dict(units or {})
+    if wrong := [s for s in stated if s not in images]:
+        raise ValueError(f"{path}: units of {', '.join(wrong)}; the images are of {', '.join(images)}")
+    used = {*every, label, *(str(described.get(k, k)) for k in ("id", "split"))}
+    return Found(
+        name=str(described.get("name", path.stem)),
+        task=task,
+        bands={s: [band for names in sides[0].values() for band in names] for s, sides in images.items()},
+        units=stated,
+        ids=_ids(files, counts, described.get("id"), paths),
+        codes=codes,
+        labels=labels,
+        own=_words(files, counts, described.get("split")),
+        read=_Read(
+            tuple(files),
+            tuple(np.cumsum([0, *(count or 1 for count in counts)]).tolist()),
+            tuple(counts),
+            images,
+            label if task in ("pixels", "change") else None,
+        ),
+        content=[[(name, file.facts[name]) for name in sorted(used & set(file.facts))] for file in files],
+    )
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file.
+
+    Raises:
+        ValueError: it cannot be read, or holds no mapping.
+    """
+    import yaml  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
+        raise ValueError(f"{path}: expected a mapping such as 's2: images', got {type(held).__name__}")
+    return held
+
+
+class _NpzFile:
+    """The arrays of a file; each is read when it is first asked for, once in every process.
+
+    Attributes:
+        facts: by array what changes with it: size and checksum, as the archive states them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._arrays: dict[str, Array] = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+            self.facts = {m.filename.removesuffix(".npy"): (m.file_size, m.CRC) for m in members}
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"cannot read {path} as .npz: {error}") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array, from its header alone."""
+        self._known(name)
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            old = version == (1, 0)
+            header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            return header(file)[0]
+
+    def read(self, name: str) -> Array:
+        if name not in self._arrays:
+            self._known(name)
+            try:
+                with np.load(self.path, allow_pickle=False) as held:
+                    self._arrays[name] = held[name]
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
+        return self._arrays[name]
+
+    def _known(self, name: str) -> None:
+        if name not in self.facts:
+            raise ValueError(f"{self.path} has no array {name!r}; it has {', '.join(self.facts)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_arrays": {}}
+
+
+def _paths(path: Path, files: Any) -> list[Path]:
+    if files is None:
+        if path.suffix != ".npz":
+            raise ValueError(f"{path}: say which files it maps, files: NAME.npz")
+        return [path]
+    patterns = [files] if isinstance(files, str) else [str(name) for name in files]
+    found = []
+    for pattern in patterns:
+        matches = sorted(path.parent.glob(pattern)) if not Path(pattern).is_absolute() else [Path(pattern)]
+        if not matches or not all(match.is_file() for match in matches):
+            raise ValueError(f"{path}: there is no file {pattern} in {path.parent}")
+        found += matches
+    return found
+
+
+def _sides(file: _NpzFile, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
+    """The arrays of a sensor, by date where there are two."""
+    if isinstance(said, Mapping) and set(said) == {"before", "after"}:
+        sides = tuple(_sides(file, sensor, said[date], bands)[0] for date in ("before", "after"))
+        if [*sides[0].values()] != [*sides[1].values()]:
+            raise ValueError(f"{file.path}: {sensor}: the two dates have different bands")
+        return sides
+    if isinstance(said, str):
+        said = {said: bands}
+    if not isinstance(said, Mapping) or not said:
+        raise ValueError(
+            f"{file.path}: {sensor}: expected the name of an array, or arrays and their bands, got {said}"
+        )
+    parts = {}
+    for array, names in said.items():
+        if isinstance(names, str):
+            if names not in file.facts:
+                raise ValueError(
+                    f"{file.path} has no array {names!r} of the band names of {array}; it has "
+                    f"{', '.join(file.facts)}. Name the bands, bands={{'{sensor}': (...)}}"
+                )
+            names = [str(name) for name in file.read(names).tolist()]
+        parts[str(array)] = get_sensor(sensor).canonical(tuple(names))
+    return (parts,)
+
+
+def _places(file: _NpzFile, images: Sequence[str], label: str, dates: int) -> int | None:
+    """The number of places in a file, ``None`` where its arrays are of one place and have no axis for it."""
+    shapes = {name: file.shape(name) for name in images}
+    sizes = {len(shape) for shape in shapes.values()}
+    if len(sizes) > 1 or not sizes <= ({3, 4, 5} if dates == 1 else {3, 4}):
+        raise ValueError(
+            f"{file.path}: images are [N, C, H, W], [N, 2, C, H, W] or of one place [C, H, W], got "
+            + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        )
+    single = sizes == {3} or (
+        sizes == {4} and dates == 1 and len(file.shape(label)) == 2 and _two_dates(shapes)
+    )
+    if single:
+        return None
+    lengths = {shape[0] for shape in (*shapes.values(), file.shape(label))}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{file.path}: the arrays hold different numbers of samples: "
+            + ", ".join(f"{name} {list(file.shape(name))}" for name in (*images, label))
+        )
+    return lengths.pop()
+
+
+def _two_dates(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(shape[0] == 2 for shape in shapes.values())
+
+
+def _task(
+    files: Sequence[_NpzFile],
+    images: Mapping[str, tuple[Parts, ...]],
+    label: str,
+    counts: Sequence[int | None],
+    said: Any,
+) -> Task:
+    file, count = files[0], counts[0]
+    array = next(iter(next(iter(images.values()))[0]))
+    axes = len(file.shape(label)) - (count is not None)
+    dates = len(next(iter(images.values()))) == 2 or len(file.shape(array)) - (count is not None) == 4
+    fits: dict[int, tuple[Task, ...]] = {
+        0: ("classes",),
+        1: ("multilabel",),
+        2: ("change",) if dates else ("pixels",),
+    }
+    possible = fits.get(axes, ())
+    if not possible or (dates and axes != 2):
+        raise ValueError(
+            f"{file.path}: {label} has the shape {list(file.shape(label))}; expected [N], [N, K] or [N, H, W]"
+            + (", and of two dates [N, H, W]" if dates else "")
+        )
+    if said is not None and said not in possible:
+        raise ValueError(
+            f"{file.path}: task {said!r} does not fit {label} {list(file.shape(label))}: {possible[0]}"
+        )
+    return possible[0]
+
+
+def _labels(
+    files: Sequence[_NpzFile], name: str, task: Task, counts: Sequence[int | None], classes: Any, ignored: Any
+) -> tuple[LabelCodes, Sequence[int | str] | Array | None]:
+    ignore = tuple(int(number) for number in np.atleast_1d(ignored).tolist())
+    if isinstance(classes, str) or (classes is None and "classes" in files[0].facts):
+        classes = [str(c) for c in files[0].read(classes or "classes").tolist()]
+    held = [file.read(name) for file in files]
+    if task in ("pixels", "change"):
+        if classes is None:
+            highest = max((int(array.max()) for array in held if array.size), default=0)
+            classes = [str(number) for number in range(highest + 1)]
+        return LabelCodes.of(classes, ignore), None
+    if task == "multilabel":
+        several = np.concatenate([a if c is not None else a[None] for a, c in zip(held, counts, strict=True)])
+        return LabelCodes.of(classes or [str(i) for i in range(several.shape[1])], ignore), several
+    flat = np.concatenate([np.atleast_1d(array) for array in held])
+    if flat.dtype.kind not in "iuUS":
+        raise ValueError(f"{files[0].path}: labels are integers or names, got {flat.dtype}")
+    labels: list[int | str] = [int(v) if flat.dtype.kind in "iu" else _text(v) for v in flat.tolist()]
+    return LabelCodes.of(found_classes(labels) if classes is None else classes, ignore), labels
+
+
+def _ids(
+    files: Sequence[_NpzFile], counts: Sequence[int | None], said: Any, paths: Sequence[Path]
+) -> list[str]:
+    name = said or ("id" if "id" in files[0].facts else None)
+    ids = []
+    for file, count, path in zip(files, counts, paths, strict=True):
+        if name is not None:
+            held = np.atleast_1d(file.read(str(name)))
+            if len(held) != (count or 1):
+                raise ValueError(f"{path}: {len(held)} ids of {count or 1} samples")
+            ids += [_text(value) for value in held.tolist()]
+        else:
+            ids += [path.stem] if count is None else [f"{path.stem}:{number}" for number in range(count)]
+    return ids
+
+
+def _words(files: Sequence[_NpzFile], counts: Sequence[int | None], said: Any) -> list[str | None] | None:
+    """The split of every sample; a mapping may also name the files, or ids, of each: ``{test: [rennes]}``."""
+    if isinstance(said, Mapping):
+        stems = [file.path.stem for file in files]
+        if unknown := [word for word in said if word not in SPLITS]:
+            raise ValueError(f"unknown split {', '.join(map(str, unknown))}; known: {', '.join(SPLITS)}")
+        of_file: list[str | None] = [None] * len(files)
+        for word, names in said.items():
+            for place in find_ids(stems, [str(n) for n in names], f"split {word}"):
+                if of_file[place] is not None:
+                    raise ValueError(f"{stems[place]} is in the splits {of_file[place]} and {word}")
+                of_file[place] = word
+        return [word for word, count in zip(of_file, counts, strict=True) for _ in range(count or 1)]
+    name = said or ("split" if "split" in files[0].facts else None)
+    if name is None:
+        return None
+    return [_text(word) for file in files for word in np.atleast_1d(file.read(str(name))).tolist()]
+
+
+def _stated_units(file: _NpzFile) -> dict[str, str]:
+    if "units" not in file.facts:
+        return {}
+    words = [_text(word) for word in np.atleast_1d(file.read("units")).tolist()]
+    if wrong := [word for word in words if word.count("=") != 1]:
+        raise ValueError(f"{file.path}: units are words such as s2=dn, got {', '.join(wrong)}")
+    return {sensor: unit for sensor, _, unit in (word.partition("=") for word in words)}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """``starts[f]`` is the first sample of file f; ``label`` is the array of maps, where labels are maps."""
+
+    files: tuple[_NpzFile, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int | None, ...]
+    images: Mapping[str, tuple[Parts, ...]]
+    label: str | None
+
+    def __call__(self, index: int) -> dict[str, Array]:
+        number = next(n for n, (low, high) in enumerate(pairwise(self.starts)) if low <= index < high)
+        file, place = self.files[number], index - self.starts[number]
+        if self.counts[number] is None:
+            place = -1
+        sample = {}
+        for sensor, sides in self.images.items():
+            dates = [_joined([_at(file, array, place) for array in parts]) for parts in sides]
+            sample[sensor] = dates[0] if len(dates) == 1 else np.stack(dates)
+        if self.label is not None:
+            sample["label"] = _at(file, self.label, place)
+        return sample
+
+
+def _at(file: _NpzFile, name: str, place: int) -> Array:
+    """An array's part of a place; -1: the array is of one place. A copy, as readers may change it."""
+    array = file.read(name)
+    return (array if place < 0 else array[place]).copy()
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    height, width = max(part.shape[-2:] for part in parts)
+    if not all(same_extent((height, width), (part.shape[-2], part.shape[-1])) for part in parts):
+        raise ValueError(
+            f"arrays of one sensor are not of one extent: {[list(part.shape) for part in parts]}"
+        )
+    return np.concatenate([to_grid(part, height, width) for part in parts], axis=-3)

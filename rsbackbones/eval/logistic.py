@@ -1,0 +1,58 @@
+"""Logistic regression on standardised features: what the statistics of the bands are judged by.
+
+scikit-learn's, its strength of regularisation chosen on folds of the training split. Also of use for a small
+set, where the probes' learning rates have little to be chosen on.
+"""
+
+import warnings
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.samples import Samples, checked_splits
+
+# As many training samples suffice: patches are many and alike.
+MOST = 5000
+
+
+def logistic(train: Samples, test: Samples, *, classes: int, seed: int = 0, folds: int = 3) -> Outcome:
+    """Classify ``test``; the scores [n, K] are probabilities, 0 for a class without a training sample.
+
+    Raises:
+        ValueError: samples or labels are not as they should be.
+    """
+    train, test = checked_splits(train, test, classes)
+    if len(train) > MOST:
+        train = train.take(np.random.default_rng(seed).permutation(len(train))[:MOST])
+    grid = {"C": np.logspace(-3, 3, 7)}
+    scores = np.zeros((len(test), classes), np.float32)
+    if train.task == "classes":
+        fewest = int(np.bincount(train.labels)[np.unique(train.labels)].min())
+        kind = StratifiedKFold if fewest >= folds else KFold
+        search = GridSearchCV(
+            LogisticRegression(max_iter=1000), grid, cv=kind(folds, shuffle=True, random_state=seed)
+        )
+        fitted = make_pipeline(StandardScaler(), search).fit(train.features, train.labels)
+        scores[:, fitted.classes_] = fitted.predict_proba(test.features)
+        chosen = float(search.best_params_["C"])
+    else:
+        learnable = np.flatnonzero(train.labels.any(0) & ~train.labels.all(0))
+        scores[:, train.labels.all(0)] = 1
+        search = GridSearchCV(
+            OneVsRestClassifier(LogisticRegression(max_iter=1000)),
+            {f"estimator__{name}": values for name, values in grid.items()},
+            scoring="f1_micro", cv=KFold(folds, shuffle=True, random_state=seed),
+        )  # fmt: skip
+        with warnings.catch_warnings():  # a label that a fold lacks
+            warnings.simplefilter("ignore", UserWarning)
+            fitted = make_pipeline(StandardScaler(), search).fit(train.features, train.labels[:, learnable])
+        scores[:, learnable] = fitted.predict_proba(test.features)
+        chosen = float(search.best_params_["estimator__C"])
+    return Outcome(
+        scores=scores, target=test.labels, groups=test.groups, details={"C": chosen, "samples": len(train)}
+    )

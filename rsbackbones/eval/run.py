@@ -1,0 +1,164 @@
+"""An evaluation: every protocol over every stream of every subject, each written down when it is done.
+
+A killed run goes on: features come from their cache, and a finished protocol from its file under ``parts``.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rsbackbones
+from rsbackbones.atomic import write_text
+from rsbackbones.embed.progress import progress_bar
+from rsbackbones.eval.bootstrap import intervals
+from rsbackbones.eval.encode import Encoded
+from rsbackbones.eval.kmeans import kmeans
+from rsbackbones.eval.knn import knn
+from rsbackbones.eval.labelled import LabelledSet, Task
+from rsbackbones.eval.logistic import logistic
+from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.probe import probe
+from rsbackbones.eval.report import MAIN
+from rsbackbones.eval.sparse import sparse
+from rsbackbones.eval.subject import Subject
+from rsbackbones.eval.sweep import Kind
+
+# The statistics of the bands, each of another magnitude, go to logistic regression (standardised) only.
+PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides a row: the digests of the features and of the split, and what is done with them."""
+
+    features: str
+    split: str
+    subject: str
+    stream: str
+    protocol: str
+    seed: int
+    draws: int
+
+
+def evaluate(
+    protocols: Sequence[str],
+    subjects: Sequence[Subject],
+    open_set: Callable[[int], LabelledSet],
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    streams: Sequence[str] | None = None,
+    draws: int = 1000,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the protocols and return their rows; see :func:`rsbackbones.eval.report.write_report`.
+
+    Args:
+        protocols: of :data:`PROTOCOLS`.
+        subjects: what gives features.
+        open_set: seed -> the set, split by that seed where the data states no split.
+        out: the folder of what is done so far.
+        seeds: of splits, probes, clusters and random weights.
+        streams: of every subject; ``a+b`` puts two beside each other. Default: all, and all together.
+        draws: of the bootstrap.
+        progress: show bars.
+
+    Raises:
+        ValueError: an unknown protocol or stream, or data that a protocol cannot take.
+    """
+    if unknown := [p for p in protocols if p not in PROTOCOLS]:
+        raise ValueError(f"unknown protocol {', '.join(unknown)}; there are {', '.join(PROTOCOLS)}")
+    if not protocols or not subjects or not seeds:
+        raise ValueError("name at least one protocol, one subject and one seed")
+    if any(subject.statistics for subject in subjects):
+        protocols = list(dict.fromkeys([*protocols, "logistic"]))  # what they are compared by
+    parts = out / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    data = open_set(seeds[0])
+    with progress_bar(len(seeds) * len(subjects), 0, enabled=progress, unit="subject") as bar:
+        for seed in seeds:
+            data = open_set(seed)
+            split = _digest(data)
+            for subject in subjects:
+                encoded = subject.features(data, seed)
+                for stream in _streams(encoded, streams):
+                    for protocol in ("logistic",) if subject.statistics else protocols:
+                        bar.set_postfix_str(f"{subject.name}, {stream}: {protocol}")
+                        job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
+                        rows.append(_kept(parts, job, encoded, data))
+                bar.update()
+    return {
+        "task": data.task,
+        "data": {"name": data.name, "digest": data.digest, "classes": list(data.classes),
+                 "samples": {name: len(rows) for name, rows in data.splits.items()}},
+        "seeds": list(seeds),
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _streams(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
+    """Return the streams to run: those asked for, or all, and all beside each other."""
+    known = list(encoded.features)
+    if wanted is None or known == ["bands"]:
+        return known + (["+".join(known)] if len(known) > 1 else [])
+    for stream in wanted:
+        if unknown := [s for s in stream.split("+") if s not in known]:
+            raise ValueError(
+                f"there is no stream {', '.join(unknown)}; these features have {', '.join(known)}"
+            )
+    return list(wanted)
+
+
+def _kept(parts: Path, job: Job, encoded: Encoded, data: LabelledSet) -> dict[str, Any]:
+    """Return the row of a job from its file, or make it and write the file."""
+    stated = {"version": rsbackbones.__version__, **asdict(job)}
+    path = parts / f"{hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:16]}.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    outcome = _outcome(encoded, data, job)
+    task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
+    row = {
+        **stated,
+        "metrics": metrics_of(outcome, task, data.classes),
+        "intervals": intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws),
+        "details": dict(outcome.details),
+    }
+    write_text(path, json.dumps(row) + "\n")
+    return row
+
+
+def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
+    classes, seed = len(data.classes), job.seed
+    x = encoded.stream(job.stream)
+    if lacking := [name for name in ("train", "test") if name not in data.splits]:
+        raise ValueError(f"{data.name} has no split {' and '.join(lacking)}; it has {', '.join(data.splits)}")
+    splits = {name: encoded.samples(x, data.splits[name]) for name in data.splits}
+    train, test, val = splits["train"], splits["test"], splits.get("val")
+    match job.protocol:
+        case "knn":
+            return knn(train, test, classes=classes, k=min(20, len(train)))
+        case "kmeans":
+            return kmeans(train, test, classes=classes, seed=seed)
+        case "sparse":
+            return sparse(train, test, classes=classes)
+        case "logistic":
+            return logistic(train, test, classes=classes, seed=seed)
+        case _:
+            kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
+            return probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=MAIN[data.task])
+
+
+def _digest(data: LabelledSet) -> str:
+    """Return what changes with the data or its splits."""
+    digest = hashlib.sha256(data.digest.encode())
+    for name in sorted(data.splits):
+        digest.update(name.encode() + np.asarray(data.splits[name], np.int64).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,119 @@
+"""``rsbackbones eval``: from folders and described arrays to one table, whole or not at all."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from PIL import Image
+
+from rsbackbones.cli import main
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three classes of noisy colours, 15 pictures of 16 x 16 each."""
+    root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name, colour in {"field": (40, 120, 40), "sea": (20, 40, 120), "town": (130, 110, 100)}.items():
+        (root / name).mkdir()
+        for i in range(15):
+            image = np.clip(np.array(colour) + draw.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(root / name / f"{i}.png")
+    return root
+
+
+def run(out, data, *more):
+    common = ["--model", "croma_vit_tiny", "--data", str(data), "--out", str(out), "--quiet"]
+    return main(["eval", *more[:1], *common, *more[1:]])
+
+
+def test_pictures_in_class_folders_give_one_table(pictures, tmp_path, capsys):
+    assert run(tmp_path / "a", pictures, "knn,kmeans,linear", "--baselines") == 0
+    out = capsys.readouterr()
+    assert "croma_vit_tiny" in out.out
+    assert "random initialisation" in out.out
+    assert "B08" in out.err  # whose weights were left out
+    found = json.loads((tmp_path / "a" / "result.json").read_text())
+    protocols = {(row["subject"], row["protocol"]) for row in found["rows"]}
+    assert ("mean and deviation per band", "logistic") in protocols
+    assert ("croma_vit_tiny", "logistic") in protocols  # compared by the same
+    assert all(0 <= row["intervals"]["top1"][0] <= row["metrics"]["top1"] + 1e-9 for row in found["rows"])
+    best = next(r for r in found["rows"] if r["subject"].startswith("mean"))
+    assert best["metrics"]["top1"] == 1  # colours are told apart by their means
+    assert found["data"]["samples"] == {"train": 36, "test": 9}
+    header = (tmp_path / "a" / "result.csv").read_text().splitlines()[0]
+    assert header == "subject,stream,protocol,seed,metric,value,low,high"
+    # Again: nothing is computed, everything is the same.
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "parts").iterdir()}
+    before = (tmp_path / "a" / "result.json").read_text()
+    assert run(tmp_path / "a", pictures, "knn,kmeans,linear", "--baselines") == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "parts").iterdir()} == made
+    assert (tmp_path / "a" / "result.json").read_text() == before
+
+
+def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
+    assert run(tmp_path / "whole", pictures, "knn,kmeans,linear") == 0
+    command = [
+        *(sys.executable, "-m", "rsbackbones.cli", "eval", "knn,kmeans,linear", "--quiet"),
+        *("--model", "croma_vit_tiny", "--data", str(pictures), "--out", str(tmp_path / "killed")),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parts = tmp_path / "killed" / "parts"
+    for _ in range(1200):
+        if process.poll() is not None or (parts.is_dir() and any(parts.glob("*.json"))):
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    rows = [json.loads((tmp_path / name / "result.json").read_text())["rows"] for name in ("whole", "killed")]
+    assert rows[0] == rows[1]
+
+
+def described(path, **changes):
+    draw = np.random.default_rng(1)
+    arrays = {
+        "s2": draw.integers(0, 3000, (20, 4, 16, 16)).astype(np.uint16),
+        "s2_bands": np.array(["B02", "B03", "B04", "B08"]),
+        "label": np.arange(20) % 2,
+    }
+    arrays["s2"][::2] //= 2
+    np.savez(path, **{**arrays, **changes})
+    return path
+
+
+def test_described_arrays_of_both_sensors_give_every_stream(tmp_path, capsys):
+    radar = np.random.default_rng(2).normal(-14, 3, (20, 2, 16, 16)).astype(np.float32)
+    data = described(tmp_path / "set.npz", s1=radar, s1_bands=np.array(["VV", "VH"]))
+    assert run(tmp_path / "out", data, "knn,sparse", "--seeds", "0,1") == 0
+    rows = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
+    streams = {row["stream"] for row in rows}
+    assert {"s2", "s1", "joint"} < streams
+    assert any("+" in stream for stream in streams)
+    assert {row["seed"] for row in rows} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": np.zeros(20, np.int64)}, "class"),
+        ({"s2_bands": np.array(["B02", "B03", "B04", "B99"])}, "B99"),
+        ({"s2": np.full((20, 4, 16, 16), np.nan, np.float32)}, "NaN"),
+        ({"s2": np.full((20, 4, 15, 16), 1000, np.uint16)}, "size"),
+    ],
+)
+def test_bad_data_is_refused_and_leaves_no_result(changes, message, tmp_path, capsys):
+    data = described(tmp_path / "set.npz", **changes)
+    assert run(tmp_path / "out", data, "knn") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_unknown_protocols_are_refused(pictures, tmp_path, capsys):
+    assert run(tmp_path / "out", pictures, "knm") == 2
+    assert "kmeans" in capsys.readouterr().err
