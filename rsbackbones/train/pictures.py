@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-from rsbackbones.atomic import whole_file
+from rsbackbones.pictures import false_colours, new_figure, save_png, stretched
 from rsbackbones.train.run_folder import read_log
 
 # What is no curve of interest on its own.
@@ -17,14 +15,13 @@ _NOT_DRAWN = ("step", "epoch", "samples_per_s", "data_wait")
 
 def draw_losses(folder: Path) -> None:
     """Draw ``loss.png`` from ``metrics.jsonl``: a panel for every number that is logged."""
-    figure_class = _figure()
     lines = read_log(folder)
     names = [name for name in dict.fromkeys(n for line in lines for n in line) if name not in _NOT_DRAWN]
     if not names:
         return
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    figure = figure_class(figsize=(3.6 * columns, 2.6 * rows), layout="constrained")
+    figure = new_figure(3.6 * columns, 2.6 * rows)
     for number, name in enumerate(names):
         axis = figure.add_subplot(rows, columns, number + 1)
         steps, values = zip(*((line["step"], line[name]) for line in lines if name in line), strict=True)
@@ -35,7 +32,7 @@ def draw_losses(folder: Path) -> None:
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
-    _save(figure, folder / "loss.png")
+    save_png(figure, folder / "loss.png")
 
 
 def draw_reconstructions(
@@ -50,43 +47,17 @@ def draw_reconstructions(
     if not examples:
         return
     columns = 3 * max(len(images) for _, images, _ in examples)
-    figure = _figure()(figsize=(1.9 * columns, 2.0 * len(examples)), layout="constrained")
+    figure = new_figure(1.9 * columns, 2.0 * len(examples))
     for row, (name, by_modality, bands) in enumerate(examples):
         column = 0
         for modality, images in by_modality.items():
-            pictures = [_colours(image.float().cpu().numpy(), modality, bands[modality]) for image in images]
-            low, high = np.percentile(pictures[0].reshape(-1, 3), (2, 98), axis=0)
+            pictures = [false_colours(image.float().cpu().numpy(), bands[modality]) for image in images]
             for title, picture in zip(
                 (f"{modality}, {name}"[-36:], "seen", "reconstructed"), pictures, strict=True
             ):
                 column += 1
                 axis = figure.add_subplot(len(examples), columns, row * columns + column)
-                stretched = np.clip((picture - low) / np.maximum(high - low, 1e-6), 0, 1)
-                axis.imshow(np.nan_to_num(stretched, nan=0.5), interpolation="nearest")
+                axis.imshow(stretched(picture, pictures[0]), interpolation="nearest")
                 axis.set_title(title, fontsize=6)
                 axis.set_axis_off()
-    _save(figure, folder / "reconstruction.png")
-
-
-def _colours(image: npt.NDArray[Any], modality: str, bands: Sequence[str]) -> npt.NDArray[Any]:
-    """[C, H, W] to [H, W, 3]: true colour, or VV, VH and their difference, else the first band in grey."""
-    if all(band in bands for band in ("B04", "B03", "B02")):
-        chosen = image[[bands.index(band) for band in ("B04", "B03", "B02")]]
-    elif all(band in bands for band in ("VV", "VH")):
-        vv, vh = image[bands.index("VV")], image[bands.index("VH")]
-        chosen = np.stack([vv, vh, vv - vh])
-    else:
-        chosen = np.repeat(image[:1], 3, axis=0)
-    return np.moveaxis(chosen, 0, -1)
-
-
-def _figure() -> Any:
-    # The object itself rather than pyplot: no global state, no display, whatever the user has set up.
-    from matplotlib.figure import Figure
-
-    return Figure
-
-
-def _save(figure: Any, path: Path) -> None:
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+    save_png(figure, folder / "reconstruction.png")

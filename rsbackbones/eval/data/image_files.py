@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ class ZipMembers:
             self._open = os.getpid(), zipfile.ZipFile(self.path)
         try:
             return self._open[1].read(name)
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:

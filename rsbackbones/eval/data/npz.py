@@ -1,10 +1,12 @@
 """Described ``.npz`` files: arrays under our own names, or under others that a mapping tells."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from rsbackbones.sensors import SENSORS, get_sensor
 
 # By the name of an array the bands of its channels; ``None``: the array NAME_bands of the file says.
 Parts = Mapping[str, Sequence[str]]
+# What a damaged archive raises, or the header of a damaged array.
+_DAMAGE = (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, TokenError)
 _KEYS = ("name", "files", "task", "label", "classes", "ignore", "split", "id", "units")
 
 
@@ -148,11 +152,13 @@ class _NpzFile:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an array, from its header alone."""
         self._known(name)
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            old = version == (1, 0)
-            header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            return header(file)[0]
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+                old = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                return header(file)[0]
+        except _DAMAGE as error:
+            raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
 
     def read(self, name: str) -> Array:
         if name not in self._arrays:
@@ -160,7 +166,7 @@ class _NpzFile:
             try:
                 with np.load(self.path, allow_pickle=False) as held:
                     self._arrays[name] = held[name]
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            except _DAMAGE as error:
                 raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
         return self._arrays[name]
 
