@@ -7,8 +7,8 @@ Patches. The paper's segmentation probes are linear on patch encodings, and only
 what the label of a patch is: the most frequent class in it (appendix A.6). That is what a patch's label is
 here, among the pixels that have one; of equally frequent classes the first. Patches without any label are
 left out, so that sparsely labelled sets (MARIDA) train on what is labelled only. A probe that predicts one
-class for a patch can still be scored by pixels, exactly: ``pixels`` holds how many pixels of each class a
-patch has, and :meth:`Encoded.confusion` adds them up.
+class for a patch is still scored by pixels, exactly: ``pixels`` holds how many pixels of each class a patch
+has.
 """
 
 import dataclasses
@@ -95,24 +95,9 @@ class Encoded:
             raise ValueError("the labels of this set are maps: encode it with level='patch'")
         rows = self.rows(images)
         groups = self.groups[rows] if self.level == "patch" else None
-        return Samples(features[rows], self.labels[rows], groups)
-
-    def confusion(self, rows: npt.NDArray[np.int64], predicted: Array) -> npt.NDArray[np.int64]:
-        """Count pixels, [K, K] with the true class first, where all pixels of a patch get its prediction.
-
-        Args:
-            rows: of patches.
-            predicted: the class of each, [len(rows)].
-
-        Raises:
-            ValueError: there are no label maps.
-        """
-        if self.pixels is None:
-            raise ValueError("pixels are counted of patches of images with label maps: level='patch'")
-        counts = self.pixels[rows]
-        result = np.zeros((counts.shape[1],) * 2, np.int64)
-        np.add.at(result.T, np.asarray(predicted, np.int64), counts)
-        return result
+        return Samples(
+            features[rows], self.labels[rows], groups, None if self.pixels is None else self.pixels[rows]
+        )
 
 
 def encode(

@@ -87,6 +87,19 @@ def confusion(target: Array, predicted: Array, classes: int) -> npt.NDArray[np.i
     return np.bincount(target * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
+def group_counts(outcome: Outcome, units: Array) -> npt.NDArray[np.int64]:
+    """Return the counts [G, K, K] of the samples, or pixels, of every unit; ``units`` [n] numbers them."""
+    classes, predicted = outcome.scores.shape[1], outcome.scores.argmax(1)
+    many = int(units.max()) + 1
+    if outcome.pixels is not None:
+        counts = np.zeros((many, classes, classes), np.int64)
+        np.add.at(counts.transpose(0, 2, 1), (units, predicted), outcome.pixels)
+        return counts
+    counted = outcome.target != IGNORED
+    cells = (units * classes + outcome.target) * classes + predicted
+    return np.bincount(cells[counted], minlength=many * classes**2).reshape(many, classes, classes)
+
+
 def from_confusion(counts: Array, names: Sequence[str] = ()) -> dict[str, float]:
     """Return ``miou``, ``pixel_accuracy``, ``f1_macro``, and by class ``iou_NAME`` and ``f1_NAME``.
 
@@ -208,6 +221,9 @@ def known(metric: str, those: Any) -> str:
 
 
 def _outcome_counts(outcome: Outcome) -> npt.NDArray[np.int64]:
+    if outcome.pixels is not None:
+        counts: npt.NDArray[np.int64] = group_counts(outcome, np.zeros(len(outcome.scores), np.int64))[0]
+        return counts
     return confusion(outcome.target, outcome.scores.argmax(1), outcome.scores.shape[1])
 
 

@@ -95,10 +95,8 @@ def probe(
         )
     by_lr = {rate: metric_of(_outcome(probes, test, rate), metric) for rate in probes.rates}
     best = max(by_lr, key=lambda rate: by_lr[rate])
-    return Outcome(
-        scores=probes.scores(test.features, lr),
-        target=test.labels,
-        groups=test.groups,
+    return test.outcome(
+        probes.scores(test.features, lr),
         details={
             "kind": kind,
             "lr": lr,
@@ -154,7 +152,7 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 
 
 def _outcome(probes: Probes, samples: Samples, rate: float) -> Outcome:
-    return Outcome(scores=probes.scores(samples.features, rate), target=samples.labels, groups=samples.groups)
+    return samples.outcome(probes.scores(samples.features, rate))
 
 
 def _half(progress: Progress | None, number: int) -> Callable[[int, int], None] | None:
