@@ -91,7 +91,7 @@ def _eval(options: argparse.Namespace) -> int:
         return model_for(data, options.model, **chosen, **weights).to(options.device)
 
     how = {
-        "size": options.size, "pool": options.pool, "level": "patch" if data.task == "pixels" else "image",
+        "size": options.size, "pool": options.pool, "level": "image" if data.labels is not None else "patch",
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
         "cache": options.cache or options.out / "cache",
     }  # fmt: skip

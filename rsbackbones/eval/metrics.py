@@ -19,11 +19,20 @@ Floats = npt.NDArray[np.float64]
 # What is written down of every task; pixels and change also have IoU and F1 by class.
 METRICS: dict[Task, tuple[str, ...]] = {
     "classes": ("top1", "balanced_accuracy", "f1_macro"),
-    "multilabel": ("map_macro", "map_micro", "f1_macro", "f1_micro"),
+    "multilabel": ("map_micro", "map_macro", "f1_micro", "f1_macro"),
     "pixels": ("miou", "pixel_accuracy", "f1_macro"),
     "change": ("miou", "pixel_accuracy", "f1_macro"),
 }
 CHANGE_NAMES = ("unchanged", "change")
+
+
+def headline(task: Task, classes: Sequence[str]) -> str:
+    """Return the one metric that a table shows, and that decides where one must: the first of the task.
+
+    Of several labels the micro average, as SatMAE's code of BigEarthNet has it; CROMA and SeaMo, who follow
+    it, do not say. Of change the F1 of the change class, the second.
+    """
+    return f"f1_{classes[1]}" if task == "change" else METRICS[task][0]
 
 
 def metrics_of(outcome: Outcome, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
