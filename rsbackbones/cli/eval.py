@@ -109,7 +109,7 @@ def _eval(options: argparse.Namespace) -> int:
             random = of_random_weights(
                 lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
             )
-            subjects += [random, of_statistics(how["level"])]
+            subjects += [random, of_statistics(model, how)]
     notes = said_of(data, model)
     for note in notes:
         print(note, file=sys.stderr)

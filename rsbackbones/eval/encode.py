@@ -188,6 +188,7 @@ def encode(
 def statistics_features(
     data: LabelledSet,
     *,
+    channels: Mapping[str, Sequence[int]] | None = None,
     level: Level = "image",
     patch_size: int = 8,
     size: int | Size | None = None,
@@ -202,6 +203,7 @@ def statistics_features(
 
     Args:
         data, level, batch_size, cache, progress: as for :func:`encode`.
+        channels: by sensor the bands to use, by number; default all.
         patch_size: of patches, in pixels.
         size: resize the images first, as :func:`encode` does, so that patches cover the same ground.
 
@@ -209,11 +211,13 @@ def statistics_features(
         ValueError: as :func:`encode`.
     """
     target = (size, size) if isinstance(size, int) else size
+    used = {m: list(range(len(b))) for m, b in data.bands.items()}
+    used = used if channels is None else {m: list(c) for m, c in channels.items()}
 
     def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
         images = {}
-        for m in data.bands:
-            x = torch.from_numpy(raw[m].astype(np.float64))
+        for m, numbers in used.items():
+            x = torch.from_numpy(raw[m][..., numbers, :, :].astype(np.float64))
             x = 10 * x.clamp(min=_SMALLEST_POWER).log10() if data.units.get(m) == "linear" else x
             images[m] = x = _resized(x, target)
             if level == "patch" and (x.shape[-2] % patch_size or x.shape[-1] % patch_size):
@@ -229,8 +233,9 @@ def statistics_features(
         return {"bands": torch.cat([x.mean(-1), x.std(-1, correction=0)], dim=-1)}
 
     return _collect(
-        prepare, features, {"what": "statistics", "patch": patch_size}, data, tuple(data.bands), level=level,
-        patch_size=patch_size, size=target, batch_size=batch_size, cache=cache, progress=progress,
+        prepare, features, {"what": "statistics", "patch": patch_size, "channels": used}, data, tuple(used),
+        level=level, patch_size=patch_size, size=target, batch_size=batch_size, cache=cache,
+        progress=progress,
     )  # fmt: skip
 
 
