@@ -15,6 +15,7 @@ import numpy as np
 import rsbackbones
 from rsbackbones.atomic import write_text
 from rsbackbones.embed.progress import progress_bar
+from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import Encoded
 from rsbackbones.eval.kmeans import kmeans
@@ -99,6 +100,7 @@ def evaluate(
         "data": {"name": data.name, "digest": data.digest, "classes": list(data.classes),
                  "samples": {name: len(rows) for name, rows in data.splits.items()}},
         "seeds": list(seeds),
+        "environment": environment(("numpy", "scikit-learn", "timm")),
         "rows": rows,
     }  # fmt: skip
 
