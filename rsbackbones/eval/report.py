@@ -51,7 +51,7 @@ def _cell(rows: Sequence[Row], metric: str) -> str:
     return f"{mean(values):.1f}{spread}{between}"
 
 
-def _papers_way(rows: Sequence[Row]) -> list[str]:
+def papers_way(rows: Sequence[Row]) -> list[str]:
     """Return what the papers report of a sweep: its best on the test split itself."""
     lines = []
     for subject, stream, protocol in dict.fromkeys((r["subject"], r["stream"], r["protocol"]) for r in rows):
@@ -91,7 +91,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
             key = [row[name] for name in ("subject", "stream", "protocol", "seed")]
             lines.writerow([*key, metric, value, low, high])
     page = [f"# {found['data']['name']}", "", table(rows, found["metric"])]
-    page += _papers_way(rows)
+    page += papers_way(rows)
     page += [f"- {note}" for note in found["notes"]]
     markdown = "\n".join(page) + "\n"
     write_text(folder / "result.json", json.dumps(found, indent=1) + "\n")
