@@ -4,8 +4,8 @@
     python benchmarks/results.py                                    # writes page and manifest from the JSON
 
 Data: EuroSAT MS, 200 images of 64 px (L1C; the bands that weights have); EuroSAT RGB, 5,000 pictures of 64
-px; BigEarthNet, 80 pairs of 120 px whose pixels have one of six coarse CORINE classes. None has a split of its
-own: ours, 80 / 20, with every seed another. On the two larger sets the MLP probe is left out, and of the
+px; BigEarthNet, 80 pairs of 120 px whose pixels have one of six coarse CORINE classes. None has a split of
+its own: ours, 80 / 20, with every seed another. On the two larger sets the MLP probe is left out, and of the
 pairs the sparse one: 27 learning rates with 2,048 hidden units take an hour on two cores.
 """
 
