@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import rsbackbones as rsb
 from rsbackbones.cards import generated_files
 from tests.test_examples import RUN_HERE
 
