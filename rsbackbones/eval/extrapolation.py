@@ -106,10 +106,11 @@ def extrapolate(
             cache=cache,
         )
 
+    # All are cropped before any is encoded: images that are too small are refused at once.
     fitted = cropped(data, train_size, splits=[s for s in data.splits if s != "test"])
+    tests = [cropped(data, size, splits=("test",)) for size in sizes]
     of_fitted = encoded(fitted)
     parts = {s: of_fitted.samples(of_fitted.stream(stream), fitted.splits[s]) for s in fitted.splits}
-    tests = [cropped(data, size, splits=("test",)) for size in sizes]
     of_tests = [encoded(test) for test in tests]
     samples = [e.samples(e.stream(stream), t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
     # One probe for all sizes: they are one test split to it, and are told apart afterwards.
