@@ -113,7 +113,7 @@ def _eval(options: argparse.Namespace) -> int:
         return model_for(data, options.model, **chosen, **weights).to(options.device)
 
     how = {
-        "size": options.size, "pool": options.pool, "level": "patch" if data.task == "pixels" else "image",
+        "size": options.size, "pool": options.pool, "level": "image" if data.labels is not None else "patch",
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
         "cache": options.cache or options.out / "cache",
     }  # fmt: skip
@@ -131,7 +131,7 @@ def _eval(options: argparse.Namespace) -> int:
             random = of_random_weights(
                 lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
             )
-            subjects += [random, of_statistics(how["level"])]
+            subjects += [random, of_statistics(model, how)]
     notes = said_of(data, model)
     for note in notes:
         print(note, file=sys.stderr)
@@ -142,13 +142,17 @@ def _eval(options: argparse.Namespace) -> int:
     found: dict[str, Any] = described(data, seeds) | {"rows": []}
     if protocols:
         found = evaluate(protocols, subjects, open_set, options.out, **run)
-    measuring = MeasureOptions(
-        train_size=options.train_size,
-        sizes=[_size(size) for size in names_in(options.sizes)] if options.sizes else SIZES,
-        batch_size=options.batch_size,
-        cache=how["cache"],
-    )
-    found["measurements"] = measure(measurements, subjects, open_set, options.out, options=measuring, **run)
+    found["measurements"] = {}
+    if measurements:
+        how_measured = MeasureOptions(
+            train_size=options.train_size,
+            sizes=[_size(size) for size in names_in(options.sizes)] if options.sizes else SIZES,
+            batch_size=options.batch_size,
+            cache=how["cache"],
+        )
+        found["measurements"] = measure(
+            measurements, subjects, open_set, options.out, options=how_measured, **run
+        )
     found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
     print(write_report(options.out, found), end="")
     return 0

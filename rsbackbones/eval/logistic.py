@@ -53,6 +53,4 @@ def logistic(train: Samples, test: Samples, *, classes: int, seed: int = 0, fold
             fitted = make_pipeline(StandardScaler(), search).fit(train.features, train.labels[:, learnable])
         scores[:, learnable] = fitted.predict_proba(test.features)
         chosen = float(search.best_params_["estimator__C"])
-    return Outcome(
-        scores=scores, target=test.labels, groups=test.groups, details={"C": chosen, "samples": len(train)}
-    )
+    return test.outcome(scores, details={"C": chosen, "samples": len(train)})

@@ -18,8 +18,8 @@ from rsbackbones.eval.encode import identity
 from rsbackbones.eval.extrapolation import SIZES, extrapolate
 from rsbackbones.eval.invariance import invariance
 from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.eval.metrics import headline
 from rsbackbones.eval.parts import kept, split_digest
-from rsbackbones.eval.report import MAIN
 from rsbackbones.eval.run import chosen_streams
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Progress
@@ -131,7 +131,7 @@ def _measured(
             options=options.probe, seed=seed, draws=options.draws, batch_size=options.batch_size,
             cache=options.cache,
         )  # fmt: skip
-        metric = MAIN[data.task]
+        metric = headline(data.task, data.classes)
         return _row(
             {name_of(row.size): row.metrics[metric] for row in rows},
             {name_of(row.size): row.intervals[metric] for row in rows if metric in row.intervals},

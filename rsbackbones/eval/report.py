@@ -13,8 +13,6 @@ from rsbackbones.atomic import write_text
 
 # A row: subject, stream, protocol, seed, metrics, interval of every metric.
 Row = Mapping[str, Any]
-# The metric of the table, by what a label is.
-MAIN = {"classes": "top1", "multilabel": "map_macro", "pixels": "miou"}
 # What stands above the table of a measurement; the tables are CROMA's.
 _MEASURED = {
     "invariance": "Invariance (table 11): cosine similarity of an image's embedding to those of the image "
@@ -25,18 +23,18 @@ _MEASURED = {
 }
 
 
-def main_metric(row: Row, task: str) -> str:
-    """Return the metric that the table shows of a row: the task's; of sparse probes the mean F1."""
-    return "f1_macro" if row["protocol"] == "sparse" else MAIN[task]
+def shown(protocol: str, metric: str) -> str:
+    """Return the metric that the table shows of a protocol: the set's; of sparse probes the mean F1."""
+    return "f1_macro" if protocol == "sparse" else metric
 
 
-def table(rows: Sequence[Row], task: str) -> str:
-    """Return the table: features by protocol, in percent, with 95 % intervals.
+def table(rows: Sequence[Row], metric: str) -> str:
+    """Return the table: features by protocol, ``metric`` in percent, with 95 % intervals.
 
     Of several seeds the mean, their standard deviation, and the mean of the intervals' ends.
     """
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
-    metrics = {p: main_metric(next(r for r in rows if r["protocol"] == p), task) for p in protocols}
+    metrics = {p: shown(p, metric) for p in protocols}
     head = ["features", "stream", *(f"{p}, {metrics[p]}" for p in protocols)]
     lines = [head, ["---", "---", *("---:" for _ in protocols)]]
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
@@ -108,7 +106,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
 
     Args:
         folder: of the three files.
-        found: ``rows``, ``measurements`` (by name the rows of each), ``task``, ``data``, ``notes`` and what
+        found: ``rows``, ``measurements`` (by name the rows of each), ``metric``, ``data``, ``notes`` and what
             else belongs to the record.
     """
     rows: Sequence[Row] = found["rows"]
@@ -122,7 +120,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
             lines.writerow([*key, metric, value, low, high])
     page = [f"# {found['data']['name']}", ""]
     if rows:
-        page += [table(rows, found["task"])]
+        page += [table(rows, found["metric"])]
     page += _papers_way(rows)
     for name, measured in measurements.items():
         page += [_MEASURED[name] + ":", "", measured_table(measured)]

@@ -16,11 +16,10 @@ from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import knn
 from rsbackbones.eval.labelled import LabelledSet, Task
 from rsbackbones.eval.logistic import logistic
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.probe import probe
-from rsbackbones.eval.report import MAIN
 from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import Kind
@@ -95,6 +94,7 @@ def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
     """Return what a record says of the data."""
     return {
         "task": data.task,
+        "metric": headline(data.task, data.classes),
         "data": {"name": data.name, "digest": data.digest, "classes": list(data.classes),
                  "samples": {name: len(rows) for name, rows in data.splits.items()}},
         "seeds": list(seeds),
@@ -151,4 +151,6 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
             return logistic(train, test, classes=classes, seed=seed)
         case _:
             kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
-            return probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=MAIN[data.task])
+            # Within a probe classes have numbers, not names.
+            metric = headline(data.task, [str(number) for number in range(classes)])
+            return probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric)

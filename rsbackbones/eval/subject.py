@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from rsbackbones.backbone import Backbone
 from rsbackbones.eval.encode import Encoded, encode, statistics_features
+from rsbackbones.eval.inputs import channels_of
 from rsbackbones.eval.labelled import NORMALISED, LabelledSet
 from rsbackbones.factory import create_model
 from rsbackbones.registry import find_architecture
@@ -120,14 +121,15 @@ def of_random_weights(build: Callable[[], Backbone], options: Mapping[str, Any])
     )
 
 
-def of_statistics(level: Literal["image", "patch"]) -> Subject:
-    """Return the subject of means and standard deviations per band."""
-    return Subject(
-        "mean and deviation per band",
-        lambda data, seed: statistics_features(data, level=level),
-        {"weights": None},
-        statistics=True,
-    )
+def of_statistics(model: Backbone, options: Mapping[str, Any]) -> Subject:
+    """Return the subject of means and standard deviations of the bands that a model takes, of its patches."""
+    same = {name: value for name, value in options.items() if name not in ("pool", "device")}
+
+    def features(data: LabelledSet, seed: int) -> Encoded:
+        channels = {m: channels_of(model, m, data) for m in model.modalities}
+        return statistics_features(data, channels=channels, patch_size=model.patch_size, **same)
+
+    return Subject("mean and deviation per band", features, {"weights": None}, statistics=True)
 
 
 def said_of(data: LabelledSet, model: Backbone) -> list[str]:
