@@ -59,6 +59,10 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--baselines", action="store_true", help="also random weights, and means and deviations of the bands"
     )
+    sub.add_argument(
+        "--pictures", action="store_true",
+        help="also draw OUT/pictures/*.png: features in the plane, segmentations, sparse curves, extrapolation",
+    )  # fmt: skip
     sub.add_argument("--cache", type=Path, metavar="DIR", help="of encoded features; default OUT/cache")
     sub.add_argument("--batch-size", type=int, default=64)
     sub.add_argument("--device", default="cpu")
@@ -70,6 +74,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     from rsbackbones.eval.data import open_labelled
     from rsbackbones.eval.extrapolation import SIZES
+    from rsbackbones.eval.gallery import draw_pictures
     from rsbackbones.eval.labelled import LabelledSet
     from rsbackbones.eval.measure import MEASUREMENTS, MeasureOptions, measure
     from rsbackbones.eval.report import write_report
@@ -155,6 +160,14 @@ def _eval(options: argparse.Namespace) -> int:
         )
     found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
     print(write_report(options.out, found), end="")
+    if options.pictures:
+        paths, undrawn = draw_pictures(
+            options.out / "pictures", found, subjects, data, streams=run["streams"], size=options.size,
+            progress=not options.quiet,
+        )  # fmt: skip
+        print(*paths, sep="\n")
+        for line in undrawn:
+            print(line, file=sys.stderr)
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rsbackbones.backbone import Backbone
 from rsbackbones.embed.progress import progress_bar
-from rsbackbones.eval.crops import Size, name_of
+from rsbackbones.eval.crops import Size, name_of, pair
 from rsbackbones.eval.diversity import patch_similarity, position_probing
 from rsbackbones.eval.encode import identity
 from rsbackbones.eval.extrapolation import SIZES, extrapolate
@@ -136,6 +136,7 @@ def _measured(
             {name_of(row.size): row.metrics[metric] for row in rows},
             {name_of(row.size): row.intervals[metric] for row in rows if metric in row.intervals},
             metric=metric,
+            train_size=pair(options.train_size),
             by_size=[asdict(row) for row in rows],
         )
 

@@ -81,7 +81,7 @@ def evaluate(
             split = split_digest(data)
             for subject in subjects:
                 encoded = subject.features(data, seed)
-                for stream in _streams(encoded, streams):
+                for stream in streams_of(encoded, streams):
                     for protocol in ("logistic",) if subject.statistics else protocols:
                         bar.set_postfix_str(f"{subject.name}, {stream}: {protocol}")
                         job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
@@ -101,7 +101,7 @@ def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _streams(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
+def streams_of(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
     """Return the streams to run: those asked for, or all, and all beside each other."""
     known = list(encoded.features)
     if wanted is None or known == ["bands"]:
