@@ -61,7 +61,7 @@ def add(command: Command) -> None:
     )
     sub.add_argument(
         "--pictures", action="store_true",
-        help="also draw OUT/pictures/*.png: features in the plane, segmentations, sparse curves, extrapolation",
+        help="also draw OUT/pictures/*.png: features in the plane, label maps, sparse curves, extrapolation",
     )  # fmt: skip
     sub.add_argument("--cache", type=Path, metavar="DIR", help="of encoded features; default OUT/cache")
     sub.add_argument("--batch-size", type=int, default=64)

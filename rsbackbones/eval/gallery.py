@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,8 @@ def draw_pictures(
     """
     seed = found["seeds"][0]
     first = [row for row in found["rows"] if row["seed"] == seed]
-    pictures, said = [], []
+    pictures: list[_Picture] = []
+    said: list[str] = []
     if found["rows"]:
         of_features, said = _features(folder, subjects, data, seed, streams)
         pictures += of_features
@@ -94,7 +95,8 @@ def draw_pictures(
 def _features(
     folder: Path, subjects: Sequence[Subject], data: LabelledSet, seed: int, streams: Sequence[str] | None
 ) -> tuple[list[_Picture], list[str]]:
-    methods, said = ["tsne"], []
+    methods: list[Literal["tsne", "umap"]] = ["tsne"]
+    said = []
     if find_spec("umap") is not None:
         methods.append("umap")
     else:
@@ -162,7 +164,7 @@ def _segmentation(
                 bands=data.bands[modality],
                 label=label,
                 prediction=_of_pixels(of_image, subject.model(seed).patch_size, whole, label.shape),
-            )  # fmt: skip
+            )
         )
     draw_segmentations(examples, data.classes, path)
 
