@@ -111,7 +111,10 @@ def _features(
             if len(samples) < 4:
                 return [], [f"no t-SNE or UMAP: {len(samples)} test samples, at least 4 are needed"]
             for method in methods:
-                draw = partial(draw_features, samples, data.classes, method=method, most=_MOST, seed=seed)
+                draw = partial(
+                    draw_features, samples, data.classes, title=f"{subject.name}, {stream}", method=method,
+                    most=_MOST, seed=seed,
+                )  # fmt: skip
                 pictures.append((folder / f"{method}_{_named(subject.name, stream)}.png", draw))
     return pictures, said
 

@@ -40,13 +40,15 @@ def draw_features(
     names: Sequence[str],
     path: Path,
     *,
+    title: str = "",
     method: Literal["tsne", "umap"] = "tsne",
     most: int = 5000,
     seed: int = 0,
 ) -> None:
     """Draw features in the plane, by t-SNE (scikit-learn) or UMAP (umap-learn), and colour them by class.
 
-    Of more than ``most`` samples so many are drawn by lot, and the picture says so.
+    Of more than ``most`` samples so many are drawn by lot, and the picture says so. ``title`` says whose
+    features they are.
 
     Raises:
         ValueError: samples or labels are not as they should be, fewer than 4, or of several labels each.
@@ -63,19 +65,20 @@ def draw_features(
     columns = -(-len(shown) // 25)
     figure = new_figure(6.2 + 1.6 * columns, 5.6)
     axis = figure.add_subplot()
-    size = float(np.clip(4000 / len(places), 3, 24))
+    size = float(np.clip(4000 / len(places), 3, 48))
     for label, colour in zip(shown, _class_colours(len(names))[shown], strict=True):
         mine = samples.labels == label
         axis.scatter(*places[mine].T, s=size, color=colour, linewidths=0, label=names[label])
     axis.set_title(
-        f"{'t-SNE' if method == 'tsne' else 'UMAP'}, {len(places)}"
+        (f"{title}\n" if title else "")
+        + f"{'t-SNE' if method == 'tsne' else 'UMAP'}, {len(places)}"
         + (f" of {count} samples" if count > most else " samples"),
         fontsize=10,
     )
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_aspect("equal", "datalim")
-    figure.legend(loc="outside right upper", fontsize=8, ncols=columns, markerscale=(24 / size) ** 0.5)
+    figure.legend(loc="outside right upper", fontsize=8, ncols=columns, markerscale=(36 / size) ** 0.5)
     save_png(figure, path)
 
 
