@@ -173,8 +173,9 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _size(text: str) -> int | tuple[int, int]:
     """Read ``120``, or ``96x480``: height and width."""
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) > 2 or min(sides) < 1:
+    words = text.lower().split("x")
+    sides = [int(word) for word in words if word.strip().isdecimal()]
+    if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
         raise ValueError(f"a size is PIXELS or HEIGHTxWIDTH, such as 120 or 96x480, got {text!r}")
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
 

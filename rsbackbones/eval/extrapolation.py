@@ -26,7 +26,7 @@ from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.crops import Crops, Size, cropped, name_of, pair
 from rsbackbones.eval.encode import Encoded, encode
 from rsbackbones.eval.labelled import LabelledSet
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.samples import Samples
@@ -122,6 +122,7 @@ def extrapolate(
         kind=kind,
         seed=seed,
         options=options,
+        metric=headline(data.task, [str(number) for number in range(len(data.classes))]),
     )
     ends = np.cumsum([len(s) for s in samples])
     scores = np.split(outcome.scores, ends[:-1])

@@ -135,7 +135,20 @@ def _segmentations(
 def _segmentation(
     row: Mapping[str, Any], subject: Subject, data: LabelledSet, size: int | None, path: Path
 ) -> None:
-    """Draw what the linear probe of a row predicts."""
+    draw_segmentations(segmented(row, subject, data, size=size), data.classes, path)
+
+
+def segmented(
+    row: Mapping[str, Any], subject: Subject, data: LabelledSet, *, size: int | None = None
+) -> list[Segmented]:
+    """Return some test images with what the linear probe of a row predicts, the same class all over a patch.
+
+    Args:
+        row: of ``linear``.
+        subject: of the row.
+        data: split by the seed of the row.
+        size: that images were resized to, in pixels.
+    """
     assert subject.model is not None, "no linear probe is run on statistics"
     seed, stream, lr = row["seed"], row["stream"], row["details"]["lr"]
     encoded = subject.features(data, seed)
@@ -169,7 +182,7 @@ def _segmentation(
                 prediction=_of_pixels(of_image, subject.model(seed).patch_size, whole, label.shape),
             )
         )
-    draw_segmentations(examples, data.classes, path)
+    return examples
 
 
 def _every_patch(data: LabelledSet, images: npt.NDArray[np.int64]) -> LabelledSet:
