@@ -101,13 +101,15 @@ def draw_segmentations(examples: Sequence[Segmented], names: Sequence[str], path
     table = ListedColormap(["white", *map(tuple, colours)])
     norm = BoundaryNorm(np.arange(IGNORED - 0.5, len(names)), table.N)
     figure = new_figure(3 * 2.4 + 1.8, 2.5 * len(examples))
-    for row, example in enumerate(examples):
-        picture = false_colours(example.image.astype(np.float32), list(example.bands))
+    pictures = [false_colours(e.image.astype(np.float32), list(e.bands)) for e in examples]
+    # One stretch for all of them: by its own, open water would be noise in all colours.
+    every = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
+    for row, (example, picture) in enumerate(zip(examples, pictures, strict=True)):
         panels = ((example.name, picture), ("label", example.label), ("prediction", example.prediction))
         for column, (title, panel) in enumerate(panels):
             axis = figure.add_subplot(len(examples), 3, 3 * row + column + 1)
             if column == 0:
-                axis.imshow(stretched(panel, panel), interpolation="nearest")
+                axis.imshow(stretched(panel, every), interpolation="nearest")
             else:
                 axis.imshow(panel, cmap=table, norm=norm, interpolation="nearest")
             axis.set_title(title[-40:], fontsize=8)

@@ -77,7 +77,7 @@ def _cell(rows: Sequence[Row], metric: str, *, percent: bool = True) -> str:
     return f"{said(mean(values))}{spread}{between}"
 
 
-def _papers_way(rows: Sequence[Row]) -> list[str]:
+def papers_way(rows: Sequence[Row]) -> list[str]:
     """Return what the papers report of a sweep: its best on the test split itself."""
     lines = []
     for subject, stream, protocol in dict.fromkeys((r["subject"], r["stream"], r["protocol"]) for r in rows):
@@ -121,7 +121,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     page = [f"# {found['data']['name']}", ""]
     if rows:
         page += [table(rows, found["metric"])]
-    page += _papers_way(rows)
+    page += papers_way(rows)
     for name, measured in measurements.items():
         page += [_MEASURED[name] + ":", "", measured_table(measured)]
     page += [f"- {note}" for note in found["notes"]]

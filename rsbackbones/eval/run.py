@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.embed.progress import progress_bar
+from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import Encoded
 from rsbackbones.eval.kmeans import kmeans
@@ -98,6 +99,7 @@ def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
         "data": {"name": data.name, "digest": data.digest, "classes": list(data.classes),
                  "samples": {name: len(rows) for name, rows in data.splits.items()}},
         "seeds": list(seeds),
+        "environment": environment(("numpy", "scikit-learn", "timm")),
     }  # fmt: skip
 
 
