@@ -65,9 +65,6 @@ def draw_pictures(
     first = [row for row in found["rows"] if row["seed"] == seed]
     pictures: list[_Picture] = []
     said: list[str] = []
-    if found["rows"]:
-        of_features, said = _features(folder, subjects, data, seed, streams)
-        pictures += of_features
     sparse = {f"{r['subject']}, {r['stream']}": r["details"] for r in first if r["protocol"] == "sparse"}
     if sparse:
         pictures.append((folder / "sparse.png", partial(draw_sparse, sparse, data.classes)))
@@ -83,6 +80,10 @@ def draw_pictures(
     }
     if extrapolated:
         pictures.append((folder / "extrapolation.png", partial(_extrapolation, extrapolated)))
+    if found["rows"]:  # last, as they take longest
+        of_features, undrawn = _features(folder, subjects, data, seed, streams)
+        pictures += of_features
+        said += undrawn
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(pictures), 0, enabled=progress, unit="picture") as bar:
         for path, draw in pictures:
