@@ -216,12 +216,12 @@ def _of_pixels(
 
 
 def _extrapolation(details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    results = {
+    results = {  # what is JSON has lists for tuples
         name: [AtSize(**{**row, "size": tuple(row["size"])}) for row in found["by_size"]]
         for name, found in details.items()
     }
     first = next(iter(details.values()))
-    draw_extrapolation(results, first["metric"], path, train_size=first["train_size"])
+    draw_extrapolation(results, first["metric"], path, train_size=tuple(first["train_size"]))
 
 
 def _named(subject: str, stream: str) -> str:
