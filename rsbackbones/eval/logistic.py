@@ -33,7 +33,7 @@ def logistic(train: Samples, test: Samples, *, classes: int, seed: int = 0, fold
         train = train.take(np.random.default_rng(seed).permutation(len(train))[:MOST])
     grid = {"C": np.logspace(-3, 3, 7)}
     scores = np.zeros((len(test), classes), np.float32)
-    parts = _folds(train, folds, seed)
+    parts = folds_of(train, folds, seed)
     if train.task == "classes":
         search = GridSearchCV(LogisticRegression(max_iter=1000), grid, cv=parts)
         fitted = make_pipeline(StandardScaler(), search).fit(train.features, train.labels)
@@ -55,7 +55,7 @@ def logistic(train: Samples, test: Samples, *, classes: int, seed: int = 0, fold
     return test.outcome(scores, details={"C": chosen, "samples": len(train)})
 
 
-def _folds(train: Samples, folds: int, seed: int) -> list[tuple[Array, Array]]:
+def folds_of(train: Samples, folds: int, seed: int) -> list[tuple[Array, Array]]:
     """Return the (fitted, judged) samples of every fold, by number."""
     groups = None if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
     if groups is not None and groups.max() + 1 >= folds:
