@@ -1,6 +1,5 @@
 """``rsbackbones eval --pictures``: which are drawn, and that predictions are drawn where they belong."""
 
-import json
 import sys
 
 import numpy as np
@@ -89,10 +88,8 @@ def test_patches_without_a_label_are_predicted_too(tmp_path):
     subject = of_weights("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
     found = evaluate(["linear"], [subject], lambda seed: data, tmp_path / "out", progress=False)
     examples = segmented(found["rows"][0], subject, data)
-    truth = np.roll(arrays["label"][6:], -1, axis=2)  # irrelevant where it is ignored
     assert all(np.isin(example.prediction, (0, 1)).all() for example in examples)
     assert all((example.label[:, 8:] == -1).all() for example in examples)
-    assert len(truth) == len(examples)
 
 
 def test_a_rectangle_keeps_its_rows_and_columns(tmp_path):
@@ -109,4 +106,3 @@ def test_a_rectangle_keeps_its_rows_and_columns(tmp_path):
     examples = segmented(found["rows"][0], subject, data)
     right = np.mean([example.prediction == example.label for example in examples])
     assert right == pytest.approx(found["rows"][0]["metrics"]["pixel_accuracy"])
-    assert json.dumps(found["rows"][0])  # a row is JSON
