@@ -166,17 +166,9 @@ def encode(
 
     job = {
         "what": "features",
-        "weights": weights_digest(backbone),
-        "architecture": backbone.architecture,
-        "config": as_json(backbone.config),
-        "inputs": {
-            m: dataclasses.asdict(backbone.inputs[m]) for m in backbone.modalities if m in backbone.inputs
-        },
-        "pad": backbone.pad,
-        "positions": interpolated_from(backbone),
+        **identity(backbone),
         "streams": wanted,
         "pool": pool if level == "image" else None,
-        "torch": torch.__version__,
     }
     with frozen(backbone):
         return _collect(
@@ -237,6 +229,22 @@ def statistics_features(
         level=level, patch_size=patch_size, size=target, batch_size=batch_size, cache=cache,
         progress=progress,
     )  # fmt: skip
+
+
+def identity(model: nn.Module) -> dict[str, Any]:
+    """Return what decides what a model makes of an image, as JSON takes it: the key of what is kept of it."""
+    backbone = unwrapped(model)
+    return {
+        "weights": weights_digest(backbone),
+        "architecture": backbone.architecture,
+        "config": as_json(backbone.config),
+        "inputs": {
+            m: dataclasses.asdict(backbone.inputs[m]) for m in backbone.modalities if m in backbone.inputs
+        },
+        "pad": backbone.pad,
+        "positions": interpolated_from(backbone),
+        "torch": torch.__version__,
+    }
 
 
 def weights_digest(model: Backbone) -> str:

@@ -26,7 +26,7 @@ from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.crops import Crops, Size, cropped, name_of, pair
 from rsbackbones.eval.encode import Encoded, encode
 from rsbackbones.eval.labelled import LabelledSet
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.samples import Samples
@@ -106,10 +106,11 @@ def extrapolate(
             cache=cache,
         )
 
+    # All are cropped before any is encoded: images that are too small are refused at once.
     fitted = cropped(data, train_size, splits=[s for s in data.splits if s != "test"])
+    tests = [cropped(data, size, splits=("test",)) for size in sizes]
     of_fitted = encoded(fitted)
     parts = {s: of_fitted.samples(of_fitted.stream(stream), fitted.splits[s]) for s in fitted.splits}
-    tests = [cropped(data, size, splits=("test",)) for size in sizes]
     of_tests = [encoded(test) for test in tests]
     samples = [e.samples(e.stream(stream), t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
     # One probe for all sizes: they are one test split to it, and are told apart afterwards.
@@ -121,6 +122,7 @@ def extrapolate(
         kind=kind,
         seed=seed,
         options=options,
+        metric=headline(data.task, [str(number) for number in range(len(data.classes))]),
     )
     ends = np.cumsum([len(s) for s in samples])
     scores = np.split(outcome.scores, ends[:-1])

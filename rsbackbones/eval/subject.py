@@ -23,13 +23,15 @@ class Subject:
     Attributes:
         name: for tables.
         features: gives them.
+        model: gives, for a seed, the model that they come from; ``None``: they are no network's.
         facts: which weights and bands, for the record.
-        statistics: they are no network's: logistic regression alone is run on them.
+        statistics: logistic regression alone is run on them.
     """
 
     name: str
     features: Callable[[LabelledSet, int], Encoded]
     facts: Mapping[str, Any]
+    model: Callable[[int], Backbone] | None = None
     statistics: bool = False
 
 
@@ -101,17 +103,22 @@ def of_weights(name: str, model: Backbone, options: Mapping[str, Any]) -> Subjec
         "bands": {m: list(b) for m, b in model.bands.items()},
         "adaptation": str(model.adaptation) if model.adaptation else None,
     }
-    return Subject(name, lambda data, seed: encode(model, data, **options), facts)
+    return Subject(name, lambda data, seed: encode(model, data, **options), facts, lambda seed: model)
 
 
 def of_random_weights(build: Callable[[], Backbone], options: Mapping[str, Any]) -> Subject:
     """Return the subject of the same architecture with random weights, others for every seed."""
 
-    def features(data: LabelledSet, seed: int) -> Encoded:
+    def model(seed: int) -> Backbone:
         torch.manual_seed(seed)
-        return encode(build(), data, **options)
+        return build()
 
-    return Subject("random initialisation", features, {"weights": "random, by seed"})
+    return Subject(
+        "random initialisation",
+        lambda data, seed: encode(model(seed), data, **options),
+        {"weights": "random, by seed"},
+        model,
+    )
 
 
 def of_statistics(model: Backbone, options: Mapping[str, Any]) -> Subject:
