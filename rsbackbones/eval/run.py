@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
@@ -128,9 +130,12 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 def _row(encoded: Encoded, data: LabelledSet, job: Job) -> dict[str, Any]:
     outcome = _outcome(encoded, data, job)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
+    # Of a single image there is nothing to draw.
+    several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
+    drawn = intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws) if several else {}
     return {
         "metrics": metrics_of(outcome, task, data.classes),
-        "intervals": intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws),
+        "intervals": drawn,
         "details": dict(outcome.details),
     }
 

@@ -119,7 +119,7 @@ def test_unknown_protocols_are_refused(pictures, tmp_path, capsys):
     assert "kmeans" in capsys.readouterr().err
 
 
-def checkerboard(path, dates=1):
+def checkerboard(path, dates=1, tests=4):
     """Ten images of two shades in squares of 8 pixels, the label map shifted by a pixel."""
     draw = np.random.default_rng(3)
     squares = draw.integers(0, 2, (10, 4, 4)).repeat(8, 1).repeat(8, 2)
@@ -128,7 +128,7 @@ def checkerboard(path, dates=1):
         images = np.stack([np.full_like(images, 500) + draw.integers(0, 100, images.shape), images], axis=1)
     bands = np.array(["B02", "B03", "B04", "B08"])
     np.savez(path, s2=images.astype(np.uint16), s2_bands=bands, label=np.roll(squares, 1, axis=2),
-             classes=np.array(["bare", "built"]), split=np.array(["train"] * 6 + ["test"] * 4))  # fmt: skip
+             classes=np.array(["bare", "built"]), split=np.array(["train"] * (10 - tests) + ["test"] * tests))  # fmt: skip
     return path
 
 
@@ -148,3 +148,11 @@ def test_label_maps_are_scored_by_pixel(dates, metric, tmp_path, capsys):
     assert right < 1
     low, high = row["intervals"][metric]
     assert low <= row["metrics"][metric] <= high
+
+
+def test_a_single_test_image_has_no_interval(tmp_path, capsys):
+    data = checkerboard(tmp_path / "maps.npz", tests=1)
+    assert run(tmp_path / "out", data, "logistic") == 0
+    assert "[" not in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
+    assert row["intervals"] == {}
