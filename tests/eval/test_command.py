@@ -126,9 +126,11 @@ def checkerboard(path, dates=1, tests=4):
     images = (500 + 2000 * squares)[:, None] + draw.integers(0, 100, (10, 4, 32, 32))
     if dates == 2:
         images = np.stack([np.full_like(images, 500) + draw.integers(0, 100, images.shape), images], axis=1)
-    bands = np.array(["B02", "B03", "B04", "B08"])
-    np.savez(path, s2=images.astype(np.uint16), s2_bands=bands, label=np.roll(squares, 1, axis=2),
-             classes=np.array(["bare", "built"]), split=np.array(["train"] * (10 - tests) + ["test"] * tests))  # fmt: skip
+    np.savez(
+        path, s2=images.astype(np.uint16), s2_bands=np.array(["B02", "B03", "B04", "B08"]),
+        label=np.roll(squares, 1, axis=2), classes=np.array(["bare", "built"]),
+        split=np.array(["train"] * (10 - tests) + ["test"] * tests),
+    )  # fmt: skip
     return path
 
 
