@@ -65,7 +65,7 @@ def label_scale(sample: Mapping[str, Array]) -> int:
     """
     label = sample["label"]
     height, width = next(image for name, image in sample.items() if name != "label").shape[-2:]
-    scale = label.shape[0] // height
+    scale = int(label.shape[0] // height)
     if scale < 1 or label.shape != (height * scale, width * scale):
         raise ValueError(
             f"the label map has {' x '.join(map(str, label.shape))} pixels, the image {height} x {width}: "

@@ -133,7 +133,7 @@ def test_a_split_in_tiles_holds_every_pixel_where_it_was():
 
 
 def test_labels_finer_than_images_are_cut_with_them():
-    data, images, labels = labelled([(10, 13)])
+    _, images, labels = labelled([(10, 13)])
     fine = np.kron(labels[0], np.ones((4, 4), np.int64)) * np.arange(1, 53)  # every column its own numbers
     tiles = tiles_of(pixel_set(images, [fine]), "test", tile=6, overlap=3)
     corners = Tiling(10, 13, 6, 3).corners

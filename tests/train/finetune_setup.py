@@ -58,6 +58,29 @@ def labelled(task="classes", count=24, sensors=("s2",), side=SIDE, seed=0, val=T
     )  # fmt: skip
 
 
+def finer(data, scale):
+    """The set with label maps of so many times the size of its images."""
+
+    def read(index):
+        sample = data.read(index)
+        return {**sample, "label": np.kron(sample["label"], np.ones((scale, scale), np.int64))}
+
+    return replace(data, read=read)
+
+
+def saved(data, file: Path) -> Path:
+    """Write a set as a described .npz, with its splits."""
+    samples = [data.read(i) for i in range(len(data))]
+    arrays = {m: np.stack([sample[m] for sample in samples]) for m in data.bands}
+    arrays |= {f"{m}_bands": np.array(bands) for m, bands in data.bands.items()}
+    arrays["label"] = np.stack([s["label"] for s in samples]) if data.labels is None else data.labels
+    words = np.full(len(data), "train")
+    for name, indices in data.splits.items():
+        words[indices] = name
+    np.savez(file, **arrays, classes=np.array(data.classes), split=words)
+    return file
+
+
 def with_samples(data, **changes):
     """The set with other images; a key is the index of a sample, as in ``i3``."""
     others = {int(name[1:]): sample for name, sample in changes.items()}

@@ -12,7 +12,7 @@ from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import Array, LabelledSet
-from rsbackbones.eval.metrics import from_confusion, metrics_of
+from rsbackbones.eval.metrics import METRICS, from_confusion, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
@@ -43,21 +43,32 @@ class Evaluation:
 
 
 def main_metric(data: LabelledSet, recipe: FinetuneRecipe) -> str:
-    """Return the metric that decides: the recipe's, or the task's."""
-    if recipe.metric is not None:
-        return recipe.metric
+    """Return the metric that decides: the recipe's, or the task's.
+
+    Raises:
+        ValueError: the recipe's is none of the task.
+    """
     by_task = {"classes": "top1", "multilabel": "map_micro", "pixels": "miou"}
-    return by_task.get(data.task) or f"f1_{data.classes[-1]}"
+    metric = recipe.metric or by_task.get(data.task) or f"f1_{data.classes[-1]}"
+    known = list(METRICS[data.task])
+    if data.labels is None:
+        known += [f"{score}_{name}" for name in data.classes for score in ("iou", "f1")]
+    if metric not in known:
+        raise ValueError(f"metric={metric}: labels of {data.name} have {', '.join(known)}")
+    return metric
 
 
 def value_of(metrics: Mapping[str, float], metric: str) -> float:
     """Return one metric.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: it does not exist, as its class is neither among the labels nor among the predictions.
     """
     if metric not in metrics:
-        raise ValueError(f"no metric {metric!r} here; there are {', '.join(metrics)}")
+        raise ValueError(
+            f"there is no {metric} here: the class is neither among the labels nor among the predictions; "
+            f"there are {', '.join(metrics)}: metric=..."
+        )
     return metrics[metric]
 
 

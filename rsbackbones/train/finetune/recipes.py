@@ -146,9 +146,9 @@ _ROWS = (
     ),
     _AUXMAE,
     replace(_AUXMAE, name="auxmae_bigearthnet_frozen", freeze=True),
-    # Background, water and clouds are trained; water is scored.
-    replace(_AUXMAE, name="auxmae_sen1floods11", metric="iou_water"),
-    replace(_AUXMAE, name="auxmae_sen1floods11_frozen", metric="iou_water", freeze=True),
+    # Background, water and clouds are trained; water is scored. The radar images of the set are left out.
+    replace(_AUXMAE, name="auxmae_sen1floods11", metric="iou_water", modalities=("s2",)),
+    replace(_AUXMAE, name="auxmae_sen1floods11_frozen", metric="iou_water", modalities=("s2",), freeze=True),
     # UrbanSRSeg8: labels of 2.5 m for images of 10 m.
     replace(_AUXMAE, name="auxmae_superresolution", scale=4, steps=10_000),
     replace(_AUXMAE, name="auxmae_superresolution_frozen", scale=4, steps=10_000, freeze=True),

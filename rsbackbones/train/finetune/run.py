@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from rsbackbones.backbone import unwrapped
@@ -112,6 +113,13 @@ class FinetuneRun(Steps):
         if self.processes.first:
             draw_losses(folder)
 
+    def state(self, world_size: int) -> dict[str, Any]:
+        """See :meth:`Steps.state`; what batches were normalised by is the first process's, as in training."""
+        if self.processes.world_size > 1:
+            for buffer in self.objective.buffers():
+                dist.broadcast(buffer, src=0)
+        return super().state(world_size)
+
     def saves(self, step: int) -> bool:
         """See :meth:`Steps.saves`: before every evaluation, so that a killed one is all that is repeated."""
         return step % self.evaluate_every == 0 or step == self.total_steps
@@ -179,6 +187,12 @@ def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:
 def _check(recipe: FinetuneRecipe, processes: Processes, data: LabelledSet) -> None:
     """Refuse what does not fit the labels of a set."""
     views, pieces = recipe.views, processes.world_size * recipe.accumulate
+    scored = ("train", "test") if recipe.select == "val" else ("train",)
+    if lacking := [split for split in scored if not len(data.splits.get(split, ()))]:
+        raise TrainingError(
+            f"{data.name} has no {lacking[0]} samples; its splits: {', '.join(data.splits)}"
+            + ("; select=paper reports the validation split" if lacking == ["test"] else "")
+        )
     if data.labels is not None and views.tile is not None:
         raise TrainingError(f"views.tile cuts images with labels of pixels; {data.name} has labels of images")
     if data.labels is None and views.size is not None:
