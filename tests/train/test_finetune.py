@@ -335,7 +335,7 @@ def test_the_commands(tmp_path, capsys):
     assert checkpoints(tmp_path / "a") == ["step_000000006"]
     assert json.loads((tmp_path / "a" / "best" / "about.json").read_text())["classes"] == list(CLASSES)
     assert main(["--list"]) == 0
-    assert "seamo_oscd: 50 epochs, batch 128, adamw" in capsys.readouterr().out
+    assert "| `seamo_oscd` | adamw, 0.0001 x b/256 |" in capsys.readouterr().out
     assert cli(["finetune", "recipe=nothing", "out=x"]) == 2
     assert "unknown recipe 'nothing'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown option --fast"):

@@ -5,6 +5,7 @@ import os
 
 from rsbackbones.train.command import run_command
 from rsbackbones.train.finetune.recipes import RECIPES
+from rsbackbones.train.finetune.table import recipe_table
 from rsbackbones.train.recipe import parse_arguments, to_json
 
 USAGE = """usage: [torchrun ...] -m rsbackbones.train.finetune recipe=NAME data=PATH out=DIR [key=value ...]
@@ -26,9 +27,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     if "--list" in options:
-        for name, known in RECIPES.items():
-            length = f"{known.epochs} epochs" if known.epochs else f"{known.steps} steps"
-            print(f"{name}: {length}, batch {known.batch_size}, {known.optim.name}")
+        print(recipe_table(RECIPES), end="")
         return 0
     recipe = parse_arguments(arguments, RECIPES)
     first = os.environ.get("RANK", "0") == "0"

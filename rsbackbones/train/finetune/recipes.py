@@ -50,9 +50,9 @@ _SEAMO_DENSE = replace(
 )
 
 # Neither rate nor schedule is in the paper: Adafactor's own relative rate (Shazeer and Stern), constant. Nor
-# is any augmentation: flips and turns.
+# is any augmentation: flips and turns. BigEarthNet has a linear layer, the maps ViT-Lite.
 _AUXMAE = FinetuneRecipe(
-    name="auxmae_bigearthnet",
+    name="auxmae",
     model="croma_vit_b",
     views=_NOT_MIXED,
     optim=FinetuneOptim(name="adafactor", base_lr=1e-2, scaled=False, weight_decay=0.0, schedule="constant"),
@@ -144,8 +144,8 @@ _ROWS = (
         epochs=30,
         batch_size=24,
     ),
-    _AUXMAE,
-    replace(_AUXMAE, name="auxmae_bigearthnet_frozen", freeze=True),
+    replace(_AUXMAE, name="auxmae_bigearthnet", head="linear"),
+    replace(_AUXMAE, name="auxmae_bigearthnet_frozen", head="linear", freeze=True),
     # Background, water and clouds are trained; water is scored. The radar images of the set are left out.
     replace(_AUXMAE, name="auxmae_sen1floods11", metric="iou_water", modalities=("s2",)),
     replace(_AUXMAE, name="auxmae_sen1floods11_frozen", metric="iou_water", modalities=("s2",), freeze=True),
