@@ -155,3 +155,17 @@ def test_samples_that_cannot_be_used_are_named():
     wrong["label"] = wrong["label"][:8]
     with pytest.raises(ValueError, match=r"sample 3: the label map is \[8, 16\].*expected \[16, 16\]"):
         samples(with_samples(labelled("pixels"), i3=wrong)).__getitems__(keys([3]))
+
+
+def test_half_of_the_steps_are_cut_and_half_are_mixed():
+    """Images of one value each stay so where they are mixed; where they are cut they have two."""
+    flat = {f"i{i}": {"s2": np.full((4, 16, 16), 300 + 100 * i)} for i in range(24)}
+    mixing = samples(with_samples(labelled(), **flat), Views())
+    kinds = []
+    for step in range(300):
+        images = mixing.__getitems__(keys(range(4), step=step)).images["s2"]
+        values = {len(image[0].unique()) for image in images}
+        kinds.append("cut" if values == {2} else "mixed" if values == {1} else "none")
+    assert 110 < kinds.count("cut") <= 160  # a cut may be empty, or everything
+    assert 130 < kinds.count("mixed") < 190
+    assert kinds.count("none") == 0

@@ -81,6 +81,11 @@ def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | No
     if "val" in data.splits:
         return data, None
     train = data.splits["train"]
+    if len(train) < 2:
+        raise ValueError(
+            f"{data.name} has no validation split and {len(train)} training sample to take one from; name one, "
+            "or say select=paper"
+        )
     one_class = data.labels is not None and data.labels.ndim == 1
     labels = data.labels[train] if data.labels is not None and one_class else np.zeros((len(train), 1), bool)
     kept, held = (part.features[:, 0] for part in hold_out(Samples(train[:, None], labels), seed))
