@@ -83,8 +83,8 @@ def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | No
     train = data.splits["train"]
     if len(train) < 2:
         raise ValueError(
-            f"{data.name} has no validation split and {len(train)} training sample to take one from; name one, "
-            "or say select=paper"
+            f"{data.name} has no validation split and {len(train)} training sample to take one "
+            "from; name one, or say select=paper"
         )
     one_class = data.labels is not None and data.labels.ndim == 1
     labels = data.labels[train] if data.labels is not None and one_class else np.zeros((len(train), 1), bool)
