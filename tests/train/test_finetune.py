@@ -227,6 +227,36 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_numbers(task, tmp_path
     assert result["model"]["sha256"] == whole["model"]["sha256"]
 
 
+def test_an_evaluation_that_was_cut_short_is_repeated(tmp_path):
+    """Killed after the last checkpoint, while its evaluation was written: the best model is found again."""
+    data, out = labelled(), tmp_path / "run"
+    whole = finetune(small_recipe(out), data)
+    before, file = evaluations(out), out / "evaluations.jsonl"
+    file.write_text(file.read_text()[:-30])
+    (out / "result.json").unlink()
+    assert finetune(small_recipe(out), data)["metrics"] == whole["metrics"]
+    assert evaluations(out) == before
+
+
+def test_activations_that_are_computed_again_change_nothing(tmp_path):
+    data = labelled(sensors=("s2", "s1"))
+    for again in (False, True):
+        recipe = small_recipe(tmp_path / str(again), drop_path=0.3, epochs=2, activation_checkpointing=again)
+        finetune(recipe, data)
+    one, two = (torch.tensor(curve(tmp_path / name)) for name in ("False", "True"))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    recipe = small_recipe(tmp_path, optim__base_lr=1e30, optim__warmup_epochs=0)
+    with pytest.raises(ValueError, match=r"not finite at step \d+.*optim.base_lr, or set optim.clip_grad"):
+        finetune(recipe, labelled())
+    (file,) = tmp_path.glob("nan_step_*_rank_0.pt")
+    (batch,) = torch.load(file, weights_only=True)["batches"]
+    assert batch["target"].shape == (4, 3)
+    assert len(batch["names"]) == 4
+
+
 def test_two_passes_of_half_a_batch_are_one(tmp_path):
     """Mixed samples too: their partners are those of the whole batch."""
     data = labelled(sensors=("s2", "s1"))
