@@ -324,6 +324,14 @@ def test_splits_that_are_missing_are_named_before_training(tmp_path):
         finetune(small_recipe(tmp_path / "run"))
 
 
+def test_one_image_has_no_interval(tmp_path):
+    data = labelled("pixels")
+    data = replace(data, splits={**data.splits, "test": data.splits["test"][:1]})
+    result = finetune(small_recipe(tmp_path, epochs=1, optim__warmup_epochs=0, **DENSE), data)
+    assert result["intervals"] == {}
+    assert "interval" not in said(result)
+
+
 def test_another_run_in_the_same_folder_is_refused(classified):
     data, out, _ = classified
     with pytest.raises(ValueError, match=r"optim.base_lr: 0.1 -> 0.2"):

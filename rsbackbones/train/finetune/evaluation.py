@@ -35,7 +35,10 @@ class Evaluation:
         return from_confusion(self.found.sum(0), self.data.classes)
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of each, by the bootstrap over images."""
+        """Return the 95 % interval of each, by the bootstrap over images; of one image there is none."""
+        images = len(self.found.scores if isinstance(self.found, Outcome) else self.found)
+        if images < 2:
+            return {}
         if isinstance(self.found, Outcome):
             return intervals(self.found, self.data.task, self.data.classes, seed=seed)
         drawn = count_intervals(self.found, self.data.classes, seed=seed)

@@ -139,8 +139,11 @@ def said(result: Mapping[str, Any]) -> str:
     chosen, single = result["chosen"], result["best_single_evaluation"]
     lines = [f"{result['data']['name']}, {result['split']} split, seed {result['seed']}:"]
     for name, value in result["metrics"].items():
-        low, high = result["intervals"].get(name, (float("nan"), float("nan")))
-        lines.append(f"  {name:24} {100 * value:6.2f} %   95 % interval {100 * low:.2f} to {100 * high:.2f}")
+        line = f"  {name:24} {100 * value:6.2f} %"
+        if name in result["intervals"]:
+            low, high = result["intervals"][name]
+            line += f"   95 % interval {100 * low:.2f} to {100 * high:.2f}"
+        lines.append(line)
     lines.append(
         f"  chosen by {chosen['by']} {result['metric']} {100 * chosen['value']:.2f} %: epoch "
         f"{chosen['epoch']:g}, base rate {chosen['base_lr']:g}"
