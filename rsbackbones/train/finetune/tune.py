@@ -10,7 +10,7 @@ from rsbackbones.atomic import write_text
 from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.train.distributed import Processes, StopSignal, join, leave
-from rsbackbones.train.finetune.evaluation import evaluate, value_of
+from rsbackbones.train.finetune.evaluation import evaluate
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.run import BEST, FinetuneRun, evaluations
 from rsbackbones.train.finetune.saved import about_finetuned, read_weights
@@ -115,7 +115,8 @@ def _score(
         "split": split,
         # What was chosen on a split and is reported on it.
         "optimistic": recipe.select == "paper",
-        "value": value_of(metrics, run.metric),
+        # None where a class is neither among the labels of the split nor among the predictions.
+        "value": metrics.get(run.metric),
         "metrics": metrics,
         "intervals": found.intervals(recipe.seed),
         "best_single_evaluation": single,
