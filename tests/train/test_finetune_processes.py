@@ -73,3 +73,18 @@ def test_two_processes_compute_what_one_computes(task, tmp_path):
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-3)
         for a, b in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / name), strict=True):
             assert b == pytest.approx(a, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_with_batch_normalisation_go_on_to_the_same_numbers(tmp_path):
+    """On CPUs it sees the batch of its process: what was normalised by is the first process's everywhere."""
+    file = saved(labelled("pixels", count=28), tmp_path / "small.npz")
+    options = {**DENSE, "head": "upernet", "head_options": {"width": 16}, "data": str(file), "batch_size": 8,
+               "epochs": 8, "evaluate_every": 2}  # fmt: skip
+    for name, steps in (("unbroken", None), ("cut", 3), ("cut", None)):
+        recipe = small_recipe(tmp_path / name, max_steps=steps, **options)
+        run(command(recipe, tmp_path / "recipe.json", ranks=2), tmp_path / "log")
+    assert len(curve(tmp_path / "cut")) == 8
+    assert curve(tmp_path / "cut") == curve(tmp_path / "unbroken")
+    assert evaluations(tmp_path / "cut") == evaluations(tmp_path / "unbroken")
+    assert len(evaluations(tmp_path / "cut")) == 4

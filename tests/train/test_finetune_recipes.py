@@ -1,5 +1,7 @@
 """The recipes are the papers' rows: numbers copied by hand from the papers, not from the code."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,22 @@ def test_fomu():
 def test_the_table_of_the_page_is_that_of_the_recipes():
     """``python -m rsbackbones.train.finetune --list`` prints it."""
     assert recipe_table(RECIPES) in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_are_understood():
+    text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(
+        r"^(?:rsbackbones finetune|torchrun .* -m rsbackbones.train.finetune) (.*)$", text, re.M
+    )
+    assert len(commands) > 3
+    for line in commands:
+        recipe = parse_arguments(shlex.split(line, comments=True), RECIPES)
+        assert recipe.data
+        assert recipe.out
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"labelled_set": None}
+    exec(code.split("result =")[0], names)
+    assert names["recipe"].batch_size == 64
 
 
 def test_recipes_are_read_back():
