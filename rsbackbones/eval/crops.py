@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.eval.labelled import Array, LabelledSet
+from rsbackbones.eval.labelled import Array, LabelledSet, label_scale
 
 Size = tuple[int, int]
 
@@ -79,9 +79,11 @@ class Crops:
         if last is None or last[0] != image:
             last = self._last = (image, self._read(image))
         height, width = self.size
-        return {
-            name: array[..., row : row + height, column : column + width] for name, array in last[1].items()
-        }
+        cropped = {}
+        for name, array in last[1].items():
+            s = label_scale(last[1]) if name == "label" else 1
+            cropped[name] = array[..., row * s : (row + height) * s, column * s : (column + width) * s]
+        return cropped
 
 
 def pair(size: int | Size) -> Size:

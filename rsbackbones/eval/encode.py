@@ -31,7 +31,7 @@ from rsbackbones.embed.progress import progress_bar
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.cache import RowStore
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet, Task
+from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet, Task, label_scale
 from rsbackbones.eval.samples import Samples
 from rsbackbones.layers.sincos import interpolated_from
 
@@ -324,7 +324,9 @@ class _Reader:
                 said = str(error).removeprefix(f"{name}: ")
                 raise ValueError(f"{self.data.name}: {name}: {said}") from error
             if "label" in sample:
-                maps.append(_nearest(sample["label"], self.size))
+                label_scale(sample)
+                height, width = sample[self.modalities[0]].shape[-2:]
+                maps.append(_nearest(sample["label"], self.size or (height, width)))
         return {m: torch.stack(held) for m, held in images.items()}, np.stack(maps) if maps else None
 
     def _check(self, sample: Mapping[str, Array]) -> None:
@@ -403,9 +405,9 @@ def _resized(x: Tensor, size: Size | None) -> Tensor:
     return fine.reshape(*x.shape[:-2], *size)
 
 
-def _nearest(labels: Array, size: Size | None) -> Array:
+def _nearest(labels: Array, size: Size) -> Array:
     """A label map to a size: the label under the centre of every new pixel."""
-    if size is None or labels.shape == size:
+    if labels.shape == size:
         return labels
     height, width = labels.shape
     rows = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(np.int64)

@@ -35,7 +35,8 @@ class LabelledSet:
         splits: of ``train``, ``val`` and ``test``, those that exist: the indices of their samples.
         labels: ``classes``: [N] int64 below K; ``multilabel``: [N, K] bool; else ``None``: labels are maps.
         read: index -> by modality the raw image [C, H, W] (``change``: [2, C, H, W], the earlier date first),
-            and under ``"label"`` the map [H, W] int64 of ``pixels`` and ``change``, -1 where it is ignored.
+            and under ``"label"`` the map [s H, s W] int64 of ``pixels`` and ``change``, -1 where it is
+            ignored; s is 1, or more where labels are finer than images.
         digest: changes with the data: images, labels, bands and units, not with the splits.
         notes: what a reader decided that a user should read beside the numbers.
     """
@@ -54,3 +55,20 @@ class LabelledSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def label_scale(sample: Mapping[str, Array]) -> int:
+    """Return how many pixels of its label map a sample has per image pixel, along each side.
+
+    Raises:
+        ValueError: it is no whole number, or not the same for both sides.
+    """
+    label = sample["label"]
+    height, width = next(image for name, image in sample.items() if name != "label").shape[-2:]
+    scale = int(label.shape[0] // height)
+    if scale < 1 or label.shape != (height * scale, width * scale):
+        raise ValueError(
+            f"the label map has {' x '.join(map(str, label.shape))} pixels, the image {height} x {width}: "
+            "expected as many, or a whole number of times as many along each side"
+        )
+    return scale

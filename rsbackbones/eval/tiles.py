@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rsbackbones.embed import window_starts
-from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet
+from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet, label_scale
 
 TILE = 128
 OVERLAP = 64
@@ -121,17 +121,22 @@ def tiles_of(data: LabelledSet, split: str, *, tile: int = TILE, overlap: int = 
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
     places: list[tuple[int, Tiling, tuple[int, int]]] = []
     for index in data.splits[split]:
-        height, width = data.read(int(index))["label"].shape
+        sample = data.read(int(index))
+        try:
+            height, width = (side // label_scale(sample) for side in sample["label"].shape)
+        except ValueError as error:
+            raise ValueError(f"{data.ids[index]}: {error}") from error
         tiling = Tiling(height, width, tile, overlap)
         places += [(int(index), tiling, corner) for corner in tiling.corners]
     read_image = lru_cache(_KEPT_IMAGES)(data.read)
 
     def read(number: int) -> dict[str, Array]:
         index, tiling, (top, left) = places[number]
-        sample = {}
-        for name, image in read_image(index).items():
-            part = image[..., top : top + tile, left : left + tile]
-            missing = [(0, tile - side) for side in part.shape[-2:]]
+        sample, whole = {}, read_image(index)
+        for name, image in whole.items():
+            s = label_scale(whole) if name == "label" else 1
+            part = image[..., top * s : (top + tile) * s, left * s : (left + tile) * s]
+            missing = [(0, tile * s - side) for side in part.shape[-2:]]
             margin = [(0, 0)] * (part.ndim - 2) + missing
             if name == "label":
                 sample[name] = np.pad(part, margin, constant_values=IGNORED)

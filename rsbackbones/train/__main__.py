@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-import traceback
 
+from rsbackbones.train.command import run_command
 from rsbackbones.train.distributed import join
 from rsbackbones.train.recipe import parse_arguments, to_json
 from rsbackbones.train.recipes import RECIPES
@@ -50,20 +50,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except (ValueError, OSError, ImportError) as error:
-        print(f"rsbackbones.train: {error}", file=sys.stderr)
-        code = 2
-    except BaseException:
-        if "WORLD_SIZE" not in os.environ:
-            raise
-        traceback.print_exc()  # and then leave at once: a thread may still wait for a process that is gone
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if "WORLD_SIZE" in os.environ:
-        # After a run that ended well the interpreter has been seen to abort while it shut down ("terminate
-        # called without an active exception"), and an elastic launcher then restarts a finished run.
-        os._exit(code)
-    sys.exit(code)
+    run_command(main, "rsbackbones.train")

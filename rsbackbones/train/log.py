@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe import RunOptions
+from rsbackbones.train.run_folder import METRICS
 
 
 class StepClock:
@@ -41,7 +42,7 @@ class StepClock:
 class RunLog:
     """The log of the first process; the others have one that says nothing."""
 
-    def __init__(self, folder: Path, recipe: Recipe, *, start: int, steps: int, enabled: bool) -> None:
+    def __init__(self, folder: Path, recipe: RunOptions, *, start: int, steps: int, enabled: bool) -> None:
         self.enabled = enabled
         self._board: Any = None
         self._bar = tqdm(
@@ -49,7 +50,7 @@ class RunLog:
             dynamic_ncols=True,
         )  # fmt: skip
         if enabled:
-            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._file = (folder / METRICS).open("a", encoding="utf-8")
             if recipe.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 

@@ -18,10 +18,10 @@ from rsbackbones.train.checkpoint import Checkpoints
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.distributed import Processes, StopSignal, join, leave
 from rsbackbones.train.log import RunLog, StepClock
-from rsbackbones.train.pictures import draw_losses, draw_reconstructions
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.run import Run
 from rsbackbones.train.run_folder import RunFolder, TrainingError, read_log
+from rsbackbones.train.steps import Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,30 +51,28 @@ def train(recipe: Recipe) -> Summary:
     processes = join(recipe.timeout)
     with RunFolder(recipe.out.expanduser(), processes) as folder:
         run = Run(recipe, processes)
-        sources = [
-            {"name": use.source.name, "places": len(use.source), "frames": use.source.frames,
-             "bands": {m: list(spec.bands) for m, spec in use.preprocess.specs.items()},
-             "notes": list(use.source.notes)}
-            for use in run.uses
-        ]  # fmt: skip
-        problem = None
-        if processes.first:
-            try:
-                folder.begin(recipe, sources)
-            except (ValueError, OSError) as error:
-                problem = str(error)
-        if problem := processes.first_says(problem):
-            raise TrainingError(problem)
         with StopSignal() as stop:
-            summary = _Training(run, folder, stop).go()
+            summary = Training(run, folder, stop).go()
     leave(processes)
     return summary
 
 
-class _Training:
-    """One call of :func:`train`, from the newest checkpoint to the end."""
+class Training:
+    """A run in its folder, from the newest checkpoint to the end.
 
-    def __init__(self, run: Run, folder: RunFolder, stop: StopSignal) -> None:
+    Raises:
+        TrainingError: the folder holds another run.
+    """
+
+    def __init__(self, run: Steps, folder: RunFolder, stop: StopSignal) -> None:
+        problem = None
+        if run.processes.first:
+            try:
+                folder.begin(run.recipe, run.sources())
+            except (ValueError, OSError) as error:
+                problem = str(error)
+        if problem := run.processes.first_says(problem):
+            raise TrainingError(problem)
         self.run, self.folder, self.stop = run, folder, stop
         self.recipe, self.processes = run.recipe, run.processes
         self.bad = _BadSamples(folder.path, run, self.processes)
@@ -104,6 +102,8 @@ class _Training:
         batches = run.batches(step, end)
         status = "finished"
         with closing(log), closing(batches):
+            if start is not None:
+                run.after(step, self.folder.path, log)
             while step < end:
                 waiting = time.perf_counter()
                 of_step = list(islice(batches, recipe.accumulate))
@@ -134,11 +134,13 @@ class _Training:
                 log.step(line)
                 if flags[3]:
                     status = "stopped"
-                if step % recipe.save.every == 0 or step == end or flags[2] or flags[3]:
+                due = step % recipe.save.every == 0 or step == end or run.saves(step)
+                if due or flags[2] or flags[3]:
                     checkpoints.save(step, run.state(processes.world_size))
-                    self._draw()
+                    run.draw(self.folder.path)
                 if flags[3]:
                     break
+                run.after(step, self.folder.path, log)
         checkpoints.wait()
         summary = Summary(
             status=status, step=step, total_steps=run.total_steps, samples_seen=step * recipe.batch_size,
@@ -159,12 +161,8 @@ class _Training:
             content = {
                 "step": step,
                 "parts": {name: float(value) for name, value in parts.items()},
-                "batches": [
-                    {"images": b.images, "draws": b.draws, "names": list(b.names), "bands":
-                     {m: list(bands) for m, bands in b.bands.items()}}
-                    for b in batches
-                ],
-            }  # fmt: skip
+                "batches": [batch.content() for batch in batches],
+            }
             with whole_file(path) as file:
                 torch.save(content, file)
         files = [f for f in self.processes.gather(path.name if mine else None) if f]
@@ -174,32 +172,13 @@ class _Training:
             "or set optim.clip_grad"
         )
 
-    @torch.no_grad()
-    def _draw(self) -> None:
-        """Draw the pictures; all processes compute, as their parameters may be sharded."""
-        run, recipe = self.run, self.recipe
-        device = self.processes.device
-        examples = []
-        for batch in run.examples():
-            autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-            # Forked: a run that goes on from this checkpoint does not draw, and must not differ.
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
-                images = run.objective.reconstruct(batch.to(device))
-            for i, name in enumerate(batch.names):
-                one = {m: (x[0][i], x[1][i], x[2][i]) for m, x in images.items()}
-                examples.append((name, one, batch.bands))
-        if self.processes.first:
-            draw_reconstructions(self.folder.path, examples)
-            draw_losses(self.folder.path)
-
 
 class _BadSamples:
     """The samples that could not be used, in ``bad_samples.jsonl``, and when they are too many."""
 
-    def __init__(self, folder: Path, run: Run, processes: Processes) -> None:
+    def __init__(self, folder: Path, run: Steps, processes: Processes) -> None:
         self.file, self.processes = folder / "bad_samples.jsonl", processes
-        self.places = sum(len(use.source) for use in run.uses)
-        self.limit = run.recipe.data.max_bad_share
+        self.places, self.limit = run.places, run.max_bad_share
         known: dict[str, str] = {}
         if processes.first and self.file.exists():
             known = dict(json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines())

@@ -13,13 +13,19 @@ from rsbackbones.train.recipe import OptimOptions
 
 def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:
     """Build the optimizer of a module, its learning rate scaled to the global batch (base x batch / 256)."""
-    tokens = [name for name, _ in module.named_parameters() if name.endswith("token")]
-    groups = param_groups_weight_decay(module, options.weight_decay, no_weight_decay_list=tokens)
+    groups = param_groups_weight_decay(
+        module, options.weight_decay, no_weight_decay_list=no_decay_names(module)
+    )
     lr = options.base_lr * batch_size / 256
     extra: dict[str, Any] = {"betas": options.betas}
     if options.name in ("adam", "adamw"):
         extra["fused"] = True  # one pass over the parameters instead of ten
     return create_optimizer_v2(groups, opt=options.name, lr=lr, weight_decay=0.0, **extra)
+
+
+def no_decay_names(module: nn.Module) -> list[str]:
+    """Return the parameters of two or more dimensions that are not decayed all the same: the tokens."""
+    return [name for name, _ in module.named_parameters() if name.endswith("token")]
 
 
 def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> CosineLRScheduler:

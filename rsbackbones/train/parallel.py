@@ -12,10 +12,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from rsbackbones.layers.recompute import blocks_of, recompute_blocks
-from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe import RunOptions
 
 
-def parallelize(objective: nn.Module, recipe: Recipe, device: torch.device, *, unused: bool) -> nn.Module:
+def parallelize(objective: nn.Module, recipe: RunOptions, device: torch.device, *, unused: bool) -> nn.Module:
     """Return what the loop calls. ``unused``: some batches leave some parameters without a gradient."""
     blocks = blocks_of(objective)
     if recipe.activation_checkpointing:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 from rsbackbones.train.data.npz import NpzFile
 from rsbackbones.train.objectives.croma import CromaObjective
@@ -116,69 +116,89 @@ class SaveOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A training run.
+class RunOptions:
+    """What pretraining and fine-tuning runs have in common.
 
     Attributes:
         name: of the recipe.
-        model: architecture, as for ``create_model``; ``overrides``: fields of its configuration.
-        objective: what is trained, and its options.
+        model: as for ``create_model``; ``overrides``: fields of its configuration.
         out: the run's folder.
-        epochs, batch_size: length of the run; size of the global batch, over all processes and passes.
-        accumulate: forward passes per step. Contrast sees the negatives of one pass.
+        batch_size: of the global batch, over all processes and passes.
+        accumulate: forward passes per step.
         max_steps: stop after so many steps, with the schedule of the whole run.
-        initial: weights to begin with: ``objective.safetensors`` of ``export --full``.
         seed: of initialisation and of every sample.
         precision: ``bf16`` is autocast: parameters, gradients and optimizer stay in float32.
         parallel: ``ddp``, or ``fsdp`` (``fully_shard``), where there is more than one process.
-        ema: decay of the exponential moving average of the parameters, which is then exported; 0 for none.
         log_every: steps between lines of the log; the losses are those of the step.
         timeout: seconds until a process that hangs stops the others.
     """
 
     name: str
     model: str
-    objective: CromaObjective
     overrides: dict[str, Any] = field(default_factory=dict)
-    data: DataOptions = field(default_factory=DataOptions)
-    optim: OptimOptions = field(default_factory=OptimOptions)
     save: SaveOptions = field(default_factory=SaveOptions)
     out: Path | None = None
-    epochs: int
     batch_size: int
     accumulate: int = 1
     max_steps: int | None = None
-    initial: Path | None = None
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     activation_checkpointing: bool = False
     compile: bool = False
-    ema: float = 0.0
     log_every: int = 10
     tensorboard: bool = False
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "max_steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
+            if (value := getattr(self, name, None)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.seed < 0 or not self.timeout > 0:
             raise ValueError(
                 f"seed must not be negative and timeout must be positive, got {self.seed} and {self.timeout}"
             )
+
+    def may_change(self) -> tuple[str, ...]:
+        """Return the keys that may be others when a run goes on: nothing of them changes what is computed."""
+        return (
+            "out", "max_steps", "parallel", "activation_checkpointing", "compile", "log_every", "tensorboard",
+            "timeout", "save",
+        )  # fmt: skip
+
+
+R = TypeVar("R", bound=RunOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RunOptions):
+    """A pretraining run. Contrast sees the negatives of one pass, of which a step has ``accumulate``.
+
+    Attributes:
+        objective: what is trained, and its options.
+        epochs: length of the run.
+        initial: weights to begin with: ``objective.safetensors`` of ``export --full``.
+        ema: decay of the exponential moving average of the parameters, which is then exported; 0 for none.
+    """
+
+    objective: CromaObjective
+    data: DataOptions = field(default_factory=DataOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    epochs: int
+    initial: Path | None = None
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
 
-
-# What may be another when a run goes on: nothing of it changes what is computed.
-MAY_CHANGE = (
-    "out", "max_steps", "parallel", "activation_checkpointing", "compile", "log_every", "tensorboard",
-    "timeout", "save", "data.root", "data.workers", "data.max_bad_share", "initial",
-)  # fmt: skip
+    def may_change(self) -> tuple[str, ...]:
+        """See :meth:`RunOptions.may_change`."""
+        return (*super().may_change(), "data.root", "data.workers", "data.max_bad_share", "initial")
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
+def to_json(recipe: RunOptions) -> dict[str, Any]:
     """Return a recipe as JSON values."""
     from pydantic import TypeAdapter
 
@@ -186,8 +206,12 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def from_json(fields: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of :func:`to_json`.
+@overload
+def from_json(fields: Mapping[str, Any]) -> Recipe: ...
+@overload
+def from_json(fields: Mapping[str, Any], kind: type[R]) -> R: ...
+def from_json(fields: Mapping[str, Any], kind: Any = Recipe) -> Any:
+    """Return the recipe of :func:`to_json`, one of pretraining or of another ``kind``.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of its range.
@@ -196,9 +220,9 @@ def from_json(fields: Mapping[str, Any]) -> Recipe:
 
     if not isinstance(fields, Mapping):
         raise ValueError(f"a recipe is an object of fields, got {type(fields).__name__}")
-    _check_keys(Recipe, fields, "")
+    _check_keys(kind, fields, "")
     try:
-        return TypeAdapter(Recipe).validate_python(fields)
+        return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].removeprefix('Value error, ')}"
@@ -208,7 +232,7 @@ def from_json(fields: Mapping[str, Any]) -> Recipe:
         raise ValueError("; ".join(problems)) from error
 
 
-def replace_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def replace_fields(recipe: R, changes: Mapping[str, Any]) -> R:
     """Return a recipe with some fields changed; a key names a field within a field by dots.
 
     Raises:
@@ -218,7 +242,7 @@ def replace_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     for key, value in changes.items():
         *path, last = key.split(".")
         inner: Any = fields
-        kind: Any = Recipe
+        kind: Any = type(recipe)
         for name in path:
             kind = _field_type(kind, name, key)
             inner = inner[name] if isinstance(inner, dict) and name in inner else None
@@ -226,10 +250,10 @@ def replace_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         if not isinstance(inner, dict):
             raise ValueError(f"unknown key {key!r}: {'.'.join(path)} has no fields")
         inner[last] = _listed(key, value, hint)
-    return from_json(fields)
+    return from_json(fields, type(recipe))
 
 
-def parse_arguments(arguments: Sequence[str], known: Mapping[str, Recipe]) -> Recipe:
+def parse_arguments(arguments: Sequence[str], known: Mapping[str, R]) -> R:
     """Return the recipe that ``recipe=NAME key=value ...`` names; ``recipe=FILE.json`` reads a saved one.
 
     Raises:
@@ -245,7 +269,8 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, Recipe]) -> Re
     if name is not None and name.endswith(".json"):
         try:
             saved = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
-            recipe = from_json(saved.get("recipe", saved) if isinstance(saved, dict) else saved)
+            fields = saved.get("recipe", saved) if isinstance(saved, dict) else saved
+            recipe = from_json(fields, type(next(iter(known.values()))))
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the recipe {name}: {error}") from error
         return replace_fields(recipe, changes)
@@ -255,12 +280,12 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, Recipe]) -> Re
     return replace_fields(known[name], changes)
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
+def differences(old: RunOptions, new: RunOptions) -> list[str]:
     """Return the fields in which a run would not be the same run, as ``key: old -> new``."""
     found = []
     before, after = _flat(to_json(old)), _flat(to_json(new))
     for key in {**before, **after}:
-        if any(key == free or key.startswith(free + ".") for free in MAY_CHANGE):
+        if any(key == free or key.startswith(free + ".") for free in new.may_change()):
             continue
         if before.get(key) != after.get(key):
             found.append(f"{key}: {before.get(key)} -> {after.get(key)}")

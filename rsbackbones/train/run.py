@@ -1,61 +1,52 @@
-"""A recipe made real: data, objective, optimizer and schedule, and one step of training with them."""
+"""A pretraining recipe made real: data, objective, optimizer and schedule."""
 
 import json
-import signal
-from collections.abc import Generator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data import DataLoader
 
 from rsbackbones.backbone import Backbone
 from rsbackbones.factory import create_model
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.train.checkpoint import finished, rng_state, set_rng_state
+from rsbackbones.train.checkpoint import finished
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.dataset import TrainingSet, Use, Views
 from rsbackbones.train.data.npz import NpzSource
 from rsbackbones.train.data.open import open_source
-from rsbackbones.train.data.sampler import BatchPlan, StepSampler
+from rsbackbones.train.data.sampler import BatchPlan
 from rsbackbones.train.data.source import BadSample, Source
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.ema import Ema
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.optim import build_optimizer, build_schedule, start_state
-from rsbackbones.train.parallel import parallelize, synchronize_gradients
+from rsbackbones.train.parallel import parallelize
+from rsbackbones.train.pictures import draw_losses, draw_reconstructions
 from rsbackbones.train.recipe import Part, Recipe
 from rsbackbones.train.run_folder import TrainingError
+from rsbackbones.train.steps import Steps
 
 # So many samples of each source are looked at before a run begins: are the values in the stated unit?
 _LOOKED_AT = 8
 
 
-class Run:
-    """What a recipe builds.
+class Run(Steps):
+    """What a recipe builds."""
 
-    Attributes:
-        objective: the objective itself, whose parameters are trained.
-        module: what is called: the objective, or what parallelism put around it.
-        plan: which samples make which step.
-        total_steps: of the whole schedule.
-    """
+    recipe: Recipe
+    objective: Objective
+    dataset: TrainingSet
 
     def __init__(self, recipe: Recipe, processes: Processes) -> None:
         self.recipe, self.processes = recipe, processes
+        self.clip_grad, self.workers = recipe.optim.clip_grad, recipe.data.workers
+        self.max_bad_share = recipe.data.max_bad_share
         self.objective = build_objective(recipe)
         backbone = self.objective.backbone
         self.uses = open_uses(recipe, backbone)
+        self.places = sum(len(use.source) for use in self.uses)
         self.plan = BatchPlan(
             lengths=tuple(len(use) for use in self.uses),
             repeats=tuple(use.repeat for use in self.uses),
@@ -80,76 +71,31 @@ class Run:
         self.schedule = build_schedule(self.optimizer, recipe.optim, self.total_steps)
         self.ema = Ema(self.objective, recipe.ema) if recipe.ema else None
 
-    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """Yield this process's batches of the steps from ``start`` to ``stop``, ``accumulate`` per step."""
-        workers = self.recipe.data.workers
+    def sources(self) -> list[dict[str, Any]]:
+        """See :meth:`Steps.sources`."""
+        return [
+            {"name": use.source.name, "places": len(use.source), "frames": use.source.frames,
+             "bands": {m: list(spec.bands) for m, spec in use.preprocess.specs.items()},
+             "notes": list(use.source.notes)}
+            for use in self.uses
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def draw(self, folder: Path) -> None:
+        """Draw the pictures; all processes compute, as their parameters may be sharded."""
         device = self.processes.device
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=StepSampler(
-                self.plan, start=start, stop=stop, rank=self.processes.rank,
-                world_size=self.processes.world_size, accumulate=self.recipe.accumulate,
-            ),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_run,
-            # Its own: the loader draws from the global one otherwise, and a resumed run would differ.
-            generator=torch.Generator().manual_seed(self.recipe.seed),
-            pin_memory=device.type == "cuda",
-        )  # fmt: skip
-        batches = iter(loader)
-        try:
-            yield from batches
-        finally:
-            # Workers ignore signals, and the traceback of an error would keep them, and this process, alive.
-            if workers:
-                batches._shutdown_workers()  # type: ignore[attr-defined]
-
-    def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the gradients of a step; return the loss and its parts on this process, and their norm."""
-        sums: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches):
-            synchronize_gradients(self.module, number == len(batches) - 1)
-            device = self.processes.device
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-                parts = self.module(batch.to(device))
-            (parts["loss"] / len(batches)).backward()
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0) + value.detach() / len(batches)
-        norm = get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None])
-        return sums, norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def update(self, step: int, norm: Tensor) -> float:
-        """Take the optimizer's step; return the learning rate it was taken with."""
-        if self.recipe.optim.clip_grad is not None:
-            clip_grads_with_norm_(list(self.objective.parameters()), self.recipe.optim.clip_grad, norm)
-        self.schedule.step_update(step + 1)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update()
-        lr: float = self.optimizer.param_groups[0]["lr"]
-        return lr
-
-    def state(self, world_size: int) -> dict[str, Any]:
-        """Return what a checkpoint holds, for one that ``world_size`` processes write or wrote."""
-        state: dict[str, Any] = {
-            "objective": get_model_state_dict(self.module),
-            "optimizer": get_optimizer_state_dict(self.module, self.optimizer),
-        }
-        if self.ema:
-            state["ema"] = self.ema.averages
-        # A process that the saved run did not have keeps the state that it starts with.
-        if self.processes.rank < world_size:
-            state["rng"] = {str(self.processes.rank): rng_state(self.processes.device)}
-        return state
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what a checkpoint was read into."""
-        set_model_state_dict(self.module, state["objective"])
-        set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"])
-        for rng in state.get("rng", {}).values():
-            set_rng_state(rng, self.processes.device)
+        examples = []
+        for batch in self.examples():
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+            # Forked: a run that goes on from this checkpoint does not draw, and must not differ.
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
+                images = self.objective.reconstruct(batch.to(device))
+            for i, name in enumerate(batch.names):
+                one = {m: (x[0][i], x[1][i], x[2][i]) for m, x in images.items()}
+                examples.append((name, one, batch.bands))
+        if self.processes.first:
+            draw_reconstructions(folder, examples)
+            draw_losses(folder)
 
     def examples(self, per_source: int = 2) -> list[Batch]:
         """Return some samples of every source, always the same ones, for pictures."""
@@ -157,18 +103,6 @@ class Run:
             self.dataset.__getitems__([(0, i, k * (len(use) // per_source)) for k in range(per_source)])
             for i, use in enumerate(self.uses)
         ]
-
-
-def _leave_signals_to_the_run(_: int) -> None:
-    """For a loader's worker: what is sent to the whole job must not end it before the run has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Any) -> Batch:
-    """The data set makes whole batches: there is nothing to collate."""
-    made: Batch = batch
-    return made
 
 
 def build_objective(recipe: Recipe) -> Objective:

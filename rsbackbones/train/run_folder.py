@@ -10,10 +10,12 @@ from typing import Any, TextIO
 from rsbackbones.atomic import write_text
 from rsbackbones.environment import environment
 from rsbackbones.train.distributed import Processes
-from rsbackbones.train.recipe import Recipe, differences, from_json, to_json
+from rsbackbones.train.recipe import RunOptions, differences, from_json, to_json
 
 # A restarted job waits so long for the processes of the one before to be gone.
 _LOCK_PATIENCE_S = 10.0
+# A line per logged step; a line per evaluation, where a run has any.
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 
 class TrainingError(ValueError):
@@ -46,7 +48,7 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    def begin(self, recipe: Recipe, sources: list[dict[str, Any]]) -> None:
+    def begin(self, recipe: RunOptions, sources: list[dict[str, Any]]) -> None:
         """Save the recipe, or compare it with the saved one. For the first process.
 
         Raises:
@@ -56,7 +58,8 @@ class RunFolder:
         if file.exists():
             try:
                 record = json.loads(file.read_text(encoding="utf-8"))
-                before, held = from_json(record["recipe"]), [_content(s) for s in record["sources"]]
+                before = from_json(record["recipe"], type(recipe))
+                held = [_content(source) for source in record["sources"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise TrainingError(f"{file} is no recipe of a run that could go on: {error}") from error
             if changed := differences(before, recipe):
@@ -78,22 +81,22 @@ class RunFolder:
         write_text(file, json.dumps(content, indent=1))
 
     def cut_log(self, step: int) -> None:
-        """Take from the log what comes after ``step``: it will be computed again. For the first process."""
-        file = self.path / "metrics.jsonl"
-        if file.exists():
-            kept = [line for line in read_log(self.path) if line["step"] <= step]
-            write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+        """Take from the logs what comes after ``step``: it will be computed again. For the first process."""
+        for file in (self.path / METRICS, self.path / EVALUATIONS):
+            if file.exists():
+                kept = [line for line in read_log(self.path, file.name) if line["step"] <= step]
+                write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _content(source: Mapping[str, Any]) -> dict[str, Any]:
     """What a source holds; its name is that of a folder, which may have moved."""
-    return {name: source[name] for name in ("places", "frames", "bands", "notes")}
+    return {name: value for name, value in source.items() if name != "name"}
 
 
-def read_log(path: Path) -> list[Mapping[str, Any]]:
-    """Return the lines of a run's ``metrics.jsonl``; a last line that a kill cut short is left out."""
+def read_log(path: Path, name: str = METRICS) -> list[Mapping[str, Any]]:
+    """Return the lines of a log in a run's folder; a last line that a kill cut short is left out."""
     lines = []
-    for text in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for text in (path / name).read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -132,6 +132,23 @@ def test_a_split_in_tiles_holds_every_pixel_where_it_was():
     assert tiles.read(len(tiles) - 1)["label"][5:].tolist() == [[-1] * 6]
 
 
+def test_labels_finer_than_images_are_cut_with_them():
+    _, images, labels = labelled([(10, 13)])
+    fine = np.kron(labels[0], np.ones((4, 4), np.int64)) * np.arange(1, 53)  # every column its own numbers
+    tiles = tiles_of(pixel_set(images, [fine]), "test", tile=6, overlap=3)
+    corners = Tiling(10, 13, 6, 3).corners
+    assert len(tiles) == len(corners)
+    for number, (top, left) in enumerate(corners):
+        part = fine[4 * top : 4 * top + 24, 4 * left : 4 * left + 24]
+        found = tiles.read(number)["label"]
+        assert found.shape == (24, 24)
+        np.testing.assert_array_equal(found[:, : part.shape[1]], part)
+        assert (found[:, part.shape[1] :] == -1).all()
+    for wrong in (fine[:, :50], fine[:38], fine[:6, :6]):
+        with pytest.raises(ValueError, match=r"label map has \d+ x \d+ pixels, the image 10 x 13"):
+            tiles_of(pixel_set(images, [wrong]), "test")
+
+
 def test_tiles_of_two_dates_and_what_they_are_called():
     rng = np.random.default_rng(0)
     images = [{"s2": rng.integers(1, 3000, (2, 12, 8, 8))}]
@@ -150,5 +167,5 @@ def test_sets_without_label_maps_have_no_tiles():
         tiles_of(labelled([(8, 8)], task="classes")[0], "train")
     data, images, _ = labelled([(8, 8)])
     images[0]["s2"] = images[0]["s2"][..., :4]
-    with pytest.raises(ValueError, match="place 0: s2 is 8 x 4 pixels, its label 8 x 8"):
+    with pytest.raises(ValueError, match="place 0: the label map has 8 x 8 pixels, the image 8 x 4"):
         tiles_of(data, "train", tile=4, overlap=0).read(0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsbackbones.train import loop
 from rsbackbones.train import run as run_module
+from rsbackbones.train import steps as steps_module
 from rsbackbones.train.checkpoint import rng_state, set_rng_state
 from rsbackbones.train.loop import train
 from rsbackbones.train.objectives.croma import CromaObjective
@@ -41,8 +41,8 @@ def data(tmp_path_factory):
 def without_pictures():
     """Drawing takes longer than all else here; tests/train/test_loop.py looks at the pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_reconstructions", lambda *_: None)
-        patch.setattr(loop, "draw_losses", lambda *_: None)
+        patch.setattr(run_module, "draw_reconstructions", lambda *_: None)
+        patch.setattr(run_module, "draw_losses", lambda *_: None)
         yield
 
 
@@ -100,7 +100,7 @@ def test_going_on_with_dropout(data, tmp_path, workers, monkeypatch):
     assert_same(contents(tmp_path / "cut", END), contents(tmp_path / "unbroken", END))
     # The control: without the generators' states it would not be the same.
     go("other", 11, 1000)
-    monkeypatch.setattr(run_module, "set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(steps_module, "set_rng_state", lambda state, device: None)
     go("other", END, 1000)
     assert curve(tmp_path / "other")[:11] == curve(tmp_path / "unbroken")[:11]
     assert curve(tmp_path / "other")[11:] != curve(tmp_path / "unbroken")[11:]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rsbackbones.eval.data.classes import LabelCodes
 from rsbackbones.eval.data.splits import Lists, choose_splits
-from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet, Task
+from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet, Task, label_scale
 from rsbackbones.sensors import get_sensor
 
 
@@ -149,12 +149,7 @@ class _CheckedRead:
         if self.task not in ("pixels", "change"):
             return images
         label = sample["label"]
-        first = next(iter(images.values()))
-        if label.shape != first.shape[-2:]:
-            raise ValueError(
-                f"the label map has {' x '.join(map(str, label.shape))} pixels, the image "
-                f"{first.shape[-2]} x {first.shape[-1]}"
-            )
+        label_scale({**images, "label": label})
         classes = self.codes.map(label)
         for m, image in images.items():
             images[m] = _without_holes(image, classes)
@@ -171,7 +166,9 @@ def _without_holes(image: Array, classes: Array) -> Array:
     if not np.isfinite(image).any(axis=(-2, -1)).all():
         raise ValueError("a band holds NaN only; leave the sample out")
     missing = ~np.isfinite(image)
-    classes[missing.any(axis=tuple(range(image.ndim - 2)))] = IGNORED
+    holes = missing.any(axis=tuple(range(image.ndim - 2)))
+    finer = classes.shape[0] // holes.shape[0]
+    classes[holes.repeat(finer, axis=0).repeat(finer, axis=1)] = IGNORED
     known = np.where(missing, np.nan, image.astype(np.float32))
     return np.where(missing, np.nanmean(known, axis=(-2, -1), keepdims=True), known)
 

@@ -67,6 +67,11 @@ def resize_and_turn(view: View, image: Tensor, size: int) -> Tensor:
     if image.shape[-1] != size:
         # Antialiased: without it a crop of 180 pixels brought to 120 would alias, and the paper does not say.
         image = F.interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
+    return turn(view, image)
+
+
+def turn(view: View, image: Tensor) -> Tensor:
+    """Flip and turn [..., H, W] as a view says, whatever it shows: an image or the map of its labels."""
     dims = [d for d, flip in ((-2, view.flip_rows), (-1, view.flip_columns)) if flip]
     return torch.rot90(image.flip(dims) if dims else image, view.quarter_turns, (-2, -1))
 

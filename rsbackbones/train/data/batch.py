@@ -1,6 +1,7 @@
 """What an objective is given."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Batch:
     names: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = field(default=())
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Self:
         """Return the batch on ``device``."""
         return replace(
             self,
@@ -33,13 +34,18 @@ class Batch:
             draws={name: x.to(device, non_blocking=True) for name, x in self.draws.items()},
         )
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Self:
         """Return the batch in page-locked memory, from which copies to a GPU run beside computation."""
         return replace(
             self,
             images={m: x.pin_memory() for m, x in self.images.items()},
             draws={name: x.pin_memory() for name, x in self.draws.items()},
         )
+
+    def content(self) -> dict[str, Any]:
+        """Return what is saved of a batch that a person should look at."""
+        bands = {m: list(names) for m, names in self.bands.items()}
+        return {"images": self.images, "draws": self.draws, "names": list(self.names), "bands": bands}
 
     def __len__(self) -> int:
         return next(iter(self.images.values())).shape[0]

@@ -121,10 +121,13 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in self._steps:
-            keys: Sequence[Key] = self._plan.batch(step)
+            keys = self._plan.batch(step)
             for part in range(self._accumulate):
-                first = (part * self._world_size + self._rank) * self._piece
-                yield list(keys[first : first + self._piece])
+                yield self.piece(keys, part * self._world_size + self._rank)
+
+    def piece(self, keys: Sequence[Key], number: int) -> list[Key]:
+        """Return one of the pieces of a global batch."""
+        return list(keys[number * self._piece : (number + 1) * self._piece])
 
     def __len__(self) -> int:
         return len(self._steps) * self._accumulate

@@ -1,0 +1,28 @@
+"""How the commands of training end: errors as one line, and no launcher left waiting."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def run_command(main: Callable[[list[str]], int], name: str) -> NoReturn:
+    """Call ``main`` with the process's arguments and exit with its code; 2 where what was given is wrong."""
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    except BaseException:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        traceback.print_exc()  # and then leave at once: a thread may still wait for a process that is gone
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "WORLD_SIZE" in os.environ:
+        # After a run that ended well the interpreter has been seen to abort while it shut down ("terminate
+        # called without an active exception"), and an elastic launcher then restarts a finished run.
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,45 @@
+"""``torchrun -m rsbackbones.train.finetune recipe=NAME model=... data=... out=... key=value``."""
+
+import json
+import os
+
+from rsbackbones.train.command import run_command
+from rsbackbones.train.finetune.recipes import RECIPES
+from rsbackbones.train.finetune.table import recipe_table
+from rsbackbones.train.recipe import parse_arguments, to_json
+
+USAGE = """usage: [torchrun ...] -m rsbackbones.train.finetune recipe=NAME data=PATH out=DIR [key=value ...]
+
+  --list       the recipes
+  sweep=true   a run for each of the recipe's learning rates, the best of which is reported
+
+data is a folder of class folders, a table of labels beside images, a described .npz or .yaml, or
+torchgeo:NAME with data_options.root=FOLDER. model=MODEL is another than the recipe's. Running the same
+command again goes on with the run in out=."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; return its exit code."""
+    options = [a for a in arguments if a.startswith("-")]
+    if unknown := set(options) - {"--list", "--help", "-h"}:
+        raise ValueError(f"unknown option {', '.join(sorted(unknown))}\n{USAGE}")
+    if "--help" in options or "-h" in options or not arguments:
+        print(USAGE)
+        return 0
+    if "--list" in options:
+        print(recipe_table(RECIPES), end="")
+        return 0
+    recipe = parse_arguments(arguments, RECIPES)
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        print(json.dumps(to_json(recipe), indent=1))
+    from rsbackbones.train.finetune.tune import finetune, said
+
+    result = finetune(recipe)
+    if first:
+        print(said(result))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, "rsbackbones.train.finetune")

@@ -1,0 +1,155 @@
+"""The metrics of a model that is being fine-tuned, on a split that the processes divide."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rsbackbones.eval.bootstrap import count_intervals, intervals
+from rsbackbones.eval.dense import predict
+from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.labelled import Array, LabelledSet
+from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
+from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.probe import hold_out
+from rsbackbones.eval.samples import Samples
+from rsbackbones.train.distributed import Processes
+from rsbackbones.train.finetune.recipe import FinetuneRecipe
+from rsbackbones.train.finetune.samples import normalised
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model gives on a split: an outcome of images, or confusion counts [n, K, K] of their pixels."""
+
+    data: LabelledSet
+    found: Outcome | Array
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the task, by the names of :mod:`rsbackbones.eval.metrics`."""
+        if isinstance(self.found, Outcome):
+            return metrics_of(self.found, self.data.task, self.data.classes)
+        return from_confusion(self.found.sum(0), self.data.classes)
+
+    def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
+        """Return the 95 % interval of each, by the bootstrap over images; of one image there is none."""
+        images = len(self.found.scores if isinstance(self.found, Outcome) else self.found)
+        if images < 2:
+            return {}
+        if isinstance(self.found, Outcome):
+            return intervals(self.found, self.data.task, self.data.classes, seed=seed)
+        drawn = count_intervals(self.found, self.data.classes, seed=seed)
+        return {name: drawn[name] for name in self.metrics() if name in drawn}
+
+
+def main_metric(data: LabelledSet, recipe: FinetuneRecipe) -> str:
+    """Return the metric that decides: the recipe's, or the task's.
+
+    Raises:
+        ValueError: the recipe's is none of the task.
+    """
+    metric = recipe.metric or headline(data.task, data.classes)
+    known = list(METRICS[data.task])
+    if data.labels is None:
+        known += [f"{score}_{name}" for name in data.classes for score in ("iou", "f1")]
+    if metric not in known:
+        raise ValueError(f"metric={metric}: labels of {data.name} have {', '.join(known)}")
+    return metric
+
+
+def value_of(metrics: Mapping[str, float], metric: str) -> float:
+    """Return one metric.
+
+    Raises:
+        ValueError: it does not exist, as its class is neither among the labels nor among the predictions.
+    """
+    if metric not in metrics:
+        raise ValueError(
+            f"there is no {metric} here: the class is neither among the labels nor among the predictions; "
+            f"there are {', '.join(metrics)}: metric=..."
+        )
+    return metrics[metric]
+
+
+def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | None]:
+    """Return a set that has a validation split, and a note where it was taken from the training samples.
+
+    Raises:
+        ValueError: there is one training sample.
+    """
+    if "val" in data.splits:
+        return data, None
+    train = data.splits["train"]
+    if len(train) < 2:
+        raise ValueError(
+            f"{data.name} has no validation split and {len(train)} training sample to take one "
+            "from; name one, or say select=paper"
+        )
+    one_class = data.labels is not None and data.labels.ndim == 1
+    labels = data.labels[train] if data.labels is not None and one_class else np.zeros((len(train), 1), bool)
+    kept, held = (part.features[:, 0] for part in hold_out(Samples(train[:, None], labels), seed))
+    share = f"{len(held)} of {len(train)}"
+    note = f"no validation split: our own fifth of the training samples (seed {seed}), {share}"
+    return replace(data, splits={**data.splits, "train": kept, "val": held}), note
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: LabelledSet, split: str, recipe: FinetuneRecipe, processes: Processes
+) -> Evaluation:
+    """Return what the model gives on a split; every process calls this and gets all of it.
+
+    Raises:
+        ValueError: there is no such split, or a sample cannot be used.
+    """
+    if split not in data.splits or not len(data.splits[split]):
+        raise ValueError(f"{data.name} has no {split} samples; its splits: {', '.join(data.splits)}")
+    indices = data.splits[split]
+    mine = indices[processes.rank :: processes.world_size]
+    device = processes.device
+    was_training = model.training
+    model.eval()
+    given, problem = None, None
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            given = _given(model, data, split, mine, recipe, device) if len(mine) else None
+    except ValueError as error:
+        problem = str(error)  # the others wait for this process: all are told
+    finally:
+        model.train(was_training)
+    if problem := next((p for p in processes.gather(problem) if p), None):
+        raise ValueError(problem)
+    parts = [part for part in processes.gather(given) if part is not None]
+    every = np.empty((len(indices), *parts[0].shape[1:]), parts[0].dtype)
+    for rank, part in enumerate(parts):  # those of the last ranks are missing where images are few
+        every[rank :: processes.world_size] = part
+    if data.labels is None:
+        return Evaluation(data, every)
+    return Evaluation(data, Outcome(scores=every, target=data.labels[indices]))
+
+
+def _given(
+    model: nn.Module, data: LabelledSet, split: str, mine: Array, recipe: FinetuneRecipe, device: torch.device
+) -> Array:
+    """Scores [n, K] of images, or counts [n, K, K] of their pixels, of one process's share."""
+    views = recipe.views
+    if data.labels is None:
+        share = replace(data, splits={split: mine})
+        return predict(
+            model, share, split, tile=views.tile, overlap=views.overlap, batch_size=recipe.evaluation_batch
+        )
+    inputs = model_inputs(model, data)
+    batches: list[Tensor] = []
+    for first in range(0, len(mine), recipe.evaluation_batch):
+        places = [int(i) for i in mine[first : first + recipe.evaluation_batch]]
+        samples = [normalised(inputs, data, data.read(i), i, views.size) for i in places]
+        if len({tuple(x.shape[-2:]) for sample in samples for x in sample.values()}) > 1:
+            raise ValueError(f"{data.name}: images vary in size; bring them to one with views.size")
+        stacked = {m: torch.stack([sample[m] for sample in samples]).to(device) for m in samples[0]}
+        batches.append(model(stacked).float().cpu())
+    logits = torch.cat(batches)
+    scores: Any = logits.sigmoid() if data.task == "multilabel" else logits.softmax(dim=1)
+    return np.asarray(scores.numpy())

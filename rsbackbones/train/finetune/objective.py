@@ -1,0 +1,96 @@
+"""What is trained: a model with its head, and the loss that its labels ask for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from rsbackbones.backbone import Backbone, unwrapped
+from rsbackbones.eval.labelled import IGNORED, Task
+from rsbackbones.train.finetune.samples import LabelledBatch
+from rsbackbones.train.objectives.precision import full_precision, no_autocast
+
+
+class Finetuning(nn.Module):
+    """A model and its loss: batch -> ``loss``, and for single labels ``accuracy`` where nothing was mixed.
+
+    The loss is a mean over samples, classes and pixels, so that means over processes and passes are those of
+    the global batch. Pixels whose label is ignored add nothing and count in it, for the same reason.
+
+    Args:
+        model: a backbone with a classifier, or a dense model.
+        task: what a label is.
+        freeze: train the head of a backbone alone; a dense model knows by itself.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, *, freeze: bool = False) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+        self.freeze = freeze and isinstance(model, Backbone)
+        self.soft, self.binary = SoftTargetCrossEntropy(), BinaryCrossEntropy(smoothing=0.0)
+        if self.freeze:
+            self.backbone.requires_grad_(False)
+            self.backbone.get_classifier().requires_grad_(True)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone of the model."""
+        return unwrapped(self.model)
+
+    def train(self, mode: bool = True) -> "Finetuning":
+        """Set the mode, of a frozen backbone never to training."""
+        super().train(mode)
+        if self.freeze:
+            self.backbone.eval()
+        return self
+
+    def forward(self, batch: LabelledBatch) -> dict[str, Tensor]:
+        """Return the loss and what else is logged."""
+        output = self.model(batch.images)
+        with no_autocast(output):
+            return self._losses(full_precision(output), batch.target)
+
+    def _losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if self.task == "classes":
+            right = output.argmax(1) == target.argmax(1)
+            return {"loss": self.soft(output, target), "accuracy": right.float().mean().detach()}
+        if self.task == "multilabel":
+            return {"loss": self.binary(output, target)}
+        # Log-probabilities (change) are what they were after another softmax: one loss serves both.
+        sums = F.cross_entropy(output, target, ignore_index=IGNORED, reduction="sum")
+        return {"loss": sums / target.numel()}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
+        """Return what timm asks for layer decay: from the name of a parameter to the number of its layer.
+
+        Layers are counted from the head down. The head, what pools, and what ends a stream are one with the
+        last block; a tokenizer and positions are a layer below the first block. A sensor's blocks are below
+        the joint ones.
+        """
+        depths, joint = self.backbone.stream_depths, self.backbone.stream_depths.get("joint", 0)
+        prefixes = {s: _parent(self.backbone, self.backbone.final_norm(s)) for s in depths}
+        deepest = max(depth + (joint if s != "joint" else 0) for s, depth in depths.items()) + 1
+
+        def layer(name: str) -> tuple[int]:
+            name = name.removeprefix("model.").removeprefix("backbone.")
+            for stream, prefix in prefixes.items():
+                if not name.startswith(prefix):
+                    continue
+                above = joint if stream != "joint" else 0
+                part = name.removeprefix(prefix)
+                if part.startswith("blocks."):
+                    return (deepest - above - depths[stream] + int(part.split(".")[1]),)
+                if not part.startswith("norm."):
+                    return (deepest - above - depths[stream] - 1,)
+                return (deepest - above - 1,)
+            return (deepest - 1,)
+
+        return layer
+
+
+def _parent(backbone: Backbone, module: nn.Module) -> str:
+    """The name of the module that holds another, with a dot."""
+    name: str = next(n for n, m in backbone.named_modules() if m is module)
+    return name.rpartition(".")[0] + "."

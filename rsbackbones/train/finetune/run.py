@@ -1,0 +1,208 @@
+"""A fine-tuning recipe made real: data, model, optimizer and schedule, and what happens between epochs."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rsbackbones.backbone import unwrapped
+from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.eval.subject import model_for, said_of
+from rsbackbones.eval.tiles import tiles_of
+from rsbackbones.heads import dense_model
+from rsbackbones.layers.drop_path import set_drop_path
+from rsbackbones.train.data.sampler import StepSampler
+from rsbackbones.train.distributed import Processes
+from rsbackbones.train.finetune.evaluation import evaluate, main_metric, value_of, with_validation
+from rsbackbones.train.finetune.objective import Finetuning
+from rsbackbones.train.finetune.optim import build_optimizer, build_schedule
+from rsbackbones.train.finetune.recipe import FinetuneRecipe
+from rsbackbones.train.finetune.samples import LabelledPlan, LabelledSamples, PairedSampler
+from rsbackbones.train.finetune.saved import save_finetuned
+from rsbackbones.train.log import RunLog
+from rsbackbones.train.optim import start_state
+from rsbackbones.train.parallel import parallelize
+from rsbackbones.train.pictures import draw_losses
+from rsbackbones.train.run_folder import EVALUATIONS, TrainingError, read_log
+from rsbackbones.train.steps import Steps
+
+BEST = "best"
+
+
+class FinetuneRun(Steps):
+    """What a recipe builds for a labelled set.
+
+    Attributes:
+        data: the set, with a validation split where one decides.
+        split: what decides which epoch is best.
+        metric: and by what.
+    """
+
+    recipe: FinetuneRecipe
+    objective: Finetuning
+
+    def __init__(self, recipe: FinetuneRecipe, processes: Processes, data: LabelledSet) -> None:
+        self.recipe, self.processes = recipe, processes
+        self.clip_grad, self.workers, self.max_bad_share = recipe.optim.clip_grad, recipe.workers, 0.0
+        _check(recipe, processes, data)
+        note = None
+        if recipe.select == "val":
+            data, note = with_validation(data, recipe.seed)
+        self.data, self.metric = data, main_metric(data, recipe)
+        self.split = "val" if "val" in data.splits else "test"
+
+        model = build_model(recipe, data)
+        self.notes = [*said_of(data, unwrapped(model)), *([note] if note else [])]
+        training = data
+        if recipe.views.tile is not None:
+            tile, overlap = recipe.views.tile, recipe.views.overlap
+            training = tiles_of(data, "train", tile=tile, overlap=tile // 2 if overlap is None else overlap)
+        indices = training.splits["train"]
+        inputs = model_inputs(model, training)
+        self.dataset = LabelledSamples(
+            training, indices, inputs, recipe.views, scale=recipe.scale, seed=recipe.seed
+        )
+        self.places = len(indices)
+        # A run of steps may have batches larger than the set: an epoch then goes over it several times.
+        repeat = 1 if recipe.steps is None else -(-recipe.batch_size // len(indices))
+        self.plan = LabelledPlan(
+            lengths=(len(indices),), repeats=(repeat,), blocks=(1,), batch_size=recipe.batch_size,
+            seed=recipe.seed,
+        )  # fmt: skip
+        self.sampler_class = PairedSampler if _mixes(recipe, data) else StepSampler
+        per_epoch = self.plan.steps_per_epoch
+        self.total_steps = recipe.steps or (recipe.epochs or 0) * per_epoch
+        self.evaluate_every = recipe.evaluate_every or per_epoch
+
+        self.objective = Finetuning(model, data.task, freeze=recipe.freeze).to(processes.device).train()
+        if processes.world_size > 1 and processes.device.type == "cuda":
+            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
+        # The loss of a joint embedding does not reach what pools the streams below it.
+        unused = data.labels is not None and len(self.objective.backbone.stream_depths) > 1
+        self.module = parallelize(
+            self.objective, recipe, processes.device, unused=unused and not recipe.freeze
+        )
+        self.optimizer = build_optimizer(self.objective, recipe.optim, recipe.batch_size)
+        start_state(self.objective, self.optimizer)
+        self.schedule = build_schedule(
+            self.optimizer, recipe.optim, steps=self.total_steps, steps_per_epoch=per_epoch
+        )
+        # What drop path draws differs from process to process.
+        torch.manual_seed(int(np.random.SeedSequence((recipe.seed, processes.rank)).generate_state(1)[0]))
+
+    def sources(self) -> list[dict[str, Any]]:
+        """See :meth:`Steps.sources`."""
+        splits = {
+            name: hashlib.sha256("\n".join(self.data.ids[i] for i in indices).encode()).hexdigest()
+            for name, indices in self.data.splits.items()
+        }
+        return [
+            {"name": self.data.name, "digest": self.data.digest, "places": self.places,
+             "samples": {name: len(indices) for name, indices in self.data.splits.items()}, "splits": splits,
+             "bands": {m: list(b) for m, b in self.objective.backbone.bands.items()}, "notes": self.notes}
+        ]  # fmt: skip
+
+    def draw(self, folder: Path) -> None:
+        """See :meth:`Steps.draw`."""
+        if self.processes.first:
+            draw_losses(folder)
+
+    def state(self, world_size: int) -> dict[str, Any]:
+        """See :meth:`Steps.state`; what batches were normalised by is the first process's, as in training."""
+        if self.processes.world_size > 1:
+            for buffer in self.objective.buffers():
+                dist.broadcast(buffer, src=0)
+        return super().state(world_size)
+
+    def saves(self, step: int) -> bool:
+        """See :meth:`Steps.saves`: before every evaluation, so that a killed one is all that is repeated."""
+        return step % self.evaluate_every == 0 or step == self.total_steps
+
+    def after(self, step: int, folder: Path, log: RunLog) -> None:
+        """Evaluate where it is due, note it in ``evaluations.jsonl``, and keep the best model."""
+        known = self.processes.first_says(evaluations(folder) if self.processes.first else None)
+        if not self.saves(step) or any(line["step"] == step for line in known):
+            return
+        found = evaluate(self.objective.model, self.data, self.split, self.recipe, self.processes).metrics()
+        value = value_of(found, self.metric)
+        if not self.processes.first:
+            return
+        line = {"step": step, "epoch": step / self.plan.steps_per_epoch, "split": self.split, **found}
+        if all(value > before[self.metric] for before in known):
+            save_finetuned(self.objective.model, folder / BEST, self._about() | line)
+        with (folder / EVALUATIONS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        log.say(f"epoch {line['epoch']:g}: {self.split} {self.metric} {value:.4f}")
+
+    def _about(self) -> dict[str, Any]:
+        data, recipe = self.data, self.recipe
+        head = dict(task=data.task, num_classes=len(data.classes), **_head_options(recipe))
+        return {
+            "architecture": self.objective.backbone.architecture,
+            "classes": list(data.classes),
+            "task": data.task,
+            "head": head if data.labels is None else None,
+            "size": recipe.views.size,
+        }
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of a run so far, the first one first."""
+    return [dict(line) for line in read_log(folder, EVALUATIONS)] if (folder / EVALUATIONS).exists() else []
+
+
+def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
+    """Return the model of a recipe for a set, its head newly initialised from the seed."""
+    torch.manual_seed(recipe.seed)
+    side = recipe.views.size or recipe.views.tile
+    backbone = model_for(
+        data, recipe.model, modalities=recipe.modalities or None, pretrained=recipe.pretrained,
+        checkpoint=recipe.checkpoint, overrides=recipe.overrides | ({"image_size": side} if side else {}),
+    )  # fmt: skip
+    torch.manual_seed(recipe.seed)  # the same head whatever loading drew
+    set_drop_path(backbone, recipe.drop_path)
+    if data.labels is not None:
+        backbone.reset_classifier(len(data.classes))
+        return backbone
+    task: Any = data.task
+    return dense_model(
+        backbone, num_classes=len(data.classes), task=task, freeze=recipe.freeze, **_head_options(recipe)
+    )
+
+
+def _head_options(recipe: FinetuneRecipe) -> dict[str, Any]:
+    return {"head": recipe.head, "scale": recipe.scale, **recipe.head_options}
+
+
+def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:
+    return data.labels is not None and bool(recipe.views.mixup or recipe.views.cutmix)
+
+
+def _check(recipe: FinetuneRecipe, processes: Processes, data: LabelledSet) -> None:
+    """Refuse what does not fit the labels of a set."""
+    views, pieces = recipe.views, processes.world_size * recipe.accumulate
+    scored = ("train", "test") if recipe.select == "val" else ("train",)
+    if lacking := [split for split in scored if not len(data.splits.get(split, ()))]:
+        raise TrainingError(
+            f"{data.name} has no {lacking[0]} samples; its splits: {', '.join(data.splits)}"
+            + ("; select=paper reports the validation split" if lacking == ["test"] else "")
+        )
+    if data.labels is not None and views.tile is not None:
+        raise TrainingError(f"views.tile cuts images with labels of pixels; {data.name} has labels of images")
+    if data.labels is None and views.size is not None:
+        raise TrainingError(
+            f"views.size resizes images with one label; {data.name} has labels of pixels: cut them, "
+            "views.tile=..."
+        )
+    if _mixes(recipe, data) and recipe.batch_size % (2 * pieces):
+        raise TrainingError(
+            f"samples are mixed in pairs: batch_size {recipe.batch_size} must be a multiple of 2 x "
+            f"{processes.world_size} processes x {recipe.accumulate} accumulated passes; or views.mixup=0 "
+            "views.cutmix=0"
+        )

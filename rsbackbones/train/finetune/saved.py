@@ -1,0 +1,88 @@
+"""A fine-tuned model on disk: a folder with its weights, its classes, and where it stood."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rsbackbones.atomic import write_text
+from rsbackbones.backbone import Backbone, unwrapped
+from rsbackbones.factory import create_model
+from rsbackbones.heads import dense_model
+from rsbackbones.saving import save_model, write_safetensors
+from rsbackbones.weights import sha256_of
+
+MODEL, HEAD, ABOUT = "model.safetensors", "head.safetensors", "about.json"
+
+
+def save_finetuned(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write a model and what is known about it to a folder that takes its name when it is whole.
+
+    ``model.safetensors`` is the backbone with its classifier, as ``create_model(..., checkpoint=...,
+    num_classes=None)`` reads it; ``head.safetensors`` the head of a dense model; ``about.json`` the rest, and
+    the sha256 of both. A folder of that name is replaced.
+    """
+    part, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old.tmp")
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir()
+    files = [save_model(unwrapped(model), part / MODEL)]
+    if not isinstance(model, Backbone):
+        head: nn.Module = model.get_submodule("head")
+        write_safetensors(head.state_dict(), part / HEAD, torch.float32, {})
+        files.append(part / HEAD)
+    hashes = {file.name: sha256_of(file) for file in files}
+    write_text(part / ABOUT, json.dumps({**about, "sha256": hashes}, indent=1))
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def about_finetuned(folder: Path) -> dict[str, Any]:
+    """Return what ``about.json`` says, once the files are those that it was written with.
+
+    Raises:
+        ValueError: there is none, or a file is not what was written.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        for name, digest in about["sha256"].items():
+            if sha256_of(folder / name) != digest:
+                raise ValueError(f"{folder / name} is not what was written; fine-tune again")
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds no fine-tuned model: {type(error).__name__}: {error}") from error
+    return about
+
+
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """Read a fine-tuned model's weights into one that was built like it.
+
+    Raises:
+        ValueError: as :func:`about_finetuned`.
+    """
+    from safetensors.torch import load_file
+
+    about_finetuned(folder)
+    unwrapped(model).load_state_dict(load_file(folder / MODEL), strict=True)
+    if (folder / HEAD).exists():
+        model.get_submodule("head").load_state_dict(load_file(folder / HEAD), strict=True)
+
+
+def load_finetuned(folder: str | Path) -> nn.Module:
+    """Return the model that :func:`save_finetuned` wrote, in ``eval()`` mode; ``about.json`` has its classes.
+
+    Raises:
+        ValueError: as :func:`about_finetuned`.
+    """
+    folder = Path(folder).expanduser()
+    about = about_finetuned(folder)
+    model: nn.Module = create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
+    if about["head"] is not None:
+        model = dense_model(unwrapped(model), **about["head"])
+        read_weights(model, folder)
+    return model.eval()

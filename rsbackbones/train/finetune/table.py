@@ -1,0 +1,84 @@
+"""The recipes as a Markdown table."""
+
+from collections.abc import Mapping
+
+from rsbackbones.train.finetune.recipe import FinetuneRecipe
+
+_HEADER = (
+    "recipe",
+    "optimizer, rate",
+    "weight decay",
+    "schedule",
+    "length",
+    "batch",
+    "images",
+    "seen",
+    "trained",
+)
+
+
+def recipe_table(recipes: Mapping[str, FinetuneRecipe]) -> str:
+    """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled by the global batch."""
+    rows = [_HEADER, ("---",) * len(_HEADER), *(_row(recipe) for recipe in recipes.values())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _row(recipe: FinetuneRecipe) -> tuple[str, ...]:
+    optim = recipe.optim
+    rate = f"{optim.base_lr:g}" + " x b/256" * optim.scaled
+    if recipe.rates:
+        rate = f"{len(recipe.rates)} rates, {min(recipe.rates):g} to {max(recipe.rates):g} x b/256"
+    length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps} steps"
+    return (
+        f"`{recipe.name}`",
+        f"{optim.name}, {rate}",
+        f"{optim.weight_decay:g}",
+        _schedule(recipe),
+        length,
+        f"{recipe.batch_size}",
+        _images(recipe),
+        _seen(recipe),
+        _trained(recipe),
+    )
+
+
+def _schedule(recipe: FinetuneRecipe) -> str:
+    optim = recipe.optim
+    parts = []
+    if optim.warmup_epochs:
+        parts.append(f"{optim.warmup_epochs:g} epochs up")
+    if optim.warmup_steps:
+        parts.append(f"{optim.warmup_steps} steps up")
+    power = f" {optim.power:g}" * (optim.schedule == "poly")
+    return ", ".join([*parts, f"{optim.schedule}{power}" + f" to {optim.min_lr:g}" * bool(optim.min_lr)])
+
+
+def _images(recipe: FinetuneRecipe) -> str:
+    views = recipe.views
+    size = "as they are"
+    if views.size:
+        size = f"{views.size} px"
+    if views.tile:
+        overlap = views.tile // 2 if views.overlap is None else views.overlap
+        size = f"tiles of {views.tile} px" + f", {overlap} px overlap" * bool(overlap)
+    return ", ".join([*recipe.modalities, size])
+
+
+def _seen(recipe: FinetuneRecipe) -> str:
+    views = recipe.views
+    said = {
+        "flips": views.flips,
+        "turns": views.turns,
+        f"mixup {views.mixup:g}": views.mixup,
+        f"cutmix {views.cutmix:g} (switch {views.switch:g})": views.cutmix,
+        f"smoothing {views.smoothing:g}": views.smoothing,
+        f"drop path {recipe.drop_path:g}": recipe.drop_path,
+    }
+    return ", ".join(name for name, there in said.items() if there)
+
+
+def _trained(recipe: FinetuneRecipe) -> str:
+    dense = recipe.views.size is None  # of labels of pixels; of images it is a linear layer
+    head = recipe.head + f", labels x{recipe.scale}" * (recipe.scale > 1) if dense else "linear"
+    scored = f"; best by {recipe.metric}" if recipe.metric else ""
+    return ("head alone: " if recipe.freeze else "all: ") + head + scored

@@ -1,0 +1,160 @@
+"""Fine-tuning from the first step to the numbers: one run, or one for every learning rate of a sweep."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.atomic import write_text
+from rsbackbones.environment import environment
+from rsbackbones.eval.data import open_labelled
+from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.train.distributed import Processes, StopSignal, join, leave
+from rsbackbones.train.finetune.evaluation import evaluate
+from rsbackbones.train.finetune.recipe import FinetuneRecipe
+from rsbackbones.train.finetune.run import BEST, FinetuneRun, evaluations
+from rsbackbones.train.finetune.saved import about_finetuned, read_weights
+from rsbackbones.train.loop import Summary, Training
+from rsbackbones.train.recipe import to_json
+from rsbackbones.train.run_folder import RunFolder, TrainingError
+
+RESULT = "result.json"
+
+
+def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[str, Any]:
+    """Fine-tune, or go on with what is in ``recipe.out``; under torchrun every process calls this.
+
+    Args:
+        recipe: with ``out``; with ``sweep`` there is a run for every rate in a folder ``lr_RATE`` below it.
+        data: the set; default: what ``recipe.data`` names.
+
+    Returns:
+        What ``result.json`` in ``out`` holds: metrics and intervals of the chosen epoch, the best single
+        evaluation, recipe, versions, seed and hashes. Of a run that a signal or ``max_steps`` ended before
+        its last step: its ``status`` and ``step`` alone, and no file.
+
+    Raises:
+        ValueError: the recipe, the data or the folder are not usable.
+        TrainingError: (a ``ValueError``) as :func:`rsbackbones.train.train`.
+    """
+    if recipe.out is None:
+        raise TrainingError("no output folder is named: say out=FOLDER")
+    if data is None:
+        if recipe.data is None:
+            raise TrainingError("no data is named: say data=PATH")
+        data = open_labelled(recipe.data, **recipe.data_options)
+    out = recipe.out.expanduser()
+    processes = join(recipe.timeout)
+    runs = [(recipe, out)]
+    if recipe.sweep:
+        runs = [(of_rate(recipe, rate), out / f"lr_{rate:g}") for rate in recipe.rates]
+    trained = []
+    for one, folder in runs:
+        summary, run = _train(one, folder, processes, data)
+        if summary.step < summary.total_steps:
+            leave(processes)
+            return {"status": summary.status, "step": summary.step, "total_steps": summary.total_steps}
+        lines = processes.first_says(evaluations(folder) if processes.first else None)
+        trained.append((one, folder, lines, run.metric, summary))
+        del run  # before the next one is built
+    chosen = max(trained, key=lambda t: max(line[t[3]] for line in t[2]))
+    result = _score(*chosen[:3], processes, data)
+    if recipe.sweep:
+        result["sweep"] = {
+            f"{one.optim.base_lr:g}": max(line[metric] for line in lines)
+            for one, _, lines, metric, _ in trained
+        }
+    if processes.first:
+        write_text(out / RESULT, json.dumps(result, indent=1))
+    leave(processes)
+    return result
+
+
+def of_rate(recipe: FinetuneRecipe, rate: float) -> FinetuneRecipe:
+    """Return the recipe of one learning rate of a sweep."""
+    return replace(recipe, sweep=False, optim=replace(recipe.optim, base_lr=rate))
+
+
+def _train(
+    recipe: FinetuneRecipe, folder: Path, processes: Processes, data: LabelledSet
+) -> tuple[Summary, FinetuneRun]:
+    with RunFolder(folder, processes) as locked:
+        run = FinetuneRun(recipe, processes, data)
+        with StopSignal() as stop:
+            return Training(run, locked, stop).go(), run
+
+
+def _score(
+    recipe: FinetuneRecipe,
+    folder: Path,
+    lines: list[Mapping[str, Any]],
+    processes: Processes,
+    data: LabelledSet,
+) -> dict[str, Any]:
+    """Return what is reported of a finished run: its best model on the split that counts."""
+    run = FinetuneRun(recipe, processes, data)
+    about = about_finetuned(folder / BEST)
+    read_weights(run.objective.model, folder / BEST)
+    best = max(lines, key=lambda line: float(line[run.metric]))
+    single = {
+        "split": best["split"], "metric": run.metric, "value": best[run.metric], "epoch": best["epoch"],
+        "base_lr": recipe.optim.base_lr, "of": len(lines), "optimistic": True,
+        "note": "the best of all evaluations on the split that it is reported on, as the papers do",
+    }  # fmt: skip
+    split = "test" if recipe.select == "val" else run.split
+    found = evaluate(run.objective.model, run.data, split, recipe, processes)
+    metrics = found.metrics()
+    entry = run.objective.backbone.weights_entry
+    return {
+        "status": "finished",
+        "data": {"name": data.name, "digest": data.digest, "task": data.task, "classes": list(data.classes),
+                 "samples": {name: len(indices) for name, indices in run.data.splits.items()}},
+        "metric": run.metric,
+        "chosen": {"base_lr": recipe.optim.base_lr, "epoch": best["epoch"], "step": best["step"],
+                   "by": run.split, "value": best[run.metric]},
+        "split": split,
+        # What was chosen on a split and is reported on it.
+        "optimistic": recipe.select == "paper",
+        # None where a class is neither among the labels of the split nor among the predictions.
+        "value": metrics.get(run.metric),
+        "metrics": metrics,
+        "intervals": found.intervals(recipe.seed),
+        "best_single_evaluation": single,
+        "notes": run.notes,
+        "seed": recipe.seed,
+        "weights": {"id": entry.id, "sha256": entry.sha256 or entry.sha256_prefix} if entry else None,
+        "model": {"folder": str(folder / BEST), "sha256": about["sha256"]},
+        "processes": processes.world_size,
+        "environment": environment(),
+        "recipe": to_json(recipe),
+    }  # fmt: skip
+
+
+def said(result: Mapping[str, Any]) -> str:
+    """Return a result as the lines that a person reads."""
+    if result["status"] != "finished" or "metrics" not in result:
+        return (
+            f"{result['status']} at step {result['step']} of {result['total_steps']}; "
+            "the same command goes on from there"
+        )
+    chosen, single = result["chosen"], result["best_single_evaluation"]
+    lines = [f"{result['data']['name']}, {result['split']} split, seed {result['seed']}:"]
+    for name, value in result["metrics"].items():
+        line = f"  {name:24} {100 * value:6.2f} %"
+        if name in result["intervals"]:
+            low, high = result["intervals"][name]
+            line += f"   95 % interval {100 * low:.2f} to {100 * high:.2f}"
+        lines.append(line)
+    lines.append(
+        f"  chosen by {chosen['by']} {result['metric']} {100 * chosen['value']:.2f} %: epoch "
+        f"{chosen['epoch']:g}, base rate {chosen['base_lr']:g}"
+    )
+    if result["optimistic"]:
+        lines.append("  optimistic: chosen on the split that it is reported on, as the papers do")
+    else:
+        lines.append(
+            f"  the papers' way, best single evaluation on {single['split']}: {100 * single['value']:.2f} % "
+            "(optimistic)"
+        )
+    return "\n".join([*lines, *(f"  {note}" for note in result["notes"])])

@@ -1,0 +1,116 @@
+"""What the tests of fine-tuning share: small sets whose labels can be learned, and a small recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.train.finetune import RECIPES, FinetuneRecipe
+from rsbackbones.train.recipe import replace_fields
+
+SIDE = 16
+BANDS = ("B02", "B03", "B04", "B08")
+CLASSES = ("water", "soil", "forest")
+
+
+def labelled(task="classes", count=24, sensors=("s2",), side=SIDE, seed=0, val=True):
+    """A set whose labels show: bright bands for a class, bright pixels for a map of labels.
+
+    ``classes``: the bright band. ``multilabel``: all bright bands. ``pixels``: where B04 is bright; the first
+    row is ignored. ``change``: where it became so.
+    """
+    rng = np.random.default_rng(seed)
+    bands = {"s2": BANDS, "s1": ("VV", "VH")}
+    labels = {
+        "classes": np.arange(count) % 3,
+        "multilabel": (np.arange(count)[:, None] >> np.arange(3)) % 2 == 1,
+    }.get(task)
+    dates = (2,) if task == "change" else ()
+    s2 = rng.integers(400, 1200, (count, *dates, 4, side, side)).astype(np.uint16)
+    s1 = rng.normal(-12, 3, (count, *dates, 2, side, side)).astype(np.float32)
+    coarse = rng.random((count, side // 8, side // 8)) < 0.5
+    maps = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    for i in range(count):
+        if task == "classes":
+            s2[i, labels[i]] += 2500
+        elif task == "multilabel":
+            s2[i, :3][labels[i]] += 2500
+        else:
+            (s2[i, 1] if task == "change" else s2[i])[2][maps[i]] += 2500
+
+    def read(index):
+        sample = {m: x[index] for m, x in (("s2", s2), ("s1", s1)) if m in sensors}
+        if labels is None:
+            label = maps[index].astype(np.int64)
+            label[0] = -1
+            sample["label"] = label
+        return sample
+
+    names = {"pixels": ("dry", "water"), "change": ("unchanged", "change")}.get(task, CLASSES)
+    parts = np.split(np.arange(count), [count // 2, count * 3 // 4] if val else [count * 3 // 4])
+    return LabelledSet(
+        name=f"small {task}", task=task, classes=names, bands={m: bands[m] for m in sensors},
+        units={m: {"s2": "dn", "s1": "db"}[m] for m in sensors},
+        ids=tuple(f"sample {i}" for i in range(count)),
+        splits=dict(zip(("train", "val", "test") if val else ("train", "test"), parts, strict=True)),
+        labels=labels, read=read, digest=f"{task} {count} {sensors} {side} {seed}",
+    )  # fmt: skip
+
+
+def finer(data, scale):
+    """The set with label maps of so many times the size of its images."""
+
+    def read(index):
+        sample = data.read(index)
+        return {**sample, "label": np.kron(sample["label"], np.ones((scale, scale), np.int64))}
+
+    return replace(data, read=read)
+
+
+def saved(data, file: Path) -> Path:
+    """Write a set as a described .npz, with its splits."""
+    samples = [data.read(i) for i in range(len(data))]
+    arrays = {m: np.stack([sample[m] for sample in samples]) for m in data.bands}
+    arrays |= {f"{m}_bands": np.array(bands) for m, bands in data.bands.items()}
+    arrays["label"] = np.stack([s["label"] for s in samples]) if data.labels is None else data.labels
+    words = np.full(len(data), "train")
+    for name, indices in data.splits.items():
+        words[indices] = name
+    np.savez(file, **arrays, classes=np.array(data.classes), split=words)
+    return file
+
+
+def with_samples(data, **changes):
+    """The set with other images; a key is the index of a sample, as in ``i3``."""
+    others = {int(name[1:]): sample for name, sample in changes.items()}
+    return replace(data, read=lambda index: others.get(index) or data.read(index))
+
+
+def small_recipe(out: Path | None = None, **changes: object) -> FinetuneRecipe:
+    """A run of some epochs with a tiny random model. Dots in a key are two underscores."""
+    recipe = replace_fields(
+        RECIPES["croma"],
+        {
+            "model": "croma_vit_tiny",
+            "pretrained": False,
+            "overrides": {
+                "dim": 32, "depth": 2, "num_heads": 4, "bands": {"s2": list(BANDS), "s1": ["VV", "VH"]},
+            },
+            "views.size": None,
+            "optim.base_lr": 0.1,
+            "optim.warmup_epochs": 1,
+            "epochs": 4,
+            "batch_size": 4,
+            "precision": "fp32",
+            "log_every": 1,
+            "workers": 0,
+            "save.asynchronous": False,
+            "evaluation_batch": 5,
+        },
+    )  # fmt: skip
+    options = {name.replace("__", "."): value for name, value in changes.items()}
+    return replace_fields(recipe, options | ({"out": str(out)} if out else {}))
+
+
+DENSE = {"views__mixup": 0, "views__cutmix": 0, "views__smoothing": 0, "head": "linear"}
