@@ -101,6 +101,15 @@ def papers_way(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def notes_as_markdown(notes: Sequence[str]) -> list[str]:
+    """Return notes as a list; those of several lines are tables in plain text."""
+    lines = [f"- {note}" for note in notes if "\n" not in note]
+    for note in notes:
+        if "\n" in note:
+            lines += ["", "```text", note, "```"]
+    return lines
+
+
 def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     """Write ``result.json``, ``result.csv`` and ``result.md`` and return the last.
 
@@ -124,7 +133,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     page += papers_way(rows)
     for name, measured in measurements.items():
         page += [_MEASURED[name] + ":", "", measured_table(measured)]
-    page += [f"- {note}" for note in found["notes"]]
+    page += notes_as_markdown(found["notes"])
     markdown = "\n".join(page) + "\n"
     write_text(folder / "result.json", json.dumps(found, indent=1) + "\n")
     write_text(folder / "result.csv", text.getvalue())
