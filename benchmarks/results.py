@@ -99,7 +99,7 @@ def values(found: dict[str, Any], subject: str, stream: str, protocol: str) -> l
 
 
 def verdict(weights: str, found: dict[str, Any]) -> str:
-    """Say whether a model beats the statistics of its bands under every seed, by logistic regression on both."""
+    """Say whether a model beats the statistics of its bands, under every seed, by logistic regression."""
     known = found["rows"]
     baseline = next(r["subject"] for r in known if r["stream"] == "bands")
     theirs = values(found, baseline, "bands", "logistic")
