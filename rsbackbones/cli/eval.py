@@ -26,10 +26,17 @@ def add(command: Command) -> None:
     sub.add_argument("--root", type=Path, help="of a torchgeo data set")
     sub.add_argument("--ids", type=Path, metavar="FILE", help="a list of ids with their splits (id,train)")
     sub.add_argument("--subset", type=float, metavar="SHARE", help="train on this share, such as 0.1")
+    sub.add_argument(
+        "--classes", metavar="NAME,NAME,...", help="of labels that are numbers, the names of 0, 1, ..."
+    )
+    sub.add_argument("--ignore", metavar="NUMBER,...", help="numbers that stand for no label, such as 255")
     sub.add_argument("--seeds", default="0", help="of splits, probes and random weights, such as 0,1,2")
     sub.add_argument("--streams", help="such as s2,s1,joint,s2+joint; default: each, and all together")
     sub.add_argument("--pool", default="pooled", help="pooled (the model's own, default) or mean (of tokens)")
-    sub.add_argument("--size", type=int, metavar="PIXELS", help="resize the images; CROMA enlarges to 120")
+    sub.add_argument(
+        "--size", type=_size, metavar="PIXELS",
+        help="resize the images, such as 120 (CROMA enlarges to that) or 96x480",
+    )  # fmt: skip
     sub.add_argument(
         "--sizes", metavar="PIXELS,...",
         help="of the images of extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
@@ -103,6 +110,8 @@ def _eval(options: argparse.Namespace) -> int:
         return open_labelled(
             options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
             bands=given or None, units=dict(_pairs(options.units, "--units", "SENSOR=UNIT")),
+            classes=names_in(options.classes) if options.classes else None,
+            ignore=[int(number) for number in names_in(options.ignore)] if options.ignore else (),
         )  # fmt: skip
 
     data = open_set(seeds[0])

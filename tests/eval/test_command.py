@@ -158,3 +158,37 @@ def test_a_single_test_image_has_no_interval(tmp_path, capsys):
     assert "[" not in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
     assert row["intervals"] == {}
+
+
+def test_label_rasters_of_a_table_take_their_classes_from_the_command(tmp_path, capsys):
+    rasterio = pytest.importorskip("rasterio")
+    draw = np.random.default_rng(4)
+    lines = ["s1,mask,split"]
+    for i in range(6):
+        mask = np.repeat([[0, 1, 255]], 16, axis=0).repeat(8, axis=1)
+        radar = np.where(mask[None] == 1, -20.0, -8.0) + draw.normal(0, 1, (2, 16, 24))
+        for name, image in (
+            (f"s1_{i}.tif", radar.astype(np.float32)),
+            (f"mask_{i}.tif", mask[None].astype(np.uint8)),
+        ):
+            profile = {
+                "driver": "GTiff",
+                "width": 24,
+                "height": 16,
+                "count": len(image),
+                "dtype": image.dtype,
+            }
+            with rasterio.open(tmp_path / name, "w", **profile) as file:
+                file.write(image)
+                if len(image) == 2:
+                    file.descriptions = ("VV", "VH")
+        lines.append(f"s1_{i}.tif,mask_{i}.tif,{'test' if i > 3 else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    options = ("--classes", "land,water", "--ignore", "255", "--size", "32x48")
+    assert run(tmp_path / "out", tmp_path, "logistic", "--baselines", *options) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert found["data"]["classes"] == ["land", "water"]
+    (row,) = [r for r in found["rows"] if r["subject"].startswith("mean")]
+    assert row["metrics"]["iou_water"] == 1
+    assert run(tmp_path / "other", tmp_path, "logistic") == 2
+    assert "--classes" in capsys.readouterr().err

@@ -45,6 +45,29 @@ def test_a_mapping_may_state_bands_alone(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"s2_bands": BANDS[::-1]}, "other bands than a.npz"),
+        ({"classes": np.array(["b", "a"])}, "other classes than a.npz"),
+        ({"units": np.array(["s2=reflectance"])}, "other units than a.npz"),
+        ({"label": np.zeros((12, 8, 8), int)}, "other axes of the labels than a.npz"),
+        ({"split": np.array(["train"] * 11)}, "11 words of 'split' for 12 samples"),
+    ],
+)
+def test_files_of_one_set_must_agree(changes, message, tmp_path):
+    """What the first file says is taken for all: another order in the second would be wrong in silence."""
+    arrays = {"s2": S2, "s2_bands": BANDS, "label": np.arange(12) % 2, "classes": np.array(["a", "b"]),
+              "split": np.array(["train"] * 8 + ["test"] * 4), "units": np.array(["s2=dn"])}  # fmt: skip
+    write(tmp_path / "a.npz", **arrays)
+    write(tmp_path / "b.npz", **arrays)
+    (tmp_path / "set.yaml").write_text("files: '*.npz'\n")
+    assert len(open_labelled(tmp_path / "set.yaml")) == 24
+    write(tmp_path / "b.npz", **(arrays | changes))
+    with pytest.raises(ValueError, match=message):
+        open_labelled(tmp_path / "set.yaml")
+
+
 def test_names_several_classes_maps_and_two_dates(tmp_path):
     words = open_labelled(write(tmp_path / "w.npz", s2=S2, s2_bands=BANDS, label=np.array(["x", "y"] * 6)))
     assert words.classes == ("x", "y")

@@ -79,17 +79,23 @@ def read_npz(
             f"{first.path} has no array s2 or s1; it has {', '.join(first.facts)}. A mapping (a YAML file) "
             "tells which arrays are which"
         )
-    images = {
-        s: _sides(
-            first, s, described.get(s, s), (bands or {}).get(s, described.get(f"{s}_bands", f"{s}_bands"))
-        )
-        for s in sensors
-    }
+
+    def images_of(file: _NpzFile) -> dict[str, tuple[Parts, ...]]:
+        names = {s: (bands or {}).get(s, described.get(f"{s}_bands", f"{s}_bands")) for s in sensors}
+        return {s: _sides(file, s, described.get(s, s), names[s]) for s in sensors}
+
+    images = images_of(first)
     label = str(described.get("label", "label"))
+    classes = classes or described.get("classes")
+    for file in files[1:]:
+        _alike(first, file, "bands", images, images_of(file))
+        _alike(first, file, "axes of the labels", len(first.shape(label)), len(file.shape(label)))
+        _alike(first, file, "classes", *(_stated_classes(f, classes) for f in (first, file)))
+        if not described.get("units"):
+            _alike(first, file, "units", _stated_units(first), _stated_units(file))
     every = [array for sides in images.values() for parts in sides for array in parts]
     counts = [_places(file, every, label, len(next(iter(images.values())))) for file in files]
     task = _task(files, images, label, counts, described.get("task"))
-    classes = classes or described.get("classes")
     codes, labels = _labels(files, label, task, counts, classes, ignore or described.get("ignore", ()))
     stated = dict(described.get("units") or _stated_units(first)) | dict(units or {})
     if wrong := [s for s in stated if s not in images]:
@@ -193,6 +199,23 @@ def _paths(path: Path, files: Any) -> list[Path]:
     return found
 
 
+def _alike(first: _NpzFile, file: _NpzFile, what: str, expected: Any, found: Any) -> None:
+    """Refuse a file that states something else than the first one: what the first says is taken for all."""
+    if found != expected:
+        raise ValueError(
+            f"{file.path.name} has other {what} than {first.path.name}: {found}, and {expected}. Files of "
+            "one set must agree; open them apart"
+        )
+
+
+def _stated_classes(file: _NpzFile, said: Any) -> list[str] | None:
+    """The classes that a file names, where it is the file that does."""
+    name = said if isinstance(said, str) else "classes"
+    if (said is not None and not isinstance(said, str)) or name not in file.facts:
+        return None
+    return [str(c) for c in file.read(name).tolist()]
+
+
 def _sides(file: _NpzFile, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
     """The arrays of a sensor, by date where there are two."""
     if isinstance(said, Mapping) and set(said) == {"before", "after"}:
@@ -279,8 +302,9 @@ def _labels(
     files: Sequence[_NpzFile], name: str, task: Task, counts: Sequence[int | None], classes: Any, ignored: Any
 ) -> tuple[LabelCodes, Sequence[int | str] | Array | None]:
     ignore = tuple(int(number) for number in np.atleast_1d(ignored).tolist())
-    if isinstance(classes, str) or (classes is None and "classes" in files[0].facts):
-        classes = [str(c) for c in files[0].read(classes or "classes").tolist()]
+    if isinstance(classes, str):
+        files[0].read(classes)  # which says that there is none
+    classes = _stated_classes(files[0], classes) or classes
     held = [file.read(name) for file in files]
     if task in ("pixels", "change"):
         if classes is None:
@@ -329,7 +353,13 @@ def _words(files: Sequence[_NpzFile], counts: Sequence[int | None], said: Any) -
     name = said or ("split" if "split" in files[0].facts else None)
     if name is None:
         return None
-    return [_text(word) for file in files for word in np.atleast_1d(file.read(str(name))).tolist()]
+    words: list[str | None] = []
+    for file, count in zip(files, counts, strict=True):
+        held = np.atleast_1d(file.read(str(name)))
+        if len(held) != (count or 1):
+            raise ValueError(f"{file.path}: {len(held)} words of {name!r} for {count or 1} samples")
+        words += [_text(word) for word in held.tolist()]
+    return words
 
 
 def _stated_units(file: _NpzFile) -> dict[str, str]:

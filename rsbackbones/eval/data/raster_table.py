@@ -117,7 +117,8 @@ def _labels(
     if kind == "mask":
         if classes is None:
             raise ValueError(
-                f"{table}: name the classes of the label rasters, classes=('no change', 'change')"
+                f"{table}: name the classes of the label rasters, classes=('no change', 'change') "
+                "(--classes 'no change,change')"
             )
         return ("change" if change else "pixels"), None, LabelCodes.of(classes, ignored)
     cells = [[word.strip() for word in _SEVERAL.split(row[kind]) if word.strip()] for row in rows]
