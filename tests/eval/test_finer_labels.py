@@ -14,7 +14,7 @@ SCALE = 4
 
 @pytest.fixture
 def data(tmp_path):
-    """Six radar images of 16 x 24 pixels, one with a hole, labels of 64 x 96: a class for every patch."""
+    """Six radar images of 16 x 24 pixels, one with a hole; labels of 64 x 96: one for each 8 x 8 patch."""
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 3, (6, 2, 3))
     s1 = rng.normal(-12, 2, (6, 2, 16, 24)).astype(np.float32)
