@@ -64,12 +64,12 @@ def _warm(good: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def load(path: Path, **options: Any) -> Any:
-    """Load a file as a user would. Whatever comes of it comes quickly."""
-    began = time.monotonic()
+    """Load a file as a user would. Nothing crafted may keep the processor busy."""
+    began = time.process_time()
     try:
         return create_model(ARCHITECTURE, checkpoint=path, overrides=SMALL, **options)
     finally:
-        assert time.monotonic() - began < 1
+        assert time.process_time() - began < 10  # processor time, whatever else the machine does
 
 
 def refusal(path: Path, *kinds: type[WeightsError], match: str | None = None, **options: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import rsbackbones as rsb
 from rsbackbones.cards import generated_files
 from tests.test_examples import RUN_HERE
 
@@ -72,3 +73,16 @@ def test_the_tables_of_the_bands_page_are_those_of_their_measurement(monkeypatch
 
     page = (ROOT / "docs" / "bands.md").read_text(encoding="utf-8")
     assert in_docs(page, json.loads((ROOT / "benchmarks" / "bands.json").read_text())) == page
+
+
+def test_the_results_page_and_the_cards_numbers_are_those_of_the_measurement(monkeypatch):
+    """`python benchmarks/results.py` writes them; every bundled model is there, beside what it must beat."""
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from results import RECORD, card_metrics, page
+
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert page(record) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for entry in (e for e in rsb.list_weights() if e.state == "bundled"):
+        assert entry.metrics == card_metrics(entry.id, record[entry.id])
+        assert any("means and deviations per band" in str(line) for line in entry.metrics.values())

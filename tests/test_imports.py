@@ -17,6 +17,8 @@ PACKAGE = Path(rsbackbones.__file__).parent
 ALLOWED = {
     "errors": set(),
     "atomic": set(),
+    "environment": set(),
+    "heads": {"backbone", "feature_maps", "heads", "layers"},
     "sensors": set(),
     "layouts": set(),
     "layers": {"layers"},

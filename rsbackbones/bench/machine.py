@@ -2,12 +2,12 @@
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import rsbackbones
+from rsbackbones.environment import processor
 
 
 def all_cores() -> int:
@@ -17,13 +17,10 @@ def all_cores() -> int:
 
 def machine() -> dict[str, Any]:
     """Return processor, memory, versions, and how busy the machine was just before (1 minute's load)."""
-    cpu, memory = platform.processor() or platform.machine(), None
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    linux = platform.system() == "Linux"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if linux else None
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": all_cores(),
         "memory_bytes": memory,

@@ -12,7 +12,9 @@ def add(command: Command) -> None:
     """Add the parser."""
     sub = command("eval", _eval, "evaluate frozen features on labelled images")
     sub.add_argument(
-        "protocols", help="knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all"
+        "protocols",
+        help="knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all of these; also "
+        "invariance, patches, positions or extrapolation",
     )
     sub.add_argument("--model", required=True, help="architecture or architecture.tag")
     sub.add_argument(
@@ -28,6 +30,13 @@ def add(command: Command) -> None:
     sub.add_argument("--streams", help="such as s2,s1,joint,s2+joint; default: each, and all together")
     sub.add_argument("--pool", default="pooled", help="pooled (the model's own, default) or mean (of tokens)")
     sub.add_argument("--size", type=int, metavar="PIXELS", help="resize the images; CROMA enlarges to 120")
+    sub.add_argument(
+        "--sizes", metavar="PIXELS,...",
+        help="of the images of extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
+    )  # fmt: skip
+    sub.add_argument(
+        "--train-size", type=_size, metavar="PIXELS", default=120, help="of extrapolation; default 120"
+    )
     sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all there are")
     sub.add_argument(
         "--bands", action="append", default=[], metavar="SENSOR=B02,B03,...",
@@ -50,6 +59,10 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--baselines", action="store_true", help="also random weights, and means and deviations of the bands"
     )
+    sub.add_argument(
+        "--pictures", action="store_true",
+        help="also draw OUT/pictures/*.png: features in the plane, label maps, sparse curves, extrapolation",
+    )  # fmt: skip
     sub.add_argument("--cache", type=Path, metavar="DIR", help="of encoded features; default OUT/cache")
     sub.add_argument("--batch-size", type=int, default=64)
     sub.add_argument("--device", default="cpu")
@@ -60,12 +73,26 @@ def _eval(options: argparse.Namespace) -> int:
     from functools import cache
 
     from rsbackbones.eval.data import open_labelled
+    from rsbackbones.eval.extrapolation import SIZES
+    from rsbackbones.eval.gallery import draw_pictures
     from rsbackbones.eval.labelled import LabelledSet
+    from rsbackbones.eval.measure import MEASUREMENTS, MeasureOptions, measure
     from rsbackbones.eval.report import write_report
-    from rsbackbones.eval.run import PROTOCOLS, evaluate
+    from rsbackbones.eval.run import PROTOCOLS, described, evaluate
     from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
 
-    protocols = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
+    names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
+    if unknown := [name for name in names if name not in (*PROTOCOLS, *MEASUREMENTS)]:
+        raise ValueError(
+            f"unknown protocol {', '.join(unknown)}; there are {', '.join((*PROTOCOLS, *MEASUREMENTS))}"
+        )
+    measurements = [name for name in names if name in MEASUREMENTS]
+    protocols = [name for name in names if name in PROTOCOLS]
+    if measurements and (options.size or options.pool != "pooled"):
+        raise ValueError(
+            f"--size and --pool are of protocols over features; {', '.join(measurements)} take images as "
+            "they are and the model's own embeddings: run them apart, without these options"
+        )
     seeds = [int(seed) for seed in names_in(options.seeds)]
     given = {
         m: tuple(names_in(b)) for m, b in _pairs(options.data_bands, "--data-bands", "SENSOR=B02,B03,...")
@@ -91,7 +118,7 @@ def _eval(options: argparse.Namespace) -> int:
         return model_for(data, options.model, **chosen, **weights).to(options.device)
 
     how = {
-        "size": options.size, "pool": options.pool, "level": "patch" if data.task == "pixels" else "image",
+        "size": options.size, "pool": options.pool, "level": "image" if data.labels is not None else "patch",
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
         "cache": options.cache or options.out / "cache",
     }  # fmt: skip
@@ -109,17 +136,48 @@ def _eval(options: argparse.Namespace) -> int:
             random = of_random_weights(
                 lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
             )
-            subjects += [random, of_statistics(how["level"])]
+            subjects += [random, of_statistics(model, how)]
     notes = said_of(data, model)
     for note in notes:
         print(note, file=sys.stderr)
-    found = evaluate(
-        protocols, subjects, open_set, options.out, seeds=seeds, progress=not options.quiet,
-        streams=names_in(options.streams) if options.streams else None,
-    )  # fmt: skip
+    run: dict[str, Any] = {
+        "seeds": seeds, "streams": names_in(options.streams) if options.streams else None,
+        "progress": not options.quiet,
+    }  # fmt: skip
+    found: dict[str, Any] = described(data, seeds) | {"rows": []}
+    if protocols:
+        found = evaluate(protocols, subjects, open_set, options.out, **run)
+    found["measurements"] = {}
+    if measurements:
+        how_measured = MeasureOptions(
+            train_size=options.train_size,
+            sizes=[_size(size) for size in names_in(options.sizes)] if options.sizes else SIZES,
+            batch_size=options.batch_size,
+            cache=how["cache"],
+        )
+        found["measurements"] = measure(
+            measurements, subjects, open_set, options.out, options=how_measured, **run
+        )
     found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
     print(write_report(options.out, found), end="")
+    if options.pictures:
+        paths, undrawn = draw_pictures(
+            options.out / "pictures", found, subjects, data, streams=run["streams"], size=options.size,
+            progress=not options.quiet,
+        )  # fmt: skip
+        print(*paths, sep="\n")
+        for line in undrawn:
+            print(line, file=sys.stderr)
     return 0
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """Read ``120``, or ``96x480``: height and width."""
+    words = text.lower().split("x")
+    sides = [int(word) for word in words if word.strip().isdecimal()]
+    if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
+        raise ValueError(f"a size is PIXELS or HEIGHTxWIDTH, such as 120 or 96x480, got {text!r}")
+    return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
 
 
 def _pairs(items: list[str], option: str, form: str) -> list[tuple[str, str]]:

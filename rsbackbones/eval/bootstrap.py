@@ -9,8 +9,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rsbackbones.eval.labelled import IGNORED, Array, Task
-from rsbackbones.eval.metrics import CHANGE_NAMES, Floats, LabelRanking, confusion, known, metrics_of, summary
+from rsbackbones.eval.labelled import Array, Task
+from rsbackbones.eval.metrics import (
+    CHANGE_NAMES,
+    Floats,
+    LabelRanking,
+    confusion,
+    group_counts,
+    known,
+    metrics_of,
+    summary,
+)
 from rsbackbones.eval.outcome import Outcome
 
 # How many numbers a block of draws may hold, so that memory does not grow with their count.
@@ -82,17 +91,13 @@ def _drawn(
             for weights in _weights(units.max() + 1, draws, generator, count * classes)
         ]
         return {m: np.concatenate([block[i] for block in blocks]) for i, m in enumerate(metrics)}
-    predicted = outcome.scores.argmax(1)
-    if outcome.groups is None:
+    if outcome.groups is None and outcome.pixels is None:
         # n samples drawn one by one: the counts of their cells follow the multinomial distribution.
-        counts = confusion(outcome.target, predicted, classes)
+        counts = confusion(outcome.target, outcome.scores.argmax(1), classes)
         total = counts.sum()
         drawn = generator.multinomial(total, counts.ravel() / total, draws).reshape(draws, classes, classes)
     else:
-        counted = outcome.target != IGNORED
-        cells = (units * classes + outcome.target) * classes + predicted
-        counts = np.bincount(cells[counted], minlength=(units.max() + 1) * classes**2)
-        drawn = _drawn_counts(counts.reshape(-1, classes, classes), draws, generator)
+        drawn = _drawn_counts(group_counts(outcome, units), draws, generator)
     values = summary(drawn, names)
     return {metric: values[known(metric, values)] for metric in metrics}
 

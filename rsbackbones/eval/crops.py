@@ -39,7 +39,7 @@ def cropped(data: LabelledSet, size: int | Size, *, splits: Sequence[str] | None
             if not down * right:
                 raise ValueError(
                     f"{data.name}: {data.ids[image]} of {rows} x {columns} pixels has no crop of {height} x "
-                    f"{width}; leave out that size, or images that are smaller"
+                    f"{width}; choose sizes that fit (--sizes and --train-size), or leave out smaller images"
                 )
             top, left = (rows - down * height) // 2, (columns - right * width) // 2
             places += [(image, top + i * height, left + j * width) for i in range(down) for j in range(right)]

@@ -7,8 +7,8 @@ Patches. The paper's segmentation probes are linear on patch encodings, and only
 what the label of a patch is: the most frequent class in it (appendix A.6). That is what a patch's label is
 here, among the pixels that have one; of equally frequent classes the first. Patches without any label are
 left out, so that sparsely labelled sets (MARIDA) train on what is labelled only. A probe that predicts one
-class for a patch can still be scored by pixels, exactly: ``pixels`` holds how many pixels of each class a
-patch has, and :meth:`Encoded.confusion` adds them up.
+class for a patch is still scored by pixels, exactly: ``pixels`` holds how many pixels of each class a patch
+has.
 """
 
 import dataclasses
@@ -95,24 +95,9 @@ class Encoded:
             raise ValueError("the labels of this set are maps: encode it with level='patch'")
         rows = self.rows(images)
         groups = self.groups[rows] if self.level == "patch" else None
-        return Samples(features[rows], self.labels[rows], groups)
-
-    def confusion(self, rows: npt.NDArray[np.int64], predicted: Array) -> npt.NDArray[np.int64]:
-        """Count pixels, [K, K] with the true class first, where all pixels of a patch get its prediction.
-
-        Args:
-            rows: of patches.
-            predicted: the class of each, [len(rows)].
-
-        Raises:
-            ValueError: there are no label maps.
-        """
-        if self.pixels is None:
-            raise ValueError("pixels are counted of patches of images with label maps: level='patch'")
-        counts = self.pixels[rows]
-        result = np.zeros((counts.shape[1],) * 2, np.int64)
-        np.add.at(result.T, np.asarray(predicted, np.int64), counts)
-        return result
+        return Samples(
+            features[rows], self.labels[rows], groups, None if self.pixels is None else self.pixels[rows]
+        )
 
 
 def encode(
@@ -181,17 +166,9 @@ def encode(
 
     job = {
         "what": "features",
-        "weights": weights_digest(backbone),
-        "architecture": backbone.architecture,
-        "config": as_json(backbone.config),
-        "inputs": {
-            m: dataclasses.asdict(backbone.inputs[m]) for m in backbone.modalities if m in backbone.inputs
-        },
-        "pad": backbone.pad,
-        "positions": interpolated_from(backbone),
+        **identity(backbone),
         "streams": wanted,
         "pool": pool if level == "image" else None,
-        "torch": torch.__version__,
     }
     with frozen(backbone):
         return _collect(
@@ -203,6 +180,7 @@ def encode(
 def statistics_features(
     data: LabelledSet,
     *,
+    channels: Mapping[str, Sequence[int]] | None = None,
     level: Level = "image",
     patch_size: int = 8,
     size: int | Size | None = None,
@@ -217,6 +195,7 @@ def statistics_features(
 
     Args:
         data, level, batch_size, cache, progress: as for :func:`encode`.
+        channels: by sensor the bands to use, by number; default all.
         patch_size: of patches, in pixels.
         size: resize the images first, as :func:`encode` does, so that patches cover the same ground.
 
@@ -224,11 +203,13 @@ def statistics_features(
         ValueError: as :func:`encode`.
     """
     target = (size, size) if isinstance(size, int) else size
+    used = {m: list(range(len(b))) for m, b in data.bands.items()}
+    used = used if channels is None else {m: list(c) for m, c in channels.items()}
 
     def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
         images = {}
-        for m in data.bands:
-            x = torch.from_numpy(raw[m].astype(np.float64))
+        for m, numbers in used.items():
+            x = torch.from_numpy(raw[m][..., numbers, :, :].astype(np.float64))
             x = 10 * x.clamp(min=_SMALLEST_POWER).log10() if data.units.get(m) == "linear" else x
             images[m] = x = _resized(x, target)
             if level == "patch" and (x.shape[-2] % patch_size or x.shape[-1] % patch_size):
@@ -244,9 +225,26 @@ def statistics_features(
         return {"bands": torch.cat([x.mean(-1), x.std(-1, correction=0)], dim=-1)}
 
     return _collect(
-        prepare, features, {"what": "statistics", "patch": patch_size}, data, tuple(data.bands), level=level,
-        patch_size=patch_size, size=target, batch_size=batch_size, cache=cache, progress=progress,
+        prepare, features, {"what": "statistics", "patch": patch_size, "channels": used}, data, tuple(used),
+        level=level, patch_size=patch_size, size=target, batch_size=batch_size, cache=cache,
+        progress=progress,
     )  # fmt: skip
+
+
+def identity(model: nn.Module) -> dict[str, Any]:
+    """Return what decides what a model makes of an image, as JSON takes it: the key of what is kept of it."""
+    backbone = unwrapped(model)
+    return {
+        "weights": weights_digest(backbone),
+        "architecture": backbone.architecture,
+        "config": as_json(backbone.config),
+        "inputs": {
+            m: dataclasses.asdict(backbone.inputs[m]) for m in backbone.modalities if m in backbone.inputs
+        },
+        "pad": backbone.pad,
+        "positions": interpolated_from(backbone),
+        "torch": torch.__version__,
+    }
 
 
 def weights_digest(model: Backbone) -> str:

@@ -15,18 +15,18 @@ interpolation" is the sine-cosine model after :func:`rsbackbones.layers.sincos.i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from rsbackbones.backbone import unwrapped
-from rsbackbones.eval.bootstrap import count_intervals, intervals
+from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.crops import Crops, Size, cropped, name_of, pair
 from rsbackbones.eval.encode import Encoded, encode
-from rsbackbones.eval.labelled import Array, LabelledSet
-from rsbackbones.eval.metrics import from_confusion, metrics_of
+from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.samples import Samples
@@ -106,10 +106,11 @@ def extrapolate(
             cache=cache,
         )
 
+    # All are cropped before any is encoded: images that are too small are refused at once.
     fitted = cropped(data, train_size, splits=[s for s in data.splits if s != "test"])
+    tests = [cropped(data, size, splits=("test",)) for size in sizes]
     of_fitted = encoded(fitted)
     parts = {s: of_fitted.samples(of_fitted.stream(stream), fitted.splits[s]) for s in fitted.splits}
-    tests = [cropped(data, size, splits=("test",)) for size in sizes]
     of_tests = [encoded(test) for test in tests]
     samples = [e.samples(e.stream(stream), t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
     # One probe for all sizes: they are one test split to it, and are told apart afterwards.
@@ -121,36 +122,24 @@ def extrapolate(
         kind=kind,
         seed=seed,
         options=options,
+        metric=headline(data.task, [str(number) for number in range(len(data.classes))]),
     )
     ends = np.cumsum([len(s) for s in samples])
-    found = []
-    for test, e, scores, target in zip(
-        tests, of_tests, np.split(outcome.scores, ends[:-1]), np.split(outcome.target, ends[:-1]), strict=True
-    ):
-        found.append(_scored(test, e, scores, target, seed=seed, draws=draws))
-    return found
+    scores = np.split(outcome.scores, ends[:-1])
+    return [
+        _scored(test, part.outcome(s), seed=seed, draws=draws)
+        for test, part, s in zip(tests, samples, scores, strict=True)
+    ]
 
 
-def _scored(
-    crops: LabelledSet, encoded: Encoded, scores: Array, target: Array, *, seed: int, draws: int
-) -> AtSize:
+def _scored(crops: LabelledSet, outcome: Outcome, *, seed: int, draws: int) -> AtSize:
+    # A bootstrap draws whole images, not their crops, which are alike.
     sources = _crops(crops).places[:, 0]
+    sources = sources if outcome.groups is None else sources[outcome.groups]
+    outcome = replace(outcome, groups=sources)
+    metrics = metrics_of(outcome, crops.task, crops.classes)
     several = len(np.unique(sources)) > 1
-    if encoded.pixels is None:
-        outcome = Outcome(scores=scores, target=target, groups=sources)
-        metrics = metrics_of(outcome, crops.task, crops.classes)
-        drawn = intervals(outcome, crops.task, crops.classes, seed=seed, draws=draws) if several else {}
-    else:
-        predicted, source = scores.argmax(1), sources[encoded.groups]
-        by_image = [
-            encoded.confusion(rows, predicted[rows])
-            for rows in (np.flatnonzero(source == image) for image in np.unique(sources))
-        ]
-        metrics = from_confusion(np.sum(by_image, axis=0), crops.classes)
-        drawn = {}
-        if several:
-            of_all = count_intervals(np.stack(by_image), crops.classes, seed=seed, draws=draws)
-            drawn = {metric: of_all[metric] for metric in metrics}
+    drawn = intervals(outcome, crops.task, crops.classes, seed=seed, draws=draws) if several else {}
     return AtSize(size=_crops(crops).size, images=len(crops), metrics=metrics, intervals=drawn)
 
 

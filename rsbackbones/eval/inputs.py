@@ -39,7 +39,7 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
         )
     pictures = [m for m in backbone.modalities if data.units.get(m) == NORMALISED]
     measured = [m for m in backbone.modalities if m not in pictures]
-    channels = {m: _channels(backbone, m, data) for m in pictures}
+    channels = {m: channels_of(backbone, m, data) for m in pictures}
     preprocess = preprocess_for(
         backbone.inputs,
         {m: backbone.bands[m] for m in measured},
@@ -62,8 +62,12 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
     return inputs
 
 
-def _channels(backbone: Backbone, modality: str, data: LabelledSet) -> list[int]:
-    """Where the model's bands are among the set's."""
+def channels_of(backbone: Backbone, modality: str, data: LabelledSet) -> list[int]:
+    """Return where the model's bands of a sensor are among the set's.
+
+    Raises:
+        ValueError: the set lacks one.
+    """
     given = get_sensor(backbone.config.sensors[modality]).canonical(data.bands[modality])
     if lacking := [b for b in backbone.bands[modality] if b not in given]:
         raise ValueError(

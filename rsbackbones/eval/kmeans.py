@@ -36,10 +36,8 @@ def kmeans(train: Samples, test: Samples, *, classes: int, restarts: int = 10, s
     clusters = model.predict(test.features)
     matched = matched_classes(clusters, test.labels, classes)
     on_train = matched_classes(model.labels_, train.labels, classes)
-    return Outcome(
-        scores=np.eye(classes, dtype=np.float32)[matched[clusters]],
-        target=test.labels,
-        groups=test.groups,
+    return test.outcome(
+        np.eye(classes, dtype=np.float32)[matched[clusters]],
         details={
             "classes_of_clusters": matched.tolist(),
             "matched_on": "test labels",

@@ -55,9 +55,7 @@ def knn(
         )
         scores[start : start + block] = torch.einsum("bk,bkc->bc", votes, labels[nearest])
     # Sums of votes may exceed 1 by rounding, and scores of several labels are probabilities.
-    return Outcome(
-        scores=np.clip(scores.numpy(), 0, 1),
-        target=test.labels,
-        groups=test.groups,
+    return test.outcome(
+        np.clip(scores.numpy(), 0, 1),
         details={"k": k, "temperature": temperature if weighted else None},
     )

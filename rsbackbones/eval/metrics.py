@@ -19,11 +19,20 @@ Floats = npt.NDArray[np.float64]
 # What is written down of every task; pixels and change also have IoU and F1 by class.
 METRICS: dict[Task, tuple[str, ...]] = {
     "classes": ("top1", "balanced_accuracy", "f1_macro"),
-    "multilabel": ("map_macro", "map_micro", "f1_macro", "f1_micro"),
+    "multilabel": ("map_micro", "map_macro", "f1_micro", "f1_macro"),
     "pixels": ("miou", "pixel_accuracy", "f1_macro"),
     "change": ("miou", "pixel_accuracy", "f1_macro"),
 }
 CHANGE_NAMES = ("unchanged", "change")
+
+
+def headline(task: Task, classes: Sequence[str]) -> str:
+    """Return the one metric that a table shows, and that decides where one must: the first of the task.
+
+    Of several labels the micro average, as SatMAE's code of BigEarthNet has it; CROMA and SeaMo, who follow
+    it, do not say. Of change the F1 of the change class, the second.
+    """
+    return f"f1_{classes[1]}" if task == "change" else METRICS[task][0]
 
 
 def metrics_of(outcome: Outcome, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
@@ -85,6 +94,19 @@ def confusion(target: Array, predicted: Array, classes: int) -> npt.NDArray[np.i
                 + (f", and {IGNORED} is ignored" if what == "label" else "")
             )
     return np.bincount(target * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def group_counts(outcome: Outcome, units: Array) -> npt.NDArray[np.int64]:
+    """Return the counts [G, K, K] of the samples, or pixels, of every unit; ``units`` [n] numbers them."""
+    classes, predicted = outcome.scores.shape[1], outcome.scores.argmax(1)
+    many = int(units.max()) + 1
+    if outcome.pixels is not None:
+        counts = np.zeros((many, classes, classes), np.int64)
+        np.add.at(counts.transpose(0, 2, 1), (units, predicted), outcome.pixels)
+        return counts
+    counted = outcome.target != IGNORED
+    cells = (units * classes + outcome.target) * classes + predicted
+    return np.bincount(cells[counted], minlength=many * classes**2).reshape(many, classes, classes)
 
 
 def from_confusion(counts: Array, names: Sequence[str] = ()) -> dict[str, float]:
@@ -208,6 +230,9 @@ def known(metric: str, those: Any) -> str:
 
 
 def _outcome_counts(outcome: Outcome) -> npt.NDArray[np.int64]:
+    if outcome.pixels is not None:
+        counts: npt.NDArray[np.int64] = group_counts(outcome, np.zeros(len(outcome.scores), np.int64))[0]
+        return counts
     return confusion(outcome.target, outcome.scores.argmax(1), outcome.scores.shape[1])
 
 

@@ -16,6 +16,8 @@ class Outcome:
         target: [n] int64 (one class) or [n, K] bool (multi-label).
         groups: [n] int64: the image of a patch, so that a bootstrap draws whole images; ``None``: samples are
             images.
+        pixels: [n, K] int64: how many pixels of each class a patch has. All of them get its prediction, and
+            metrics count them; ``None``: metrics count samples.
         details: what else to write down, as JSON takes it: the chosen learning rate, the metrics of every one
             (``"by_lr"``), the assignment of clusters, curves.
     """
@@ -23,4 +25,5 @@ class Outcome:
     scores: Array
     target: Array
     groups: Array | None = None
+    pixels: Array | None = None
     details: Mapping[str, Any] = field(default_factory=dict)

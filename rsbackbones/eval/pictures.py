@@ -40,13 +40,15 @@ def draw_features(
     names: Sequence[str],
     path: Path,
     *,
+    title: str = "",
     method: Literal["tsne", "umap"] = "tsne",
     most: int = 5000,
     seed: int = 0,
 ) -> None:
     """Draw features in the plane, by t-SNE (scikit-learn) or UMAP (umap-learn), and colour them by class.
 
-    Of more than ``most`` samples so many are drawn by lot, and the picture says so.
+    Of more than ``most`` samples so many are drawn by lot, and the picture says so. ``title`` says whose
+    features they are.
 
     Raises:
         ValueError: samples or labels are not as they should be, fewer than 4, or of several labels each.
@@ -63,19 +65,20 @@ def draw_features(
     columns = -(-len(shown) // 25)
     figure = new_figure(6.2 + 1.6 * columns, 5.6)
     axis = figure.add_subplot()
-    size = float(np.clip(4000 / len(places), 3, 24))
+    size = float(np.clip(4000 / len(places), 3, 48))
     for label, colour in zip(shown, _class_colours(len(names))[shown], strict=True):
         mine = samples.labels == label
         axis.scatter(*places[mine].T, s=size, color=colour, linewidths=0, label=names[label])
     axis.set_title(
-        f"{'t-SNE' if method == 'tsne' else 'UMAP'}, {len(places)}"
+        (f"{title}\n" if title else "")
+        + f"{'t-SNE' if method == 'tsne' else 'UMAP'}, {len(places)}"
         + (f" of {count} samples" if count > most else " samples"),
         fontsize=10,
     )
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_aspect("equal", "datalim")
-    figure.legend(loc="outside right upper", fontsize=8, ncols=columns, markerscale=(24 / size) ** 0.5)
+    figure.legend(loc="outside right upper", fontsize=8, ncols=columns, markerscale=(36 / size) ** 0.5)
     save_png(figure, path)
 
 
@@ -98,13 +101,15 @@ def draw_segmentations(examples: Sequence[Segmented], names: Sequence[str], path
     table = ListedColormap(["white", *map(tuple, colours)])
     norm = BoundaryNorm(np.arange(IGNORED - 0.5, len(names)), table.N)
     figure = new_figure(3 * 2.4 + 1.8, 2.5 * len(examples))
-    for row, example in enumerate(examples):
-        picture = false_colours(example.image.astype(np.float32), list(example.bands))
+    pictures = [false_colours(e.image.astype(np.float32), list(e.bands)) for e in examples]
+    # One stretch for all of them: by its own, open water would be noise in all colours.
+    every = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
+    for row, (example, picture) in enumerate(zip(examples, pictures, strict=True)):
         panels = ((example.name, picture), ("label", example.label), ("prediction", example.prediction))
         for column, (title, panel) in enumerate(panels):
             axis = figure.add_subplot(len(examples), 3, 3 * row + column + 1)
             if column == 0:
-                axis.imshow(stretched(panel, panel), interpolation="nearest")
+                axis.imshow(stretched(panel, every), interpolation="nearest")
             else:
                 axis.imshow(panel, cmap=table, norm=norm, interpolation="nearest")
             axis.set_title(title[-40:], fontsize=8)

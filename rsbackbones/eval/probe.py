@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rsbackbones.eval.metrics import metric_of
+from rsbackbones.eval.metrics import METRICS, metric_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.samples import Samples, checked, checked_splits, fits
 from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions, Probes, Progress, fit_probes
@@ -56,7 +56,7 @@ def probe(
         select: ``val``: as said. ``test``: the best on ``test``, as the papers report it, which is
             optimistic.
         metric: what is best, any that :func:`metric_of` knows; default ``top1``, of several labels
-            ``map_macro``. Between equals, the lower cross-entropy decides.
+            ``map_micro``. Between equals, the lower cross-entropy decides.
         device: where the probes are trained.
         progress: called with the epochs done and those in all.
 
@@ -71,7 +71,7 @@ def probe(
     train, test = checked_splits(train, test, classes)
     if select not in ("val", "test"):
         raise ValueError(f"select={select!r}: expected 'val' or 'test'")
-    metric = metric or ("map_macro" if train.task == "multilabel" else "top1")
+    metric = metric or METRICS[train.task][0]
 
     def fit(samples: Samples, told: Progress | None) -> Probes:
         return fit_probes(
@@ -95,10 +95,8 @@ def probe(
         )
     by_lr = {rate: metric_of(_outcome(probes, test, rate), metric) for rate in probes.rates}
     best = max(by_lr, key=lambda rate: by_lr[rate])
-    return Outcome(
-        scores=probes.scores(test.features, lr),
-        target=test.labels,
-        groups=test.groups,
+    return test.outcome(
+        probes.scores(test.features, lr),
         details={
             "kind": kind,
             "lr": lr,
@@ -154,7 +152,7 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 
 
 def _outcome(probes: Probes, samples: Samples, rate: float) -> Outcome:
-    return Outcome(scores=probes.scores(samples.features, rate), target=samples.labels, groups=samples.groups)
+    return samples.outcome(probes.scores(samples.features, rate))
 
 
 def _half(progress: Progress | None, number: int) -> Callable[[int, int], None] | None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -12,22 +13,28 @@ from rsbackbones.atomic import write_text
 
 # A row: subject, stream, protocol, seed, metrics, interval of every metric.
 Row = Mapping[str, Any]
-# The metric of the table, by what a label is.
-MAIN = {"classes": "top1", "multilabel": "map_macro", "pixels": "miou"}
+# What stands above the table of a measurement; the tables are CROMA's.
+_MEASURED = {
+    "invariance": "Invariance (table 11): cosine similarity of an image's embedding to those of the image "
+    "flipped and turned, and to those of other images",
+    "patches": "Diversity (table 12): mean cosine similarity between the patches of an image",
+    "positions": "Position probing (table 12): cross-entropy in nats, that of guessing, and accuracy",
+    "extrapolation": "Extrapolation (table 7): a linear probe at other image sizes, in percent",
+}
 
 
-def main_metric(row: Row, task: str) -> str:
-    """Return the metric that the table shows of a row: the task's; of sparse probes the mean F1."""
-    return "f1_macro" if row["protocol"] == "sparse" else MAIN[task]
+def shown(protocol: str, metric: str) -> str:
+    """Return the metric that the table shows of a protocol: the set's; of sparse probes the mean F1."""
+    return "f1_macro" if protocol == "sparse" else metric
 
 
-def table(rows: Sequence[Row], task: str) -> str:
-    """Return the table: features by protocol, in percent, with 95 % intervals.
+def table(rows: Sequence[Row], metric: str) -> str:
+    """Return the table: features by protocol, ``metric`` in percent, with 95 % intervals.
 
     Of several seeds the mean, their standard deviation, and the mean of the intervals' ends.
     """
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
-    metrics = {p: main_metric(next(r for r in rows if r["protocol"] == p), task) for p in protocols}
+    metrics = {p: shown(p, metric) for p in protocols}
     head = ["features", "stream", *(f"{p}, {metrics[p]}" for p in protocols)]
     lines = [head, ["---", "---", *("---:" for _ in protocols)]]
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
@@ -42,18 +49,35 @@ def table(rows: Sequence[Row], task: str) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-def _cell(rows: Sequence[Row], metric: str) -> str:
+def measured_table(rows: Sequence[Row]) -> str:
+    """Return the table of a measurement (:mod:`rsbackbones.eval.measure`): features by what was measured."""
+    percent = rows[0]["protocol"] == "extrapolation"
+    columns = list(rows[0]["metrics"])
+    heads = [f"{rows[0]['details']['metric']} at {c}" if percent else c.replace("_", " ") for c in columns]
+    lines = [["features", "stream", *heads], ["---", "---", *("---:" for _ in columns)]]
+    for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
+        mine = [row for row in rows if (row["subject"], row["stream"]) == (subject, stream)]
+        lines.append([subject, stream, *(_cell(mine, column, percent=percent) for column in columns)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _cell(rows: Sequence[Row], metric: str, *, percent: bool = True) -> str:
     if not rows:
         return "-"
-    values = [100 * row["metrics"][metric] for row in rows]
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    scale, digits = (100, 1) if percent else (1, 4)
+
+    def said(value: float) -> str:
+        return f"{scale * value:.{digits}f}"
+
+    values = [row["metrics"][metric] for row in rows]
+    spread = f" ± {said(stdev(values))}" if len(values) > 1 else ""
     intervals = [row["intervals"][metric] for row in rows if metric in row["intervals"]]
-    ends = [100 * mean(interval[end] for interval in intervals) for end in (0, 1)] if intervals else None
-    between = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
-    return f"{mean(values):.1f}{spread}{between}"
+    ends = [said(mean(interval[end] for interval in intervals)) for end in (0, 1)] if intervals else None
+    between = f" [{ends[0]}, {ends[1]}]" if ends else ""
+    return f"{said(mean(values))}{spread}{between}"
 
 
-def _papers_way(rows: Sequence[Row]) -> list[str]:
+def papers_way(rows: Sequence[Row]) -> list[str]:
     """Return what the papers report of a sweep: its best on the test split itself."""
     lines = []
     for subject, stream, protocol in dict.fromkeys((r["subject"], r["stream"], r["protocol"]) for r in rows):
@@ -77,24 +101,39 @@ def _papers_way(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def notes_as_markdown(notes: Sequence[str]) -> list[str]:
+    """Return notes as a list; those of several lines are tables in plain text."""
+    lines = [f"- {note}" for note in notes if "\n" not in note]
+    for note in notes:
+        if "\n" in note:
+            lines += ["", "```text", note, "```"]
+    return lines
+
+
 def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     """Write ``result.json``, ``result.csv`` and ``result.md`` and return the last.
 
     Args:
         folder: of the three files.
-        found: ``rows``, ``task``, ``data``, ``notes`` and what else belongs to the record.
+        found: ``rows``, ``measurements`` (by name the rows of each), ``metric``, ``data``, ``notes`` and what
+            else belongs to the record.
     """
     rows: Sequence[Row] = found["rows"]
+    measurements: Mapping[str, Sequence[Row]] = found["measurements"]
     lines = csv.writer(text := io.StringIO(), lineterminator="\n")
     lines.writerow(("subject", "stream", "protocol", "seed", "metric", "value", "low", "high"))
-    for row in rows:
+    for row in chain(rows, *measurements.values()):
         for metric, value in row["metrics"].items():
             low, high = row["intervals"].get(metric, ("", ""))
             key = [row[name] for name in ("subject", "stream", "protocol", "seed")]
             lines.writerow([*key, metric, value, low, high])
-    page = [f"# {found['data']['name']}", "", table(rows, found["task"])]
-    page += _papers_way(rows)
-    page += [f"- {note}" for note in found["notes"]]
+    page = [f"# {found['data']['name']}", ""]
+    if rows:
+        page += [table(rows, found["metric"])]
+    page += papers_way(rows)
+    for name, measured in measurements.items():
+        page += [_MEASURED[name] + ":", "", measured_table(measured)]
+    page += notes_as_markdown(found["notes"])
     markdown = "\n".join(page) + "\n"
     write_text(folder / "result.json", json.dumps(found, indent=1) + "\n")
     write_text(folder / "result.csv", text.getvalue())

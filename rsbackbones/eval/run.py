@@ -3,28 +3,26 @@
 A killed run goes on: features come from their cache, and a finished protocol from its file under ``parts``.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import rsbackbones
-from rsbackbones.atomic import write_text
 from rsbackbones.embed.progress import progress_bar
+from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import Encoded
 from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import knn
 from rsbackbones.eval.labelled import LabelledSet, Task
 from rsbackbones.eval.logistic import logistic
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.probe import probe
-from rsbackbones.eval.report import MAIN
 from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import Kind
@@ -79,35 +77,48 @@ def evaluate(
     if any(subject.statistics for subject in subjects):
         protocols = list(dict.fromkeys([*protocols, "logistic"]))  # what they are compared by
     parts = out / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    data = open_set(seeds[0])
     with progress_bar(len(seeds) * len(subjects), 0, enabled=progress, unit="subject") as bar:
         for seed in seeds:
             data = open_set(seed)
-            split = _digest(data)
+            split = split_digest(data)
             for subject in subjects:
                 encoded = subject.features(data, seed)
-                for stream in _streams(encoded, streams):
+                for stream in streams_of(encoded, streams):
                     for protocol in ("logistic",) if subject.statistics else protocols:
                         bar.set_postfix_str(f"{subject.name}, {stream}: {protocol}")
                         job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
-                        rows.append(_kept(parts, job, encoded, data))
+                        rows.append(kept(parts, asdict(job), partial(_row, encoded, data, job)))
                 bar.update()
+    return described(open_set(seeds[0]), seeds) | {"rows": rows}
+
+
+def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return what a record says of the data."""
     return {
         "task": data.task,
+        "metric": headline(data.task, data.classes),
         "data": {"name": data.name, "digest": data.digest, "classes": list(data.classes),
                  "samples": {name: len(rows) for name, rows in data.splits.items()}},
         "seeds": list(seeds),
-        "rows": rows,
+        "environment": environment(("numpy", "scikit-learn", "timm")),
     }  # fmt: skip
 
 
-def _streams(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
+def streams_of(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
     """Return the streams to run: those asked for, or all, and all beside each other."""
     known = list(encoded.features)
     if wanted is None or known == ["bands"]:
         return known + (["+".join(known)] if len(known) > 1 else [])
+    return chosen_streams(known, wanted)
+
+
+def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the streams that are asked for; ``a+b`` are two beside each other.
+
+    Raises:
+        ValueError: there is no such stream.
+    """
     for stream in wanted:
         if unknown := [s for s in stream.split("+") if s not in known]:
             raise ValueError(
@@ -116,23 +127,17 @@ def _streams(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
     return list(wanted)
 
 
-def _kept(parts: Path, job: Job, encoded: Encoded, data: LabelledSet) -> dict[str, Any]:
-    """Return the row of a job from its file, or make it and write the file."""
-    stated = {"version": rsbackbones.__version__, **asdict(job)}
-    path = parts / f"{hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:16]}.json"
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return kept
+def _row(encoded: Encoded, data: LabelledSet, job: Job) -> dict[str, Any]:
     outcome = _outcome(encoded, data, job)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
-    row = {
-        **stated,
+    # Of a single image there is nothing to draw.
+    several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
+    drawn = intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws) if several else {}
+    return {
         "metrics": metrics_of(outcome, task, data.classes),
-        "intervals": intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws),
+        "intervals": drawn,
         "details": dict(outcome.details),
     }
-    write_text(path, json.dumps(row) + "\n")
-    return row
 
 
 def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
@@ -153,12 +158,6 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
             return logistic(train, test, classes=classes, seed=seed)
         case _:
             kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
-            return probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=MAIN[data.task])
-
-
-def _digest(data: LabelledSet) -> str:
-    """Return what changes with the data or its splits."""
-    digest = hashlib.sha256(data.digest.encode())
-    for name in sorted(data.splits):
-        digest.update(name.encode() + np.asarray(data.splits[name], np.int64).tobytes())
-    return digest.hexdigest()
+            # Within a probe classes have numbers, not names.
+            metric = headline(data.task, [str(number) for number in range(classes)])
+            return probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric)

@@ -1,10 +1,13 @@
 """The features of a split beside their labels: what every protocol over frozen features takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from rsbackbones.eval.labelled import IGNORED, Array, Task
+from rsbackbones.eval.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,13 @@ class Samples:
         labels: [n] int64 below K, -1 where a sample counts nowhere; or [n, K] bool, any number of classes
             each.
         groups: [n] int64, the image of a patch; ``None``: samples are images.
+        pixels: [n, K] int64, the pixels of each class in a patch; ``None``: its label is that of the image.
     """
 
     features: Array
     labels: Array
     groups: Array | None = None
+    pixels: Array | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -32,7 +37,14 @@ class Samples:
     def take(self, rows: Array) -> "Samples":
         """Return those rows, by index or by mask."""
         groups = None if self.groups is None else self.groups[rows]
-        return Samples(self.features[rows], self.labels[rows], groups)
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return Samples(self.features[rows], self.labels[rows], groups, pixels)
+
+    def outcome(self, scores: Array, details: Mapping[str, Any] | None = None) -> Outcome:
+        """Return the scores [n, K] of these samples beside their labels."""
+        return Outcome(
+            scores=scores, target=self.labels, groups=self.groups, pixels=self.pixels, details=details or {}
+        )
 
 
 def checked(split: str, samples: Samples, classes: int) -> Samples:
@@ -70,7 +82,7 @@ def checked(split: str, samples: Samples, classes: int) -> Samples:
             f"the first is number {broken[0]}"
         )
     labels = labels.astype(bool if labels.ndim == 2 else np.int64)
-    return Samples(np.ascontiguousarray(features, np.float32), labels, groups)
+    return replace(samples, features=np.ascontiguousarray(features, np.float32), labels=labels)
 
 
 def checked_splits(train: Samples, test: Samples, classes: int) -> tuple[Samples, Samples]:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from rsbackbones.backbone import Backbone
 from rsbackbones.eval.encode import Encoded, encode, statistics_features
+from rsbackbones.eval.inputs import channels_of
 from rsbackbones.eval.labelled import NORMALISED, LabelledSet
 from rsbackbones.factory import create_model
 from rsbackbones.registry import find_architecture
@@ -22,13 +23,15 @@ class Subject:
     Attributes:
         name: for tables.
         features: gives them.
+        model: gives, for a seed, the model that they come from; ``None``: they are no network's.
         facts: which weights and bands, for the record.
-        statistics: they are no network's: logistic regression alone is run on them.
+        statistics: logistic regression alone is run on them.
     """
 
     name: str
     features: Callable[[LabelledSet, int], Encoded]
     facts: Mapping[str, Any]
+    model: Callable[[int], Backbone] | None = None
     statistics: bool = False
 
 
@@ -100,27 +103,33 @@ def of_weights(name: str, model: Backbone, options: Mapping[str, Any]) -> Subjec
         "bands": {m: list(b) for m, b in model.bands.items()},
         "adaptation": str(model.adaptation) if model.adaptation else None,
     }
-    return Subject(name, lambda data, seed: encode(model, data, **options), facts)
+    return Subject(name, lambda data, seed: encode(model, data, **options), facts, lambda seed: model)
 
 
 def of_random_weights(build: Callable[[], Backbone], options: Mapping[str, Any]) -> Subject:
     """Return the subject of the same architecture with random weights, others for every seed."""
 
-    def features(data: LabelledSet, seed: int) -> Encoded:
+    def model(seed: int) -> Backbone:
         torch.manual_seed(seed)
-        return encode(build(), data, **options)
+        return build()
 
-    return Subject("random initialisation", features, {"weights": "random, by seed"})
-
-
-def of_statistics(level: Literal["image", "patch"]) -> Subject:
-    """Return the subject of means and standard deviations per band."""
     return Subject(
-        "mean and deviation per band",
-        lambda data, seed: statistics_features(data, level=level),
-        {"weights": None},
-        statistics=True,
+        "random initialisation",
+        lambda data, seed: encode(model(seed), data, **options),
+        {"weights": "random, by seed"},
+        model,
     )
+
+
+def of_statistics(model: Backbone, options: Mapping[str, Any]) -> Subject:
+    """Return the subject of means and standard deviations of the bands that a model takes, of its patches."""
+    same = {name: value for name, value in options.items() if name not in ("pool", "device")}
+
+    def features(data: LabelledSet, seed: int) -> Encoded:
+        channels = {m: channels_of(model, m, data) for m in model.modalities}
+        return statistics_features(data, channels=channels, patch_size=model.patch_size, **same)
+
+    return Subject("mean and deviation per band", features, {"weights": None}, statistics=True)
 
 
 def said_of(data: LabelledSet, model: Backbone) -> list[str]:

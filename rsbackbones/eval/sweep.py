@@ -2,7 +2,7 @@
 
 The probes of R learning rates see the same batches and start from the same weights, so they are one problem:
 weights have a leading axis of rates, a batch goes through all of them in one product, and AdamW, whose step
-is linear in the learning rate, updates all at once. MLPs on many dimensions go in parts, as memory allows.
+is linear in the learning rate, updates all at once. MLPs go in parts, as memory allows, and caches.
 
 Shapes: n samples, B of a batch, D dimensions, H hidden ones, K classes, R learning rates.
 """
@@ -23,8 +23,9 @@ from rsbackbones.eval.samples import Samples, checked
 
 RATES = tuple(float(f"{digit}e{power}") for power in (-4, -3, -2) for digit in range(1, 10))
 _BETAS, _EPS = (0.9, 0.999), 1e-8
-# How many numbers the probes that are trained at once may hold: 512 MB.
-_AT_ONCE = 2**27
+# How many numbers the probes that are trained at once may hold: 512 MB; on a CPU, what its caches hold. There
+# an MLP probe alone fills them, and more at once take longer than one by one (benchmarks/probe_sweep.py).
+_AT_ONCE, _IN_CACHES = 2**27, 2**23
 
 # One layer; or a hidden one and ReLU before it.
 Kind = Literal["linear", "mlp"]
@@ -137,7 +138,8 @@ def fit_probes(
     # Of one rate: parameters, gradients and moments, and what passes through a batch and back.
     rows = min(len(x), options.batch)
     numbers = sum(6 * wide * out + 4 * rows * out for wide, out in pairwise(sizes))
-    together = max(1, _AT_ONCE // numbers)
+    room = min(_AT_ONCE, _IN_CACHES) if x.device.type == "cpu" else _AT_ONCE
+    together = max(1, room // numbers)
     parts = [options.rates[i : i + together] for i in range(0, len(options.rates), together)]
     epochs = options.warmup + options.epochs
     trained = []

@@ -2,18 +2,13 @@
 
 import fcntl
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
-import rsbackbones
 from rsbackbones.atomic import write_text
+from rsbackbones.environment import environment
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.recipe import RunOptions, differences, from_json, to_json
 
@@ -107,40 +102,6 @@ def read_log(path: Path, name: str = METRICS) -> list[Mapping[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def environment() -> dict[str, Any]:
-    """Return what the numbers of a run depend on besides the recipe: versions, machine, commit."""
-    return {
-        "rsbackbones": rsbackbones.__version__,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": _processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package lies in; ``None`` for an installed package."""
-    top = Path(rsbackbones.__file__).parents[1]
-    if not (top / ".git").exists():
-        return None
-    git = subprocess.run(
-        ["git", "-C", str(top), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return git.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _locked(path: Path) -> TextIO | None:

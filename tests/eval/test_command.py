@@ -117,3 +117,44 @@ def test_bad_data_is_refused_and_leaves_no_result(changes, message, tmp_path, ca
 def test_unknown_protocols_are_refused(pictures, tmp_path, capsys):
     assert run(tmp_path / "out", pictures, "knm") == 2
     assert "kmeans" in capsys.readouterr().err
+
+
+def checkerboard(path, dates=1, tests=4):
+    """Ten images of two shades in squares of 8 pixels, the label map shifted by a pixel."""
+    draw = np.random.default_rng(3)
+    squares = draw.integers(0, 2, (10, 4, 4)).repeat(8, 1).repeat(8, 2)
+    images = (500 + 2000 * squares)[:, None] + draw.integers(0, 100, (10, 4, 32, 32))
+    if dates == 2:
+        images = np.stack([np.full_like(images, 500) + draw.integers(0, 100, images.shape), images], axis=1)
+    np.savez(
+        path, s2=images.astype(np.uint16), s2_bands=np.array(["B02", "B03", "B04", "B08"]),
+        label=np.roll(squares, 1, axis=2), classes=np.array(["bare", "built"]),
+        split=np.array(["train"] * (10 - tests) + ["test"] * tests),
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(("dates", "metric"), [(1, "miou"), (2, "f1_built")])
+def test_label_maps_are_scored_by_pixel(dates, metric, tmp_path, capsys):
+    data = checkerboard(tmp_path / "maps.npz", dates)
+    assert run(tmp_path / "out", data, "logistic", "--baselines") == 0
+    assert metric in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert found["metric"] == metric
+    (row,) = [r for r in found["rows"] if r["subject"].startswith("mean")]
+    # The statistics tell every patch, and a patch is all one class: what is wrong is the shifted edge alone.
+    with np.load(data) as arrays:
+        truth = arrays["label"][6:]
+    right = (truth == np.roll(truth, -1, axis=2)).mean()
+    assert row["metrics"]["pixel_accuracy"] == pytest.approx(right)
+    assert right < 1
+    low, high = row["intervals"][metric]
+    assert low <= row["metrics"][metric] <= high
+
+
+def test_a_single_test_image_has_no_interval(tmp_path, capsys):
+    data = checkerboard(tmp_path / "maps.npz", tests=1)
+    assert run(tmp_path / "out", data, "logistic") == 0
+    assert "[" not in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
+    assert row["intervals"] == {}

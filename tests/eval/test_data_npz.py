@@ -36,6 +36,15 @@ def test_described(described):
     assert np.array_equal(data.read(7)["s2"], S2[7]), "what is read is the reader's own"
 
 
+def test_a_mapping_may_state_bands_alone(tmp_path):
+    path = write(tmp_path / "bare.npz", s2=S2, label=np.arange(12) % 3)
+    assert open_labelled(path, mapping={"s2_bands": ["B02", "B03", "B8A"]}).bands["s2"] == (
+        "B02",
+        "B03",
+        "B8A",
+    )
+
+
 def test_names_several_classes_maps_and_two_dates(tmp_path):
     words = open_labelled(write(tmp_path / "w.npz", s2=S2, s2_bands=BANDS, label=np.array(["x", "y"] * 6)))
     assert words.classes == ("x", "y")

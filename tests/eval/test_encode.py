@@ -12,6 +12,7 @@ import rsbackbones as rsb
 from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.eval.metrics import from_confusion, group_counts, metrics_of
 
 TINY = {"depth": 2, "dim": 32, "num_heads": 4}
 BANDS = {"s2": ("B02", "B04", "B08"), "s1": ("VV", "VH")}
@@ -108,8 +109,8 @@ def test_patches_get_their_most_frequent_class():
 def test_pixels_are_counted_as_a_loop_over_them_counts():
     data = made(task="pixels")
     encoded = encode(build(), data, level="patch")
-    rows = encoded.rows(data.splits["test"])
-    predicted = np.random.default_rng(0).integers(0, 3, len(rows))
+    samples = encoded.samples(encoded.features["joint"], data.splits["test"])
+    predicted = np.random.default_rng(0).integers(0, 3, len(samples))
     expected = np.zeros((3, 3), int)
     place = iter(predicted)
     for i in data.splits["test"]:
@@ -120,7 +121,9 @@ def test_pixels_are_counted_as_a_loop_over_them_counts():
                 for true in label[top : top + 8, left : left + 8].ravel():
                     if true >= 0:
                         expected[true, guess] += 1
-    assert np.array_equal(encoded.confusion(rows, predicted), expected)
+    outcome = samples.outcome(np.eye(3)[predicted])
+    assert metrics_of(outcome, "pixels", data.classes) == from_confusion(expected, data.classes)
+    assert group_counts(outcome, np.zeros(len(samples), int)).tolist() == [expected.tolist()]
 
 
 def test_patches_of_images_with_labels_of_their_own():

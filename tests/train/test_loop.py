@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import rsbackbones as rsb
 from rsbackbones.cli import main as cli
-from rsbackbones.train import run_folder
+from rsbackbones.environment import environment
 from rsbackbones.train.export import export, read_run
 from rsbackbones.train.export import main as export_command
 from rsbackbones.train.loop import train
@@ -97,7 +97,7 @@ def test_the_commit_is_that_of_the_checkout():
     head = subprocess.run(
         ["git", "-C", top, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    commit = run_folder.environment()["commit"]
+    commit = environment()["commit"]
     assert commit is None if head.returncode else commit.removesuffix("-dirty").endswith(head.stdout.strip())
 
 

@@ -64,7 +64,7 @@ def read_npz(
         ValueError: a file that cannot be read, missing arrays, or arrays that do not fit together.
     """
     described = dict(mapping or {})
-    sensors = [name for name in SENSORS if name in described]
+    sensors = [name for name in SENSORS if name in described or f"{name}_bands" in described]
     if unknown := [k for k in described if k not in (*_KEYS, *sensors, *(f"{s}_bands" for s in sensors))]:
         raise ValueError(
             f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(_KEYS)}, s2, s2_bands, ..."

@@ -12,7 +12,7 @@ from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import Array, LabelledSet
-from rsbackbones.eval.metrics import METRICS, from_confusion, metrics_of
+from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
@@ -51,8 +51,7 @@ def main_metric(data: LabelledSet, recipe: FinetuneRecipe) -> str:
     Raises:
         ValueError: the recipe's is none of the task.
     """
-    by_task = {"classes": "top1", "multilabel": "map_micro", "pixels": "miou"}
-    metric = recipe.metric or by_task.get(data.task) or f"f1_{data.classes[-1]}"
+    metric = recipe.metric or headline(data.task, data.classes)
     known = list(METRICS[data.task])
     if data.labels is None:
         known += [f"{score}_{name}" for name in data.classes for score in ("iou", "f1")]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.atomic import write_text
+from rsbackbones.environment import environment
 from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.train.distributed import Processes, StopSignal, join, leave
@@ -16,7 +17,7 @@ from rsbackbones.train.finetune.run import BEST, FinetuneRun, evaluations
 from rsbackbones.train.finetune.saved import about_finetuned, read_weights
 from rsbackbones.train.loop import Summary, Training
 from rsbackbones.train.recipe import to_json
-from rsbackbones.train.run_folder import RunFolder, TrainingError, environment
+from rsbackbones.train.run_folder import RunFolder, TrainingError
 
 RESULT = "result.json"
 

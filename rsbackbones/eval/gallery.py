@@ -1,0 +1,229 @@
+"""The pictures of an evaluation: what :mod:`rsbackbones.eval.pictures` draws, of everything that was run."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rsbackbones.embed.progress import progress_bar
+from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation
+from rsbackbones.eval.labelled import Array, LabelledSet
+from rsbackbones.eval.pictures import Segmented, draw_features, draw_segmentations, draw_sparse
+from rsbackbones.eval.run import streams_of
+from rsbackbones.eval.subject import Subject
+from rsbackbones.eval.sweep import CROMA_OPTIONS, fit_probes
+
+# Points in a picture of features: t-SNE of so many takes seconds, and more would cover each other.
+_MOST = 2000
+# Images in a picture of segmentations, evenly spaced over the test split: none is picked by its looks.
+_EXAMPLES = 4
+
+# A picture and what draws it.
+_Picture = tuple[Path, Callable[[Path], None]]
+
+
+def draw_pictures(
+    folder: Path,
+    found: Mapping[str, Any],
+    subjects: Sequence[Subject],
+    data: LabelledSet,
+    *,
+    streams: Sequence[str] | None = None,
+    size: int | None = None,
+    progress: bool = True,
+) -> tuple[list[Path], list[str]]:
+    """Draw the pictures of an evaluation's first seed.
+
+    - ``tsne_*.png`` and ``umap_*.png`` (where umap-learn is installed): the test split, in every stream.
+    - ``segmentation_*.png``, where labels are maps and ``linear`` was run: images, labels, and what the
+      linear probe predicts of every patch.
+    - ``sparse.png`` and ``extrapolation.png``, where these were run.
+
+    Args:
+        folder: of the pictures.
+        found: what was run, with ``rows``, ``measurements``, ``metric`` and ``seeds``.
+        subjects: their features.
+        data: the set, split by the first seed.
+        streams: as for :func:`rsbackbones.eval.run.evaluate`.
+        size: that images were resized to, in pixels.
+        progress: show a bar.
+
+    Returns:
+        The files, and what was not drawn, with the reason.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    seed = found["seeds"][0]
+    first = [row for row in found["rows"] if row["seed"] == seed]
+    pictures: list[_Picture] = []
+    said: list[str] = []
+    sparse = {f"{r['subject']}, {r['stream']}": r["details"] for r in first if r["protocol"] == "sparse"}
+    if sparse:
+        pictures.append((folder / "sparse.png", partial(draw_sparse, sparse, data.classes)))
+    if data.labels is None:
+        linear = [row for row in first if row["protocol"] == "linear"]
+        pictures += _segmentations(folder, linear, subjects, data, size)
+        if not linear:
+            said.append("segmentations show what the linear probe predicts: run linear too")
+    extrapolated = {
+        f"{row['subject']}, {row['stream']}": row["details"]
+        for row in found["measurements"].get("extrapolation", ())
+        if row["seed"] == seed
+    }
+    if extrapolated:
+        pictures.append((folder / "extrapolation.png", partial(_extrapolation, extrapolated)))
+    if found["rows"]:  # last, as they take longest
+        of_features, undrawn = _features(folder, subjects, data, seed, streams)
+        pictures += of_features
+        said += undrawn
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress_bar(len(pictures), 0, enabled=progress, unit="picture") as bar:
+        for path, draw in pictures:
+            bar.set_postfix_str(path.name)
+            draw(path)
+            bar.update()
+    return [path for path, _ in pictures], said
+
+
+def _features(
+    folder: Path, subjects: Sequence[Subject], data: LabelledSet, seed: int, streams: Sequence[str] | None
+) -> tuple[list[_Picture], list[str]]:
+    methods: list[Literal["tsne", "umap"]] = ["tsne"]
+    said = []
+    if find_spec("umap") is not None:
+        methods.append("umap")
+    else:
+        said.append("no UMAP beside t-SNE: umap-learn is not installed (pip install 'rsbackbones[umap]')")
+    pictures: list[_Picture] = []
+    for subject in subjects:
+        encoded = subject.features(data, seed)
+        for stream in streams_of(encoded, streams):
+            samples = encoded.samples(encoded.stream(stream), data.splits["test"])
+            if samples.task == "multilabel":
+                return [], ["no t-SNE or UMAP: a point has one colour, and these images have several labels"]
+            if len(samples) < 4:
+                return [], [f"no t-SNE or UMAP: {len(samples)} test samples, at least 4 are needed"]
+            for method in methods:
+                draw = partial(
+                    draw_features, samples, data.classes, title=f"{subject.name}, {stream}", method=method,
+                    most=_MOST, seed=seed,
+                )  # fmt: skip
+                pictures.append((folder / f"{method}_{_named(subject.name, stream)}.png", draw))
+    return pictures, said
+
+
+def _segmentations(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    subjects: Sequence[Subject],
+    data: LabelledSet,
+    size: int | None,
+) -> Iterator[_Picture]:
+    by_name = {subject.name: subject for subject in subjects}
+    for row in rows:
+        draw = partial(_segmentation, row, by_name[row["subject"]], data, size)
+        yield folder / f"segmentation_{_named(row['subject'], row['stream'])}.png", draw
+
+
+def _segmentation(
+    row: Mapping[str, Any], subject: Subject, data: LabelledSet, size: int | None, path: Path
+) -> None:
+    draw_segmentations(segmented(row, subject, data, size=size), data.classes, path)
+
+
+def segmented(
+    row: Mapping[str, Any], subject: Subject, data: LabelledSet, *, size: int | None = None
+) -> list[Segmented]:
+    """Return some test images with what the linear probe of a row predicts, the same class all over a patch.
+
+    Args:
+        row: of ``linear``.
+        subject: of the row.
+        data: split by the seed of the row.
+        size: that images were resized to, in pixels.
+    """
+    assert subject.model is not None, "no linear probe is run on statistics"
+    seed, stream, lr = row["seed"], row["stream"], row["details"]["lr"]
+    encoded = subject.features(data, seed)
+    train = encoded.samples(encoded.stream(stream), data.splits["train"])
+    # The probe of the chosen learning rate alone: in the sweep it was one of 27, each on its own.
+    probes = fit_probes(
+        train,
+        classes=len(data.classes),
+        kind="linear",
+        seed=seed,
+        options=replace(CROMA_OPTIONS, rates=(lr,)),
+    )
+    test = data.splits["test"]
+    images = test[np.linspace(0, len(test) - 1, min(_EXAMPLES, len(test))).round().astype(int)]
+    patches = subject.features(_every_patch(data, images), seed)
+    predicted = probes.scores(patches.stream(stream), lr).argmax(1)
+    examples = []
+    for number, image in enumerate(images.tolist()):
+        raw = data.read(image)
+        modality = next(iter(data.bands))
+        pixels = raw[modality] if data.task != "change" else raw[modality][-1]
+        of_image = predicted[patches.groups == number]
+        label = raw["label"]
+        whole = (size, size) if size else (label.shape[0], label.shape[1])
+        examples.append(
+            Segmented(
+                name=data.ids[image],
+                image=pixels,
+                bands=data.bands[modality],
+                label=label,
+                prediction=_of_pixels(of_image, subject.model(seed).patch_size, whole, label.shape),
+            )
+        )
+    return examples
+
+
+def _every_patch(data: LabelledSet, images: npt.NDArray[np.int64]) -> LabelledSet:
+    """Return some images as a set in which every pixel has a label, so that no patch is left out."""
+
+    def read(index: int) -> dict[str, Array]:
+        raw = data.read(int(images[index]))
+        return {**raw, "label": np.zeros_like(raw["label"])}
+
+    said = f"{data.digest}, every patch of {images.tolist()}"
+    return replace(
+        data,
+        ids=tuple(data.ids[image] for image in images.tolist()),
+        splits={"test": np.arange(len(images))},
+        read=read,
+        digest=hashlib.sha256(said.encode()).hexdigest(),
+    )
+
+
+def _of_pixels(
+    predicted: Array, patch: int, encoded: tuple[int, int], shape: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Patch predictions [n], of an image that was encoded at some size, as a map of a shape [H, W]."""
+    rows, columns = (
+        ((np.arange(side) + 0.5) * at / side // patch).astype(np.int64)
+        for side, at in zip(shape, encoded, strict=True)
+    )
+    grid = predicted.reshape(-1, -(-encoded[1] // patch))
+    return np.asarray(grid[rows[:, None], columns], np.int64)
+
+
+def _extrapolation(details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    results = {  # what is JSON has lists for tuples
+        name: [AtSize(**{**row, "size": tuple(row["size"])}) for row in found["by_size"]]
+        for name, found in details.items()
+    }
+    first = next(iter(details.values()))
+    draw_extrapolation(results, first["metric"], path, train_size=tuple(first["train_size"]))
+
+
+def _named(subject: str, stream: str) -> str:
+    """Return a part of a file's name: a subject may be the path of a checkpoint."""
+    return re.sub(r"[^\w.+-]+", "-", f"{subject}_{stream}").strip("-")

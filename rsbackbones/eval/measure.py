@@ -1,0 +1,168 @@
+"""What CROMA measures of a model beside its protocols: tables 7, 11 and 12.
+
+They take a model and its images, not features, so their rows have other columns than those of
+:mod:`rsbackbones.eval.run`, and a table each. They are kept in the same way: what is done stays done.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.backbone import Backbone
+from rsbackbones.embed.progress import progress_bar
+from rsbackbones.eval.crops import Size, name_of, pair
+from rsbackbones.eval.diversity import patch_similarity, position_probing
+from rsbackbones.eval.encode import identity
+from rsbackbones.eval.extrapolation import SIZES, extrapolate
+from rsbackbones.eval.invariance import invariance
+from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.eval.metrics import headline
+from rsbackbones.eval.parts import kept, split_digest
+from rsbackbones.eval.run import chosen_streams
+from rsbackbones.eval.subject import Subject
+from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Progress
+
+MEASUREMENTS = ("invariance", "patches", "positions", "extrapolation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """How models are measured.
+
+    Attributes:
+        train_size, sizes: of ``extrapolation``, in pixels or (height, width).
+        probe: of ``positions`` and ``extrapolation``.
+        draws: of the bootstrap of ``extrapolation``.
+        batch_size: images at a time.
+        cache: a folder of features, as for :func:`rsbackbones.eval.encode.encode`.
+    """
+
+    train_size: int | Size = 120
+    sizes: Sequence[int | Size] = SIZES
+    probe: ProbeOptions = CROMA_OPTIONS
+    draws: int = 1000
+    batch_size: int = 32
+    cache: Path | None = None
+
+    def deciding(self, name: str) -> dict[str, Any]:
+        """Return what of this decides the numbers of a measurement."""
+        decides = {"positions": ("probe",), "extrapolation": ("train_size", "sizes", "probe", "draws")}
+        every = asdict(self)
+        return {field: every[field] for field in decides.get(name, ())}
+
+
+def measure(
+    names: Sequence[str],
+    subjects: Sequence[Subject],
+    open_set: Callable[[int], LabelledSet],
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    streams: Sequence[str] | None = None,
+    options: MeasureOptions | None = None,
+    progress: bool = True,
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure models, and return by measurement the rows; see :func:`rsbackbones.eval.report.write_report`.
+
+    A row has the keys of the protocols' rows: ``subject``, ``stream``, ``protocol`` (the measurement),
+    ``seed``, ``metrics`` (of ``extrapolation`` the task's metric by size), ``intervals`` and ``details``.
+
+    Args:
+        names: of :data:`MEASUREMENTS`.
+        subjects: those that have a model are measured, on the device where it is.
+        open_set: seed -> the set, split by that seed where the data states no split.
+        out: the folder of what is done so far.
+        seeds: of splits, probes and random weights.
+        streams: of every model. Default: all; of ``extrapolation`` the one that all sensors feed.
+        options: how they are measured.
+        progress: show bars.
+
+    Raises:
+        ValueError: an unknown measurement or stream, images of two dates, or what a measurement raises.
+    """
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        raise ValueError(f"unknown measurement {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}")
+    options = options or MeasureOptions()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    built = [(subject.name, subject.model) for subject in subjects if subject.model is not None]
+    with progress_bar(len(seeds) * len(built), 0, enabled=progress, unit="subject") as bar:
+        for seed in seeds:
+            data = open_set(seed)
+            if data.task == "change":
+                raise ValueError(
+                    f"{data.name} has images of two dates; {', '.join(names)} take single images"
+                )
+            for subject, build in built:
+                model = build(seed)
+                measured = _measured(model, data, seed, options, _told(bar))
+                of_all = {"features": identity(model), "split": split_digest(data), "subject": subject}
+                for name in names:
+                    for stream in _streams(name, model, streams):
+                        bar.set_postfix_str(f"{subject}, {stream}: {name}")
+                        job = {**of_all, "stream": stream, "protocol": name, "seed": seed}
+                        job["options"] = options.deciding(name)
+                        found[name].append(kept(out / "parts", job, partial(measured[name], stream)))
+                bar.update()
+    return found
+
+
+def _measured(
+    model: Backbone, data: LabelledSet, seed: int, options: MeasureOptions, told: Progress
+) -> dict[str, Callable[[str], Mapping[str, Any]]]:
+    """Return by measurement what gives the rest of the row of a stream."""
+    # These give all streams at once: asked for the second one, they know it already.
+    turned = cache(partial(invariance, model, data, batch_size=options.batch_size))
+    alike = cache(partial(patch_similarity, model, data, batch_size=options.batch_size))
+
+    def positions(stream: str) -> Mapping[str, Any]:
+        probed = position_probing(
+            model, data, streams=[stream], seed=seed, options=options.probe, batch_size=options.batch_size,
+            device=next(model.parameters()).device, progress=told,
+        )[stream]  # fmt: skip
+        metrics = asdict(probed)
+        lr = metrics.pop("lr")
+        return _row(metrics, lr=lr)
+
+    def extrapolation(stream: str) -> Mapping[str, Any]:
+        rows = extrapolate(
+            model, data, train_size=options.train_size, sizes=options.sizes, stream=stream,
+            options=options.probe, seed=seed, draws=options.draws, batch_size=options.batch_size,
+            cache=options.cache,
+        )  # fmt: skip
+        metric = headline(data.task, data.classes)
+        return _row(
+            {name_of(row.size): row.metrics[metric] for row in rows},
+            {name_of(row.size): row.intervals[metric] for row in rows if metric in row.intervals},
+            metric=metric,
+            train_size=pair(options.train_size),
+            by_size=[asdict(row) for row in rows],
+        )
+
+    return {
+        "invariance": lambda stream: _row(turned()[stream]),
+        "patches": lambda stream: _row({"similarity": alike()[stream]}),
+        "positions": positions,
+        "extrapolation": extrapolation,
+    }
+
+
+def _row(
+    metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None, **details: Any
+) -> dict[str, Any]:
+    return {"metrics": dict(metrics), "intervals": dict(intervals or {}), "details": details}
+
+
+def _streams(name: str, model: Backbone, wanted: Sequence[str] | None) -> list[str]:
+    if wanted is None:
+        main = model._stream(None, dict.fromkeys(model.modalities))
+        return [main] if name == "extrapolation" else list(model.stream_inputs)
+    streams = chosen_streams(list(model.stream_inputs), wanted)
+    if name != "extrapolation" and (several := [s for s in streams if "+" in s]):
+        raise ValueError(f"{name} is of single streams, not of {', '.join(several)}; name one by one: s2,s1")
+    return streams
+
+
+def _told(bar: Any) -> Progress:
+    return lambda done, total: bar.set_postfix_str(f"positions: epoch {done} of {total}")
