@@ -108,11 +108,6 @@ class FinetuneRun(Steps):
              "bands": {m: list(b) for m, b in self.objective.backbone.bands.items()}, "notes": self.notes}
         ]  # fmt: skip
 
-    def draw(self, folder: Path) -> None:
-        """See :meth:`Steps.draw`."""
-        if self.processes.first:
-            draw_losses(folder)
-
     def state(self, world_size: int) -> dict[str, Any]:
         """See :meth:`Steps.state`; what batches were normalised by is the first process's, as in training."""
         if self.processes.world_size > 1:
@@ -125,7 +120,12 @@ class FinetuneRun(Steps):
         return step % self.evaluate_every == 0 or step == self.total_steps
 
     def after(self, step: int, folder: Path, log: RunLog) -> None:
-        """Evaluate where it is due, note it in ``evaluations.jsonl``, and keep the best model."""
+        """Evaluate where it is due, note it in ``evaluations.jsonl``, and keep the best model.
+
+        The curve is drawn once, at the end: with every short epoch it would cost more than the epoch.
+        """
+        if step == self.total_steps and self.processes.first:
+            draw_losses(folder)
         known = self.processes.first_says(evaluations(folder) if self.processes.first else None)
         if not self.saves(step) or any(line["step"] == step for line in known):
             return
