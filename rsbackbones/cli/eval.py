@@ -85,7 +85,7 @@ def _eval(options: argparse.Namespace) -> int:
     from rsbackbones.eval.labelled import LabelledSet
     from rsbackbones.eval.measure import MEASUREMENTS, MeasureOptions, measure
     from rsbackbones.eval.report import write_report
-    from rsbackbones.eval.run import PROTOCOLS, described, evaluate
+    from rsbackbones.eval.run import PROTOCOLS, chosen_streams, described, evaluate
     from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
 
     names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
@@ -100,7 +100,9 @@ def _eval(options: argparse.Namespace) -> int:
             f"--size and --pool are of protocols over features; {', '.join(measurements)} take images as "
             "they are and the model's own embeddings: run them apart, without these options"
         )
-    seeds = [int(seed) for seed in names_in(options.seeds)]
+    seeds = [int(seed) if seed.isdecimal() else -1 for seed in names_in(options.seeds)]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {options.seeds}: expected different whole numbers, such as 0,1,2")
     given = {
         m: tuple(names_in(b)) for m, b in _pairs(options.data_bands, "--data-bands", "SENSOR=B02,B03,...")
     }
@@ -115,6 +117,9 @@ def _eval(options: argparse.Namespace) -> int:
         )  # fmt: skip
 
     data = open_set(seeds[0])
+    if options.protocols == "all" and data.task == "multilabel":
+        protocols.remove("kmeans")
+        print("K-means is left out: it needs one class of each image", file=sys.stderr)
     bands = {m: names_in(b) for m, b in _pairs(options.bands, "--bands", "SENSOR=B02,B03,...")}
     chosen: dict[str, Any] = {
         "modalities": names_in(options.modalities) if options.modalities else None,
@@ -131,7 +136,6 @@ def _eval(options: argparse.Namespace) -> int:
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
         "cache": options.cache or options.out / "cache",
     }  # fmt: skip
-    options.out.mkdir(parents=True, exist_ok=True)
     if options.random_weights:
         model = build(pretrained=False)
         subjects = [of_random_weights(lambda: build(pretrained=False), how)]
@@ -146,6 +150,8 @@ def _eval(options: argparse.Namespace) -> int:
                 lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
             )
             subjects += [random, of_statistics(model, how)]
+    if options.streams:
+        chosen_streams(list(model.stream_inputs), names_in(options.streams))
     notes = said_of(data, model)
     for note in notes:
         print(note, file=sys.stderr)

@@ -2,7 +2,8 @@
 
 What is drawn, with replacement and as often as there are, is a sample, or a whole group of them: the patches
 of one image are alike, and drawing them one by one would make intervals too narrow. The interval says how
-much the number would move with other test images; not with another seed, nor with other training images.
+much the number would move with other test images; not with another seed, nor with other training images. A
+draw that lacks a class has no mean over the classes, and is left out of that interval.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ def interval(
 ) -> tuple[float, float]:
     """Return the interval (low, high) of one metric, any that :func:`metric_of` knows for the labels.
 
-    A draw in which the metric does not exist (it lacks every positive of a label) is left out.
+    A draw in which the metric does not exist (it lacks every positive of a label, or of a mean over classes
+    one of them) is left out.
 
     Raises:
         ValueError: there is no such metric, or ``draws`` or ``level`` are out of range.
@@ -57,7 +59,9 @@ def intervals(
     _check(draws, level)
     names = CHANGE_NAMES if task == "change" and not names else names
     values = _drawn(outcome, tuple(metrics_of(outcome, task, names)), names, draws, seed)
-    return {metric: _percentiles(value, level) for metric, value in values.items()}
+    return {
+        metric: _percentiles(value, level) for metric, value in values.items() if not np.isnan(value).all()
+    }
 
 
 def count_intervals(
@@ -73,7 +77,8 @@ def count_intervals(
     _check(draws, level)
     if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or not len(counts):
         raise ValueError(f"counts {list(counts.shape)}: expected [images, K, K], at least one image")
-    values = summary(_drawn_counts(counts, draws, np.random.default_rng(seed)), names)
+    drawn = _drawn_counts(counts, draws, np.random.default_rng(seed))
+    values = summary(drawn, names, whole=counts.sum(0))
     return {name: _percentiles(value, level) for name, value in values.items() if not np.isnan(value).all()}
 
 
@@ -96,9 +101,11 @@ def _drawn(
         counts = confusion(outcome.target, outcome.scores.argmax(1), classes)
         total = counts.sum()
         drawn = generator.multinomial(total, counts.ravel() / total, draws).reshape(draws, classes, classes)
+        whole = counts
     else:
-        drawn = _drawn_counts(group_counts(outcome, units), draws, generator)
-    values = summary(drawn, names)
+        of_units = group_counts(outcome, units)
+        drawn, whole = _drawn_counts(of_units, draws, generator), of_units.sum(0)
+    values = summary(drawn, names, whole=whole)
     return {metric: values[known(metric, values)] for metric in metrics}
 
 

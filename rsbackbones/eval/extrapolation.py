@@ -25,7 +25,7 @@ from rsbackbones.backbone import unwrapped
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.crops import Crops, Size, cropped, name_of, pair
 from rsbackbones.eval.encode import Encoded, encode
-from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import probe
@@ -110,7 +110,11 @@ def extrapolate(
     fitted = cropped(data, train_size, splits=[s for s in data.splits if s != "test"])
     tests = [cropped(data, size, splits=("test",)) for size in sizes]
     of_fitted = encoded(fitted)
-    parts = {s: of_fitted.samples(of_fitted.stream(stream), fitted.splits[s]) for s in fitted.splits}
+    parts = {
+        split: replace(samples, groups=_sources(fitted, samples, fitted.splits[split]))
+        for split in fitted.splits
+        for samples in [of_fitted.samples(of_fitted.stream(stream), fitted.splits[split])]
+    }
     of_tests = [encoded(test) for test in tests]
     samples = [e.samples(e.stream(stream), t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
     # One probe for all sizes: they are one test split to it, and are told apart afterwards.
@@ -132,10 +136,14 @@ def extrapolate(
     ]
 
 
+def _sources(crops: LabelledSet, of: Samples | Outcome, images: Array) -> Array:
+    """The image that each sample is of: crops of one are alike, and are drawn and held out together."""
+    sources: Array = _crops(crops).places[images if of.groups is None else of.groups, 0]
+    return sources
+
+
 def _scored(crops: LabelledSet, outcome: Outcome, *, seed: int, draws: int) -> AtSize:
-    # A bootstrap draws whole images, not their crops, which are alike.
-    sources = _crops(crops).places[:, 0]
-    sources = sources if outcome.groups is None else sources[outcome.groups]
+    sources = _sources(crops, outcome, crops.splits["test"])
     outcome = replace(outcome, groups=sources)
     metrics = metrics_of(outcome, crops.task, crops.classes)
     several = len(np.unique(sources)) > 1

@@ -129,24 +129,35 @@ def from_confusion(counts: Array, names: Sequence[str] = ()) -> dict[str, float]
     return {name: float(values[name]) for name in dict.fromkeys(chosen) if not np.isnan(values[name])}
 
 
-def summary(counts: Array, names: Sequence[str] = ()) -> dict[str, Floats]:
-    """Return every metric of counts [..., K, K], each [...]: NaN where it does not exist."""
+def summary(counts: Array, names: Sequence[str] = (), *, whole: Array | None = None) -> dict[str, Floats]:
+    """Return every metric of counts [..., K, K], each [...]: NaN where it does not exist.
+
+    Where ``counts`` are drawn from ``whole`` [K, K], a mean over classes exists only if all of its classes
+    do: that over fewer would be of another quantity.
+    """
     counts = np.asarray(counts, np.float64)
+    by_class = _by_class(counts)
+    of_whole = {} if whole is None else _by_class(np.asarray(whole, np.float64))
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    accuracy = ratio(hits.sum(-1), counts.sum((-2, -1)))
+    values = {"top1": accuracy, "pixel_accuracy": accuracy}
+    for metric, name in (("balanced_accuracy", "recall"), ("f1_macro", "f1"), ("miou", "iou")):
+        values[metric] = mean_of_existing(by_class[name], of_whole.get(name))
+    for number in range(counts.shape[-1]):
+        name = str(names[number] if names else number)
+        values |= {f"iou_{name}": by_class["iou"][..., number], f"f1_{name}": by_class["f1"][..., number]}
+    return values
+
+
+def _by_class(counts: Floats) -> dict[str, Floats]:
+    """Of counts [..., K, K], each [..., K]."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     labelled, predicted = counts.sum(-1), counts.sum(-2)
-    accuracy = ratio(hits.sum(-1), counts.sum((-2, -1)))
-    iou, f1 = ratio(hits, labelled + predicted - hits), ratio(2 * hits, labelled + predicted)
-    values = {
-        "top1": accuracy,
-        "pixel_accuracy": accuracy,
-        "balanced_accuracy": mean_of_existing(ratio(hits, labelled)),
-        "f1_macro": mean_of_existing(f1),
-        "miou": mean_of_existing(iou),
+    return {
+        "recall": ratio(hits, labelled),
+        "f1": ratio(2 * hits, labelled + predicted),
+        "iou": ratio(hits, labelled + predicted - hits),
     }
-    for number in range(counts.shape[-1]):
-        name = names[number] if names else number
-        values |= {f"iou_{name}": iou[..., number], f"f1_{name}": f1[..., number]}
-    return values
 
 
 class LabelRanking:
@@ -168,23 +179,29 @@ class LabelRanking:
         self._orders: dict[int | None, tuple[Array, Array, Array]] = {}
 
     def value(self, metric: str, weights: Array | None = None) -> Floats:
-        """Return a metric under weights [..., n] (default: all 1), shape [...].
+        """Return a metric under weights [..., n] (default: all 1), shape [...]; as :func:`summary` of draws,
+        a mean over classes exists under weights only if all of its classes do.
 
         Raises:
             ValueError: there is no such metric.
         """
         known(metric, METRICS["multilabel"])
-        weights = np.asarray(np.ones(len(self._hits)) if weights is None else weights, np.float64)
+        ones = np.ones(len(self._hits))
+        weights = np.asarray(ones if weights is None else weights, np.float64)
         if metric == "map_micro":
             return self._average_precision(None, weights)
         if metric == "map_macro":
-            by_class = [self._average_precision(k, weights) for k in range(self._hits.shape[1])]
-            return mean_of_existing(np.stack(by_class, axis=-1))
+            labels = range(self._hits.shape[1])
+            drawn, whole = (
+                np.stack([self._average_precision(k, w) for k in labels], axis=-1) for w in (weights, ones)
+            )
+            return mean_of_existing(drawn, whole)
         chosen = self._scores >= 0.5
         both, either = weights @ (self._hits & chosen), weights @ (self._hits.astype(int) + chosen)
         if metric == "f1_micro":
             return ratio(2 * both.sum(-1), either.sum(-1))
-        return mean_of_existing(ratio(2 * both, either))
+        count = self._hits.sum(0) + chosen.sum(0)
+        return mean_of_existing(ratio(2 * both, either), ratio(count, count))
 
     def _average_precision(self, label: int | None, weights: Array) -> Floats:
         """Of one label, or of all together, whose ranking is that of n * K scores."""
@@ -212,10 +229,16 @@ def ratio(above: Array, below: Array) -> Floats:
     return out
 
 
-def mean_of_existing(values: Floats) -> Floats:
-    """Return the mean over the last axis of what is not NaN; NaN where that is nothing."""
+def mean_of_existing(values: Floats, whole: Floats | None = None) -> Floats:
+    """Return the mean over the last axis of what is not NaN; NaN where that is nothing.
+
+    With ``whole``, one number for each of the last axis, NaN also where what exists there is missing.
+    """
     there = ~np.isnan(values)
-    return ratio(np.where(there, values, 0).sum(-1), there.sum(-1))
+    mean = ratio(np.where(there, values, 0).sum(-1), there.sum(-1))
+    if whole is not None:
+        mean = np.where((there | np.isnan(whole)).all(-1), mean, np.nan)
+    return mean
 
 
 def known(metric: str, those: Any) -> str:

@@ -62,14 +62,15 @@ def measured_table(rows: Sequence[Row]) -> str:
 
 
 def _cell(rows: Sequence[Row], metric: str, *, percent: bool = True) -> str:
-    if not rows:
-        return "-"
     scale, digits = (100, 1) if percent else (1, 4)
 
     def said(value: float) -> str:
         return f"{scale * value:.{digits}f}"
 
-    values = [row["metrics"][metric] for row in rows]
+    # A class may lack its own metric: it occurs neither among the labels nor among the predictions.
+    values = [row["metrics"][metric] for row in rows if metric in row["metrics"]]
+    if not values:
+        return "-"
     spread = f" ± {said(stdev(values))}" if len(values) > 1 else ""
     intervals = [row["intervals"][metric] for row in rows if metric in row["intervals"]]
     ends = [said(mean(interval[end] for interval in intervals)) for end in (0, 1)] if intervals else None

@@ -81,6 +81,7 @@ def evaluate(
     with progress_bar(len(seeds) * len(subjects), 0, enabled=progress, unit="subject") as bar:
         for seed in seeds:
             data = open_set(seed)
+            _check(data, protocols)
             split = split_digest(data)
             for subject in subjects:
                 encoded = subject.features(data, seed)
@@ -91,6 +92,16 @@ def evaluate(
                         rows.append(kept(parts, asdict(job), partial(_row, encoded, data, job)))
                 bar.update()
     return described(open_set(seeds[0]), seeds) | {"rows": rows}
+
+
+def _check(data: LabelledSet, protocols: Sequence[str]) -> None:
+    """Refuse before anything is encoded what could not be scored."""
+    if lacking := [name for name in ("train", "test") if name not in data.splits]:
+        raise ValueError(f"{data.name} has no split {' and '.join(lacking)}; it has {', '.join(data.splits)}")
+    if data.task == "multilabel" and "kmeans" in protocols:
+        raise ValueError(
+            f"{data.name} has several labels per image, and K-means needs one class of each: leave kmeans out"
+        )
 
 
 def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
@@ -143,8 +154,6 @@ def _row(encoded: Encoded, data: LabelledSet, job: Job) -> dict[str, Any]:
 def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
     classes, seed = len(data.classes), job.seed
     x = encoded.stream(job.stream)
-    if lacking := [name for name in ("train", "test") if name not in data.splits]:
-        raise ValueError(f"{data.name} has no split {' and '.join(lacking)}; it has {', '.join(data.splits)}")
     splits = {name: encoded.samples(x, data.splits[name]) for name in data.splits}
     train, test, val = splits["train"], splits["test"], splits.get("val")
     match job.protocol:

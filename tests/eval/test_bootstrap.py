@@ -93,3 +93,16 @@ def test_bad_options_are_refused(options, message):
         interval(outcome, **({"metric": "top1", "seed": 0} | options))
     with pytest.raises(ValueError, match="images, K, K"):
         count_intervals(np.ones((3, 3)), seed=0)
+
+
+def test_a_mean_over_classes_is_never_one_over_fewer():
+    """One image alone has the rare class, and it is wrong there: without it the mean would jump up."""
+    counts = np.tile(np.array([[50, 0, 0], [0, 50, 0], [0, 0, 0]]), (8, 1, 1))
+    counts[0, 2] = (0, 10, 0)
+    found = count_intervals(counts, seed=0)["miou"]
+    assert found[1] <= 2 / 3
+    several = Outcome(scores=np.tile([[1.0, 0.0]], (40, 1)), target=np.tile([[True, False]], (40, 1)))
+    several.target[7] = (True, True)
+    several.target[8] = (False, True)
+    _, high = interval(several, "f1_macro", seed=0)
+    assert high <= 0.5

@@ -192,3 +192,27 @@ def test_label_rasters_of_a_table_take_their_classes_from_the_command(tmp_path, 
     assert row["metrics"]["iou_water"] == 1
     assert run(tmp_path / "other", tmp_path, "logistic") == 2
     assert "--classes" in capsys.readouterr().err
+
+
+def test_several_labels_leave_out_k_means(tmp_path, capsys):
+    data = described(tmp_path / "set.npz", label=(np.arange(60).reshape(20, 3) % 2).astype(np.int64))
+    assert run(tmp_path / "out", data, "knn,kmeans") == 2
+    assert "leave kmeans out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_maps_with_gaps_between_their_numbers_are_refused(tmp_path, capsys):
+    """255 is no class of its own: it is what nobody labelled."""
+    maps = np.random.default_rng(5).integers(0, 2, (20, 16, 16))
+    maps[:, 0] = 255
+    data = described(tmp_path / "set.npz", label=maps)
+    assert run(tmp_path / "out", data, "knn") == 2
+    assert "--ignore" in capsys.readouterr().err
+    assert run(tmp_path / "out", data, "knn", "--ignore", "255") == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["data"]["classes"] == ["0", "1"]
+
+
+@pytest.mark.parametrize("seeds", ["0,0", "a", "-1"])
+def test_bad_seeds_are_refused(seeds, pictures, tmp_path, capsys):
+    assert run(tmp_path / "out", pictures, "knn", "--seeds=" + seeds) == 2
+    assert "different whole numbers" in capsys.readouterr().err

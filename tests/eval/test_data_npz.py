@@ -68,6 +68,16 @@ def test_files_of_one_set_must_agree(changes, message, tmp_path):
         open_labelled(tmp_path / "set.yaml")
 
 
+def test_classes_that_nobody_named_are_the_numbers_that_occur(tmp_path):
+    counted = open_labelled(write(tmp_path / "one.npz", s2=S2, s2_bands=BANDS, label=1 + np.arange(12) % 3))
+    assert counted.classes == ("1", "2", "3")
+    assert counted.labels.tolist() == [0, 1, 2] * 4
+    two = np.stack([S2, S2], axis=1)
+    maps = np.arange(12 * 64).reshape(12, 8, 8) % 2
+    change = open_labelled(write(tmp_path / "change.npz", s2=two, s2_bands=BANDS, label=maps))
+    assert change.classes == ("no change", "change")
+
+
 def test_names_several_classes_maps_and_two_dates(tmp_path):
     words = open_labelled(write(tmp_path / "w.npz", s2=S2, s2_bands=BANDS, label=np.array(["x", "y"] * 6)))
     assert words.classes == ("x", "y")

@@ -57,6 +57,8 @@ def assemble(
     if twice := [name for name, count in Counter(found.ids).items() if count > 1]:
         raise ValueError(f"{found.name}: {len(twice)} ids name several samples: {', '.join(twice[:5])}")
     bands = {m: get_sensor(m).canonical(names) for m, names in found.bands.items()}
+    if wrong := [m for m in found.units if m not in bands]:
+        raise ValueError(f"{found.name}: units of {', '.join(wrong)}; the images are of {', '.join(bands)}")
     notes = list(found.notes)
     kept = np.arange(len(found.ids))
     labels = _labels(found)

@@ -105,8 +105,24 @@ class LabelCodes:
         return ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
 
 
-def found_classes(labels: Sequence[Label]) -> tuple[str, ...]:
-    """Return the names of classes that nobody named: the names found, sorted, or the numbers 0 ... max."""
+def found_classes(labels: Sequence[Label], ignored: Sequence[int] = ()) -> Classes:
+    """Return the classes that nobody named: the names or the numbers that occur, sorted."""
     if all(isinstance(label, int) for label in labels):
-        return tuple(str(number) for number in range(max((int(label) for label in labels), default=-1) + 1))
+        return {str(number): [number] for number in sorted({*map(int, labels)} - {IGNORED, *ignored})}
     return tuple(sorted({str(label) for label in labels}))
+
+
+def found_pixel_classes(numbers: Sequence[int], ignored: Sequence[int] = ()) -> tuple[str, ...]:
+    """Return the classes 0 ... K - 1 of label maps that nobody named, where all of these occur.
+
+    Raises:
+        ValueError: there are gaps: a number such as 255 often stands for no label.
+    """
+    found = sorted({*map(int, numbers)} - {IGNORED, *ignored})
+    if found != list(range(len(found))):
+        shown = ", ".join(map(str, found[:12])) + ", ..." * (len(found) > 12)
+        raise ValueError(
+            f"the label maps hold {shown}: not 0, 1, ... without a gap, and nobody named the classes. Name "
+            "them (classes=, --classes), and what stands for no label (ignore=, --ignore)"
+        )
+    return tuple(map(str, found))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rsbackbones.eval.data.assemble import Found
-from rsbackbones.eval.data.classes import Classes, LabelCodes, found_classes
+from rsbackbones.eval.data.classes import Classes, LabelCodes, found_classes, found_pixel_classes
 from rsbackbones.eval.data.splits import find_ids
 from rsbackbones.eval.labelled import SPLITS, Array, Task
 from rsbackbones.grid import same_extent, to_grid
@@ -98,8 +98,6 @@ def read_npz(
     task = _task(files, images, label, counts, described.get("task"))
     codes, labels = _labels(files, label, task, counts, classes, ignore or described.get("ignore", ()))
     stated = dict(described.get("units") or _stated_units(first)) | dict(units or {})
-    if wrong := [s for s in stated if s not in images]:
-        raise ValueError(f"{path}: units of {', '.join(wrong)}; the images are of {', '.join(images)}")
     used = {*every, label, *(str(described.get(k, k)) for k in ("id", "split"))}
     return Found(
         name=str(described.get("name", path.stem)),
@@ -307,9 +305,12 @@ def _labels(
     classes = _stated_classes(files[0], classes) or classes
     held = [file.read(name) for file in files]
     if task in ("pixels", "change"):
+        if classes is None and task == "change":
+            classes = ("no change", "change")
         if classes is None:
-            highest = max((int(array.max()) for array in held if array.size), default=0)
-            classes = [str(number) for number in range(highest + 1)]
+            classes = found_pixel_classes(
+                np.unique(np.concatenate([a.ravel() for a in held])).tolist(), ignore
+            )
         return LabelCodes.of(classes, ignore), None
     if task == "multilabel":
         several = np.concatenate([a if c is not None else a[None] for a, c in zip(held, counts, strict=True)])
@@ -318,7 +319,7 @@ def _labels(
     if flat.dtype.kind not in "iuUS":
         raise ValueError(f"{files[0].path}: labels are integers or names, got {flat.dtype}")
     labels: list[int | str] = [int(v) if flat.dtype.kind in "iu" else _text(v) for v in flat.tolist()]
-    return LabelCodes.of(found_classes(labels) if classes is None else classes, ignore), labels
+    return LabelCodes.of(found_classes(labels, ignore) if classes is None else classes, ignore), labels
 
 
 def _ids(

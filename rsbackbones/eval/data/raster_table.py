@@ -124,8 +124,8 @@ def _labels(
     cells = [[word.strip() for word in _SEVERAL.split(row[kind]) if word.strip()] for row in rows]
     numbers = all(re.fullmatch(r"-?\d+", word) for words in cells for word in words)
     lists: list[list[int | str]] = [[int(word) if numbers else word for word in words] for words in cells]
-    found = found_classes([label for labels in lists for label in labels]) if classes is None else classes
-    codes = LabelCodes.of(found, ignored)
+    every = [label for labels in lists for label in labels]
+    codes = LabelCodes.of(found_classes(every, ignored) if classes is None else classes, ignored)
     if kind == "label" and not any(_SEVERAL.search(row[kind]) for row in rows):
         return "classes", [labels[0] for labels in lists], codes
     several = np.zeros((len(rows), len(codes.names)), bool)
