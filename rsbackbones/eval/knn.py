@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.samples import Samples, checked_splits
 
+NEIGHBOURS = 20
 # How many numbers (similarities, labels of neighbours) are held at once.
 _AT_ONCE = 2**24
 
@@ -23,7 +24,7 @@ def knn(
     test: Samples,
     *,
     classes: int,
-    k: int = 20,
+    k: int = NEIGHBOURS,
     temperature: float = 0.07,
     weighted: bool = True,
 ) -> Outcome:

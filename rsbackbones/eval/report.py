@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rsbackbones.atomic import write_text
+from rsbackbones.eval.knn import NEIGHBOURS
 
 # A row: subject, stream, protocol, seed, metrics, interval of every metric.
 Row = Mapping[str, Any]
@@ -102,6 +103,12 @@ def papers_way(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _few_neighbours(rows: Sequence[Row]) -> list[str]:
+    """Say where kNN had fewer training samples than neighbours to ask."""
+    ks = {row["details"]["k"] for row in rows if row["protocol"] == "knn"}
+    return [f"knn: k = {k}, as there are no more training samples" for k in sorted(ks) if k < NEIGHBOURS]
+
+
 def notes_as_markdown(notes: Sequence[str]) -> list[str]:
     """Return notes as a list; those of several lines are tables in plain text."""
     lines = [f"- {note}" for note in notes if "\n" not in note]
@@ -134,7 +141,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     page += papers_way(rows)
     for name, measured in measurements.items():
         page += [_MEASURED[name] + ":", "", measured_table(measured)]
-    page += notes_as_markdown(found["notes"])
+    page += notes_as_markdown([*found["notes"], *_few_neighbours(rows)])
     markdown = "\n".join(page) + "\n"
     write_text(folder / "result.json", json.dumps(found, indent=1) + "\n")
     write_text(folder / "result.csv", text.getvalue())

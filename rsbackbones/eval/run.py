@@ -16,7 +16,7 @@ from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import Encoded
 from rsbackbones.eval.kmeans import kmeans
-from rsbackbones.eval.knn import knn
+from rsbackbones.eval.knn import NEIGHBOURS, knn
 from rsbackbones.eval.labelled import LabelledSet, Task
 from rsbackbones.eval.logistic import logistic
 from rsbackbones.eval.metrics import headline, metrics_of
@@ -158,7 +158,7 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
     train, test, val = splits["train"], splits["test"], splits.get("val")
     match job.protocol:
         case "knn":
-            return knn(train, test, classes=classes, k=min(20, len(train)))
+            return knn(train, test, classes=classes, k=min(NEIGHBOURS, len(train)))
         case "kmeans":
             return kmeans(train, test, classes=classes, seed=seed)
         case "sparse":

@@ -96,6 +96,7 @@ def test_described_arrays_of_both_sensors_give_every_stream(tmp_path, capsys):
     assert {"s2", "s1", "joint"} < streams
     assert any("+" in stream for stream in streams)
     assert {row["seed"] for row in rows} == {0, 1}
+    assert "k = 16" in capsys.readouterr().out  # of 16 training samples there are no 20
 
 
 @pytest.mark.parametrize(
