@@ -134,6 +134,7 @@ def fit_probes(
     if options.standardise:
         scale, mean = torch.std_mean(x, dim=0, correction=0)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        x = (x - mean) / scale
     sizes = [x.shape[1], options.hidden, classes] if kind == "mlp" else [x.shape[1], classes]
     # Of one rate: parameters, gradients and moments, and what passes through a batch and back.
     rows = min(len(x), options.batch)
@@ -149,7 +150,7 @@ def fit_probes(
             if progress is not None:
                 progress(before + done, len(parts) * epochs)
 
-        trained.append(_train(x, y, mean, scale, sizes, rates, seed, options, report))
+        trained.append(_train(x, y, sizes, rates, seed, options, report))
     layers = tuple(
         (torch.cat([weight for weight, _ in layer]), torch.cat([bias for _, bias in layer]))
         for layer in zip(*trained, strict=True)
@@ -160,8 +161,6 @@ def fit_probes(
 def _train(
     x: Tensor,
     y: Tensor,
-    mean: Tensor,
-    scale: Tensor,
     sizes: Sequence[int],
     rates: Sequence[float],
     seed: int,
@@ -184,7 +183,7 @@ def _train(
         if place == 0:
             order = torch.randperm(len(x), generator=generator).to(x.device)
         rows = order[place : place + options.batch]
-        logits = _forward(layers, (x[rows] - mean) / scale)  # [R, B, K]
+        logits = _forward(layers, x[rows])  # [R, B, K]
         # The mean over the batch of each rate, summed over the rates: none touches another's gradient.
         if y.ndim == 1:
             total = F.cross_entropy(logits.flatten(0, 1), y[rows].repeat(len(rates)), reduction="sum")
