@@ -40,6 +40,10 @@ _LANDSAT_C2_SCALE, _LANDSAT_C2_OFFSET = 0.0000275, -0.2
 _DIGITAL_NUMBERS = ("dn", "dn+1000", "landsat_c2")
 
 
+class OffsetWarning(UserWarning):
+    """No value is as low as dark ground: digital numbers may carry an offset that nobody stated."""
+
+
 class Preprocess:
     """Turns raw sensor values into the model's input. Made by :func:`create_preprocess`.
 
@@ -165,6 +169,7 @@ class Preprocess:
                 f"{modality}: no value is below 1000. Products since 2022 carry an offset of 1000: if yours "
                 f"do, say create_preprocess(model, units={{'{modality}': 'dn+1000'}}) (Landsat "
                 "Collection 2: 'landsat_c2')",
+                OffsetWarning,
                 stacklevel=4,
             )
         elif unit == "linear" and low < 0:

@@ -14,8 +14,10 @@ has.
 import dataclasses
 import hashlib
 import json
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +36,7 @@ from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet, Task, label_scale
 from rsbackbones.eval.samples import Samples
 from rsbackbones.layers.sincos import interpolated_from
+from rsbackbones.preprocess import OffsetWarning
 
 Level = Literal["image", "patch"]
 Size = tuple[int, int]
@@ -295,6 +298,7 @@ def _collect(
                 made["pixels"] = _count(maps, patch_size, len(data.classes))
             store.write(indices, _as_rows(made))
             bar.update(len(indices))
+    read.warn_of_offsets(len(todo))
     return _encoded(store.read(images), images, data, level, key)
 
 
@@ -307,6 +311,7 @@ class _Reader:
     size: Size | None
     prepare: Callable[[Mapping[str, Array]], dict[str, Tensor]]
     seen: Size | None = None
+    bright: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Array | None]:
         """Return by sensor [B, C, H, W], or [B, 2, C, H, W] of two dates, and [B, H, W] of label maps."""
@@ -317,7 +322,7 @@ class _Reader:
                 sample = self.data.read(index)
                 self._check(sample)
                 # One by one: what an image becomes does not depend on its neighbours.
-                for m, x in self.prepare(sample).items():
+                for m, x in self._prepared(sample).items():
                     images[m].append(x)
             except ValueError as error:
                 name = self.data.ids[index]
@@ -328,6 +333,25 @@ class _Reader:
                 height, width = sample[self.modalities[0]].shape[-2:]
                 maps.append(_nearest(sample["label"], self.size or (height, width)))
         return {m: torch.stack(held) for m, held in images.items()}, np.stack(maps) if maps else None
+
+    def _prepared(self, sample: Mapping[str, Array]) -> dict[str, Tensor]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", OffsetWarning)
+            made = self.prepare(sample)
+        for one in caught:
+            if one.category is OffsetWarning:
+                self.bright[str(one.message)] += 1
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        return made
+
+    def warn_of_offsets(self, count: int) -> None:
+        """Warn where none of ``count`` images has a dark pixel: that a single one has none says nothing."""
+        for said, many in self.bright.items():
+            if many == count:
+                warnings.warn(
+                    f"{self.data.name}, all images: {said}; here --units", OffsetWarning, stacklevel=2
+                )
 
     def _check(self, sample: Mapping[str, Array]) -> None:
         for m in self.modalities:

@@ -26,7 +26,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
 CHANGE_NAMES = ("unchanged", "change")
 
 
-def headline(task: Task, classes: Sequence[str]) -> str:
+def headline(task: Task, classes: Sequence[str | int]) -> str:
     """Return the one metric that a table shows, and that decides where one must: the first of the task.
 
     Of several labels the micro average, as SatMAE's code of BigEarthNet has it; CROMA and SeaMo, who follow

@@ -94,7 +94,8 @@ def probe(
             f"{len(held_out)} of {len(train)} training samples",
         )
     by_lr = {rate: metric_of(_outcome(probes, test, rate), metric) for rate in probes.rates}
-    best = max(by_lr, key=lambda rate: by_lr[rate])
+    by_lr = {rate: value for rate, value in by_lr.items() if not np.isnan(value)}
+    best = max(by_lr, key=lambda rate: by_lr[rate], default=None)
     return test.outcome(
         probes.scores(test.features, lr),
         details={
@@ -102,7 +103,7 @@ def probe(
             "lr": lr,
             "chosen_on": chosen_on,
             "metric": metric,
-            "best_on_test": {"lr": best, metric: by_lr[best]},
+            **({} if best is None else {"best_on_test": {"lr": best, metric: by_lr[best]}}),
             "by_lr": {f"{rate:g}": value for rate, value in by_lr.items()},
             "options": {name: value for name, value in asdict(options).items() if name != "rates"},
             "seed": seed,
@@ -123,7 +124,9 @@ def choose_rate(probes: Probes, samples: Samples, metric: str) -> float:
             right = np.where(outcome.target, outcome.scores, 1 - outcome.scores)
         else:
             right = np.take_along_axis(outcome.scores, outcome.target[:, None], axis=1)
-        return metric_of(outcome, metric), float(np.log(np.maximum(right, 1e-12)).mean())
+        value = metric_of(outcome, metric)
+        # It may not exist (no sample of the class, and none predicted): then cross-entropy alone decides.
+        return 0.0 if np.isnan(value) else value, float(np.log(np.maximum(right, 1e-12)).mean())
 
     return max(probes.rates, key=quality)
 

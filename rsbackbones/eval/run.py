@@ -4,7 +4,7 @@ A killed run goes on: features come from their cache, and a finished protocol fr
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,10 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
             return logistic(train, test, classes=classes, seed=seed)
         case _:
             kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
-            # Within a probe classes have numbers, not names.
-            metric = headline(data.task, [str(number) for number in range(classes)])
-            return probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric)
+            # Within a probe classes have numbers, in what is written down their names.
+            metric, named = headline(data.task, range(classes)), headline(data.task, data.classes)
+            found = probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric)
+            details = {**found.details, "metric": named}
+            if best := details.get("best_on_test"):
+                details["best_on_test"] = {"lr": best["lr"], named: best[metric]}
+            return replace(found, details=details)

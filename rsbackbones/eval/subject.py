@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rsbackbones.backbone import Backbone
-from rsbackbones.eval.encode import Encoded, encode, statistics_features
+from rsbackbones.eval.encode import Encoded, encode, statistics_features, weights_digest
 from rsbackbones.eval.inputs import channels_of
 from rsbackbones.eval.labelled import NORMALISED, LabelledSet
 from rsbackbones.factory import create_model
@@ -100,6 +100,8 @@ def of_weights(name: str, model: Backbone, options: Mapping[str, Any]) -> Subjec
     facts = {
         "weights": entry.id if entry else None,
         "sha256": (entry.sha256 or entry.sha256_prefix) if entry else None,
+        # Of the tensors as they are used: also of a checkpoint of one's own, and after bands were adapted.
+        "tensors_sha256": weights_digest(model),
         "bands": {m: list(b) for m, b in model.bands.items()},
         "adaptation": str(model.adaptation) if model.adaptation else None,
     }

@@ -12,6 +12,7 @@ from rsbackbones.environment import environment
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.recipe import RunOptions, differences, from_json, to_json
 
+RECIPE = "recipe.json"
 # A restarted job waits so long for the processes of the one before to be gone.
 _LOCK_PATIENCE_S = 10.0
 # A line per logged step; a line per evaluation, where a run has any.
@@ -54,7 +55,7 @@ class RunFolder:
         Raises:
             TrainingError: the folder holds a run of another recipe, or files that are no run.
         """
-        file = self.path / "recipe.json"
+        file = self.path / RECIPE
         if file.exists():
             try:
                 record = json.loads(file.read_text(encoding="utf-8"))

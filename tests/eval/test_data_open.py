@@ -187,9 +187,9 @@ def test_table_of_two_dates(tmp_path):
         ("path,class\na.png,x\n", "one of the columns label"),
         ("path,label\na.png,\n", "line 2 has no label"),
         ("path,label\nnone.png,x\n", "1 of 1 files are missing"),
-        ("path,label\na.png,x\nb.png,x\n", "[Oo]nly one class"),
+        ("path,label\na.png,x\nb.png,x\n", "two are needed"),
         ("path,label\na.png,0\nb.png,7\n", "out of range"),
-        ("path,label\na.png,x\na.png,y\n", "1 ids name several samples: a.png"),
+        ("path,label\na.png,x\na.png,y\n", "1 images have several rows"),
         ("path,label\n", "holds no rows"),
     ],
 )

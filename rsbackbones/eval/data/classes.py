@@ -35,11 +35,13 @@ class LabelCodes:
         Raises:
             ValueError: fewer than two classes, a name twice, or a code in two classes.
         """
+        if isinstance(classes, str) or not isinstance(classes, (Sequence, Mapping)):
+            raise ValueError(f"classes must be names, or codes by name, got {classes!r}")
         names = tuple(str(name) for name in classes)
-        if isinstance(classes, str) or len(set(names)) < len(names):
+        if len(set(names)) < len(names):
             raise ValueError(f"classes must be different names, got {classes!r}")
         if len(names) < 2:
-            raise ValueError(f"only one class ({', '.join(names)}): there is nothing to tell apart")
+            raise ValueError(f"{len(names)} classes ({', '.join(names)}): at least two are needed")
         if not isinstance(classes, Mapping):
             return LabelCodes(names, ignored=tuple(ignored))
         codes: dict[Label, int] = {}

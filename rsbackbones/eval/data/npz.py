@@ -97,7 +97,10 @@ def read_npz(
     counts = [_places(file, every, label, len(next(iter(images.values())))) for file in files]
     task = _task(files, images, label, counts, described.get("task"))
     codes, labels = _labels(files, label, task, counts, classes, ignore or described.get("ignore", ()))
-    stated = dict(described.get("units") or _stated_units(first)) | dict(units or {})
+    of_file = described.get("units") or _stated_units(first)
+    if not isinstance(of_file, Mapping):
+        raise ValueError(f"{path}: units: expected a mapping such as {{s2: dn}}, got {of_file!r}")
+    stated = dict(of_file) | dict(units or {})
     used = {*every, label, *(str(described.get(k, k)) for k in ("id", "split"))}
     return Found(
         name=str(described.get("name", path.stem)),
@@ -115,7 +118,12 @@ def read_npz(
             images,
             label if task in ("pixels", "change") else None,
         ),
-        content=[[(name, file.facts[name]) for name in sorted(used & set(file.facts))] for file in files],
+        # Which array is what belongs to it: another mapping of the same arrays is other data.
+        content=[
+            {s: [list(parts.items()) for parts in sides] for s, sides in images.items()},
+            label,
+            [[(name, file.facts[name]) for name in sorted(used & set(file.facts))] for file in files],
+        ],
     )
 
 
@@ -183,6 +191,8 @@ class _NpzFile:
 
 
 def _paths(path: Path, files: Any) -> list[Path]:
+    if files is not None and not files:
+        raise ValueError(f"{path}: files: names none")
     if files is None:
         if path.suffix != ".npz":
             raise ValueError(f"{path}: say which files it maps, files: NAME.npz")
@@ -299,7 +309,10 @@ def _task(
 def _labels(
     files: Sequence[_NpzFile], name: str, task: Task, counts: Sequence[int | None], classes: Any, ignored: Any
 ) -> tuple[LabelCodes, Sequence[int | str] | Array | None]:
-    ignore = tuple(int(number) for number in np.atleast_1d(ignored).tolist())
+    try:
+        ignore = tuple(int(number) for number in np.atleast_1d(ignored).tolist())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{files[0].path}: ignore: expected whole numbers, got {ignored!r}") from error
     if isinstance(classes, str):
         files[0].read(classes)  # which says that there is none
     classes = _stated_classes(files[0], classes) or classes

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ def read_raster_table(
         raise ValueError(
             f"{table}: {len(missing)} of {len(every)} files are missing, the first: {missing[0]}"
         )
+    if twice := [paths[0] for paths, many in Counter(map(tuple, files)).items() if many > 1]:
+        raise ValueError(
+            f"{table}: {len(twice)} images have several rows, the first: {twice[0]}; a row each, or the same "
+            "image could be trained and tested on"
+        )
     sensors = [name if name in ("s2", "s1") else None for name in images]
     files_of = find_files(files[0][:1] if change else files[0], sensors[:1] if change else sensors, bands)
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)
@@ -85,7 +91,8 @@ def read_raster_table(
         labels=labels,
         own=[row["split"] or None for row in rows] if "split" in columns else None,
         read=_Read(files_of, files, masks, change),
-        content=[(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every],
+        content=[images, kinds]
+        + [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every],
         notes=notes,
     )
 

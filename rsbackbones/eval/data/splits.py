@@ -43,8 +43,8 @@ def choose_splits(
 ) -> tuple[dict[str, Indices], list[str]]:
     """Return by split the indices of its samples, and notes on what was decided here.
 
-    1. ``lists`` decide where they are given. Where they name training samples only, the rest is as the set
-       has it, or test.
+    1. ``lists`` decide where they are given. Where they name no test samples, what they do not name is as the
+       set has it; of a set without splits the rest of a list of training samples is test.
     2. Else the set's own splits. One without a test split is tested on its ``val`` split.
     3. Else 80 % train and 20 % test, by hash of the id; of every class, where a sample has one.
 
@@ -81,7 +81,7 @@ def choose_splits(
         raise ValueError(f"no training samples: the splits are {', '.join(given) or 'empty'}")
     if "test" not in given and "val" in given:
         given["test"] = given.pop("val")
-        notes.append("the set has no test split: its validation split is tested on")
+        notes.append("no test split is named: the validation split is tested on")
     if empty := [name for name, indices in given.items() if not len(indices)]:
         raise ValueError(f"the {' and '.join(empty)} split is empty")
     if "test" not in given:
@@ -172,17 +172,19 @@ def _listed(ids: Sequence[str], lists: Lists, own: dict[str, Indices]) -> dict[s
                     f"{len(both)} samples are in the {name} and the {other} list: "
                     f"{_some([ids[i] for i in both])}"
                 )
-    if set(named) != {"train"}:
+    if "test" in named:
         return named
-    if not own:
+    if not own and set(named) == {"train"}:
         return {**named, "test": np.setdiff1d(np.arange(len(ids)), named["train"])}
-    for other in ("val", "test"):
-        if other in own and len(both := np.intersect1d(named["train"], own[other])):
-            raise ValueError(
-                f"{len(both)} samples of the train list are in the set's {other} split: "
-                f"{_some([ids[i] for i in both])}"
-            )
-    return {**own, **named}
+    kept: dict[str, Indices] = {k: own[k] for k in ("val", "test") if k in own and k not in named}
+    for other in kept:
+        for name in named:
+            if len(both := np.intersect1d(named[name], kept[other])):
+                raise ValueError(
+                    f"{len(both)} samples of the {name} list are in the set's {other} split: "
+                    f"{_some([ids[i] for i in both])}"
+                )
+    return {**kept, **named}
 
 
 def _rows(path: str | Path) -> list[tuple[str, str]]:

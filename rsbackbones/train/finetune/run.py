@@ -149,6 +149,9 @@ class FinetuneRun(Steps):
             "task": data.task,
             "head": head if data.labels is None else None,
             "size": recipe.views.size,
+            # What it was trained on: pictures were value / 255, which the weights' own contract does not say.
+            "bands": {m: list(bands) for m, bands in self.objective.backbone.bands.items()},
+            "units": dict(data.units),
         }
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rsbackbones.train.finetune.run import BEST, FinetuneRun, evaluations
 from rsbackbones.train.finetune.saved import about_finetuned, read_weights
 from rsbackbones.train.loop import Summary, Training
 from rsbackbones.train.recipe import to_json
-from rsbackbones.train.run_folder import RunFolder, TrainingError
+from rsbackbones.train.run_folder import RECIPE, RunFolder, TrainingError
 
 RESULT = "result.json"
 
@@ -43,8 +44,15 @@ def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[st
     if data is None:
         if recipe.data is None:
             raise TrainingError("no data is named: say data=PATH")
+        if unknown := [o for o in recipe.data_options if o not in signature(open_labelled).parameters]:
+            raise TrainingError(
+                f"unknown data_options {', '.join(unknown)}; there are "
+                f"{', '.join([*signature(open_labelled).parameters][1:])}"
+            )
         data = open_labelled(recipe.data, **recipe.data_options)
     out = recipe.out.expanduser()
+    if recipe.sweep and (out / RECIPE).exists():
+        raise TrainingError(f"{out} holds a single run; name another folder for a sweep")
     processes = join(recipe.timeout)
     runs = [(recipe, out)]
     if recipe.sweep:
