@@ -350,7 +350,9 @@ class _Reader:
         for said, many in self.bright.items():
             if many == count:
                 warnings.warn(
-                    f"{self.data.name}, all images: {said}; here --units", OffsetWarning, stacklevel=2
+                    f"{self.data.name}, all images: {said}; in the command --units",
+                    OffsetWarning,
+                    stacklevel=2,
                 )
 
     def _check(self, sample: Mapping[str, Array]) -> None:

@@ -217,3 +217,21 @@ def test_maps_with_gaps_between_their_numbers_are_refused(tmp_path, capsys):
 def test_bad_seeds_are_refused(seeds, pictures, tmp_path, capsys):
     assert run(tmp_path / "out", pictures, "knn", "--seeds=" + seeds) == 2
     assert "different whole numbers" in capsys.readouterr().err
+
+
+def test_change_that_the_test_split_lacks_has_no_score_and_valid_json(tmp_path, capsys):
+    draw = np.random.default_rng(6)
+    squares = draw.integers(0, 2, (10, 2, 2)).repeat(8, 1).repeat(8, 2)
+    squares[6:] = 0
+    images = np.stack([np.full((10, 4, 16, 16), 500), 500 + 2000 * squares[:, None].repeat(4, 1)], axis=1)
+    np.savez(
+        tmp_path / "set.npz", s2=(images + draw.integers(0, 50, images.shape)).astype(np.uint16), label=squares,
+        s2_bands=np.array(["B02", "B03", "B04", "B08"]), split=np.array(["train"] * 6 + ["test"] * 4),
+    )  # fmt: skip
+    assert run(tmp_path / "out", tmp_path / "set.npz", "linear", "--baselines") == 0
+    assert "f1_change" in capsys.readouterr().out
+    text = (tmp_path / "out" / "result.json").read_text()
+    assert "NaN" not in text
+    (row,) = [r for r in json.loads(text)["rows"] if r["subject"].startswith("mean")]
+    assert row["metrics"]["pixel_accuracy"] == 1
+    assert "f1_change" not in row["metrics"]

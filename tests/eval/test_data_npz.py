@@ -78,6 +78,17 @@ def test_classes_that_nobody_named_are_the_numbers_that_occur(tmp_path):
     assert change.classes == ("no change", "change")
 
 
+def test_another_mapping_of_the_same_arrays_is_other_data(tmp_path):
+    """What is kept of a wrong mapping must not serve the corrected one."""
+    path = write(tmp_path / "parts.npz", a=S2[:, :2], b=S2[:, :2][::-1], label=np.arange(12) % 2)
+    one, other = (
+        open_labelled(path, mapping={"s2": {x: ["B02", "B03"], y: ["B04", "B08"]}})
+        for x, y in (("a", "b"), ("b", "a"))
+    )
+    assert one.bands == other.bands
+    assert one.digest != other.digest
+
+
 def test_names_several_classes_maps_and_two_dates(tmp_path):
     words = open_labelled(write(tmp_path / "w.npz", s2=S2, s2_bands=BANDS, label=np.array(["x", "y"] * 6)))
     assert words.classes == ("x", "y")

@@ -70,6 +70,10 @@ def test_lists_of_ids(tmp_path):
     assert splits["test"].tolist() == list(range(150, 200))
     splits, _ = choose_splits(IDS, CLASSES, None, lists={"train": plain})
     assert len(splits["test"]) == 198
+    table.write_text("img_7,train\nimg_9,val\n")  # the test samples stay those of the set
+    splits, notes = choose_splits(IDS, CLASSES, own, lists=table)
+    assert {k: len(v) for k, v in splits.items()} == {"train": 1, "val": 1, "test": 50}
+    assert notes == []
 
 
 @pytest.mark.parametrize(

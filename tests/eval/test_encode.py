@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -360,3 +361,24 @@ def test_real_pictures(real_data, tmp_path):
         x = torch.from_numpy(data.read(250)["s2"][None] / np.float32(255))
         expected = model(x)[0]
     np.testing.assert_allclose(encoded.features["s2"][250], expected, atol=2e-6)
+
+
+def test_a_missing_dark_pixel_is_judged_over_all_images():
+    """A bright field is no sign of an offset; a set of them is."""
+    bright = np.random.default_rng(0).integers(1500, 3000, (4, 3, 16, 16)).astype(np.uint16)
+    model = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS["s2"]}, overrides=TINY)
+
+    def of(images, digest):
+        return LabelledSet(
+            name="bright", task="classes", classes=("a", "b"), bands={"s2": BANDS["s2"]}, units={"s2": "dn"},
+            ids=tuple("abcd"), splits={"train": np.arange(2), "test": np.arange(2, 4)},
+            labels=np.arange(4) % 2, read=lambda i: {"s2": images[i]}, digest=digest,
+        )  # fmt: skip
+
+    with pytest.warns(UserWarning, match="bright, all images: .*dn.1000"):
+        encode(model, of(bright, "bright"))
+    one_dark = bright.copy()
+    one_dark[2, 0, 0, 0] = 200
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(model, of(one_dark, "dark"))
