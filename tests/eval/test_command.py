@@ -224,8 +224,9 @@ def test_change_that_the_test_split_lacks_has_no_score_and_valid_json(tmp_path, 
     squares = draw.integers(0, 2, (10, 2, 2)).repeat(8, 1).repeat(8, 2)
     squares[6:] = 0
     images = np.stack([np.full((10, 4, 16, 16), 500), 500 + 2000 * squares[:, None].repeat(4, 1)], axis=1)
+    images += draw.integers(0, 50, images.shape)
     np.savez(
-        tmp_path / "set.npz", s2=(images + draw.integers(0, 50, images.shape)).astype(np.uint16), label=squares,
+        tmp_path / "set.npz", s2=images.astype(np.uint16), label=squares,
         s2_bands=np.array(["B02", "B03", "B04", "B08"]), split=np.array(["train"] * 6 + ["test"] * 4),
     )  # fmt: skip
     assert run(tmp_path / "out", tmp_path / "set.npz", "linear", "--baselines") == 0
