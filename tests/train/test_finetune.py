@@ -206,6 +206,8 @@ def test_a_sweep_reports_the_best_rate_and_goes_on(tmp_path, monkeypatch):
     alone = finetune(small_recipe(tmp_path / "alone", epochs=2, **UNMIXED), data)
     assert curve(folders[0]) == curve(tmp_path / "alone")
     assert alone["metrics"] == result["metrics"]
+    with pytest.raises(ValueError, match="holds a single run"):
+        finetune(replace(recipe, out=tmp_path / "alone"), data)
     assert max(line["lr"] for line in curve_lines(folders[1])) == pytest.approx(1e-5 * 4 / 256)
     # Finished runs are not run again.
     monkeypatch.setattr("rsbackbones.train.steps.Steps.forward_backward", None)
@@ -311,6 +313,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(task, changes, 
         finetune(small_recipe(tmp_path / "run", **changes), labelled(task))
     assert not (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "best").exists()
+
+
+def test_unknown_options_of_the_data_are_refused(tmp_path):
+    recipe = replace(small_recipe(tmp_path / "out"), data=str(tmp_path), data_options={"foo": 1})
+    with pytest.raises(ValueError, match="unknown data_options foo; there are labels, mapping"):
+        finetune(recipe)
 
 
 def test_splits_that_are_missing_are_named_before_training(tmp_path):
