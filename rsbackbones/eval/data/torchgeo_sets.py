@@ -178,7 +178,9 @@ def read_torchgeo(name: str, root: Path) -> Found:
     try:
         sets = importlib.import_module("torchgeo.datasets")
     except ImportError as error:
-        raise ImportError(f"torchgeo:{name} needs torchgeo: pip install 'rsbackbones[data]'") from error
+        raise ImportError(
+            f"torchgeo:{name} needs torchgeo ({error}): pip install 'rsbackbones[data]'"
+        ) from error
     known = KNOWN[name]
     opened: dict[str, dict[str, Any]] = {}
     for split, arguments in known.splits.items():
