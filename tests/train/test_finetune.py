@@ -153,8 +153,8 @@ def test_dense_heads_by_tiles(task, head, options, tmp_path):
                 times[where] += 1
         label = sample["label"]
         hits.append(((total / times).argmax(0).numpy() == label)[label >= 0])
-    # A pixel or two in ten thousand may have two equal scores, which rounding (tiles in a batch, or one by one)
-    # decides.
+    # A pixel or two in ten thousand may have two equal scores, which rounding decides: tiles come in batches
+    # there, and one by one here.
     assert result["metrics"]["pixel_accuracy"] == pytest.approx(np.concatenate(hits).mean(), abs=2e-4)
 
 
