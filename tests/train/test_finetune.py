@@ -151,11 +151,14 @@ def test_dense_heads_by_tiles(task, head, options, tmp_path):
                 )  # fmt: skip
                 total[:, *where] += part
                 times[where] += 1
-        label = sample["label"]
-        hits.append(((total / times).argmax(0).numpy() == label)[label >= 0])
-    # A pixel or two in ten thousand may have two equal scores, which rounding decides: tiles come in batches
-    # there, and one by one here.
-    assert result["metrics"]["pixel_accuracy"] == pytest.approx(np.concatenate(hits).mean(), abs=2e-4)
+        label, scores = sample["label"], (total / times).numpy()
+        # Where both scores are equal up to rounding, tiles in a batch and one by one may decide differently.
+        tied = np.abs(scores[0] - scores[1]) < 1e-6
+        hits.append(np.stack([scores.argmax(0) == label, tied])[:, label >= 0])
+    right, tied = np.concatenate(hits, axis=1)
+    accuracy = result["metrics"]["pixel_accuracy"] * right.size
+    assert (right & ~tied).sum() - 1e-6 <= accuracy <= (right | tied).sum() + 1e-6
+    assert tied.mean() < 1e-3
 
 
 @pytest.mark.parametrize("task", ["classes", "pixels"])
