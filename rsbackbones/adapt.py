@@ -336,35 +336,3 @@ def resize_kernel(kernel: Tensor, patch_size: int) -> Tensor:
     solved: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(resize).T
     resized: Tensor = solved.to(kernel.dtype).unflatten(2, (new, new))
     return resized
-
-
-def resize_position_table(
-    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, prefix: int = 0
-) -> Tensor:
-    """Return a table of position embeddings for another grid: bicubic, in float32.
-
-    Args:
-        table: [1, P + h * w, D]; its first P rows belong to tokens without a place and are kept.
-        old_grid: (h, w), the grid of the table, in patches.
-        new_grid: (h', w'), the grid wanted.
-        prefix: P.
-
-    Returns:
-        [1, P + h' * w', D] of the table's type; the table itself where the grids are the same.
-
-    Raises:
-        ValueError: the table is not one of that grid and prefix, or a grid is empty.
-    """
-    (h, w), size = old_grid, tuple(new_grid)
-    if table.ndim != 3 or table.shape[0] != 1 or prefix < 0 or table.shape[1] != prefix + h * w:
-        raise ValueError(
-            f"expected a position table [1, {prefix} + {h} * {w}, D] for {prefix} prefix tokens and a grid "
-            f"of {h} x {w}, got {list(table.shape)}; check old_grid= and prefix="
-        )
-    if min(h, w, *size) < 1:
-        raise ValueError(f"a grid has at least one row and one column, got {old_grid} and {new_grid}")
-    if size == (h, w):
-        return table
-    maps = table[:, prefix:].unflatten(1, (h, w)).permute(0, 3, 1, 2)  # [1, D, h, w]
-    maps = F.interpolate(maps.float(), size, mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :prefix], maps.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

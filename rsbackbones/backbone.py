@@ -4,6 +4,7 @@ For streams and shapes see :mod:`rsbackbones.features`.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ Taps = dict[tuple[str, int], Tensor | None]
 
 
 class Backbone(nn.Module):
-    """The methods that all backbones share. A family implements the first four.
+    """The methods that all backbones share. A family implements the first four, and what it can of the next.
 
     Attributes:
         architecture: the registry's name of the architecture.
@@ -33,6 +34,8 @@ class Backbone(nn.Module):
             ``config.sensors`` names for it.
         stream_inputs: for each stream, the sensors that it needs.
         stream_depths: for each stream, the number of its blocks.
+        mean_streams: streams that are the mean, patch by patch, of others: ``{"joint": ("s2", "s1")}``.
+        mixes_sensors: whether the tokens of a sensor have seen the other sensors that are given with it.
         num_features: D, the width of every stream.
         inputs: the input contract of every sensor, for ``create_preprocess``.
         adaptation: what loading changed (``None`` where nothing was loaded).
@@ -46,6 +49,8 @@ class Backbone(nn.Module):
     pad: bool = False
     stream_inputs: dict[str, tuple[str, ...]]
     stream_depths: dict[str, int]
+    mean_streams: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    mixes_sensors: bool = False
     inputs: Mapping[str, InputSpec]
     adaptation: "Adaptation | None" = None
     weights_entry: "WeightsEntry | None" = None
@@ -61,8 +66,14 @@ class Backbone(nn.Module):
 
     # -- what a family implements ------------------------------------------------------------------
 
-    def encode(self, images: dict[str, Tensor], taps: Taps) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return (tokens [B, N, D], pooled [B, D]) of every stream that ``images`` feed; fill ``taps``."""
+    def encode(
+        self, images: dict[str, Tensor], taps: Taps, present: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return (tokens [B, N, D], pooled [B, D]) of every stream that ``images`` feed; fill ``taps``.
+
+        ``present``: by sensor, [B] booleans, False where an image is missing (it is then zeros): nothing
+        else may look at it. A sensor that is not named has all.
+        """
         raise NotImplementedError
 
     def pool(self, stream: str, tokens: Tensor) -> Tensor:
@@ -77,6 +88,23 @@ class Backbone(nn.Module):
         """Return the name of the module that turns images of a modality into tokens."""
         raise NotImplementedError
 
+    def across_dates(
+        self, tokens: dict[str, Tensor], valid: Mapping[str, Tensor], dates: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the tokens of all streams, [B, T, N, D], after the dates of a series have seen each other.
+
+        Args:
+            tokens: of the sensors' own streams, [B, T, N, D].
+            valid, dates: as for :meth:`forward_features`.
+
+        Raises:
+            ValueError: this model has no blocks for it, or the dates cannot be ordered.
+        """
+        raise ValueError(
+            f"temporal=True needs a model whose dates look at each other, and this {self.architecture} "
+            "looks at single images; SeaMo does, built with overrides={'temporal': True}"
+        )
+
     # -- what a user calls -------------------------------------------------------------------------
 
     def forward(
@@ -85,6 +113,7 @@ class Backbone(nn.Module):
         *,
         dates: Tensor | None = None,
         valid: Mapping[str, Tensor] | None = None,
+        temporal: bool = False,
     ) -> Tensor:
         """Return logits [B, num_classes], or the pooled embedding [B, D] where ``num_classes`` is 0.
 
@@ -92,7 +121,7 @@ class Backbone(nn.Module):
         taken by a model of one modality. Series give [B, T, ...]. For the arguments and the errors see
         :meth:`forward_features`; a head serves the stream of all the model's sensors and no other.
         """
-        features = self.forward_features(x, dates=dates, valid=valid)
+        features = self.forward_features(x, dates=dates, valid=valid, temporal=temporal)
         stream = features.main_stream
         pooled, present = features.pooled[stream], features.valid.get(stream)
         if not self.num_classes:
@@ -119,6 +148,7 @@ class Backbone(nn.Module):
         *,
         dates: Tensor | None = None,
         valid: Mapping[str, Tensor] | None = None,
+        temporal: bool = False,
     ) -> Features:
         """Return tokens and pooled embeddings of every stream.
 
@@ -128,6 +158,8 @@ class Backbone(nn.Module):
             dates: days since 1970-01-01 of a series, integers, [B, T]. Models that look at single
                 images check them and do not need them.
             valid: by modality [B, T] booleans, False where a frame is missing.
+            temporal: let the dates of a series see each other, in order of ``dates`` where they are given
+                and else as they stand; the model must have been built with blocks for it.
 
         Raises:
             ValueError: a sensor, band count, size, dtype, device or shape that the model cannot serve.
@@ -136,8 +168,10 @@ class Backbone(nn.Module):
         first = next(iter(images.values()))
         size, grid = (first.shape[-2], first.shape[-1]), self._grid(first)
         images = {m: self._padded(image) for m, image in images.items()}
+        if temporal and first.ndim == 4:
+            raise ValueError(f"temporal=True needs a series [B, T, C, H, W], got {list(first.shape)}")
         if first.ndim == 4:
-            streams = self.encode(images, {})
+            streams = self.encode(images, {}, {})
             return Features(
                 tokens={s: tokens for s, (tokens, _) in streams.items()},
                 pooled={s: pooled for s, (_, pooled) in streams.items()},
@@ -146,7 +180,11 @@ class Backbone(nn.Module):
                 patch_size=self.patch_size,
             )
         batch = first.shape[:2]
-        streams = self.encode(_fold(images, valid), {})
+        streams = self.encode(_fold(images, valid), {}, {m: mask.flatten() for m, mask in valid.items()})
+        if temporal:
+            own = {m: streams[m][0].unflatten(0, batch) for m in images}
+            across = {s: t.flatten(0, 1) for s, t in self.across_dates(own, valid, dates).items()}
+            streams = {s: (t, self.pool(s, t)) for s, t in across.items()}
         present = {
             s: torch.stack([valid[m] for m in self.stream_inputs[s] if m in valid]).all(0)
             for s in streams
@@ -178,7 +216,7 @@ class Backbone(nn.Module):
             indices: block indices, negative ones from the end; a number n means the last n blocks;
                 ``None`` four blocks evenly spaced, ending at the last.
             stream: ``joint`` by default where the given sensors feed it, else the only one.
-            norm: apply the stream's final LayerNorm to each (off by default, as in timm).
+            norm: apply the stream's final LayerNorm to each (off by default, as in timm), before a mean.
 
         Raises:
             ValueError: an unknown stream, an index out of range, or as for :meth:`forward_features`.
@@ -186,17 +224,25 @@ class Backbone(nn.Module):
         images, valid = self._checked(x, dates, valid)
         stream = self._stream(stream, images)
         indices = self._indices(indices, stream)
-        images = {m: self._padded(images[m]) for m in self.stream_inputs[stream]}
+        seen = images if self.mixes_sensors else self.stream_inputs[stream]
+        images = {m: self._padded(images[m]) for m in seen}
         first = next(iter(images.values()))
         grid = self._grid(first)
-        taps: Taps = {(stream, i): None for i in indices}
-        self.encode(images if first.ndim == 4 else _fold(images, valid), taps)
-        present = [valid[m] for m in images if m in valid]
+        parts = self.mean_streams.get(stream, (stream,))
+        taps: Taps = {(part, i): None for part in parts for i in indices}
+        if first.ndim == 4:
+            self.encode(images, taps, {})
+        else:
+            self.encode(_fold(images, valid), taps, {m: mask.flatten() for m, mask in valid.items()})
+        present = [valid[m] for m in self.stream_inputs[stream] if m in valid]
         maps = []
         for i in indices:
-            tokens = taps[stream, i]
-            assert tokens is not None, f"{type(self).__name__}.encode did not fill tap {stream, i}"
-            tokens = self.final_norm(stream)(tokens) if norm else tokens
+            of_parts = []
+            for part in parts:
+                tapped = taps[part, i]
+                assert tapped is not None, f"{type(self).__name__}.encode did not fill tap {part, i}"
+                of_parts.append(self.final_norm(part)(tapped) if norm else tapped)
+            tokens = of_parts[0] if len(of_parts) == 1 else torch.stack(of_parts).mean(dim=0)
             if first.ndim == 5:
                 mask = torch.stack(present).all(0) if present else None
                 tokens = _unfold(tokens, first.shape[:2], mask)

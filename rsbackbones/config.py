@@ -1,8 +1,8 @@
 """The configuration fields that all ViT families share, and their checks."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
 
 from rsbackbones.sensors import Sensor, get_sensor
 
@@ -58,6 +58,10 @@ class ViTConfig:
     def takes_wavelengths(self, modality: str) -> bool:
         """Return whether the kernels of a modality are made from wavelengths: its weights fit any bands."""
         return False
+
+    def wanted(self, **changes: Any) -> Self:
+        """Return what a user wants of weights of this configuration: other sensors, bands or sizes."""
+        return replace(self, **changes)
 
     def _sensor(self, modality: str) -> Sensor:
         if not isinstance(self.sensors, Mapping):

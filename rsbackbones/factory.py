@@ -1,6 +1,5 @@
 """``create_model``: from a name, weights and the user's sensors and bands to a model."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -251,4 +250,4 @@ def _wanted(
         changes["patch_size"] = patch_size
     if image_size is not None:
         changes["image_size"] = image_size
-    return dataclasses.replace(theirs, **changes)
+    return theirs.wanted(**changes)

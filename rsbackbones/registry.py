@@ -10,7 +10,7 @@ from typing import Any
 from rsbackbones.manifest import WeightsEntry, all_entries
 
 # A family is one module of rsbackbones.models, imported when its name is first needed.
-FAMILIES = ("croma",)
+FAMILIES = ("croma", "seamo")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,13 @@ from rsbackbones.sensors import SENSORS
 # The workers of pytest-xdist share the cores; more threads each would only make them wait.
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Whatever a library did to the number in a test before: sums differ in the last bit with it."""
+    torch.set_num_threads(1)
+
+
 DATA = Path(__file__).parent / "data"
 
 

@@ -19,10 +19,10 @@ from rsbackbones.adapt import (
     adapt_contract,
     match_bands,
     resize_kernel,
-    resize_position_table,
 )
 from rsbackbones.cli import main
 from rsbackbones.factory import plan_adaptation
+from rsbackbones.layers.position_table import resize_position_table
 from rsbackbones.layers.tokenizer import ConvTokenizer, LinearTokenizer
 from rsbackbones.sensors import S2, SENSORS, SSL4EO_S12, Band, InputSpec, Sensor, get_sensor
 from tests.reference.bands_plain import adapt_plain

@@ -23,9 +23,9 @@ from rsbackbones.bench.data_wait import measure_data_wait
 from rsbackbones.bench.flops import croma_flops
 from rsbackbones.bench.operations import STEP_PARTS, Operations, step_part
 from rsbackbones.cli import main
+from rsbackbones.train.beginning import build_objective
 from rsbackbones.train.recipe import replace_fields
 from rsbackbones.train.recipes import RECIPES
-from rsbackbones.train.run import build_objective
 from tests.train.croma_setup import SMALL, gradients, make_batch
 
 ROOT = Path(__file__).parent.parent

@@ -23,6 +23,7 @@ from rsbackbones.bench.processes import serve
 from rsbackbones.factory import create_model
 from rsbackbones.layers.recompute import blocks_of
 from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.optim import build_optimizer
 from rsbackbones.train.recipe import OptimOptions
 from rsbackbones.train.recipes import RECIPES
@@ -60,6 +61,7 @@ class Step:
         if cell.variant == "ours":
             self.model = options.build(backbone).train()
         else:
+            assert isinstance(options, CromaObjective)
             self.model = croma_plain.PlainPretraining(backbone.config, options)
         if cell.compiled:
             for block in blocks_of(self.model):

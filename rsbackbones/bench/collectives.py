@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rsbackbones.layers.recompute import blocks_of
+from rsbackbones.train.beginning import build_objective
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.parallel import parallelize
 from rsbackbones.train.recipe import Recipe, from_json, to_json
-from rsbackbones.train.run import build_objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from rsbackbones.bench.flops import Flops, croma_flops
 from rsbackbones.bench.machine import machine
 from rsbackbones.factory import create_model
 from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.recipe import Recipe, replace_fields
 from rsbackbones.train.recipes import RECIPES
 
@@ -195,9 +196,10 @@ def _build(recipe: Recipe) -> Any:
 
 def _work_of(recipe: Recipe, measured: dict[str, Any]) -> Work:
     """Return a recipe's step; FLOPs are those of the formula, which the page compares with the measured."""
-    config: Any = _config(recipe)
+    config, options = _config(recipe), recipe.objective
+    assert isinstance(options, CromaObjective)
     return Work(
-        flops=croma_flops(config, recipe.objective, recipe.data.size),
+        flops=croma_flops(config, options, recipe.data.size),
         parameters=measured["parameters"], in_blocks=measured["in_blocks"], blocks=measured["blocks"],
         dim=config.dim,
     )  # fmt: skip

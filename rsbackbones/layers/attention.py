@@ -18,6 +18,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Bias) -> Tens
     if isinstance(bias, AlibiBias) and q.is_cuda:
         return attend_with_flex(q, k, v, bias).flatten(2)
     if isinstance(bias, AlibiBias) or _better_by_blocks(q, bias):
+        if isinstance(bias, Tensor) and bias.ndim == 4:
+            bias = bias.expand(q.shape[0], num_heads, q.shape[1], k.shape[1])
         return attend_by_blocks(q, k, v, bias).flatten(2)
     bias = None if bias is None else bias.to(q.dtype)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -38,6 +40,16 @@ def _better_by_blocks(q: Tensor, bias: Tensor | None) -> bool:
 def _check_heads(dim: int, num_heads: int) -> None:
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"dim must be a multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+
+
+def key_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the bias that hides keys: [B, Nk], False where one is hidden, to [B, 1, 1, Nk].
+
+    A row whose keys are all hidden sees all of them: no number comes of none.
+    """
+    seen = present | ~present.any(dim=-1, keepdim=True)
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, float("-inf"))
+    return bias[:, None, None]
 
 
 class SelfAttention(nn.Module):

@@ -8,10 +8,10 @@ have seen; or the trained grid's table is interpolated (the two rows of CROMA's 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsbackbones.layers.alibi import grid_positions
+from rsbackbones.layers.position_table import resize_position_table
 
 
 def sincos_embedding(positions: Tensor, dim: int) -> Tensor:
@@ -55,12 +55,10 @@ class SinCosPositions(nn.Module):
 
     def _table(self, grid: tuple[int, int], x: Tensor) -> Tensor:
         """Return the embeddings of a grid, [N, D], float32."""
-        if self.trained_grid is None or self.trained_grid == grid:
-            return sincos_embedding(grid_positions(*grid, device=x.device), x.shape[-1])
-        trained = grid_positions(*self.trained_grid, device=x.device)
-        maps = sincos_embedding(trained, x.shape[-1]).T.unflatten(1, self.trained_grid)[None]
-        # As MAE's code does it: bicubic, pixel centres aligned, without antialiasing where the grid shrinks.
-        return F.interpolate(maps, size=grid, mode="bicubic", align_corners=False)[0].flatten(1).T
+        table = sincos_embedding(grid_positions(*(self.trained_grid or grid), device=x.device), x.shape[-1])
+        if self.trained_grid is None:
+            return table
+        return resize_position_table(table[None], self.trained_grid, grid)[0]
 
 
 def interpolate_positions(model: nn.Module, trained_grid: tuple[int, int] | None) -> None:

@@ -221,8 +221,10 @@ class Croma(Backbone):
         self.embeddings = nn.ModuleDict({m: ImageEmbedding(config) for m in config.modalities})
         self.joint = JointEncoder(config) if "joint" in self.stream_depths else None
 
-    def encode(self, images: dict[str, Tensor], taps: Taps) -> dict[str, tuple[Tensor, Tensor]]:
-        """See :meth:`Backbone.encode`."""
+    def encode(
+        self, images: dict[str, Tensor], taps: Taps, present: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """See :meth:`Backbone.encode`; only ``joint`` mixes sensors, and it has no value where one is missing."""
         streams: dict[str, tuple[Tensor, Tensor]] = {}
         for stream, x in self.encode_tokens(images, taps=taps).items():
             streams[stream] = (x, self.pool(stream, x))

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from dataclasses import replace
 from typing import TextIO
 
 import torch
@@ -25,8 +26,18 @@ def dry_run(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> No
     """Build a run, take two steps, write nothing to ``recipe.out``, and print what was measured.
 
     FLOPs are those of forward and backward pass, counted by torch, per sample. The estimated duration is
-    that of the second step times the number of steps: the first one warms up.
+    that of the second step times the number of steps: the first one warms up. Both phases, where there are
+    two; the second then begins with random weights.
     """
+    first = recipe.first_phase()
+    for phase in (first, recipe) if first else (recipe,):
+        if print_to is not None and first:
+            print(f"{'phase 1' if phase is first else 'phase 2'}:", file=print_to)
+        _two_steps(replace(phase, first={}), processes, print_to)
+    leave(processes)
+
+
+def _two_steps(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> None:
     run = Run(recipe, processes)
     steps = min(2, run.total_steps)
     batches = run.batches(0, steps)
@@ -59,4 +70,3 @@ def dry_run(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> No
     if print_to is not None:
         for name, value in lines.items():
             print(f"{name}: {value}", file=print_to)
-    leave(processes)

@@ -12,15 +12,12 @@ import re
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from rsbackbones.atomic import write_text
 from rsbackbones.config import as_json
@@ -29,52 +26,12 @@ from rsbackbones.golden import compute_golden
 from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model, write_safetensors
-from rsbackbones.train.checkpoint import finished, problem, step_of
-from rsbackbones.train.objectives.objective import Objective
-from rsbackbones.train.recipe import Recipe, from_json
-from rsbackbones.train.run import build_objective
+from rsbackbones.train.beginning import read_run
+from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.run_folder import TrainingError
 from rsbackbones.weights import sha256_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
-    """Return a run's recipe, all that is recorded with it, its objective as trained, and the step.
-
-    The newest whole checkpoint is read, its moving average where the run keeps one. Runs are your own: a
-    distributed checkpoint can execute code when it is read, so never read one that was downloaded.
-
-    Raises:
-        TrainingError: there is no run or no whole checkpoint.
-    """
-    try:
-        record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{run} is no run: {error}") from error
-    recipe = from_json(record["recipe"])
-    objective = build_objective(replace(recipe, initial=None))
-    whole = []
-    for path in finished(run / "checkpoints"):
-        wrong = problem(path)
-        if wrong is None:
-            whole.append(path)
-            break
-        warnings.warn(f"{path} is damaged ({wrong}); taking the one before", stacklevel=2)
-    if not whole:
-        raise TrainingError(f"{run / 'checkpoints'} has no whole checkpoint")
-    state = objective.state_dict()
-    wanted: dict[str, Any] = {"objective": state}
-    if recipe.ema:
-        wanted["ema"] = {name: p.detach().clone() for name, p in objective.named_parameters()}
-    try:
-        load(wanted, checkpoint_id=whole[0])
-    except CheckpointException as error:
-        raise TrainingError(f"{whole[0]} does not hold what {run / 'recipe.json'} says: {error}") from error
-    objective.load_state_dict({**state, **wanted.get("ema", {})}, strict=True)
-    step = step_of(whole[0])
-    assert step is not None
-    return recipe, record, objective, step
 
 
 def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: bool = False) -> Path:

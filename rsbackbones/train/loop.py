@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import torch
 import torch.distributed as dist
 
 from rsbackbones.atomic import whole_file, write_text
-from rsbackbones.train.checkpoint import Checkpoints
+from rsbackbones.train.beginning import build_objective
+from rsbackbones.train.checkpoint import Checkpoints, finished
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.distributed import Processes, StopSignal, join, leave
 from rsbackbones.train.log import RunLog, StepClock
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.run import Run
-from rsbackbones.train.run_folder import RunFolder, TrainingError, read_log
+from rsbackbones.train.run import Run, open_uses
+from rsbackbones.train.run_folder import PHASE_1, RunFolder, TrainingError, read_log
 from rsbackbones.train.steps import Steps
 
 
@@ -37,7 +38,9 @@ class Summary:
 
 
 def train(recipe: Recipe) -> Summary:
-    """Train, or go on with the run in ``recipe.out``.
+    """Train, or go on with the run in ``recipe.out``; one of two phases in the phase that it was in.
+
+    ``max_steps`` counts those of both phases.
 
     One process needs no launcher; under torchrun every process calls this.
 
@@ -48,13 +51,38 @@ def train(recipe: Recipe) -> Summary:
     """
     if recipe.out is None:
         raise TrainingError("no output folder is named: say out=FOLDER")
+    out = recipe.out.expanduser()
     processes = join(recipe.timeout)
-    with RunFolder(recipe.out.expanduser(), processes) as folder:
-        run = Run(recipe, processes)
-        with StopSignal() as stop:
-            summary = Training(run, folder, stop).go()
+    with RunFolder(out, processes) as folder, StopSignal() as stop:
+        summary = _first_phase(recipe, processes, stop)
+        if summary is None:
+            steps_before = _steps_of_phase_1(out) if recipe.first else 0
+            if recipe.max_steps is not None:
+                recipe = replace(recipe, max_steps=recipe.max_steps - steps_before)
+            summary = Training(Run(recipe, processes), folder, stop).go()
     leave(processes)
     return summary
+
+
+def _first_phase(recipe: Recipe, processes: Processes, stop: StopSignal) -> Summary | None:
+    """Train the first phase, where there is one and it is not over; return how the run ended in it, if so."""
+    first = recipe.first_phase()
+    if first is None or first.out is None or recipe.out is None:
+        return None
+    if processes.first_says(bool(finished(recipe.out.expanduser() / "checkpoints"))):
+        return None
+    open_uses(
+        recipe, build_objective(recipe).backbone
+    )  # what is wrong with the second is said before the first
+    with RunFolder(first.out.expanduser(), processes) as folder:
+        summary = Training(Run(first, processes), folder, stop).go()
+    ended = summary.step < summary.total_steps or summary.step == recipe.max_steps
+    return summary if ended else None
+
+
+def _steps_of_phase_1(out: Path) -> int:
+    steps: int = json.loads((out / PHASE_1 / "summary.json").read_text(encoding="utf-8"))["total_steps"]
+    return steps
 
 
 class Training:
@@ -97,6 +125,8 @@ class Training:
             self.folder.cut_log(step)
         log = RunLog(self.folder.path, recipe, start=step, steps=end, enabled=processes.first)
         log.say(f"{'from the start' if start is None else f'going on from step {step}'}, to step {end}")
+        if run.beginning and start is None:
+            log.say(run.beginning)
 
         began, clock = time.perf_counter(), StepClock()
         batches = run.batches(step, end)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
+from rsbackbones.train.data.augment import CropRange, Flips, Region
 from rsbackbones.train.data.npz import NpzFile
 from rsbackbones.train.objectives.croma import CromaObjective
+from rsbackbones.train.objectives.seamo import SeamoObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Part:
 
     file: NpzFile
     repeat: int = 1
-    crop: tuple[int, int] | None = None
+    crop: CropRange | None = None
     size: int | None = None
 
 
@@ -39,8 +41,12 @@ class DataOptions:
             folder of ``parts``.
         options: of ``root``'s layout: ``product``, ``split``, ``offset``, ``bands``; see the layout's class.
         parts: .npz files below ``root``; empty where ``root`` is a training set of its own.
-        crop: smallest and largest side of the square crops, in pixels of the source.
+        crop: smallest and largest side of the square crops, in pixels of the source; or, up to 1, as shares
+            of the shorter side of an image.
         size: side of what the model gets, in pixels.
+        flips: along both axes, ``horizontal`` (left to right) only, or not at all. ``turns``: by quarters.
+        region: where samples are series, how the crops of their dates lie to each other: ``same`` (one view
+            for all), ``partial`` (one for each), ``disjoint`` (no two overlap).
         mixup: parameter of the Beta distribution; 0 for none.
         units: of Sentinel-2 and Sentinel-1 values, where they are not DN and dB; as in ``create_preprocess``.
         workers: loader processes per training process.
@@ -50,10 +56,11 @@ class DataOptions:
     root: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
-    crop: tuple[int, int] = (60, 180)
+    crop: CropRange = (60, 180)
     size: int = 120
-    flips: bool = True
+    flips: Flips = True
     turns: bool = True
+    region: Region = "same"
     mixup: float = 0.3
     units: dict[str, str] = field(default_factory=dict)
     workers: int = 2
@@ -177,14 +184,18 @@ class Recipe(RunOptions):
     Attributes:
         objective: what is trained, and its options.
         epochs: length of the run.
+        first: what is different in a first phase of the run, whose weights this one begins with: fields of
+            the recipe, nested as in its JSON: ``{"epochs": 20, "objective": {"strategy": "multimodal"}}``.
+            What it does not name is the same in both, ``initial`` is what the first begins with.
         initial: weights to begin with: ``objective.safetensors`` of ``export --full``.
         ema: decay of the exponential moving average of the parameters, which is then exported; 0 for none.
     """
 
-    objective: CromaObjective
+    objective: CromaObjective | SeamoObjective
     data: DataOptions = field(default_factory=DataOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     epochs: int
+    first: dict[str, Any] = field(default_factory=dict)
     initial: Path | None = None
     ema: float = 0.0
 
@@ -192,10 +203,35 @@ class Recipe(RunOptions):
         super().__post_init__()
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
+        self.first_phase()  # what it says must be a recipe
+        if fixed := [name for name in ("name", "out", "first", "max_steps") if name in self.first]:
+            raise ValueError(f"first cannot change {', '.join(fixed)}: they are of the run as a whole")
+
+    def first_phase(self) -> "Recipe | None":
+        """Return the recipe of the first phase, which trains in the folder ``phase_1`` of this one's.
+
+        Raises:
+            ValueError: ``first`` has an unknown field, or a value that does not fit.
+        """
+        if not self.first:
+            return None
+        out = None if self.out is None else str(self.out / "phase_1")
+        own: dict[str, Any] = {**to_json(self), "first": {}, "out": out}
+        return from_json(_merged(own, self.first))
 
     def may_change(self) -> tuple[str, ...]:
         """See :meth:`RunOptions.may_change`."""
         return (*super().may_change(), "data.root", "data.workers", "data.max_bad_share", "initial")
+
+
+def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``fields`` with ``changes``, field by field where both have fields."""
+    merged = dict(fields)
+    for name, value in changes.items():
+        inner = merged.get(name)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[name] = _merged(dict(inner or {}), value) if both else value
+    return merged
 
 
 def to_json(recipe: RunOptions) -> dict[str, Any]:
@@ -244,8 +280,11 @@ def replace_fields(recipe: R, changes: Mapping[str, Any]) -> R:
         inner: Any = fields
         kind: Any = type(recipe)
         for name in path:
-            kind = _field_type(kind, name, key)
-            inner = inner[name] if isinstance(inner, dict) and name in inner else None
+            hint = _field_type(kind, name, key)
+            if isinstance(inner, dict) and not dataclasses.is_dataclass(kind):
+                inner.setdefault(name, {})  # fields that are free, such as overrides
+            inner = inner.get(name) if isinstance(inner, dict) else None
+            kind = _member(hint, inner)
         hint = _field_type(kind, last, key)
         if not isinstance(inner, dict):
             raise ValueError(f"unknown key {key!r}: {'.'.join(path)} has no fields")
@@ -313,15 +352,26 @@ def _field_type(kind: Any, name: str, key: str) -> Any:
     return hints[name]
 
 
+def _member(hint: Any, value: Any) -> Any:
+    """Return which of the dataclasses of a union a value is of: that of its ``method``, else the first."""
+    several = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
+    if not several or not isinstance(value, Mapping):
+        return hint
+    named = [kind for kind in several if getattr(kind, "method", None) == value.get("method")]
+    holds = [kind for kind in several if set(value) <= {f.name for f in dataclasses.fields(kind)}]
+    return (named or holds or several)[0]
+
+
 def _check_keys(kind: Any, fields: Mapping[str, Any], prefix: str) -> None:
     for name, value in fields.items():
-        inner = _field_type(kind, name, prefix + name)
+        inner = _member(_field_type(kind, name, prefix + name), value)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
             _check_keys(inner, value, f"{prefix}{name}.")
         if isinstance(value, Sequence) and typing.get_origin(inner) is tuple:
             for i, item in enumerate(value):
-                if isinstance(item, Mapping):
-                    _check_keys(typing.get_args(inner)[0], item, f"{prefix}{name}.{i}.")
+                member = _member(typing.get_args(inner)[0], item)
+                if isinstance(item, Mapping) and dataclasses.is_dataclass(member):
+                    _check_keys(member, item, f"{prefix}{name}.{i}.")
 
 
 def _listed(key: str, value: Any, hint: Any) -> Any:

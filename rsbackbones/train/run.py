@@ -9,8 +9,8 @@ import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from rsbackbones.backbone import Backbone
-from rsbackbones.factory import create_model
 from rsbackbones.preprocess import preprocess_for
+from rsbackbones.train.beginning import build_objective, load_beginning
 from rsbackbones.train.checkpoint import finished
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.dataset import TrainingSet, Use, Views
@@ -44,6 +44,8 @@ class Run(Steps):
         self.clip_grad, self.workers = recipe.optim.clip_grad, recipe.data.workers
         self.max_bad_share = recipe.data.max_bad_share
         self.objective = build_objective(recipe)
+        if not (recipe.out is not None and finished(recipe.out.expanduser() / "checkpoints")):
+            self.beginning = load_beginning(self.objective, recipe)  # a run that goes on has its own weights
         backbone = self.objective.backbone
         self.uses = open_uses(recipe, backbone)
         self.places = sum(len(use.source) for use in self.uses)
@@ -51,7 +53,7 @@ class Run(Steps):
             lengths=tuple(len(use) for use in self.uses),
             repeats=tuple(use.repeat for use in self.uses),
             blocks=tuple(use.source.block for use in self.uses),
-            frames=tuple(use.source.frames for use in self.uses),
+            frames=tuple(use.frames for use in self.uses),
             batch_size=recipe.batch_size,
             seed=recipe.seed,
         )  # fmt: skip
@@ -105,39 +107,6 @@ class Run(Steps):
         ]
 
 
-def build_objective(recipe: Recipe) -> Objective:
-    """Build the model and what is trained around it, from the recipe's seed or its ``initial`` weights."""
-    torch.manual_seed(recipe.seed)
-    backbone = create_model(recipe.model, image_size=recipe.data.size, overrides=recipe.overrides)
-    objective: Objective = recipe.objective.build(backbone)
-    begun = recipe.out is not None and finished(recipe.out.expanduser() / "checkpoints")
-    if recipe.initial is not None and not begun:  # a run that goes on has its own
-        _load_initial(objective, recipe)
-    objective.train()
-    return objective
-
-
-def _load_initial(objective: Objective, recipe: Recipe) -> None:
-    from rsbackbones.checkpoints import not_finite, open_checkpoint
-
-    assert recipe.initial is not None
-    file = open_checkpoint(recipe.initial, allow_pickle=False)
-    ours = objective.state_dict()
-    differing = sorted(set(file.tensors) ^ set(ours)) + [
-        name for name in ours if name in file.tensors and file.tensors[name].shape != tuple(ours[name].shape)
-    ]
-    if differing:
-        raise TrainingError(
-            f"initial={recipe.initial} is not this objective on {recipe.model}: {', '.join(differing[:8])} "
-            "differ; it must be objective.safetensors as `python -m rsbackbones.train.export RUN --full` "
-            "writes it, and the recipe's objective the same"
-        )
-    state = file.read(dict.fromkeys(file.tensors, ""))
-    if bad := not_finite(state):
-        raise TrainingError(f"initial={recipe.initial}: NaN or infinity in {', '.join(bad)}")
-    objective.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
-
-
 def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     """Open the recipe's sources and say how each is normalised and viewed.
 
@@ -172,11 +141,20 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
             raise TrainingError(f"{source.name} has {source.bands}, and the model takes {backbone.bands}")
         given = {m: source.bands[m] for m in wanted}
         units = {m: unit for m, unit in data.units.items() if m in wanted}
-        views = Views(crop=crop, size=size, flips=data.flips, turns=data.turns, mixup=data.mixup)
+        views = Views(
+            crop=crop, size=size, flips=data.flips, turns=data.turns, region=data.region, mixup=data.mixup
+        )
         checking = preprocess_for(backbone.inputs, wanted, bands=given, units=units)
         _look(source, checking)
         preprocess = preprocess_for(backbone.inputs, wanted, bands=given, units=units, check=False)
-        uses.append(Use(source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1))
+        try:
+            use = Use(
+                source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1,
+                seasons=recipe.objective.seasons,
+            )  # fmt: skip
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        uses.append(use)
     fed = {m for use in uses for m in use.preprocess.specs}
     if idle := [m for m in backbone.modalities if m not in fed]:
         raise TrainingError(

@@ -17,6 +17,8 @@ RECIPE = "recipe.json"
 _LOCK_PATIENCE_S = 10.0
 # A line per logged step; a line per evaluation, where a run has any.
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+# A run of two phases keeps the first one, a run in itself, in its folder.
+PHASE_1 = "phase_1"
 
 
 class TrainingError(ValueError):
@@ -75,7 +77,7 @@ class RunFolder:
                 )
             return
         if foreign := sorted(
-            p.name for p in self.path.iterdir() if p.name not in ("lock", "recipe.json.tmp")
+            p.name for p in self.path.iterdir() if p.name not in ("lock", "recipe.json.tmp", PHASE_1)
         ):
             raise TrainingError(f"{self.path} is not empty and no run of ours: {', '.join(foreign[:8])}")
         content = {"recipe": to_json(recipe), "sources": sources, "environment": environment()}

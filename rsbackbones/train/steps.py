@@ -46,6 +46,7 @@ class Steps:
         plan: which samples make which step.
         total_steps: of the whole schedule.
         places: how many samples there are; ``max_bad_share`` of them may be unusable.
+        beginning: what the weights that it began with are, where they are not random.
     """
 
     recipe: RunOptions
@@ -63,6 +64,7 @@ class Steps:
     ema: Ema | None = None
     places: int
     max_bad_share: float
+    beginning: str | None = None
 
     def sources(self) -> list[dict[str, Any]]:
         """Return what is written of the data; but for their ``name`` a run goes on with the same only."""

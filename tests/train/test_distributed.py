@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
+from rsbackbones.train.beginning import read_run
 from rsbackbones.train.distributed import Processes
-from rsbackbones.train.export import read_run
 from rsbackbones.train.loop import train
 from rsbackbones.train.recipe import to_json
 from tests.train.ranks import steps_of

@@ -16,11 +16,11 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import rsbackbones as rsb
 from rsbackbones.cli import main as cli
 from rsbackbones.environment import environment
-from rsbackbones.train.export import export, read_run
+from rsbackbones.train.beginning import build_objective, load_beginning, read_run
+from rsbackbones.train.export import export
 from rsbackbones.train.export import main as export_command
 from rsbackbones.train.loop import train
 from rsbackbones.train.recipe import from_json, to_json
-from rsbackbones.train.run import build_objective
 from rsbackbones.train.run_folder import TrainingError
 from tests.train.training import (
     BANDS,
@@ -326,15 +326,18 @@ def test_the_whole_objective_can_be_begun_with(data, finished, exported, tmp_pat
     _, out = finished
     file = exported / "objective.safetensors"
     trained = read_run(out)[2]
-    begun = build_objective(small_recipe(data, initial=str(file), seed=3))
+    recipe = small_recipe(data, initial=str(file), seed=3)
+    begun = build_objective(recipe)
+    assert load_beginning(begun, recipe) == f"begins with {file}"
     for name, value in trained.state_dict().items():
         assert torch.equal(begun.state_dict()[name], value)
     summary = train(small_recipe(data, tmp_path / "run", initial=str(file), epochs=1))
     assert summary.step == 8
     first, before = curve(tmp_path / "run", "reconstruction")[0], curve(out, "reconstruction")[0]
     assert first < before
+    other = small_recipe(data, initial=str(file), objective__decoder_dim=64)
     with pytest.raises(TrainingError, match="is not this objective"):
-        build_objective(small_recipe(data, initial=str(file), objective__decoder_dim=64))
+        load_beginning(build_objective(other), other)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -6,12 +6,13 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
+from rsbackbones.train.beginning import build_objective
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.ema import Ema
 from rsbackbones.train.loop import train
 from rsbackbones.train.optim import build_optimizer, build_schedule, start_state
 from rsbackbones.train.recipe import OptimOptions
-from rsbackbones.train.run import Run, build_objective
+from rsbackbones.train.run import Run
 from tests.train.training import curve, small_recipe, write_data
 
 ALONE = Processes(0, 1, torch.device("cpu"))

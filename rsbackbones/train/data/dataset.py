@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsbackbones.preprocess import Preprocess
-from rsbackbones.train.data.augment import cut, draw_mixup, draw_view, mix, resize_and_turn
+from rsbackbones.train.data.augment import (
+    CropRange,
+    Flips,
+    Region,
+    crop_sides,
+    cut,
+    draw_mixup,
+    draw_views,
+    mix,
+    resize_and_turn,
+)
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.sampler import Key
 from rsbackbones.train.data.source import BadSample, Sample, Source
@@ -29,27 +39,47 @@ class Views:
     """How samples are cut and mixed; see :mod:`rsbackbones.train.data.augment`.
 
     ``crop``: smallest and largest side in pixels of the source; ``size``: side of what the model gets.
-    ``mixup`` 0 is none.
+    ``region``: how the crops of the seasons of a place lie to each other. ``mixup`` 0 is none.
     """
 
-    crop: tuple[int, int]
+    crop: CropRange
     size: int
-    flips: bool = True
+    flips: Flips = True
     turns: bool = True
+    region: Region = "same"
     mixup: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """A source in use: what is normalised how, and how it is viewed. ``repeat``: times per epoch."""
+    """A source in use: what is normalised how, and how it is viewed. ``repeat``: times per epoch.
+
+    ``seasons``: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`.
+
+    Raises:
+        ValueError: the source has fewer dates.
+    """
 
     source: Source
     preprocess: Preprocess
     views: Views
     repeat: int = 1
+    seasons: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seasons is not None and self.source.frames < self.seasons:
+            raise ValueError(
+                f"{self.source.name} has {self.source.frames} date(s) for each place, and samples are series "
+                f"of {self.seasons}: leave it out, or train on single dates (objective.strategy=multimodal)"
+            )
+
+    @property
+    def frames(self) -> int:
+        """How many samples a place is."""
+        return self.source.frames if self.seasons is None else 1
 
     def __len__(self) -> int:
-        return len(self.source) * self.source.frames
+        return len(self.source) * self.frames
 
 
 def sample_generator(seed: int, key: Key) -> torch.Generator:
@@ -76,6 +106,7 @@ class TrainingSet(Dataset[Batch]):
         use = self.uses[keys[0][1]]
         modalities = tuple(use.preprocess.specs)
         images: dict[str, list[Tensor]] = {m: [] for m in modalities}
+        valid: dict[str, list[Tensor]] = {m: [] for m in modalities}
         draws: dict[str, list[Tensor]] = {}
         names: list[str] = []
         skipped: dict[str, str] = {}
@@ -87,6 +118,10 @@ class TrainingSet(Dataset[Batch]):
             ).items():
                 draws.setdefault(name, []).append(value)
             sample, place = self._read(use, key[2], skipped)
+            if use.seasons is not None and use.seasons > 1:
+                sample = _some_seasons(sample, use.seasons, use.source.frames, generator)
+                for m in modalities:
+                    valid[m].append(torch.from_numpy(sample.valid.get(m, np.ones(use.seasons, bool))))
             view = _view(use, sample, generator)
             if use.views.mixup:
                 index, share = draw_mixup(generator, use.views.mixup, len(use))
@@ -99,6 +134,7 @@ class TrainingSet(Dataset[Batch]):
             images={m: torch.stack(x) for m, x in images.items()},
             bands={m: use.preprocess.specs[m].bands for m in modalities},
             draws={name: torch.stack(x) for name, x in draws.items()},
+            valid={m: torch.stack(x) for m, x in valid.items() if x and not all(row.all() for row in x)},
             names=tuple(names),
             skipped=tuple(skipped.items()),
         )
@@ -109,17 +145,18 @@ class TrainingSet(Dataset[Batch]):
     def _read(self, use: Use, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
         """Read a sample, or the next one (in the next file); note those that were not usable."""
         source = use.source
-        in_file = source.block * source.frames
+        in_file = source.block * use.frames
         stride = in_file + (in_file > 1)
         for attempt in range(min(_MOST_IN_A_ROW, len(use))):
-            place, frame = divmod((index + attempt * stride) % len(use), source.frames)
+            place, frame = divmod((index + attempt * stride) % len(use), use.frames)
             name = f"{source.name}: {source.describe(place)}"
             try:
-                sample = source.read(place, frame)
+                sample = source.read(place, frame if use.seasons in (None, 1) else None)
                 sample = replace(sample, images={m: sample.images[m] for m in use.preprocess.specs})
                 side = min(min(image.shape[-2:]) for image in sample.images.values())
-                if side < use.views.crop[0]:
-                    raise BadSample(f"{side} pixels are less than the smallest crop, {use.views.crop[0]}")
+                low, high = crop_sides(use.views.crop, side)
+                if high < low:
+                    raise BadSample(f"{side} pixels are less than the smallest crop, {low}")
                 return sample, name
             except BadSample as problem:
                 skipped[name] = str(problem)
@@ -129,10 +166,35 @@ class TrainingSet(Dataset[Batch]):
         )
 
 
+def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Generator) -> Sample:
+    """Take ``seasons`` of all dates of a place, evenly apart, from a random one on: in order of time."""
+    step = frames // seasons
+    first = int(torch.randint(frames - step * (seasons - 1), (1,), generator=generator))
+    taken = slice(first, first + step * (seasons - 1) + 1, step)
+    return replace(
+        sample,
+        images={m: x[taken] for m, x in sample.images.items()},
+        dates={m: x[taken] for m, x in sample.dates.items()},
+        valid={m: x[taken] for m, x in sample.valid.items()},
+    )
+
+
 def _view(use: Use, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
+    """Cut, normalise and turn: [C, H, W] to [C, size, size]; with seasons [T, C, H, W] to as many."""
     height, width = next(iter(sample.images.values())).shape[-2:]
-    views = use.views
-    view = draw_view(generator, height, width, crop=views.crop, flips=views.flips, turns=views.turns)
-    # Cut before normalising: the same values, from less of them.
-    squares = use.preprocess({m: cut(view, image) for m, image in sample.images.items()})
-    return {m: resize_and_turn(view, square, views.size) for m, square in squares.items()}
+    drawn = draw_views(
+        generator, height, width, use.seasons or 1, region=use.views.region, crop=use.views.crop,
+        flips=use.views.flips, turns=use.views.turns,
+    )  # fmt: skip
+    of_seasons = []
+    for t, view in enumerate(drawn):
+        of_season = {m: x if x.ndim == 3 else x[t] for m, x in sample.images.items()}
+        # Cut before normalising: the same values, from less of them.
+        squares = use.preprocess({m: cut(view, image) for m, image in of_season.items()})
+        of_seasons.append({m: resize_and_turn(view, x, use.views.size) for m, x in squares.items()})
+    if use.seasons is None:
+        return of_seasons[0]
+    views = {m: torch.stack([season[m] for season in of_seasons]) for m in of_seasons[0]}
+    for m, present in sample.valid.items():
+        views[m][~torch.from_numpy(present)] = 0  # normalised, what is missing would be some value
+    return views

@@ -24,11 +24,13 @@ class Sample:
     """One place at one date: ``images[modality]`` is [C, H, W]; at all dates [T, C, H, W].
 
     All sensors are on one grid of pixels. ``dates[modality]``: days since 1970-01-01, one per frame, where
-    the source knows them.
+    the source knows them. ``valid[modality]``, of samples of all dates: [T] booleans, False where the sensor
+    has no usable image at a date, whose pixels are then 0; a sensor that is not named has all.
     """
 
     images: "dict[str, Array]"
     dates: "dict[str, Array]" = field(default_factory=dict)
+    valid: "dict[str, Array]" = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -20,7 +20,7 @@ Shapes: B images, N patches of which K are kept, D = dim of the backbone.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +29,20 @@ from torch import Tensor
 from rsbackbones.backbone import Backbone
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.croma import Croma
-from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.objectives.checks import (
+    batch_channels,
+    batch_grid,
+    check_decoder,
+    check_kinds,
+    check_no_head,
+    draw_of,
+    mask_of,
+    some_channels,
+)
 from rsbackbones.train.objectives.decoder import Decoder
 from rsbackbones.train.objectives.infonce import SENSORS, InfoNCE
-from rsbackbones.train.objectives.masking import Mask, random_mask
+from rsbackbones.train.objectives.masking import Mask
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.objectives.precision import full_precision
 from rsbackbones.train.objectives.targets import PatchScale
@@ -47,6 +56,7 @@ class CromaObjective:
     A weight of 0 leaves a part out altogether, and what only that part would train is frozen by ``build``.
 
     Attributes:
+        method: tells the options of one method from those of another, in files.
         mask_ratio_s2, mask_ratio_s1: the part of each sensor's patches that is masked.
         masking: ``independent``, or the same patches of both sensors.
         joint_self_bias: the bias of the joint encoder's self-attention: ``radar`` (between radar patches) or
@@ -64,6 +74,7 @@ class CromaObjective:
         ValueError: an option is out of range, or does not go with another.
     """
 
+    method: Literal["croma"] = "croma"
     mask_ratio_s2: float = 0.75
     mask_ratio_s1: float = 0.75
     masking: Literal["independent", "shared"] = "independent"
@@ -81,22 +92,14 @@ class CromaObjective:
     decoder_heads: int = 8
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            _check_kind(name, getattr(self, name), kind)
+        check_kinds(self)
         for name in ("mask_ratio_s2", "mask_ratio_s1"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
         for name in ("contrast_weight", "reconstruction_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
-            raise ValueError(
-                f"decoder_dim must be a multiple of 4 and of decoder_heads, got {self.decoder_dim} and "
-                f"{self.decoder_heads} heads"
-            )
+        check_decoder(self.decoder_dim, self.decoder_depth, self.decoder_heads)
         if self.masking == "shared" and self.mask_ratio_s2 != self.mask_ratio_s1:
             raise ValueError(
                 f"masking='shared' masks the same patches, so the ratios must be equal, got "
@@ -140,6 +143,16 @@ class CromaObjective:
     def targets(self) -> tuple[str, ...]:
         """The sensors whose pixels are predicted, in the order of the decoder's channels."""
         return SENSORS if self.reconstruction_target == "both" else (self.reconstruction_target,)
+
+    @property
+    def seasons(self) -> int | None:
+        """See :meth:`ObjectiveConfig.seasons`: every date is a sample of its own."""
+        return None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """See :meth:`ObjectiveConfig.overrides`."""
+        return {}
 
     def mask_ratio(self, modality: str) -> float:
         """Return the part of a sensor's patches that is masked."""
@@ -235,7 +248,7 @@ class CromaPretraining(Objective):
                     parts["local"] = F.mse_loss(full_precision(tokens["s2"]), full_precision(tokens["s1"]))
                 weighted.append(parts["local"])
         if self.decoder is not None:
-            predicted = self._predict(self.decoder, tokens, channels, masks, self._grid(batch))
+            predicted = self._predict(self.decoder, tokens, channels, masks, batch_grid(self.backbone, batch))
             target, scale = self._target(batch)
             for m, x in predicted.items():
                 y = scale.normalise(target[m]) if options.normalised_targets else target[m]
@@ -249,7 +262,7 @@ class CromaPretraining(Objective):
         """See :meth:`Objective.reconstruct`; patches that were seen are in the prediction as they are."""
         if self.decoder is None:
             return {}
-        channels, masks, grid = self._channels(batch), self._masks(batch), self._grid(batch)
+        channels, masks, grid = self._channels(batch), self._masks(batch), batch_grid(self.backbone, batch)
         tokens = self._encode(batch, channels, masks)
         predicted = self._predict(self.decoder, tokens, channels, masks, grid)
         target, scale = self._target(batch)
@@ -276,7 +289,7 @@ class CromaPretraining(Objective):
         return self.backbone.encode_tokens(
             {m: batch.images[m].to(dtype) for m in masks},
             kept={m: mask.kept for m, mask in masks.items()},
-            channels={m: c for m, c in channels.items() if c != list(range(len(self.backbone.bands[m])))},
+            channels=some_channels(self.backbone, channels),
             joint=self.decoder is not None,
             joint_self_bias=self.options.joint_self_bias,
         )
@@ -317,27 +330,13 @@ class CromaPretraining(Objective):
     def _hard(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]] | None:
         if not self.options.hard_negatives:
             return None
-        return {m: (_draw(batch, f"{m}_hard_picks"), _draw(batch, f"{m}_hard_mixes")) for m in SENSORS}
+        return {m: (draw_of(batch, f"{m}_hard_picks"), draw_of(batch, f"{m}_hard_mixes")) for m in SENSORS}
 
     # -- checks of a batch -------------------------------------------------------------------------
 
-    def _grid(self, batch: Batch) -> tuple[int, int]:
-        height, width = next(iter(batch.images.values())).shape[-2:]
-        return height // self.backbone.patch_size, width // self.backbone.patch_size
-
     def _channels(self, batch: Batch) -> dict[str, list[int]]:
         """Return for every sensor of the batch which of the backbone's bands its channels are."""
-        backbone = self.backbone
-        if unknown := [m for m in batch.images if m not in backbone.modalities]:
-            raise ValueError(
-                f"the batch has {', '.join(unknown)}; the backbone was built for "
-                f"{', '.join(backbone.modalities)}: leave it out of the source, or build it with that sensor"
-            )
-        if len({(len(x), *x.shape[-2:]) for x in batch.images.values()}) != 1:
-            raise ValueError(
-                "a batch needs one sensor or more, with equally many images of one size, got "
-                + (", ".join(f"{m} {list(x.shape)}" for m, x in batch.images.items()) or "none")
-            )
+        channels = batch_channels(self.backbone, batch)
         absent = [m for m in self.targets if m not in batch.images]
         if self.decoder is not None and self.options.reconstruction_target in absent:
             raise ValueError(
@@ -349,66 +348,23 @@ class CromaPretraining(Objective):
                 f"the batch has only {', '.join(batch.images)}, and without reconstruction nothing is "
                 "trained on one sensor; set reconstruction_weight above 0, or leave this source out"
             )
-        channels = {}
-        for m in (m for m in SENSORS if m in batch.images):
-            own, p, shape = backbone.bands[m], backbone.patch_size, batch.images[m].shape
-            bands = get_sensor(m).canonical(batch.bands.get(m, ()))
-            if lacking := [band for band in bands if band not in own]:
-                raise ValueError(
-                    f"{m}: the batch has band {', '.join(lacking)}, which the backbone lacks; its bands are "
-                    f"{', '.join(own)}. Leave it out of the source's bands, or build the backbone with it"
-                )
-            if len(shape) != 4 or shape[1] != len(bands) or shape[2] % p or shape[3] % p:
-                raise ValueError(
-                    f"{m}: expected [B, {len(bands)}, H, W] for the bands {', '.join(bands)}, with H and W "
-                    f"multiples of the patch size {p}, got {list(shape)}"
-                )
-            channels[m] = [own.index(band) for band in bands]
-        return channels
+        return {m: channels[m] for m in SENSORS if m in channels}
 
     def _masks(self, batch: Batch) -> dict[str, Mask]:
         """Make the masks of every sensor of the batch from its noise."""
-        masks: dict[str, Mask] = {}
-        height, width = self._grid(batch)
-        for m in (m for m in SENSORS if m in batch.images):
-            name = self.options.noise_name(m)
-            noise = _draw(batch, name)
-            if noise.shape != (len(batch), height * width):
-                raise ValueError(
-                    f"draws[{name!r}] must be [B, N] = [{len(batch)}, {height * width}], got "
-                    f"{list(noise.shape)}: draw() needs the number of patches"
-                )
-            masks[m] = random_mask(noise, self.options.mask_ratio(m))
-        return masks
-
-
-def _draw(batch: Batch, name: str) -> Tensor:
-    if name not in batch.draws:
-        raise ValueError(
-            f"batch.draws has no {name!r} (it has {', '.join(batch.draws) or 'none'}): samples need the "
-            "draws of this very objective"
-        )
-    return batch.draws[name]
+        height, width = batch_grid(self.backbone, batch)
+        shape = (len(batch), height * width)
+        return {
+            m: mask_of(batch, self.options.noise_name(m), shape, self.options.mask_ratio(m))
+            for m in SENSORS
+            if m in batch.images
+        }
 
 
 def _masked_mse(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     """Mean square over the masked patches: [B, N, P] twice and [B, N] to a scalar."""
     per_patch = (prediction - target).square().mean(dim=-1)
     return (per_patch * masked).sum() / masked.sum()
-
-
-def _check_kind(name: str, value: object, kind: object) -> None:
-    """Refuse an option that is not of the type that its field states."""
-    if get_origin(kind) is Literal:
-        right, expected = value in get_args(kind), "one of " + ", ".join(map(repr, get_args(kind)))
-    elif kind is bool:
-        right, expected = isinstance(value, bool), "true or false"
-    elif kind is int:
-        right, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-    else:
-        right, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
-    if not right:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def _check_backbone(options: CromaObjective, backbone: Croma) -> None:
@@ -428,8 +384,4 @@ def _check_backbone(options: CromaObjective, backbone: Croma) -> None:
             f"joint_self_bias='published' is about 2D-ALiBi, and the backbone's positions are "
             f"{backbone.config.positions!r}; leave it at 'radar'"
         )
-    if backbone.num_classes:
-        raise ValueError(
-            f"the backbone has a head of {backbone.num_classes} classes, which pretraining does not train; "
-            "build it with num_classes=0"
-        )
+    check_no_head(backbone)

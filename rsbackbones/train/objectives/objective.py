@@ -1,5 +1,8 @@
 """What every objective answers to."""
 
+from typing import Any, Protocol
+
+import torch
 from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone
@@ -29,3 +32,34 @@ class Objective(nn.Module):
         Where nothing was seen the middle one is NaN. Empty for an objective without reconstruction.
         """
         return {}
+
+
+class ObjectiveConfig(Protocol):
+    """The options of an objective: a frozen dataclass, with a field ``method`` of one value that names it."""
+
+    @property
+    def seasons(self) -> int | None:
+        """How many dates of a place make a sample: ``None``: one, and every date is a sample of its own.
+
+        1: the first date of every place. More: a series of so many, [T, C, H, W] for every sensor.
+        """
+        ...
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The fields of the backbone's configuration that these options decide."""
+        ...
+
+    def draw(
+        self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
+    ) -> dict[str, Tensor]:
+        """Return the random numbers of a sample, by name, whose images have ``num_patches`` patches."""
+        ...
+
+    def build(self, backbone: Backbone) -> Objective:
+        """Build the objective around ``backbone``; what of it these options do not train is frozen.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        ...

@@ -1,0 +1,277 @@
+"""SeaMo: a season-aware masked autoencoder of optical and radar images.
+
+Li, Li, Vivone and Hong, "SeaMo: A Season-Aware Multimodal Foundation Model for Remote Sensing", arXiv
+2412.19237, section 3.
+
+Each sensor has a patch tokenizer; the tokens of both sensors at one date are put one after the other and go
+through one ViT, whose self-attention mixes them. It takes either sensor alone as well. Fixed sine-cosine
+positions tell where a patch lies, the same for both sensors; the tokenizers tell the sensors apart. There is
+no class token: an embedding is the mean of the final tokens, and ``joint``, with both sensors, is the mean of
+theirs, patch by patch.
+
+After pretraining the encoder is the backbone. The temporal-multimodal (TM) block of the pretraining
+(:mod:`rsbackbones.layers.temporal_multimodal`) can be kept: ``temporal=True`` builds it, and
+``forward_features(series, temporal=True)`` lets the dates of a series see each other, each one those before.
+
+What the paper leaves open, and what we do:
+
+- The patch size is not in the paper. 8 by default, as CROMA on the same images: 16 x 16 patches of 128 pixels
+  (with 16 there would be 64, of which 16 are seen under the mask). ``patch_size=16`` is the option.
+- The blocks are those of "standard vision transformers": pre-norm, query, key and value with bias, MLP ratio
+  4, exact GELU, a LayerNorm at the end. ViT-B has 12 heads, ViT-L 16. Initialisation is MAE's, whose code the
+  paper builds on: Xavier uniform weights, zero biases.
+- For another size the table of positions of the pretraining's grid is interpolated (section 4.5.6; bicubic,
+  as MAE's code does it). ``position_grid`` is that grid.
+  :func:`rsbackbones.layers.sincos.interpolate_positions` with ``None`` computes it again instead.
+- A sensor that is missing at a date is masked out of the attention.
+
+``seamo_vit_tiny`` is ours, for two CPU cores: as wide and deep as ``croma_vit_tiny``, and for 64 pixels.
+
+Shapes: B images, T dates, N = h * w patches in row-major order, K kept ones, D = dim.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from rsbackbones.backbone import Backbone, Taps
+from rsbackbones.config import ViTConfig
+from rsbackbones.layers.attention import key_mask
+from rsbackbones.layers.block import Block
+from rsbackbones.layers.position_table import LearnedPositions
+from rsbackbones.layers.sincos import SinCosPositions
+from rsbackbones.layers.temporal_multimodal import TemporalMultimodal
+from rsbackbones.layers.tokenizer import LinearTokenizer
+from rsbackbones.layouts import Layout
+from rsbackbones.sensors import SSL4EO_S12, InputSpec
+
+INPUTS: dict[str, InputSpec] = SSL4EO_S12
+LAYOUTS: dict[str, Layout] = {}  # nobody else has published weights of this architecture
+_CHOICES = {
+    "positions": ("sincos", "learned"),
+    "fusion": ("fuse", "decouple"),
+    "query": ("algorithm", "text"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeamoConfig(ViTConfig):
+    """Everything that decides the shape of a SeaMo model.
+
+    ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d), ``position_grid`` the grid (h, w) of
+    patches that they are made for, by default that of ``image_size``. ``temporal`` builds the TM block, of
+    the form ``fusion`` (``"fuse"`` or ``"decouple"``) and ``query`` (``"algorithm"`` or ``"text"``).
+    """
+
+    patch_size: int = 8
+    image_size: int | tuple[int, int] = 128
+    modalities: tuple[str, ...] = ("s2", "s1")
+    bands: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
+    )
+    mlp_ratio: float = 4.0
+    positions: str = "sincos"
+    position_grid: tuple[int, int] | None = None
+    temporal: bool = False
+    fusion: str = "fuse"
+    query: str = "algorithm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [m for m in self.modalities if m not in INPUTS]:
+            raise ValueError(f"SeaMo's modalities are {', '.join(INPUTS)}, got {', '.join(unknown)}")
+        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)):
+            raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
+        if not 1 <= self.dim * self.mlp_ratio < 2**31:
+            raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.dim % 4:
+            raise ValueError(f"sine-cosine positions need a dim that is a multiple of 4, got {self.dim}")
+        if not isinstance(self.temporal, bool):
+            raise ValueError(f"temporal must be true or false, got {self.temporal!r}")
+        if self.position_grid is not None:
+            grid = tuple(self.position_grid)
+            if len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
+                raise ValueError(f"position_grid must be (rows, columns) of patches, got {grid}")
+            object.__setattr__(self, "position_grid", grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The grid (h, w), in patches, that the positions are made for."""
+        if self.position_grid is not None:
+            return self.position_grid
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // self.patch_size, width // self.patch_size
+
+    def wanted(self, **changes: Any) -> Self:
+        """See :meth:`ViTConfig.wanted`: the positions stay those that the weights were trained with."""
+        return replace(self, **({"position_grid": self.grid} | changes))
+
+
+class Seamo(Backbone):
+    """SeaMo's encoder of ``s2`` and ``s1``, with their mean, ``joint``; and its TM block, where built."""
+
+    mixes_sensors = True
+    config: SeamoConfig
+
+    def __init__(self, config: SeamoConfig, *, num_classes: int = 0) -> None:
+        super().__init__(config, num_classes=num_classes)
+        self.stream_inputs = {m: (m,) for m in config.modalities}
+        if len(config.modalities) == 2:
+            self.stream_inputs["joint"] = ("s2", "s1")
+            self.mean_streams = {"joint": ("s2", "s1")}
+        self.stream_depths = dict.fromkeys(self.stream_inputs, config.depth)
+        self.tokenizers = nn.ModuleDict(
+            {
+                m: LinearTokenizer(len(config.bands[m]), config.dim, config.patch_size)
+                for m in config.modalities
+            }
+        )
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=True)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.temporal: TemporalMultimodal | None = None
+        if config.temporal:
+            self.temporal = TemporalMultimodal(
+                config.modalities, config.dim, config.num_heads, mlp_ratio=config.mlp_ratio,
+                fusion="decouple" if config.fusion == "decouple" else "fuse",
+                query="text" if config.query == "text" else "algorithm",
+            )  # fmt: skip
+        for part in (self.tokenizers, self.blocks, self.temporal):
+            for module in part.modules() if part is not None else ():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+        self.positions: SinCosPositions | LearnedPositions
+        if config.positions == "learned":
+            self.positions = LearnedPositions(config.grid, config.dim)
+        else:
+            self.positions = SinCosPositions()
+            self.positions.trained_grid = config.grid
+
+    def encode(
+        self, images: dict[str, Tensor], taps: Taps, present: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """See :meth:`Backbone.encode`."""
+        tokens = self._with_joint(self.encode_tokens(images, present=present, taps=taps))
+        return {stream: (x, self.pool(stream, x)) for stream, x in tokens.items()}
+
+    def pool(self, stream: str, tokens: Tensor) -> Tensor:
+        """See :meth:`Backbone.pool`."""
+        return tokens.mean(dim=1)
+
+    def encode_tokens(
+        self,
+        images: Mapping[str, Tensor],
+        *,
+        kept: Mapping[str, Tensor] | None = None,
+        channels: Mapping[str, Sequence[int]] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        taps: Taps | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the final tokens of every sensor, of all patches or of kept ones.
+
+        Args:
+            images: by modality [B, C, H, W], on one grid.
+            kept: by modality, the indices of the patches to encode, [B, K], for tokens [B, K, D] in their
+                order. By default all patches, [B, N, D].
+            channels: by modality, the model's bands that the image holds, in order, where not all of them.
+            present, taps: as for :meth:`encode`.
+        """
+        kept, channels, present, taps = kept or {}, channels or {}, present or {}, taps or {}
+        tokens = []
+        for m, image in images.items():
+            grid = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
+            x = self.tokenizers[m](image, kept=kept.get(m), channels=channels.get(m))
+            tokens.append(self.positions(x, grid, kept.get(m)))
+        counts = [x.shape[1] for x in tokens]
+        x = torch.cat(tokens, dim=1)
+        mask = self._mask(dict(zip(images, tokens, strict=True)), present)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask)
+            for m, part in zip(images, x.split(counts, dim=1), strict=True):
+                if (m, i) in taps:
+                    taps[m, i] = part
+        return dict(zip(images, self.norm(x).split(counts, dim=1), strict=True))
+
+    def _mask(self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the bias that hides the tokens of missing images, where any sensor may miss some."""
+        if len(tokens) == 1 or not any(m in present for m in tokens):
+            return None
+        first = next(iter(tokens.values()))
+        whole = torch.ones(first.shape[0], dtype=torch.bool, device=first.device)
+        seen = [present.get(m, whole)[:, None].expand(-1, x.shape[1]) for m, x in tokens.items()]
+        return key_mask(torch.cat(seen, dim=1), first.dtype)
+
+    def across_dates(
+        self, tokens: dict[str, Tensor], valid: Mapping[str, Tensor], dates: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See :meth:`Backbone.across_dates`: the TM block, each date with those before it."""
+        if self.temporal is None:
+            raise ValueError(
+                f"temporal=True needs the temporal-multimodal block, and this {self.architecture} was built "
+                "without: overrides={'temporal': True} builds it. Weights hold it where their own "
+                "configuration says temporal; an encoder that was exported alone has none"
+            )
+        if dates is None:
+            return self._with_joint(self.temporal(tokens, valid))
+        order = _order_of_dates(dates, [valid[m] for m in tokens if m in valid] if valid else [])
+        places = order[..., None, None]
+        sorted_tokens = {m: torch.take_along_dim(x, places, dim=1) for m, x in tokens.items()}
+        sorted_valid = {m: torch.take_along_dim(v, order, dim=1) for m, v in valid.items()}
+        back = order.argsort(dim=1)[..., None, None]
+        across = self.temporal(sorted_tokens, sorted_valid)
+        return self._with_joint({m: torch.take_along_dim(x, back, dim=1) for m, x in across.items()})
+
+    def _with_joint(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        if len(tokens) < 2:
+            return tokens
+        return {**tokens, "joint": (tokens["s2"] + tokens["s1"]) / 2}
+
+    def final_norm(self, stream: str) -> nn.Module:
+        """See :meth:`Backbone.final_norm`."""
+        return self.norm
+
+    def tokenizer_name(self, modality: str) -> str:
+        """See :meth:`Backbone.tokenizer_name`."""
+        return f"tokenizers.{modality}"
+
+
+def _order_of_dates(dates: Tensor, valid: Sequence[Tensor]) -> Tensor:
+    """Return the indices [B, T] that put dates [B, T] in order of time.
+
+    Raises:
+        ValueError: two dates of a series are the same, and neither of them is missing in all sensors.
+    """
+    order = dates.argsort(dim=1, stable=True)
+    if torch.compiler.is_compiling():
+        return order
+    there = torch.stack(tuple(valid)).any(dim=0) if valid else torch.ones_like(dates, dtype=torch.bool)
+    for b, (days, held) in enumerate(zip(dates.tolist(), there.tolist(), strict=True)):
+        known = [day for day, here in zip(days, held, strict=True) if here]
+        if twice := sorted({day for day in known if known.count(day) > 1}):
+            raise ValueError(
+                f"dates[{b}] has day {twice[0]} twice, so its order cannot be told; leave one of the two "
+                "out, or leave out dates= where the series is in order of time as it stands"
+            )
+    return order
+
+
+CONFIGS = {
+    "seamo_vit_tiny": SeamoConfig(dim=96, depth=4, num_heads=4, image_size=64),
+    "seamo_vit_b": SeamoConfig(dim=768, depth=12, num_heads=12),
+    "seamo_vit_l": SeamoConfig(dim=1024, depth=24, num_heads=16),
+}
+
+
+def build(config: SeamoConfig, *, num_classes: int = 0) -> Seamo:
+    """Build a SeaMo model, randomly initialised."""
+    return Seamo(config, num_classes=num_classes)

@@ -1,0 +1,118 @@
+"""What a run begins with: a model from the seed, from a file, or from the phase of the run before.
+
+And the way back: a run's objective as it was trained.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from rsbackbones.checkpoints import not_finite, open_checkpoint
+from rsbackbones.factory import create_model
+from rsbackbones.train.checkpoint import finished, problem, step_of
+from rsbackbones.train.objectives.objective import Objective
+from rsbackbones.train.recipe import Recipe, from_json
+from rsbackbones.train.run_folder import TrainingError
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """Build the model and what is trained around it, from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    # What the size decides (a grid of positions) is that of the training's images.
+    overrides = {"image_size": recipe.data.size, **recipe.objective.overrides, **recipe.overrides}
+    objective: Objective = recipe.objective.build(create_model(recipe.model, overrides=overrides))
+    objective.train()
+    return objective
+
+
+def load_beginning(objective: Objective, recipe: Recipe) -> str | None:
+    """Load the weights that a run begins with, where the recipe names some; say what was done.
+
+    Raises:
+        TrainingError: they are of another objective, or not finite.
+    """
+    first = recipe.first_phase()
+    if first is not None and first.out is not None:
+        return _load_first_phase(objective, first.out.expanduser())
+    if recipe.initial is not None:
+        _load_initial(objective, recipe.initial, recipe.model)
+        return f"begins with {recipe.initial}"
+    return None
+
+
+def _load_first_phase(objective: Objective, out: Path) -> str:
+    """Load all of what the first phase trained; parts that it did not have stay as the seed made them."""
+    _, _, before, step = read_run(out)
+    theirs, ours = before.state_dict(), objective.state_dict()
+    differing = [n for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape]
+    if differing:
+        raise TrainingError(
+            f"the first phase trained {', '.join(differing[:8])}, which this one lacks or has in another "
+            "shape: first= may change what is trained, not the size of the model"
+        )
+    objective.load_state_dict({**ours, **theirs}, strict=True)
+    new = sorted({".".join(name.split(".")[:2]) for name in ours if name not in theirs})
+    return f"begins with the weights of {out.name}, step {step}; new: {', '.join(new) or 'nothing'}"
+
+
+def _load_initial(objective: Objective, path: Path, model: str) -> None:
+    file = open_checkpoint(path, allow_pickle=False)
+    ours = objective.state_dict()
+    differing = sorted(set(file.tensors) ^ set(ours)) + [
+        name for name in ours if name in file.tensors and file.tensors[name].shape != tuple(ours[name].shape)
+    ]
+    if differing:
+        raise TrainingError(
+            f"initial={path} is not this objective on {model}: {', '.join(differing[:8])} "
+            "differ; it must be objective.safetensors as `python -m rsbackbones.train.export RUN --full` "
+            "writes it, and the recipe's objective the same"
+        )
+    state: dict[str, Tensor] = file.read(dict.fromkeys(file.tensors, ""))
+    if bad := not_finite(state):
+        raise TrainingError(f"initial={path}: NaN or infinity in {', '.join(bad)}")
+    objective.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
+
+
+def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
+    """Return a run's recipe, all that is recorded with it, its objective as trained, and the step.
+
+    The newest whole checkpoint is read, its moving average where the run keeps one. Runs are your own: a
+    distributed checkpoint can execute code when it is read, so never read one that was downloaded.
+
+    Raises:
+        TrainingError: there is no run or no whole checkpoint.
+    """
+    try:
+        record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{run} is no run: {error}") from error
+    recipe = from_json(record["recipe"])
+    objective = build_objective(recipe)
+    whole = []
+    for path in finished(run / "checkpoints"):
+        wrong = problem(path)
+        if wrong is None:
+            whole.append(path)
+            break
+        warnings.warn(f"{path} is damaged ({wrong}); taking the one before", stacklevel=2)
+    if not whole:
+        raise TrainingError(f"{run / 'checkpoints'} has no whole checkpoint")
+    state = objective.state_dict()
+    wanted: dict[str, Any] = {"objective": state}
+    if recipe.ema:
+        wanted["ema"] = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    try:
+        load(wanted, checkpoint_id=whole[0], no_dist=True)
+    except CheckpointException as error:
+        raise TrainingError(f"{whole[0]} does not hold what {run / 'recipe.json'} says: {error}") from error
+    objective.load_state_dict({**state, **wanted.get("ema", {})}, strict=True)
+    step = step_of(whole[0])
+    assert step is not None
+    return recipe, record, objective, step

@@ -1,0 +1,134 @@
+"""What objectives check of their options and of a batch, and the masks that they make of its noise."""
+
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from rsbackbones.backbone import Backbone
+from rsbackbones.sensors import get_sensor
+from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.objectives.masking import Mask, random_mask
+
+
+def check_kinds(options: object) -> None:
+    """Refuse an option that is not of the type that its field states.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if get_origin(kind) is Literal:
+            right, expected = value in get_args(kind), "one of " + ", ".join(map(repr, get_args(kind)))
+        elif kind is bool:
+            right, expected = isinstance(value, bool), "true or false"
+        elif kind is int:
+            right, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        else:
+            right, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        if not right:
+            raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_decoder(dim: int, depth: int, heads: int) -> None:
+    """Refuse a size that no decoder can have.
+
+    Raises:
+        ValueError: a number is not positive, or the width no multiple of 4 and of the heads.
+    """
+    for name, value in (("decoder_dim", dim), ("decoder_depth", depth), ("decoder_heads", heads)):
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if dim % 4 or dim % heads:
+        raise ValueError(
+            f"decoder_dim must be a multiple of 4 and of decoder_heads, got {dim} and {heads} heads"
+        )
+
+
+def check_no_head(backbone: Backbone) -> None:
+    """Refuse a backbone with a classifier.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if backbone.num_classes:
+        raise ValueError(
+            f"the backbone has a head of {backbone.num_classes} classes, which pretraining does not train; "
+            "build it with num_classes=0"
+        )
+
+
+def batch_channels(backbone: Backbone, batch: Batch) -> dict[str, list[int]]:
+    """Return for every sensor of a batch which of the backbone's bands its channels are.
+
+    In the order of the backbone's sensors.
+
+    Raises:
+        ValueError: sensors, bands or sizes that the backbone cannot serve.
+    """
+    if unknown := [m for m in batch.images if m not in backbone.modalities]:
+        raise ValueError(
+            f"the batch has {', '.join(unknown)}; the backbone was built for "
+            f"{', '.join(backbone.modalities)}: leave it out of the source, or build it with that sensor"
+        )
+    if len({(*x.shape[:-3], *x.shape[-2:]) for x in batch.images.values()}) != 1:
+        raise ValueError(
+            "a batch needs one sensor or more, with equally many images of one size, got "
+            + (", ".join(f"{m} {list(x.shape)}" for m, x in batch.images.items()) or "none")
+        )
+    channels = {}
+    for m in (m for m in backbone.modalities if m in batch.images):
+        own, p, shape = backbone.bands[m], backbone.patch_size, batch.images[m].shape
+        bands = get_sensor(m).canonical(batch.bands.get(m, ()))
+        if lacking := [band for band in bands if band not in own]:
+            raise ValueError(
+                f"{m}: the batch has band {', '.join(lacking)}, which the backbone lacks; its bands are "
+                f"{', '.join(own)}. Leave it out of the source's bands, or build the backbone with it"
+            )
+        if len(shape) not in (4, 5) or shape[-3] != len(bands) or shape[-2] % p or shape[-1] % p:
+            raise ValueError(
+                f"{m}: expected [B, {len(bands)}, H, W] for the bands {', '.join(bands)} (a series has a T "
+                f"after B), with H and W multiples of the patch size {p}, got {list(shape)}"
+            )
+        channels[m] = [own.index(band) for band in bands]
+    return channels
+
+
+def some_channels(backbone: Backbone, channels: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Return the channels of the sensors whose batch does not hold all of the backbone's bands."""
+    return {m: c for m, c in channels.items() if c != list(range(len(backbone.bands[m])))}
+
+
+def batch_grid(backbone: Backbone, batch: Batch) -> tuple[int, int]:
+    """Return the patches (h, w) of a batch's images."""
+    height, width = next(iter(batch.images.values())).shape[-2:]
+    return height // backbone.patch_size, width // backbone.patch_size
+
+
+def draw_of(batch: Batch, name: str) -> Tensor:
+    """Return random numbers that a batch came with.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    if name not in batch.draws:
+        raise ValueError(
+            f"batch.draws has no {name!r} (it has {', '.join(batch.draws) or 'none'}): samples need the "
+            "draws of this very objective"
+        )
+    return batch.draws[name]
+
+
+def mask_of(batch: Batch, name: str, shape: tuple[int, ...], ratio: float) -> Mask:
+    """Return the masks that come from a batch's noise, whose ``shape`` is [..., N]; as many rows.
+
+    Raises:
+        ValueError: there is no such noise, or it is of another shape.
+    """
+    noise = draw_of(batch, name)
+    if noise.shape != shape:
+        raise ValueError(
+            f"draws[{name!r}] must be {'[B, N]' if len(shape) == 2 else '[B, T, N]'} = {list(shape)}, got "
+            f"{list(noise.shape)}: draw() needs the number of patches"
+        )
+    return random_mask(noise.flatten(0, -2), ratio)

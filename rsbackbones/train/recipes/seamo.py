@@ -1,0 +1,33 @@
+"""SeaMo's recipes: the paper's (Li et al., arXiv 2412.19237, sections 4.1.2 and 4.5), and ours.
+
+The data of the paper's recipes is SSL4EO-S12 (``data.root=``), four seasons of 264 pixels. Crops are 50 to
+100 % of the side, resized to 128, flipped left to right. Phase 1 is 20 epochs of the first season without TM
+block, phase 2 is 200 of all seasons. They were not run here on the full set.
+
+The paper states no warm-up and no weight decay: none ("a half-cycle cosine decay over 200 epochs"), and
+MAE's 0.05, with its betas (0.9, 0.95). It says "the same normalisation" as SSL4EO-S12.
+"""
+
+from dataclasses import replace
+
+from rsbackbones.train.objectives.seamo import SeamoObjective
+from rsbackbones.train.recipe import DataOptions, OptimOptions, Recipe
+
+_PHASE_1 = {"objective": {"strategy": "multimodal"}, "epochs": 20}
+
+_BASE = Recipe(
+    name="seamo_vit_b",
+    model="seamo_vit_b",
+    objective=SeamoObjective(),
+    data=DataOptions(crop=(0.5, 1.0), size=128, flips="horizontal", turns=False, region="partial", mixup=0),
+    optim=OptimOptions(base_lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, warmup=0),
+    first=_PHASE_1,
+    epochs=200,
+    batch_size=2048,
+)
+
+RECIPES = (
+    _BASE,
+    # Not in the paper: the same with a larger encoder.
+    replace(_BASE, name="seamo_vit_l", model="seamo_vit_l"),
+)
