@@ -281,8 +281,8 @@ def replace_fields(recipe: R, changes: Mapping[str, Any]) -> R:
         kind: Any = type(recipe)
         for name in path:
             hint = _field_type(kind, name, key)
-            if isinstance(inner, dict) and not dataclasses.is_dataclass(kind):
-                inner.setdefault(name, {})  # fields that are free, such as overrides
+            if isinstance(inner, dict) and path[0] == "first":
+                inner.setdefault(name, {})  # it holds only what is different, nested as the recipe is
             inner = inner.get(name) if isinstance(inner, dict) else None
             kind = _member(hint, inner)
         hint = _field_type(kind, last, key)
