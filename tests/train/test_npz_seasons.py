@@ -102,6 +102,7 @@ def test_dates_to_keep_are_frames_in_order(tmp_path):
     held = arrays()
     source = series(tmp_path / "a.npz", held, keep=("2020-10-12", "2020-01-10"))
     assert source.frames == 2
+    assert source.notes == ("of the dates only 2020-01-10, 2020-10-12",)
     sample = source.read(0)
     np.testing.assert_array_equal(sample.images["s2"][:, 0], held["ten"][[1, 2], 0])
     assert sample.dates["s2"].tolist() == as_days("2020-01-10", "2020-10-12")
@@ -176,6 +177,13 @@ def test_what_is_missing_is_packed(tmp_path):
             else:
                 with pytest.raises(BadSample, match=f"s[12] has no usable image at date {frame}"):
                     packed.read(place, frame)
+
+
+def test_other_dates_are_another_pack(tmp_path):
+    held = arrays()
+    pack(series(tmp_path / "a.npz", held, keep=("2020-01-10",)), tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match="something else"):
+        pack(series(tmp_path / "a.npz", held, keep=("2020-04-15",)), tmp_path / "out", progress=False)
 
 
 # ------------------------------------------------------------------------------------------ real data

@@ -20,6 +20,7 @@ def day_of_year(days, year):
 def test_places_have_their_own_dates_about_the_days_stated():
     source = open_part(SimulatedPlaces(places=3, size=48, year=2020), Path("unused"))
     assert isinstance(source, SimulatedSource)
+    assert source.describe(2) == "place 2 of seed 0, 48 pixels, 2020 about day 15 105 196 288"
     assert (len(source), source.frames, source.bands) == (3, 4, {"s2": S2_BANDS, "s1": S1_BANDS})
     assert source.notes == ("simulated by rsbackbones.simulator, not observed",)
     samples = [source.read(i) for i in range(3)]

@@ -1,7 +1,5 @@
 """Images in one .npz file."""
 
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,18 +7,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.grid import same_extent, to_grid
+from rsbackbones.grid import to_grid
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.check import checked, stack_usable
 from rsbackbones.train.data.npz_dates import find_kept, read_times
+from rsbackbones.train.data.npz_layout import (
+    check_shapes,
+    find_channels,
+    find_dates,
+    read_shapes,
+    with_all_axes,
+)
 from rsbackbones.train.data.seasons import line_up, line_up_whole
 from rsbackbones.train.data.source import Sample
 from rsbackbones.train.data.tiling import tile_starts
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
-# Unit of the file -> what makes it ours (Sentinel-2 in DN, Sentinel-1 in dB).
-_UNITS = ("dn", "dn+1000", "db", "worldcereal_db")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +79,10 @@ class NpzSource:
     def __init__(self, file: NpzFile, name: str | None = None) -> None:
         self.file = file
         self.name = name or Path(file.path).stem
-        self.bands, self._channels = _find_channels(file)
-        held = _read_shapes(Path(file.path))
-        date_arrays = _find_dates(file, held)
-        shapes = self._check_shapes(held)
+        self.bands, self._channels = find_channels(file)
+        held = read_shapes(Path(file.path))
+        date_arrays = find_dates(file, held)
+        shapes = check_shapes(file, held)
         self._height = max(shape[3] for found in shapes.values() for shape in found)
         self._width = max(shape[4] for found in shapes.values() for shape in found)
         lengths = {sensor: (found[0][0], found[0][1]) for sensor, found in shapes.items()}
@@ -88,11 +91,13 @@ class NpzSource:
         if self._times:
             self._kept = find_kept(Path(file.path), file.keep, next(iter(self._times.values())))
             self.frames = self._kept.shape[1]
-        self.notes = tuple(
+        self.notes: tuple[str, ...] = tuple(
             f"{sensor}: {unit} brought to {'db' if unit == 'worldcereal_db' else 'dn'}"
             for sensor, unit in file.units.items()
             if unit not in ("dn", "db")
         )
+        if file.keep:
+            self.notes += (f"of the dates only {', '.join(sorted(file.keep))}",)
         self._windows: list[tuple[int, int]] = [(0, 0)]
         self._side = (self._height, self._width)
         if file.tile is not None:
@@ -104,39 +109,6 @@ class NpzSource:
                     f"{file.path}: tile {file.tile} is larger than the images, {self._height} x {self._width}"
                 )
         self._arrays: dict[str, Array] = {}
-
-    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[tuple[int, ...]]]:
-        """Return the arrays' shapes by sensor, as [n, T, C, H, W]."""
-        path = self.file.path
-        found: dict[str, list[tuple[int, ...]]] = {sensor: [] for sensor in self.file.images}
-        layout = "[T, C, H, W] or [n, T, C, H, W]" if self.file.series else "[C, H, W] or [n, C, H, W]"
-        for sensor, arrays in self.file.images.items():
-            for array, names in arrays.items():
-                if array not in shapes:
-                    raise ValueError(f"{path} has no array {array!r}; it has {', '.join(shapes)}")
-                shape = shapes[array]
-                if len(shape) not in ((4, 5) if self.file.series else (3, 4)) or shape[-3] != len(names):
-                    raise ValueError(
-                        f"{path}: {array} has the shape {list(shape)}, expected {layout} with the "
-                        f"{len(names)} bands {', '.join(names)}"
-                        + ("" if self.file.series else "; dates need series=True")
-                    )
-                found[sensor].append(_five(shape, self.file.series))
-        every = [shape for shapes in found.values() for shape in shapes]
-        # With dates of their own, only the arrays of one sensor must agree in T.
-        own = isinstance(self.file.dates, dict)
-        if len({shape[0] for shape in every}) > 1 or any(
-            len({shape[1] for shape in part}) > 1 for part in (found.values() if own else [every])
-        ):
-            raise ValueError(
-                f"{path}: the arrays hold different numbers of places or dates: "
-                + ", ".join(
-                    f"{array} {list(shapes[array])}" for m in self.file.images.values() for array in m
-                )
-            )
-        if not all(same_extent((every[0][3], every[0][4]), (shape[3], shape[4])) for shape in every):
-            raise ValueError(f"{path}: the arrays are not of one extent: {[s[3:] for s in every]}")
-        return found
 
     def __len__(self) -> int:
         return self._places * len(self._windows)
@@ -230,96 +202,10 @@ class NpzSource:
             for sensor in self._channels.values():
                 for name in sensor:
                     array = held[name]
-                    array = array.reshape(_five(array.shape, self.file.series))
+                    array = array.reshape(with_all_axes(array.shape, self.file.series))
                     array.flags.writeable = False  # samples may be views of it
                     arrays[name] = array
             self._arrays = arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NpzSource, (self.file, self.name)
-
-
-def _find_dates(file: NpzFile, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return by sensor the array that holds its dates; empty where dates are not known."""
-    dates = dict.fromkeys(file.images, file.dates) if isinstance(file.dates, str) else file.dates
-    if not dates:
-        if file.keep:
-            raise ValueError(f"{file.path}: keep={file.keep!r} needs dates")
-        return {}
-    if set(dates) != set(file.images):
-        raise ValueError(
-            f"{file.path}: dates are of {', '.join(dates)}, the images of {', '.join(file.images)}"
-        )
-    for name in dates.values():
-        if name not in shapes or not file.series:
-            raise ValueError(f"{file.path}: dates={name!r} names an array of the file, and needs series=True")
-    return {sensor: dates[sensor] for sensor in file.images}  # the first is the one whose dates are frames
-
-
-def _five(shape: tuple[int, ...], series: bool) -> tuple[int, ...]:
-    """Put the axes that are left out into a shape: [n, T, C, H, W]."""
-    if series:
-        return (1, *shape) if len(shape) == 4 else shape
-    return (1, 1, *shape) if len(shape) == 3 else (shape[0], 1, *shape[1:])
-
-
-def _find_channels(
-    file: NpzFile,
-) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, tuple[int, ...]]]]:
-    """Return the bands to give by sensor, and by sensor and array the positions that hold them."""
-    for what, keys in (("pick", file.pick), ("units", file.units), ("nodata", file.nodata)):
-        if unknown := [key for key in keys if key not in file.images]:
-            raise ValueError(f"{what} names {', '.join(unknown)}; the images are of {', '.join(file.images)}")
-    if unknown := [unit for unit in file.units.values() if unit not in _UNITS]:
-        raise ValueError(f"unknown unit {unknown[0]!r}; known: {', '.join(_UNITS)}")
-    if not file.images or not all(file.images.values()):
-        raise ValueError(f"{file.path}: name at least one array for each sensor, got images={file.images}")
-    bands: dict[str, tuple[str, ...]] = {}
-    channels: dict[str, dict[str, tuple[int, ...]]] = {}
-    for modality, arrays in file.images.items():
-        sensor = get_sensor(modality)
-        wanted = sensor.canonical(file.pick[modality]) if modality in file.pick else None
-        held: list[str] = []
-        channels[modality] = {}
-        for array, names in arrays.items():
-            positions = []
-            for i, name in enumerate(names):
-                try:
-                    band = sensor.band(name).name
-                except ValueError:
-                    if wanted is None:  # without pick, every channel is meant to be used
-                        raise
-                    continue
-                if wanted is None or band in wanted:
-                    positions.append(i)
-                    held.append(band)
-            if positions:
-                channels[modality][array] = tuple(positions)
-        if wanted is not None and (lacking := [band for band in wanted if band not in held]):
-            raise ValueError(f"{file.path}: pick names {modality} {', '.join(lacking)}, which no array holds")
-        bands[modality] = sensor.canonical(wanted or held)
-        sensor.canonical(held)  # a band in two arrays is an error
-    return bands, channels
-
-
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all arrays, without their data.
-
-    Raises:
-        ValueError: the file cannot be read as .npz.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[member.removesuffix(".npy")] = read(file)[0]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {path} as .npz: {error}") from error
-    return shapes

@@ -77,8 +77,10 @@ class SimulatedSource:
         return self.places.places
 
     def describe(self, place: int) -> str:
-        """Return the seed and the place's number."""
-        return f"seed {self.places.seed} place {place}"
+        """Return all that a place is drawn from."""
+        stated = self.places
+        days = " ".join(map(str, stated.days))
+        return f"place {place} of seed {stated.seed}, {stated.size} pixels, {stated.year} about day {days}"
 
     def read(self, place: int, frame: int | None = None) -> Sample:
         """Read a place at one date or at all; all are drawn at the first read."""
