@@ -236,8 +236,8 @@ def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def to_json(recipe: RunOptions) -> dict[str, Any]:
-    """Return a recipe as JSON values."""
+def to_json(recipe: RunOptions | Part) -> dict[str, Any]:
+    """Return a recipe, or a part of its data, as JSON values."""
     from pydantic import TypeAdapter
 
     fields: dict[str, Any] = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
@@ -359,7 +359,7 @@ def _member(hint: Any, value: Any) -> Any:
     several = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
     if not several or not isinstance(value, Mapping):
         return hint
-    named = [kind for kind in several if getattr(kind, "method", None) == value.get("method")]
+    named = [kind for kind in several if "method" in value and getattr(kind, "method", 0) == value["method"]]
     holds = [kind for kind in several if set(value) <= {f.name for f in dataclasses.fields(kind)}]
     return (named or holds or several)[0]
 
