@@ -75,6 +75,16 @@ def test_the_tables_of_the_bands_page_are_those_of_their_measurement(monkeypatch
     assert in_docs(page, json.loads((ROOT / "benchmarks" / "bands.json").read_text())) == page
 
 
+def test_the_table_of_second_phases_is_that_of_its_measurement(monkeypatch):
+    """`python benchmarks/seamo.py` writes it."""
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from seamo import in_docs
+
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert in_docs(page, json.loads((ROOT / "benchmarks" / "seamo.json").read_text())) == page
+
+
 def test_the_results_page_and_the_cards_numbers_are_those_of_the_measurement(monkeypatch):
     """`python benchmarks/results.py` writes them; every bundled model is there, beside what it must beat."""
     pytest.importorskip("sklearn")

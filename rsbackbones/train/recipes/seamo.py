@@ -39,7 +39,6 @@ RECIPES = (
         model="seamo_vit_tiny",
         overrides={"bands": {"s2": ["B02", "B03", "B04", "B08"], "s1": ["VV", "VH"]}},
         objective=SeamoObjective(
-            mask_ratio=0.5,
             normalised_targets=False,
             decoder_dim=128,
             decoder_depth=1,
