@@ -1,7 +1,7 @@
 """SeaMo's TM block, encoder, pretraining loss and crops, written plainly from the paper.
 
-Li et al., arXiv 2412.19237: Algorithm 1, figure 14 b, sections 3.1 and 3.2. One sample, season, head and token
-at a time. State dicts are those of our modules. What the paper leaves open is as our docstrings say.
+Li et al., arXiv 2412.19237: Algorithm 1, figure 14 b, sections 3.1 and 3.2. One sample, season, head and
+token at a time. State dicts are those of our modules. What the paper leaves open is as our docstrings say.
 """
 
 import math
@@ -38,7 +38,13 @@ def cross_attention(queries: Tensor, context: Tensor, s: State, name: str, heads
 
 
 def season(
-    own: Tensor, other: Tensor, previous: Tensor | None, s: State, name: str, heads: int, form: tuple[str, str]
+    own: Tensor,
+    other: Tensor,
+    previous: Tensor | None,
+    s: State,
+    name: str,
+    heads: int,
+    form: tuple[str, str],
 ) -> Tensor:
     """H of one sensor at one season, [N, D]; ``previous`` is ``None`` at the first."""
     if form == ("fuse", "algorithm"):
@@ -132,7 +138,7 @@ def decode(tokens: Tensor, places: Sequence[int], grid: tuple[int, int], s: Stat
     return linear(layer_norm(x, s, "norm"), s, "output")[0]
 
 
-# -- the loss -----------------------------------------------------------------------------------------------
+# -- the loss ---------------------------------------------------------------------------------------------
 
 
 def within(s: State, prefix: str) -> dict[str, Tensor]:
@@ -149,7 +155,7 @@ def losses(
     heads: int,
     decoder_heads: int,
     siamese: bool,
-    block: bool,
+    tm: bool,
     normalised: bool = True,
     valid: Mapping[str, Tensor] | None = None,
     fusion: str = "fuse",
@@ -163,7 +169,7 @@ def losses(
         noise: by sensor [B, T, N]: the patches of least noise are kept.
         ratio: the part that is masked.
         channels: by sensor the bands of the model that the images hold.
-        siamese: the encoder sees one sensor at a time. ``block``: the TM block follows it.
+        siamese: the encoder sees one sensor at a time. ``tm``: the TM block follows it.
         valid: by sensor [B, T], False where an image is missing.
     """
     backbone = within(s, "backbone.")
@@ -184,7 +190,7 @@ def losses(
                 tokens |= encode({m: images[m][b, t] for m in group}, kept[t], channels, backbone, heads)
             series.append(tokens)
         after = series
-        if block:
+        if tm:
             after = temporal_multimodal(
                 series, within(backbone, "temporal."), heads, fusion=fusion, query=query
             )
@@ -193,7 +199,7 @@ def losses(
                 if x is None:
                     continue
                 # The tokens lie where those lay that asked.
-                asked = [o for o in there[t] if o != m] if block and query == "algorithm" else []
+                asked = [o for o in there[t] if o != m] if tm and query == "algorithm" else []
                 places = kept[t][asked[0] if asked else m]
                 pixels = decode(x, places, grid, within(s, f"decoders.{m}."), decoder_heads)
                 which = [c * 64 + i for c in channels[m] for i in range(64)]
@@ -209,7 +215,7 @@ def losses(
     return {m: total / samples for m, total in totals.items()}
 
 
-# -- crops ----------------------------------------------------------------------------------------------------
+# -- crops ------------------------------------------------------------------------------------------------
 
 
 def pixels_of(view: object) -> set[tuple[int, int]]:
@@ -219,7 +225,7 @@ def pixels_of(view: object) -> set[tuple[int, int]]:
 
 
 def squares_fit(count: int, side: int, height: int, width: int) -> bool:
-    """Whether so many squares that share no pixel can lie in an image at all: every place of each is tried."""
+    """Whether so many squares that share no pixel can lie in an image: every place of each is tried."""
     places = [(r, c) for r in range(height - side + 1) for c in range(width - side + 1)]
 
     def place(left: int, start: int, taken: list[tuple[int, int]]) -> bool:
@@ -227,9 +233,9 @@ def squares_fit(count: int, side: int, height: int, width: int) -> bool:
             return True
         for i in range(start, len(places)):
             row, column = places[i]
-            if all(abs(row - r) >= side or abs(column - c) >= side for r, c in taken):
-                if place(left - 1, i + 1, [*taken, places[i]]):
-                    return True
+            free = all(abs(row - r) >= side or abs(column - c) >= side for r, c in taken)
+            if free and place(left - 1, i + 1, [*taken, places[i]]):
+                return True
         return False
 
     return place(count, 0, [])
