@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from rsbackbones.sensors import SSL4EO_S12
 from rsbackbones.train.data.augment import (
     View,
     cut,
@@ -21,7 +22,6 @@ from rsbackbones.train.data.augment import (
 )
 from rsbackbones.train.data.dataset import TrainingSet, Use, Views
 from rsbackbones.train.data.npz import NpzFile, NpzSource
-from rsbackbones.sensors import SSL4EO_S12
 from tests.reference.seamo_plain import pixels_of, squares_fit
 from tests.train.training import BANDS
 
