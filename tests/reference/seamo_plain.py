@@ -160,6 +160,7 @@ def losses(
     valid: Mapping[str, Tensor] | None = None,
     fusion: str = "fuse",
     query: str = "algorithm",
+    at_own_places: bool = False,
 ) -> dict[str, Tensor]:
     """By sensor the loss, summed over the seasons; the mean over the samples.
 
@@ -171,6 +172,7 @@ def losses(
         channels: by sensor the bands of the model that the images hold.
         siamese: the encoder sees one sensor at a time. ``tm``: the TM block follows it.
         valid: by sensor [B, T], False where an image is missing.
+        at_own_places: a control, wrong on purpose: tokens go back to the places of their own sensor.
     """
     backbone = within(s, "backbone.")
     first = next(iter(images.values()))
@@ -200,7 +202,7 @@ def losses(
                     continue
                 # The tokens lie where those lay that asked.
                 asked = [o for o in there[t] if o != m] if tm and query == "algorithm" else []
-                places = kept[t][asked[0] if asked else m]
+                places = kept[t][asked[0] if asked and not at_own_places else m]
                 pixels = decode(x, places, grid, within(s, f"decoders.{m}."), decoder_heads)
                 which = [c * 64 + i for c in channels[m] for i in range(64)]
                 errors = []
