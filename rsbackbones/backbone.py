@@ -126,7 +126,7 @@ class Backbone(nn.Module):
         pooled, present = features.pooled[stream], features.valid.get(stream)
         if not self.num_classes:
             return pooled
-        trained = self._stream(None, dict.fromkeys(self.modalities))
+        trained = self.choose_stream(None, dict.fromkeys(self.modalities))
         if stream != trained:
             raise ValueError(
                 f"the head is of stream {trained!r}, which needs "
@@ -222,7 +222,7 @@ class Backbone(nn.Module):
             ValueError: an unknown stream, an index out of range, or as for :meth:`forward_features`.
         """
         images, valid = self._checked(x, dates, valid)
-        stream = self._stream(stream, images)
+        stream = self.choose_stream(stream, images)
         indices = self._indices(indices, stream)
         seen = images if self.mixes_sensors else self.stream_inputs[stream]
         images = {m: self._padded(images[m]) for m in seen}
@@ -248,6 +248,47 @@ class Backbone(nn.Module):
                 tokens = _unfold(tokens, first.shape[:2], mask)
             maps.append(tokens.transpose(-1, -2).unflatten(-1, grid))
         return maps
+
+    def choose_stream(self, stream: str | None, given: Mapping[str, Any]) -> str:
+        """Return a stream that the sensors ``given`` feed: the one named, else ``joint``, else the only one.
+
+        Raises:
+            ValueError: there is no such stream, these sensors do not feed it, or several could be meant.
+        """
+        possible = [s for s, needed in self.stream_inputs.items() if all(m in given for m in needed)]
+        if stream is None:
+            if "joint" in possible or len(possible) == 1:
+                return "joint" if "joint" in possible else possible[0]
+            raise ValueError(f"several streams, name one with stream=: {', '.join(possible)}")
+        if stream not in possible:
+            needs = self.stream_inputs.get(stream)
+            why = f"it needs {' and '.join(needs)}" if needs else "this model has no such stream"
+            raise ValueError(
+                f"stream {stream!r} cannot be served from {', '.join(given)}: {why}; "
+                f"possible here: {', '.join(possible)}"
+            )
+        return stream
+
+    def forward_streams(
+        self, x: Mapping[str, Tensor], streams: Sequence[str] | None = None
+    ) -> dict[str, Features]:
+        """Return for every stream the features of its own sensors alone: those of stream s are at ``[s]``.
+
+        Where sensors do not see each other this is :meth:`forward_features` once; where they do
+        (``mixes_sensors``), ``["s2"].tokens["s2"]`` are those of a user who has no other sensor.
+
+        Args:
+            x: as for :meth:`forward_features`.
+            streams: those wanted; by default all that ``x`` feeds.
+
+        Raises:
+            ValueError: a stream that ``x`` does not feed, or as :meth:`forward_features`.
+        """
+        fed = [s for s, needed in self.stream_inputs.items() if all(m in x for m in needed)]
+        wanted = [self.choose_stream(s, x) for s in streams] if streams is not None else fed
+        if not self.mixes_sensors:
+            return dict.fromkeys(wanted, self.forward_features(x))
+        return {s: self.forward_features({m: x[m] for m in self.stream_inputs[s]}) for s in wanted}
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new linear head of ``num_classes`` on the embedding, or none for 0."""
@@ -287,21 +328,6 @@ class Backbone(nn.Module):
         return image
 
     # -- checks at the edge ------------------------------------------------------------------------
-
-    def _stream(self, stream: str | None, given: Mapping[str, Any]) -> str:
-        possible = [s for s, needed in self.stream_inputs.items() if all(m in given for m in needed)]
-        if stream is None:
-            if "joint" in possible or len(possible) == 1:
-                return "joint" if "joint" in possible else possible[0]
-            raise ValueError(f"several streams, name one with stream=: {', '.join(possible)}")
-        if stream not in possible:
-            needs = self.stream_inputs.get(stream)
-            why = f"it needs {' and '.join(needs)}" if needs else "this model has no such stream"
-            raise ValueError(
-                f"stream {stream!r} cannot be served from {', '.join(given)}: {why}; "
-                f"possible here: {', '.join(possible)}"
-            )
-        return stream
 
     def _indices(self, indices: int | Sequence[int] | None, stream: str) -> tuple[int, ...]:
         depth = self.stream_depths[stream]

@@ -57,7 +57,7 @@ class FeatureMaps(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stream = backbone._stream(stream, dict.fromkeys(backbone.modalities))
+        self.stream = backbone.choose_stream(stream, dict.fromkeys(backbone.modalities))
         self.indices = backbone._indices(indices, self.stream)
         self.feature_info = FeatureInfo(
             [

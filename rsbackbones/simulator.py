@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,30 +127,44 @@ class _Land:
 
 def simulate_scene(height: int, width: int, *, seed: int = 0, day_of_year: int = 180) -> Scene:
     """Simulate a scene of `height` x `width` 10 m pixels; `seed` alone decides the geography."""
+    return simulate_days(height, width, seed=seed, days=(day_of_year,))[0]
+
+
+def simulate_days(height: int, width: int, *, seed: int = 0, days: Sequence[int]) -> tuple[Scene, ...]:
+    """Simulate one place on several days of the year, each as `simulate_scene` does.
+
+    The map, which is most of the work, is drawn once.
+    """
     if height < MIN_SIZE or width < MIN_SIZE:
         raise ValueError(
             f"height and width are {height} and {width}; both must be at least {MIN_SIZE} pixels"
         )
-    if not 1 <= day_of_year <= 366:
-        raise ValueError(f"day_of_year is {day_of_year}; it must lie in 1..366")
+    if wrong := [day for day in days if not 1 <= day <= 366]:
+        raise ValueError(f"day_of_year is {wrong[0]}; it must lie in 1..366")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must not be negative")
     # Whole 60 m cells, cropped at the end, so that every resolution divides the grid.
     padded = (-(-height // 6) * 6, -(-width // 6) * 6)
     land = _draw_land(np.random.default_rng((seed, 0)), (padded[0] * 2, padded[1] * 2))
-    acquisition = np.random.default_rng((seed, day_of_year))  # noise is new on every day
-    optical, radar = _light_and_echo(land, day_of_year)
     counts = [_block_mean((land.cover == k).astype(np.float32), 2) for k in range(len(CLASSES))]
-    return Scene(
-        s2=_sense_optical(acquisition, optical)[:, :height, :width].copy(),
-        s1=_sense_radar(acquisition, radar)[:, :height, :width].copy(),
-        land_cover=np.argmax(counts, axis=0)[:height, :width].astype(np.uint8),
-        classes=CLASSES,
-        s2_bands=S2_BANDS,
-        s1_bands=S1_BANDS,
-        transform=(_PIXEL, 0.0, 399960.0, 0.0, -_PIXEL, 5600040.0),
-        crs="EPSG:32633",
-    )
+    land_cover = np.argmax(counts, axis=0)[:height, :width].astype(np.uint8)
+    scenes = []
+    for day in days:
+        acquisition = np.random.default_rng((seed, day))  # noise is new on every day
+        optical, radar = _light_and_echo(land, day)
+        scenes.append(
+            Scene(
+                s2=_sense_optical(acquisition, optical)[:, :height, :width].copy(),
+                s1=_sense_radar(acquisition, radar)[:, :height, :width].copy(),
+                land_cover=land_cover.copy(),
+                classes=CLASSES,
+                s2_bands=S2_BANDS,
+                s1_bands=S1_BANDS,
+                transform=(_PIXEL, 0.0, 399960.0, 0.0, -_PIXEL, 5600040.0),
+                crs="EPSG:32633",
+            )
+        )
+    return tuple(scenes)
 
 
 def write_scene(scene: Scene, folder: Path) -> tuple[Path, Path]:

@@ -62,9 +62,10 @@ def embed_patches(
         device = next(model.parameters()).device
         stacked = {m: torch.stack([x[m] for _, x in pending]).to(device) for m in model.modalities}
         with torch.inference_mode():
-            pooled = model.forward_features(stacked).pooled
+            features = model.forward_streams(stacked)
+        pooled = {s: f.pooled[s].float().cpu().numpy() for s, f in features.items()}
         for i, (row, _) in enumerate(pending):
-            rows.append(row | {s: v[i].float().cpu().numpy() for s, v in pooled.items()})
+            rows.append(row | {s: v[i] for s, v in pooled.items()})
         pending.clear()
 
     bar = progress_bar(len(groups), 0, enabled=progress, unit="patch")

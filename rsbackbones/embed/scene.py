@@ -94,7 +94,7 @@ def embed_scene(
         preprocess = create_preprocess(model, bands=scene.bands, units=units)
         _check_values(scene, preprocess)
         preprocess.check = False
-        stream = model._stream(stream, dict.fromkeys(model.modalities))
+        stream = model.choose_stream(stream, dict.fromkeys(model.modalities))
         description = {
             "model": model.architecture,
             "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",

@@ -62,8 +62,8 @@ def patch_similarity(
     backbone = unwrapped(model)
     with frozen(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
-            for stream, tokens in backbone.forward_features(images).tokens.items():
-                found.setdefault(stream, []).append(mean_pairwise_cosine(tokens))
+            for stream, features in backbone.forward_streams(images).items():
+                found.setdefault(stream, []).append(mean_pairwise_cosine(features.tokens[stream]))
     return {stream: float(torch.cat(similarities).mean()) for stream, similarities in found.items()}
 
 
@@ -160,13 +160,8 @@ def _encodings(
     backbone = unwrapped(model)
     with frozen(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
-            tokens = backbone.forward_features(images).tokens
-            if unknown := [stream for stream in streams or () if stream not in tokens]:
-                raise ValueError(
-                    f"no stream {', '.join(unknown)} from these images; there are {', '.join(tokens)}"
-                )
-            for stream in streams or tokens:
-                found.setdefault(stream, []).append(tokens[stream].float().cpu().numpy())
+            for stream, features in backbone.forward_streams(images, streams).items():
+                found.setdefault(stream, []).append(features.tokens[stream].float().cpu().numpy())
     return {stream: np.concatenate(parts) for stream, parts in found.items()}
 
 

@@ -127,7 +127,7 @@ def encode(
         size: resize images to so many pixels, or (height, width), after they are normalised: bilinear, with
             antialiasing; label maps by nearest neighbour. CROMA enlarges images to the size of the
             pretraining. Default: as they are, which must then be of one size.
-        streams: those to keep; default all.
+        streams: those to keep; default all. Each is of its own sensors alone.
         level: an embedding for each image, or for each patch.
         pool: of images: the model's own embedding, or the mean of a stream's tokens.
         batch_size: images at a time.
@@ -162,10 +162,10 @@ def encode(
         return images
 
     def features(images: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = backbone.forward_features({m: x.to(place) for m, x in images.items()})
+        found = backbone.forward_streams({m: x.to(place) for m, x in images.items()}, wanted)
         if level == "patch":
-            return {s: found.tokens[s] for s in wanted}
-        return {s: found.pooled[s] if pool == "pooled" else found.tokens[s].mean(1) for s in wanted}
+            return {s: found[s].tokens[s] for s in wanted}
+        return {s: found[s].pooled[s] if pool == "pooled" else found[s].tokens[s].mean(1) for s in wanted}
 
     job = {
         "what": "features",

@@ -93,7 +93,7 @@ def extrapolate(
         ValueError: an image is smaller than a size, or as ``encode`` and ``probe``.
     """
     backbone = unwrapped(model)
-    stream = stream or backbone._stream(None, dict.fromkeys(backbone.modalities))
+    stream = stream or backbone.choose_stream(None, dict.fromkeys(backbone.modalities))
 
     def encoded(crops: LabelledSet) -> Encoded:
         pixels = np.prod(pair(train_size)) / np.prod(_crops(crops).size)

@@ -47,13 +47,14 @@ def invariance(
     backbone = unwrapped(model)
     with frozen(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
-            original = backbone.forward_features(images).pooled
+            original = {s: f.pooled[s] for s, f in backbone.forward_streams(images).items()}
             for stream, pooled in original.items():
                 found.setdefault(stream, {}).setdefault(OTHER_IMAGE, []).append(pooled)
             for name, transform in TRANSFORMS.items():
-                moved = backbone.forward_features({m: transform(x) for m, x in images.items()}).pooled
-                for stream, pooled in moved.items():
-                    similarity = F.cosine_similarity(original[stream].double(), pooled.double(), dim=-1)
+                moved = backbone.forward_streams({m: transform(x) for m, x in images.items()})
+                for stream, features in moved.items():
+                    pooled = features.pooled[stream].double()
+                    similarity = F.cosine_similarity(original[stream].double(), pooled, dim=-1)
                     found[stream].setdefault(name, []).append(similarity)
     return {
         stream: {name: float(torch.cat(by_name[name]).mean()) for name in TRANSFORMS}

@@ -156,7 +156,7 @@ def _row(
 
 def _streams(name: str, model: Backbone, wanted: Sequence[str] | None) -> list[str]:
     if wanted is None:
-        main = model._stream(None, dict.fromkeys(model.modalities))
+        main = model.choose_stream(None, dict.fromkeys(model.modalities))
         return [main] if name == "extrapolation" else list(model.stream_inputs)
     streams = chosen_streams(list(model.stream_inputs), wanted)
     if name != "extrapolation" and (several := [s for s in streams if "+" in s]):

@@ -93,7 +93,7 @@ class _SensorFusion(nn.Module):
         query = other
         if previous is not None and self.fuse is not None:
             query = _where(seen, self.fuse(torch.cat((other, previous), dim=-1)), other)
-        x = query + self.attend(query, own)
+        x: Tensor = query + self.attend(query, own)
         if previous is not None and self.attend_previous is not None:
             x = _where(seen, x + self.attend_previous(previous, own), x)
         return x

@@ -224,7 +224,7 @@ class Croma(Backbone):
     def encode(
         self, images: dict[str, Tensor], taps: Taps, present: Mapping[str, Tensor]
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """See :meth:`Backbone.encode`; only ``joint`` mixes sensors, and has no value where one is missing."""
+        """See :meth:`Backbone.encode`; ``joint`` mixes sensors and has no value where one is missing."""
         streams: dict[str, tuple[Tensor, Tensor]] = {}
         for stream, x in self.encode_tokens(images, taps=taps).items():
             streams[stream] = (x, self.pool(stream, x))

@@ -28,7 +28,7 @@ from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model, write_safetensors
 from rsbackbones.train.beginning import read_run
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.run_folder import TrainingError
+from rsbackbones.train.run_folder import PHASE_1, TrainingError
 from rsbackbones.weights import sha256_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,7 +42,8 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
         to: the folder to make; it must not exist, or be empty.
         tag: of the weights' id ``architecture.tag``; default the name of the run's folder.
         dtype: ``float32``, or a half-precision type to store; reading casts up.
-        full: also ``objective.safetensors``: with decoder and projections, as ``initial=`` of a recipe.
+        full: keep all: in the encoder's file what only pretraining needs (SeaMo's temporal-multimodal block),
+            and ``objective.safetensors`` with decoders and projections, as ``initial=`` of a recipe.
 
     Returns:
         The path of the manifest.
@@ -51,7 +52,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
         ValueError: no usable run, tag or folder.
     """
     recipe, record, objective, step = read_run(run)
-    model = objective.backbone.eval()
+    model = (objective.backbone if full else objective.encoder()).eval()
     tag = tag or re.sub(r"[^a-z0-9]+", "_", run.resolve().name.lower()).strip("_")
     if not re.fullmatch(r"[a-z0-9_]+", tag):
         raise TrainingError(f"a tag is lower-case letters, digits and underscores, got {tag!r}")
@@ -68,7 +69,6 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
         # The contract of the model's own bands: in a manifest it says which bands the weights have.
         specs = preprocess_for(model.inputs, model.bands, sensors=model.config.sensors).specs
         size = model.config.image_size
-        seen = step * recipe.batch_size
         entry = {
             "id": f"{recipe.model}.{tag}",
             "default": True,
@@ -84,7 +84,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
             "image_size": size,
             "params": sum(p.numel() for p in model.parameters()),
             "license": "not stated",
-            "provenance": _provenance(recipe, record, step, seen),
+            "provenance": _provenance(run, recipe, record, step),
             "citation": None,
             "metrics": {},
             "golden": compute_golden(model, (size, size) if isinstance(size, int) else size),
@@ -107,20 +107,30 @@ def _config_changes(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]
     return {name: value for name, value in config.items() if value != default[name] and name != "bands"}
 
 
-def _provenance(recipe: Recipe, record: Mapping[str, Any], step: int, seen: int) -> str:
+def _provenance(run: Path, recipe: Recipe, record: Mapping[str, Any], step: int) -> str:
     environment = record["environment"]
+    told = (
+        f"Trained with rsbackbones.train, recipe {recipe.name} (recipe.json beside the weights), commit "
+        f"{environment['commit']}, torch {environment['torch']}, seed {recipe.seed}: "
+    )
+    if recipe.first and (run / PHASE_1).is_dir():
+        first, of_first, _, steps_of_first = read_run(run / PHASE_1)
+        told += f"phase 1, {_seen(first, of_first, steps_of_first)} Phase 2, "
+    return told + _seen(recipe, record, step)
+
+
+def _seen(recipe: Recipe, record: Mapping[str, Any], step: int) -> str:
     sources = "; ".join(
         f"{s['name']} ({s['places']} places"
         + (f" x {s['frames']} dates" if s["frames"] > 1 else "")
+        + (", the first of each" if s["frames"] > 1 and s.get("seasons") == 1 else "")
+        + (f", {s['seasons']} in a series" if s.get("seasons", 1) > 1 else "")
         + "".join(f", {note}" for note in s["notes"])
         + ")"
         for s in record["sources"]
     )
-    return (
-        f"Trained with rsbackbones.train, recipe {recipe.name} (recipe.json beside the weights), commit "
-        f"{environment['commit']}, torch {environment['torch']}, seed {recipe.seed}: {step} steps of "
-        f"{recipe.batch_size}, {seen} samples seen. Data: {sources}."
-    )
+    seen = step * recipe.batch_size
+    return f"{step} steps of {recipe.batch_size}, {seen} samples seen. Data: {sources}."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--tag", default="", help="of the weights' id; default the run's name")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--full", action="store_true", help="keep decoder and projections, for initial=")
+    parser.add_argument("--full", action="store_true", help="keep what only pretraining needs, for initial=")
     options = parser.parse_args(arguments)
     try:
         print(export(options.run, options.to, tag=options.tag, dtype=options.dtype, full=options.full))

@@ -15,18 +15,19 @@ from typing import Any, Literal, TypeVar, overload
 
 from rsbackbones.train.data.augment import CropRange, Flips, Region
 from rsbackbones.train.data.npz import NpzFile
+from rsbackbones.train.data.simulated import SimulatedPlaces
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.objectives.seamo import SeamoObjective
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One .npz file of a training set that is made of several, and how it is used.
+    """One .npz file, or simulated places, of a training set that is made of several, and how it is used.
 
     ``crop`` and ``size`` replace those of the data options; ``repeat``: times per epoch.
     """
 
-    file: NpzFile
+    file: NpzFile | SimulatedPlaces
     repeat: int = 1
     crop: CropRange | None = None
     size: int | None = None
@@ -40,7 +41,8 @@ class DataOptions:
         root: a folder (or file) in one of the layouts that :mod:`rsbackbones.train.data.open` knows, or the
             folder of ``parts``.
         options: of ``root``'s layout: ``product``, ``split``, ``offset``, ``bands``; see the layout's class.
-        parts: .npz files below ``root``; empty where ``root`` is a training set of its own.
+        parts: .npz files below ``root``, and simulated places; empty where ``root`` is a training set of its
+            own.
         crop: smallest and largest side of the square crops, in pixels of the source; or, up to 1, as shares
             of the shorter side of an image.
         size: side of what the model gets, in pixels.
@@ -234,8 +236,8 @@ def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def to_json(recipe: RunOptions) -> dict[str, Any]:
-    """Return a recipe as JSON values."""
+def to_json(recipe: RunOptions | Part) -> dict[str, Any]:
+    """Return a recipe, or a part of its data, as JSON values."""
     from pydantic import TypeAdapter
 
     fields: dict[str, Any] = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
@@ -357,7 +359,7 @@ def _member(hint: Any, value: Any) -> Any:
     several = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
     if not several or not isinstance(value, Mapping):
         return hint
-    named = [kind for kind in several if getattr(kind, "method", None) == value.get("method")]
+    named = [kind for kind in several if "method" in value and getattr(kind, "method", 0) == value["method"]]
     holds = [kind for kind in several if set(value) <= {f.name for f in dataclasses.fields(kind)}]
     return (named or holds or several)[0]
 

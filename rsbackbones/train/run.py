@@ -1,7 +1,6 @@
 """A pretraining recipe made real: data, objective, optimizer and schedule."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from rsbackbones.train.beginning import build_objective, load_beginning
 from rsbackbones.train.checkpoint import finished
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.dataset import TrainingSet, Use, Views
-from rsbackbones.train.data.npz import NpzSource
-from rsbackbones.train.data.open import open_source
+from rsbackbones.train.data.open import open_part, open_source
 from rsbackbones.train.data.sampler import BatchPlan
 from rsbackbones.train.data.source import BadSample, Source
 from rsbackbones.train.distributed import Processes
@@ -78,7 +76,7 @@ class Run(Steps):
         return [
             {"name": use.source.name, "places": len(use.source), "frames": use.source.frames,
              "bands": {m: list(spec.bands) for m, spec in use.preprocess.specs.items()},
-             "notes": list(use.source.notes)}
+             "notes": list(use.source.notes), **({"seasons": use.seasons} if use.seasons else {})}
             for use in self.uses
         ]  # fmt: skip
 
@@ -121,9 +119,7 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
     root = data.root.expanduser()
     uses = []
-    parts: list[tuple[Source, Part | None]] = [
-        (NpzSource(replace(part.file, path=str(root / part.file.path))), part) for part in data.parts
-    ]
+    parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
     for source, part in parts or [(open_source(root, **data.options), None)]:
         crop = (part and part.crop) or data.crop
         size = (part and part.size) or data.size
@@ -145,7 +141,7 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
             crop=crop, size=size, flips=data.flips, turns=data.turns, region=data.region, mixup=data.mixup
         )
         checking = preprocess_for(backbone.inputs, wanted, bands=given, units=units)
-        _look(source, checking)
+        _look(source, checking, series=(recipe.objective.seasons or 1) > 1)
         preprocess = preprocess_for(backbone.inputs, wanted, bands=given, units=units, check=False)
         try:
             use = Use(
@@ -168,15 +164,16 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     return uses
 
 
-def _look(source: Source, preprocess: Any) -> None:
+def _look(source: Source, preprocess: Any, *, series: bool) -> None:
     """Normalise some samples with all checks: wrong units show before a run, not after."""
     for place in sorted({i * len(source) // _LOOKED_AT for i in range(_LOOKED_AT)}):
         try:
-            sample = source.read(place, 0)
+            sample = source.read(place, None if series else 0)
         except BadSample:
             continue  # the run reports it when it comes to it
+        images = {m: sample.images[m] for m in preprocess.specs}
         try:
-            preprocess({m: sample.images[m] for m in preprocess.specs})
+            preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
         except ValueError as error:
             raise TrainingError(
                 f'{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{"s2": ...}}'

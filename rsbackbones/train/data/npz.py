@@ -1,7 +1,5 @@
 """Images in one .npz file."""
 
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,15 +7,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.grid import same_extent, to_grid
+from rsbackbones.grid import to_grid
 from rsbackbones.sensors import get_sensor
-from rsbackbones.train.data.check import checked
+from rsbackbones.train.data.check import checked, stack_usable
+from rsbackbones.train.data.npz_dates import find_kept, read_times
+from rsbackbones.train.data.npz_layout import (
+    check_shapes,
+    find_channels,
+    find_dates,
+    read_shapes,
+    with_all_axes,
+)
+from rsbackbones.train.data.seasons import line_up, line_up_whole
 from rsbackbones.train.data.source import Sample
 from rsbackbones.train.data.tiling import tile_starts
 
 Array = npt.NDArray[Any]
-# Unit of the file -> what makes it ours (Sentinel-2 in DN, Sentinel-1 in dB).
-_UNITS = ("dn", "dn+1000", "db", "worldcereal_db")
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +39,14 @@ class NpzFile:
         pick: by sensor the bands to give, in this order; others in the arrays are dropped. Default: all, in
             the order of the arrays.
         tile: cut places into tiles of so many pixels, each a place of its own.
-        series: the arrays have an axis of dates.
-        dates: with ``series``, the array of ISO dates [T] or [n, T]; frames are given in their order. Without
-            it the frames are taken to be in order of time.
+        series: the arrays have an axis of dates. An image of which a pixel has no data is then marked as
+            missing when a place is read at all dates.
+        dates: with ``series``, the array of ISO dates [T] or [n, T] of all sensors, or each sensor's own:
+            ``{"s2": "s2_dates", "s1": "s1_dates"}``. The dates of the first sensor of ``images``, in order,
+            are the frames; where the others have their own, of their own number, each frame gets the nearest
+            in time, one to one, at most 60 days away. Without ``dates`` the frames are taken to be in order
+            of time.
+        keep: ISO dates of the first sensor: the frames to use, such as the cloudless ones. Default: all.
         units: by sensor, where it is not ``dn`` or ``db``: ``dn+1000``, or ``worldcereal_db`` for integers
             of which 20 log10(x) - 83 is dB.
         nodata: by sensor the value that stands for no data.
@@ -46,7 +57,8 @@ class NpzFile:
     pick: dict[str, tuple[str, ...]] = field(default_factory=dict)
     tile: int | None = None
     series: bool = False
-    dates: str | None = None
+    dates: str | dict[str, str] | None = None
+    keep: tuple[str, ...] = ()
     units: dict[str, str] = field(default_factory=dict)
     nodata: dict[str, float] = field(default_factory=dict)
 
@@ -59,7 +71,7 @@ class NpzSource:
         name: default: the file's name.
 
     Raises:
-        ValueError: there is no such file or array, or arrays and bands do not fit together.
+        ValueError: there is no such file, array or date, or arrays, bands and dates do not fit together.
     """
 
     block = 1
@@ -67,16 +79,25 @@ class NpzSource:
     def __init__(self, file: NpzFile, name: str | None = None) -> None:
         self.file = file
         self.name = name or Path(file.path).stem
-        self.bands, self._channels = _find_channels(file)
-        shapes = self._check_shapes(_read_shapes(Path(file.path)))
-        self._height = max(shape[3] for shape in shapes)
-        self._width = max(shape[4] for shape in shapes)
-        self._places, self.frames = shapes[0][:2]
-        self.notes = tuple(
+        self.bands, self._channels = find_channels(file)
+        held = read_shapes(Path(file.path))
+        date_arrays = find_dates(file, held)
+        shapes = check_shapes(file, held)
+        self._height = max(shape[3] for found in shapes.values() for shape in found)
+        self._width = max(shape[4] for found in shapes.values() for shape in found)
+        lengths = {sensor: (found[0][0], found[0][1]) for sensor, found in shapes.items()}
+        self._places, self.frames = next(iter(lengths.values()))
+        self._times = read_times(Path(file.path), date_arrays, lengths) if date_arrays else {}
+        if self._times:
+            self._kept = find_kept(Path(file.path), file.keep, next(iter(self._times.values())))
+            self.frames = self._kept.shape[1]
+        self.notes: tuple[str, ...] = tuple(
             f"{sensor}: {unit} brought to {'db' if unit == 'worldcereal_db' else 'dn'}"
             for sensor, unit in file.units.items()
             if unit not in ("dn", "db")
         )
+        if file.keep:
+            self.notes += (f"of the dates only {', '.join(sorted(file.keep))}",)
         self._windows: list[tuple[int, int]] = [(0, 0)]
         self._side = (self._height, self._width)
         if file.tile is not None:
@@ -88,37 +109,6 @@ class NpzSource:
                     f"{file.path}: tile {file.tile} is larger than the images, {self._height} x {self._width}"
                 )
         self._arrays: dict[str, Array] = {}
-        self._order: npt.NDArray[np.intp] | None = None
-        self._days: Array | None = None
-
-    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Return the arrays' shapes as [n, T, C, H, W]."""
-        path, found = self.file.path, []
-        layout = "[T, C, H, W] or [n, T, C, H, W]" if self.file.series else "[C, H, W] or [n, C, H, W]"
-        for arrays in self.file.images.values():
-            for array, names in arrays.items():
-                if array not in shapes:
-                    raise ValueError(f"{path} has no array {array!r}; it has {', '.join(shapes)}")
-                shape = shapes[array]
-                if len(shape) not in ((4, 5) if self.file.series else (3, 4)) or shape[-3] != len(names):
-                    raise ValueError(
-                        f"{path}: {array} has the shape {list(shape)}, expected {layout} with the "
-                        f"{len(names)} bands {', '.join(names)}"
-                        + ("" if self.file.series else "; dates need series=True")
-                    )
-                found.append(_five(shape, self.file.series))
-        if len({shape[:2] for shape in found}) > 1:
-            raise ValueError(
-                f"{path}: the arrays hold different numbers of places or dates: "
-                + ", ".join(
-                    f"{array} {list(shapes[array])}" for m in self.file.images.values() for array in m
-                )
-            )
-        if not all(same_extent((found[0][3], found[0][4]), (shape[3], shape[4])) for shape in found):
-            raise ValueError(f"{path}: the arrays are not of one extent: {[s[3:] for s in found]}")
-        if (dates := self.file.dates) is not None and (dates not in shapes or not self.file.series):
-            raise ValueError(f"{path}: dates={dates!r} names an array of the file, and needs series=True")
-        return found
 
     def __len__(self) -> int:
         return self._places * len(self._windows)
@@ -130,27 +120,55 @@ class NpzSource:
         return f"{Path(self.file.path).name}[{index}]{corner}"
 
     def read(self, place: int, frame: int | None = None) -> Sample:
-        """Read a place.
+        """Read a place; of a series at all dates, images that are missing or have no data are marked.
 
         Raises:
-            BadSample: pixels without data.
+            BadSample: pixels without data, no image of a sensor for the frame, or for any, or dates that
+                cannot be ordered.
         """
         self._load()
         index, window = divmod(place, len(self._windows))
-        order = np.arange(self.frames) if self._order is None else self._order[index]
-        frames = order if frame is None else order[frame]
-        images, dates = {}, {}
-        for sensor, arrays in self._channels.items():
-            parts = [
-                self._cut(self._arrays[array][index, frames], positions, sensor, window)
-                for array, positions in arrays.items()
-            ]
-            joined = np.concatenate(parts, axis=-3)
-            held = [band for array in arrays for band in self._named(sensor, array)]
-            images[sensor] = joined[..., [held.index(band) for band in self.bands[sensor]], :, :]
-            if self._days is not None:
-                dates[sensor] = np.atleast_1d(self._days[index][frames])
-        return checked(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
+        images: dict[str, Array] = {}
+        dates: dict[str, Array] = {}
+        valid: dict[str, Array] = {}
+        lined = self._line_up(index, frame)
+        for sensor, which in lined.items():
+            read = [None if i < 0 else self._read_image(sensor, index, int(i), window) for i in which]
+            if self.file.series and frame is None:
+                images[sensor], valid[sensor] = stack_usable(sensor, read)
+            else:
+                images[sensor] = np.stack([image for image in read if image is not None])
+            if self._times:
+                frame_days = next(iter(dates.values()), None)
+                days = self._times[sensor][index][which].astype(np.int64)
+                dates[sensor] = days if frame_days is None else np.where(which < 0, frame_days, days)
+        if frame is not None:
+            images = {sensor: image[0] for sensor, image in images.items()}
+        frames = self.frames if frame is None else None
+        return checked(images, self.bands, frames=frames, dates=dates, valid=valid)
+
+    def _line_up(self, index: int, frame: int | None) -> dict[str, Ints]:
+        """Return by sensor the positions of the frames' images on its axis of dates, -1 where it has none."""
+        if not self._times:
+            which = np.arange(self.frames) if frame is None else np.arange(self.frames)[[frame]]
+            return dict.fromkeys(self._channels, which)
+        times = {sensor: held[index] for sensor, held in self._times.items()}
+        first, kept = next(iter(times)), self._kept[index]
+        times[first] = times[first][kept]
+        lined = line_up(times) if frame is None else line_up_whole(times, frame)
+        lined[first] = kept[lined[first]]
+        return lined
+
+    def _read_image(self, sensor: str, index: int, date: int, window: int) -> Array:
+        """Return a sensor's image of one date, [C, H, W], NaN where there is no data."""
+        arrays = self._channels[sensor]
+        parts = [
+            self._cut(self._arrays[array][index, date], positions, sensor, window)
+            for array, positions in arrays.items()
+        ]
+        held = [band for array in arrays for band in self._named(sensor, array)]
+        joined: Array = np.concatenate(parts, axis=-3)[[held.index(band) for band in self.bands[sensor]]]
+        return joined
 
     def _named(self, sensor: str, array: str) -> list[str]:
         names = self.file.images[sensor][array]
@@ -180,92 +198,14 @@ class NpzSource:
         if self._arrays:
             return
         with np.load(self.file.path, allow_pickle=False) as held:
-            if self.file.dates is not None:
-                days = held[self.file.dates].astype("datetime64[D]")
-                if days.shape not in ((self.frames,), (self._places, self.frames)):
-                    raise ValueError(
-                        f"{self.file.path}: {self.file.dates} has the shape {list(days.shape)}, expected "
-                        f"[{self.frames}] or [{self._places}, {self.frames}]"
-                    )
-                self._days = np.broadcast_to(days.astype(np.int64), (self._places, self.frames))
-                self._order = np.argsort(self._days, axis=1, kind="stable")
             arrays = {}
             for sensor in self._channels.values():
                 for name in sensor:
                     array = held[name]
-                    array = array.reshape(_five(array.shape, self.file.series))
+                    array = array.reshape(with_all_axes(array.shape, self.file.series))
                     array.flags.writeable = False  # samples may be views of it
                     arrays[name] = array
             self._arrays = arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NpzSource, (self.file, self.name)
-
-
-def _five(shape: tuple[int, ...], series: bool) -> tuple[int, ...]:
-    """Put the axes that are left out into a shape: [n, T, C, H, W]."""
-    if series:
-        return (1, *shape) if len(shape) == 4 else shape
-    return (1, 1, *shape) if len(shape) == 3 else (shape[0], 1, *shape[1:])
-
-
-def _find_channels(
-    file: NpzFile,
-) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, tuple[int, ...]]]]:
-    """Return the bands to give by sensor, and by sensor and array the positions that hold them."""
-    for what, keys in (("pick", file.pick), ("units", file.units), ("nodata", file.nodata)):
-        if unknown := [key for key in keys if key not in file.images]:
-            raise ValueError(f"{what} names {', '.join(unknown)}; the images are of {', '.join(file.images)}")
-    if unknown := [unit for unit in file.units.values() if unit not in _UNITS]:
-        raise ValueError(f"unknown unit {unknown[0]!r}; known: {', '.join(_UNITS)}")
-    if not file.images or not all(file.images.values()):
-        raise ValueError(f"{file.path}: name at least one array for each sensor, got images={file.images}")
-    bands: dict[str, tuple[str, ...]] = {}
-    channels: dict[str, dict[str, tuple[int, ...]]] = {}
-    for modality, arrays in file.images.items():
-        sensor = get_sensor(modality)
-        wanted = sensor.canonical(file.pick[modality]) if modality in file.pick else None
-        held: list[str] = []
-        channels[modality] = {}
-        for array, names in arrays.items():
-            positions = []
-            for i, name in enumerate(names):
-                try:
-                    band = sensor.band(name).name
-                except ValueError:
-                    if wanted is None:  # without pick, every channel is meant to be used
-                        raise
-                    continue
-                if wanted is None or band in wanted:
-                    positions.append(i)
-                    held.append(band)
-            if positions:
-                channels[modality][array] = tuple(positions)
-        if wanted is not None and (lacking := [band for band in wanted if band not in held]):
-            raise ValueError(f"{file.path}: pick names {modality} {', '.join(lacking)}, which no array holds")
-        bands[modality] = sensor.canonical(wanted or held)
-        sensor.canonical(held)  # a band in two arrays is an error
-    return bands, channels
-
-
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all arrays, without their data.
-
-    Raises:
-        ValueError: the file cannot be read as .npz.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[member.removesuffix(".npy")] = read(file)[0]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {path} as .npz: {error}") from error
-    return shapes

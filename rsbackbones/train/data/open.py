@@ -1,6 +1,7 @@
 """Opening training data by what a folder or file holds."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rsbackbones.sensors import SENSORS
 from rsbackbones.train.data.geotiffs import GeoTiffSource
 from rsbackbones.train.data.npz import NpzFile, NpzSource
 from rsbackbones.train.data.shards import DATASET_FILE, PackedSource
+from rsbackbones.train.data.simulated import SimulatedPlaces, SimulatedSource
 from rsbackbones.train.data.source import Source
 from rsbackbones.train.data.ssl4eo import SSL4EOFolders
 from rsbackbones.train.data.ssl4eo_v11 import SSL4EOZarr
@@ -41,6 +43,17 @@ def open_source(path: str | Path, **options: Any) -> Source:
             raise
         name = str(error).split("'")[1]
         raise ValueError(f"{path} is read by {opener.__name__}, which has no option {name!r}") from error
+
+
+def open_part(file: NpzFile | SimulatedPlaces, root: Path) -> Source:
+    """Open what a recipe names: a .npz file whose path is relative to ``root``, or simulated places.
+
+    Raises:
+        ValueError: there is no such file, or what it holds is not as stated.
+    """
+    if isinstance(file, SimulatedPlaces):
+        return SimulatedSource(file)
+    return NpzSource(replace(file, path=str(root / file.path)))
 
 
 def _find_opener(path: Path) -> Callable[..., Source]:

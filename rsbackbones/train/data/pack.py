@@ -164,7 +164,9 @@ def _usable(source: Source, place: int, bad: list[list[str]], most: int) -> Iter
     for number in range(place, len(source)):
         try:
             sample = source.read(number)
-            sample = checked(sample.images, source.bands, frames=source.frames, dates=sample.dates)
+            sample = checked(
+                sample.images, source.bands, frames=source.frames, dates=sample.dates, valid=sample.valid
+            )
         except (BadSample, OSError) as problem:
             bad.append([source.describe(number), str(problem)])
             _refuse_many(bad, most, len(source))

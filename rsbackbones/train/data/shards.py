@@ -2,8 +2,8 @@
 
 A shard is a Zarr (version 2) group in an uncompressed zip: ``<sensor>/<i>`` is the array [T, C, H, W] of its
 i-th place, in chunks of one date; places may differ in size. The group's attributes hold the places' names
-and dates. ``dataset.json``, written last, says what the shards hold and the SHA-256 of each. The function
-``pack`` makes it.
+and dates, and which images a place lacks (their chunks are 0). ``dataset.json``, written last, says what the
+shards hold and the SHA-256 of each. The function ``pack`` makes it.
 """
 
 import json
@@ -39,6 +39,7 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self._names: list[str] = []
         self._dates: list[dict[str, list[int]]] = []
+        self._valid: list[dict[str, list[bool]]] = []
         self._opening = whole_file(path)
 
     def __len__(self) -> int:
@@ -50,11 +51,13 @@ class ShardWriter:
             self._array(f"{sensor}/{len(self)}", _narrow(image))
         self._names.append(name)
         self._dates.append({sensor: days.tolist() for sensor, days in sample.dates.items()})
+        self._valid.append({sensor: held.tolist() for sensor, held in sample.valid.items()})
 
     def finish(self, **attributes: object) -> None:
         """Write the group's attributes: the places, and those given."""
         self._file(".zgroup", _json({"zarr_format": 2}))
-        self._file(".zattrs", _json({"names": self._names, "dates": self._dates, **attributes}))
+        places = {"names": self._names, "dates": self._dates, "valid": self._valid}
+        self._file(".zattrs", _json({**places, **attributes}))
 
     def _array(self, name: str, image: Array) -> None:
         codec = _codec(_CODEC)
@@ -136,18 +139,25 @@ class PackedSource:
         """Read a place at one date, decoding only that, or at all dates.
 
         Raises:
-            BadSample: the shard is missing or damaged.
+            BadSample: the shard is missing or damaged, or the place lacks an image of the one date.
         """
         path, index = self._find(place)
         try:
             shard = self._shards.get(str(path))
             images = {sensor: shard.read(f"{sensor}/{index}", frame) for sensor in self.bands}
             days = shard.attributes["dates"][index]
+            # Earlier shards do not say it: their places lack nothing.
+            valid = shard.attributes["valid"][index] if "valid" in shard.attributes else {}
         except _DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
         chosen = slice(None) if frame is None else slice(frame, frame + 1)
         dates = {sensor: np.array(values, np.int64)[chosen] for sensor, values in days.items()}
-        return checked(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
+        held = {sensor: np.array(flags, bool) for sensor, flags in valid.items()}
+        if frame is None:
+            return checked(images, self.bands, frames=self.frames, dates=dates, valid=held)
+        if lacking := [sensor for sensor, flags in held.items() if not flags[frame]]:
+            raise BadSample(f"{', '.join(lacking)} has no usable image at date {frame}")
+        return checked(images, self.bands, frames=None, dates=dates)
 
     def verify(self) -> list[str]:
         """Hash all shards; return what is wrong with which: nothing, where all are as they were written."""

@@ -24,8 +24,11 @@ class Sample:
     """One place at one date: ``images[modality]`` is [C, H, W]; at all dates [T, C, H, W].
 
     All sensors are on one grid of pixels. ``dates[modality]``: days since 1970-01-01, one per frame, where
-    the source knows them. ``valid[modality]``, of samples of all dates: [T] booleans, False where the sensor
-    has no usable image at a date, whose pixels are then 0; a sensor that is not named has all.
+    the source knows them.
+
+    ``valid[modality]``, only in samples of all dates: [T] booleans, ``False`` where the sensor has no usable
+    image at a date. Its pixels are then 0, and its date is that of the frame where there is no image at all.
+    A sensor that is not named has all its images; every sensor has at least one.
     """
 
     images: "dict[str, Array]"
@@ -59,7 +62,7 @@ class Source(Protocol):
         """Read a place at one date, or at all of them where ``frame`` is ``None``.
 
         Raises:
-            BadSample: it cannot be used.
+            BadSample: it cannot be used; a sensor has no usable image at the one date, or at none of all.
         """
         ...
 

@@ -15,6 +15,7 @@ from rsbackbones.rasters import open_raster
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.products import acquired
+from rsbackbones.train.data.seasons import line_up_whole
 from rsbackbones.train.data.source import BadSample, Sample
 
 Array = npt.NDArray[Any]
@@ -27,7 +28,7 @@ class SSL4EOFolders:
     """``ROOT/{s1,s2a,s2c}/<id>/<product>/<band>.tif``, four products (dates) per place, in order of time.
 
     s2a is L2A (12 bands), s2c is L1C (13 bands), in DN; s1 is VV and VH in dB. The product's name tells
-    its date; the k-th date of one sensor goes with the k-th of the other.
+    its date; an image of Sentinel-1 goes with that of Sentinel-2 that is nearest in time, one to one.
 
     Args:
         root: the folder that holds ``s1`` and ``s2a`` or ``s2c``. A sensor whose folder is missing is not
@@ -83,16 +84,17 @@ class SSL4EOFolders:
         """Read a place at one date, opening only the files of that date, or at all dates.
 
         Raises:
-            BadSample: a sensor, a date or a band is missing, or a file cannot be read.
+            BadSample: a sensor, a date or a band is missing, dates cannot be ordered or are more than 60 days
+                from their partners, or a file cannot be read.
         """
+        folders = {sensor: folder / self._ids[place] for sensor, folder in self._folders.items()}
+        products = {sensor: self._products(sensor, folder) for sensor, folder in folders.items()}
+        times = {sensor: _times(folders[sensor], found) for sensor, found in products.items()}
         images, dates = {}, {}
-        for sensor, folder in self._folders.items():
-            products = self._products(sensor, folder / self._ids[place])
-            chosen = products if frame is None else [products[frame]]
-            read = [self._read_bands(sensor, product) for product in chosen]
+        for sensor, which in line_up_whole(times, frame).items():
+            read = [self._read_bands(sensor, products[sensor][i]) for i in which]
             images[sensor] = np.stack(read) if frame is None else read[0]
-            days = [acquired(product.name).astype("datetime64[D]") for product in chosen]
-            dates[sensor] = np.array(days).astype(np.int64)
+            dates[sensor] = times[sensor][which].astype("datetime64[D]").astype(np.int64)
         return checked(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
 
     def _products(self, sensor: str, folder: Path) -> list[Path]:
@@ -101,10 +103,7 @@ class SSL4EOFolders:
         products = [path for path in folder.iterdir() if path.is_dir()]
         if len(products) != self.frames:
             raise BadSample(f"{folder} holds {len(products)} dates, expected {self.frames}")
-        try:
-            return sorted(products, key=lambda path: (acquired(path.name), path.name))
-        except ValueError as error:
-            raise BadSample(f"{folder}: {error}") from error
+        return products
 
     def _read_bands(self, sensor: str, product: Path) -> Array:
         return np.stack([self._read_band(sensor, product, band) for band in self.bands[sensor]])
@@ -128,3 +127,10 @@ class SSL4EOFolders:
                 f"{path} has {height} x {width} pixels; expected {self.size}, half or a sixth of it"
             )
         return to_grid(layer, self.size, self.size)
+
+
+def _times(folder: Path, products: list[Path]) -> Array:
+    try:
+        return np.array([acquired(path.name) for path in products])
+    except ValueError as error:
+        raise BadSample(f"{folder}: {error}") from error

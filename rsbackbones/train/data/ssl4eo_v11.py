@@ -10,6 +10,8 @@ import tarfile
 import weakref
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,6 +23,7 @@ from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.handles import Handles
 from rsbackbones.train.data.offset import Offset, carries_offset, subtract_offset
 from rsbackbones.train.data.products import acquired
+from rsbackbones.train.data.seasons import date_order, line_up_whole
 from rsbackbones.train.data.source import BadSample, Sample
 
 Array = npt.NDArray[Any]
@@ -37,7 +40,8 @@ class SSL4EOZarr:
     ``ROOT/<split>/<product>/*.zarr.zip`` holds [64, 4, C, H, W] each, with the places' ids in ``sample``;
     ``ROOT/<split>/<product>/*.tar`` holds a member ``<key>.zarr.zip`` [4, C, H, W] for each place. Places
     of the two sensors are matched by id or key. ``file_id`` names the product of every date, and so tells
-    the dates; the k-th date of one sensor goes with the k-th of the other.
+    the dates: Sentinel-1 is stored by platform, not by date. An image of Sentinel-1 goes with that of
+    Sentinel-2 that is nearest in time, one to one.
 
     The release in Zarr files carries 1000 DN on Sentinel-2; the later one in tar shards does not.
 
@@ -108,35 +112,28 @@ class SSL4EOZarr:
         """Read a place at one date, or at all.
 
         Raises:
-            BadSample: a sensor is missing, or a file is damaged.
+            BadSample: a sensor is missing, dates cannot be ordered or are more than 60 days from their
+                partners, or a file is damaged.
         """
+        held = {sensor: self._find(sensor, place) for sensor in self._files}
         images, dates = {}, {}
-        for sensor in self._files:
-            image, days = self._read(sensor, place, frame)
+        for sensor, which in line_up_whole({s: x.times for s, x in held.items()}, frame).items():
+            image = held[sensor].read(which if frame is None else which[0])
             images[sensor] = subtract_offset(image) if sensor == "s2" and self._subtract else image
-            dates[sensor] = days
+            dates[sensor] = held[sensor].times[which].astype("datetime64[D]").astype(np.int64)
         return checked(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
 
-    def _read(self, sensor: str, place: int, frame: int | None) -> tuple[Array, Ints]:
+    def _find(self, sensor: str, place: int) -> "_Images":
         file, at, size = self._where[sensor][place].tolist()
         if file < 0:
             raise BadSample(f"{sensor} is missing")
         path = self._files[sensor][file]
-        try:
+        with _damage_of(sensor, path):
             store, index = self._open(sensor, file, at, size)
-            products = store.products[index]
-            times = np.array([acquired(str(product)) for product in products])
-            order = np.argsort(times, kind="stable")
-            if len(order) != self.frames:
-                raise BadSample(f"{sensor} has {len(order)} dates, expected {self.frames}")
-            days = times[order].astype("datetime64[D]").astype(np.int64)
-            if frame is None:
-                return store.read(*index)[order], days
-            return store.read(*index, int(order[frame])), days[[frame]]
-        except BadSample:
-            raise
-        except _DAMAGE as error:
-            raise BadSample(f"cannot read {sensor} in {path}: {error}") from error
+            times = np.array([acquired(str(product)) for product in store.products[index]])
+        if len(times) != self.frames:
+            raise BadSample(f"{sensor} has {len(times)} dates, expected {self.frames}")
+        return _Images(sensor=sensor, path=path, store=store, index=index, times=times)
 
     def _open(self, sensor: str, file: int, at: int, size: int) -> tuple["_Store", tuple[int, ...]]:
         """Return the store that holds a place, and the place's index in its arrays."""
@@ -193,10 +190,38 @@ class SSL4EOZarr:
         held = np.flatnonzero(self._where["s2"][:, 0] >= 0)
         for i in np.unique(np.linspace(0, len(held) - 1, most).round().astype(int)):
             try:
-                image, _ = self._read("s2", int(held[i]), 0)
+                images = self._find("s2", int(held[i]))
+                image = images.read(date_order(images.times, "s2")[0])
             except BadSample:
                 continue  # reported when it is read to train on
             yield image
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """A sensor's images of one place, and when they were taken, in the order of the file."""
+
+    sensor: str
+    path: str
+    store: "_Store"
+    index: tuple[int, ...]
+    times: Array
+
+    def read(self, which: Ints | np.int64) -> Array:
+        """Read all images, in the order ``which`` says, or one of them."""
+        with _damage_of(self.sensor, self.path):
+            if isinstance(which, np.ndarray):
+                images: Array = self.store.read(*self.index)[which]
+                return images
+            return self.store.read(*self.index, int(which))
+
+
+@contextmanager
+def _damage_of(sensor: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise BadSample(f"cannot read {sensor} in {path}: {error}") from error
 
 
 class _Tar:

@@ -32,7 +32,7 @@ _CROMA = FinetuneRecipe(
 # label smoothing, switch probability (SatMAE's, too) and layer decay (none).
 _SEAMO = FinetuneRecipe(
     name="seamo_eurosat",
-    model="croma_vit_b",
+    model="seamo_vit_b",
     views=Views(size=128),
     optim=FinetuneOptim(base_lr=1e-2, weight_decay=0.05, warmup_epochs=20),
     epochs=150,

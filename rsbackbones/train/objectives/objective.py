@@ -26,6 +26,10 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def encoder(self) -> Backbone:
+        """Return the backbone that users get: without what only pretraining needs."""
+        return self.backbone
+
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Return for pictures, by modality: (image, what the encoder saw, prediction), each [B, C, H, W].
 

@@ -22,7 +22,7 @@ What the paper leaves open, and what we do:
 Shapes: B samples, T seasons, N patches of which K are kept, D = dim of the backbone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -166,6 +166,17 @@ class SeamoPretraining(Objective):
             losses[m] = of_image.sum(dim=1).mean()
         parts = {f"reconstruction_{m}": loss.detach() for m, loss in losses.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **parts}
+
+    def encoder(self) -> Seamo:
+        """See :meth:`Objective.encoder`: without the TM block ("discarded", section 3.3.2)."""
+        if self.backbone.temporal is None:
+            return self.backbone
+        alone = Seamo(replace(self.backbone.config, temporal=False))
+        own = alone.state_dict()
+        state = {name: x for name, x in self.backbone.state_dict().items() if name in own}
+        alone.load_state_dict(state, strict=True)
+        alone.architecture, alone.inputs = self.backbone.architecture, self.backbone.inputs
+        return alone
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -4,57 +4,9 @@ The data of the paper's recipes is SSL4EO-S12 (``data.root=``), its crops are 60
 resized to 120. They were not run here on the full set.
 """
 
-from rsbackbones.sensors import SSL4EO_S12
-from rsbackbones.train.data.npz import NpzFile
 from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.recipe import DataOptions, OptimOptions, Part, Recipe, SaveOptions
-
-_L2A = SSL4EO_S12["s2"].bands
-_L1C = (*_L2A[:10], "B10", *_L2A[10:])
-_S1 = ("VV", "VH")
-
-# What we can train on two CPU cores: a few hundred places from published sets, in one folder.
-_SAMPLES = (
-    Part(
-        file=NpzFile(
-            path="bigearthnet_v2_pairs_80.npz",
-            images={"s2": {"s2": ("B02", "B03", "B04", "B08")}, "s1": {"s1": _S1}},
-        ),
-        repeat=16,
-    ),
-    Part(
-        file=NpzFile(
-            path="bigearthnet_v1_pairs12band_6.npz",
-            images={
-                "s2": {
-                    "s2_10m": ("B02", "B03", "B04", "B08"),
-                    "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"),
-                    "s2_60m": ("B01", "B09"),
-                },
-                "s1": {"s1": _S1},
-            },
-            tile=60,
-        ),
-        repeat=3,
-    ),
-    Part(
-        file=NpzFile(
-            path="terramesh_examples_4.npz",
-            images={"s2": {"S2L2A": _L2A}, "s1": {"S1RTC": _S1}},
-            tile=56,
-        ),
-        repeat=4,
-    ),
-    Part(
-        file=NpzFile(
-            path="sen1floods11/Spain_7370579.npz",
-            images={"s2": {"s2": _L1C}, "s1": {"s1": _S1}},
-            tile=64,
-        ),
-        repeat=3,
-    ),
-    Part(file=NpzFile(path="s2l2a_unlabelled_1200.npz", images={"s2": {"images": _L2A}})),
-)
+from rsbackbones.train.recipe import DataOptions, OptimOptions, Recipe, SaveOptions
+from rsbackbones.train.recipes.samples import OPTICAL, PAIRS
 
 RECIPES = (
     Recipe(
@@ -98,7 +50,7 @@ RECIPES = (
             mask_ratio_s2=0.5, mask_ratio_s1=0.5, normalised_targets=False, reconstruction_weight=2,
             decoder_dim=128, decoder_heads=4,
         ),
-        data=DataOptions(parts=_SAMPLES, crop=(32, 96), size=64, mixup=0),
+        data=DataOptions(parts=(*PAIRS, *OPTICAL), crop=(32, 96), size=64, mixup=0),
         optim=OptimOptions(base_lr=4e-3, weight_decay=0.05, clip_grad=1.0),
         save=SaveOptions(every=500),
         epochs=80,

@@ -11,7 +11,8 @@ MAE's 0.05, with its betas (0.9, 0.95). It says "the same normalisation" as SSL4
 from dataclasses import replace
 
 from rsbackbones.train.objectives.seamo import SeamoObjective
-from rsbackbones.train.recipe import DataOptions, OptimOptions, Recipe
+from rsbackbones.train.recipe import DataOptions, OptimOptions, Recipe, SaveOptions, to_json
+from rsbackbones.train.recipes.samples import CLOUDY, PAIRS, SEASONS
 
 _PHASE_1 = {"objective": {"strategy": "multimodal"}, "epochs": 20}
 
@@ -30,4 +31,45 @@ RECIPES = (
     _BASE,
     # Not in the paper: the same with a larger encoder.
     replace(_BASE, name="seamo_vit_l", model="seamo_vit_l"),
+    # The bundled demonstration model. Phase 1: all pairs, of four bands, as most of them have no more. Phase
+    # 2: the dated places. It departs from the paper as croma_vit_tiny does, for its reasons: images are small
+    # and few, and the run is short. In phase 1 there are turns and smaller crops too.
+    Recipe(
+        name="seamo_vit_tiny",
+        model="seamo_vit_tiny",
+        overrides={"bands": {"s2": ["B02", "B03", "B04", "B08"], "s1": ["VV", "VH"]}},
+        objective=SeamoObjective(
+            mask_ratio=0.5,
+            normalised_targets=False,
+            decoder_dim=128,
+            decoder_depth=1,
+            decoder_heads=4,
+        ),
+        data=DataOptions(
+            parts=SEASONS,
+            crop=(0.5, 1.0),
+            size=64,
+            flips="horizontal",
+            turns=False,
+            region="partial",
+            mixup=0,
+        ),
+        optim=OptimOptions(base_lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, clip_grad=1.0),
+        save=SaveOptions(every=500),
+        first={
+            "objective": {"strategy": "multimodal"},
+            "data": {
+                "parts": [to_json(part) for part in (*PAIRS, *CLOUDY)],
+                "crop": [32, 96],
+                "flips": True,
+                "turns": True,
+            },
+            "epochs": 60,
+            "batch_size": 64,
+        },
+        epochs=20,
+        batch_size=16,
+        precision="fp32",
+        log_every=1,
+    ),
 )
