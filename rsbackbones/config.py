@@ -30,7 +30,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "num_heads", "patch_size"):
-            if not _is_count(getattr(self, name)):
+            if not is_count(getattr(self, name)):
                 raise ValueError(f"{name} must be a positive whole number, got {getattr(self, name)!r}")
         if self.dim % self.num_heads:
             raise ValueError(
@@ -38,7 +38,7 @@ class ViTConfig:
             )
         size: Any = self.image_size
         sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        if len(sides) != 2 or not all(_is_count(side) and side % self.patch_size == 0 for side in sides):
+        if len(sides) != 2 or not all(is_count(side) and side % self.patch_size == 0 for side in sides):
             raise ValueError(
                 f"image_size must be a multiple of the patch size {self.patch_size}, or (height, width) of "
                 f"such, got {size!r}"
@@ -84,5 +84,6 @@ def as_json(config: Any) -> dict[str, Any]:
     return {**fields, "bands": {m: list(config.bands[m]) for m in config.modalities}}
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Return whether a value is a positive whole number."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

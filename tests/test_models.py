@@ -62,7 +62,15 @@ def test_a_missing_sensor_leaves_out_the_streams_it_feeds(model):
     for modality in model.modalities:
         alone = model.forward_features({modality: x[modality]})
         assert set(alone.tokens) == {modality}
-        assert close(alone.tokens[modality], model.forward_features(x).tokens[modality])
+        together = model.forward_features(x).tokens[modality]
+        others = {m: v if m == modality else v.flip(0) for m, v in x.items()}
+        with_others = model.forward_features(others).tokens[modality]
+        if model.mixes_sensors:  # every token has seen the other sensor
+            for a, b in ((alone.tokens[modality], together), (with_others, together)):
+                assert (a - b).abs().amax(dim=-1).min() > 1e-3
+        else:
+            assert close(alone.tokens[modality], together)
+            assert close(with_others, together)
 
 
 def test_one_modality_takes_a_bare_tensor_and_has_only_its_parameters(model):
@@ -91,10 +99,26 @@ def test_intermediates_end_in_the_features(model):
 
 def test_intermediates_without_norm_are_normalised_by_the_final_norm(model):
     x = batch(model)
+    raw = {s: model.forward_intermediates(x, indices=[-1], stream=s)[0] for s in model.stream_depths}
+    tokens = model.forward_features(x).tokens
     for stream in model.stream_depths:
-        (raw,) = model.forward_intermediates(x, indices=[-1], stream=stream)
-        tokens = model.final_norm(stream)(raw.flatten(2).transpose(1, 2))
-        assert close(tokens, model.forward_features(x).tokens[stream])
+        # A mean is that of normalised parts, and without norm that of the parts as they are.
+        parts = model.mean_streams.get(stream, (stream,))
+        normed = [model.final_norm(part)(raw[part].flatten(2).transpose(1, 2)) for part in parts]
+        assert close(sum(normed) / len(parts), tokens[stream])
+        assert close(sum(raw[part] for part in parts) / len(parts), raw[stream])
+
+
+def test_means_of_streams_are_means_at_every_depth_and_when_pooled(model):
+    x = batch(model)
+    features = model.forward_features(x)
+    for stream, parts in model.mean_streams.items():
+        assert close(features.pooled[stream], sum(features.pooled[part] for part in parts) / len(parts))
+        for norm in (False, True):
+            mean, *of_parts = (
+                model.forward_intermediates(x, indices=[0], stream=s, norm=norm)[0] for s in (stream, *parts)
+            )
+            assert close(mean, sum(of_parts) / len(parts))
 
 
 def test_features_only_gives_maps_and_feature_info(model):
@@ -141,9 +165,11 @@ def test_missing_frames_are_nan_and_touch_nothing_else(model):
         mask = valid if needs_s2 else torch.ones_like(valid)
         assert features.tokens[stream][~mask].isnan().all()
         assert features.pooled[stream][~mask].isnan().all()
-        torch.testing.assert_close(
-            features.tokens[stream][mask], whole.tokens[stream][mask], atol=1e-5, rtol=0
-        )
+        expected = whole.tokens[stream].clone()
+        if model.mixes_sensors and not needs_s2:  # without its partner a frame is that of the sensor alone
+            alone = {m: x[m][~valid] for m in model.stream_inputs[stream]}
+            expected[~valid] = model.forward_features(alone).tokens[stream]
+        torch.testing.assert_close(features.tokens[stream][mask], expected[mask], atol=1e-5, rtol=0)
         if needs_s2:
             assert torch.equal(features.valid[stream], valid)
     # The gradient of what is there is finite, whatever the missing frame holds.

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone, Taps
-from rsbackbones.config import ViTConfig
+from rsbackbones.config import ViTConfig, is_count
 from rsbackbones.layers.attention import key_mask
 from rsbackbones.layers.block import Block
 from rsbackbones.layers.position_table import LearnedPositions
@@ -95,10 +95,10 @@ class SeamoConfig(ViTConfig):
         if not isinstance(self.temporal, bool):
             raise ValueError(f"temporal must be true or false, got {self.temporal!r}")
         if self.position_grid is not None:
-            grid = tuple(self.position_grid)
-            if len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
-                raise ValueError(f"position_grid must be (rows, columns) of patches, got {grid}")
-            object.__setattr__(self, "position_grid", grid)
+            grid: Any = self.position_grid
+            if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(map(is_count, grid)):
+                raise ValueError(f"position_grid must be (rows, columns) of patches, got {grid!r}")
+            object.__setattr__(self, "position_grid", tuple(grid))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -223,7 +223,8 @@ class Seamo(Backbone):
             )
         if dates is None:
             return self._with_joint(self.temporal(tokens, valid))
-        order = _order_of_dates(dates, [valid[m] for m in tokens if m in valid] if valid else [])
+        every = torch.ones_like(dates, dtype=torch.bool)
+        order = _order_of_dates(dates, torch.stack([valid.get(m, every) for m in tokens]).any(dim=0))
         places = order[..., None, None]
         sorted_tokens = {m: torch.take_along_dim(x, places, dim=1) for m, x in tokens.items()}
         sorted_valid = {m: torch.take_along_dim(v, order, dim=1) for m, v in valid.items()}
@@ -245,8 +246,12 @@ class Seamo(Backbone):
         return f"tokenizers.{modality}"
 
 
-def _order_of_dates(dates: Tensor, valid: Sequence[Tensor]) -> Tensor:
+def _order_of_dates(dates: Tensor, there: Tensor) -> Tensor:
     """Return the indices [B, T] that put dates [B, T] in order of time.
+
+    Args:
+        dates: days.
+        there: [B, T] booleans, False where a date is missing in all sensors.
 
     Raises:
         ValueError: two dates of a series are the same, and neither of them is missing in all sensors.
@@ -254,7 +259,6 @@ def _order_of_dates(dates: Tensor, valid: Sequence[Tensor]) -> Tensor:
     order = dates.argsort(dim=1, stable=True)
     if torch.compiler.is_compiling():
         return order
-    there = torch.stack(tuple(valid)).any(dim=0) if valid else torch.ones_like(dates, dtype=torch.bool)
     for b, (days, held) in enumerate(zip(dates.tolist(), there.tolist(), strict=True)):
         known = [day for day, here in zip(days, held, strict=True) if here]
         if twice := sorted({day for day in known if known.count(day) > 1}):

@@ -47,16 +47,25 @@ def load_beginning(objective: Objective, recipe: Recipe) -> str | None:
     return None
 
 
+def check_carried(first: Objective, second: Objective) -> None:
+    """Check that all that a first phase trains has its place in the second.
+
+    Raises:
+        TrainingError: something is not in the second, or of another shape.
+    """
+    theirs, ours = first.state_dict(), second.state_dict()
+    if differing := [n for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape]:
+        raise TrainingError(
+            f"the first phase trains {', '.join(differing[:8])}, which the second lacks or has in another "
+            "shape: first= may change what is trained, not the size of the model"
+        )
+
+
 def _load_first_phase(objective: Objective, out: Path) -> str:
     """Load all of what the first phase trained; parts that it did not have stay as the seed made them."""
     _, _, before, step = read_run(out)
+    check_carried(before, objective)
     theirs, ours = before.state_dict(), objective.state_dict()
-    differing = [n for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape]
-    if differing:
-        raise TrainingError(
-            f"the first phase trained {', '.join(differing[:8])}, which this one lacks or has in another "
-            "shape: first= may change what is trained, not the size of the model"
-        )
     objective.load_state_dict({**ours, **theirs}, strict=True)
     new = sorted({".".join(name.split(".")[:2]) for name in ours if name not in theirs})
     return f"begins with the weights of {out.name}, step {step}; new: {', '.join(new) or 'nothing'}"

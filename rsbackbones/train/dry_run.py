@@ -33,7 +33,8 @@ def dry_run(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> No
     for phase in (first, recipe) if first else (recipe,):
         if print_to is not None and first:
             print(f"{'phase 1' if phase is first else 'phase 2'}:", file=print_to)
-        _two_steps(replace(phase, first={}), processes, print_to)
+        initial = recipe.initial if phase is (first or recipe) else None
+        _two_steps(replace(phase, first={}, initial=initial), processes, print_to)
     leave(processes)
 
 

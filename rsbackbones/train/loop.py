@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from rsbackbones.atomic import whole_file, write_text
-from rsbackbones.train.beginning import build_objective
+from rsbackbones.train.beginning import build_objective, check_carried
 from rsbackbones.train.checkpoint import Checkpoints, finished
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.distributed import Processes, StopSignal, join, leave
@@ -58,7 +58,8 @@ def train(recipe: Recipe) -> Summary:
         if summary is None:
             steps_before = _steps_of_phase_1(out) if recipe.first else 0
             if recipe.max_steps is not None:
-                recipe = replace(recipe, max_steps=recipe.max_steps - steps_before)
+                # At least 1: who comes here with fewer is in phase 2 already, and past it.
+                recipe = replace(recipe, max_steps=max(1, recipe.max_steps - steps_before))
             summary = Training(Run(recipe, processes), folder, stop).go()
     leave(processes)
     return summary
@@ -71,12 +72,14 @@ def _first_phase(recipe: Recipe, processes: Processes, stop: StopSignal) -> Summ
         return None
     if processes.first_says(bool(finished(recipe.out.expanduser() / "checkpoints"))):
         return None
-    open_uses(
-        recipe, build_objective(recipe).backbone
-    )  # what is wrong with the second is said before the first
+    # What is wrong with the second is said before the first.
+    with torch.device("meta"):
+        second = build_objective(recipe)
+        check_carried(build_objective(first), second)
+    open_uses(recipe, second.backbone)
     with RunFolder(first.out.expanduser(), processes) as folder:
         summary = Training(Run(first, processes), folder, stop).go()
-    ended = summary.step < summary.total_steps or summary.step == recipe.max_steps
+    ended = summary.step < summary.total_steps or summary.step >= (recipe.max_steps or math.inf)
     return summary if ended else None
 
 

@@ -141,7 +141,6 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
             crop=crop, size=size, flips=data.flips, turns=data.turns, region=data.region, mixup=data.mixup
         )
         checking = preprocess_for(backbone.inputs, wanted, bands=given, units=units)
-        _look(source, checking, series=(recipe.objective.seasons or 1) > 1)
         preprocess = preprocess_for(backbone.inputs, wanted, bands=given, units=units, check=False)
         try:
             use = Use(
@@ -150,6 +149,7 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
             )  # fmt: skip
         except ValueError as error:
             raise TrainingError(str(error)) from error
+        _look(use, checking)
         uses.append(use)
     fed = {m for use in uses for m in use.preprocess.specs}
     if idle := [m for m in backbone.modalities if m not in fed]:
@@ -164,8 +164,10 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     return uses
 
 
-def _look(source: Source, preprocess: Any, *, series: bool) -> None:
-    """Normalise some samples with all checks: wrong units show before a run, not after."""
+def _look(use: Use, preprocess: Any) -> None:
+    """Try some samples with all checks: wrong units, and crops that do not fit, show before a run."""
+    source, series = use.source, (use.seasons or 1) > 1
+    too_small: list[BadSample | None] = []
     for place in sorted({i * len(source) // _LOOKED_AT for i in range(_LOOKED_AT)}):
         try:
             sample = source.read(place, None if series else 0)
@@ -178,3 +180,11 @@ def _look(source: Source, preprocess: Any, *, series: bool) -> None:
             raise TrainingError(
                 f'{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{"s2": ...}}'
             ) from error
+        try:
+            use.check_size(*next(iter(images.values())).shape[-2:])
+        except BadSample as problem:
+            too_small.append(problem)
+        else:
+            too_small.append(None)
+    if too_small and all(too_small):  # some are left out in the run
+        raise TrainingError(f"{source.name}: {too_small[0]}")

@@ -17,6 +17,7 @@ from rsbackbones.train.data.augment import (
     CropRange,
     Flips,
     Region,
+    View,
     crop_sides,
     cut,
     draw_mixup,
@@ -81,6 +82,28 @@ class Use:
     def __len__(self) -> int:
         return len(self.source) * self.frames
 
+    def check_size(self, height: int, width: int) -> None:
+        """Check that the views fit into an image.
+
+        Raises:
+            BadSample: the image is too small for them.
+        """
+        side, (low, high) = min(height, width), crop_sides(self.views.crop, min(height, width))
+        if high < low:
+            raise BadSample(f"{side} pixels are less than the smallest crop, {low}")
+        try:
+            self.draw_views(torch.Generator(), height, width)
+        except ValueError as error:
+            raise BadSample(str(error)) from error
+
+    def draw_views(self, generator: torch.Generator, height: int, width: int) -> list[View]:
+        """Draw the views of a sample: one, or one for each of its seasons."""
+        views = self.views
+        return draw_views(
+            generator, height, width, self.seasons or 1, region=views.region, crop=views.crop,
+            flips=views.flips, turns=views.turns,
+        )  # fmt: skip
+
 
 def sample_generator(seed: int, key: Key) -> torch.Generator:
     """Return the generator that everything random about a sample comes from."""
@@ -117,16 +140,16 @@ class TrainingSet(Dataset[Batch]):
                 generator, modalities, (use.views.size // self.patch_size) ** 2
             ).items():
                 draws.setdefault(name, []).append(value)
-            sample, place = self._read(use, key[2], skipped)
-            if use.seasons is not None and use.seasons > 1:
-                sample = _some_seasons(sample, use.seasons, use.source.frames, generator)
-                for m in modalities:
-                    valid[m].append(torch.from_numpy(sample.valid.get(m, np.ones(use.seasons, bool))))
-            view = _view(use, sample, generator)
+            sample, place = self._take(use, key[2], skipped, generator)
+            view, held = _view(use, sample, generator), _held(use, sample)
             if use.views.mixup:
                 index, share = draw_mixup(generator, use.views.mixup, len(use))
-                partner, _ = self._read(use, index, skipped)
+                partner, _ = self._take(use, index, skipped, generator)
                 view = mix(view, _view(use, partner, generator), share)
+                held = {m: present & _held(use, partner)[m] for m, present in held.items()}
+            for m, present in held.items():
+                view[m][~present] = 0  # normalised, what is missing would be some value
+                valid[m].append(present)
             for m in modalities:
                 images[m].append(view[m])
             names.append(place)
@@ -142,6 +165,15 @@ class TrainingSet(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         return self.__getitems__([key])
 
+    def _take(
+        self, use: Use, index: int, skipped: dict[str, str], generator: torch.Generator
+    ) -> tuple[Sample, str]:
+        """Read a sample; of a place with more dates than are used, some."""
+        sample, name = self._read(use, index, skipped)
+        if use.seasons is not None and use.seasons > 1:
+            sample = _some_seasons(sample, use.seasons, use.source.frames, generator)
+        return sample, name
+
     def _read(self, use: Use, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
         """Read a sample, or the next one (in the next file); note those that were not usable."""
         source = use.source
@@ -152,11 +184,14 @@ class TrainingSet(Dataset[Batch]):
             name = f"{source.name}: {source.describe(place)}"
             try:
                 sample = source.read(place, frame if use.seasons in (None, 1) else None)
-                sample = replace(sample, images={m: sample.images[m] for m in use.preprocess.specs})
-                side = min(min(image.shape[-2:]) for image in sample.images.values())
-                low, high = crop_sides(use.views.crop, side)
-                if high < low:
-                    raise BadSample(f"{side} pixels are less than the smallest crop, {low}")
+                used = use.preprocess.specs
+                sample = replace(
+                    sample,
+                    images={m: sample.images[m] for m in used},
+                    valid={m: held for m, held in sample.valid.items() if m in used},
+                )
+                for image in sample.images.values():
+                    use.check_size(*image.shape[-2:])
                 return sample, name
             except BadSample as problem:
                 skipped[name] = str(problem)
@@ -164,6 +199,14 @@ class TrainingSet(Dataset[Batch]):
             f"{source.name}: {min(_MOST_IN_A_ROW, len(use))} samples in a row cannot be used, the last: "
             f"{name}: {skipped[name]}"
         )
+
+
+def _held(use: Use, sample: Sample) -> dict[str, Tensor]:
+    """Return by sensor at which dates of a series it has an image, [T]; nothing for single dates."""
+    if use.seasons is None or use.seasons == 1:
+        return {}
+    every = np.ones(use.seasons, bool)
+    return {m: torch.from_numpy(sample.valid.get(m, every)) for m in sample.images}
 
 
 def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Generator) -> Sample:
@@ -182,10 +225,7 @@ def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Ge
 def _view(use: Use, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
     """Cut, normalise and turn: [C, H, W] to [C, size, size]; with seasons [T, C, H, W] to as many."""
     height, width = next(iter(sample.images.values())).shape[-2:]
-    drawn = draw_views(
-        generator, height, width, use.seasons or 1, region=use.views.region, crop=use.views.crop,
-        flips=use.views.flips, turns=use.views.turns,
-    )  # fmt: skip
+    drawn = use.draw_views(generator, height, width)
     of_seasons = []
     for t, view in enumerate(drawn):
         of_season = {m: x if x.ndim == 3 else x[t] for m, x in sample.images.items()}
@@ -194,7 +234,4 @@ def _view(use: Use, sample: Sample, generator: torch.Generator) -> dict[str, Ten
         of_seasons.append({m: resize_and_turn(view, x, use.views.size) for m, x in squares.items()})
     if use.seasons is None:
         return of_seasons[0]
-    views = {m: torch.stack([season[m] for season in of_seasons]) for m in of_seasons[0]}
-    for m, present in sample.valid.items():
-        views[m][~torch.from_numpy(present)] = 0  # normalised, what is missing would be some value
-    return views
+    return {m: torch.stack([season[m] for season in of_seasons]) for m in of_seasons[0]}

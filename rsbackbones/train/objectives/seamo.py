@@ -85,7 +85,7 @@ class SeamoObjective:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}")
         check_decoder(self.decoder_dim, self.decoder_depth, self.decoder_heads)
-        if not 2 <= self.length <= 4 and self.seasons != 1:
+        if "temporal" in self.strategy and not 2 <= self.length <= 4:
             raise ValueError(
                 f"length must be 2 to 4 seasons, got {self.length}; a length of 1 has nothing to join over "
                 "time: objective.strategy=multimodal (table 14)"
@@ -229,6 +229,7 @@ class SeamoPretraining(Objective):
 
     def _masks(self, batch: Batch) -> dict[str, Mask]:
         """Make the masks of every sensor and season of the batch, [B * T, ...]."""
+        batch_channels(self.backbone, batch)  # refuses what cannot be served, and says why
         options, (height, width) = self.options, batch_grid(self.backbone, batch)
         lead = tuple(next(iter(batch.images.values())).shape[:-3])
         if len(lead) != 2 or lead[1] != options.seasons:

@@ -1,0 +1,420 @@
+"""SeaMo's runs of two phases: one command, which goes on in either; what is exported of them."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import rsbackbones as rsb
+from rsbackbones.train import run as run_module
+from rsbackbones.train.__main__ import main
+from rsbackbones.train.beginning import build_objective, read_run
+from rsbackbones.train.checkpoint import finished
+from rsbackbones.train.distributed import Processes
+from rsbackbones.train.dry_run import dry_run
+from rsbackbones.train.export import export
+from rsbackbones.train.loop import train
+from rsbackbones.train.recipe import to_json
+from rsbackbones.train.run import Run
+from rsbackbones.train.run_folder import TrainingError
+from tests.train.ranks import steps_of
+from tests.train.seamo_runs import FIRST, SECOND, two_phases, write_series
+from tests.train.training import (
+    assert_same,
+    checkpoints,
+    command,
+    contents,
+    curve,
+    end,
+    run,
+    start,
+    steps_logged,
+    wait_until,
+)
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_series(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_pictures():
+    """Drawing takes longer than all else here; the runs in other processes do draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "draw_reconstructions", lambda *_: None)
+        patch.setattr(run_module, "draw_losses", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    """Both phases from one command: its folder, and what it said."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    out, said = folder / "run", io.StringIO()
+    arguments = command(two_phases(data, out), folder / "recipe.json")[3:]
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert main(arguments) == 0
+    return out, said.getvalue()
+
+
+def same_curves(out, expected):
+    """Bit for bit, those of both phases."""
+    assert len(curve(expected / "phase_1")) == FIRST
+    assert len(curve(expected)) == SECOND
+    assert curve(out / "phase_1") == curve(expected / "phase_1")
+    assert curve(out) == curve(expected)
+
+
+def test_one_command_runs_both_phases(unbroken):
+    out, said = unbroken
+    assert f"finished at step {SECOND} of {SECOND}" in said
+    assert f"begins with the weights of phase_1, step {FIRST}; new: backbone.temporal" in said
+    files = {"recipe.json", "metrics.jsonl", "summary.json", "table.md", "lock", "checkpoints"}
+    assert {p.name for p in out.iterdir()} == {*files, "phase_1"}
+    assert {p.name for p in (out / "phase_1").iterdir()} == files
+    before, after = (
+        json.loads((path / "recipe.json").read_text())["recipe"] for path in (out / "phase_1", out)
+    )
+    assert (before["objective"]["strategy"], before["epochs"], before["first"]) == ("multimodal", 3, {})
+    assert (after["objective"]["strategy"], after["epochs"]) == ("multimodal_temporal_tm", 4)
+    differing = {name for name in before if before[name] != after[name]}
+    assert differing == {"objective", "epochs", "first", "out"}
+    assert {k for k, v in before["objective"].items() if v != after["objective"][k]} == {"strategy"}
+    names = ("step", "loss", "reconstruction_s2", "reconstruction_s1")
+    for path, seasons in ((out / "phase_1", 1), (out, 4)):
+        lines = curve(path, *names)
+        assert [line[0] for line in lines] == list(range(1, len(lines) + 1))
+        for _, loss, optical, radar in lines:
+            assert loss == pytest.approx(optical + radar, rel=1e-5)
+        # Normalised targets: a season and a sensor begin at about 1 each.
+        assert lines[0][1] / (2 * seasons) == pytest.approx(1, abs=0.6)
+        assert lines[-1][1] < lines[0][1]
+
+
+def test_phase_1_sees_the_first_season_and_phase_2_all_of_them(data):
+    recipe = two_phases(data, data__crop=(32, 32), data__flips=False)
+    batches = {}
+    for seasons, phase in ((1, recipe.first_phase()), (4, recipe)):
+        made = Run(phase, ALONE)
+        assert made.plan.steps_per_epoch == 2  # a place is one sample in both
+        batches[seasons] = made.dataset.__getitems__([(0, 0, i) for i in range(8)])
+        assert batches[seasons].images["s2"].shape == (8, seasons, 12, 32, 32)
+        assert {n: x.shape for n, x in batches[seasons].draws.items()} == {"noise": (8, seasons, 16)}
+    for m in ("s2", "s1"):
+        first, several = batches[1].images[m][:, 0], batches[4].images[m]
+        assert [torch.equal(several[:, t], first) for t in range(4)] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "stops", [(4, 10), (FIRST, FIRST + 1), (FIRST + 3,), (1, 2, FIRST - 1, FIRST + SECOND)]
+)
+def test_a_run_that_stops_in_either_phase_goes_on_as_the_unbroken_one(data, unbroken, tmp_path, stops):
+    out = tmp_path / "run"
+    for stop in stops:
+        summary = train(two_phases(data, out, max_steps=stop))
+        in_first = min(stop, FIRST)
+        assert len(curve(out / "phase_1")) == in_first
+        assert summary.step == (stop if stop <= FIRST else stop - FIRST)
+        assert summary.out == str(out / "phase_1" if stop <= FIRST else out)
+        assert steps_logged(out) == max(0, stop - FIRST)
+        assert (out / "checkpoints").exists() is (stop > FIRST)
+    summary = train(two_phases(data, out))
+    assert (summary.status, summary.step) == ("finished", SECOND)
+    same_curves(out, unbroken[0])
+    for of_run, of_unbroken, step in (
+        (out / "phase_1", unbroken[0] / "phase_1", FIRST),
+        (out, unbroken[0], SECOND),
+    ):
+        assert_same(contents(of_run, step), contents(of_unbroken, step))
+
+
+def test_fewer_steps_than_there_are_train_nothing(data, unbroken, tmp_path):
+    out = tmp_path / "run"
+    train(two_phases(data, out, max_steps=FIRST))
+    train(two_phases(data, out, max_steps=2))
+    assert not (out / "checkpoints").exists()
+    train(two_phases(data, out, max_steps=FIRST + 2))
+    for stop in (2, FIRST, FIRST + 1):
+        train(two_phases(data, out, max_steps=stop))
+        assert checkpoints(out) == ["step_000000002"]
+    train(two_phases(data, out))
+    same_curves(out, unbroken[0])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.7])
+def test_phase_2_begins_with_the_weights_of_phase_1(data, tmp_path, ema):
+    out = tmp_path / "run"
+    recipe = two_phases(data, out, ema=ema, max_steps=FIRST)
+    train(recipe)
+    of_first = contents(out / "phase_1", FIRST)
+    begun = Run(two_phases(data, out, ema=ema), ALONE).objective.state_dict()
+    fresh = build_objective(recipe).state_dict()
+    assert {n for n in begun if f"/objective/{n}" not in of_first} == {n for n in begun if ".temporal." in n}
+    for name, tensor in begun.items():
+        if ".temporal." in name:
+            assert torch.equal(tensor, fresh[name])  # as the seed makes it
+            continue
+        expected = of_first[f"/ema/{name}" if ema else f"/objective/{name}"]
+        assert torch.equal(tensor, expected)
+        assert torch.equal(tensor, of_first[f"/objective/{name}"]) is (not ema)
+        assert not torch.equal(tensor, fresh[name])
+    assert any(tensor.std() > 0 for name, tensor in begun.items() if ".temporal." in name)
+
+
+def test_what_is_wrong_with_phase_2_is_said_before_phase_1_trains(data, tmp_path):
+    three = write_series(tmp_path / "three", seasons=3)
+    out = tmp_path / "run"
+    for folder, changes, message in (
+        (three, {}, r"series has 3 date\(s\) for each place, and samples are series of 4"),
+        (data, {"data__size": 20}, r"data\.size must be a multiple of the patch 8|must be a multiple"),
+        (data, {"overrides__temporal": False}, "needs a backbone with temporal=True, got False"),
+        (data, {"data__region": "disjoint", "data__crop": (0.75, 1.0)}, "do not fit into an image"),
+        (data, {"first__objective": {"strategy": "multimodal", "decoder_dim": 64}}, "first= may change"),
+        (data, {"first__overrides": {"depth": 1}, "overrides__depth": 2, "first__model": "seamo_vit_b",
+                "first__overrides__dim": 64}, "first= may change"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            train(two_phases(folder, out, **changes))
+        assert not list(out.glob("**/checkpoints"))
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def test_a_dry_run_of_both_phases(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    dry_run(two_phases(data, out), ALONE, sys.stdout)
+    said = capsys.readouterr().out
+    assert said.count("parameters:") == 2
+    assert said.index("phase 1:") < said.index("run: 6 steps") < said.index("phase 2:") < said.index("run: 8")
+    assert not out.exists()
+
+
+def test_a_phase_1_begins_with_initial_weights_and_phase_2_with_those_of_phase_1(data, tmp_path, capsys):
+    """``initial`` is of the first phase: it need not know the TM block."""
+    train(two_phases(data, tmp_path / "before", max_steps=2))
+    export(tmp_path / "before" / "phase_1", tmp_path / "weights", full=True)
+    initial = str(tmp_path / "weights" / "objective.safetensors")
+    recipe = two_phases(data, tmp_path / "run", initial=initial)
+    dry_run(recipe, ALONE, sys.stdout)
+    assert "phase 2:" in capsys.readouterr().out
+    assert train(recipe).status == "finished"
+    trained = read_run(tmp_path / "before" / "phase_1")[2].state_dict()
+    begun = Run(two_phases(data, initial=initial).first_phase(), ALONE).objective.state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in trained.items())
+
+
+def test_other_settings_are_refused_in_either_phase(data, tmp_path):
+    out = tmp_path / "run"
+    train(two_phases(data, out, max_steps=2))
+    with pytest.raises(TrainingError, match=r"phase_1 holds a run of another recipe \(optim\.base_lr"):
+        train(two_phases(data, out, optim__base_lr=0.5))
+    with pytest.raises(TrainingError, match=r"phase_1 holds a run of another recipe \(epochs: 3 -> 5"):
+        train(two_phases(data, out, first__epochs=5))
+    train(two_phases(data, out, max_steps=FIRST + 1))
+    for changes in ({"epochs": 9}, {"first__epochs": 5}, {"objective__length": 3}):
+        with pytest.raises(TrainingError, match=r"run holds a run of another recipe"):
+            train(two_phases(data, out, **changes))
+
+
+def test_series_with_gaps_are_trained_on(tmp_path):
+    """Missing images are marked in the batch and count for nothing."""
+    data = write_series(tmp_path / "data", gaps=True)
+    recipe = two_phases(data, tmp_path / "run", precision="bf16")
+    batch = Run(two_phases(data), ALONE).dataset.__getitems__([(0, 0, i) for i in range(6)])
+    expected = torch.ones(6, 4, dtype=torch.bool)
+    expected[1::3, 1] = False
+    expected[2::3, 3] = False
+    assert set(batch.valid) == {"s1"}
+    assert torch.equal(batch.valid["s1"], expected)
+    assert not batch.images["s1"][~expected].any()
+    assert (batch.images["s1"][expected].flatten(1).std(dim=1) > 0).all()
+    assert not batch.skipped
+    summary = train(recipe)
+    assert summary.status == "finished"
+    lines = curve(tmp_path / "run", "loss", "reconstruction_s2", "reconstruction_s1")
+    assert lines[-1][0] < lines[0][0]
+    # Radar has fewer images to add.
+    assert lines[0][2] < lines[0][1]
+    # A model without radar has nothing to miss.
+    optical = {"objective__strategy": "unimodal_temporal", "overrides__modalities": ["s2"], "first": {}}
+    assert train(two_phases(data, tmp_path / "optical", max_steps=1, **optical)).step == 1
+
+
+def test_mixup_of_series_mixes_their_seasons_and_what_either_misses_is_missing(tmp_path):
+    data = write_series(tmp_path / "data", gaps=True)
+    radar = np.load(data / "series.npz")["s1"]
+    there = ~np.isnan(radar).any(axis=(2, 3, 4))
+    plain = {"data__crop": (32, 32), "data__flips": False, "objective__length": 2}
+    keys = [(0, 0, i) for i in range(16)]
+    batches = [
+        Run(two_phases(data, **plain, data__mixup=mixup), ALONE).dataset.__getitems__(keys)
+        for mixup in (0.0, 1.0)
+    ]
+    # Two of four seasons, evenly apart: the first and third or the second and fourth.
+    for batch in batches:
+        assert batch.images["s1"].shape == (16, 2, 2, 32, 32)
+        assert not batch.images["s1"][~batch.valid["s1"]].any()
+        assert (batch.images["s1"][batch.valid["s1"]].flatten(1).std(dim=1) > 0).all()
+        for i, held in enumerate(batch.valid["s1"].tolist()):
+            assert batch is batches[1] or held in (there[i, 0::2].tolist(), there[i, 1::2].tolist())
+    alone, mixed = (batch.valid["s1"] for batch in batches)
+    assert not (mixed & ~alone).any()
+    assert (alone & ~mixed).any()
+    assert not torch.equal(batches[0].images["s2"], batches[1].images["s2"])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["unimodal", "multimodal", "siamese", "siamese_temporal", "unimodal_temporal", "multimodal_temporal"],
+)
+def test_the_other_strategies_train_in_one_phase(data, tmp_path, strategy):
+    changes = {"objective__strategy": strategy, "first": {}, "max_steps": 2}
+    if strategy.startswith("unimodal"):
+        with pytest.raises(ValueError, match=r'backbone has s2, s1; overrides\.modalities=\["s2"\]'):
+            train(two_phases(data, tmp_path / "run", **changes))
+        changes["overrides__modalities"] = ["s2"]
+    summary = train(two_phases(data, tmp_path / "run", **changes))
+    assert summary.step == 2
+    assert not (tmp_path / "run" / "phase_1").exists()
+
+
+# -- export -------------------------------------------------------------------------------------------------
+
+
+def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, tmp_path, monkeypatch):
+    out, _ = unbroken
+    export(out, tmp_path / "encoder", tag="two")
+    export(out, tmp_path / "full", tag="two", full=True)
+    trained = {
+        n.removeprefix("/objective/"): t for n, t in contents(out, SECOND).items() if "/objective/" in n
+    }
+    backbone = {n.removeprefix("backbone."): t for n, t in trained.items() if n.startswith("backbone.")}
+    encoder = {n: t for n, t in backbone.items() if not n.startswith("temporal.")}
+    assert len(encoder) < len(backbone) < len(trained)
+    name = "seamo_vit_tiny.two.safetensors"
+    alone = rsb.create_model("seamo_vit_tiny", checkpoint=tmp_path / "encoder" / name)
+    whole = rsb.create_model("seamo_vit_tiny", checkpoint=tmp_path / "full" / name)
+    for model, expected in ((alone, encoder), (whole, backbone)):
+        state = model.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[n], t) for n, t in expected.items())
+        assert model.config.grid == (4, 4)  # that of the training's images
+    generator = torch.Generator().manual_seed(0)
+    x = {m: torch.rand(2, 3, len(alone.bands[m]), 32, 32, generator=generator) for m in ("s2", "s1")}
+    assert torch.equal(alone(x), whole(x))
+    assert whole(x, temporal=True).isfinite().all()
+    with pytest.raises(ValueError, match="an encoder that was exported alone has none"):
+        alone(x, temporal=True)
+    assert sorted(p.name for p in (tmp_path / "encoder").iterdir()) == ["manifest.json", "recipe.json", name]
+    assert sorted(p.name for p in (tmp_path / "full").iterdir()) == [
+        "manifest.json", "objective.safetensors", "recipe.json", name,
+    ]  # fmt: skip
+    for folder in ("encoder", "full"):
+        monkeypatch.setenv("RSBACKBONES_MANIFEST", str(tmp_path / folder / "manifest.json"))
+        model = rsb.create_model("seamo_vit_tiny.two", pretrained=True)
+        assert torch.equal(model(x), alone(x))
+        assert (model.temporal is not None) is (folder == "full")
+        (entry,) = json.loads((tmp_path / folder / "manifest.json").read_text())["weights"]
+        for what in ("phase 1, 6 steps of 8", "Phase 2, 8 steps of 8, 64 samples seen", "x 4 dates"):
+            assert what in entry["provenance"]
+
+
+# -- several processes ------------------------------------------------------------------------------------
+
+COUNT = 8
+VARIANTS = {
+    "ddp": {"parallel": "ddp"},
+    "fsdp": {"parallel": "fsdp"},
+    "gaps, independent masks, 2 passes": {"objective__masking": "independent", "accumulate": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def begun(data, tmp_path_factory):
+    """The recipes of second phases, all of which begin with the weights of one first phase; by variant."""
+    folder = tmp_path_factory.mktemp("ranks")
+    train(two_phases(data, folder / "run", max_steps=FIRST))
+    gaps = write_series(folder / "gaps", gaps=True)
+    recipes = {
+        name: two_phases(gaps if "gaps" in name else data, folder / "run", **options)
+        for name, options in VARIANTS.items()
+    }
+    return folder, recipes
+
+
+@pytest.fixture(scope="module")
+def of_two(begun):
+    """The steps of two processes, by variant, all from one launch."""
+    folder, recipes = begun
+    content = {
+        "recipes": {name: to_json(recipe) for name, recipe in recipes.items()},
+        "count": COUNT, "results": str(folder / "results.json"),
+    }  # fmt: skip
+    file = folder / "recipes.json"
+    file.write_text(json.dumps(content))
+    launch = command(recipes["ddp"], folder / "unused.json", ranks=2)[:-2]
+    run([*launch, "tests.train.ranks", str(file)], folder / "log")
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_compute_in_phase_2_what_one_computes(begun, of_two, name):
+    losses, sums = steps_of(begun[1][name], ALONE, COUNT)
+    theirs, their_sums = of_two[name]
+    assert len(theirs) == COUNT
+    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=0, atol=2e-5)
+    assert their_sums == pytest.approx(sums, abs=1e-3)
+    assert losses[-1][0] < losses[0][0] - 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_run_both_phases_and_go_on_in_either(data, unbroken, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    for ranks, stop in ((2, 4), (0, FIRST + 3), (2, None)):
+        run(command(two_phases(data, out, max_steps=stop), tmp_path / "recipe.json", ranks), log)
+    for found, expected in ((out / "phase_1", unbroken[0] / "phase_1"), (out, unbroken[0])):
+        torch.testing.assert_close(
+            torch.tensor(curve(found)), torch.tensor(curve(expected)), rtol=0, atol=2e-5
+        )
+
+
+# -- kills ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kills_in_both_phases(data, tmp_path):
+    """They come between and during saves: what is there is whole, and the losses are the unbroken run's."""
+    chance = random.Random(int(os.environ.get("RSB_SEED", "0")))
+    longer = {"first__epochs": 12, "epochs": 12, "save__every": 5}
+    train(two_phases(data, tmp_path / "unbroken", **longer))
+    out, log = tmp_path / "run", tmp_path / "log"
+    arguments = command(two_phases(data, out, **longer), tmp_path / "recipe.json")
+    for phase in (out / "phase_1", out):
+        for steps in (7, 16):
+            process = start(arguments, log)
+            try:
+                wait_until(lambda of=phase, count=steps: steps_logged(of) >= count, process, log)
+                time.sleep(chance.uniform(0, 0.1))
+            finally:
+                end(process)
+            assert finished(phase / "checkpoints")
+            assert (phase == out) is (out / "checkpoints").exists()
+    said = run(arguments, log)
+    assert f"going on from step {24}" in said
+    assert len(curve(out)) == len(curve(out / "phase_1")) == 24
+    for found, expected in (
+        (out / "phase_1", tmp_path / "unbroken" / "phase_1"), (out, tmp_path / "unbroken"),
+    ):  # fmt: skip
+        assert curve(found) == curve(expected)
+        assert_same(contents(found, 24), contents(expected, 24))
