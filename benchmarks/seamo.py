@@ -1,6 +1,6 @@
 """SeaMo's block and its crops compared at equal budget: what the second phase of ``seamo_vit_tiny`` adds.
 
-    RSB_DATA=... python benchmarks/seamo.py --out runs/seamo    # trains, measures, writes benchmarks/seamo.json
+    RSB_DATA=... python benchmarks/seamo.py --out runs/seamo    # trains, measures, writes the JSON
     python benchmarks/seamo.py                                  # writes the table into docs/training.md
 
 A check of the mechanism on two real places and simulated ones, not evidence about the paper. The recipe is
