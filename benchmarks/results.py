@@ -1,6 +1,7 @@
 """Every bundled model and two baselines on labelled real images: docs/results.md and the cards' numbers.
 
     RSB_DATA=... python benchmarks/results.py --out runs/results    # measures, writes benchmarks/results.json
+    RSB_DATA=... python benchmarks/results.py --out runs/results --only croma_vit_tiny.samples    # one model
     python benchmarks/results.py                                    # writes page and manifest from the JSON
 
 Data: EuroSAT MS, 200 images of 64 px (L1C; the bands that weights have); EuroSAT RGB, 5,000 pictures of 64
@@ -55,10 +56,10 @@ SETS: dict[str, tuple[str, dict[str, Any] | None, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def measure(folder: Path, out: Path) -> dict[str, Any]:
-    """Evaluate every bundled model on every set."""
+def measure(folder: Path, out: Path, only: str) -> dict[str, Any]:
+    """Evaluate the bundled models of a pattern on every set."""
     record: dict[str, Any] = {}
-    for entry in (e for e in list_weights() if e.state == "bundled"):
+    for entry in (e for e in list_weights(only) if e.state == "bundled"):
         for name, (file, mapping, protocols) in SETS.items():
 
             @cache
@@ -136,21 +137,22 @@ def page(record: dict[str, Any]) -> str:
         "`python benchmarks/results.py` from `benchmarks/results.json`.",
     ]
     for weights, sets in record.items():
-        lines += ["", f"## {weights}"]
+        first = next(iter(sets.values()))
+        made = first["environment"]
+        lines += [
+            "",
+            f"## {weights}",
+            "",
+            f"Measured on {made['machine']}, Python {made['python']}, torch {made['torch']}, scikit-learn "
+            f"{made['scikit-learn']}, rsbackbones {made['rsbackbones']} ({made['commit']}), seeds "
+            f"{', '.join(map(str, first['seeds']))}.",
+        ]
         for name, found in sets.items():
             samples = ", ".join(f"{many} {split}" for split, many in found["data"]["samples"].items())
             lines += ["", f"### {name} ({samples}; {len(found['data']['classes'])} classes)", ""]
             lines += [f"{weights} {verdict(weights, found)}.", "", table(found["rows"], found["metric"])]
             lines += papers_way(found["rows"])
             lines += notes_as_markdown(found["notes"])
-    first = next(iter(next(iter(record.values())).values()))
-    made = first["environment"]
-    lines += [
-        "",
-        f"{made['machine']}, Python {made['python']}, torch {made['torch']}, scikit-learn "
-        f"{made['scikit-learn']}, rsbackbones {made['rsbackbones']} ({made['commit']}), seeds "
-        f"{', '.join(map(str, first['seeds']))}.",
-    ]
     return "\n".join(lines) + "\n"
 
 
@@ -172,9 +174,15 @@ def main() -> None:
     """Measure if a folder is named, then write page and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="measure, and keep what is done so far there")
+    parser.add_argument(
+        "--only", default="*", help="measure these weights, by a pattern; keep what is known of others"
+    )
     options = parser.parse_args()
     if options.out:
-        record = measure(Path(os.environ["RSB_DATA"]), options.out)
+        known = json.loads(RECORD.read_text(encoding="utf-8"))
+        bundled = [e.id for e in list_weights() if e.state == "bundled"]
+        measured = known | measure(Path(os.environ["RSB_DATA"]), options.out, options.only)
+        record = {weights: measured[weights] for weights in bundled}
         write_text(RECORD, json.dumps(record, indent=1) + "\n")
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     write_text(PAGE, page(record))
