@@ -307,14 +307,16 @@ def test_a_learned_table_is_trained():
 # -- series -----------------------------------------------------------------------------------------------
 
 
-def test_where_a_sensor_is_missing_a_frame_is_that_of_the_other_alone():
+@pytest.mark.parametrize("grad", [True, False])  # masked attention goes another way without
+def test_where_a_sensor_is_missing_a_frame_is_that_of_the_other_alone(grad):
     model, x = seamo(), pictures(times=3)
     valid = {
         "s2": torch.tensor([[True, False, True], [True, True, False]]),
         "s1": torch.tensor([[True, True, False], [True, False, False]]),
     }
     broken = {m: v.masked_fill(~valid[m][..., None, None, None], float("nan")) for m, v in x.items()}
-    features = model.forward_features(broken, valid=valid)
+    with torch.set_grad_enabled(grad):
+        features = model.forward_features(broken, valid=valid)
     for b in range(2):
         for t in range(3):
             there = [m for m in x if valid[m][b, t]]
@@ -336,6 +338,15 @@ def test_dates_see_each_other_as_in_the_plain_block(form):
     model = seamo(temporal=True, fusion=fusion, query=query)
     x = pictures(16, 24, times=4, count=3)
     features = model.forward_features(x, valid=PRESENT, temporal=True)
+    with torch.no_grad():
+        without_grad = model.forward_features(x, valid=PRESENT, temporal=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = model.forward_features(x, valid=PRESENT, temporal=True)
+    for stream, tokens in features.tokens.items():
+        torch.testing.assert_close(without_grad.tokens[stream], tokens, atol=1e-5, rtol=0, equal_nan=True)
+        torch.testing.assert_close(
+            autocast.tokens[stream].float(), tokens, atol=0.15, rtol=0.05, equal_nan=True
+        )  # fmt: skip
     single = model.forward_features(x, valid=PRESENT).tokens
     state = seamo_plain.within(model.state_dict(), "temporal.")
     for b in range(3):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from rsbackbones.train.checkpoint import finished, problem, step_of
+from rsbackbones.train.checkpoint import finished, problem
 from rsbackbones.train.loop import train
 from tests.train.training import (
     assert_same,
@@ -18,6 +18,7 @@ from tests.train.training import (
     contents,
     curve,
     end,
+    newest,
     run,
     small_recipe,
     start,
@@ -71,9 +72,3 @@ def test_kills_at_random_moments(tmp_path):
     assert curve(out) == curve(tmp_path / "unbroken")
     assert_same(contents(out, last), contents(tmp_path / "unbroken", last))
     print(f"{KILLS} kills, {saves_hit} of them in the middle of a save")
-
-
-def newest(out):
-    """The step of the newest checkpoint, 0 where there is none."""
-    found = finished(out / "checkpoints")
-    return step_of(found[0]) if found else 0

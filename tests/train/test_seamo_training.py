@@ -17,7 +17,7 @@ import rsbackbones as rsb
 from rsbackbones.train import run as run_module
 from rsbackbones.train.__main__ import main
 from rsbackbones.train.beginning import build_objective, read_run
-from rsbackbones.train.checkpoint import finished
+from rsbackbones.train.checkpoint import finished, problem
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.dry_run import dry_run
 from rsbackbones.train.export import export
@@ -34,6 +34,7 @@ from tests.train.training import (
     contents,
     curve,
     end,
+    newest,
     run,
     start,
     steps_logged,
@@ -396,25 +397,25 @@ def test_two_processes_run_both_phases_and_go_on_in_either(data, unbroken, tmp_p
 def test_kills_in_both_phases(data, tmp_path):
     """They come between and during saves: what is there is whole, and the losses are the unbroken run's."""
     chance = random.Random(int(os.environ.get("RSB_SEED", "0")))
-    longer = {"first__epochs": 12, "epochs": 12, "save__every": 5}
+    longer = {"first__epochs": 15, "epochs": 15, "save__every": 6}
     train(two_phases(data, tmp_path / "unbroken", **longer))
     out, log = tmp_path / "run", tmp_path / "log"
     arguments = command(two_phases(data, out, **longer), tmp_path / "recipe.json")
     for phase in (out / "phase_1", out):
-        for steps in (7, 16):
+        for _ in range(2):
+            before = newest(phase)
             process = start(arguments, log)
             try:
-                wait_until(lambda of=phase, count=steps: steps_logged(of) >= count, process, log)
-                time.sleep(chance.uniform(0, 0.1))
+                wait_until(lambda of=phase, held=before: newest(of) > held, process, log)
+                time.sleep(chance.uniform(0, 0.3))
             finally:
                 end(process)
-            assert finished(phase / "checkpoints")
-            assert (phase == out) is (out / "checkpoints").exists()
-    said = run(arguments, log)
-    assert f"going on from step {24}" in said
-    assert len(curve(out)) == len(curve(out / "phase_1")) == 24
+            assert all(problem(path) is None for path in finished(phase / "checkpoints"))
+            assert f"going on from step {before}, to step 30" in log.read_text() or not before
+    run(arguments, log)
     for found, expected in (
         (out / "phase_1", tmp_path / "unbroken" / "phase_1"), (out, tmp_path / "unbroken"),
     ):  # fmt: skip
+        assert len(curve(found)) == 30
         assert curve(found) == curve(expected)
-        assert_same(contents(found, 24), contents(expected, 24))
+        assert_same(contents(found, 30), contents(expected, 30))

@@ -14,6 +14,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.train.checkpoint import finished, step_of
 from rsbackbones.train.data.npz import NpzFile
 from rsbackbones.train.recipe import Part, Recipe, replace_fields, to_json
 from rsbackbones.train.recipes import RECIPES
@@ -166,6 +167,12 @@ def curve(out: Path, *names: str) -> list[tuple[float, ...]]:
 def checkpoints(out: Path) -> list[str]:
     """The names in a run's folder of checkpoints."""
     return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def newest(out: Path) -> int:
+    """The step of the newest checkpoint, 0 where there is none."""
+    found = finished(out / "checkpoints")
+    return step_of(found[0]) if found else 0
 
 
 def contents(out: Path, step: int) -> dict[str, torch.Tensor]:
