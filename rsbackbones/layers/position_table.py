@@ -33,7 +33,7 @@ def resize_position_table(
         )
     if min(h, w, *size) < 1:
         raise ValueError(f"a grid has at least one row and one column, got {old_grid} and {new_grid}")
-    if size == (h, w) and not torch.compiler.is_compiling():  # one traced program serves all grids
+    if not torch.compiler.is_compiling() and size == (h, w):  # one traced program serves all grids
         return table
     maps = table[:, prefix:].unflatten(1, (h, w)).permute(0, 3, 1, 2)  # [1, D, h, w]
     maps = F.interpolate(maps.float(), size, mode="bicubic", align_corners=False)
