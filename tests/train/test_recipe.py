@@ -147,6 +147,59 @@ def test_the_papers_numbers():
     assert (lower.objective.mask_ratio_s2, lower.objective.mask_ratio_s1) == (0.5, 0.5)
 
 
+def test_the_papers_numbers_of_seamo():
+    base, large = RECIPES["seamo_vit_b"], RECIPES["seamo_vit_l"]
+    assert (base.model, base.epochs, base.batch_size) == ("seamo_vit_b", 200, 2048)
+    assert (base.optim.name, base.optim.base_lr, base.optim.warmup) == ("adamw", 1e-4, 0)
+    assert (base.objective.strategy, base.objective.length) == ("multimodal_temporal_tm", 4)
+    assert (base.objective.mask_ratio, base.objective.masking) == (0.75, "shared")
+    assert base.objective.normalised_targets
+    assert base.objective.decoder_depth == 4
+    assert (base.data.crop, base.data.size, base.data.region) == ((0.5, 1.0), 128, "partial")
+    assert (base.data.flips, base.data.turns, base.data.mixup) == ("horizontal", False, 0)
+    first = base.first_phase()
+    assert (first.objective.strategy, first.objective.seasons, first.epochs) == ("multimodal", 1, 20)
+    assert replace(first, objective=base.objective, epochs=200, first=base.first) == base
+    assert large == replace(base, name="seamo_vit_l", model="seamo_vit_l")
+
+
+def test_what_is_different_in_a_first_phase():
+    def seamo(*arguments):
+        return parse_arguments(["recipe=seamo_vit_b", *arguments], RECIPES)
+
+    recipe = seamo(
+        "first.epochs=3", "first.objective.mask_ratio=0.5", "first.optim.base_lr=1e-3", "batch_size=64",
+        "first.data.crop=[0.25, 1]", "data.region=same", "optim.weight_decay=0.1", "out=/o", "seed=5",
+    )  # fmt: skip
+    first = recipe.first_phase()
+    assert (first.epochs, recipe.epochs) == (3, 200)
+    assert (first.objective.mask_ratio, recipe.objective.mask_ratio) == (0.5, 0.75)
+    assert first.objective.strategy == "multimodal"
+    assert (first.optim.base_lr, recipe.optim.base_lr) == (1e-3, 1e-4)
+    assert (first.data.crop, recipe.data.crop) == ((0.25, 1.0), (0.5, 1.0))
+    for phase in (first, recipe):
+        assert (phase.batch_size, phase.seed, phase.optim.weight_decay) == (64, 5, 0.1)
+        assert phase.data.region == "same"
+    assert (first.out, first.first) == (Path("/o/phase_1"), {})
+    assert from_json(to_json(recipe)) == recipe
+    assert seamo("first={}").first_phase() is None
+    assert TINY.first_phase() is None
+    for argument, expected in (
+        ("first.epoch=3", "'epoch', did you mean 'epochs'"),
+        ("first.objective.ratio=1", "'objective.ratio'"),
+        ("first.epochs=0", "epochs must be at least 1"),
+        ("first.objective.mask_ratio=2", "mask_ratio must be between 0 and 1"),
+        ("first.out=/o", "first cannot change out"),
+        ("first.max_steps=3", "first cannot change max_steps"),
+        ('first.first={"epochs": 2}', "first cannot change first"),
+        ("objective.length=1", "length must be 2 to 4 seasons, got 1"),
+        ("data.region=apart", "data.region"),
+    ):
+        with pytest.raises(ValueError) as error:
+            seamo(argument)
+        assert expected in str(error.value), argument
+
+
 def test_what_makes_another_run():
     recipe = small_recipe(Path("/data"), Path("/out"))
     free = {"out": "/b", "data.root": "/b", "data.workers": 3, "parallel": "fsdp", "log_every": 3,
