@@ -25,7 +25,8 @@ def same_weights(a, b):
 
 def test_lists():
     assert rsb.list_models("croma*") == ["croma_vit_b", "croma_vit_l", "croma_vit_s", "croma_vit_tiny"]
-    assert rsb.list_models("*_b") == ["croma_vit_b"]
+    assert rsb.list_models("seamo*") == ["seamo_vit_b", "seamo_vit_l", "seamo_vit_tiny"]
+    assert rsb.list_models("*_b") == ["croma_vit_b", "seamo_vit_b"]
     assert rsb.list_models("nothing*") == []
     pretrained = rsb.list_models(pretrained=True)
     assert "croma_vit_b.ssl4eo_s12" in pretrained

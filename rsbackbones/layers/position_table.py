@@ -31,7 +31,7 @@ def resize_position_table(
             f"expected a position table [1, {prefix} + {h} * {w}, D] for {prefix} prefix tokens and a grid "
             f"of {h} x {w}, got {list(table.shape)}; check old_grid= and prefix="
         )
-    if min(h, w, *size) < 1:
+    if any(side < 1 for side in (h, w, *size)):
         raise ValueError(f"a grid has at least one row and one column, got {old_grid} and {new_grid}")
     if not torch.compiler.is_compiling() and size == (h, w):  # one traced program serves all grids
         return table

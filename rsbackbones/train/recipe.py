@@ -286,11 +286,13 @@ def replace_fields(recipe: R, changes: Mapping[str, Any]) -> R:
             if isinstance(inner, dict) and path[0] == "first":
                 inner.setdefault(name, {})  # it holds only what is different, nested as the recipe is
             inner = inner.get(name) if isinstance(inner, dict) else None
-            kind = _member(hint, inner)
+            kind = type(recipe) if kind is type(recipe) and name == "first" else _member(hint, inner)
         hint = _field_type(kind, last, key)
         if not isinstance(inner, dict):
             raise ValueError(f"unknown key {key!r}: {'.'.join(path)} has no fields")
         inner[last] = _listed(key, value, hint)
+        if path[:1] == ["first"]:  # whose fields nobody else brings to their types
+            inner[last] = _typed(inner[last])
     return from_json(fields, type(recipe))
 
 
@@ -374,6 +376,18 @@ def _check_keys(kind: Any, fields: Mapping[str, Any], prefix: str) -> None:
                 member = _member(typing.get_args(inner)[0], item)
                 if isinstance(item, Mapping) and dataclasses.is_dataclass(member):
                     _check_keys(member, item, f"{prefix}{name}.{i}.")
+
+
+def _typed(value: Any) -> Any:
+    """Read text that is JSON, and that in a list; other text stays."""
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def _listed(key: str, value: Any, hint: Any) -> Any:

@@ -169,7 +169,7 @@ def test_what_is_different_in_a_first_phase():
 
     recipe = seamo(
         "first.epochs=3", "first.objective.mask_ratio=0.5", "first.optim.base_lr=1e-3", "batch_size=64",
-        "first.data.crop=[0.25, 1]", "data.region=same", "optim.weight_decay=0.1", "out=/o", "seed=5",
+        "first.data.crop=0.25,1", "data.region=same", "optim.weight_decay=0.1", "out=/o", "seed=5",
     )  # fmt: skip
     first = recipe.first_phase()
     assert (first.epochs, recipe.epochs) == (3, 200)
@@ -185,8 +185,8 @@ def test_what_is_different_in_a_first_phase():
     assert seamo("first={}").first_phase() is None
     assert TINY.first_phase() is None
     for argument, expected in (
-        ("first.epoch=3", "'epoch', did you mean 'epochs'"),
-        ("first.objective.ratio=1", "'objective.ratio'"),
+        ("first.epoch=3", "'first.epoch', did you mean 'epochs'"),
+        ("first.objective.ratio=1", "'first.objective.ratio'"),
         ("first.epochs=0", "epochs must be at least 1"),
         ("first.objective.mask_ratio=2", "mask_ratio must be between 0 and 1"),
         ("first.out=/o", "first cannot change out"),
