@@ -13,6 +13,9 @@ polarisation, and has to agree as well. What any other band gets, ``missing`` sa
 - ``zero``: zeros, so that the band is not looked at;
 - ``new``: random weights as torch initialises them, to be trained.
 
+``all_new`` gives such weights to every band, those too that the weights know: a new tokenizer over trained
+blocks (SeaMo, section 4.5.6). Bands keep the statistics of their input where the weights have them.
+
 Optical and radar bands never stand in for each other. Bands of the weights that serve none are left out.
 
 *Which scale.* A token is the sum of what its bands contribute. A band of the weights that serves k bands of
@@ -39,7 +42,7 @@ from torch import Tensor
 
 from rsbackbones.sensors import Band, InputSpec, get_sensor
 
-MISSING_RULES = ("error", "nearest", "mean", "zero", "new")
+MISSING_RULES = ("error", "nearest", "mean", "zero", "new", "all_new")
 SCALE_RULES = ("count", "sqrt", "none")
 # The ratio of wavelengths up to which ``nearest`` lets a band stand in for another.
 _FARTHEST = 3.0
@@ -58,7 +61,8 @@ class Change:
 class BandSource:
     """Where the weights of one of the user's bands come from: a band of the weights, or a rule.
 
-    ``factor`` is what the source's kernel is multiplied by. Wavelengths are in nm.
+    ``factor`` is what the source's kernel is multiplied by; under the rule ``new`` a source is that of the
+    statistics alone. Wavelengths are in nm.
     """
 
     band: str
@@ -88,12 +92,13 @@ class BandTable:
     @property
     def left_out(self) -> tuple[str, ...]:
         """The bands of the weights that serve none of the user's."""
-        used = {row.source for row in self.rows}
+        used = {row.source for row in self.rows if row.rule != "new"}
         return tuple(band for band in self.weights_bands if band not in used)
 
     def __bool__(self) -> bool:
         mine = tuple(row.band for row in self.rows)
-        return self.sensor != self.weights_sensor or mine != self.weights_bands
+        new = any(row.rule == "new" for row in self.rows)
+        return self.sensor != self.weights_sensor or mine != self.weights_bands or new
 
     def __str__(self) -> str:
         if not self:
@@ -101,7 +106,9 @@ class BandTable:
         cells = [("band", "at", "statistics of" if self.made else "weights from", "at", "rule", "factor")]
         for row in self.rows:
             source, at = row.source or "-", "-"
-            if row.source_wavelength is not None:
+            if row.rule == "new" and not self.made:
+                source = "-"
+            elif row.source_wavelength is not None:
                 at = _length(row.source_wavelength)
             cells.append((row.band, _length(row.wavelength), source, at, row.rule, f"{row.factor:.4g}"))
         widths = [max(len(line[i]) for line in cells) for i in range(5)]
@@ -192,6 +199,8 @@ def match_bands(
         if not candidates:
             lacking.append(band.name)
             rule, candidates = missing, known if missing == "nearest" else []
+        if missing == "all_new":
+            rule = "new"
         source = min(candidates, key=lambda other: _distance(band, other)) if candidates else None
         if rule == "nearest" and source is not None:
             _check_near(modality, band, source)
@@ -203,7 +212,7 @@ def match_bands(
         raise ValueError(
             f"{modality}: the weights have no band{other} {', '.join(lacking)}; they have "
             f"{', '.join(band.name for band in known)}. Leave {them} out of your tensor and of bands=, or "
-            "choose what such a band gets: bands_missing='nearest', 'mean', 'zero' or 'new'"
+            "choose what such a band gets: bands_missing='nearest', 'mean', 'zero' or 'new' ('all_new': all)"
         )
     return BandTable(
         modality,
@@ -286,7 +295,7 @@ def adapt_bands(kernel: Tensor, table: BandTable, fresh: Tensor) -> Tensor:
         )
     columns = []
     for i, row in enumerate(table.rows):
-        if row.source is not None:
+        if row.source is not None and row.rule != "new":
             column = kernel[:, theirs.index(row.source)]
         elif row.rule == "mean":
             column = kernel.mean(dim=1)

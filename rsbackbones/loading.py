@@ -137,7 +137,7 @@ def plan_bands(theirs: Any, mine: Any, missing: str, scale: str) -> tuple[BandTa
     tables = []
     for modality in mine.modalities:
         rule, made = missing, theirs.takes_wavelengths(modality)
-        if made and missing in ("mean", "zero"):
+        if made and missing in ("mean", "zero", "all_new"):
             raise ValueError(
                 f"{modality}: these weights make the kernels of any bands from their wavelengths, so "
                 f"bands_missing={missing!r} has no meaning; leave it out, or say 'nearest' for the input "

@@ -33,7 +33,8 @@ FOUR = ("B02", "B03", "B04", "B08")
 ENMAP = np.concatenate([np.linspace(418, 993, 91), np.linspace(902, 2445, 133)])  # 224, overlapping
 
 subsets = st.lists(st.sampled_from(ALL), min_size=1, unique=True)
-rules = st.sampled_from([rule for rule in MISSING_RULES if rule != "error"])
+# ``all_new`` is not about bands that are missing; it has a test of its own.
+rules = st.sampled_from([rule for rule in MISSING_RULES if rule not in ("error", "all_new")])
 scales = st.sampled_from(SCALE_RULES)
 
 
@@ -497,6 +498,26 @@ def test_a_model_of_larger_patches_has_the_tokens_of_patches_made_larger(saved, 
     again = rsb.create_model("croma_vit_tiny", checkpoint=rsb.save_model(model, tmp_path / "p.safetensors"))
     assert again.patch_size == 16
     assert not again.adaptation
+
+
+def test_all_new_is_a_new_tokenizer_over_trained_blocks_and_keeps_the_statistics(saved, tiny):
+    """SeaMo, section 4.5.6."""
+    torch.manual_seed(1)
+    model = rsb.create_model("croma_vit_tiny", checkpoint=saved, bands_missing="all_new")
+    before, after = tiny.state_dict(), model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"encoders.{m}.tokenizer.proj.weight" for m in ("s2", "s1")}
+    assert model.inputs == tiny.inputs
+    few = rsb.create_model(
+        "croma_vit_tiny", checkpoint=saved, bands={"s2": ("B04", "B10")}, bands_missing="all_new"
+    )
+    table = few.adaptation.bands[0]
+    assert [(row.band, row.rule, row.factor) for row in table.rows] == [("B04", "new", 1), ("B10", "new", 1)]
+    assert table.left_out == tiny.bands["s2"]
+    assert few.inputs["s2"].bands == ("B04",)
+    bound = (2 * 64) ** -0.5  # torch's, for the bands that there are
+    weight = few.encoders["s2"].tokenizer.proj.weight
+    assert 0.9 * bound < weight.abs().max() <= bound
 
 
 def test_patches_and_bands_change_together(saved, tiny):

@@ -192,7 +192,7 @@ def test_what_is_different_in_a_first_phase():
         ("first.out=/o", "first cannot change out"),
         ("first.max_steps=3", "first cannot change max_steps"),
         ('first.first={"epochs": 2}', "first cannot change first"),
-        ("objective.length=1", "length must be 2 to 4 seasons, got 1"),
+        ("objective.length=5", "length must be 1 to 4 seasons, got 5"),
         ("data.region=apart", "data.region"),
     ):
         with pytest.raises(ValueError) as error:

@@ -278,8 +278,8 @@ def test_bands_that_a_batch_lacks_get_no_gradient_and_the_others_do():
         ({"mask_ratio": float("nan")}, "mask_ratio must be between 0 and 1"),
         ({"mask_ratio": "0.5"}, "mask_ratio must be a number"),
         ({"masking": "none"}, "masking must be one of 'shared', 'independent'"),
-        ({"length": 1}, "length must be 2 to 4 seasons, got 1.*objective.strategy=multimodal"),
-        ({"length": 5}, "length must be 2 to 4 seasons, got 5"),
+        ({"length": 0}, "length must be 1 to 4 seasons, got 0"),
+        ({"length": 5}, "length must be 1 to 4 seasons, got 5"),
         ({"length": 2.0}, "length must be a whole number"),
         ({"normalised_targets": 1}, "normalised_targets must be true or false"),
         ({"decoder_dim": 0}, "decoder_dim must be positive"),
@@ -302,7 +302,8 @@ def test_the_length_is_that_of_temporal_strategies_only():
             options = SeamoObjective(strategy=strategy, length=length)
             assert options.seasons == (length if temporal else 1)
             assert options.overrides == {"temporal": tm}
-    assert SeamoObjective(strategy="multimodal", length=1).seasons == 1
+        alone = SeamoObjective(strategy=strategy, length=1)  # table 14: without temporal data or TM block
+        assert (alone.seasons, alone.overrides) == (1, {"temporal": False})
 
 
 def model(**changes):

@@ -60,7 +60,8 @@ class SeamoObjective:
     Attributes:
         method: tells the options of one method from those of another, in files.
         strategy: the seven of table 12. ``unimodal`` trains a backbone of one sensor.
-        length: T, the seasons of a sample, where the strategy is temporal.
+        length: T, the seasons of a sample, where the strategy is temporal. With 1 there is no TM block, as in
+            table 14: nothing is to be joined over time.
         mask_ratio: the part of the patches that is masked.
         masking: ``shared`` by the sensors of a season, or ``independent``.
         normalised_targets: whether every patch of the target is brought to mean 0 and variance 1.
@@ -85,11 +86,8 @@ class SeamoObjective:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}")
         check_decoder(self.decoder_dim, self.decoder_depth, self.decoder_heads)
-        if "temporal" in self.strategy and not 2 <= self.length <= 4:
-            raise ValueError(
-                f"length must be 2 to 4 seasons, got {self.length}; a length of 1 has nothing to join over "
-                "time: objective.strategy=multimodal (table 14)"
-            )
+        if not 1 <= self.length <= 4:
+            raise ValueError(f"length must be 1 to 4 seasons, got {self.length}")
 
     @property
     def seasons(self) -> int:
@@ -99,7 +97,7 @@ class SeamoObjective:
     @property
     def overrides(self) -> dict[str, Any]:
         """See :meth:`ObjectiveConfig.overrides`: the strategy says whether there is a TM block."""
-        return {"temporal": self.strategy == "multimodal_temporal_tm"}
+        return {"temporal": self.strategy == "multimodal_temporal_tm" and self.length > 1}
 
     def noise_name(self, modality: str) -> str:
         """Return which of a batch's draws a sensor's masks are made from."""
