@@ -94,7 +94,8 @@ def create_model(
         bands: the channel order of *your* tensors, by modality; default the weights' own bands, or all of a
             sensor that is not the weights'. On one sensor the weights are gathered by band name.
         bands_missing: what a band unknown to the weights gets: ``error``, ``nearest``, ``mean``,
-            ``zero`` or ``new``; or ``all_new``, a new tokenizer for all of them; see :mod:`rsbackbones.adapt`.
+            ``zero`` or ``new``; ``all_new`` is a new tokenizer for all bands; see
+            :mod:`rsbackbones.adapt`.
         bands_scale: how tokens keep their scale where bands are dropped or shared: ``count``, ``sqrt`` or
             ``none``; see :mod:`rsbackbones.adapt`.
         image_size: the size in pixels you mean to use, a multiple of the patch, or (height, width);

@@ -47,7 +47,11 @@ def draw_reconstructions(
     if not examples:
         return
     columns = 3 * max(len(images) for _, images, _ in examples)
-    figure = new_figure(1.9 * columns, 2.0 * len(examples))
+    shapes = [image.shape for _, images, _ in examples for image, _, _ in images.values()]
+    stretch = (
+        max(width / height for _, height, width in shapes) ** 0.5
+    )  # the dates of a series lie side by side
+    figure = new_figure(1.9 * columns * stretch, 0.3 + (1.7 / stretch + 0.3) * len(examples))
     for row, (name, by_modality, bands) in enumerate(examples):
         column = 0
         for modality, images in by_modality.items():

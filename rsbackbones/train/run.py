@@ -100,8 +100,9 @@ class Run(Steps):
     def examples(self, per_source: int = 2) -> list[Batch]:
         """Return some samples of every source, always the same ones, for pictures."""
         return [
-            self.dataset.__getitems__([(0, i, k * (len(use) // per_source)) for k in range(per_source)])
+            self.dataset.__getitems__([(0, i, k * len(use) // count) for k in range(count)])
             for i, use in enumerate(self.uses)
+            for count in [min(per_source, len(use))]
         ]
 
 

@@ -184,7 +184,10 @@ class SeamoPretraining(Objective):
         for m, predicted in self._predict(batch, masks).items():
             patches = patchify(full_precision(batch.images[m].flatten(0, 1)), p)
             pixels = PatchScale.of(patches).undo(predicted) if self.options.normalised_targets else predicted
-            masked = masks[m].masked[..., None]
+            masked = masks[m].masked
+            if m in batch.valid:  # of an image that is missing nothing was seen
+                masked = masked | ~batch.valid[m].flatten()[:, None]
+            masked = masked[..., None]
             seen = patches.masked_fill(masked, float("nan"))
             filled = torch.where(masked, full_precision(pixels), patches)
             shown = [
