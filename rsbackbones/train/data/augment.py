@@ -5,7 +5,6 @@ quarter turns, mixup 0.3, "identically to both modalities". Li et al., SeaMo, se
 of a ratio of the image from a range, differing between the seasons of a place and not between its sensors.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +40,8 @@ Region = Literal["same", "partial", "disjoint"]
 def crop_sides(crop: CropRange, side: int) -> tuple[int, int]:
     """Return the smallest and largest side of a crop, in pixels, of an image whose shorter side is given."""
     if crop[1] <= 1:
-        return math.ceil(crop[0] * side), round(crop[1] * side)
+        # Rounded down: so that two of half a side, which do not overlap, fit into an odd one.
+        return max(1, int(crop[0] * side)), max(1, int(crop[1] * side))
     return int(crop[0]), min(int(crop[1]), side)
 
 
