@@ -138,7 +138,7 @@ def test_mixing_is_the_weighted_mean_of_every_sensor():
 @settings(deadline=None, max_examples=300)
 def test_views_of_seasons_lie_in_the_image_and_as_the_region_says(seed, height, width, seasons, region, crop):
     side = min(height, width)
-    low, high = crop if crop[0] > 1 else (math.ceil(crop[0] * side), round(crop[1] * side))
+    low, high = crop if crop[0] > 1 else (max(1, math.floor(share * side)) for share in crop)
     high = min(high, side)
     options = {"region": region, "crop": crop, "flips": "horizontal", "turns": False}
     # So many equal squares fit: each holds one point of a grid that is as wide as they are.
@@ -164,6 +164,13 @@ def test_views_of_seasons_lie_in_the_image_and_as_the_region_says(seed, height, 
         assert len(set(views)) == 1
     if region == "disjoint":
         assert len(set.union(*crops)) == sum(len(pixels) for pixels in crops)
+
+
+def test_quarters_of_an_odd_side_fit_beside_each_other():
+    views = draw_views(
+        generator(0), 101, 101, 4, region="disjoint", crop=(0.5, 1.0), flips=False, turns=False
+    )
+    assert [view.side for view in views] == [50] * 4
 
 
 @pytest.mark.parametrize("seasons", [2, 3, 4])
