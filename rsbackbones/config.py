@@ -11,6 +11,7 @@ from rsbackbones.sensors import Sensor, get_sensor
 class ViTConfig:
     """What decides the shape of a ViT. A family adds its own fields and defaults.
 
+    ``mlp_ratio`` is the width of a block's hidden layer, in ``dim``.
     ``image_size`` is that of pretraining, in pixels, or (height, width). ``bands`` are the channels of
     each modality, in order, of the sensor that ``sensors`` names for it; by default a modality is its own
     sensor. Lists are taken for tuples, so that a configuration may come from JSON.
@@ -27,6 +28,7 @@ class ViTConfig:
     modalities: tuple[str, ...]
     bands: Mapping[str, tuple[str, ...]]
     sensors: Mapping[str, str] = field(default_factory=dict)
+    mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "num_heads", "patch_size"):
@@ -36,6 +38,10 @@ class ViTConfig:
             raise ValueError(
                 f"dim must be a multiple of num_heads, got dim={self.dim}, num_heads={self.num_heads}"
             )
+        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)):
+            raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
+        if not 1 <= self.dim * self.mlp_ratio < 2**31:
+            raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
         size: Any = self.image_size
         sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         if len(sides) != 2 or not all(is_count(side) and side % self.patch_size == 0 for side in sides):

@@ -70,7 +70,6 @@ class CromaConfig(ViTConfig):
     bands: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
     )
-    mlp_ratio: float = 4.0
     positions: str = "alibi"
     cross_alibi: bool = True
     tokenizer: str = "linear"
@@ -84,10 +83,6 @@ class CromaConfig(ViTConfig):
                 f"depth must be even and at least 2 (the radar and the joint encoder have half of the "
                 f"blocks), got {self.depth}"
             )
-        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)):
-            raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
-        if not 1 <= self.dim * self.mlp_ratio < 2**31:
-            raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
         if self.positions == "sincos" and self.dim % 4:

@@ -72,7 +72,6 @@ class SeamoConfig(ViTConfig):
     bands: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
     )
-    mlp_ratio: float = 4.0
     positions: str = "sincos"
     position_grid: tuple[int, int] | None = None
     temporal: bool = False
@@ -83,10 +82,6 @@ class SeamoConfig(ViTConfig):
         super().__post_init__()
         if unknown := [m for m in self.modalities if m not in INPUTS]:
             raise ValueError(f"SeaMo's modalities are {', '.join(INPUTS)}, got {', '.join(unknown)}")
-        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)):
-            raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
-        if not 1 <= self.dim * self.mlp_ratio < 2**31:
-            raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
