@@ -28,7 +28,7 @@ print(model.weights_entry.id, len(rsb.list_models(pretrained=True)))
 
 
 def test_there_is_one():
-    assert [entry.architecture for entry in ENTRIES if entry.default] == ["croma_vit_tiny"]
+    assert [entry.architecture for entry in ENTRIES if entry.default] == ["croma_vit_tiny", "seamo_vit_tiny"]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
