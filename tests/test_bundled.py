@@ -77,9 +77,10 @@ def test_it_needs_no_network(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_it_tells_water_from_forest():
+@pytest.mark.parametrize("name", [entry.id for entry in ENTRIES])
+def test_it_tells_water_from_forest(name):
     """The least that trained features must do; random ones are compared in benchmarks/."""
-    model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
+    model = rsb.create_model(name, pretrained=True, modalities=("s2",))
     preprocess = rsb.create_preprocess(model, check=False)
     assert model.bands["s2"] == ("B02", "B03", "B04", "B08")
     forest, water = torch.tensor([400.0, 550, 400, 2800]), torch.tensor([400.0, 300, 180, 100])
