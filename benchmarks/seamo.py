@@ -62,7 +62,8 @@ def train_all(data: Path, out: Path) -> dict[str, dict[int, dict[str, Any]]]:
             run = out / f"{variant.replace(', ', '_').replace(' ', '_')}_{seed}"
             if shared is not None and not run.exists():
                 shutil.copytree(shared, run / "phase_1")
-            train(recipe_of(variant, seed, data, run))
+            if train(recipe_of(variant, seed, data, run)).status == "stopped":
+                raise SystemExit("stopped; the same command goes on from there")
             if shared is None:
                 shared = run / "phase_1"
                 made.setdefault(PHASE_1, {})[seed] = _weights_of(shared)
