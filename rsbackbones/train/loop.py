@@ -56,8 +56,10 @@ def train(recipe: Recipe) -> Summary:
     with RunFolder(out, processes) as folder, StopSignal() as stop:
         summary = _first_phase(recipe, processes, stop)
         if summary is None:
-            steps_before = _steps_of_phase_1(out) if recipe.first else 0
             if recipe.max_steps is not None:
+                # The first process wrote the file; another one might not see it yet.
+                before = _steps_of_phase_1(out) if recipe.first and processes.first else 0
+                steps_before = processes.first_says(before)
                 # At least 1: who comes here with fewer is in phase 2 already, and past it.
                 recipe = replace(recipe, max_steps=max(1, recipe.max_steps - steps_before))
             summary = Training(Run(recipe, processes), folder, stop).go()
