@@ -156,7 +156,7 @@ class Backbone(nn.Module):
             x: normalised images by modality, each [B, C, H, W] or a series [B, T, C, H, W]; a bare
                 tensor where the model has one modality. All on one grid; H and W multiples of the patch.
             dates: days since 1970-01-01 of a series, integers, [B, T]. Models that look at single
-                images check them and do not need them.
+                images check them and do not need them. That no two are equal is checked in eager mode only.
             valid: by modality [B, T] booleans, False where a frame is missing.
             temporal: let the dates of a series see each other, in order of ``dates`` where they are given
                 and else as they stand; the model must have been built with blocks for it.
@@ -364,6 +364,10 @@ class Backbone(nn.Module):
         first = next(iter(images.values()))
         series = first.ndim == 5
         frames = tuple(first.shape[:2])
+        if dates is not None and not isinstance(dates, Tensor):
+            raise ValueError(
+                f"dates must be a tensor of days, [B, T], got {type(dates).__name__}: torch.tensor(dates)"
+            )
         if dates is not None and (not series or tuple(dates.shape) != frames):
             raise ValueError(
                 f"dates must be [B, T] = {list(frames)} for a series [B, T, C, H, W], got "
@@ -375,6 +379,8 @@ class Backbone(nn.Module):
             raise ValueError("valid goes by sensor: valid={'" + next(iter(images)) + "': mask}")
         valid = dict(valid or {})
         for m, mask in valid.items():
+            if not isinstance(mask, Tensor):
+                raise ValueError(f"valid[{m!r}] must be a tensor of booleans, got {type(mask).__name__}")
             if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
                 raise ValueError(
                     f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series of a given "

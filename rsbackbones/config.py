@@ -66,7 +66,10 @@ class ViTConfig:
         return False
 
     def wanted(self, **changes: Any) -> Self:
-        """Return what a user wants of weights of this configuration: other sensors, bands or sizes."""
+        """Return what a user wants of weights of this configuration: other sensors, bands or sizes.
+
+        What the weights were trained with and does not follow from that, a family keeps.
+        """
         return replace(self, **changes)
 
     def _sensor(self, modality: str) -> Sensor:

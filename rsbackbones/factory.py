@@ -1,6 +1,7 @@
 """``create_model``: from a name, weights and the user's sensors and bands to a model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -164,7 +165,7 @@ def create_model(
             + ", ".join(f"{f} {getattr(described.config, f)}" for f in differing)
             + " (bands=, sensors=, modalities= and patch_size= say what you want of them)"
         )
-    mine = _wanted(theirs, modalities, sensors, bands, image_size, patch_size)
+    mine = _wanted(theirs, modalities, sensors, bands, image_size, patch_size, trained=file is not None)
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
@@ -214,8 +215,10 @@ def _wanted(
     bands: Mapping[str, Sequence[str]] | None,
     image_size: int | tuple[int, int] | None,
     patch_size: int | None,
+    *,
+    trained: bool = True,
 ) -> Any:
-    """The user's configuration: ``theirs`` with the user's sensors, bands and sizes."""
+    """The user's configuration: ``theirs``, of weights that are ``trained``, with the user's wishes."""
     known = tuple(theirs.modalities)
     wanted = known if modalities is None else tuple(modalities)
     if isinstance(modalities, str) or not wanted or len(set(wanted)) < len(wanted):
@@ -251,4 +254,4 @@ def _wanted(
         changes["patch_size"] = patch_size
     if image_size is not None:
         changes["image_size"] = image_size
-    return theirs.wanted(**changes)
+    return theirs.wanted(**changes) if trained else replace(theirs, **changes)

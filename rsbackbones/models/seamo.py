@@ -43,7 +43,7 @@ from rsbackbones.layers.attention import key_mask
 from rsbackbones.layers.block import Block
 from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.layers.sincos import SinCosPositions
-from rsbackbones.layers.temporal_multimodal import TemporalMultimodal
+from rsbackbones.layers.temporal_multimodal import Fusion, Query, TemporalMultimodal
 from rsbackbones.layers.tokenizer import LinearTokenizer
 from rsbackbones.layouts import Layout
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
@@ -75,8 +75,8 @@ class SeamoConfig(ViTConfig):
     positions: str = "sincos"
     position_grid: tuple[int, int] | None = None
     temporal: bool = False
-    fusion: str = "fuse"
-    query: str = "algorithm"
+    fusion: Fusion = "fuse"
+    query: Query = "algorithm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,8 +137,7 @@ class Seamo(Backbone):
         if config.temporal:
             self.temporal = TemporalMultimodal(
                 config.modalities, config.dim, config.num_heads, mlp_ratio=config.mlp_ratio,
-                fusion="decouple" if config.fusion == "decouple" else "fuse",
-                query="text" if config.query == "text" else "algorithm",
+                fusion=config.fusion, query=config.query,
             )  # fmt: skip
         for part in (self.tokenizers, self.blocks, self.temporal):
             for module in part.modules() if part is not None else ():
@@ -212,9 +211,9 @@ class Seamo(Backbone):
         """See :meth:`Backbone.across_dates`: the TM block, each date with those before it."""
         if self.temporal is None:
             raise ValueError(
-                f"temporal=True needs the temporal-multimodal block, and this {self.architecture} was built "
-                "without: overrides={'temporal': True} builds it. Weights hold it where their own "
-                "configuration says temporal; an encoder that was exported alone has none"
+                f"temporal=True needs the temporal-multimodal block, and this {self.architecture} has none. "
+                "overrides={'temporal': True} builds it with random weights; trained ones are in what "
+                "`python -m rsbackbones.train.export RUN --full` writes"
             )
         if dates is None:
             return self._with_joint(self.temporal(tokens, valid))

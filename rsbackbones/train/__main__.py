@@ -27,7 +27,9 @@ def main(arguments: list[str]) -> int:
         return 0
     if "--list" in options:
         for name, known in RECIPES.items():
-            print(f"{name}: {known.model}, {known.epochs} epochs, batch {known.batch_size}")
+            begun = known.first_phase()
+            before = f"{begun.epochs} epochs of a first phase, then " if begun else ""
+            print(f"{name}: {known.model}, {before}{known.epochs} epochs, batch {known.batch_size}")
         return 0
     recipe = parse_arguments([a for a in arguments if not a.startswith("-")], RECIPES)
     first = os.environ.get("RANK", "0") == "0"

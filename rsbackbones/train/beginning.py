@@ -15,11 +15,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from rsbackbones.checkpoints import not_finite, open_checkpoint
+from rsbackbones.config import as_json
 from rsbackbones.factory import create_model
 from rsbackbones.train.checkpoint import finished, problem, step_of
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe, from_json
-from rsbackbones.train.run_folder import TrainingError
+from rsbackbones.train.run_folder import PHASE_1, TrainingError
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -47,12 +48,40 @@ def load_beginning(objective: Objective, recipe: Recipe) -> str | None:
     return None
 
 
-def check_carried(first: Objective, second: Objective) -> None:
-    """Check that all that a first phase trains has its place in the second.
+def check_phases(recipe: Recipe) -> Objective:
+    """Return the objective of a recipe without memory, after a check that its first phase goes before it.
 
     Raises:
-        TrainingError: something is not in the second, or of another shape.
+        TrainingError: what the first phase trains has no place in the second, or another meaning there.
     """
+    with torch.device("meta"):
+        objective = build_objective(recipe)
+        if (first := recipe.first_phase()) is not None:
+            check_carried(build_objective(first), objective)
+    return objective
+
+
+def check_carried(first: Objective, second: Objective) -> None:
+    """Check that all that a first phase trains has its place in the second, and means the same there.
+
+    Raises:
+        TrainingError: something is not in the second, or of another shape; or the backbones differ in what
+            shapes do not show: bands, heads, the grid of positions.
+    """
+    meant = [as_json(objective.backbone.config) for objective in (first, second)]
+    grids = [getattr(objective.backbone.config, "grid", None) for objective in (first, second)]
+    # Only the second phase has blocks for dates; sizes that the grid does not follow are free.
+    free = ("temporal", "image_size", "position_grid")
+    if changed := [name for name in meant[0] if name not in free and meant[0][name] != meant[1][name]]:
+        raise TrainingError(
+            f"the phases train models that differ in {', '.join(changed)}: first= may change what is "
+            "trained, not the model"
+        )
+    if grids[0] != grids[1]:
+        raise TrainingError(
+            f"the first phase's positions are of a grid of {grids[0]}, the second's of {grids[1]}: "
+            f"say overrides.position_grid={list(grids[0] or ())} to interpolate them, or train on one size"
+        )
     theirs, ours = first.state_dict(), second.state_dict()
     if differing := [n for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape]:
         raise TrainingError(
@@ -101,7 +130,10 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
     try:
         record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{run} is no run: {error}") from error
+        told = f"{run} is no run: {error}"
+        if (run / PHASE_1).is_dir():
+            told = f"{run} is still in its first phase, which is a run as well: {run / PHASE_1}"
+        raise TrainingError(told) from error
     recipe = from_json(record["recipe"])
     objective = build_objective(recipe)
     whole = []

@@ -9,6 +9,7 @@ from typing import TextIO
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rsbackbones.train.beginning import check_phases
 from rsbackbones.train.distributed import Processes, leave
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.run import Run
@@ -29,6 +30,7 @@ def dry_run(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> No
     that of the second step times the number of steps: the first one warms up. Both phases, where there are
     two; the second then begins with random weights.
     """
+    check_phases(recipe)
     first = recipe.first_phase()
     for phase in (first, recipe) if first else (recipe,):
         if print_to is not None and first:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from rsbackbones.atomic import whole_file, write_text
-from rsbackbones.train.beginning import build_objective, check_carried
+from rsbackbones.train.beginning import check_phases
 from rsbackbones.train.checkpoint import Checkpoints, finished
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.distributed import Processes, StopSignal, join, leave
@@ -75,10 +75,7 @@ def _first_phase(recipe: Recipe, processes: Processes, stop: StopSignal) -> Summ
     if processes.first_says(bool(finished(recipe.out.expanduser() / "checkpoints"))):
         return None
     # What is wrong with the second is said before the first.
-    with torch.device("meta"):
-        second = build_objective(recipe)
-        check_carried(build_objective(first), second)
-    open_uses(recipe, second.backbone)
+    open_uses(recipe, check_phases(recipe).backbone)
     with RunFolder(first.out.expanduser(), processes) as folder:
         summary = Training(Run(first, processes), folder, stop).go()
     ended = summary.step < summary.total_steps or summary.step >= (recipe.max_steps or math.inf)

@@ -24,8 +24,8 @@ def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -
 
 
 def no_decay_names(module: nn.Module) -> list[str]:
-    """Return the parameters of two or more dimensions that are not decayed all the same: the tokens."""
-    return [name for name, _ in module.named_parameters() if name.endswith("token")]
+    """Return the parameters of two or more dimensions that are not decayed: tokens and positions."""
+    return [name for name, _ in module.named_parameters() if name.endswith(("token", "positions.table"))]
 
 
 def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> CosineLRScheduler:

@@ -71,6 +71,10 @@ class DataOptions:
     def __post_init__(self) -> None:
         if not 0 < self.crop[0] <= self.crop[1]:
             raise ValueError(f"data.crop must be the smallest and the largest side, got {self.crop}")
+        if self.crop[0] < 1 < self.crop[1]:
+            raise ValueError(
+                f"data.crop must be two sides in pixels, or two shares of the image's, got {self.crop}"
+            )
         if self.mixup < 0 or self.workers < 0 or not 0 <= self.max_bad_share <= 1:
             raise ValueError(
                 f"data: mixup {self.mixup} and workers {self.workers} must not be negative, max_bad_share "
@@ -206,6 +210,11 @@ class Recipe(RunOptions):
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
         self.first_phase()  # what it says must be a recipe
+        if self.first and self.objective.seasons == 1:
+            raise ValueError(
+                "these options train on single dates, as the first phase does, and there is no second: say "
+                "first={} as well"
+            )
         if fixed := [name for name in ("name", "out", "first", "max_steps") if name in self.first]:
             raise ValueError(f"first cannot change {', '.join(fixed)}: they are of the run as a whole")
 
@@ -262,10 +271,17 @@ def from_json(fields: Mapping[str, Any], kind: Any = Recipe) -> Any:
     try:
         return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
+        told = error.errors()
+        # Of a union pydantic tells what is wrong with every member; what matters is the one that is meant.
+        meant = _member(_field_type(kind, "objective", ""), fields.get("objective"))
+        others = [e for e in told if len(e["loc"]) > 1 and e["loc"][0] == "objective"]
+        name = getattr(meant, "__name__", "")
+        aside = [e for e in others if e["loc"][1] != name]
         problems = [
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].removeprefix('Value error, ')}"
-            + (f", got {e['input']!r}" if e["loc"] else "")
-            for e in error.errors()
+            f"{'.'.join(str(part) for part in e['loc'] if part != name)}: "
+            f"{e['msg'].removeprefix('Value error, ')}" + (f", got {e['input']!r}" if e["loc"] else "")
+            for e in told
+            if e not in aside or len(aside) == len(told)
         ]
         raise ValueError("; ".join(problems)) from error
 
@@ -328,7 +344,8 @@ def differences(old: RunOptions, new: RunOptions) -> list[str]:
     found = []
     before, after = _flat(to_json(old)), _flat(to_json(new))
     for key in {**before, **after}:
-        if any(key == free or key.startswith(free + ".") for free in new.may_change()):
+        plain = key.removeprefix("first.")  # what may be another in a run may be in its first phase
+        if any(plain == free or plain.startswith(free + ".") for free in new.may_change()):
             continue
         if before.get(key) != after.get(key):
             found.append(f"{key}: {before.get(key)} -> {after.get(key)}")
@@ -396,7 +413,10 @@ def _listed(key: str, value: Any, hint: Any) -> Any:
         return value
     if value in ("none", "null") and type(None) in typing.get_args(hint):
         return None
-    several = any(typing.get_origin(t) in (tuple, dict) for t in (hint, *typing.get_args(hint)))
+    kinds = (hint, *typing.get_args(hint))
+    if value.startswith("{") and any(dataclasses.is_dataclass(t) for t in kinds):
+        hint = Any
+    several = any(typing.get_origin(t) in (tuple, dict) for t in kinds)
     if several and not value.startswith(("[", "{")):
         return value.split(",")
     if several or hint is Any:

@@ -120,9 +120,33 @@ OPTICAL = {
 }
 
 
+# SeaMo's sensors share their blocks; joint tokens have none of their own, and dates are joined at the top.
+MIXED = {
+    "model.head.weight": 0,
+    "model.norm.weight": 0,
+    "model.temporal.sensors.s2.fuse.weight": 0,
+    "model.blocks.1.mlp.fc1.weight": 0,
+    "model.blocks.0.mlp.fc1.weight": 1,
+    "model.tokenizers.s2.proj.weight": 2,
+    "model.tokenizers.s1.proj.weight": 2,
+    "model.positions.table": 2,
+}
+SEAMO = {
+    "model": "seamo_vit_tiny", "pretrained": False,
+    "overrides": {"dim": 32, "depth": 2, "num_heads": 4, "temporal": True, "positions": "learned"},
+}
+
+
+def test_layer_decay_of_blocks_that_sensors_share():
+    check_layer_decay(objective(sensors=("s2", "s1"), **SEAMO), MIXED)
+
+
 @pytest.mark.parametrize(("sensors", "expected"), [(("s2", "s1"), JOINT), (("s2",), OPTICAL)])
 def test_layer_decay_by_blocks_from_the_head_down(sensors, expected):
-    module = objective(sensors=sensors)
+    check_layer_decay(objective(sensors=sensors), expected)
+
+
+def check_layer_decay(module, expected):
     options = FinetuneOptim(base_lr=1.0, layer_decay=0.5, schedule="constant")
     optimizer = build_optimizer(module, options, 256)
     build_schedule(optimizer, options, steps=4, steps_per_epoch=4).step_update(1)

@@ -87,11 +87,11 @@ def test_one_command_runs_both_phases(unbroken):
     before, after = (
         json.loads((path / "recipe.json").read_text())["recipe"] for path in (out / "phase_1", out)
     )
-    assert (before["objective"]["strategy"], before["epochs"], before["first"]) == ("multimodal", 3, {})
-    assert (after["objective"]["strategy"], after["epochs"]) == ("multimodal_temporal_tm", 4)
+    assert (before["objective"]["length"], before["epochs"], before["first"]) == (1, 3, {})
+    assert (after["objective"]["length"], after["epochs"]) == (4, 4)
     differing = {name for name in before if before[name] != after[name]}
     assert differing == {"objective", "epochs", "first", "out"}
-    assert {k for k, v in before["objective"].items() if v != after["objective"][k]} == {"strategy"}
+    assert {k for k, v in before["objective"].items() if v != after["objective"][k]} == {"length"}
     names = ("step", "loss", "reconstruction_s2", "reconstruction_s1")
     for path, seasons in ((out / "phase_1", 1), (out, 4)):
         lines = curve(path, *names)

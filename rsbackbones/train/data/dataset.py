@@ -71,7 +71,7 @@ class Use:
         if self.seasons is not None and self.source.frames < self.seasons:
             raise ValueError(
                 f"{self.source.name} has {self.source.frames} date(s) for each place, and samples are series "
-                f"of {self.seasons}: leave it out, or train on single dates (objective.strategy=multimodal)"
+                f"of {self.seasons}: leave it out, or train on fewer (objective.length=; 1 with first={{}})"
             )
 
     @property
@@ -183,7 +183,7 @@ class TrainingSet(Dataset[Batch]):
             place, frame = divmod((index + attempt * stride) % len(use), use.frames)
             name = f"{source.name}: {source.describe(place)}"
             try:
-                sample = source.read(place, frame if use.seasons in (None, 1) else None)
+                sample = source.read(place, frame) if use.seasons is None else _dates_of(use, place)
                 used = use.preprocess.specs
                 sample = replace(
                     sample,
@@ -202,11 +202,30 @@ class TrainingSet(Dataset[Batch]):
 
 
 def _held(use: Use, sample: Sample) -> dict[str, Tensor]:
-    """Return by sensor at which dates of a series it has an image, [T]; nothing for single dates."""
-    if use.seasons is None or use.seasons == 1:
+    """Return by sensor at which dates of a sample it has an image, [T]; nothing where dates are samples."""
+    if use.seasons is None:
         return {}
     every = np.ones(use.seasons, bool)
     return {m: torch.from_numpy(sample.valid.get(m, every)) for m in sample.images}
+
+
+def _dates_of(use: Use, place: int) -> Sample:
+    """Read all dates of a place; or, for samples of one season, the first, in which a sensor may be missing.
+
+    Raises:
+        BadSample: it cannot be used; at the first date no sensor has an image.
+    """
+    if use.seasons != 1:
+        return use.source.read(place)
+    try:
+        return use.source.read(place, 0)
+    except BadSample:
+        whole = use.source.read(place)  # here what is missing is marked
+        first = {m: held[:1] for m, held in whole.valid.items()}
+        if not any(m not in first or first[m].any() for m in use.preprocess.specs):
+            raise
+        images = {m: x[0] for m, x in whole.images.items()}
+        return replace(whole, images=images, dates={m: x[:1] for m, x in whole.dates.items()}, valid=first)
 
 
 def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Generator) -> Sample:

@@ -67,14 +67,19 @@ class Finetuning(nn.Module):
 
         Layers are counted from the head down. The head, what pools, and what ends a stream are one with the
         last block; a tokenizer and positions are a layer below the first block. A sensor's blocks are below
-        the joint ones.
+        the joint ones, where joint tokens have blocks of their own. What joins dates is as the last block.
         """
-        depths, joint = self.backbone.stream_depths, self.backbone.stream_depths.get("joint", 0)
+        backbone = self.backbone
+        depths = {s: n for s, n in backbone.stream_depths.items() if s not in backbone.mean_streams}
+        joint = depths.get("joint", 0)
+        own = {name for name, _ in backbone.named_parameters() if not name.startswith(("head.", "temporal."))}
         prefixes = {s: _parent(self.backbone, self.backbone.final_norm(s)) for s in depths}
         deepest = max(depth + (joint if s != "joint" else 0) for s, depth in depths.items()) + 1
 
         def layer(name: str) -> tuple[int]:
             name = name.removeprefix("model.").removeprefix("backbone.")
+            if name not in own:
+                return (deepest - 1,)
             for stream, prefix in prefixes.items():
                 if not name.startswith(prefix):
                     continue
@@ -91,6 +96,7 @@ class Finetuning(nn.Module):
 
 
 def _parent(backbone: Backbone, module: nn.Module) -> str:
-    """The name of the module that holds another, with a dot."""
+    """The name of the module that holds another, with a dot; empty for the backbone itself."""
     name: str = next(n for n, m in backbone.named_modules() if m is module)
-    return name.rpartition(".")[0] + "."
+    above = name.rpartition(".")[0]
+    return above and above + "."

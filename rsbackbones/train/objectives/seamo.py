@@ -15,7 +15,8 @@ What the paper leaves open, and what we do:
 - Of N patches int(N * (1 - ratio)) are kept, as in MAE's code.
 - Without the block, nothing passes between seasons but the weights: their losses are added.
 - Targets are normalised by patch over all bands of one sensor (there is a decoder for each).
-- The decoder is MAE's: 512 wide, 16 heads. The paper gives its depth, 4.
+- The decoders are as wide as MAE's, 512 with 16 heads; the paper gives their depth, 4. They are those of
+  CROMA's pretraining otherwise: no bias of query, key and value, torch's initialisation.
 - A loss is the mean over the masked pixels of an image, added over seasons and sensors, the mean over the
   batch. An image that is missing adds nothing.
 
@@ -247,7 +248,11 @@ def _check_backbone(options: SeamoObjective, backbone: Seamo) -> None:
     check_no_head(backbone)
     given, one = ", ".join(backbone.modalities), options.strategy.startswith("unimodal")
     if one != (len(backbone.modalities) == 1):
-        fix = 'overrides.modalities=["s2"]' if one else "leave out overrides.modalities"
+        fix = (
+            'overrides.modalities=["s2"]'
+            if one
+            else "leave out overrides.modalities, or take a unimodal strategy (in first., too)"
+        )
         raise ValueError(
             f"strategy={options.strategy!r} trains {'one sensor' if one else 'two sensors'}, and the "
             f"backbone has {given}; {fix}"

@@ -14,7 +14,8 @@ from rsbackbones.train.objectives.seamo import SeamoObjective
 from rsbackbones.train.recipe import DataOptions, OptimOptions, Recipe, SaveOptions, to_json
 from rsbackbones.train.recipes.samples import CLOUDY, PAIRS, SEASONS
 
-_PHASE_1 = {"objective": {"strategy": "multimodal"}, "epochs": 20}
+# A length of 1 is the same strategy without seasons and TM block, for every strategy.
+_PHASE_1 = {"objective": {"length": 1}, "epochs": 20}
 
 _BASE = Recipe(
     name="seamo_vit_b",
