@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -428,13 +429,29 @@ def test_equal_dates_are_refused_unless_one_of_them_is_missing_in_all_sensors():
 
 
 def test_temporal_features_that_cannot_be_had_say_how():
-    with pytest.raises(ValueError, match=r"built without: overrides=\{'temporal': True\} builds it"):
+    with pytest.raises(ValueError, match=r"has none. overrides=\{'temporal': True\} builds it with random"):
         seamo().forward_features(pictures(times=2), temporal=True)
     with pytest.raises(ValueError, match=r"temporal=True needs a series \[B, T, C, H, W\], got \[2, 12,"):
         seamo(temporal=True)(pictures(), temporal=True)
     croma = rsb.create_model("croma_vit_tiny")
     with pytest.raises(ValueError, match=r"looks at single images; SeaMo does, built with overrides="):
         croma(pictures(times=2), temporal=True)
+
+
+def test_dates_and_masks_that_are_no_tensors_are_refused():
+    with pytest.raises(ValueError, match=r"dates must be a tensor of days, \[B, T\], got list"):
+        seamo(temporal=True)(pictures(times=2), dates=[[1, 2], [1, 2]], temporal=True)
+    with pytest.raises(ValueError, match=r"valid\['s2'\] must be a tensor of booleans, got ndarray"):
+        seamo()(pictures(times=2), valid={"s2": np.ones((2, 2), bool)})
+
+
+def test_only_trained_weights_keep_the_grid_that_they_were_trained_on(tmp_path):
+    by_argument = rsb.create_model("seamo_vit_tiny", patch_size=16, image_size=128)
+    by_override = rsb.create_model("seamo_vit_tiny", overrides={"patch_size": 16, "image_size": 128})
+    assert by_argument.config.grid == by_override.config.grid == (8, 8)
+    file = rsb.save_model(seamo(), tmp_path / "model.safetensors")  # 64 pixels, patch 8
+    assert rsb.create_model("seamo_vit_tiny", checkpoint=file, image_size=128).config.grid == (8, 8)
+    assert rsb.create_model("seamo_vit_tiny", image_size=128).config.grid == (16, 16)
 
 
 def test_the_block_is_built_on_demand_and_used_on_demand():

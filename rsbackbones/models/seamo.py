@@ -93,13 +93,16 @@ class SeamoConfig(ViTConfig):
             grid: Any = self.position_grid
             if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(map(is_count, grid)):
                 raise ValueError(f"position_grid must be (rows, columns) of patches, got {grid!r}")
-            object.__setattr__(self, "position_grid", tuple(grid))
+            # One form for one thing: configurations are compared, and the images' own grid is not said.
+            object.__setattr__(self, "position_grid", None if tuple(grid) == self._own_grid else tuple(grid))
 
     @property
     def grid(self) -> tuple[int, int]:
         """The grid (h, w), in patches, that the positions are made for."""
-        if self.position_grid is not None:
-            return self.position_grid
+        return self.position_grid or self._own_grid
+
+    @property
+    def _own_grid(self) -> tuple[int, int]:
         size = self.image_size
         height, width = (size, size) if isinstance(size, int) else size
         return height // self.patch_size, width // self.patch_size

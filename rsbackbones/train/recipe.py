@@ -209,14 +209,14 @@ class Recipe(RunOptions):
         super().__post_init__()
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
+        if fixed := [name for name in ("name", "out", "first", "max_steps") if name in self.first]:
+            raise ValueError(f"first cannot change {', '.join(fixed)}: they are of the run as a whole")
         self.first_phase()  # what it says must be a recipe
         if self.first and self.objective.seasons == 1:
             raise ValueError(
                 "these options train on single dates, as the first phase does, and there is no second: say "
                 "first={} as well"
             )
-        if fixed := [name for name in ("name", "out", "first", "max_steps") if name in self.first]:
-            raise ValueError(f"first cannot change {', '.join(fixed)}: they are of the run as a whole")
 
     def first_phase(self) -> "Recipe | None":
         """Return the recipe of the first phase, which trains in the folder ``phase_1`` of this one's.

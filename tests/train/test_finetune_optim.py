@@ -132,7 +132,8 @@ MIXED = {
     "model.positions.table": 2,
 }
 SEAMO = {
-    "model": "seamo_vit_tiny", "pretrained": False,
+    "model": "seamo_vit_tiny",
+    "pretrained": False,
     "overrides": {"dim": 32, "depth": 2, "num_heads": 4, "temporal": True, "positions": "learned"},
 }
 

@@ -158,7 +158,7 @@ def test_the_papers_numbers_of_seamo():
     assert (base.data.crop, base.data.size, base.data.region) == ((0.5, 1.0), 128, "partial")
     assert (base.data.flips, base.data.turns, base.data.mixup) == ("horizontal", False, 0)
     first = base.first_phase()
-    assert (first.objective.strategy, first.objective.seasons, first.epochs) == ("multimodal", 1, 20)
+    assert (first.objective.seasons, first.objective.overrides, first.epochs) == (1, {"temporal": False}, 20)
     assert replace(first, objective=base.objective, epochs=200, first=base.first) == base
     assert large == replace(base, name="seamo_vit_l", model="seamo_vit_l")
 
@@ -174,7 +174,9 @@ def test_what_is_different_in_a_first_phase():
     first = recipe.first_phase()
     assert (first.epochs, recipe.epochs) == (3, 200)
     assert (first.objective.mask_ratio, recipe.objective.mask_ratio) == (0.5, 0.75)
-    assert first.objective.strategy == "multimodal"
+    assert first.objective.overrides == {"temporal": False}
+    siamese = seamo("objective.strategy=siamese_temporal").first_phase().objective
+    assert (siamese.strategy, siamese.seasons) == ("siamese_temporal", 1)
     assert (first.optim.base_lr, recipe.optim.base_lr) == (1e-3, 1e-4)
     assert (first.data.crop, recipe.data.crop) == ((0.25, 1.0), (0.5, 1.0))
     for phase in (first, recipe):
@@ -192,7 +194,10 @@ def test_what_is_different_in_a_first_phase():
         ("first.out=/o", "first cannot change out"),
         ("first.max_steps=3", "first cannot change max_steps"),
         ('first.first={"epochs": 2}', "first cannot change first"),
-        ("objective.length=5", "length must be 1 to 4 seasons, got 5"),
+        ("objective.strategy=multimodal", "say first={} as well"),
+        ("data.crop=0.5,100", "two sides in pixels, or two shares"),
+        ('objective={"strategi": 1}', "unknown key 'objective.strategi'"),
+        ("objective.length=5", "objective: length must be 1 to 4 seasons, got 5"),
         ("data.region=apart", "data.region"),
     ):
         with pytest.raises(ValueError) as error:

@@ -312,7 +312,7 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
     x = {m: torch.rand(2, 3, len(alone.bands[m]), 32, 32, generator=generator) for m in ("s2", "s1")}
     assert torch.equal(alone(x), whole(x))
     assert whole(x, temporal=True).isfinite().all()
-    with pytest.raises(ValueError, match="an encoder that was exported alone has none"):
+    with pytest.raises(ValueError, match="trained ones are in what"):
         alone(x, temporal=True)
     assert sorted(p.name for p in (tmp_path / "encoder").iterdir()) == ["manifest.json", "recipe.json", name]
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == [
@@ -326,6 +326,44 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
         (entry,) = json.loads((tmp_path / folder / "manifest.json").read_text())["weights"]
         for what in ("phase 1, 6 steps of 8", "Phase 2, 8 steps of 8, 64 samples seen", "x 4 dates"):
             assert what in entry["provenance"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first__overrides": {"num_heads": 2}}, "differ in num_heads"),
+        ({"overrides__bands": {"s2": ["B02", "B03"], "s1": ["VV", "VH"]},
+          "first__overrides": {"bands": {"s2": ["B08", "B11"], "s1": ["VV", "VH"]}}}, "differ in bands"),
+        ({"first__data": {"size": 16}}, r"of \(2, 2\), the second.s of \(4, 4\): say overrides.position"),
+    ],
+)  # fmt: skip
+def test_phases_whose_weights_mean_something_else_are_refused(data, tmp_path, changes, message):
+    """They have the same shapes."""
+    with pytest.raises(TrainingError, match=message):
+        train(two_phases(data, tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "phase_1" / "checkpoints").exists()
+    with pytest.raises(TrainingError, match=message):
+        dry_run(two_phases(data, **changes), ALONE, None)
+    interpolated = {"first__data": {"size": 16}, "overrides__position_grid": [4, 4]}
+    if "size" in str(changes):
+        summary = train(two_phases(data, tmp_path / "run", max_steps=FIRST + 1, **interpolated))
+        assert summary.step == 1
+
+
+def test_a_first_season_without_one_sensor_is_masked_in_phase_1(tmp_path):
+    folder = write_series(tmp_path / "data")
+    with np.load(folder / "series.npz") as held:
+        arrays = dict(held)
+    arrays["s1"][::3, 0] = np.nan
+    arrays["s2"][1, 0] = 0  # an optical image without any data, beside a radar image
+    np.savez(folder / "series.npz", **arrays)
+    made = Run(two_phases(folder).first_phase(), ALONE)
+    batch = made.dataset.__getitems__([(0, 0, place) for place in range(6)])
+    assert not batch.skipped
+    assert batch.valid["s1"].flatten().tolist() == [False, True, True, False, True, True]
+    assert batch.valid["s2"].flatten().tolist() == [True, False, True, True, True, True]
+    assert not batch.images["s1"][[0, 3]].any()
+    assert made.objective(batch)["loss"].isfinite()
 
 
 # -- several processes ------------------------------------------------------------------------------------
