@@ -77,7 +77,7 @@ def test_rows(row):
         assert (views.size, views.tile) == (int(size), None)
     if head != "-":
         assert recipe.head == head
-    assert recipe.model == "croma_vit_b"
+    assert recipe.model == ("seamo_vit_b" if name.startswith("seamo") else "croma_vit_b")
     assert recipe.modalities == (
         ("s1",) if name in RADAR else ("s2",) if name.startswith("auxmae_sen1floods11") else ()
     )
