@@ -190,8 +190,7 @@ class TrainingSet(Dataset[Batch]):
                     images={m: sample.images[m] for m in used},
                     valid={m: held for m, held in sample.valid.items() if m in used},
                 )
-                for image in sample.images.values():
-                    use.check_size(*image.shape[-2:])
+                use.check_size(*next(iter(sample.images.values())).shape[-2:])
                 return sample, name
             except BadSample as problem:
                 skipped[name] = str(problem)

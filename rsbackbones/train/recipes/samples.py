@@ -11,13 +11,14 @@ from rsbackbones.train.recipe import Part
 
 _L2A = SSL4EO_S12["s2"].bands
 _L1C = (*_L2A[:10], "B10", *_L2A[10:])
+_10M, _20M = ("B02", "B03", "B04", "B08"), ("B05", "B06", "B07", "B8A", "B11", "B12")
 _S1 = ("VV", "VH")
 
 PAIRS = (
     Part(
         file=NpzFile(
             path="bigearthnet_v2_pairs_80.npz",
-            images={"s2": {"s2": ("B02", "B03", "B04", "B08")}, "s1": {"s1": _S1}},
+            images={"s2": {"s2": _10M}, "s1": {"s1": _S1}},
         ),
         repeat=16,
     ),
@@ -26,8 +27,8 @@ PAIRS = (
             path="bigearthnet_v1_pairs12band_6.npz",
             images={
                 "s2": {
-                    "s2_10m": ("B02", "B03", "B04", "B08"),
-                    "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"),
+                    "s2_10m": _10M,
+                    "s2_20m": _20M,
                     "s2_60m": ("B01", "B09"),
                 },
                 "s1": {"s1": _S1},
@@ -86,8 +87,8 @@ SEASONS = (
             path="worldcereal/patch_0000280849BAC91C.npz",
             images={
                 "s2": {
-                    "s2_10m": ("B02", "B03", "B04", "B08"),
-                    "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"),
+                    "s2_10m": _10M,
+                    "s2_20m": _20M,
                 },
                 "s1": {"s1": _S1},
             },
