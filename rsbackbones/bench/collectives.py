@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from rsbackbones.layers.recompute import blocks_of
 from rsbackbones.train.beginning import build_objective
 from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.distributed import end_process
 from rsbackbones.train.parallel import parallelize
 from rsbackbones.train.recipe import Recipe, from_json, to_json
 
@@ -126,6 +127,7 @@ def _work(rank: int, processes: int, rows: int, folder: str) -> None:
         (Path(folder) / "payloads.json").write_text(json.dumps(counted), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
+    end_process()
 
 
 def _count(recipe: Recipe, rows: int) -> Payload:

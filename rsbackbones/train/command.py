@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from rsbackbones.train.distributed import end_process
+
 
 def run_command(main: Callable[[list[str]], int], name: str) -> NoReturn:
     """Call ``main`` with the process's arguments and exit with its code; 2 where what was given is wrong."""
@@ -19,10 +21,6 @@ def run_command(main: Callable[[list[str]], int], name: str) -> NoReturn:
             raise
         traceback.print_exc()  # and then leave at once: a thread may still wait for a process that is gone
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
     if "WORLD_SIZE" in os.environ:
-        # After a run that ended well the interpreter has been seen to abort while it shut down ("terminate
-        # called without an active exception"), and an elastic launcher then restarts a finished run.
-        os._exit(code)
+        end_process(code)
     sys.exit(code)

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from rsbackbones.train.distributed import end_process
 from tests.train.croma_setup import build, gradients, make_batch
 
 GLOBAL_BATCH = 8
@@ -57,3 +58,4 @@ def work(rank: int, world_size: int, folder: str) -> None:
         torch.save(results, f"{folder}/results.pt")
     dist.barrier()
     dist.destroy_process_group()
+    end_process()

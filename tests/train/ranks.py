@@ -5,7 +5,6 @@ the norm of every step, and the sum of every parameter after the last; and how l
 """
 
 import json
-import os
 import sys
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rsbackbones.train.checkpoint import Checkpoints
-from rsbackbones.train.distributed import join, leave
+from rsbackbones.train.distributed import end_process, join, leave
 from rsbackbones.train.recipe import SaveOptions, from_json
 from rsbackbones.train.run import Run
 
@@ -47,7 +46,7 @@ def main(file: Path) -> None:
     if processes.first:
         Path(content["results"]).write_text(json.dumps(results))
     leave(processes)
-    os._exit(0)
+    end_process()
 
 
 if __name__ == "__main__":
