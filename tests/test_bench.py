@@ -24,7 +24,7 @@ from rsbackbones.bench.flops import croma_flops
 from rsbackbones.bench.operations import STEP_PARTS, Operations, step_part
 from rsbackbones.cli import main
 from rsbackbones.train.beginning import build_objective
-from rsbackbones.train.recipe import replace_fields
+from rsbackbones.train.recipe_fields import replace_fields
 from rsbackbones.train.recipes import RECIPES
 from tests.train.croma_setup import SMALL, gradients, make_batch
 

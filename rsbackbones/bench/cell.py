@@ -25,7 +25,7 @@ from rsbackbones.layers.recompute import blocks_of
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.optim import build_optimizer
-from rsbackbones.train.recipe import OptimOptions
+from rsbackbones.train.options import OptimOptions
 from rsbackbones.train.recipes import RECIPES
 
 VARIANTS = ("ours", "published")

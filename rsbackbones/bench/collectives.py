@@ -23,7 +23,8 @@ from rsbackbones.train.beginning import build_objective
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.distributed import end_process
 from rsbackbones.train.parallel import parallelize
-from rsbackbones.train.recipe import Recipe, from_json, to_json
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe_fields import from_json, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def _work(rank: int, processes: int, rows: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
-    recipe = from_json(json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8")))
+    recipe = from_json(json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8")), Recipe)
     kinds: tuple[Literal["ddp", "fsdp"], ...] = ("ddp", "fsdp")
     counted = {kind: asdict(_count(replace(recipe, parallel=kind), rows)) for kind in kinds}
     if rank == 0:

@@ -10,7 +10,8 @@ from typing import Any
 from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.train.data.pack import pack
 from rsbackbones.train.data.source import Sample
-from rsbackbones.train.recipe import SaveOptions, to_json
+from rsbackbones.train.options import SaveOptions
+from rsbackbones.train.recipe_fields import to_json
 from rsbackbones.train.recipes import RECIPES
 from rsbackbones.train.run_folder import read_log
 

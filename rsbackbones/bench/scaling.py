@@ -29,7 +29,8 @@ from rsbackbones.bench.machine import machine
 from rsbackbones.factory import create_model
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.recipe import Recipe, replace_fields
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe_fields import replace_fields
 from rsbackbones.train.recipes import RECIPES
 
 MEASURED = Path("benchmarks/scaling.json")

@@ -6,7 +6,7 @@ import sys
 
 from rsbackbones.train.command import run_command
 from rsbackbones.train.distributed import join
-from rsbackbones.train.recipe import parse_arguments, to_json
+from rsbackbones.train.recipe_fields import parse_arguments, to_json
 from rsbackbones.train.recipes import RECIPES
 
 USAGE = """usage: [torchrun ...] -m rsbackbones.train recipe=NAME data.root=FOLDER out=FOLDER [key=value ...]

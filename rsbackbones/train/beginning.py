@@ -19,7 +19,8 @@ from rsbackbones.config import as_json
 from rsbackbones.factory import create_model
 from rsbackbones.train.checkpoint import finished, problem, step_of
 from rsbackbones.train.objectives.objective import Objective
-from rsbackbones.train.recipe import Recipe, from_json
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe_fields import from_json
 from rsbackbones.train.run_folder import PHASE_1, TrainingError
 
 
@@ -134,7 +135,7 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
         if (run / PHASE_1).is_dir():
             told = f"{run} is still in its first phase, which is a run as well: {run / PHASE_1}"
         raise TrainingError(told) from error
-    recipe = from_json(record["recipe"])
+    recipe = from_json(record["recipe"], Recipe)
     objective = build_objective(recipe)
     whole = []
     for path in finished(run / "checkpoints"):

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from rsbackbones.atomic import write_text
 from rsbackbones.train.distributed import Processes
-from rsbackbones.train.recipe import SaveOptions
+from rsbackbones.train.options import SaveOptions
 from rsbackbones.train.run_folder import TrainingError
 from rsbackbones.weights import sha256_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rsbackbones.train.recipe import RunOptions
+from rsbackbones.train.options import RunOptions
 from rsbackbones.train.run_folder import METRICS
 
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from rsbackbones.layers.recompute import blocks_of, recompute_blocks
-from rsbackbones.train.recipe import RunOptions
+from rsbackbones.train.options import RunOptions
 
 
 def parallelize(objective: nn.Module, recipe: RunOptions, device: torch.device, *, unused: bool) -> nn.Module:

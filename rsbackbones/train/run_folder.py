@@ -10,7 +10,8 @@ from typing import Any, TextIO
 from rsbackbones.atomic import write_text
 from rsbackbones.environment import environment
 from rsbackbones.train.distributed import Processes
-from rsbackbones.train.recipe import RunOptions, differences, from_json, to_json
+from rsbackbones.train.options import RunOptions
+from rsbackbones.train.recipe_fields import differences, from_json, to_json
 
 RECIPE = "recipe.json"
 # A restarted job waits so long for the processes of the one before to be gone.

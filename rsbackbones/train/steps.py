@@ -24,8 +24,8 @@ from rsbackbones.train.data.sampler import BatchPlan, StepSampler
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.ema import Ema
 from rsbackbones.train.log import RunLog
+from rsbackbones.train.options import RunOptions
 from rsbackbones.train.parallel import synchronize_gradients
-from rsbackbones.train.recipe import RunOptions
 
 
 class Schedule(Protocol):

@@ -7,7 +7,7 @@ import numpy as np
 
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.train.finetune import RECIPES, FinetuneRecipe
-from rsbackbones.train.recipe import replace_fields
+from rsbackbones.train.recipe_fields import replace_fields
 
 SIDE = 16
 BANDS = ("B02", "B03", "B04", "B08")

@@ -15,7 +15,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from rsbackbones.train.checkpoint import Checkpoints
 from rsbackbones.train.distributed import end_process, join, leave
-from rsbackbones.train.recipe import SaveOptions, from_json
+from rsbackbones.train.options import SaveOptions
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe_fields import from_json
 from rsbackbones.train.run import Run
 
 
@@ -42,7 +44,7 @@ def main(file: Path) -> None:
     groups = [group._get_backend(processes.device) for group in (dist.group.WORLD, saving._group)]
     results = {"timeouts": [group.options._timeout.total_seconds() for group in groups]}
     for name, fields in content["recipes"].items():
-        results[name] = steps_of(from_json(fields), processes, content["count"])
+        results[name] = steps_of(from_json(fields, Recipe), processes, content["count"])
     if processes.first:
         Path(content["results"]).write_text(json.dumps(results))
     leave(processes)

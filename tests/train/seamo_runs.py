@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from rsbackbones.train.data.npz import NpzFile
-from rsbackbones.train.recipe import Part, Recipe, replace_fields, to_json
+from rsbackbones.train.recipe import Part, Recipe
+from rsbackbones.train.recipe_fields import replace_fields, to_json
 from rsbackbones.train.recipes import RECIPES
 from tests.train.training import BANDS, SIDE
 

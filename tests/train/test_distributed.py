@@ -11,7 +11,7 @@ import torch
 from rsbackbones.train.beginning import read_run
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.loop import train
-from rsbackbones.train.recipe import to_json
+from rsbackbones.train.recipe_fields import to_json
 from tests.train.ranks import steps_of
 from tests.train.training import (
     DEADLINE,

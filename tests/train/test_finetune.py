@@ -15,7 +15,7 @@ from rsbackbones.train.finetune import RECIPES, finetune, load_finetuned
 from rsbackbones.train.finetune.__main__ import main
 from rsbackbones.train.finetune.run import build_model
 from rsbackbones.train.finetune.tune import said
-from rsbackbones.train.recipe import from_json
+from rsbackbones.train.recipe_fields import from_json
 from tests.train.finetune_setup import CLASSES, DENSE, finer, labelled, saved, small_recipe
 from tests.train.training import checkpoints, curve
 

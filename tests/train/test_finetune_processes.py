@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsbackbones.train.finetune import finetune, load_finetuned
-from rsbackbones.train.recipe import to_json
+from rsbackbones.train.recipe_fields import to_json
 from tests.train.finetune_setup import DENSE, labelled, saved, small_recipe
 from tests.train.test_finetune import evaluations
 from tests.train.training import curve, end, run, start, steps_logged, wait_until

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rsbackbones.train.finetune import RECIPES, finetune
-from rsbackbones.train.recipe import replace_fields
+from rsbackbones.train.recipe_fields import replace_fields
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 
 from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views
 from rsbackbones.train.finetune.table import recipe_table
-from rsbackbones.train.recipe import from_json, parse_arguments, to_json
+from rsbackbones.train.recipe_fields import from_json, parse_arguments, to_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
 
@@ -169,6 +169,8 @@ def test_fields_in_the_command():
     assert recipe.modalities == ("s2",)
     with pytest.raises(ValueError, match=r"unknown key 'views.mixupp', did you mean 'mixup'"):
         parse_arguments(["recipe=croma", "views.mixupp=1"], RECIPES)
+    with pytest.raises(ValueError, match=r"^batch_size: Input should be a valid integer, .*, got 'x'$"):
+        parse_arguments(["recipe=croma", "batch_size=x"], RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from rsbackbones.train.beginning import build_objective, load_beginning, read_ru
 from rsbackbones.train.export import export
 from rsbackbones.train.export import main as export_command
 from rsbackbones.train.loop import train
-from rsbackbones.train.recipe import from_json, to_json
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe_fields import from_json, to_json
 from rsbackbones.train.run_folder import TrainingError
 from tests.train.training import (
     BANDS,
@@ -59,7 +60,7 @@ def test_the_files_of_a_run(data, finished):
         "checkpoints", "tensorboard",
     }  # fmt: skip
     record = json.loads((out / "recipe.json").read_text())
-    assert from_json(record["recipe"]) == small_recipe(data, out, ema=0.5, tensorboard=True)
+    assert from_json(record["recipe"], Recipe) == small_recipe(data, out, ema=0.5, tensorboard=True)
     assert record["environment"]["torch"] == torch.__version__
     assert record["environment"]["rsbackbones"] == rsb.__version__
     assert [(s["name"], s["places"], s["frames"]) for s in record["sources"]] == [

@@ -11,7 +11,7 @@ from rsbackbones.train.distributed import Processes
 from rsbackbones.train.ema import Ema
 from rsbackbones.train.loop import train
 from rsbackbones.train.optim import build_optimizer, build_schedule, start_state
-from rsbackbones.train.recipe import OptimOptions
+from rsbackbones.train.options import OptimOptions
 from rsbackbones.train.run import Run
 from tests.train.training import curve, small_recipe, write_data
 

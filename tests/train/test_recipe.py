@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rsbackbones.train.recipe import differences, from_json, parse_arguments, replace_fields, to_json
+from rsbackbones.train.recipe import Recipe
+from rsbackbones.train.recipe_fields import differences, from_json, parse_arguments, replace_fields, to_json
 from rsbackbones.train.recipes import RECIPES
 from tests.train.training import small_recipe
 
@@ -85,6 +86,13 @@ def test_arguments_replace_single_fields():
         ("data.max_bad_share=2", "max_bad_share"),
         ("save.keep=0", "save.keep"),
         ("objective.mask_ratio_s2=1", "mask_ratio_s2"),
+        ("objective.mask_ratio_s2=x", "objective.mask_ratio_s2: Input should be a valid number"),
+        ("objective.method=moca", "unknown method 'moca'; known: croma, seamo"),
+        ('data.parts=[{"file": {"path": "a", "images": 3}}]', "data.parts.0.file.images: Input should be a "),
+        (
+            'data.parts=[{"file": {"places": "many"}}]',
+            "data.parts.0.file.places: Input should be a valid int",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(argument, expected):
@@ -111,14 +119,14 @@ def test_a_saved_recipe_is_the_recipe(name, tmp_path):
         file.write_text(json.dumps(content))
         assert parse_arguments([f"recipe={file}"], RECIPES) == RECIPES[name]
     assert parse_arguments([f"recipe={file}", "seed=5"], RECIPES) == replace(RECIPES[name], seed=5)
-    assert from_json(to_json(RECIPES[name])) == RECIPES[name]
+    assert from_json(to_json(RECIPES[name]), Recipe) == RECIPES[name]
 
 
 def test_a_damaged_saved_recipe_is_refused(tmp_path):
     fields = to_json(TINY)
     for damage in ({**fields, "epoch": 3}, {k: v for k, v in fields.items() if k != "model"}):
         with pytest.raises(ValueError, match=r"epoch|model"):
-            from_json(damage)
+            from_json(damage, Recipe)
     (tmp_path / "a.json").write_text(json.dumps(fields)[:-20])
     with pytest.raises(ValueError, match=r"a\.json"):
         parse_arguments([f"recipe={tmp_path / 'a.json'}"], RECIPES)
@@ -183,7 +191,7 @@ def test_what_is_different_in_a_first_phase():
         assert (phase.batch_size, phase.seed, phase.optim.weight_decay) == (64, 5, 0.1)
         assert phase.data.region == "same"
     assert (first.out, first.first) == (Path("/o/phase_1"), {})
-    assert from_json(to_json(recipe)) == recipe
+    assert from_json(to_json(recipe), Recipe) == recipe
     assert seamo("first={}").first_phase() is None
     assert TINY.first_phase() is None
     for argument, expected in (

@@ -22,7 +22,7 @@ from rsbackbones.train.distributed import Processes
 from rsbackbones.train.dry_run import dry_run
 from rsbackbones.train.export import export
 from rsbackbones.train.loop import train
-from rsbackbones.train.recipe import to_json
+from rsbackbones.train.recipe_fields import to_json
 from rsbackbones.train.run import Run
 from rsbackbones.train.run_folder import TrainingError
 from tests.train.ranks import steps_of

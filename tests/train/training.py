@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from rsbackbones.sensors import SSL4EO_S12
 from rsbackbones.train.checkpoint import finished, step_of
 from rsbackbones.train.data.npz import NpzFile
-from rsbackbones.train.recipe import Part, Recipe, replace_fields, to_json
+from rsbackbones.train.recipe import Part, Recipe
+from rsbackbones.train.recipe_fields import replace_fields, to_json
 from rsbackbones.train.recipes import RECIPES
 
 BANDS = {m: spec.bands for m, spec in SSL4EO_S12.items()}

@@ -6,7 +6,7 @@ import os
 from rsbackbones.train.command import run_command
 from rsbackbones.train.finetune.recipes import RECIPES
 from rsbackbones.train.finetune.table import recipe_table
-from rsbackbones.train.recipe import parse_arguments, to_json
+from rsbackbones.train.recipe_fields import parse_arguments, to_json
 
 USAGE = """usage: [torchrun ...] -m rsbackbones.train.finetune recipe=NAME data=PATH out=DIR [key=value ...]
 

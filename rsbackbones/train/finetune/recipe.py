@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rsbackbones.train.recipe import RunOptions
+from rsbackbones.train.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

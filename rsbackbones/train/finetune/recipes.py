@@ -8,7 +8,7 @@ there are weights; say another in the command. The papers' own numbers were not 
 from dataclasses import replace
 
 from rsbackbones.train.finetune.recipe import FinetuneOptim, FinetuneRecipe, Views
-from rsbackbones.train.recipe import SaveOptions
+from rsbackbones.train.options import SaveOptions
 
 CROMA_RATES = (3e-5, 5e-5, 8e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3)
 # A checkpoint is written at every evaluation; more often only where epochs are long.

@@ -17,7 +17,7 @@ from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.run import BEST, FinetuneRun, evaluations
 from rsbackbones.train.finetune.saved import about_finetuned, read_weights
 from rsbackbones.train.loop import Summary, Training
-from rsbackbones.train.recipe import to_json
+from rsbackbones.train.recipe_fields import to_json
 from rsbackbones.train.run_folder import RECIPE, RunFolder, TrainingError
 
 RESULT = "result.json"

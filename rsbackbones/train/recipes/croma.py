@@ -5,7 +5,8 @@ resized to 120. They were not run here on the full set.
 """
 
 from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.recipe import DataOptions, OptimOptions, Recipe, SaveOptions
+from rsbackbones.train.options import OptimOptions, SaveOptions
+from rsbackbones.train.recipe import DataOptions, Recipe
 from rsbackbones.train.recipes.samples import OPTICAL, PAIRS
 
 RECIPES = (

@@ -11,7 +11,9 @@ MAE's 0.05, with its betas (0.9, 0.95). It says "the same normalisation" as SSL4
 from dataclasses import replace
 
 from rsbackbones.train.objectives.seamo import SeamoObjective
-from rsbackbones.train.recipe import DataOptions, OptimOptions, Recipe, SaveOptions, to_json
+from rsbackbones.train.options import OptimOptions, SaveOptions
+from rsbackbones.train.recipe import DataOptions, Recipe
+from rsbackbones.train.recipe_fields import to_json
 from rsbackbones.train.recipes.samples import CLOUDY, PAIRS, SEASONS
 
 # A length of 1 is the same strategy without seasons and TM block, for every strategy.
