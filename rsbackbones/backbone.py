@@ -1,4 +1,4 @@
-"""The one set of methods that every backbone answers to, and the checks of what it is given.
+"""The one set of methods that every backbone answers to.
 
 For streams and shapes see :mod:`rsbackbones.features`.
 """
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.checked_inputs import checked_inputs
 from rsbackbones.features import Features, spread_indices, take_indices
 from rsbackbones.layers.recompute import recompute_blocks
-from rsbackbones.sensors import InputSpec, get_sensor
+from rsbackbones.sensors import InputSpec
 
 if TYPE_CHECKING:
     from rsbackbones.adapt import Adaptation
@@ -164,7 +165,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: a sensor, band count, size, dtype, device or shape that the model cannot serve.
         """
-        images, valid = self._checked(x, dates, valid)
+        images, valid = checked_inputs(self, x, dates, valid)
         first = next(iter(images.values()))
         size, grid = (first.shape[-2], first.shape[-1]), self._grid(first)
         images = {m: self._padded(image) for m, image in images.items()}
@@ -221,7 +222,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: an unknown stream, an index out of range, or as for :meth:`forward_features`.
         """
-        images, valid = self._checked(x, dates, valid)
+        images, valid = checked_inputs(self, x, dates, valid)
         stream = self.choose_stream(stream, images)
         indices = self._indices(indices, stream)
         seen = images if self.mixes_sensors else self.stream_inputs[stream]
@@ -327,110 +328,11 @@ class Backbone(nn.Module):
                 image = image.index_select(dim, places)
         return image
 
-    # -- checks at the edge ------------------------------------------------------------------------
-
     def _indices(self, indices: int | Sequence[int] | None, stream: str) -> tuple[int, ...]:
         depth = self.stream_depths[stream]
         if indices is None:
             return spread_indices(depth)
         return take_indices(indices, depth, f"stream {stream!r} has {depth} blocks")
-
-    def _checked(
-        self, x: Images, dates: Tensor | None, valid: Mapping[str, Tensor] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if isinstance(x, Tensor):
-            if len(self.modalities) > 1:
-                raise ValueError(
-                    f"this model takes {' and '.join(self.modalities)}: name the sensor, as in "
-                    f"model({{'{self.modalities[0]}': x}})"
-                )
-            x = {self.modalities[0]: x}
-        if not isinstance(x, Mapping):
-            raise ValueError(_not_a_tensor("the model", x))
-        unknown = [m for m in x if m not in self.modalities]
-        if unknown or not x:
-            raise ValueError(
-                f"got {', '.join(map(repr, unknown)) or 'no sensor'}; this model was built for "
-                f"{', '.join(map(repr, self.modalities))} (create_model(..., modalities=...) decides)"
-            )
-        images = {m: self._checked_image(m, x[m]) for m in self.modalities if m in x}
-        shapes = [(*image.shape[:-3], *image.shape[-2:]) for image in images.values()]
-        if any(shape != shapes[0] for shape in shapes[1:]):  # a set would fix the shapes of a traced program
-            raise ValueError(
-                "sensors must agree on batch, dates and size in pixels, got "
-                + ", ".join(f"{m} {tuple(images[m].shape)}" for m in images)
-                + "; resample them onto one grid"
-            )
-        first = next(iter(images.values()))
-        series = first.ndim == 5
-        frames = tuple(first.shape[:2])
-        if dates is not None and not isinstance(dates, Tensor):
-            raise ValueError(
-                f"dates must be a tensor of days, [B, T], got {type(dates).__name__}: torch.tensor(dates)"
-            )
-        if dates is not None and (not series or tuple(dates.shape) != frames):
-            raise ValueError(
-                f"dates must be [B, T] = {list(frames)} for a series [B, T, C, H, W], got "
-                f"{list(dates.shape)} for images of shape {list(first.shape)}"
-            )
-        if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
-            raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
-        if valid is not None and not isinstance(valid, Mapping):
-            raise ValueError("valid goes by sensor: valid={'" + next(iter(images)) + "': mask}")
-        valid = dict(valid or {})
-        for m, mask in valid.items():
-            if not isinstance(mask, Tensor):
-                raise ValueError(f"valid[{m!r}] must be a tensor of booleans, got {type(mask).__name__}")
-            if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
-                raise ValueError(
-                    f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series of a given "
-                    f"sensor, got {mask.dtype} {list(mask.shape)}; sensors given: {', '.join(images)}"
-                )
-        return images, valid
-
-    def _checked_image(self, modality: str, image: Tensor) -> Tensor:
-        bands, p = self.bands[modality], self.patch_size
-        if not isinstance(image, Tensor):
-            raise ValueError(_not_a_tensor(modality, image))
-        if image.ndim not in (4, 5):
-            raise ValueError(
-                f"{modality}: expected [B, C, H, W] or a series [B, T, C, H, W], got "
-                f"{list(image.shape)}; a single image needs a batch dimension, x[None]"
-            )
-        if image.shape[-3] != len(bands):
-            hint = _channel_hint(modality, self.config.sensors[modality], image.shape[-3], bands)
-            raise ValueError(
-                f"{modality}: got {image.shape[-3]} channels, this model takes {len(bands)}: "
-                f"{', '.join(bands)}. {hint}"
-            )
-        height, width = image.shape[-2:]
-        if not height or not width or (not self.pad and (height % p or width % p)):
-            cropped = f"crop to {height // p * p} x {width // p * p}"
-            raise ValueError(
-                f"{modality}: {height} x {width} pixels are not a multiple of the patch size {p}; "
-                f"{cropped if min(height, width) >= p else 'enlarge them'}, or have them padded: "
-                "create_model(..., pad=True)"
-            )
-        if not image.is_floating_point():
-            raise ValueError(
-                f"{modality}: got {image.dtype}, expected normalised floats; raw values go through "
-                "rsbackbones.create_preprocess(model)"
-            )
-        weight = next(self.get_submodule(self.tokenizer_name(modality)).parameters())
-        if image.device != weight.device:
-            raise ValueError(
-                f"{modality}: got an image on {image.device}, the model is on {weight.device}; move one of "
-                f"them (x.to({str(weight.device)!r}))"
-            )
-        # Autocast converts all floats but double.
-        if image.dtype != weight.dtype and (
-            image.dtype == torch.float64 or not torch.is_autocast_enabled(image.device.type)
-        ):
-            raise ValueError(
-                f"{modality}: got {image.dtype}, the model's parameters are {weight.dtype}; convert one "
-                f"of them (x.to({weight.dtype}))"
-            )
-        return image
 
 
 def unwrapped(model: Any) -> Backbone:
@@ -443,29 +345,6 @@ def unwrapped(model: Any) -> Backbone:
         else:
             raise ValueError(f"expected a model from create_model, got {type(model).__name__}")
     return model
-
-
-def _not_a_tensor(what: str, given: object) -> str:
-    return (
-        f"{what}: expected a tensor, or tensors by sensor, got {type(given).__name__}; "
-        "rsbackbones.create_preprocess(model) makes tensors of arrays"
-    )
-
-
-def _channel_hint(modality: str, sensor: str, channels: int, bands: tuple[str, ...]) -> str:
-    every = tuple(band.name for band in get_sensor(sensor).bands)
-    extra = [name for name in every if name not in bands]
-    if channels == len(every) and extra:
-        keep = [i for i, name in enumerate(every) if name in bands]
-        return (
-            f"{channels} channels look like all of {', '.join(every)}: drop {', '.join(extra)} "
-            f"(x[:, {keep}]), or name your bands and have them gathered: "
-            f"create_preprocess(model, bands={{'{modality}': (...)}})"
-        )
-    return (
-        f"Name the channels you have, in order: create_model(..., bands={{'{modality}': (...)}}) adapts "
-        f"the weights to them, create_preprocess(model, bands={{'{modality}': (...)}}) gathers them"
-    )
 
 
 def _fold(images: dict[str, Tensor], valid: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """``create_model``: from a name, weights and the user's sensors and bands to a model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -160,10 +160,12 @@ def create_model(
     fixed = [f for f in overrides or {} if f != "image_size"]
     differing = [f for f in fixed if getattr(theirs, f) != getattr(described.config, f)]
     if file is not None and described.stated and differing:
+        where = [f.metadata["trained"] for f in fields(theirs) if f.name in differing and f.metadata]
         raise WeightsMismatchError(
             f"overrides cannot change what the weights in {file.path} are of: "
             + ", ".join(f"{f} {getattr(described.config, f)}" for f in differing)
             + " (bands=, sensors=, modalities= and patch_size= say what you want of them)"
+            + "".join(f"; {said}" for said in where)
         )
     mine = _wanted(theirs, modalities, sensors, bands, image_size, patch_size, trained=file is not None)
     classes = described.num_classes if num_classes is None else num_classes

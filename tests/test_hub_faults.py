@@ -268,7 +268,7 @@ def test_lasting_faults_end_in_an_error_that_says_so(zoo: Zoo) -> None:
     }
     assert "503" in found["get_503"]["text"]
     assert {tag: zoo.gets(tag) for tag in ("reset", "get_503")} == {"reset": 4, "get_503": 4}
-    assert max(outcome["seconds"] for outcome in found.values()) < 15
+    assert max(outcome["seconds"] for outcome in found.values()) < 60
     assert {outcome["cause"] for outcome in found.values()}.isdisjoint({"NoneType"})
     zoo.assert_cache_is_clean()
     assert not list(zoo.blobs.glob("*"))  # no partial file

@@ -429,7 +429,9 @@ def test_equal_dates_are_refused_unless_one_of_them_is_missing_in_all_sensors():
 
 
 def test_temporal_features_that_cannot_be_had_say_how():
-    with pytest.raises(ValueError, match=r"has none. overrides=\{'temporal': True\} builds it with random"):
+    with pytest.raises(
+        ValueError, match=r"has none: a trained .*export RUN --full.*overrides=\{'temporal': True\} builds"
+    ):
         seamo().forward_features(pictures(times=2), temporal=True)
     with pytest.raises(ValueError, match=r"temporal=True needs a series \[B, T, C, H, W\], got \[2, 12,"):
         seamo(temporal=True)(pictures(), temporal=True)

@@ -24,7 +24,8 @@ from torch import nn
 from rsbackbones.backbone import unwrapped
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.crops import Crops, Size, cropped, name_of, pair
-from rsbackbones.eval.encode import Encoded, encode
+from rsbackbones.eval.encode import encode
+from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome

@@ -14,8 +14,8 @@ from rsbackbones.backbone import Backbone
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.eval.crops import Size, name_of, pair
 from rsbackbones.eval.diversity import patch_similarity, position_probing
-from rsbackbones.eval.encode import identity
 from rsbackbones.eval.extrapolation import SIZES, extrapolate
+from rsbackbones.eval.identity import identity
 from rsbackbones.eval.invariance import invariance
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.eval.metrics import headline

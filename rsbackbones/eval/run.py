@@ -14,7 +14,7 @@ import numpy as np
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
-from rsbackbones.eval.encode import Encoded
+from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import NEIGHBOURS, knn
 from rsbackbones.eval.labelled import LabelledSet, Task

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from rsbackbones.backbone import Backbone
-from rsbackbones.eval.encode import Encoded, encode, statistics_features, weights_digest
+from rsbackbones.eval.encode import encode, statistics_features
+from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
 from rsbackbones.eval.labelled import NORMALISED, LabelledSet
 from rsbackbones.factory import create_model

@@ -56,6 +56,11 @@ _CHOICES = {
     "query": ("algorithm", "text"),
 }
 
+_TRAINED_BLOCK = (
+    "a trained temporal-multimodal block is in what `python -m rsbackbones.train.export RUN --full` writes; "
+    "without pretrained=True overrides={'temporal': True} builds one of random weights"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeamoConfig(ViTConfig):
@@ -74,7 +79,7 @@ class SeamoConfig(ViTConfig):
     )
     positions: str = "sincos"
     position_grid: tuple[int, int] | None = None
-    temporal: bool = False
+    temporal: bool = field(default=False, metadata={"trained": _TRAINED_BLOCK})
     fusion: Fusion = "fuse"
     query: Query = "algorithm"
 
@@ -214,9 +219,8 @@ class Seamo(Backbone):
         """See :meth:`Backbone.across_dates`: the TM block, each date with those before it."""
         if self.temporal is None:
             raise ValueError(
-                f"temporal=True needs the temporal-multimodal block, and this {self.architecture} has none. "
-                "overrides={'temporal': True} builds it with random weights; trained ones are in what "
-                "`python -m rsbackbones.train.export RUN --full` writes"
+                f"temporal=True needs the temporal-multimodal block, and this {self.architecture} has none: "
+                f"{_TRAINED_BLOCK}"
             )
         if dates is None:
             return self._with_joint(self.temporal(tokens, valid))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from rsbackbones.train import run as run_module
 from rsbackbones.train import steps as steps_module
 from rsbackbones.train.checkpoint import rng_state, set_rng_state
 from rsbackbones.train.loop import train
@@ -29,21 +28,13 @@ from tests.train.training import (
     write_data,
 )
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 END = 20
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_pictures():
-    """Drawing takes longer than all else here; tests/train/test_loop.py looks at the pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "draw_reconstructions", lambda *_: None)
-        patch.setattr(run_module, "draw_losses", lambda *_: None)
-        yield
 
 
 def name_of(step):

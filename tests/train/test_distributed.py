@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 
 import pytest
 import torch
@@ -185,9 +184,8 @@ def test_a_frozen_process_stops_the_others(data, tmp_path):
         wait_until(lambda: steps_logged(tmp_path / "run") >= 3, process, tmp_path / "log")
         below = descendants(process.pid)
         kill(children(process.pid)[1], signal.SIGSTOP)
-        frozen = time.monotonic()
+        # Without the recipe's timeout it would take the ten minutes that are the default.
         assert process.wait(DEADLINE) == 1
-        assert time.monotonic() - frozen < 4 + 35
         assert not any(alive(pid) for pid in below)
     finally:
         end(process)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train import run as run_module
 from rsbackbones.train.__main__ import main
 from rsbackbones.train.beginning import build_objective, read_run
 from rsbackbones.train.checkpoint import finished, problem
@@ -41,21 +40,13 @@ from tests.train.training import (
     wait_until,
 )
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_series(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_pictures():
-    """Drawing takes longer than all else here; the runs in other processes do draw."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "draw_reconstructions", lambda *_: None)
-        patch.setattr(run_module, "draw_losses", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,18 @@
 """Described ``.npz`` files: arrays under our own names, or under others that a mapping tells."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
 from rsbackbones.eval.data.assemble import Found
 from rsbackbones.eval.data.classes import Classes, LabelCodes, found_classes, found_pixel_classes
+from rsbackbones.eval.data.npz_archive import NpzArchive, NpzReader, Parts
 from rsbackbones.eval.data.splits import find_ids
 from rsbackbones.eval.labelled import SPLITS, Array, Task
-from rsbackbones.grid import same_extent, to_grid
 from rsbackbones.sensors import SENSORS, get_sensor
 
-# By the name of an array the bands of its channels; ``None``: the array NAME_bands of the file says.
-Parts = Mapping[str, Sequence[str]]
-# What a damaged archive raises, or the header of a damaged array.
-_DAMAGE = (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, TokenError)
 _KEYS = ("name", "files", "task", "label", "classes", "ignore", "split", "id", "units")
 
 
@@ -70,7 +61,7 @@ def read_npz(
             f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(_KEYS)}, s2, s2_bands, ..."
         )
     paths = _paths(path, described.get("files"))
-    files = [_NpzFile(file) for file in paths]
+    files = [NpzArchive(file) for file in paths]
     first = files[0]
     if not sensors:
         sensors = [name for name in SENSORS if name in first.facts]
@@ -80,7 +71,7 @@ def read_npz(
             "tells which arrays are which"
         )
 
-    def images_of(file: _NpzFile) -> dict[str, tuple[Parts, ...]]:
+    def images_of(file: NpzArchive) -> dict[str, tuple[Parts, ...]]:
         names = {s: (bands or {}).get(s, described.get(f"{s}_bands", f"{s}_bands")) for s in sensors}
         return {s: _sides(file, s, described.get(s, s), names[s]) for s in sensors}
 
@@ -111,7 +102,7 @@ def read_npz(
         codes=codes,
         labels=labels,
         own=_words(files, counts, described.get("split")),
-        read=_Read(
+        read=NpzReader(
             tuple(files),
             tuple(np.cumsum([0, *(count or 1 for count in counts)]).tolist()),
             tuple(counts),
@@ -144,52 +135,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return held
 
 
-class _NpzFile:
-    """The arrays of a file; each is read when it is first asked for, once in every process.
-
-    Attributes:
-        facts: by array what changes with it: size and checksum, as the archive states them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._arrays: dict[str, Array] = {}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.infolist()
-            self.facts = {m.filename.removesuffix(".npy"): (m.file_size, m.CRC) for m in members}
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"cannot read {path} as .npz: {error}") from error
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of an array, from its header alone."""
-        self._known(name)
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
-                old = np.lib.format.read_magic(file) == (1, 0)
-                header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-                return header(file)[0]
-        except _DAMAGE as error:
-            raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
-
-    def read(self, name: str) -> Array:
-        if name not in self._arrays:
-            self._known(name)
-            try:
-                with np.load(self.path, allow_pickle=False) as held:
-                    self._arrays[name] = held[name]
-            except _DAMAGE as error:
-                raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
-        return self._arrays[name]
-
-    def _known(self, name: str) -> None:
-        if name not in self.facts:
-            raise ValueError(f"{self.path} has no array {name!r}; it has {', '.join(self.facts)}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_arrays": {}}
-
-
 def _paths(path: Path, files: Any) -> list[Path]:
     if files is not None and not files:
         raise ValueError(f"{path}: files: names none")
@@ -207,7 +152,7 @@ def _paths(path: Path, files: Any) -> list[Path]:
     return found
 
 
-def _alike(first: _NpzFile, file: _NpzFile, what: str, expected: Any, found: Any) -> None:
+def _alike(first: NpzArchive, file: NpzArchive, what: str, expected: Any, found: Any) -> None:
     """Refuse a file that states something else than the first one: what the first says is taken for all."""
     if found != expected:
         raise ValueError(
@@ -216,7 +161,7 @@ def _alike(first: _NpzFile, file: _NpzFile, what: str, expected: Any, found: Any
         )
 
 
-def _stated_classes(file: _NpzFile, said: Any) -> list[str] | None:
+def _stated_classes(file: NpzArchive, said: Any) -> list[str] | None:
     """The classes that a file names, where it is the file that does."""
     name = said if isinstance(said, str) else "classes"
     if (said is not None and not isinstance(said, str)) or name not in file.facts:
@@ -224,7 +169,7 @@ def _stated_classes(file: _NpzFile, said: Any) -> list[str] | None:
     return [str(c) for c in file.read(name).tolist()]
 
 
-def _sides(file: _NpzFile, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
+def _sides(file: NpzArchive, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
     """The arrays of a sensor, by date where there are two."""
     if isinstance(said, Mapping) and set(said) == {"before", "after"}:
         sides = tuple(_sides(file, sensor, said[date], bands)[0] for date in ("before", "after"))
@@ -250,7 +195,7 @@ def _sides(file: _NpzFile, sensor: str, said: Any, bands: Any) -> tuple[Parts, .
     return (parts,)
 
 
-def _places(file: _NpzFile, images: Sequence[str], label: str, dates: int) -> int | None:
+def _places(file: NpzArchive, images: Sequence[str], label: str, dates: int) -> int | None:
     """The number of places in a file, ``None`` where its arrays are of one place and have no axis for it."""
     shapes = {name: file.shape(name) for name in images}
     sizes = {len(shape) for shape in shapes.values()}
@@ -278,7 +223,7 @@ def _two_dates(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _task(
-    files: Sequence[_NpzFile],
+    files: Sequence[NpzArchive],
     images: Mapping[str, tuple[Parts, ...]],
     label: str,
     counts: Sequence[int | None],
@@ -307,7 +252,12 @@ def _task(
 
 
 def _labels(
-    files: Sequence[_NpzFile], name: str, task: Task, counts: Sequence[int | None], classes: Any, ignored: Any
+    files: Sequence[NpzArchive],
+    name: str,
+    task: Task,
+    counts: Sequence[int | None],
+    classes: Any,
+    ignored: Any,
 ) -> tuple[LabelCodes, Sequence[int | str] | Array | None]:
     try:
         ignore = tuple(int(number) for number in np.atleast_1d(ignored).tolist())
@@ -336,7 +286,7 @@ def _labels(
 
 
 def _ids(
-    files: Sequence[_NpzFile], counts: Sequence[int | None], said: Any, paths: Sequence[Path]
+    files: Sequence[NpzArchive], counts: Sequence[int | None], said: Any, paths: Sequence[Path]
 ) -> list[str]:
     name = said or ("id" if "id" in files[0].facts else None)
     ids = []
@@ -351,7 +301,7 @@ def _ids(
     return ids
 
 
-def _words(files: Sequence[_NpzFile], counts: Sequence[int | None], said: Any) -> list[str | None] | None:
+def _words(files: Sequence[NpzArchive], counts: Sequence[int | None], said: Any) -> list[str | None] | None:
     """The split of every sample; a mapping may also name the files, or ids, of each: ``{test: [rennes]}``."""
     if isinstance(said, Mapping):
         stems = [file.path.stem for file in files]
@@ -376,7 +326,7 @@ def _words(files: Sequence[_NpzFile], counts: Sequence[int | None], said: Any) -
     return words
 
 
-def _stated_units(file: _NpzFile) -> dict[str, str]:
+def _stated_units(file: NpzArchive) -> dict[str, str]:
     if "units" not in file.facts:
         return {}
     words = [_text(word) for word in np.atleast_1d(file.read("units")).tolist()]
@@ -387,42 +337,3 @@ def _stated_units(file: _NpzFile) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-@dataclass(frozen=True)
-class _Read:
-    """``starts[f]`` is the first sample of file f; ``label`` is the array of maps, where labels are maps."""
-
-    files: tuple[_NpzFile, ...]
-    starts: tuple[int, ...]
-    counts: tuple[int | None, ...]
-    images: Mapping[str, tuple[Parts, ...]]
-    label: str | None
-
-    def __call__(self, index: int) -> dict[str, Array]:
-        number = next(n for n, (low, high) in enumerate(pairwise(self.starts)) if low <= index < high)
-        file, place = self.files[number], index - self.starts[number]
-        if self.counts[number] is None:
-            place = -1
-        sample = {}
-        for sensor, sides in self.images.items():
-            dates = [_joined([_at(file, array, place) for array in parts]) for parts in sides]
-            sample[sensor] = dates[0] if len(dates) == 1 else np.stack(dates)
-        if self.label is not None:
-            sample["label"] = _at(file, self.label, place)
-        return sample
-
-
-def _at(file: _NpzFile, name: str, place: int) -> Array:
-    """An array's part of a place; -1: the array is of one place. A copy, as readers may change it."""
-    array = file.read(name)
-    return (array if place < 0 else array[place]).copy()
-
-
-def _joined(parts: Sequence[Array]) -> Array:
-    height, width = max(part.shape[-2:] for part in parts)
-    if not all(same_extent((height, width), (part.shape[-2], part.shape[-1])) for part in parts):
-        raise ValueError(
-            f"arrays of one sensor are not of one extent: {[list(part.shape) for part in parts]}"
-        )
-    return np.concatenate([to_grid(part, height, width) for part in parts], axis=-3)
