@@ -9,6 +9,27 @@ from typing import Any
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
+def add_band_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how one's bands meet those of the weights; :func:`band_rules` reads them."""
+    parser.add_argument(
+        "--sensor", action="append", default=[], metavar="MODALITY=SENSOR",
+        help="what your bands are of, where it is another sensor: s2=landsat_oli",
+    )  # fmt: skip
+    parser.add_argument(
+        "--missing", default="error",
+        help="what a band unknown to the weights gets: error (default), nearest, mean, zero, new; or all_new",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scale", default="count", help="where bands are left out, scale the rest by: count, sqrt or none"
+    )
+
+
+def band_rules(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what :func:`add_band_options` read, as arguments of ``create_model``."""
+    sensors = dict(pair(item, "--sensor", "MODALITY=SENSOR") for item in options.sensor)
+    return {"sensors": sensors, "bands_missing": options.missing, "bands_scale": options.scale}
+
+
 def pair(item: str, option: str, form: str) -> tuple[str, str]:
     """Split ``NAME=VALUE``; ``form`` is how the option's help writes it."""
     left, equals, right = item.partition("=")

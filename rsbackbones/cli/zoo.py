@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rsbackbones.cli.options import Command, names_in, pair
+from rsbackbones.cli.options import Command, add_band_options, band_rules, names_in
 
 
 def add(command: Command) -> None:
@@ -22,13 +22,7 @@ def add(command: Command) -> None:
         "--mine", action="append", default=[], metavar="B02,B03,...",
         help="your bands, in order, of the model's first modality, or of another: s1=VV",
     )  # fmt: skip
-    sub.add_argument(
-        "--sensor", action="append", default=[], metavar="MODALITY=SENSOR",
-        help="what your bands are of, where it is another sensor: s2=landsat_oli",
-    )  # fmt: skip
-    sub.add_argument("--missing", default="error", help="what a band unknown to the weights gets: error, "
-                     "nearest, mean, zero or new")  # fmt: skip
-    sub.add_argument("--scale", default="count", help="count, sqrt or none")
+    add_band_options(sub)
 
     sub = command("download", _download, "fetch and verify weights")
     sub.add_argument("name", help="architecture or architecture.tag")
@@ -89,13 +83,7 @@ def _bands(options: argparse.Namespace) -> int:
     for item in options.mine:
         left, equals, right = item.partition("=")
         bands[left if equals else first] = names_in(right if equals else left)
-    sensors = dict(pair(item, "--sensor", "MODALITY=SENSOR") for item in options.sensor)
-    print(
-        plan_adaptation(
-            options.name, sensors=sensors, bands=bands, bands_missing=options.missing,
-            bands_scale=options.scale,
-        )
-    )  # fmt: skip
+    print(plan_adaptation(options.name, bands=bands, **band_rules(options)))
     return 0
 
 
