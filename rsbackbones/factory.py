@@ -210,6 +210,31 @@ def plan_adaptation(
     return Adaptation(bands=tuple(table for table in tables if table))
 
 
+def weights_config(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the configuration of the weights that ``create_model`` would load, without loading them.
+
+    It names their modalities, and by modality their bands and the sensor that these are of. The arguments are
+    those of :func:`create_model`.
+
+    Raises:
+        ValueError: an unknown name or field, or weights that do not exist or do not say what they are.
+    """
+    architecture = find_architecture(name.partition(".")[0])
+    file: checkpoints.CheckpointFile | None = None
+    entry: WeightsEntry | None = None
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
+        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+    elif pretrained or checkpoint is not None:
+        entry = find_entry(name)
+    return replace_config(describe(architecture, file, entry).config, overrides or {}, architecture.name)
+
+
 def _wanted(
     theirs: Any,
     modalities: Sequence[str] | None,

@@ -19,6 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+# The unit of 8-bit pictures: value / 255 is what a model gets, without statistics.
+NORMALISED = "normalised"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Band:

@@ -12,10 +12,10 @@ from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
-from rsbackbones.eval.labelled import NORMALISED, LabelledSet
+from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.factory import create_model
 from rsbackbones.registry import find_architecture
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import NORMALISED, get_sensor
 
 
 @dataclass(frozen=True)

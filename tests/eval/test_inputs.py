@@ -6,7 +6,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import NORMALISED
+from rsbackbones.sensors import NORMALISED
 from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from tests.eval.dense_sets import pixel_set
 

@@ -76,7 +76,8 @@ def read_raster_table(
             "image could be trained and tested on"
         )
     sensors = [name if name in ("s2", "s1") else None for name in images]
-    files_of = find_files(files[0][:1] if change else files[0], sensors[:1] if change else sensors, bands)
+    first, of = (files[0][:1], sensors[:1]) if change else (files[0], sensors)
+    files_of = find_files(first, of, bands, units=units)
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:
@@ -85,7 +86,7 @@ def read_raster_table(
         name=folder.resolve().name,
         task=task,
         bands=files_of.bands,
-        units={**files_of.units, **(units or {})},
+        units=files_of.units,
         ids=[row.get("id") or row[images[0]] for row in rows],
         codes=codes,
         labels=labels,
