@@ -137,8 +137,8 @@ class Preprocess:
         if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality] in _DIGITAL_NUMBERS:
             raise ValueError(
                 f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
-                f"use the product itself, or create_preprocess(model, units={{'{modality}': '{NORMALISED}'}}) "
-                "for value / 255 as the model's input (check=False goes on all the same)"
+                f"use the product itself, or say units={{'{modality}': '{NORMALISED}'}} for value / 255 as the "
+                "model's input (check=False goes on all the same)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         if given != spec.bands:
@@ -164,10 +164,10 @@ class Preprocess:
         if unit == NORMALISED:
             divided = 0 < high <= 1 and bool((x % 1 != 0).any())
             if low < 0 or high > 255 or divided:
+                fix = "multiply them by 255" if divided else "name the unit of measured values in units="
                 raise ValueError(
-                    f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got {low:.4g} to "
-                    f"{high:.4g}; "
-                    + ("multiply them by 255" if divided else "name the unit of measured values in units=")
+                    f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got "
+                    f"{low:.4g} to {high:.4g}; {fix}"
                 )
             return
         hint = None
@@ -239,9 +239,8 @@ class Preprocess:
         lines = []
         for modality, spec in self.specs.items():
             if spec.normalize == NORMALISED:
-                lines.append(
-                    f"  {modality}: {', '.join(self.given[modality])} -> {', '.join(spec.bands)}, / 255"
-                )
+                given = ", ".join(self.given[modality])
+                lines.append(f"  {modality}: {given} in {NORMALISED} -> {', '.join(spec.bands)}, value / 255")
                 continue
             source = "each batch" if self.batch_statistics else spec.statistics or "the weights' entry"
             lines.append(
@@ -288,7 +287,7 @@ def create_preprocess(
             them by name, others (B10, say) are left out. Default: the model's own bands.
         units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
             ``dn+1000`` (products since 2022 that still carry the offset) or ``reflectance``, for Landsat also
-            ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``. ``normalised`` is 8-bit pictures of any sensor:
+            ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``. ``normalised`` is that of 8-bit pictures:
             value / 255 is the input, and statistics have no part in it.
         statistics: ``dataset``; ``batch`` (mean and deviation of each batch, the CROMA authors' script);
             or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
