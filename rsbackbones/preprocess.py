@@ -137,8 +137,8 @@ class Preprocess:
         if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality] in _DIGITAL_NUMBERS:
             raise ValueError(
                 f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
-                f"use the product itself, or say units={{'{modality}': '{NORMALISED}'}} for value / 255 as the "
-                "model's input (check=False goes on all the same)"
+                f"use the product itself, or say units={{'{modality}': '{NORMALISED}'}} for value / 255 as "
+                "the model's input (check=False goes on all the same)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         if given != spec.bands:

@@ -90,7 +90,7 @@ def find_files(
         units: by sensor those that the user names.
 
     Raises:
-        ValueError: a file cannot be read, its bands are not clear, or a GeoTIFF holds 8 bits of no named unit.
+        ValueError: a file cannot be read, its bands are not clear, or a GeoTIFF of 8 bits without a named unit.
     """
     stated = dict(units or {})
     for modality in bands or {}:
