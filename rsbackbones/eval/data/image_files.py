@@ -90,7 +90,7 @@ def find_files(
         units: by sensor those that the user names.
 
     Raises:
-        ValueError: a file cannot be read, its bands are not clear, or a GeoTIFF of 8 bits without a named unit.
+        ValueError: a file cannot be read, its bands are not clear, or it holds 8 bits and no unit is named.
     """
     stated = dict(units or {})
     for modality in bands or {}:
