@@ -20,7 +20,7 @@ LAYOUTS = """\
   DIR/dataset.json                          packed by rsbackbones pack
   DIR/{s1,s2a,s2c}/<id>/<product>/*.tif     SSL4EO-S12 v1.0
   DIR/<split>/{S2L2A,S1GRD}/*.zarr.zip|tar  SSL4EO-S12 v1.1
-  DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name
+  DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name (or DIR/SENSOR/*.tif)
   NAME.npz                                  arrays s2, s1 and their bands in s2_bands, s1_bands"""
 
 
@@ -66,7 +66,7 @@ def _find_opener(path: Path) -> Callable[..., Source]:
             return SSL4EOFolders
         if any(path.glob("*/S2L2A")) or any(path.glob("*/S2L1C")) or any(path.glob("*/S1GRD")):
             return SSL4EOZarr
-        folders = [path, path / "s2", path / "s1"]
+        folders = [path, *(path / sensor for sensor in SENSORS)]
         if any(f.suffix.lower() in (".tif", ".tiff") for d in folders if d.is_dir() for f in d.iterdir()):
             return GeoTiffSource
     what = "holds none of the known layouts" if path.exists() else "does not exist"
