@@ -167,7 +167,8 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     if idle := [m for m in backbone.modalities if m not in fed]:
         raise TrainingError(
             f"no source has {', '.join(sensors[m] for m in idle)}, which {recipe.model} takes: a part of the "
-            f"model would stay random. Check the folder, or train without: overrides.modalities={json.dumps(sorted(fed))}"
+            f"model would stay random. Check the folder, or train without: overrides.modalities="
+            f"{json.dumps(sorted(fed))}"
         )
     if unknown := [m for m in data.units if m not in fed]:
         raise TrainingError(
