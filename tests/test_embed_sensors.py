@@ -267,7 +267,7 @@ def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
         open_labelled(tmp_path / "folders")
     with pytest.raises(ValueError, match=REFUSED):
         open_source(tmp_path / "folders" / "a")
-    source = open_source(tmp_path / "folders" / "a", units={"s2": NORMALISED})
+    source = open_source(tmp_path / "folders" / "a", named={"s2": NORMALISED})
     np.testing.assert_array_equal(source.read(0, 0).images["s2"], picture())
 
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.sensors import get_sensor
 
 # Raw images by modality, [..., C, H, W], in the order and the units of their set; other keys are left alone.
 Inputs = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
@@ -23,8 +22,9 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
     leading shape, on the device of the images.
 
     Raises:
-        ValueError: the set lacks a sensor or a band of the model. By what is returned: NaN or infinity,
-            another number of channels, or values that cannot be in the stated unit.
+        ValueError: the set lacks a sensor or a band of the model, or its bands are of another sensor. By what
+            is returned: NaN or infinity, another number of channels, or values that cannot be in the stated
+            unit.
     """
     backbone = unwrapped(model)
     if lacking := [m for m in backbone.modalities if m not in data.bands]:
@@ -36,6 +36,14 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
             f"{data.name} has no images of {', '.join(lacking)}, which the model takes; it has "
             f"{', '.join(data.bands)}: {fix}"
         )
+    for modality in backbone.modalities:
+        mine, theirs = backbone.config.sensors[modality], data.sensor(modality).name
+        if mine != theirs:
+            raise ValueError(
+                f"{modality}: the model takes bands of {mine}, those of {data.name} are of {theirs}. Build "
+                f"the model for them: create_model(..., sensors={{'{modality}': '{theirs}'}}); or, if they "
+                f"are of {mine}, open the set so: sensors={{'{modality}': '{mine}'}}"
+            )
     preprocess = preprocess_for(
         backbone.inputs,
         backbone.bands,
@@ -60,7 +68,7 @@ def channels_of(backbone: Backbone, modality: str, data: LabelledSet) -> list[in
     Raises:
         ValueError: the set lacks one.
     """
-    given = get_sensor(backbone.config.sensors[modality]).canonical(data.bands[modality])
+    given = data.sensor(modality).canonical(data.bands[modality])
     if lacking := [b for b in backbone.bands[modality] if b not in given]:
         raise ValueError(
             f"{modality}: the model takes {', '.join(lacking)}, which {data.name} lacks. Build the model "

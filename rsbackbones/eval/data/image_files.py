@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.eval.data.assemble import Sensors
 from rsbackbones.eval.labelled import Array
 from rsbackbones.rasters import RasterStack, find_bands, open_raster
-from rsbackbones.sensors import NORMALISED, RGB, get_sensor
+from rsbackbones.sensors import NORMALISED, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
+_COLOURS = ("red", "green", "blue")  # which every optical sensor knows
 Bands = Mapping[str, Sequence[str]]
 PICTURE_NOTE = "8-bit pictures: value / 255 is the model's input, without statistics"
 
@@ -76,6 +78,7 @@ def find_files(
     paths: Sequence[Path],
     sensors: Sequence[str | None],
     bands: Bands | None,
+    of: Sensors | None = None,
     archive: "ZipMembers | None" = None,
     *,
     units: Mapping[str, str] | None = None,
@@ -87,16 +90,20 @@ def find_files(
         sensors: of every file the sensor that it is of, ``None``: any.
         bands: by sensor the names of the files' channels, in order, where files do not describe them; of a
             file of several sensors, one sensor's channels after another's.
+        of: what ``s2`` and ``s1`` stand for in ``sensors``, ``bands`` and ``units``, where it is another sensor.
         units: by sensor those that the user names.
 
     Raises:
         ValueError: a file cannot be read, its bands are not clear, or it holds 8 bits and no unit is named.
     """
-    stated = dict(units or {})
-    for modality in bands or {}:
-        get_sensor(modality)
+    of = of or {}
+    stated = {of.get(m, m): unit for m, unit in (units or {}).items()}
+    bands = {of.get(m, m): names for m, names in bands.items()} if bands else None
+    sensors = [None if name is None else of.get(name, name) for name in sensors]
+    for sensor in bands or {}:
+        get_sensor(sensor)
     if all(_is_picture(path, bands, archive) for path in paths):
-        named = dict(bands or {"s2": tuple(band.name for band in RGB.bands)})
+        named = dict(bands or {of.get("s2", "s2"): _COLOURS})
         if len(paths) > 1 or len(named) != 1 or any(len(names) != 3 for names in named.values()):
             raise ValueError(
                 f"{paths[0].name} is a picture: one file for each sample, with three bands of one sensor, "
@@ -111,8 +118,8 @@ def find_files(
         raise ValueError(f"{archive.path} holds GeoTIFFs: unpack it, and name the folder")
     held: dict[str, tuple[str, ...]] = {}
     of_files: list[tuple[str, ...] | None] = []
-    for path, of in zip(paths, sensors, strict=True):
-        wanted = tuple(bands or ("s2", "s1")) if of is None else (of,)
+    for path, here in zip(paths, sensors, strict=True):
+        wanted = tuple(bands or (of.get(m, m) for m in ("s2", "s1"))) if here is None else (here,)
         channels = tuple(name for m in wanted for name in (bands or {}).get(m, ())) or None
         found_bands, _ = find_bands(path, wanted, channels, units=stated)
         if twice := [m for m in found_bands if m in held]:

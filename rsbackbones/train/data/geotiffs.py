@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.rasters import RasterStack, find_bands
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import SENSORS, get_sensor
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.source import BadSample, Sample
 
@@ -15,7 +15,8 @@ from rsbackbones.train.data.source import BadSample, Sample
 class GeoTiffSource:
     """Single-date places in GeoTIFFs. Needs the extra ``geo``.
 
-    The files lie in ``ROOT/s2/*.tif`` and ``ROOT/s1/*.tif``, or together in ``ROOT``. Files of one place:
+    The files lie in ``ROOT/s2/*.tif`` and ``ROOT/s1/*.tif`` (or ``landsat_oli``, any sensor's name), or
+    together in ``ROOT``. Files of one place:
 
     1. In folders by sensor, if any stem occurs in all of them, files of equal stem are one place.
     2. Else the sensor's word is taken off the stem, and what remains is the place's name. Words lie between
@@ -141,7 +142,7 @@ def _tiffs(folder: Path) -> list[Path]:
 
 def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
     """Return the sensors, and the files of every place by sensor; the rule is :class:`GeoTiffSource`'s."""
-    by_sensor = {sensor: found for sensor in ("s2", "s1") if (found := _tiffs(root / sensor))}
+    by_sensor = {sensor: found for sensor in SENSORS if (found := _tiffs(root / sensor))}
     flat = _tiffs(root)
     if by_sensor and flat:
         raise ValueError(
@@ -162,7 +163,7 @@ def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
             by_sensor.setdefault(sensor, []).append(path)
     stems = [{path.stem for path in paths} for paths in by_sensor.values()]
     equal = bool(set.intersection(*stems))
-    sensors = tuple(sensor for sensor in ("s2", "s1") if sensor in by_sensor)
+    sensors = tuple(sensor for sensor in SENSORS if sensor in by_sensor)
     return sensors, _unique(
         (path.stem if equal else _without_word(path.stem, sensor), sensor, path)
         for sensor in sensors
