@@ -171,7 +171,7 @@ def create_model(
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
-    missing = "new" if file is None and bands_missing == "error" else bands_missing
+    missing = "new" if file is None and bands_missing in ("error", "zero") else bands_missing
     tables = plan_bands(theirs, mine, missing, bands_scale)
     with torch.inference_mode(False):  # parameters made in that mode could never be trained
         if file is None:
