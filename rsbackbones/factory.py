@@ -13,7 +13,8 @@ from rsbackbones.backbone import Backbone
 from rsbackbones.errors import WeightsMismatchError
 from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.loading import adapted_inputs, describe, load_weights, plan_bands, replace_config
-from rsbackbones.manifest import WeightsEntry, find_entry
+from rsbackbones.manifest import WeightsEntry
+from rsbackbones.names import weights_named
 from rsbackbones.registry import find_architecture
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
@@ -129,7 +130,7 @@ def create_model(
     if name.startswith(hub.PREFIX):
         if checkpoint is not None or not pretrained:
             raise ValueError(f"{name} names weights: pass pretrained=True, and no checkpoint")
-        repository = hub.read_entry(name)
+        repository = weights_named(name)
         name = repository.architecture
     architecture_name, _, tag = name.partition(".")
     architecture = find_architecture(architecture_name)
@@ -142,7 +143,7 @@ def create_model(
             )
         file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
     elif pretrained or checkpoint is not None:
-        entry = repository or find_entry(name)
+        entry = repository or weights_named(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
         file = checkpoints.open_checkpoint(path, allow_pickle=entry.format != "rsbackbones")
@@ -195,16 +196,22 @@ def plan_adaptation(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     bands_scale: str = "count",
+    checkpoint: str | Path | None = None,
 ) -> Adaptation:
-    """Say what ``create_model`` would do to the bands of a manifest's weights, without the weights.
+    """Say what ``create_model`` would do to the bands of weights, without fetching or reading them.
 
-    The arguments are those of :func:`create_model`.
+    The arguments are those of :func:`create_model`. Of a ``checkpoint`` only what the file says of itself is
+    read; of one that says nothing the bands are taken to be the architecture's.
 
     Raises:
         ValueError: as ``create_model``.
     """
-    entry = find_entry(name)
-    theirs = describe(find_architecture(entry.architecture), None, entry).config
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
+        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+        theirs = describe(find_architecture(name), file, None).config
+    else:
+        entry = weights_named(name)
+        theirs = describe(find_architecture(entry.architecture), None, entry).config
     mine = _wanted(theirs, None, sensors, bands, None, None)
     tables = plan_bands(theirs, mine, bands_missing, bands_scale)
     return Adaptation(bands=tuple(table for table in tables if table))

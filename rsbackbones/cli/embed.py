@@ -13,7 +13,7 @@ def add(command: Command) -> None:
     """Add the parsers."""
     sub = command("embed", _embed, "turn GeoTIFFs into features")
     sub.add_argument("rasters", nargs="+", type=Path, help="GeoTIFFs, or folders of them")
-    sub.add_argument("--model", required=True, help="architecture or architecture.tag")
+    sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
     sub.add_argument(
         "--output", required=True, type=Path,
         help="NAME.tif: feature map of one scene; NAME.npz or NAME.parquet: an embedding per patch file",
@@ -50,11 +50,12 @@ def _embed(options: argparse.Namespace) -> int:
 
     from rsbackbones.embed import embed_patches, embed_scene
     from rsbackbones.factory import create_model
+    from rsbackbones.names import architecture_named
     from rsbackbones.preprocess import create_preprocess
     from rsbackbones.rasters import find_bands
-    from rsbackbones.registry import find_architecture, list_weights
+    from rsbackbones.registry import list_weights
 
-    config = find_architecture(options.model.partition(".")[0]).config
+    config = architecture_named(options.model).config
     if options.output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
         raise ValueError(f"--output is a .tif, .npz or .parquet, got {options.output}")
     if not options.output.parent.is_dir():
