@@ -14,7 +14,7 @@ from rsbackbones.errors import WeightsMismatchError
 from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.loading import adapted_inputs, describe, load_weights, plan_bands, replace_config
 from rsbackbones.manifest import WeightsEntry
-from rsbackbones.names import weights_named
+from rsbackbones.names import architecture_named, weights_named
 from rsbackbones.registry import find_architecture
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
@@ -206,15 +206,35 @@ def plan_adaptation(
     Raises:
         ValueError: as ``create_model``.
     """
-    if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
-        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
-        theirs = describe(find_architecture(name), file, None).config
-    else:
-        entry = weights_named(name)
-        theirs = describe(find_architecture(entry.architecture), None, entry).config
+    theirs = weights_config(name, True, checkpoint=checkpoint)
     mine = _wanted(theirs, None, sensors, bands, None, None)
     tables = plan_bands(theirs, mine, bands_missing, bands_scale)
     return Adaptation(bands=tuple(table for table in tables if table))
+
+
+def weights_config(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the configuration of the weights that ``create_model`` would load, without loading them.
+
+    It names their modalities, and by modality their bands and the sensor that these are of. The arguments are
+    those of :func:`create_model`.
+
+    Raises:
+        ValueError: an unknown name or field, or weights that do not exist or do not say what they are.
+    """
+    file: checkpoints.CheckpointFile | None = None
+    entry: WeightsEntry | None = None
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
+        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+    elif pretrained or checkpoint is not None:
+        entry = weights_named(name)
+    architecture = find_architecture(entry.architecture) if entry else architecture_named(name)
+    return replace_config(describe(architecture, file, entry).config, overrides or {}, architecture.name)
 
 
 def _wanted(
