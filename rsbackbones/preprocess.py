@@ -385,6 +385,7 @@ def _for_bands(
                 f"({', '.join(bands)}) and a positive standard deviation"
             )
         known[band] = (mean, std)
+    known = dict.fromkeys(spec.ignored, (0.0, 1.0)) | known  # times weights of zero, any value is the same
     if (lacking := [b for b in bands if b not in known]) and not batch:
         raise ValueError(
             f"{modality}: no statistics for {', '.join(lacking)}; give them, measured on your data: "

@@ -13,7 +13,7 @@ def add(command: Command) -> None:
     """Add the parsers."""
     sub = command("embed", _embed, "turn GeoTIFFs into features")
     sub.add_argument("rasters", nargs="+", type=Path, help="GeoTIFFs, or folders of them")
-    sub.add_argument("--model", required=True, help="architecture or architecture.tag")
+    sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
     sub.add_argument(
         "--output", required=True, type=Path,
         help="NAME.tif: feature map of one scene; NAME.npz or NAME.parquet: an embedding per patch file",
@@ -74,8 +74,8 @@ def _embed(options: argparse.Namespace) -> int:
         "checkpoint": options.checkpoint,
         "overrides": fields_of(options.override),
     }
+    rules = band_rules(options)  # first: weights may be of a sensor that a file describes
     config = weights_config(name, **weights)
-    rules = band_rules(options)
     units = dict(pair(item, "--units", "SENSOR=UNIT") for item in options.units)
     asked = names_in(options.modalities) if options.modalities else []
     if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:

@@ -16,7 +16,7 @@ def add(command: Command) -> None:
         help="knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all of these; also "
         "invariance, patches, positions or extrapolation",
     )
-    sub.add_argument("--model", required=True, help="architecture or architecture.tag")
+    sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
     sub.add_argument(
         "--data", required=True,
         help="a folder of class folders of JPEG, PNG or GeoTIFF; a CSV beside GeoTIFFs; NAME.npz; NAME.yaml "
@@ -148,7 +148,7 @@ def _eval(options: argparse.Namespace) -> int:
         if options.baselines:
             # The rule decides the statistics alone: all weights are fresh.
             mine = chosen | {"modalities": model.modalities, "bands": model.bands}
-            name = options.model.partition(".")[0]
+            name = model.architecture
             random = of_random_weights(
                 lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
             )

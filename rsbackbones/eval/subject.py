@@ -15,7 +15,7 @@ from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.factory import create_model
-from rsbackbones.registry import find_architecture
+from rsbackbones.names import architecture_named
 from rsbackbones.sensors import NORMALISED, get_sensor
 
 
@@ -68,7 +68,7 @@ def model_for(
     Raises:
         ValueError: the set has none of the model's modalities or bands.
     """
-    known = tuple(find_architecture(name.partition(".")[0]).config.modalities)
+    known = tuple(architecture_named(name).config.modalities)
     used = tuple(modalities) if modalities else tuple(m for m in known if m in data.bands)
     if not used or (lacking := [m for m in used if m not in data.bands]):
         raise ValueError(

@@ -90,7 +90,7 @@ def find_files(
         sensors: of every file the sensor that it is of, ``None``: any.
         bands: by sensor the names of the files' channels, in order, where files do not describe them; of a
             file of several sensors, one sensor's channels after another's.
-        of: what ``s2`` and ``s1`` stand for in ``sensors``, ``bands`` and ``units``, where it is another sensor.
+        of: what ``s2`` and ``s1`` stand for in the others, where it is another sensor.
         units: by sensor those that the user names.
 
     Raises:
