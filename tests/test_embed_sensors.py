@@ -265,6 +265,11 @@ def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
         write_tif(tmp_path / "folders" / name / "8bit.tif", picture(), ("B04", "B03", "B02"))
     with pytest.raises(ValueError, match=REFUSED):
         open_labelled(tmp_path / "folders")
+    rows = ["path,label,split", "8bit.tif,a,test", *(f"folders/{x}/8bit.tif,{x},train" for x in "ab")]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    pictures = open_labelled(tmp_path, sensors={"s2": "rgb"}, units={"s2": NORMALISED})
+    assert (pictures.bands, pictures.units) == ({"s2": ("B04", "B03", "B02")}, {"s2": NORMALISED})
+    np.testing.assert_array_equal(pictures.read(0)["s2"], picture())
     with pytest.raises(ValueError, match=REFUSED):
         open_source(tmp_path / "folders" / "a")
     source = open_source(tmp_path / "folders" / "a", named={"s2": NORMALISED})

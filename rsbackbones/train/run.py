@@ -121,7 +121,8 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
     root = data.root.expanduser()
     try:
-        preprocess_for(backbone.inputs, backbone.bands, sensors=sensors)
+        stated = {m: unit for m, unit in data.units.items() if m in backbone.bands}
+        preprocess_for(backbone.inputs, backbone.bands, sensors=sensors, units=stated)
     except ValueError as error:
         raise TrainingError(f"{error}. In a recipe: data.statistics=") from error
     uses = []
