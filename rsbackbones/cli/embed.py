@@ -26,9 +26,9 @@ def add(command: Command) -> None:
     add_band_options(sub)
     sub.add_argument(
         "--allow-missing-bands", action="store_true",
-        help="leave out the weights of bands that the rasters lack (those of another --sensor are always the "
-        "rasters' own, and --missing is for bands of the rasters that the weights lack: with error they are "
-        "not used, and refused where they are of another --sensor)",
+        help="leave out the weights of bands that the rasters lack; not needed with another --sensor, whose "
+        "bands are those of the rasters. (The other way round, a band of the rasters that the weights lack is "
+        "not used, or refused if it is of another --sensor, unless --missing says what it gets)",
     )  # fmt: skip
     sub.add_argument(
         "--units", action="append", default=[], metavar="SENSOR=UNIT",
