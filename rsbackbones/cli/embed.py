@@ -27,7 +27,7 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--allow-missing-bands", action="store_true",
         help="leave out the weights of bands that the rasters lack; not needed with another --sensor, whose "
-        "bands are those of the rasters. (The other way round, a band of the rasters that the weights lack is "
+        "bands are those of the rasters. (The other way round, a band of the rasters that weights lack is "
         "not used, or refused if it is of another --sensor, unless --missing says what it gets)",
     )  # fmt: skip
     sub.add_argument(
