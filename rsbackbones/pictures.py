@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from rsbackbones.atomic import whole_file
 
+# Red, green and blue: of Sentinel-2 and HLS, Landsat, SuperDove.
+_COLOURS = (("B04", "B03", "B02"), ("B4", "B3", "B2"), ("red", "green", "blue"))
+
 
 def new_figure(width: float, height: float) -> Any:
     """Return an empty matplotlib figure of a size in inches.
@@ -32,8 +35,9 @@ def save_png(figure: Any, path: Path) -> None:
 
 def false_colours(image: npt.NDArray[Any], bands: Sequence[str]) -> npt.NDArray[Any]:
     """[C, H, W] to [H, W, 3]: true colour, or VV, VH and their difference, else the first band in grey."""
-    if all(band in bands for band in ("B04", "B03", "B02")):
-        chosen = image[[bands.index(band) for band in ("B04", "B03", "B02")]]
+    colours = next((names for names in _COLOURS if all(band in bands for band in names)), None)
+    if colours is not None:
+        chosen = image[[bands.index(band) for band in colours]]
     elif all(band in bands for band in ("VV", "VH")):
         vv, vh = image[bands.index("VV")], image[bands.index("VH")]
         chosen = np.stack([vv, vh, vv - vh])

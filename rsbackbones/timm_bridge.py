@@ -7,9 +7,10 @@
     timm.create_model("rsb_croma_s2_vit_b", pretrained=True, features_only=True, out_indices=(2, 5, 8, 11))
 
 A name is ``rsb_FAMILY_SENSOR_REST`` for the architecture ``FAMILY_REST``, with ``.TAG`` for particular
-weights of the manifest. Two arguments say what timm does not know: ``bands``, the channels of your tensors in
-order (``in_chans`` alone does not say which they are, so another number than the weights' own is refused
-without it), and ``bands_missing``; see :func:`rsbackbones.create_model`. Inputs are normalised by
+weights of the manifest. Four arguments say what timm does not know: ``bands``, the channels of your tensors
+in order (``in_chans`` alone does not say which they are, so another number than the weights' own is refused
+without it), ``sensor``, what they are of where it is not the encoder's own (``"landsat_oli"``),
+``bands_missing`` and ``bands_scale``; see :func:`rsbackbones.create_model`. Inputs are normalised by
 ``create_preprocess(model.backbone)``; timm's transforms are told to leave the values alone.
 
 A ViT has one scale, so the maps of ``features_only=True`` are all of one size. A decoder that wants a
@@ -35,6 +36,7 @@ from rsbackbones.features import spread_indices, take_indices
 from rsbackbones.loading import describe
 from rsbackbones.manifest import WeightsEntry, all_entries, find_entry
 from rsbackbones.registry import Architecture, architectures
+from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
 POOLINGS = ("embedding", "avg", "")
 PYRAMID = (4, 8, 16, 32)
@@ -229,7 +231,9 @@ def _create(
     *,
     in_chans: int | None = None,
     bands: Sequence[str] | None = None,
+    sensor: str | Sensor | None = None,
     bands_missing: str = "error",
+    bands_scale: str = "count",
     img_size: int | tuple[int, int] | None = None,
     pad: bool = False,
     num_classes: int = 0,
@@ -244,9 +248,9 @@ def _create(
     # timm passes its own arguments whether they are used or not, and 0 is what switches most of them off.
     if unknown := sorted(name for name, value in others.items() if value):
         raise ValueError(
-            f"rsb_ models do not support {', '.join(unknown)}; they take in_chans, bands, bands_missing, "
-            "img_size, pad, num_classes, global_pool, features_only, out_indices and "
-            "pretrained_cfg_overlay={'file': ...}"
+            f"rsb_ models do not support {', '.join(unknown)}; they take in_chans, bands, sensor, "
+            "bands_missing, bands_scale, img_size, pad, num_classes, global_pool, features_only, out_indices "
+            "and pretrained_cfg_overlay={'file': ...}"
         )
     if pyramid and not features_only:
         raise ValueError("the names that end in _pyramid are for features_only=True; leave out _pyramid")
@@ -265,14 +269,21 @@ def _create(
     name = f"{architecture.name}.{pretrained_cfg}" if tagged else architecture.name
     if checkpoint is None:
         # Before anything is fetched.
-        weights = describe(architecture, None, find_entry(name) if pretrained else None)
-        _check_channels(name, modality, weights.config.bands.get(modality, ()), in_chans, bands)
+        weights = describe(architecture, None, find_entry(name) if pretrained else None).config
+        own = weights.bands.get(modality, ())
+        if sensor is not None:
+            mine = register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)
+            if mine.name != weights.sensors.get(modality, modality):
+                own = tuple(band.name for band in mine.bands)
+        _check_channels(name, modality, own, in_chans, bands)
     backbone = create_model(
         name,
         pretrained,
         modalities=(modality,),
+        sensors=None if sensor is None else {modality: sensor},
         bands={modality: bands} if bands else None,
         bands_missing=bands_missing,
+        bands_scale=bands_scale,
         image_size=img_size,
         pad=pad,
         num_classes=num_classes,

@@ -291,7 +291,7 @@ def test_the_input_contract_follows_the_bands(saved):
         model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="mean")
         assert model.inputs["s2"].mean[1] == pytest.approx(np.mean(spec.mean))
         assert model.inputs["s2"].std[1] == pytest.approx(np.mean(spec.std))
-        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="zero")
+        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="new")
         with pytest.raises(ValueError, match=r"no statistics for B9.*statistics=\{'s2': \{'B9'"):
             rsb.create_preprocess(model)
         rsb.create_preprocess(model, statistics={"s2": {"cirrus": (20.0, 50.0)}})
@@ -334,6 +334,37 @@ def test_adapted_models_are_saved_and_read_back(saved, tmp_path, missing):
     assert again.inputs == model.inputs
     state = again.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_only_a_band_of_zeros_needs_no_statistics(saved, tmp_path):
+    common = {"modalities": ["s2"], "bands": {"s2": ("B04", "B10")}}
+
+    def built(**how):
+        return rsb.create_model("croma_vit_tiny", **(common | how))
+
+    def asks(model):
+        with pytest.raises(ValueError, match="no statistics for B10"):
+            rsb.create_preprocess(model)
+        return True
+
+    model = built(checkpoint=saved, bands_missing="zero")
+    preprocess = rsb.create_preprocess(model, eight_bit=False)
+    raw = torch.full((2, 2, 8, 8), 500.0)
+    raw[1, 1] = 9000  # the band that nothing looks at
+    assert torch.equal(*model(preprocess(raw)))
+    given = rsb.create_preprocess(model, statistics={"s2": {"B10": (20.0, 50.0)}}, eight_bit=False)
+    assert torch.equal(model(given(raw)), model(preprocess(raw)))
+    again = rsb.save_model(model, tmp_path / "zero.safetensors")
+    read = built(checkpoint=again)
+    assert read.inputs["s2"] == model.inputs["s2"]
+    assert torch.equal(read(rsb.create_preprocess(read, eight_bit=False)(raw)), model(preprocess(raw)))
+    # From there on: what has other weights than zeros, or is a mean of others, is as it was.
+    assert asks(built(checkpoint=again, bands_missing="all_new"))
+    mean = built(checkpoint=again, bands={"s2": ("B04", "B10", "B11")}, bands_missing="mean")
+    assert mean.inputs["s2"].mean == (SSL4EO_S12["s2"].mean[3],) * 2
+    assert mean.inputs["s2"].ignored == ("B10",)
+    assert asks(built(checkpoint=saved, bands_missing="new"))
+    assert asks(built(bands_missing="zero"))  # random weights are no zeros
 
 
 def test_no_statistics_at_all_is_saved_and_read_back_too(saved, tmp_path):

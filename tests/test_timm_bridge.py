@@ -203,6 +203,22 @@ def test_bands_are_gathered_by_name():
     assert filled.backbone.bands["s2"] == ("B01", "B02")
 
 
+def test_channels_of_another_sensor_meet_the_weights_by_wavelength():
+    options = {"bands": ("B2", "B5", "B6"), "bands_missing": "nearest", "bands_scale": "none"}
+    model = timm.create_model(TINY, pretrained=True, in_chans=3, sensor="landsat_oli", **options)
+    bands = {"s2": options.pop("bands")}
+    own = rsb.create_model(
+        "croma_vit_tiny", True, modalities=("s2",), sensors={"s2": "landsat_oli"}, bands=bands, **options
+    )
+    x = torch.rand(1, 3, 24, 24)
+    assert close(model(x), own(x))
+    assert timm.create_model(TINY, in_chans=8, sensor="superdove").backbone.bands == {
+        "s2": ("coastal_blue", "blue", "green_i", "green", "yellow", "red", "rededge", "nir")
+    }
+    with pytest.raises(ValueError, match="takes 8 channels of s2: coastal_blue"):
+        timm.create_model(TINY, in_chans=12, sensor="superdove")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.cli.options import Command, fields_of, names_in, pair
+from rsbackbones.cli.options import Command, add_band_options, band_rules, fields_of, names_in, pair
 
 
 def add(command: Command) -> None:
@@ -17,7 +17,7 @@ def add(command: Command) -> None:
         help="knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all of these; also "
         "invariance, patches, positions or extrapolation",
     )
-    sub.add_argument("--model", required=True, help="architecture or architecture.tag")
+    sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
     sub.add_argument(
         "--data", required=True,
         help="a folder of class folders of JPEG, PNG or GeoTIFF; a CSV beside GeoTIFFs; NAME.npz; NAME.yaml "
@@ -52,17 +52,16 @@ def add(command: Command) -> None:
     )
     sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all there are")
     sub.add_argument(
-        "--bands", action="append", default=[], metavar="SENSOR=B02,B03,...",
-        help="bands to use; default: those of the weights that the data has",
+        "--bands", action="append", default=[], metavar="MODALITY=B02,B03,...",
+        help="bands to use; default: those of the data that the weights know, and with --missing all",
     )  # fmt: skip
-    sub.add_argument("--missing", default="error", help="what a band of --bands gets that the weights lack: "
-                     "error, nearest, mean, zero or new")  # fmt: skip
+    add_band_options(sub)
     sub.add_argument(
-        "--data-bands", action="append", default=[], metavar="SENSOR=B02,B03,...",
+        "--data-bands", action="append", default=[], metavar="MODALITY=B02,B03,...",
         help="the bands of the images, in order, where they do not name them",
     )  # fmt: skip
     sub.add_argument(
-        "--units", action="append", default=[], metavar="SENSOR=UNIT",
+        "--units", action="append", default=[], metavar="MODALITY=UNIT",
         help="unit of the values, such as s2=reflectance, s2=dn+1000 or s1=linear",
     )  # fmt: skip
     weights = sub.add_mutually_exclusive_group()
@@ -110,14 +109,17 @@ def _eval(options: argparse.Namespace) -> int:
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {options.seeds}: expected different whole numbers, such as 0,1,2")
     given = {
-        m: tuple(names_in(b)) for m, b in _pairs(options.data_bands, "--data-bands", "SENSOR=B02,B03,...")
+        m: tuple(names_in(b)) for m, b in _pairs(options.data_bands, "--data-bands", "MODALITY=B02,B03,...")
     }
+
+    rules = band_rules(options)
 
     @cache
     def open_set(seed: int) -> LabelledSet:
         return open_labelled(
             options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
-            bands=given or None, units=dict(_pairs(options.units, "--units", "SENSOR=UNIT")),
+            bands=given or None, units=dict(_pairs(options.units, "--units", "MODALITY=UNIT")),
+            sensors=rules["sensors"],
             classes=names_in(options.classes) if options.classes else None,
             ignore=[int(number) for number in names_in(options.ignore)] if options.ignore else (),
         )  # fmt: skip
@@ -126,11 +128,12 @@ def _eval(options: argparse.Namespace) -> int:
     if options.protocols == "all" and data.task == "multilabel":
         protocols.remove("kmeans")
         print("K-means is left out: it needs one class of each image", file=sys.stderr)
-    bands = {m: names_in(b) for m, b in _pairs(options.bands, "--bands", "SENSOR=B02,B03,...")}
+    bands = {m: names_in(b) for m, b in _pairs(options.bands, "--bands", "MODALITY=B02,B03,...")}
     chosen: dict[str, Any] = {
         "modalities": names_in(options.modalities) if options.modalities else None,
         "bands": bands or None,
-        "bands_missing": options.missing,
+        "bands_missing": rules["bands_missing"],
+        "bands_scale": rules["bands_scale"],
         "overrides": fields_of(options.override),
     }
 
@@ -150,9 +153,9 @@ def _eval(options: argparse.Namespace) -> int:
         model = build(checkpoint=options.checkpoint)
         subjects = [of_weights(str(options.checkpoint or options.model), model, how)]
         if options.baselines:
-            # Bands without weights get fresh ones whatever the rule is: all of these are.
-            mine = {"modalities": model.modalities, "bands": model.bands, "overrides": chosen["overrides"]}
-            name = options.model.partition(".")[0]
+            # The rule decides the statistics alone: all weights are fresh.
+            mine = chosen | {"modalities": model.modalities, "bands": model.bands}
+            name = model.architecture
             random = of_random_weights(
                 lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
             )

@@ -11,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.sensors import Sensor, get_sensor
+
 Array = npt.NDArray[Any]
 # One class of an image; any number of them; one class of every pixel; change or none of every pixel.
 Task = Literal["classes", "multilabel", "pixels", "change"]
 SPLITS = ("train", "val", "test")
 # The label of a pixel that counts nowhere.
 IGNORED = -1
-# The unit of 8-bit pictures: value / 255 is what a model gets, without statistics.
-NORMALISED = "normalised"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class LabelledSet:
         classes: their names; K of them.
         bands: by modality (``s2``, ``s1``) the names of the channels, in the order of the images.
         units: by modality, as ``create_preprocess`` knows them, or ``"normalised"``.
+        sensors: by modality the sensor that its bands are of, where it is not the modality's own.
         ids: of every sample, unique.
         splits: of ``train``, ``val`` and ``test``, those that exist: the indices of their samples.
         labels: ``classes``: [N] int64 below K; ``multilabel``: [N, K] bool; else ``None``: labels are maps.
@@ -46,6 +47,7 @@ class LabelledSet:
     classes: tuple[str, ...]
     bands: Mapping[str, tuple[str, ...]]
     units: Mapping[str, str] = field(default_factory=dict)
+    sensors: Mapping[str, str] = field(default_factory=dict)
     ids: tuple[str, ...]
     splits: Mapping[str, npt.NDArray[np.int64]]
     labels: Array | None
@@ -55,6 +57,10 @@ class LabelledSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def sensor(self, modality: str) -> Sensor:
+        """Return the sensor that the bands of a modality are of."""
+        return get_sensor(self.sensors.get(modality, modality))
 
 
 def label_scale(sample: Mapping[str, Array]) -> int:

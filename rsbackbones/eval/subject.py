@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
+from rsbackbones.adapt import match_bands
 from rsbackbones.backbone import Backbone
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
-from rsbackbones.eval.labelled import NORMALISED, LabelledSet
+from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.factory import create_model
-from rsbackbones.registry import find_architecture
-from rsbackbones.sensors import get_sensor
+from rsbackbones.names import architecture_named
+from rsbackbones.sensors import NORMALISED, get_sensor
 
 
 @dataclass(frozen=True)
@@ -44,29 +45,36 @@ def model_for(
     modalities: Sequence[str] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
+    bands_scale: str = "count",
     pretrained: bool = True,
     checkpoint: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Build a model for what a set holds: its sensors that the model knows, and their bands by name.
+    """Build a model for what a set holds: the modalities that the model knows, their sensors and bands.
+
+    The set says what its bands are of (``data.sensors``). Where the weights are of the same sensor, bands
+    meet by name, else by wavelength.
 
     Args:
         data: the set.
         name, pretrained, checkpoint, overrides: as for :func:`rsbackbones.create_model`.
-        modalities: the sensors to use; default: all that the set and the architecture have.
-        bands: by sensor the bands to use; default: those of the weights that the set has. Weights of
-            bands that it lacks are left out, and ``model.adaptation`` says so.
-        bands_missing: what a band of ``bands`` gets that the weights lack.
+        modalities: those to use; default: all that the set and the architecture have.
+        bands: by modality the bands to use; default: those of the set that the weights know, and with a
+            ``bands_missing`` other than ``error`` all of the set. Weights of bands that are not used are left
+            out, and ``model.adaptation`` says so.
+        bands_missing, bands_scale: what a band gets that the weights lack, and how tokens keep their scale,
+            as for :func:`rsbackbones.create_model`.
 
     Raises:
-        ValueError: the set has none of the model's sensors or bands.
+        ValueError: the set has none of the model's modalities or bands.
     """
-    known = tuple(find_architecture(name.partition(".")[0]).config.modalities)
+    known = tuple(architecture_named(name).config.modalities)
     used = tuple(modalities) if modalities else tuple(m for m in known if m in data.bands)
     if not used or (lacking := [m for m in used if m not in data.bands]):
         raise ValueError(
             f"{data.name} has {', '.join(data.bands)}; {name} takes {', '.join(known)}"
             + (f", and {', '.join(lacking)} was asked for" if used else "")
+            + _sensors_to_name(data, known)
         )
     # The rules for bands have names that mypy knows as literals; create_model checks them.
     build: Any = create_model
@@ -75,25 +83,49 @@ def model_for(
         "checkpoint": checkpoint,
         "modalities": used,
         "bands_missing": bands_missing,
+        "bands_scale": bands_scale,
         "overrides": dict(overrides or {}),
     }
-    if bands is None:
+    if bands is None and bands_missing == "error":
         model: Backbone = build(name, **arguments)
-        kept = {}
-        for modality in used:
-            sensor = get_sensor(model.config.sensors[modality])
-            given = sensor.canonical(data.bands[modality])
-            kept[modality] = [b for b in model.bands[modality] if b in given]
-            if not kept[modality]:
-                raise ValueError(
-                    f"{name} takes the {modality} bands {', '.join(model.bands[modality])}; {data.name} has "
-                    f"none of them: {', '.join(given)}"
-                )
-        if all(len(kept[m]) == len(model.bands[m]) for m in used):
+        bands = {modality: _known_bands(data, modality, model, name) for modality in used}
+        same = all(model.config.sensors[m] == data.sensor(m).name for m in used)
+        if same and all(set(bands[m]) == set(model.bands[m]) for m in used):
             return model
-        bands = kept
-    adapted: Backbone = build(name, **arguments, bands=dict(bands))
+    elif bands is None:
+        bands = {modality: data.bands[modality] for modality in used}
+    sensors = {modality: data.sensor(modality) for modality in used}
+    adapted: Backbone = build(name, **arguments, sensors=sensors, bands=dict(bands))
     return adapted
+
+
+def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -> list[str]:
+    """Return the bands of a set that a model's weights have: by name, of another sensor by wavelength."""
+    theirs, sensor = model.config.sensors[modality], data.sensor(modality)
+    given = sensor.canonical(data.bands[modality])
+    if theirs == sensor.name:
+        known = [b for b in model.bands[modality] if b in given]
+    else:
+        table = match_bands(
+            modality, given, model.bands[modality], sensor=sensor.name, weights_sensor=theirs, missing="new"
+        )
+        known = [row.band for row in table.rows if row.source is not None]
+    if not known:
+        raise ValueError(
+            f"{name} takes the {modality} bands {', '.join(model.bands[modality])} (of {theirs}); "
+            f"{data.name} has none of them: {', '.join(given)} (of {sensor.name})"
+        )
+    return known
+
+
+def _sensors_to_name(data: LabelledSet, known: Sequence[str]) -> str:
+    """Say how images of other sensors than the model's own are taken."""
+    return "".join(
+        f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensor {m}={key})"
+        for key in data.bands
+        for m in known
+        if key not in known and get_sensor(key).kind == get_sensor(m).kind
+    )
 
 
 def of_weights(name: str, model: Backbone, options: Mapping[str, Any]) -> Subject:
@@ -141,8 +173,8 @@ def said_of(data: LabelledSet, model: Backbone) -> list[str]:
     lines = list(data.notes)
     for modality, bands in model.bands.items():
         unused = [b for b in data.bands[modality] if b not in bands]
-        product = model.inputs[modality].product
-        if data.units.get(modality) != NORMALISED and "B10" in unused and product == "L2A":
+        sentinel_2 = data.sensor(modality).name == "s2" and data.units.get(modality) != NORMALISED
+        if sentinel_2 and "B10" in unused and model.inputs[modality].product == "L2A":
             lines.append(
                 f"{modality}: the images have B10, which only L1C products have; the weights expect L2A"
             )

@@ -6,6 +6,7 @@ And the way back: a run's objective as it was trained.
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from rsbackbones.backbone import Backbone
 from rsbackbones.checkpoints import not_finite, open_checkpoint
 from rsbackbones.config import as_json
 from rsbackbones.factory import create_model
+from rsbackbones.preprocess import preprocess_for
+from rsbackbones.sensors import InputSpec
 from rsbackbones.train.checkpoint import finished, problem, step_of
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe
@@ -29,9 +33,25 @@ def build_objective(recipe: Recipe) -> Objective:
     torch.manual_seed(recipe.seed)
     # What the size decides (a grid of positions) is that of the training's images.
     overrides = {"image_size": recipe.data.size, **recipe.objective.overrides, **recipe.overrides}
-    objective: Objective = recipe.objective.build(create_model(recipe.model, overrides=overrides))
+    model = create_model(recipe.model, overrides=overrides)
+    if recipe.data.statistics:
+        model.inputs = _with_statistics(model, recipe.data.statistics)
+    objective: Objective = recipe.objective.build(model)
     objective.train()
     return objective
+
+
+def _with_statistics(
+    model: Backbone, own: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> dict[str, InputSpec]:
+    """Return the input contract with statistics of the recipe's: the trained model keeps them."""
+    specs = preprocess_for(model.inputs, model.bands, sensors=model.config.sensors, statistics=own).specs
+    return {
+        m: replace(spec, statistics=f"{spec.statistics}; {', '.join(own[m])}: stated by the recipe")
+        if own.get(m)
+        else spec
+        for m, spec in specs.items()
+    }
 
 
 def load_beginning(objective: Objective, recipe: Recipe) -> str | None:

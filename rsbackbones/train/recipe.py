@@ -48,6 +48,8 @@ class DataOptions:
             for all), ``partial`` (one for each), ``disjoint`` (no two overlap).
         mixup: parameter of the Beta distribution; 0 for none.
         units: of Sentinel-2 and Sentinel-1 values, where they are not DN and dB; as in ``create_preprocess``.
+        statistics: by modality and band (mean, standard deviation), in the unit of the model's input contract
+            (DN, dB), of bands that it has none for, or instead of its own; the exported model keeps them.
         workers: loader processes per training process.
         max_bad_share: the run stops when more than this share of all places could not be used.
     """
@@ -62,6 +64,7 @@ class DataOptions:
     region: Region = "same"
     mixup: float = 0.3
     units: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     workers: int = 2
     max_bad_share: float = 0.01
 

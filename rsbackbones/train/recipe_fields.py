@@ -72,8 +72,8 @@ def replace_fields(recipe: R, changes: Mapping[str, Any]) -> R:
         kind: Any = type(recipe)
         for name in path:
             hint = _field_type(kind, name, key)
-            if isinstance(inner, dict) and path[0] == "first":
-                inner.setdefault(name, {})  # it holds only what is different, nested as the recipe is
+            if isinstance(inner, dict) and (path[0] == "first" or not dataclasses.is_dataclass(kind)):
+                inner.setdefault(name, {})  # it holds only what is different (overrides, a first phase)
             inner = inner.get(name) if isinstance(inner, dict) else None
             kind = type(recipe) if kind is type(recipe) and name == "first" else _member(hint, inner)
         hint = _field_type(kind, last, key)

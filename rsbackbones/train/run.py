@@ -16,6 +16,7 @@ from rsbackbones.train.data.dataset import TrainingSet, Use, Views
 from rsbackbones.train.data.open import open_part, open_source
 from rsbackbones.train.data.sampler import BatchPlan
 from rsbackbones.train.data.source import BadSample, Source
+from rsbackbones.train.data.taken import taken_by
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.ema import Ema
 from rsbackbones.train.objectives.objective import Objective
@@ -110,18 +111,25 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     """Open the recipe's sources and say how each is normalised and viewed.
 
     Raises:
-        ValueError: no data is named, a source has nothing that the model takes, or its values are not in the
-            stated unit.
+        ValueError: no data is named, a source has nothing that the model takes, a band has no statistics, or
+            values are not in the stated unit.
     """
-    data = recipe.data
+    data, sensors = recipe.data, backbone.config.sensors
     if data.root is None:
         raise TrainingError("no data is named: say data.root=FOLDER")
     if data.parts and data.options:
         raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
     root = data.root.expanduser()
+    try:
+        stated = {m: unit for m, unit in data.units.items() if m in backbone.bands}
+        preprocess_for(backbone.inputs, backbone.bands, sensors=sensors, units=stated)
+    except ValueError as error:
+        raise TrainingError(f"{error}. In a recipe: data.statistics=") from error
     uses = []
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
-    for source, part in parts or [(open_source(root, **data.options), None)]:
+    named = {sensors.get(m, m): unit for m, unit in data.units.items()}
+    for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
+        source = taken_by(found, sensors)
         crop = (part and part.crop) or data.crop
         size = (part and part.size) or data.size
         if size % backbone.patch_size:
@@ -135,14 +143,19 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         }
         wanted = {m: bands for m, bands in wanted.items() if bands}
         if not wanted:
-            raise TrainingError(f"{source.name} has {source.bands}, and the model takes {backbone.bands}")
+            taken = {
+                m if sensor == m else f"{m} ({sensor})": backbone.bands[m] for m, sensor in sensors.items()
+            }
+            raise TrainingError(f"{source.name} has {found.bands}, and the model takes {taken}")
         given = {m: source.bands[m] for m in wanted}
         units = {m: unit for m, unit in data.units.items() if m in wanted}
         views = Views(
             crop=crop, size=size, flips=data.flips, turns=data.turns, region=data.region, mixup=data.mixup
         )
-        checking = preprocess_for(backbone.inputs, wanted, bands=given, units=units)
-        preprocess = preprocess_for(backbone.inputs, wanted, bands=given, units=units, check=False)
+        checking, preprocess = (
+            preprocess_for(backbone.inputs, wanted, sensors=sensors, bands=given, units=units, check=check)
+            for check in (True, False)
+        )
         try:
             use = Use(
                 source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1,
@@ -155,8 +168,9 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     fed = {m for use in uses for m in use.preprocess.specs}
     if idle := [m for m in backbone.modalities if m not in fed]:
         raise TrainingError(
-            f"no source has {', '.join(idle)}, which {recipe.model} takes: a part of the model would stay "
-            f"random. Check the folder, or train without: overrides.modalities={json.dumps(sorted(fed))}"
+            f"no source has {', '.join(sensors[m] for m in idle)}, which {recipe.model} takes: a part of the "
+            f"model would stay random. Check the folder, or train without: overrides.modalities="
+            f"{json.dumps(sorted(fed))}"
         )
     if unknown := [m for m in data.units if m not in fed]:
         raise TrainingError(

@@ -15,8 +15,8 @@ from rsbackbones.eval.diversity import (
     position_probing,
     probe_positions,
 )
-from rsbackbones.eval.labelled import NORMALISED
 from rsbackbones.eval.sweep import ProbeOptions
+from rsbackbones.sensors import NORMALISED
 from tests.eval.dense_sets import pixel_set, simulated
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}

@@ -14,7 +14,6 @@ from rsbackbones.eval.crops import cropped
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation, extrapolate, score_at_sizes, table
-from rsbackbones.eval.labelled import NORMALISED
 from rsbackbones.eval.metrics import from_confusion
 from rsbackbones.eval.sweep import ProbeOptions
 from rsbackbones.heads import dense_model
@@ -25,6 +24,7 @@ from rsbackbones.layers.sincos import (
     interpolated_from,
     sincos_embedding,
 )
+from rsbackbones.sensors import NORMALISED
 from tests.eval.dense_sets import pixel_set
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import rsbackbones as rsb
 from rsbackbones.eval.invariance import OTHER_IMAGE, TRANSFORMS, invariance
-from rsbackbones.eval.labelled import NORMALISED
+from rsbackbones.sensors import NORMALISED
 from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from tests.eval.dense_sets import pixel_set
 

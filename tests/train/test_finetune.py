@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 import rsbackbones as rsb
 from rsbackbones.cli import main as cli
+from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.train.finetune import RECIPES, finetune, load_finetuned
 from rsbackbones.train.finetune.__main__ import main
 from rsbackbones.train.finetune.run import build_model
 from rsbackbones.train.finetune.tune import said
-from rsbackbones.train.recipe_fields import from_json
+from rsbackbones.train.recipe_fields import from_json, replace_fields, to_json
 from tests.train.finetune_setup import CLASSES, DENSE, finer, labelled, saved, small_recipe
 from tests.train.training import checkpoints, curve
 
@@ -391,3 +392,36 @@ def test_the_commands(tmp_path, capsys):
     assert "unknown recipe 'nothing'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown option --fast"):
         main(["--fast"])
+
+
+def test_images_of_another_sensor(tmp_path):
+    """Two steps on Landsat's bands through the command's fields; the saved model knows what it takes."""
+    names = ("B2", "B3", "B4", "B5", "B6")
+    draw = np.random.default_rng(6)
+    images = draw.integers(8000, 14000, (16, 5, 16, 16)).astype(np.uint16)
+    np.savez(
+        tmp_path / "oli.npz", landsat_oli=images, landsat_oli_bands=np.array(names), label=np.arange(16) % 2,
+        units=np.array(["landsat_oli=landsat_c2"]),
+    )  # fmt: skip
+    fields = {
+        "data": str(tmp_path / "oli.npz"), "sensors": '{"s2": "landsat_oli"}', "pretrained": "true",
+        "bands": '{"s2": ["B2", "B4", "B5", "B6"]}', "bands_missing": "nearest", "bands_scale": "sqrt",
+        "overrides": "{}", "epochs": "1",
+    }  # fmt: skip
+    recipe = replace_fields(small_recipe(tmp_path / "run", optim__warmup_epochs=0), fields)
+    assert from_json(json.loads(json.dumps(to_json(recipe))), type(recipe)) == recipe
+    result = finetune(recipe)
+    assert result["status"] == "finished"
+    assert any("landsat_oli" in note for note in result["notes"])
+    data = open_labelled(tmp_path / "oli.npz", sensors={"s2": "landsat_oli"})
+    expected = rsb.create_model(
+        "croma_vit_tiny", True, modalities=("s2",), sensors={"s2": "landsat_oli"},
+        bands={"s2": ("B2", "B4", "B5", "B6")}, bands_missing="nearest", bands_scale="sqrt",
+    )  # fmt: skip
+    began = build_model(recipe, data).state_dict()
+    assert all(torch.equal(began[name], x) for name, x in expected.state_dict().items())
+    model = load_finetuned(tmp_path / "run" / "best")
+    assert model.config.sensors == {"s2": "landsat_oli"}
+    assert accuracy(model, data, "test") == result["metrics"]["top1"]
+    with pytest.raises(ValueError, match="says that s2 is superdove; oli was opened as landsat_oli"):
+        finetune(replace_fields(recipe, {"sensors.s2": "superdove", "out": str(tmp_path / "b")}), data)

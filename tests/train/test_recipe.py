@@ -43,6 +43,8 @@ def test_arguments_replace_single_fields():
     assert parse("data.crop=[60, 180]").data.crop == (60, 180)
     assert parse("max_steps=none").max_steps is None
     assert parse('overrides={"dim": 32}').overrides == {"dim": 32}
+    sensor = parse("overrides.sensors.s2=landsat_oli", 'overrides.bands.s2=["B2", "B5"]').overrides
+    assert sensor == {"sensors": {"s2": "landsat_oli"}, "bands": {"s2": ["B2", "B5"], "s1": ["VV", "VH"]}}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_arguments_replace_single_fields():
         ("optimizer.base_lr=1", "'optimizer.base_lr', did you mean 'optim'"),
         ("data.root.x=1", "data.root.x"),
         ("seed.x=1", "seed.x"),
-        ("overrides.a.b=1", "overrides.a.b"),
+        ("overrides.bands.s2.x=1", "overrides.bands.s2 has no fields"),
         ("data.parts.0.repeat=2", "data.parts.0.repeat"),
         ('data.parts=[{"file": {"path": "a", "images": {}}, "repaet": 2}]', "did you mean 'repeat'"),
         ('data.parts=[{"file": {"path": "a", "images": {}, "tiel": 2}}]', "did you mean 'tile'"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.eval.data.assemble import Found, assemble
+from rsbackbones.eval.data.assemble import Found, Sensors, assemble
 from rsbackbones.eval.data.class_folders import read_class_folders
 from rsbackbones.eval.data.classes import Classes
 from rsbackbones.eval.data.npz import read_mapping, read_npz
@@ -12,6 +12,7 @@ from rsbackbones.eval.data.raster_table import read_raster_table
 from rsbackbones.eval.data.splits import Lists
 from rsbackbones.eval.data.torchgeo_sets import PREFIX, read_torchgeo
 from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
 __all__ = ["open_labelled"]
 
@@ -26,6 +27,7 @@ def open_labelled(
     root: str | Path | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
+    sensors: Mapping[str, str | Sensor] | None = None,
     classes: Classes | None = None,
     ignore: Sequence[int] = (),
     ids: Lists | None = None,
@@ -55,6 +57,10 @@ def open_labelled(
         bands: by sensor the names of the images' channels, in order, where files do not name them.
         units: by sensor the unit of the values, where it is not that of the model's input contract; see
             :func:`rsbackbones.create_preprocess`.
+        sensors: what the images of a modality are of, where it is not the modality's own sensor, as in
+            ``create_model``: ``{"s2": "landsat_oli"}``. Images that the files name after that sensor
+            (``landsat_oli`` [N, C, H, W] of a ``.npz``), or else after the modality (``s2``), are then the
+            set's ``s2``, and the names of their bands are Landsat's.
         classes: of labels that are numbers: the classes' names; or ``{NAME: [CODES]}``, and labels of no
             class are ignored.
         ignore: numbers that stand for no label.
@@ -67,8 +73,13 @@ def open_labelled(
         ImportError: rasterio or torchgeo is needed and not installed.
         ValueError: what is there cannot be used; the message says what was found and expected.
     """
-    found = _find(path, labels, mapping, root, bands, units, classes, tuple(ignore))
-    return assemble(found, lists=ids, subset=subset, seed=seed)
+    of: Sensors = {
+        m: (register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)).name
+        for m, sensor in (sensors or {}).items()
+    }
+    of = {m: sensor for m, sensor in of.items() if sensor != m}
+    found = _find(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
+    return assemble(found, sensors=of, lists=ids, subset=subset, seed=seed)
 
 
 def _find(
@@ -78,11 +89,12 @@ def _find(
     root: str | Path | None,
     bands: Mapping[str, Sequence[str]] | None,
     units: Mapping[str, str] | None,
+    sensors: Sensors,
     classes: Classes | None,
     ignore: tuple[int, ...],
 ) -> Found:
     given = {"labels": labels, "mapping": mapping, "root": root, "bands": bands, "units": units,
-             "classes": classes, "ignore": ignore}  # fmt: skip
+             "sensors": sensors, "classes": classes, "ignore": ignore}  # fmt: skip
 
     def only(kind: str, *names: str) -> None:
         if unused := [name for name, value in given.items() if value and name not in names]:
@@ -98,23 +110,25 @@ def _find(
         raise ValueError(f"there is no {here}")
     suffix = here.suffix.lower()
     if suffix in (".npz", ".yaml", ".yml"):
-        only("a .npz or a mapping", "mapping", "bands", "units", "classes", "ignore")
+        only("a .npz or a mapping", "mapping", "bands", "units", "sensors", "classes", "ignore")
         if suffix != ".npz":
             if mapping is not None:
                 raise ValueError(f"{here} is a mapping; give no other")
             mapping = here
         said = mapping if isinstance(mapping, Mapping) or mapping is None else read_mapping(Path(mapping))
-        return read_npz(here, said, bands=bands, units=units, classes=classes, ignore=ignore)
+        return read_npz(here, said, bands=bands, units=units, sensors=sensors, classes=classes, ignore=ignore)
     table = Path(labels).expanduser() if labels else here / TABLE if here.is_dir() else here
     if table.suffix.lower() == ".csv" and table.is_file():
-        only("a folder with a table of labels", "labels", "bands", "units", "classes", "ignore")
+        only("a folder with a table of labels", "labels", "bands", "units", "sensors", "classes", "ignore")
         folder = here if here.is_dir() else here.parent
-        return read_raster_table(table, folder, bands=bands, units=units, classes=classes, ignored=ignore)
+        return read_raster_table(
+            table, folder, bands=bands, units=units, sensors=sensors, classes=classes, ignored=ignore
+        )
     if labels is not None:
         raise ValueError(f"labels must be a CSV file, there is none at {labels}")
     if here.is_dir() or suffix == ".zip":
-        only("a folder of class folders", "bands", "units")
-        return read_class_folders(here, bands, units)
+        only("a folder of class folders", "bands", "units", "sensors")
+        return read_class_folders(here, bands, units, sensors)
     raise ValueError(
         f"cannot tell what {here} is: expected a folder, .zip, .csv, .npz, .yaml, or torchgeo:NAME"
     )

@@ -15,13 +15,16 @@ from rsbackbones.eval.data.splits import Lists, choose_splits
 from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet, Task, label_scale
 from rsbackbones.sensors import get_sensor
 
+Sensors = Mapping[str, str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What a reader found.
 
     Attributes:
-        name, task, bands, units, notes: those of the set; ``bands`` in any spelling.
+        name, task, notes: those of the set.
+        bands, units: by modality, or by sensor where the files name that; ``bands`` in any spelling.
         ids: of every sample.
         codes: the classes.
         labels: for ``classes`` a name or number each, for ``multilabel`` [N, K] of 0 and 1, else ``None``.
@@ -44,9 +47,17 @@ class Found:
 
 
 def assemble(
-    found: Found, *, lists: Lists | None = None, subset: float | None = None, seed: int = 0
+    found: Found,
+    *,
+    sensors: Sensors | None = None,
+    lists: Lists | None = None,
+    subset: float | None = None,
+    seed: int = 0,
 ) -> LabelledSet:
     """Return the set; for ``lists``, ``subset`` and ``seed`` see :func:`choose_splits`.
+
+    ``sensors`` says by modality which sensor its images are of. They are those that the files name after
+    that sensor; where there are none, those that they name after the modality.
 
     Raises:
         ValueError: no samples, ids twice, an unknown band, labels out of range or of one class, or as
@@ -56,10 +67,16 @@ def assemble(
         raise ValueError(f"{found.name} holds no samples")
     if twice := [name for name, count in Counter(found.ids).items() if count > 1]:
         raise ValueError(f"{found.name}: {len(twice)} ids name several samples: {', '.join(twice[:5])}")
-    bands = {m: get_sensor(m).canonical(names) for m, names in found.bands.items()}
-    if wrong := [m for m in found.units if m not in bands]:
+    sensors = dict(sensors or {})
+    keys = _keys(found, sensors)
+    bands = {m: get_sensor(sensors.get(m, m)).canonical(found.bands[key]) for m, key in keys.items()}
+    if wrong := [m for m in found.units if m not in keys and m not in found.bands]:
         raise ValueError(f"{found.name}: units of {', '.join(wrong)}; the images are of {', '.join(bands)}")
+    stated = {m: found.units.get(m, found.units.get(key)) for m, key in keys.items()}
+    units = {m: unit for m, unit in stated.items() if unit is not None}
     notes = list(found.notes)
+    if rest := [key for key in found.bands if key not in keys.values()]:
+        notes.append(f"not used: images of {', '.join(rest)}")
     kept = np.arange(len(found.ids))
     labels = _labels(found)
     if labels is not None and labels.ndim == 1 and (labels == IGNORED).any():
@@ -90,14 +107,27 @@ def assemble(
         task=found.task,
         classes=found.codes.names,
         bands=bands,
-        units=dict(found.units),
+        units=units,
+        sensors=sensors,
         ids=ids,
         splits=splits,
         labels=labels,
-        read=_CheckedRead(found.read, kept, ids, bands, found.codes, found.task),
-        digest=_digest(found, bands, ids, labels),
+        read=_CheckedRead(found.read, kept, ids, bands, keys, found.codes, found.task),
+        digest=_digest(found, bands, units, sensors, ids, labels),
         notes=(*notes, *chosen),
     )
+
+
+def _keys(found: Found, sensors: Sensors) -> dict[str, str]:
+    """Return by modality under which name the files hold its images."""
+    held = found.bands
+    keys = {m: sensor if sensor in held else m for m, sensor in sensors.items()}
+    if lacking := [m for m, key in keys.items() if key not in held]:
+        raise ValueError(
+            f"sensors= (--sensor {lacking[0]}={sensors[lacking[0]]}) takes images that the files name "
+            f"{sensors[lacking[0]]}, or {lacking[0]}; {found.name} has {', '.join(held)}"
+        )
+    return {m: m for m in held if m not in keys and m not in keys.values()} | keys
 
 
 def _labels(found: Found) -> Array | None:
@@ -131,6 +161,7 @@ class _CheckedRead:
     kept: npt.NDArray[np.int64]
     ids: tuple[str, ...]
     bands: Mapping[str, tuple[str, ...]]
+    keys: Mapping[str, str]
     codes: LabelCodes
     task: Task
 
@@ -142,7 +173,7 @@ class _CheckedRead:
 
     def _read(self, sample: dict[str, Array]) -> dict[str, Array]:
         dates = 1 if self.task == "change" else 0
-        images = {m: sample[m] for m in self.bands}
+        images = {m: sample[self.keys[m]] for m in self.bands}
         for m, image in images.items():
             if image.ndim != 3 + dates or image.shape[-3] != len(self.bands[m]):
                 layout = "[2, C, H, W]" if dates else "[C, H, W]"
@@ -176,7 +207,12 @@ def _without_holes(image: Array, classes: Array) -> Array:
 
 
 def _digest(
-    found: Found, bands: Mapping[str, tuple[str, ...]], ids: Sequence[str], labels: Array | None
+    found: Found,
+    bands: Mapping[str, tuple[str, ...]],
+    units: Mapping[str, str],
+    sensors: Sensors,
+    ids: Sequence[str],
+    labels: Array | None,
 ) -> str:
     said = {
         "task": found.task,
@@ -186,9 +222,10 @@ def _digest(
         else sorted((str(k), v) for k, v in found.codes.codes.items()),
         "ignored": found.codes.ignored,
         "bands": bands,
-        "units": dict(found.units),
+        "units": units,
         "ids": ids,
         "content": found.content,
+        **({"sensors": sensors} if sensors else {}),
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     if labels is not None:

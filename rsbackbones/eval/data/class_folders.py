@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rsbackbones.eval.data.assemble import Found
+from rsbackbones.eval.data.assemble import Found, Sensors
 from rsbackbones.eval.data.classes import LabelCodes
 from rsbackbones.eval.data.image_files import (
     PICTURE_NOTE,
@@ -20,7 +20,10 @@ from rsbackbones.eval.labelled import Array
 
 
 def read_class_folders(
-    path: Path, bands: Bands | None = None, units: Mapping[str, str] | None = None
+    path: Path,
+    bands: Bands | None = None,
+    units: Mapping[str, str] | None = None,
+    sensors: Sensors | None = None,
 ) -> Found:
     """Find the images in ``CLASS/IMAGE``, or ``SPLIT/CLASS/IMAGE`` with the splits train, val and test.
 
@@ -62,12 +65,12 @@ def read_class_folders(
     if len(set(labels)) < 2:
         raise ValueError(f"{path} holds images of one class ({labels[0]}): there is nothing to tell apart")
     paths = [Path(name) if archive else path / name for name in names]
-    files_of = find_files(paths[:1], [None], bands, archive)
+    files_of = find_files(paths[:1], [None], bands, sensors, archive, units=units)
     return Found(
         name=path.stem,
         task="classes",
         bands=files_of.bands,
-        units={**files_of.units, **(units or {})},
+        units=files_of.units,
         ids=[str(p) for p in below],
         codes=LabelCodes.of(sorted(set(labels))),
         labels=labels,

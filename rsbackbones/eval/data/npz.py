@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.eval.data.assemble import Found
+from rsbackbones.eval.data.assemble import Found, Sensors
 from rsbackbones.eval.data.classes import Classes, LabelCodes, found_classes, found_pixel_classes
 from rsbackbones.eval.data.npz_archive import NpzArchive, NpzReader, Parts
 from rsbackbones.eval.data.splits import find_ids
@@ -22,6 +22,7 @@ def read_npz(
     *,
     bands: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
+    sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignore: Sequence[int] = (),
 ) -> Found:
@@ -29,7 +30,7 @@ def read_npz(
 
     Arrays, under these names or those of the mapping:
 
-    - ``s2``, ``s1``: [N, C, H, W], of two dates [N, 2, C, H, W]; one place without N.
+    - ``s2``, ``s1``, or a sensor's name: [N, C, H, W], of two dates [N, 2, C, H, W]; one place without N.
     - ``s2_bands``, ``s1_bands``: the names of the channels.
     - ``label``: [N] integers or names, one class each; [N, K] of 0 and 1, any number of classes; [N, H, W], a
       class for every pixel, of two dates: whether it changed. One place without N.
@@ -50,30 +51,33 @@ def read_npz(
         path: the file, or that of the mapping.
         mapping: where the arrays have other names.
         bands, units, classes, ignore: of the user, before those of the file.
+        sensors: what the bands of an array are of, where it is not the sensor of its name.
 
     Raises:
         ValueError: a file that cannot be read, missing arrays, or arrays that do not fit together.
     """
     described = dict(mapping or {})
-    sensors = [name for name in SENSORS if name in described or f"{name}_bands" in described]
-    if unknown := [k for k in described if k not in (*_KEYS, *sensors, *(f"{s}_bands" for s in sensors))]:
+    held = [name for name in SENSORS if name in described or f"{name}_bands" in described]
+    if unknown := [k for k in described if k not in (*_KEYS, *held, *(f"{s}_bands" for s in held))]:
         raise ValueError(
             f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(_KEYS)}, s2, s2_bands, ..."
         )
     paths = _paths(path, described.get("files"))
     files = [NpzArchive(file) for file in paths]
     first = files[0]
-    if not sensors:
-        sensors = [name for name in SENSORS if name in first.facts]
-    if not sensors:
+    if not held:
+        held = [name for name in SENSORS if name in first.facts]
+    if not held:
         raise ValueError(
             f"{first.path} has no array s2 or s1; it has {', '.join(first.facts)}. A mapping (a YAML file) "
             "tells which arrays are which"
         )
 
+    of = {m: sensor for m, sensor in (sensors or {}).items() if sensor not in held}
+
     def images_of(file: NpzArchive) -> dict[str, tuple[Parts, ...]]:
-        names = {s: (bands or {}).get(s, described.get(f"{s}_bands", f"{s}_bands")) for s in sensors}
-        return {s: _sides(file, s, described.get(s, s), names[s]) for s in sensors}
+        names = {s: (bands or {}).get(s, described.get(f"{s}_bands", f"{s}_bands")) for s in held}
+        return {s: _sides(file, s, of.get(s, s), described.get(s, s), names[s]) for s in held}
 
     images = images_of(first)
     label = str(described.get("label", "label"))
@@ -169,18 +173,18 @@ def _stated_classes(file: NpzArchive, said: Any) -> list[str] | None:
     return [str(c) for c in file.read(name).tolist()]
 
 
-def _sides(file: NpzArchive, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
-    """The arrays of a sensor, by date where there are two."""
+def _sides(file: NpzArchive, key: str, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
+    """The arrays under a ``key``, which are of a sensor, by date where there are two."""
     if isinstance(said, Mapping) and set(said) == {"before", "after"}:
-        sides = tuple(_sides(file, sensor, said[date], bands)[0] for date in ("before", "after"))
+        sides = tuple(_sides(file, key, sensor, said[date], bands)[0] for date in ("before", "after"))
         if [*sides[0].values()] != [*sides[1].values()]:
-            raise ValueError(f"{file.path}: {sensor}: the two dates have different bands")
+            raise ValueError(f"{file.path}: {key}: the two dates have different bands")
         return sides
     if isinstance(said, str):
         said = {said: bands}
     if not isinstance(said, Mapping) or not said:
         raise ValueError(
-            f"{file.path}: {sensor}: expected the name of an array, or arrays and their bands, got {said}"
+            f"{file.path}: {key}: expected the name of an array, or arrays and their bands, got {said}"
         )
     parts = {}
     for array, names in said.items():
@@ -188,7 +192,7 @@ def _sides(file: NpzArchive, sensor: str, said: Any, bands: Any) -> tuple[Parts,
             if names not in file.facts:
                 raise ValueError(
                     f"{file.path} has no array {names!r} of the band names of {array}; it has "
-                    f"{', '.join(file.facts)}. Name the bands, bands={{'{sensor}': (...)}}"
+                    f"{', '.join(file.facts)}. Name the bands, bands={{'{key}': (...)}}"
                 )
             names = [str(name) for name in file.read(names).tolist()]
         parts[str(array)] = get_sensor(sensor).canonical(tuple(names))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rsbackbones.eval.data.assemble import Found
+from rsbackbones.eval.data.assemble import Found, Sensors
 from rsbackbones.eval.data.classes import Classes, LabelCodes, found_classes
 from rsbackbones.eval.data.image_files import PICTURE_NOTE, Bands, ImageFiles, find_files, read_map
 from rsbackbones.eval.labelled import IGNORED, Array, Task
@@ -25,6 +25,7 @@ def read_raster_table(
     *,
     bands: Bands | None = None,
     units: Mapping[str, str] | None = None,
+    sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignored: Sequence[int] = (),
 ) -> Found:
@@ -75,8 +76,9 @@ def read_raster_table(
             f"{table}: {len(twice)} images have several rows, the first: {twice[0]}; a row each, or the same "
             "image could be trained and tested on"
         )
-    sensors = [name if name in ("s2", "s1") else None for name in images]
-    files_of = find_files(files[0][:1] if change else files[0], sensors[:1] if change else sensors, bands)
+    columns_of = [name if name in ("s2", "s1") else None for name in images]
+    looked_at = 1 if change else len(images)
+    files_of = find_files(files[0][:looked_at], columns_of[:looked_at], bands, sensors, units=units)
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:
@@ -85,7 +87,7 @@ def read_raster_table(
         name=folder.resolve().name,
         task=task,
         bands=files_of.bands,
-        units={**files_of.units, **(units or {})},
+        units=files_of.units,
         ids=[row.get("id") or row[images[0]] for row in rows],
         codes=codes,
         labels=labels,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.rasters import RasterStack, find_bands
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import SENSORS, get_sensor
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.source import BadSample, Sample
 
@@ -15,7 +15,8 @@ from rsbackbones.train.data.source import BadSample, Sample
 class GeoTiffSource:
     """Single-date places in GeoTIFFs. Needs the extra ``geo``.
 
-    The files lie in ``ROOT/s2/*.tif`` and ``ROOT/s1/*.tif``, or together in ``ROOT``. Files of one place:
+    The files lie in ``ROOT/s2/*.tif`` and ``ROOT/s1/*.tif`` (or ``landsat_oli``, any sensor's name), or
+    together in ``ROOT``. Files of one place:
 
     1. In folders by sensor, if any stem occurs in all of them, files of equal stem are one place.
     2. Else the sensor's word is taken off the stem, and what remains is the place's name. Words lie between
@@ -29,11 +30,13 @@ class GeoTiffSource:
     Args:
         root: the folder.
         bands: for each sensor the names of the files' bands, in order, where the files do not describe them.
+        units: by sensor, of 8-bit values, which are refused where it is not named; see
+            :func:`rsbackbones.rasters.find_bands`.
         name: default: the folder's name.
 
     Raises:
-        ValueError: no GeoTIFFs, two files of one sensor and place, no place with all sensors, or bands that
-            the first such place does not make clear.
+        ValueError: no GeoTIFFs, two files of one sensor and place, no place with all sensors, bands that
+            no place makes clear, or 8-bit values.
     """
 
     block = 1
@@ -45,9 +48,11 @@ class GeoTiffSource:
         root: str | Path,
         *,
         bands: Mapping[str, Sequence[str]] | None = None,
+        units: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> None:
         self.root = Path(root)
+        self._units = dict(units or {})
         self.name = name or self.root.name
         self._names = {sensor: tuple(names) for sensor, names in (bands or {}).items()}
         for sensor in self._names:
@@ -71,7 +76,7 @@ class GeoTiffSource:
             try:
                 for sensor, path in self._places[keys[i]].items():
                     wanted = tuple(get_sensor(s).name for s in ("s2", "s1")) if sensor == _ALL else (sensor,)
-                    found, _ = find_bands(path, wanted, self._names.get(sensor))
+                    found, _ = find_bands(path, wanted, self._names.get(sensor), units=self._units)
                     bands |= {modality: tuple(held) for modality, held in found.items()}
             except ValueError as error:
                 problem = error  # the place is reported when it is read
@@ -105,6 +110,7 @@ class GeoTiffSource:
                 tuple(self.bands),
                 wanted=self.bands,
                 names=[self._names.get(sensor) for sensor in files],
+                units=self._units,
             ) as stack:
                 arrays, valid = stack.read()
                 held = stack.bands
@@ -136,7 +142,7 @@ def _tiffs(folder: Path) -> list[Path]:
 
 def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
     """Return the sensors, and the files of every place by sensor; the rule is :class:`GeoTiffSource`'s."""
-    by_sensor = {sensor: found for sensor in ("s2", "s1") if (found := _tiffs(root / sensor))}
+    by_sensor = {sensor: found for sensor in SENSORS if (found := _tiffs(root / sensor))}
     flat = _tiffs(root)
     if by_sensor and flat:
         raise ValueError(
@@ -157,7 +163,7 @@ def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
             by_sensor.setdefault(sensor, []).append(path)
     stems = [{path.stem for path in paths} for paths in by_sensor.values()]
     equal = bool(set.intersection(*stems))
-    sensors = tuple(sensor for sensor in ("s2", "s1") if sensor in by_sensor)
+    sensors = tuple(sensor for sensor in SENSORS if sensor in by_sensor)
     return sensors, _unique(
         (path.stem if equal else _without_word(path.stem, sensor), sensor, path)
         for sensor in sensors

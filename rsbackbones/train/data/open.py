@@ -1,6 +1,6 @@
 """Opening training data by what a folder or file holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ LAYOUTS = """\
   DIR/dataset.json                          packed by rsbackbones pack
   DIR/{s1,s2a,s2c}/<id>/<product>/*.tif     SSL4EO-S12 v1.0
   DIR/<split>/{S2L2A,S1GRD}/*.zarr.zip|tar  SSL4EO-S12 v1.1
-  DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name
+  DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name (or DIR/SENSOR/*.tif)
   NAME.npz                                  arrays s2, s1 and their bands in s2_bands, s1_bands"""
 
 
-def open_source(path: str | Path, **options: Any) -> Source:
+def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **options: Any) -> Source:
     """Open the training data at ``path``; the layout is found from what it holds.
 
     Args:
         path: a folder, or a .npz file.
+        named: by sensor the units that the user names; GeoTIFFs of 8 bits need one.
         options: those of the layout's class: ``product``, ``split``, ``offset``, ``bands``, ...
 
     Raises:
@@ -36,6 +37,8 @@ def open_source(path: str | Path, **options: Any) -> Source:
     """
     path = Path(path).expanduser()
     opener = _find_opener(path)
+    if named and opener is GeoTiffSource:
+        options = {"units": named, **options}
     try:
         return opener(path, **options)
     except TypeError as error:
@@ -66,7 +69,7 @@ def _find_opener(path: Path) -> Callable[..., Source]:
             return SSL4EOFolders
         if any(path.glob("*/S2L2A")) or any(path.glob("*/S2L1C")) or any(path.glob("*/S1GRD")):
             return SSL4EOZarr
-        folders = [path, path / "s2", path / "s1"]
+        folders = [path, *(path / sensor for sensor in SENSORS)]
         if any(f.suffix.lower() in (".tif", ".tiff") for d in folders if d.is_dir() for f in d.iterdir()):
             return GeoTiffSource
     what = "holds none of the known layouts" if path.exists() else "does not exist"

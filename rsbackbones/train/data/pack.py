@@ -12,7 +12,6 @@ from typing import Any
 
 from rsbackbones.atomic import write_text
 from rsbackbones.embed.progress import progress_bar
-from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.shards import (
     DATASET_FILE,
@@ -26,7 +25,7 @@ from rsbackbones.weights import sha256_of
 
 _JOB_FILE = "job.json"
 _SHARD = "{:06d}.zarr.zip"
-_UNITS = {"optical": "dn", "radar": "db"}
+_UNITS = {"s2": "dn", "s1": "db"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ def pack(
             shards.append(_entry(path, len(writer)))
     dataset = {
         **job,
-        "units": {sensor: _UNITS[get_sensor(sensor).kind] for sensor in source.bands},
+        "units": {sensor: _UNITS[sensor] for sensor in source.bands if sensor in _UNITS},
         "places": sum(shard["places"] for shard in shards),
         "shards": shards,
         "bad": bad,

@@ -102,6 +102,10 @@ class FinetuneRecipe(RunOptions):
     Attributes:
         data: what ``rsbackbones.eval.data.open_labelled`` opens; ``data_options``: its other arguments.
         modalities: the sensors to use; default all that the data and the model have.
+        sensors: by modality the sensor of the images, where it is not the modality's own:
+            ``{"s2": "landsat_oli"}``, as for ``open_labelled``.
+        bands, bands_missing, bands_scale: by modality the bands to use, and what meets those that the weights
+            lack, as for ``rsbackbones.eval.subject.model_for``.
         pretrained: whether to begin with the model's weights; ``checkpoint``: with those of a local file.
         freeze: train the head alone.
         head, head_options: of pixel labels and change, as for ``rsbackbones.heads.dense_model``.
@@ -123,6 +127,10 @@ class FinetuneRecipe(RunOptions):
     data: str | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
+    sensors: dict[str, str] = field(default_factory=dict)
+    bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    bands_missing: str = "error"
+    bands_scale: str = "count"
     pretrained: bool = True
     checkpoint: Path | None = None
     freeze: bool = False

@@ -151,6 +151,7 @@ class FinetuneRun(Steps):
             "size": recipe.views.size,
             # What it was trained on: pictures were value / 255, which the weights' own contract does not say.
             "bands": {m: list(bands) for m, bands in self.objective.backbone.bands.items()},
+            "sensors": dict(self.objective.backbone.config.sensors),
             "units": dict(data.units),
         }
 
@@ -165,7 +166,8 @@ def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
     torch.manual_seed(recipe.seed)
     side = recipe.views.size or recipe.views.tile
     backbone = model_for(
-        data, recipe.model, modalities=recipe.modalities or None, pretrained=recipe.pretrained,
+        data, recipe.model, modalities=recipe.modalities or None, bands=recipe.bands or None,
+        bands_missing=recipe.bands_missing, bands_scale=recipe.bands_scale, pretrained=recipe.pretrained,
         checkpoint=recipe.checkpoint, overrides=recipe.overrides | ({"image_size": side} if side else {}),
     )  # fmt: skip
     torch.manual_seed(recipe.seed)  # the same head whatever loading drew

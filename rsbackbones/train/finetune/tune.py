@@ -49,7 +49,12 @@ def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[st
                 f"unknown data_options {', '.join(unknown)}; there are "
                 f"{', '.join([*signature(open_labelled).parameters][1:])}"
             )
-        data = open_labelled(recipe.data, **recipe.data_options)
+        data = open_labelled(recipe.data, **{"sensors": recipe.sensors} | recipe.data_options)
+    if wrong := [m for m, sensor in recipe.sensors.items() if data.sensor(m).name != sensor]:
+        raise TrainingError(
+            f"sensors says that {wrong[0]} is {recipe.sensors[wrong[0]]}; {data.name} was opened as "
+            f"{data.sensor(wrong[0]).name}"
+        )
     out = recipe.out.expanduser()
     if recipe.sweep and (out / RECIPE).exists():
         raise TrainingError(f"{out} holds a single run; name another folder for a sweep")

@@ -79,7 +79,7 @@ def batch_channels(backbone: Backbone, batch: Batch) -> dict[str, list[int]]:
     channels = {}
     for m in (m for m in backbone.modalities if m in batch.images):
         own, p, shape = backbone.bands[m], backbone.patch_size, batch.images[m].shape
-        bands = get_sensor(m).canonical(batch.bands.get(m, ()))
+        bands = get_sensor(backbone.config.sensors[m]).canonical(batch.bands.get(m, ()))
         if lacking := [band for band in bands if band not in own]:
             raise ValueError(
                 f"{m}: the batch has band {', '.join(lacking)}, which the backbone lacks; its bands are "
