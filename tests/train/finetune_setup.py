@@ -68,6 +68,18 @@ def finer(data, scale):
     return replace(data, read=read)
 
 
+def sparsely(data):
+    """The set with label maps of which few rows are left: none of the first image, one of the second, ..."""
+
+    def read(index):
+        sample = data.read(index)
+        label = sample["label"].copy()
+        label[1 + index :] = -1
+        return {**sample, "label": label}
+
+    return replace(data, read=read)
+
+
 def saved(data, file: Path) -> Path:
     """Write a set as a described .npz, with its splits."""
     samples = [data.read(i) for i in range(len(data))]
