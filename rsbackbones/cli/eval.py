@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.cli.options import Command, fields_of, names_in, pair
+from rsbackbones.cli.options import Command, classes_in, fields_of, names_in, pair
 
 
 def add(command: Command) -> None:
@@ -27,8 +27,10 @@ def add(command: Command) -> None:
     sub.add_argument("--ids", type=Path, metavar="FILE", help="a list of ids with their splits (id,train)")
     sub.add_argument("--subset", type=float, metavar="SHARE", help="train on this share, such as 0.1")
     sub.add_argument(
-        "--classes", metavar="NAME,NAME,...", help="of labels that are numbers, the names of 0, 1, ..."
-    )
+        "--classes", metavar="NAME,...",
+        help="of labels that are numbers, the names of 0, 1, ...; or NAME=CODE,NAME=CODE+CODE,...: which "
+        "labels are which class, others none",
+    )  # fmt: skip
     sub.add_argument("--ignore", metavar="NUMBER,...", help="numbers that stand for no label, such as 255")
     sub.add_argument("--seeds", default="0", help="of splits, probes and random weights, such as 0,1,2")
     sub.add_argument("--streams", help="such as s2,s1,joint,s2+joint; default: each, and all together")
@@ -112,7 +114,7 @@ def _eval(options: argparse.Namespace) -> int:
         return open_labelled(
             options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
             bands=given or None, units=dict(_pairs(options.units, "--units", "SENSOR=UNIT")),
-            classes=names_in(options.classes) if options.classes else None,
+            classes=classes_in(options.classes) if options.classes else None,
             ignore=[int(number) for number in names_in(options.ignore)] if options.ignore else (),
         )  # fmt: skip
 

@@ -236,3 +236,50 @@ def test_change_that_the_test_split_lacks_has_no_score_and_valid_json(tmp_path, 
     (row,) = [r for r in json.loads(text)["rows"] if r["subject"].startswith("mean")]
     assert row["metrics"]["pixel_accuracy"] == 1
     assert "f1_change" not in row["metrics"]
+
+
+def sparsely_labelled(folder, kind):
+    """Radar of three shades, a patch each, that labels call 1, 2 and 3; most pixels are 0: nobody looked."""
+    draw = np.random.default_rng(7)
+    shades = np.stack([draw.permutation(np.arange(16) % 3 + 1).reshape(4, 4) for _ in range(6)])
+    shades = shades.repeat(8, 1).repeat(8, 2)
+    radar = (-25 + 6.0 * shades[:, None] + draw.normal(0, 0.5, (6, 2, 32, 32))).astype(np.float32)
+    labels = np.where(np.arange(32) % 8 < 2, shades, 0).astype(np.uint8)
+    split = ["train"] * 4 + ["test"] * 2
+    if kind == "npz":
+        np.savez(folder / "set.npz", s1=radar, s1_bands=["VV", "VH"], label=labels, split=split)
+        return folder / "set.npz"
+    rasterio = pytest.importorskip("rasterio")
+    for i in range(6):
+        for name, image in ((f"s1_{i}.tif", radar[i]), (f"mask_{i}.tif", labels[i][None])):
+            size = {"width": 32, "height": 32, "count": len(image)}
+            with rasterio.open(folder / name, "w", driver="GTiff", dtype=image.dtype, **size) as file:
+                file.write(image)
+                file.descriptions = ("VV", "VH")[: len(image)]
+    rows = [f"s1_{i}.tif,mask_{i}.tif,{word}" for i, word in enumerate(split)]
+    (folder / "labels.csv").write_text("\n".join(["s1,mask,split", *rows]))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["npz", "table"])
+def test_what_stands_for_no_label_is_no_class(kind, tmp_path, capsys):
+    data = sparsely_labelled(tmp_path, kind)
+    found = {}
+    for said in ("oil=1,foam=2,ship=3", "none,oil,foam,ship", "none=0,oil=1,foam=2,ship=3"):
+        out = tmp_path / said
+        assert run(out, data, "kmeans", "--classes", said, "--ignore", "0", "--baselines") == 0
+        record = json.loads((out / "result.json").read_text())
+        assert record["data"]["classes"] == ["oil", "foam", "ship"]
+        found[said] = [row["metrics"] for row in record["rows"]]
+        (row,) = [r for r in record["rows"] if r["subject"].startswith("mean")]
+        assert row["metrics"]["miou"] == 1
+        # Of all metrics by class there are three.
+        assert sum(name.startswith("iou_") for name in row["metrics"]) == 3
+    first, *others = found.values()
+    assert all(other == first for other in others)
+    capsys.readouterr()
+    # The names of 0, 1, 2: there is no 3.
+    assert run(tmp_path / "out", data, "knn", "--classes", "oil,foam,ship", "--ignore", "0") == 2
+    assert "NAME=CODE" in capsys.readouterr().err
+    assert run(tmp_path / "out", data, "knn", "--classes", "oil=1,foam=2,ship") == 2
+    assert "NAME=CODE" in capsys.readouterr().err
