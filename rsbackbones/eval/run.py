@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.embed.progress import progress_bar
+from rsbackbones.embed.progress import progress_bar, told_beside
 from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encoded import Encoded
@@ -25,7 +25,7 @@ from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
-from rsbackbones.eval.sweep import Kind
+from rsbackbones.eval.sweep import Kind, Progress
 
 # The statistics of the bands, each of another magnitude, go to logistic regression (standardised) only.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")
@@ -87,9 +87,11 @@ def evaluate(
                 encoded = subject.features(data, seed)
                 for stream in streams_of(encoded, streams):
                     for protocol in ("logistic",) if subject.statistics else protocols:
-                        bar.set_postfix_str(f"{subject.name}, {stream}: {protocol}")
+                        what = f"{subject.name}, {stream}: {protocol}"
+                        bar.set_postfix_str(what)
+                        told = told_beside(bar, what)
                         job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
-                        rows.append(kept(parts, asdict(job), partial(_row, encoded, data, job)))
+                        rows.append(kept(parts, asdict(job), partial(_row, encoded, data, job, told)))
                 bar.update()
     return described(open_set(seeds[0]), seeds) | {"rows": rows}
 
@@ -138,8 +140,8 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return list(wanted)
 
 
-def _row(encoded: Encoded, data: LabelledSet, job: Job) -> dict[str, Any]:
-    outcome = _outcome(encoded, data, job)
+def _row(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> dict[str, Any]:
+    outcome = _outcome(encoded, data, job, told)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
     # Of a single image there is nothing to draw.
     several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
@@ -151,7 +153,7 @@ def _row(encoded: Encoded, data: LabelledSet, job: Job) -> dict[str, Any]:
     }
 
 
-def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
+def _outcome(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> Outcome:
     classes, seed = len(data.classes), job.seed
     x = encoded.stream(job.stream)
     splits = {name: encoded.samples(x, data.splits[name]) for name in data.splits}
@@ -162,14 +164,16 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
         case "kmeans":
             return kmeans(train, test, classes=classes, seed=seed)
         case "sparse":
-            return sparse(train, test, classes=classes)
+            return sparse(train, test, classes=classes, progress=told)
         case "logistic":
             return logistic(train, test, classes=classes, seed=seed)
         case _:
             kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
             # Within a probe classes have numbers, in what is written down their names.
             metric, named = headline(data.task, range(classes)), headline(data.task, data.classes)
-            found = probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric)
+            found = probe(
+                train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric, progress=told
+            )
             details = {**found.details, "metric": named}
             if best := details.get("best_on_test"):
                 details["best_on_test"] = {"lr": best["lr"], named: best[metric]}

@@ -1,6 +1,7 @@
 """``rsbackbones eval``: from folders and described arrays to one table, whole or not at all."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -54,6 +55,30 @@ def test_pictures_in_class_folders_give_one_table(pictures, tmp_path, capsys):
     assert run(tmp_path / "a", pictures, "knn,kmeans,linear", "--baselines") == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "parts").iterdir()} == made
     assert (tmp_path / "a" / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"metrics": {"top1"', "[1]", "{}", "\\xff"])
+def test_a_damaged_row_is_said_and_made_again(content, pictures, tmp_path):
+    assert run(tmp_path, pictures, "knn,logistic") == 0
+    before = (tmp_path / "result.json").read_text()
+    for part in (tmp_path / "parts").glob("*.json"):
+        if json.loads(part.read_text())["protocol"] == "knn":
+            part.write_bytes(content.encode("latin-1"))
+            break
+    with pytest.warns(UserWarning, match=f"{part.name} is damaged and made anew"):
+        assert run(tmp_path, pictures, "knn,logistic") == 0
+    assert (tmp_path / "result.json").read_text() == before
+    assert json.loads(part.read_text())["protocol"] == "knn"
+
+
+def test_progress_is_shown_within_a_protocol(pictures, tmp_path, capsys):
+    options = ["--model", "croma_vit_tiny", "--data", str(pictures), "--out", str(tmp_path)]
+    assert main(["eval", "linear,sparse", *options]) == 0
+    shown = capsys.readouterr().err
+    epochs = {int(n) for n in re.findall(r"linear (\d+)/210", shown)}
+    assert max(epochs) == 210
+    assert len(epochs) > 20
+    assert {int(n) for n in re.findall(r"sparse (\d)/3", shown)} == {1, 2, 3}
 
 
 def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
