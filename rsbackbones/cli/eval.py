@@ -43,9 +43,7 @@ def add(command: Command) -> None:
         "--sizes", metavar="PIXELS,...",
         help="of the images of extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
     )  # fmt: skip
-    sub.add_argument(
-        "--train-size", type=_size, metavar="PIXELS", default=120, help="of extrapolation; default 120"
-    )
+    sub.add_argument("--train-size", type=_size, metavar="PIXELS", help="of extrapolation; default 120")
     sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all there are")
     sub.add_argument(
         "--bands", action="append", default=[], metavar="SENSOR=B02,B03,...",
@@ -102,6 +100,11 @@ def _eval(options: argparse.Namespace) -> int:
             f"--size and --pool are of protocols over features; {', '.join(measurements)} take images as "
             "they are and the model's own embeddings: run them apart, without these options"
         )
+    if "extrapolation" not in names and (options.sizes or options.train_size):
+        raise ValueError(
+            "--sizes and --train-size are of extrapolation, which is not among the protocols: name it, or "
+            "leave them out; --size resizes the images of the others"
+        )
     seeds = [int(seed) if seed.isdecimal() else -1 for seed in names_in(options.seeds)]
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {options.seeds}: expected different whole numbers, such as 0,1,2")
@@ -119,6 +122,11 @@ def _eval(options: argparse.Namespace) -> int:
         )  # fmt: skip
 
     data = open_set(seeds[0])
+    if data.labels is None and options.pool != "pooled":
+        raise ValueError(
+            f"--pool {options.pool} makes one embedding of an image, and the labels of {data.name} are maps: "
+            "each patch has its own token. Leave --pool out"
+        )
     if options.protocols == "all" and data.task == "multilabel":
         protocols.remove("kmeans")
         print("K-means is left out: it needs one class of each image", file=sys.stderr)
@@ -141,6 +149,8 @@ def _eval(options: argparse.Namespace) -> int:
     if options.random_weights:
         model = build(pretrained=False)
         subjects = [of_random_weights(lambda: build(pretrained=False), how)]
+        if options.baselines:  # of the two, random weights are there
+            subjects.append(of_statistics(model, how))
     else:
         model = build(checkpoint=options.checkpoint)
         subjects = [of_weights(str(options.checkpoint or options.model), model, how)]
@@ -167,7 +177,7 @@ def _eval(options: argparse.Namespace) -> int:
     found["measurements"] = {}
     if measurements:
         how_measured = MeasureOptions(
-            train_size=options.train_size,
+            train_size=options.train_size or 120,
             sizes=[_size(size) for size in names_in(options.sizes)] if options.sizes else SIZES,
             batch_size=options.batch_size,
             cache=how["cache"],

@@ -308,3 +308,28 @@ def test_what_stands_for_no_label_is_no_class(kind, tmp_path, capsys):
     assert "NAME=CODE" in capsys.readouterr().err
     assert run(tmp_path / "out", data, "knn", "--classes", "oil=1,foam=2,ship") == 2
     assert "NAME=CODE" in capsys.readouterr().err
+
+
+def test_statistics_stand_beside_random_weights_alone(pictures, tmp_path):
+    assert run(tmp_path, pictures, "knn", "--random-weights", "--baselines") == 0
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [(row["subject"], row["protocol"]) for row in rows] == [
+        ("random initialisation", "knn"),
+        ("random initialisation", "logistic"),
+        ("mean and deviation per band", "logistic"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--pool", "mean"), "--pool mean makes one embedding"),
+        (("--sizes", "16,24"), "--sizes and --train-size are of extrapolation"),
+        (("--train-size", "16"), "--sizes and --train-size are of extrapolation"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, said, tmp_path, capsys):
+    data = checkerboard(tmp_path / "maps.npz")
+    assert run(tmp_path / "out", data, "knn", *options) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
