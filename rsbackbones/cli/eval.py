@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rsbackbones.cli.options import Command, classes_in, fields_of, names_in, pair
 
@@ -38,6 +38,10 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--size", type=_size, metavar="PIXELS",
         help="resize the images, such as 120 (CROMA enlarges to that) or 96x480",
+    )  # fmt: skip
+    sub.add_argument(
+        "--sparse-k", metavar="K,...|all",
+        help="how many dimensions sparse probes see, 1 among them; default: powers of two, and all at once",
     )  # fmt: skip
     sub.add_argument(
         "--sizes", metavar="PIXELS,...",
@@ -100,6 +104,8 @@ def _eval(options: argparse.Namespace) -> int:
             f"--size and --pool are of protocols over features; {', '.join(measurements)} take images as "
             "they are and the model's own embeddings: run them apart, without these options"
         )
+    if options.sparse_k and "sparse" not in names:
+        raise ValueError("--sparse-k is of sparse probes, which are not among the protocols: name sparse too")
     if "extrapolation" not in names and (options.sizes or options.train_size):
         raise ValueError(
             "--sizes and --train-size are of extrapolation, which is not among the protocols: name it, or "
@@ -173,7 +179,8 @@ def _eval(options: argparse.Namespace) -> int:
     }  # fmt: skip
     found: dict[str, Any] = described(data, seeds) | {"rows": []}
     if protocols:
-        found = evaluate(protocols, subjects, open_set, options.out, **run)
+        ks = _numbers(options.sparse_k) if options.sparse_k else None
+        found = evaluate(protocols, subjects, open_set, options.out, sparse_k=ks, **run)
     found["measurements"] = {}
     if measurements:
         how_measured = MeasureOptions(
@@ -205,6 +212,14 @@ def _size(text: str) -> int | tuple[int, int]:
     if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
         raise ValueError(f"a size is PIXELS or HEIGHTxWIDTH, such as 120 or 96x480, got {text!r}")
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
+
+
+def _numbers(text: str) -> list[int] | Literal["all"]:
+    if text == "all":
+        return "all"
+    if wrong := [word for word in names_in(text) if not word.isdecimal()]:
+        raise ValueError(f"--sparse-k takes whole numbers such as 1,2,5, or all; got {', '.join(wrong)}")
+    return [int(word) for word in names_in(text)]
 
 
 def _pairs(items: list[str], option: str, form: str) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Job:
     protocol: str
     seed: int
     draws: int
+    ks: Sequence[int] | Literal["all"] | None = None  # of sparse probes
 
 
 def evaluate(
@@ -53,6 +54,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     streams: Sequence[str] | None = None,
     draws: int = 1000,
+    sparse_k: Sequence[int] | Literal["all"] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run the protocols and return their rows; see :func:`rsbackbones.eval.report.write_report`.
@@ -65,6 +67,7 @@ def evaluate(
         seeds: of splits, probes, clusters and random weights.
         streams: of every subject; ``a+b`` puts two beside each other. Default: all, and all together.
         draws: of the bootstrap.
+        sparse_k: of sparse probes the numbers of dimensions beside 1, or ``all``; default: powers of two.
         progress: show bars.
 
     Raises:
@@ -91,7 +94,10 @@ def evaluate(
                         bar.set_postfix_str(what)
                         told = told_beside(bar, what)
                         job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
-                        rows.append(kept(parts, asdict(job), partial(_row, encoded, data, job, told)))
+                        if protocol == "sparse" and sparse_k is not None:
+                            job = replace(job, ks=sparse_k if sparse_k == "all" else sorted({1, *sparse_k}))
+                        stated = {name: value for name, value in asdict(job).items() if value is not None}
+                        rows.append(kept(parts, stated, partial(_row, encoded, data, job, told)))
                 bar.update()
     return described(open_set(seeds[0]), seeds) | {"rows": rows}
 
@@ -164,7 +170,7 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> O
         case "kmeans":
             return kmeans(train, test, classes=classes, seed=seed)
         case "sparse":
-            return sparse(train, test, classes=classes, progress=told)
+            return sparse(train, test, classes=classes, ks=job.ks, progress=told)
         case "logistic":
             return logistic(train, test, classes=classes, seed=seed)
         case _:

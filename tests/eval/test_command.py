@@ -324,6 +324,7 @@ def test_statistics_stand_beside_random_weights_alone(pictures, tmp_path):
     ("options", "said"),
     [
         (("--pool", "mean"), "--pool mean makes one embedding"),
+        (("--sparse-k", "1,2"), "name sparse too"),
         (("--sizes", "16,24"), "--sizes and --train-size are of extrapolation"),
         (("--train-size", "16"), "--sizes and --train-size are of extrapolation"),
     ],
@@ -333,3 +334,23 @@ def test_options_that_would_do_nothing_are_refused(options, said, tmp_path, caps
     assert run(tmp_path / "out", data, "knn", *options) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_sparse_probes_see_as_many_dimensions_as_the_command_says(pictures, tmp_path, capsys):
+    small = ("--random-weights", "--override", "dim=16", "--override", "num_heads=2")
+    f1 = {}
+    for said in (None, "2,5", "all"):
+        options = () if said is None else ("--sparse-k", said)
+        assert (
+            run(tmp_path, pictures, "sparse", *small, *options) == 0
+        )  # a row that was made for others is not taken
+        (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+        f1[said] = dict(zip(row["details"]["k"], row["details"]["f1"], strict=True))
+    assert list(f1[None]) == [1, 2, 4, 8, 16]
+    assert list(f1["2,5"]) == [1, 2, 5]
+    assert list(f1["all"]) == list(range(1, 17))
+    assert all(f1["all"][k] == value for said in (None, "2,5") for k, value in f1[said].items())
+    capsys.readouterr()
+    for said, message in (("0", "from 1 to 16"), ("17", "from 1 to 16"), ("few", "whole numbers")):
+        assert run(tmp_path / "bad", pictures, "sparse", *small, "--sparse-k", said) == 2
+        assert message in capsys.readouterr().err
