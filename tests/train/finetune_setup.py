@@ -105,6 +105,7 @@ def small_recipe(out: Path | None = None, **changes: object) -> FinetuneRecipe:
         RECIPES["croma"],
         {
             "model": "croma_vit_tiny",
+            "modalities": [],  # all that the data has
             "pretrained": False,
             "overrides": {
                 "dim": 32, "depth": 2, "num_heads": 4, "bands": {"s2": list(BANDS), "s1": ["VV", "VH"]},
