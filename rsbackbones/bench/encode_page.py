@@ -112,7 +112,8 @@ def _memory(cell: dict[str, Any]) -> str:
 
 def _ratio_lines(found: dict[str, Any]) -> list[str]:
     names = ["", "", "ours / published", "ours / torchgeo", "ours, s2 only / timm ViT",
-             "compiled / eager", "ours, bf16 / fp32", "ours / limit", "published / limit"]  # fmt: skip
+             "compiled / eager", "ours, bf16 / fp32", "ours / limit", "published / limit",
+             "rounds"]  # fmt: skip
     lines = table_head(names, texts=2)
     for row in found["rows"]:
         wide = find(found, row["size"], "fp32", "ours") if row["precision"] == "bf16" else {}
@@ -123,8 +124,15 @@ def _ratio_lines(found: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
         cells = ["-" if value is None else f"{value:.2f}" for value in ratios]
         cells += [number(row[p], "of_limit", "{:.0%}") for p in ("ours", "published")]
+        cells.append(_rounds(row))
         lines.append(table_row([_size(row), row["precision"], *cells]))
     return lines
+
+
+def _rounds(row: dict[str, Any]) -> str:
+    """The number of rounds that a row's speeds are medians of."""
+    held = [len(row[p]["seconds"]) for p in ("ours", "published") if "seconds" in row.get(p, {})]
+    return f"{min(held)}" if held else "-"
 
 
 def find(found: dict[str, Any], size: Any, precision: str, peer: str) -> dict[str, Any]:
@@ -242,17 +250,22 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def readme_table(found: dict[str, Any]) -> str:
     """Return the README's table and the sentence on its machine."""
-    names = ["image", "", "images/s", "of the machine's limit", "times the published code",
-             "peak memory, GB", "published, GB"]  # fmt: skip
+    names = ["image", "", "images/s", "of the machine's limit", "times the published code", "rounds",
+             "first result, s", "published, s", "peak memory, GB", "published, GB"]  # fmt: skip
     lines = table_head(names, texts=2)
     for row in found["rows"]:
         times = ratio(row["ours"], row["published"])
         lines.append(table_row([
             _size(row), row["precision"], number(row["ours"], "images_per_s", "{:.3g}"),
             number(row["ours"], "of_limit", "{:.0%}"), "-" if times is None else f"{times:.1f}",
+            _rounds(row), *(number(row[p], "first_seconds", "{:.1f}") for p in ("ours", "published")),
             *(number(row[p], "peak", "{:.1f}", 1e9) for p in ("ours", "published")),
         ]))  # fmt: skip
-    return "\n".join([*lines, "", f"{found['model']}, both sensors. {describe(found)}"])
+    notes = (
+        f"{found['model']}, both sensors; speeds are medians of so many rounds, and one round says little. "
+        "First result: from the constructor on. "
+    )
+    return "\n".join([*lines, "", notes + describe(found)])
 
 
 def readme(root: Path) -> str:
