@@ -2,17 +2,22 @@
 
     RSB_DATA=... python benchmarks/results.py --out runs/results    # measures, writes benchmarks/results.json
     RSB_DATA=... python benchmarks/results.py --out runs/results --only croma_vit_tiny.samples    # one model
+    RSB_DATA=... python benchmarks/results.py --out runs/results --sets 'EuroSAT*'    # these sets alone
     python benchmarks/results.py                                    # writes page and manifest from the JSON
 
 Data: EuroSAT MS, 200 images of 64 px (L1C; the bands that weights have); EuroSAT RGB, 5,000 pictures of 64
-px; BigEarthNet, 80 pairs of 120 px whose pixels have one of six coarse CORINE classes. None has a split of
-its own: ours, 80 / 20, with every seed another. On the two larger sets the MLP probe is left out, and of the
-pairs the sparse one: 27 learning rates with 2,048 hidden units take an hour on two cores.
+px; BigEarthNet, 80 pairs of 120 px whose pixels have one of six coarse CORINE classes; Sen1Floods11, four
+chips of 512 px, radar and water. None has a split of its own: ours, 80 / 20, with every seed another. On the
+three larger sets the MLP probe is left out, and on label maps the sparse one: 27 learning rates with 2,048
+hidden units take an hour on two cores.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -39,32 +44,67 @@ COARSE = {
     "shrub, open, wetland": [*range(321, 336), *range(411, 424)],
     "water": list(range(511, 524)),
 }
-# File, what its arrays are, protocols.
-SETS: dict[str, tuple[str, dict[str, Any] | None, tuple[str, ...]]] = {
-    "EuroSAT MS": (
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """A set to evaluate on.
+
+    Attributes:
+        file: below the folder of the data.
+        mapping: what its arrays are.
+        protocols: what is run.
+        pretrained_on: by the name that a provenance gives them, which of its samples that is.
+    """
+
+    file: str
+    mapping: dict[str, Any] | None
+    protocols: tuple[str, ...]
+    pretrained_on: Mapping[str, str] = field(default_factory=dict)
+
+
+SETS = {
+    "EuroSAT MS": LabelledFile(
         "eurosat_ms_200.npz",
         {"s2": "images", "s2_bands": "bands", "label": "labels"},
         ("knn", "kmeans", "linear", "mlp", "sparse", "logistic"),
     ),
-    "EuroSAT RGB": ("eurosat_rgb_5000.zip", None, ("knn", "kmeans", "linear", "sparse", "logistic")),
-    "BigEarthNet pairs": (
+    "EuroSAT RGB": LabelledFile(
+        "eurosat_rgb_5000.zip", None, ("knn", "kmeans", "linear", "sparse", "logistic")
+    ),
+    "BigEarthNet pairs": LabelledFile(
         "bigearthnet_v2_pairs_80.npz",
         {"s2_bands": ["B02", "B03", "B04", "B08"], "s1_bands": ["VV", "VH"], "label": "clc",
          "classes": COARSE, "task": "pixels"},
         ("knn", "kmeans", "linear", "logistic"),
+        {"bigearthnet_v2_pairs_80": "all its images, those of the test splits too"},
+    ),
+    "Sen1Floods11": LabelledFile(
+        "sen1floods11/Mekong_333434.npz",
+        {"name": "sen1floods11", "files": "*.npz", "s1_bands": ["VV", "VH"],
+         "classes": {"land": [0], "water": [1]}},
+        ("knn", "kmeans", "linear", "logistic"),
+        {"Spain_7370579": "one of its four chips, Spain_7370579, on which seed 2 tests"},
     ),
 }  # fmt: skip
+ABSENT = """
+Not here: OSCD, whose protocol in the papers is fine-tuning ([finetuning.md](finetuning.md) has the four
+cities at hand); BigEarthNet v1 (17 patches at hand, six of them pretrained on) and TerraMesh (four tiles,
+all pretrained on), too few for a split; series of dates with one map or one label, which no protocol here
+takes ([evaluation.md](evaluation.md)); and DFC2020, MARIDA, PASTIS, fMoW and the others of the papers,
+which were not at hand.
+""".strip().splitlines()
 
 
-def measure(folder: Path, out: Path, only: str) -> dict[str, Any]:
-    """Evaluate the bundled models of a pattern on every set."""
+def measure(folder: Path, out: Path, only: str, sets: str) -> dict[str, Any]:
+    """Evaluate the bundled models of a pattern on the sets of a pattern."""
     record: dict[str, Any] = {}
     for entry in (e for e in list_weights(only) if e.state == "bundled"):
-        for name, (file, mapping, protocols) in SETS.items():
+        for name, held in ((n, h) for n, h in SETS.items() if fnmatch(n, sets)):
 
             @cache
-            def open_set(seed: int, file=file, mapping=mapping):
-                return open_labelled(folder / file, mapping=mapping, seed=seed)
+            def open_set(seed: int, held=held):
+                return open_labelled(folder / held.file, mapping=held.mapping, seed=seed)
 
             data = open_set(SEEDS[0])
             model = model_for(data, entry.id)
@@ -77,7 +117,7 @@ def measure(folder: Path, out: Path, only: str) -> dict[str, Any]:
                 of_statistics(model, how),
             ]
             here.mkdir(parents=True, exist_ok=True)
-            found = evaluate(protocols, subjects, open_set, here, seeds=SEEDS)
+            found = evaluate(held.protocols, subjects, open_set, here, seeds=SEEDS)
             kept = ("subject", "stream", "protocol", "seed", "metrics", "intervals")
             rows = []
             for row in found["rows"]:
@@ -120,6 +160,13 @@ def whole(weights: str, found: dict[str, Any]) -> str:
     return [r["stream"] for r in found["rows"] if r["subject"] == weights and "+" not in r["stream"]][-1]
 
 
+def pretraining(weights: str, name: str) -> str | None:
+    """Say which images of a set a model was pretrained on, by the provenance of its weights."""
+    provenance = next(e.provenance for e in list_weights() if e.id == weights)
+    which = [said for source, said in SETS[name].pretrained_on.items() if source in provenance]
+    return f"pretrained, without labels, on {' and '.join(which)}" if which else None
+
+
 def shown(numbers: list[float]) -> str:
     return f"{mean(numbers):.1f} ± {stdev(numbers):.1f}"
 
@@ -133,24 +180,27 @@ def page(record: dict[str, Any]) -> str:
         "initialisation of the same architecture, and means and standard deviations of the same bands with",
         "logistic regression. Percent, mean and standard deviation over three seeds: of the split (80 / 20),",
         "the probes, and the random weights; in brackets 95 % bootstrap intervals over the test samples,",
-        "their ends averaged. [evaluation.md](evaluation.md) says what the protocols are. Generated by",
-        "`python benchmarks/results.py` from `benchmarks/results.json`.",
+        "their ends averaged; a single test image has none. [evaluation.md](evaluation.md) says what the",
+        "protocols are. Generated by `python benchmarks/results.py` from `benchmarks/results.json`.",
+        "",
+        *ABSENT,
     ]
     for weights, sets in record.items():
-        first = next(iter(sets.values()))
-        made = first["environment"]
-        lines += [
-            "",
-            f"## {weights}",
-            "",
-            f"Measured on {made['machine']}, Python {made['python']}, torch {made['torch']}, scikit-learn "
-            f"{made['scikit-learn']}, rsbackbones {made['rsbackbones']} ({made['commit']}), seeds "
-            f"{', '.join(map(str, first['seeds']))}.",
-        ]
+        lines += ["", f"## {weights}"]
         for name, found in sets.items():
+            made = found["environment"]
             samples = ", ".join(f"{many} {split}" for split, many in found["data"]["samples"].items())
             lines += ["", f"### {name} ({samples}; {len(found['data']['classes'])} classes)", ""]
-            lines += [f"{weights} {verdict(weights, found)}.", "", table(found["rows"], found["metric"])]
+            lines += [f"{weights} {verdict(weights, found)}.", ""]
+            seen = pretraining(weights, name)
+            lines += [f"It was {seen}." if seen else "It was pretrained on none of these images.", ""]
+            lines += [
+                f"Measured on {made['machine']}, Python {made['python']}, torch {made['torch']}, "
+                f"scikit-learn {made['scikit-learn']}, rsbackbones {made['rsbackbones']} ({made['commit']}), "
+                f"seeds {', '.join(map(str, found['seeds']))}.",
+                "",
+                table(found["rows"], found["metric"]),
+            ]
             lines += papers_way(found["rows"])
             lines += notes_as_markdown(found["notes"])
     return "\n".join(lines) + "\n"
@@ -161,6 +211,8 @@ def card_metrics(weights: str, sets: dict[str, Any]) -> dict[str, str]:
     said: dict[str, str] = {}
     for name, found in sets.items():
         said[name] = f"{weights} {verdict(weights, found)} ({found['metric']}, three seeds)"
+        if seen := pretraining(weights, name):
+            said[name] += f"; {seen}"
         for protocol in ("knn", "linear"):
             stream = whole(weights, found)
             ours, random = (
@@ -177,12 +229,14 @@ def main() -> None:
     parser.add_argument(
         "--only", default="*", help="measure these weights, by a pattern; keep what is known of others"
     )
+    parser.add_argument("--sets", default="*", help="measure on these sets, by a pattern; likewise")
     options = parser.parse_args()
     if options.out:
         known = json.loads(RECORD.read_text(encoding="utf-8"))
         bundled = [e.id for e in list_weights() if e.state == "bundled"]
-        measured = known | measure(Path(os.environ["RSB_DATA"]), options.out, options.only)
-        record = {weights: measured[weights] for weights in bundled}
+        new = measure(Path(os.environ["RSB_DATA"]), options.out, options.only, options.sets)
+        measured = {weights: known.get(weights, {}) | new.get(weights, {}) for weights in bundled}
+        record = {w: {name: sets[name] for name in SETS if name in sets} for w, sets in measured.items()}
         write_text(RECORD, json.dumps(record, indent=1) + "\n")
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     write_text(PAGE, page(record))

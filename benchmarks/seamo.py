@@ -91,11 +91,10 @@ def measure(data: Path, out: Path) -> dict[str, Any]:
         v: [{k: s[k] for k in ("steps", "seconds")} for s in of.values()] for v, of in made.items()
     }
     for name in COMPARED:
-        file, mapping, _ = SETS[name]
 
         @cache
-        def open_set(seed: int, file=file, mapping=mapping):
-            return open_labelled(data / file, mapping=mapping, seed=seed)
+        def open_set(seed: int, of=SETS[name]):
+            return open_labelled(data / of.file, mapping=of.mapping, seed=seed)
 
         held = open_set(SEEDS[0])
         how = {"level": "image" if held.labels is not None else "patch"}

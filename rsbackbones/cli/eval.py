@@ -4,9 +4,17 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rsbackbones.cli.options import Command, add_band_options, band_rules, fields_of, names_in, pair
+from rsbackbones.cli.options import (
+    Command,
+    add_band_options,
+    band_rules,
+    classes_in,
+    fields_of,
+    names_in,
+    pair,
+)
 
 
 def add(command: Command) -> None:
@@ -28,8 +36,10 @@ def add(command: Command) -> None:
     sub.add_argument("--ids", type=Path, metavar="FILE", help="a list of ids with their splits (id,train)")
     sub.add_argument("--subset", type=float, metavar="SHARE", help="train on this share, such as 0.1")
     sub.add_argument(
-        "--classes", metavar="NAME,NAME,...", help="of labels that are numbers, the names of 0, 1, ..."
-    )
+        "--classes", metavar="NAME,...",
+        help="of labels that are numbers, the names of 0, 1, ...; or NAME=CODE,NAME=CODE+CODE,...: which "
+        "labels are which class, others none",
+    )  # fmt: skip
     sub.add_argument("--ignore", metavar="NUMBER,...", help="numbers that stand for no label, such as 255")
     sub.add_argument("--seeds", default="0", help="of splits, probes and random weights, such as 0,1,2")
     sub.add_argument("--streams", help="such as s2,s1,joint,s2+joint; default: each, and all together")
@@ -37,6 +47,10 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--size", type=_size, metavar="PIXELS",
         help="resize the images, such as 120 (CROMA enlarges to that) or 96x480",
+    )  # fmt: skip
+    sub.add_argument(
+        "--sparse-k", metavar="K,...|all",
+        help="how many dimensions sparse probes see, 1 among them; default: powers of two, and all at once",
     )  # fmt: skip
     sub.add_argument(
         "--tile", type=int, metavar="PIXELS",
@@ -47,9 +61,7 @@ def add(command: Command) -> None:
         "--sizes", metavar="PIXELS,...",
         help="of the images of extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
     )  # fmt: skip
-    sub.add_argument(
-        "--train-size", type=_size, metavar="PIXELS", default=120, help="of extrapolation; default 120"
-    )
+    sub.add_argument("--train-size", type=_size, metavar="PIXELS", help="of extrapolation; default 120")
     sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all there are")
     sub.add_argument(
         "--bands", action="append", default=[], metavar="MODALITY=B02,B03,...",
@@ -105,6 +117,13 @@ def _eval(options: argparse.Namespace) -> int:
             f"--size, --tile and --pool are of protocols over features; {', '.join(measurements)} take "
             "images as they are and the model's own embeddings: run them apart, without these options"
         )
+    if options.sparse_k and "sparse" not in names:
+        raise ValueError("--sparse-k is of sparse probes, which are not among the protocols: name sparse too")
+    if "extrapolation" not in names and (options.sizes or options.train_size):
+        raise ValueError(
+            "--sizes and --train-size are of extrapolation, which is not among the protocols: name it, or "
+            "leave them out; --size resizes the images of the others"
+        )
     seeds = [int(seed) if seed.isdecimal() else -1 for seed in names_in(options.seeds)]
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {options.seeds}: expected different whole numbers, such as 0,1,2")
@@ -120,11 +139,16 @@ def _eval(options: argparse.Namespace) -> int:
             options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
             bands=given or None, units=dict(_pairs(options.units, "--units", "MODALITY=UNIT")),
             sensors=rules["sensors"],
-            classes=names_in(options.classes) if options.classes else None,
+            classes=classes_in(options.classes) if options.classes else None,
             ignore=[int(number) for number in names_in(options.ignore)] if options.ignore else (),
         )  # fmt: skip
 
     data = open_set(seeds[0])
+    if data.labels is None and options.pool != "pooled":
+        raise ValueError(
+            f"--pool {options.pool} makes one embedding of an image, and the labels of {data.name} are maps: "
+            "each patch has its own token. Leave --pool out"
+        )
     if options.protocols == "all" and data.task == "multilabel":
         protocols.remove("kmeans")
         print("K-means is left out: it needs one class of each image", file=sys.stderr)
@@ -149,6 +173,8 @@ def _eval(options: argparse.Namespace) -> int:
     if options.random_weights:
         model = build(pretrained=False)
         subjects = [of_random_weights(lambda: build(pretrained=False), how)]
+        if options.baselines:  # of the two, random weights are there
+            subjects.append(of_statistics(model, how))
     else:
         model = build(checkpoint=options.checkpoint)
         subjects = [of_weights(str(options.checkpoint or options.model), model, how)]
@@ -171,11 +197,12 @@ def _eval(options: argparse.Namespace) -> int:
     }  # fmt: skip
     found: dict[str, Any] = described(data, seeds) | {"rows": []}
     if protocols:
-        found = evaluate(protocols, subjects, open_set, options.out, **run)
+        ks = _numbers(options.sparse_k) if options.sparse_k else None
+        found = evaluate(protocols, subjects, open_set, options.out, sparse_k=ks, **run)
     found["measurements"] = {}
     if measurements:
         how_measured = MeasureOptions(
-            train_size=options.train_size,
+            train_size=options.train_size or 120,
             sizes=[_size(size) for size in names_in(options.sizes)] if options.sizes else SIZES,
             batch_size=options.batch_size,
             cache=how["cache"],
@@ -222,6 +249,14 @@ def _size(text: str) -> int | tuple[int, int]:
     if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
         raise ValueError(f"a size is PIXELS or HEIGHTxWIDTH, such as 120 or 96x480, got {text!r}")
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
+
+
+def _numbers(text: str) -> list[int] | Literal["all"]:
+    if text == "all":
+        return "all"
+    if wrong := [word for word in names_in(text) if not word.isdecimal()]:
+        raise ValueError(f"--sparse-k takes whole numbers such as 1,2,5, or all; got {', '.join(wrong)}")
+    return [int(word) for word in names_in(text)]
 
 
 def _pairs(items: list[str], option: str, form: str) -> list[tuple[str, str]]:

@@ -53,6 +53,21 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+def classes_in(text: str) -> list[str] | dict[str, list[int | str]]:
+    """Read names of classes, or names with the labels of each: ``water=1,forest=311+312``."""
+    if "=" not in text:
+        return names_in(text)
+    form = "NAME=CODE,NAME=CODE+CODE,... with codes for every class"
+    pairs = [pair(item, "--classes", form) for item in names_in(text)]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"--classes {text}: a class is there twice; several codes are NAME=CODE+CODE")
+    return {name: [_code(word.strip()) for word in codes.split("+")] for name, codes in pairs}
+
+
+def _code(word: str) -> int | str:
+    return int(word) if word.removeprefix("-").isdecimal() else word
+
+
 def fields_of(items: Sequence[str]) -> dict[str, Any]:
     """Read FIELD=VALUE items; a value is JSON, or else a string."""
     fields: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """The progress bar of the embedding commands, on standard error."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -9,3 +10,8 @@ def progress_bar(total: int, done: int, *, enabled: bool, unit: str = "window") 
     from tqdm import tqdm
 
     return tqdm(total=total, initial=done, unit=unit, disable=not enabled, file=sys.stderr)
+
+
+def told_beside(bar: Any, what: str) -> Callable[[int, int], None]:
+    """Return what shows beside a bar how much of one of its units is done, and of how much."""
+    return lambda done, total: bar.set_postfix_str(f"{what} {done}/{total}")

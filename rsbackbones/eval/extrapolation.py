@@ -68,6 +68,7 @@ def extrapolate(
     draws: int = 1000,
     batch_size: int = 32,
     cache: Path | None = None,
+    progress: bool = False,
 ) -> list[AtSize]:
     """Train a probe on frozen features of one image size, and score it at others.
 
@@ -86,6 +87,7 @@ def extrapolate(
         draws: of the bootstrap, over whole images before they are cropped.
         batch_size: images of ``train_size`` at a time, and as many pixels of larger ones.
         cache: a folder of features, as for :func:`rsbackbones.eval.encode.encode`.
+        progress: show bars of the images.
 
     Returns:
         The scores at every size, in the order of ``sizes``.
@@ -105,6 +107,7 @@ def extrapolate(
             level="patch" if data.task in ("pixels", "change") else "image",
             batch_size=max(1, int(batch_size * min(1, pixels))),
             cache=cache,
+            progress=progress,
         )
 
     # All are cropped before any is encoded: images that are too small are refused at once.

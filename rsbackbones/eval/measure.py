@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.backbone import Backbone
-from rsbackbones.embed.progress import progress_bar
+from rsbackbones.embed.progress import progress_bar, told_beside
 from rsbackbones.eval.crops import Size, name_of, pair
 from rsbackbones.eval.diversity import patch_similarity, position_probing
 from rsbackbones.eval.extrapolation import SIZES, extrapolate
@@ -96,7 +96,8 @@ def measure(
                 )
             for subject, build in built:
                 model = build(seed)
-                measured = _measured(model, data, seed, options, _told(bar))
+                told = told_beside(bar, "positions: epoch")
+                measured = _measured(model, data, seed, options, told, progress)
                 of_all = {"features": identity(model), "split": split_digest(data), "subject": subject}
                 for name in names:
                     for stream in _streams(name, model, streams):
@@ -109,7 +110,7 @@ def measure(
 
 
 def _measured(
-    model: Backbone, data: LabelledSet, seed: int, options: MeasureOptions, told: Progress
+    model: Backbone, data: LabelledSet, seed: int, options: MeasureOptions, told: Progress, progress: bool
 ) -> dict[str, Callable[[str], Mapping[str, Any]]]:
     """Return by measurement what gives the rest of the row of a stream."""
     # These give all streams at once: asked for the second one, they know it already.
@@ -129,7 +130,7 @@ def _measured(
         rows = extrapolate(
             model, data, train_size=options.train_size, sizes=options.sizes, stream=stream,
             options=options.probe, seed=seed, draws=options.draws, batch_size=options.batch_size,
-            cache=options.cache,
+            cache=options.cache, progress=progress,
         )  # fmt: skip
         metric = headline(data.task, data.classes)
         return _row(
@@ -162,7 +163,3 @@ def _streams(name: str, model: Backbone, wanted: Sequence[str] | None) -> list[s
     if name != "extrapolation" and (several := [s for s in streams if "+" in s]):
         raise ValueError(f"{name} is of single streams, not of {', '.join(several)}; name one by one: s2,s1")
     return streams
-
-
-def _told(bar: Any) -> Progress:
-    return lambda done, total: bar.set_postfix_str(f"positions: epoch {done} of {total}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rsbackbones.eval.labelled import LabelledSet
 
 
 def kept(folder: Path, job: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the row of a job from its file, or make it and write the file.
+    """Return the row of a job from its file, or make it and write the file, anew where it is damaged.
 
     Args:
         folder: of the files; it is made where it does not exist.
@@ -24,8 +25,13 @@ def kept(folder: Path, job: Mapping[str, Any], make: Callable[[], Mapping[str, A
     stated = {"version": rsbackbones.__version__, **job}
     path = folder / f"{hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:16]}.json"
     if path.exists():
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return row
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            if {name: row[name] for name in stated} != json.loads(json.dumps(stated)):
+                raise ValueError("it is of another job")
+            return dict(row)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            warnings.warn(f"{path} is damaged and made anew: {error}", stacklevel=2)
     # As it will be read: a first run and a later one give the same, tuples or not.
     text = json.dumps({**stated, **make()})
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from rsbackbones.embed.progress import progress_bar
+from rsbackbones.embed.progress import progress_bar, told_beside
 from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encoded import Encoded
@@ -25,7 +25,7 @@ from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
-from rsbackbones.eval.sweep import Kind
+from rsbackbones.eval.sweep import Kind, Progress
 
 # The statistics of the bands, each of another magnitude, go to logistic regression (standardised) only.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")
@@ -42,6 +42,7 @@ class Job:
     protocol: str
     seed: int
     draws: int
+    ks: Sequence[int] | Literal["all"] | None = None  # of sparse probes
 
 
 def evaluate(
@@ -53,6 +54,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     streams: Sequence[str] | None = None,
     draws: int = 1000,
+    sparse_k: Sequence[int] | Literal["all"] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run the protocols and return their rows; see :func:`rsbackbones.eval.report.write_report`.
@@ -65,6 +67,7 @@ def evaluate(
         seeds: of splits, probes, clusters and random weights.
         streams: of every subject; ``a+b`` puts two beside each other. Default: all, and all together.
         draws: of the bootstrap.
+        sparse_k: of sparse probes the numbers of dimensions beside 1, or ``all``; default: powers of two.
         progress: show bars.
 
     Raises:
@@ -87,9 +90,14 @@ def evaluate(
                 encoded = subject.features(data, seed)
                 for stream in streams_of(encoded, streams):
                     for protocol in ("logistic",) if subject.statistics else protocols:
-                        bar.set_postfix_str(f"{subject.name}, {stream}: {protocol}")
+                        what = f"{subject.name}, {stream}: {protocol}"
+                        bar.set_postfix_str(what)
+                        told = told_beside(bar, what)
                         job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
-                        rows.append(kept(parts, asdict(job), partial(_row, encoded, data, job)))
+                        if protocol == "sparse" and sparse_k is not None:
+                            job = replace(job, ks=sparse_k if sparse_k == "all" else sorted({1, *sparse_k}))
+                        stated = {name: value for name, value in asdict(job).items() if value is not None}
+                        rows.append(kept(parts, stated, partial(_row, encoded, data, job, told)))
                 bar.update()
     return described(open_set(seeds[0]), seeds) | {"rows": rows}
 
@@ -138,8 +146,8 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return list(wanted)
 
 
-def _row(encoded: Encoded, data: LabelledSet, job: Job) -> dict[str, Any]:
-    outcome = _outcome(encoded, data, job)
+def _row(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> dict[str, Any]:
+    outcome = _outcome(encoded, data, job, told)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
     # Of a single image there is nothing to draw.
     several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
@@ -151,7 +159,7 @@ def _row(encoded: Encoded, data: LabelledSet, job: Job) -> dict[str, Any]:
     }
 
 
-def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
+def _outcome(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> Outcome:
     classes, seed = len(data.classes), job.seed
     x = encoded.stream(job.stream)
     splits = {name: encoded.samples(x, data.splits[name]) for name in data.splits}
@@ -162,14 +170,16 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job) -> Outcome:
         case "kmeans":
             return kmeans(train, test, classes=classes, seed=seed)
         case "sparse":
-            return sparse(train, test, classes=classes)
+            return sparse(train, test, classes=classes, ks=job.ks, progress=told)
         case "logistic":
             return logistic(train, test, classes=classes, seed=seed)
         case _:
             kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
             # Within a probe classes have numbers, in what is written down their names.
             metric, named = headline(data.task, range(classes)), headline(data.task, data.classes)
-            found = probe(train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric)
+            found = probe(
+                train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric, progress=told
+            )
             details = {**found.details, "metric": named}
             if best := details.get("best_on_test"):
                 details["best_on_test"] = {"lr": best["lr"], named: best[metric]}

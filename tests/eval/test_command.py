@@ -1,6 +1,7 @@
 """``rsbackbones eval``: from folders and described arrays to one table, whole or not at all."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -54,6 +55,30 @@ def test_pictures_in_class_folders_give_one_table(pictures, tmp_path, capsys):
     assert run(tmp_path / "a", pictures, "knn,kmeans,linear", "--baselines") == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "parts").iterdir()} == made
     assert (tmp_path / "a" / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"metrics": {"top1"', "[1]", "{}", "\\xff"])
+def test_a_damaged_row_is_said_and_made_again(content, pictures, tmp_path):
+    assert run(tmp_path, pictures, "knn,logistic") == 0
+    before = (tmp_path / "result.json").read_text()
+    for part in (tmp_path / "parts").glob("*.json"):
+        if json.loads(part.read_text())["protocol"] == "knn":
+            part.write_bytes(content.encode("latin-1"))
+            break
+    with pytest.warns(UserWarning, match=f"{part.name} is damaged and made anew"):
+        assert run(tmp_path, pictures, "knn,logistic") == 0
+    assert (tmp_path / "result.json").read_text() == before
+    assert json.loads(part.read_text())["protocol"] == "knn"
+
+
+def test_progress_is_shown_within_a_protocol(pictures, tmp_path, capsys):
+    options = ["--model", "croma_vit_tiny", "--data", str(pictures), "--out", str(tmp_path)]
+    assert main(["eval", "linear,sparse", *options]) == 0
+    shown = capsys.readouterr().err
+    epochs = {int(n) for n in re.findall(r"linear (\d+)/210", shown)}
+    assert max(epochs) == 210
+    assert len(epochs) > 20
+    assert {int(n) for n in re.findall(r"sparse (\d)/3", shown)} == {1, 2, 3}
 
 
 def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
@@ -236,3 +261,96 @@ def test_change_that_the_test_split_lacks_has_no_score_and_valid_json(tmp_path, 
     (row,) = [r for r in json.loads(text)["rows"] if r["subject"].startswith("mean")]
     assert row["metrics"]["pixel_accuracy"] == 1
     assert "f1_change" not in row["metrics"]
+
+
+def sparsely_labelled(folder, kind):
+    """Radar of three shades, a patch each, that labels call 1, 2 and 3; most pixels are 0: nobody looked."""
+    draw = np.random.default_rng(7)
+    shades = np.stack([draw.permutation(np.arange(16) % 3 + 1).reshape(4, 4) for _ in range(6)])
+    shades = shades.repeat(8, 1).repeat(8, 2)
+    radar = (-25 + 6.0 * shades[:, None] + draw.normal(0, 0.5, (6, 2, 32, 32))).astype(np.float32)
+    labels = np.where(np.arange(32) % 8 < 2, shades, 0).astype(np.uint8)
+    split = ["train"] * 4 + ["test"] * 2
+    if kind == "npz":
+        np.savez(folder / "set.npz", s1=radar, s1_bands=["VV", "VH"], label=labels, split=split)
+        return folder / "set.npz"
+    rasterio = pytest.importorskip("rasterio")
+    for i in range(6):
+        for name, image in ((f"s1_{i}.tif", radar[i]), (f"mask_{i}.tif", labels[i][None])):
+            size = {"width": 32, "height": 32, "count": len(image)}
+            with rasterio.open(folder / name, "w", driver="GTiff", dtype=image.dtype, **size) as file:
+                file.write(image)
+                file.descriptions = ("VV", "VH")[: len(image)]
+    rows = [f"s1_{i}.tif,mask_{i}.tif,{word}" for i, word in enumerate(split)]
+    (folder / "labels.csv").write_text("\n".join(["s1,mask,split", *rows]))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["npz", "table"])
+def test_what_stands_for_no_label_is_no_class(kind, tmp_path, capsys):
+    data = sparsely_labelled(tmp_path, kind)
+    found = {}
+    for said in ("oil=1,foam=2,ship=3", "none,oil,foam,ship", "none=0,oil=1,foam=2,ship=3"):
+        out = tmp_path / said
+        assert run(out, data, "kmeans", "--classes", said, "--ignore", "0", "--baselines") == 0
+        record = json.loads((out / "result.json").read_text())
+        assert record["data"]["classes"] == ["oil", "foam", "ship"]
+        found[said] = [row["metrics"] for row in record["rows"]]
+        (row,) = [r for r in record["rows"] if r["subject"].startswith("mean")]
+        assert row["metrics"]["miou"] == 1
+        # Of all metrics by class there are three.
+        assert sum(name.startswith("iou_") for name in row["metrics"]) == 3
+    first, *others = found.values()
+    assert all(other == first for other in others)
+    capsys.readouterr()
+    # The names of 0, 1, 2: there is no 3.
+    assert run(tmp_path / "out", data, "knn", "--classes", "oil,foam,ship", "--ignore", "0") == 2
+    assert "NAME=CODE" in capsys.readouterr().err
+    assert run(tmp_path / "out", data, "knn", "--classes", "oil=1,foam=2,ship") == 2
+    assert "NAME=CODE" in capsys.readouterr().err
+
+
+def test_statistics_stand_beside_random_weights_alone(pictures, tmp_path):
+    assert run(tmp_path, pictures, "knn", "--random-weights", "--baselines") == 0
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [(row["subject"], row["protocol"]) for row in rows] == [
+        ("random initialisation", "knn"),
+        ("random initialisation", "logistic"),
+        ("mean and deviation per band", "logistic"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--pool", "mean"), "--pool mean makes one embedding"),
+        (("--sparse-k", "1,2"), "name sparse too"),
+        (("--sizes", "16,24"), "--sizes and --train-size are of extrapolation"),
+        (("--train-size", "16"), "--sizes and --train-size are of extrapolation"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, said, tmp_path, capsys):
+    data = checkerboard(tmp_path / "maps.npz")
+    assert run(tmp_path / "out", data, "knn", *options) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sparse_probes_see_as_many_dimensions_as_the_command_says(pictures, tmp_path, capsys):
+    small = ("--random-weights", "--override", "dim=16", "--override", "num_heads=2")
+    f1 = {}
+    for said in (None, "2,5", "all"):
+        options = () if said is None else ("--sparse-k", said)
+        assert (
+            run(tmp_path, pictures, "sparse", *small, *options) == 0
+        )  # a row that was made for others is not taken
+        (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+        f1[said] = dict(zip(row["details"]["k"], row["details"]["f1"], strict=True))
+    assert list(f1[None]) == [1, 2, 4, 8, 16]
+    assert list(f1["2,5"]) == [1, 2, 5]
+    assert list(f1["all"]) == list(range(1, 17))
+    assert all(f1["all"][k] == value for said in (None, "2,5") for k, value in f1[said].items())
+    capsys.readouterr()
+    for said, message in (("0", "from 1 to 16"), ("17", "from 1 to 16"), ("few", "whole numbers")):
+        assert run(tmp_path / "bad", pictures, "sparse", *small, "--sparse-k", said) == 2
+        assert message in capsys.readouterr().err

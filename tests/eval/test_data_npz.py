@@ -1,5 +1,7 @@
 """Described .npz files, and mappings of others."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -143,6 +145,37 @@ def test_several_files_of_one_place_with_coarser_bands(tmp_path):
     assert image[:, :, 5, 5].tolist() == [[11, 3, 3], [21, 4, 4]]
 
 
+@pytest.mark.parametrize("images", [S2, S2[0]], ids=["places", "one place"])
+def test_a_label_map_may_have_a_channel_of_its_own(images, tmp_path):
+    maps = RNG.integers(0, 2, images.shape[:-3] + images.shape[-2:])
+    sets = []
+    for kind, label in (("plain", maps), ("channel", np.expand_dims(maps, -3))):
+        for i in range(2):
+            write(tmp_path / f"{kind}{i}.npz", s2=images, s2_bands=BANDS, label=label)
+        mapping = {"files": f"{kind}*.npz", "split": {"train": [f"{kind}0"], "test": [f"{kind}1"]}}
+        sets.append(open_labelled(tmp_path / f"{kind}0.npz", mapping=mapping))
+    plain, channel = sets
+    assert (channel.task, len(channel)) == ("pixels", len(plain))
+    for i in range(len(plain)):
+        assert np.array_equal(channel.read(i)["label"], plain.read(i)["label"])
+
+
+def test_files_may_be_named_by_an_absolute_pattern(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        write(tmp_path / "data" / f"part{i}.npz", s2=S2, s2_bands=BANDS, label=np.arange(12) % 2)
+    for files in (
+        f"{tmp_path}/data/part*.npz",
+        "data/part*.npz",
+        [f"{tmp_path}/data/part{i}.npz" for i in range(3)],
+    ):
+        (tmp_path / "set.yaml").write_text(json.dumps({"files": files}))
+        assert len(open_labelled(tmp_path / "set.yaml")) == 36
+    (tmp_path / "set.yaml").write_text(json.dumps({"files": f"{tmp_path}/data/none*.npz"}))
+    with pytest.raises(ValueError, match=r"there is no file .*/data/none\*.npz"):
+        open_labelled(tmp_path / "set.yaml")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -156,6 +189,9 @@ def test_several_files_of_one_place_with_coarser_bands(tmp_path):
         ({"split": np.array(["train"] * 12)}, "training samples only"),
         ({"id": np.array(["same"] * 12)}, "name several samples"),
         ({"units": np.array(["dn"])}, "words such as"),
+        ({"label": np.array('[{"labels": ["a"]}]')}, r"label is a single value.*12 samples.*\[N, K\].*JSON"),
+        ({"label": np.zeros((8, 8), int)}, "series of dates with one label map is not taken"),
+        ({"label": np.zeros((12, 2, 8, 8), int)}, r"expected \[N\]"),
     ],
 )
 def test_bad_arrays(tmp_path, described, change, said):
@@ -217,3 +253,18 @@ def test_real_sets(real_data):
     sample = pairs.read(0)
     assert (sample["s2"].shape, sample["s1"].shape) == ((4, 120, 120), (2, 120, 120))
     assert set(np.unique(sample["label"])) <= {-1, 0, 1}
+    tiles = open_labelled(
+        real_data / "terramesh_examples_4.npz",
+        mapping={
+            "s2": "S2L2A",
+            "s2_bands": "S2L2A_bands",
+            "label": "LULC",
+            "classes": {"water": 1, "trees": 2},
+        },
+    )
+    assert (tiles.task, tiles.read(0)["label"].shape) == ("pixels", (224, 224))
+    with pytest.raises(ValueError, match="meta is a single value"):
+        open_labelled(
+            real_data / "bigearthnet_v1_s2_11.npz",
+            mapping={"s2": {"s2_10m": ["B02", "B03", "B04", "B08"]}, "label": "meta"},
+        )

@@ -68,6 +68,18 @@ def finer(data, scale):
     return replace(data, read=read)
 
 
+def sparsely(data):
+    """The set with label maps of which few rows are left: none of the first image, one of the second, ..."""
+
+    def read(index):
+        sample = data.read(index)
+        label = sample["label"].copy()
+        label[1 + index :] = -1
+        return {**sample, "label": label}
+
+    return replace(data, read=read)
+
+
 def saved(data, file: Path) -> Path:
     """Write a set as a described .npz, with its splits."""
     samples = [data.read(i) for i in range(len(data))]
@@ -93,6 +105,7 @@ def small_recipe(out: Path | None = None, **changes: object) -> FinetuneRecipe:
         RECIPES["croma"],
         {
             "model": "croma_vit_tiny",
+            "modalities": [],  # all that the data has
             "pretrained": False,
             "overrides": {
                 "dim": 32, "depth": 2, "num_heads": 4, "bands": {"s2": list(BANDS), "s1": ["VV", "VH"]},

@@ -1,6 +1,7 @@
 """The optimizers, schedules and losses of fine-tuning, against torch alone and by hand; stochastic depth."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 import rsbackbones as rsb
 from rsbackbones.layers.drop_path import drop_path, set_drop_path
-from rsbackbones.train.finetune.objective import Finetuning
+from rsbackbones.train.distributed import Processes
+from rsbackbones.train.finetune.objective import Finetuning, evenly_counted
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule, learning_rate
 from rsbackbones.train.finetune.recipe import FinetuneOptim
 from rsbackbones.train.finetune.run import build_model
@@ -191,7 +193,31 @@ def test_ignored_pixels_add_nothing():
     batch = batch_of(target)
     logits = module.model(batch.images)
     seen = F.cross_entropy(logits[:, :, 4:], target[:, 4:])
-    assert module(batch)["loss"].item() == pytest.approx(seen.item() * 12 / 16, rel=1e-5)
+    assert module(batch)["loss"].item() == pytest.approx(seen.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("labelled_rows", [(0, 1), (3, 0), (16, 2), (0, 0)])
+def test_every_labelled_pixel_of_a_step_counts_the_same_whatever_pass_it_is_in(labelled_rows):
+    """The mean over passes is torch's mean over the pixels of both, and so is its gradient."""
+    module = objective("pixels")
+    target = torch.randint(0, 2, (2, 16, 16), generator=torch.Generator().manual_seed(0))
+    for image, rows in enumerate(labelled_rows):
+        target[image, rows:] = -1
+    whole = batch_of(target)
+    passes = [replace(whole, images={"s2": whole.images["s2"][i : i + 1]}, target=target[i : i + 1])
+              for i in range(2)]  # fmt: skip
+    counted = evenly_counted(passes, Processes(0, 1, torch.device("cpu")))
+    loss = sum(module(batch)["loss"] for batch in counted) / 2
+    weights = list(module.model.head.parameters())
+    found = torch.autograd.grad(loss, weights)
+    if not sum(labelled_rows):
+        assert loss.item() == 0
+        assert all(not g.any() for g in found)
+        return
+    expected = F.cross_entropy(module.model(whole.images), target, ignore_index=-1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for g, e in zip(found, torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(g, e)
 
 
 def test_change_is_a_negative_log_likelihood():

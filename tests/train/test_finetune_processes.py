@@ -8,7 +8,7 @@ import torch
 
 from rsbackbones.train.finetune import finetune, load_finetuned
 from rsbackbones.train.recipe_fields import to_json
-from tests.train.finetune_setup import DENSE, labelled, saved, small_recipe
+from tests.train.finetune_setup import DENSE, labelled, saved, small_recipe, sparsely
 from tests.train.test_finetune import evaluations
 from tests.train.training import curve, end, run, start, steps_logged, wait_until
 
@@ -51,12 +51,17 @@ def test_a_killed_run_goes_on_to_the_same_numbers(task, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["classes", "pixels"])
+@pytest.mark.parametrize("task", ["classes", "pixels", "few pixels"])
 def test_two_processes_compute_what_one_computes(task, tmp_path):
-    """Losses, norms, evaluations and the model, at the same global batch; two passes each, too."""
+    """Losses, norms, evaluations and the model, at the same global batch; two passes each, too.
+
+    Few pixels: an image has as many labelled rows as its number, so that processes and passes have unequal
+    numbers of labels.
+    """
     sensors = ("s2", "s1") if task == "classes" else ("s2",)
-    file = saved(labelled(task, count=28, sensors=sensors), tmp_path / "small.npz")
-    options = {"data": str(file), "batch_size": 8, "epochs": 6, **(DENSE if task == "pixels" else {})}
+    data = labelled(task.split()[-1], count=28, sensors=sensors)
+    file = saved(sparsely(data) if task == "few pixels" else data, tmp_path / "small.npz")
+    options = {"data": str(file), "batch_size": 8, "epochs": 6, **({} if task == "classes" else DENSE)}
     alone = finetune(small_recipe(tmp_path / "one", **options))
     one, held = torch.tensor(curve(tmp_path / "one")), load_finetuned(tmp_path / "one" / "best").state_dict()
     assert len(one) == 6 * (14 // 8)

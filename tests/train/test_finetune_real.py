@@ -49,6 +49,7 @@ def test_water_of_sen1floods11(real_data, tmp_path):
             "data": str(folder / "USA_905409.npz"), "data_options": {"mapping": mapping}, "select": "paper",
             "views.tile": 256, "views.overlap": 0, "head_options": {"width": 16},
             "out": str(tmp_path / "run"), "epochs": 4, "batch_size": 2, "metric": "pixel_accuracy",
+            "modalities": ["s1"],
         },
     )  # fmt: skip
     result = finetune(recipe)

@@ -63,7 +63,7 @@ def open_labelled(
             set's ``s2``, and the names of their bands are Landsat's.
         classes: of labels that are numbers: the classes' names; or ``{NAME: [CODES]}``, and labels of no
             class are ignored.
-        ignore: numbers that stand for no label.
+        ignore: numbers that stand for no label; they are no class, also where they have a name.
         ids: lists of ids, of papers for example: which sample is in which split. A file with ``ID,SPLIT`` on
             each line; one with an id on each line, of training samples; or files of ids by split.
         subset: our own share of the training samples, by hash of the id: 0.1 is 10 %.

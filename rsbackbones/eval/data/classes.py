@@ -20,17 +20,19 @@ class LabelCodes:
     Attributes:
         names: of the K classes.
         codes: label -> class, where labels are grouped; a label of no group is ignored. ``None``: labels are
-            the classes' own numbers, or names.
+            numbers, or names.
+        numbers: of every class, without ``codes``: 0, 1, ... but for those that are ignored.
         ignored: numbers that stand for no label.
     """
 
     names: tuple[str, ...]
     codes: Mapping[Label, int] | None = None
+    numbers: tuple[int, ...] = ()
     ignored: tuple[int, ...] = ()
 
     @staticmethod
     def of(classes: Classes, ignored: Sequence[int] = ()) -> "LabelCodes":
-        """Read what a user or a file says.
+        """Read what a user or a file says. Ignored codes are no class, also where they have a name.
 
         Raises:
             ValueError: fewer than two classes, a name twice, or a code in two classes.
@@ -40,17 +42,21 @@ class LabelCodes:
         names = tuple(str(name) for name in classes)
         if len(set(names)) < len(names):
             raise ValueError(f"classes must be different names, got {classes!r}")
-        if len(names) < 2:
-            raise ValueError(f"{len(names)} classes ({', '.join(names)}): at least two are needed")
         if not isinstance(classes, Mapping):
-            return LabelCodes(names, ignored=tuple(ignored))
+            numbers = tuple(n for n in range(len(names)) if n not in ignored)
+            return LabelCodes(_two([names[n] for n in numbers]), None, numbers, tuple(ignored))
         codes: dict[Label, int] = {}
-        for number, (name, members) in enumerate(classes.items()):
-            for code in [members] if isinstance(members, (int, str)) else members:
+        kept: list[str] = []
+        for name, members in zip(names, classes.values(), strict=True):
+            held = [members] if isinstance(members, (int, str)) else members
+            if not (counted := [code for code in held if code not in ignored]) and held:
+                continue
+            for code in counted:
                 if code in codes:
-                    raise ValueError(f"code {code!r} is in the classes {names[codes[code]]!r} and {name!r}")
-                codes[code] = number
-        return LabelCodes(names, codes, tuple(ignored))
+                    raise ValueError(f"code {code!r} is in the classes {kept[codes[code]]!r} and {name!r}")
+                codes[code] = len(kept)
+            kept.append(name)
+        return LabelCodes(_two(kept), codes, ignored=tuple(ignored))
 
     def number(self, label: Label) -> int:
         """Return the class of a label, -1 where it is ignored.
@@ -68,12 +74,9 @@ class LabelCodes:
             return self.names.index(label)
         if label in self.ignored:
             return IGNORED
-        if not 0 <= label < len(self.names):
-            raise ValueError(
-                f"the label {label} is out of range: with {len(self.names)} classes ({self._known}) they go "
-                f"from 0 to {len(self.names) - 1}"
-            )
-        return int(label)
+        if label not in self.numbers:
+            raise ValueError(f"the label {label} is out of range: {self._numbered}")
+        return self.numbers.index(label)
 
     def map(self, labels: Array) -> npt.NDArray[np.int64]:
         """Return the classes [H, W] of a map of labels, -1 where a pixel is ignored.
@@ -91,20 +94,39 @@ class LabelCodes:
                 result[labels == code] = number
             return result
         counts = ~np.isin(labels, (IGNORED, *self.ignored))
-        found = labels[counts]
-        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < len(self.names):
-            wrong = sorted(set(np.unique(found).tolist()) - set(range(len(self.names))))
+        found = np.unique(labels[counts])
+        if wrong := sorted({*found.tolist()} - {*self.numbers}):
             raise ValueError(
-                f"the label map holds {', '.join(map(str, wrong[:5]))}, out of range: with {len(self.names)} "
-                f"classes ({self._known}) labels go from 0 to {len(self.names) - 1}; {IGNORED} is ignored. "
-                "Say which codes make up which class (classes=), or which to ignore (ignore=)"
+                f"the label map holds {', '.join(map(str, wrong[:5]))}, out of range: {self._numbered}"
             )
-        result[counts] = found
+        for number in found.tolist():
+            result[labels == number] = self.numbers.index(number)
         return result
+
+    @property
+    def _numbered(self) -> str:
+        return (
+            f"with {len(self.names)} classes ({self._known}) labels are {_shown(self.numbers)}; {IGNORED} is "
+            "ignored. Say which codes make up which class (classes={'NAME': [CODE]}, --classes "
+            "NAME=CODE,...), or which to ignore (ignore=, --ignore)"
+        )
 
     @property
     def _known(self) -> str:
         return ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+
+
+def _two(names: Sequence[str]) -> tuple[str, ...]:
+    if len(names) < 2:
+        raise ValueError(
+            f"{len(names)} classes ({', '.join(names)}) that are not ignored: at least two are needed"
+        )
+    return tuple(names)
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    gaps = list(numbers) != list(range(numbers[0], numbers[-1] + 1))
+    return ", ".join(map(str, numbers)) if gaps else f"from {numbers[0]} to {numbers[-1]}"
 
 
 def found_classes(labels: Sequence[Label], ignored: Sequence[int] = ()) -> Classes:
@@ -125,6 +147,7 @@ def found_pixel_classes(numbers: Sequence[int], ignored: Sequence[int] = ()) -> 
         shown = ", ".join(map(str, found[:12])) + ", ..." * (len(found) > 12)
         raise ValueError(
             f"the label maps hold {shown}: not 0, 1, ... without a gap, and nobody named the classes. Name "
-            "them (classes=, --classes), and what stands for no label (ignore=, --ignore)"
+            "them (classes={'NAME': [CODE]}, --classes NAME=CODE,...), and what stands for no label "
+            "(ignore=, --ignore)"
         )
     return tuple(map(str, found))

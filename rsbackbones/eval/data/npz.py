@@ -13,6 +13,10 @@ from rsbackbones.eval.data.splits import find_ids
 from rsbackbones.eval.labelled import SPLITS, Array, Task
 from rsbackbones.sensors import SENSORS, get_sensor
 
+_SERIES = (
+    ". A series of dates with one label map is not taken: write one date, [C, H, W], or two, [2, C, H, W]"
+)
+_LABELS = "[N], [N, K] or [N, H, W] ([N, 1, H, W])"
 _KEYS = ("name", "files", "task", "label", "classes", "ignore", "split", "id", "units")
 
 
@@ -33,13 +37,13 @@ def read_npz(
     - ``s2``, ``s1``, or a sensor's name: [N, C, H, W], of two dates [N, 2, C, H, W]; one place without N.
     - ``s2_bands``, ``s1_bands``: the names of the channels.
     - ``label``: [N] integers or names, one class each; [N, K] of 0 and 1, any number of classes; [N, H, W], a
-      class for every pixel, of two dates: whether it changed. One place without N.
+      class for every pixel, of two dates: whether it changed. Maps may be [N, 1, H, W]. One place without N.
     - ``classes``: the names of the classes. ``split``: [N] words. ``id``: [N] integers or names, unique.
     - ``units``: words like ``s2=dn+1000``.
 
     A mapping (:func:`read_mapping` reads one from YAML) may have these keys:
 
-    - ``name`` of the set, and ``files``: names or patterns, beside the mapping's file.
+    - ``name`` of the set, and ``files``: names or patterns, beside the mapping's file or absolute.
     - ``s2``, ``s1``: the name of an array; ``{ARRAY: BANDS, ...}`` for several, whose coarser pixels are
       resized to the finest (bilinear); ``{before: ..., after: ...}`` of two dates.
     - ``s2_bands``, ``s1_bands``: names, or the name of an array. ``units``: ``{s2: dn}``.
@@ -149,9 +153,10 @@ def _paths(path: Path, files: Any) -> list[Path]:
     patterns = [files] if isinstance(files, str) else [str(name) for name in files]
     found = []
     for pattern in patterns:
-        matches = sorted(path.parent.glob(pattern)) if not Path(pattern).is_absolute() else [Path(pattern)]
+        top = Path(Path(pattern).anchor or path.parent)
+        matches = sorted(top.glob(pattern.removeprefix(Path(pattern).anchor)))
         if not matches or not all(match.is_file() for match in matches):
-            raise ValueError(f"{path}: there is no file {pattern} in {path.parent}")
+            raise ValueError(f"{path}: there is no file {pattern}, from {top}")
         found += matches
     return found
 
@@ -208,22 +213,35 @@ def _places(file: NpzArchive, images: Sequence[str], label: str, dates: int) -> 
             f"{file.path}: images are [N, C, H, W], [N, 2, C, H, W] or of one place [C, H, W], got "
             + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         )
+    held = file.shape(label)
     single = sizes == {3} or (
-        sizes == {4} and dates == 1 and len(file.shape(label)) == 2 and _two_dates(shapes)
+        sizes == {4} and dates == 1 and len(_without_channel(held)) == 2 and _two_dates(shapes)
     )
     if single:
         return None
+    if not held:
+        raise ValueError(
+            f"{file.path}: {label} is a single value, and the images are of {shapes[images[0]][0]} samples; "
+            f"expected {_LABELS}. Labels inside a text (as JSON) are not read: write them as such an array, "
+            "or into a table beside image files"
+        )
     lengths = {shape[0] for shape in (*shapes.values(), file.shape(label))}
     if len(lengths) > 1:
         raise ValueError(
             f"{file.path}: the arrays hold different numbers of samples: "
             + ", ".join(f"{name} {list(file.shape(name))}" for name in (*images, label))
+            + (_SERIES if sizes == {4} and len(_without_channel(held)) == 2 else "")
         )
     return lengths.pop()
 
 
 def _two_dates(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return all(shape[0] == 2 for shape in shapes.values())
+
+
+def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape [H, W] of a label map that has a channel of its own, [1, H, W]; any other as it is."""
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
 def _task(
@@ -235,7 +253,7 @@ def _task(
 ) -> Task:
     file, count = files[0], counts[0]
     array = next(iter(next(iter(images.values()))[0]))
-    axes = len(file.shape(label)) - (count is not None)
+    axes = len(_without_channel(file.shape(label)[count is not None :]))
     dates = len(next(iter(images.values()))) == 2 or len(file.shape(array)) - (count is not None) == 4
     fits: dict[int, tuple[Task, ...]] = {
         0: ("classes",),
@@ -245,7 +263,7 @@ def _task(
     possible = fits.get(axes, ())
     if not possible or (dates and axes != 2):
         raise ValueError(
-            f"{file.path}: {label} has the shape {list(file.shape(label))}; expected [N], [N, K] or [N, H, W]"
+            f"{file.path}: {label} has the shape {list(file.shape(label))}; expected {_LABELS}"
             + (", and of two dates [N, H, W]" if dates else "")
         )
     if said is not None and said not in possible:

@@ -94,7 +94,8 @@ class NpzReader:
             dates = [_joined([_at(file, array, place) for array in parts]) for parts in sides]
             sample[sensor] = dates[0] if len(dates) == 1 else np.stack(dates)
         if self.label is not None:
-            sample["label"] = _at(file, self.label, place)
+            label = _at(file, self.label, place)
+            sample["label"] = label.reshape(label.shape[-2:])  # a channel of its own is one
         return sample
 
 

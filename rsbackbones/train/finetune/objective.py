@@ -1,14 +1,17 @@
 """What is trained: a model with its head, and the loss that its labels ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch.distributed as dist
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.eval.labelled import IGNORED, Task
+from rsbackbones.train.distributed import Processes
 from rsbackbones.train.finetune.samples import LabelledBatch
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
 
@@ -16,8 +19,9 @@ from rsbackbones.train.objectives.precision import full_precision, no_autocast
 class Finetuning(nn.Module):
     """A model and its loss: batch -> ``loss``, and for single labels ``accuracy`` where nothing was mixed.
 
-    The loss is a mean over samples, classes and pixels, so that means over processes and passes are those of
-    the global batch. Pixels whose label is ignored add nothing and count in it, for the same reason.
+    The loss is a mean over samples, classes and labelled pixels. Of pixels, a batch says by how many: by what
+    :func:`evenly_counted` gives, means over processes and passes are that of the global batch. Where none is
+    labelled the loss is 0.
 
     Args:
         model: a backbone with a classifier, or a dense model.
@@ -50,9 +54,9 @@ class Finetuning(nn.Module):
         """Return the loss and what else is logged."""
         output = self.model(batch.images)
         with no_autocast(output):
-            return self._losses(full_precision(output), batch.target)
+            return self._losses(full_precision(output), batch.target, batch.counted)
 
-    def _losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _losses(self, output: Tensor, target: Tensor, counted: float | None) -> dict[str, Tensor]:
         if self.task == "classes":
             right = output.argmax(1) == target.argmax(1)
             return {"loss": self.soft(output, target), "accuracy": right.float().mean().detach()}
@@ -60,7 +64,8 @@ class Finetuning(nn.Module):
             return {"loss": self.binary(output, target)}
         # Log-probabilities (change) are what they were after another softmax: one loss serves both.
         sums = F.cross_entropy(output, target, ignore_index=IGNORED, reduction="sum")
-        return {"loss": sums / target.numel()}
+        pixels = labelled_pixels(target) if counted is None else counted
+        return {"loss": sums / (pixels or 1)}  # of none the sum is 0
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
         """Return what timm asks for layer decay: from the name of a parameter to the number of its layer.
@@ -93,6 +98,23 @@ class Finetuning(nn.Module):
             return (deepest - 1,)
 
         return layer
+
+
+def evenly_counted(batches: Sequence[LabelledBatch], processes: Processes) -> list[LabelledBatch]:
+    """Return a process's batches of a step with what an average one of all processes has of labelled pixels.
+
+    A mean over processes and passes of losses that are divided by it is the mean over all labelled pixels of
+    the step: each counts the same, wherever the others are. Every process calls this.
+    """
+    mine = float(sum(labelled_pixels(batch.target) for batch in batches))
+    everywhere = processes.reduce([mine], dist.ReduceOp.SUM)[0]
+    average = everywhere / (len(batches) * processes.world_size)
+    return [replace(batch, counted=average) for batch in batches]
+
+
+def labelled_pixels(target: Tensor) -> int:
+    """Return how many pixels of label maps are not ignored."""
+    return int((target != IGNORED).sum())
 
 
 def _parent(backbone: Backbone, module: nn.Module) -> str:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from rsbackbones.backbone import unwrapped
 from rsbackbones.eval.inputs import model_inputs
@@ -17,13 +18,14 @@ from rsbackbones.eval.subject import model_for, said_of
 from rsbackbones.eval.tiles import tiles_of
 from rsbackbones.heads import dense_model
 from rsbackbones.layers.drop_path import set_drop_path
+from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.sampler import StepSampler
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.finetune.evaluation import evaluate, main_metric, value_of, with_validation
-from rsbackbones.train.finetune.objective import Finetuning
+from rsbackbones.train.finetune.objective import Finetuning, evenly_counted
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
-from rsbackbones.train.finetune.samples import LabelledPlan, LabelledSamples, PairedSampler
+from rsbackbones.train.finetune.samples import LabelledBatch, LabelledPlan, LabelledSamples, PairedSampler
 from rsbackbones.train.finetune.saved import save_finetuned
 from rsbackbones.train.log import RunLog
 from rsbackbones.train.optim import start_state
@@ -95,6 +97,13 @@ class FinetuneRun(Steps):
         )
         # What drop path draws differs from process to process.
         torch.manual_seed(int(np.random.SeedSequence((recipe.seed, processes.rank)).generate_state(1)[0]))
+
+    def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+        """See :meth:`Steps.forward_backward`; labelled pixels count the same in every process and pass."""
+        if self.data.labels is None:
+            held = [batch for batch in batches if isinstance(batch, LabelledBatch)]
+            batches = evenly_counted(held, self.processes)
+        return super().forward_backward(batches)
 
     def sources(self) -> list[dict[str, Any]]:
         """See :meth:`Steps.sources`."""

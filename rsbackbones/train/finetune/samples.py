@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rsbackbones.eval.image_reader import resized
 from rsbackbones.eval.inputs import Inputs
 from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.train.data.augment import draw_view, turn
@@ -29,9 +29,11 @@ class LabelledBatch(Batch):
     """Images and what they are trained towards.
 
     ``target``: [B, K] float of labels of images, soft where smoothed or mixed; [B, H, W] int64 of pixels.
+    ``counted``: what the losses of its pixels are divided by; ``None``: how many of them are labelled.
     """
 
     target: Tensor
+    counted: float | None = None
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on ``device``."""
@@ -177,11 +179,4 @@ def normalised(
         images = inputs(raw)
     except ValueError as error:
         raise ValueError(f"{data.name}: {data.ids[index]}: {error}") from error
-    if size is None:
-        return images
-    return {
-        m: F.interpolate(x[None], (size, size), mode="bilinear", antialias=True)[0]
-        if x.shape[-2:] != (size, size)
-        else x
-        for m, x in images.items()
-    }
+    return {m: resized(x, None if size is None else (size, size)) for m, x in images.items()}
