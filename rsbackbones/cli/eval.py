@@ -56,7 +56,7 @@ def add(command: Command) -> None:
         help="bands to use; default: those of the weights that the data has",
     )  # fmt: skip
     sub.add_argument("--missing", default="error", help="what a band of --bands gets that the weights lack: "
-                     "error, nearest, mean, zero, new; or all_new")  # fmt: skip
+                     "error, nearest, mean, zero or new")  # fmt: skip
     sub.add_argument(
         "--data-bands", action="append", default=[], metavar="SENSOR=B02,B03,...",
         help="the bands of the images, in order, where they do not name them",
