@@ -12,7 +12,14 @@ from rsbackbones.adapt import Adaptation, check_rules
 from rsbackbones.backbone import Backbone
 from rsbackbones.errors import WeightsMismatchError
 from rsbackbones.feature_maps import FeatureMaps
-from rsbackbones.loading import adapted_inputs, describe, load_weights, plan_bands, replace_config
+from rsbackbones.loading import (
+    adapted_inputs,
+    blind_to_zero_bands,
+    describe,
+    load_weights,
+    plan_bands,
+    replace_config,
+)
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.names import architecture_named, weights_named
 from rsbackbones.registry import find_architecture
@@ -172,11 +179,12 @@ def create_model(
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
-    missing = "new" if file is None and bands_missing in ("error", "zero") else bands_missing
+    missing = "new" if file is None and bands_missing == "error" else bands_missing
     tables = plan_bands(theirs, mine, missing, bands_scale)
     with torch.inference_mode(False):  # parameters made in that mode could never be trained
         if file is None:
             model: Backbone = build(mine, num_classes=classes)
+            blind_to_zero_bands(model, tables)
         else:
             with torch.device("meta"):
                 model = build(mine, num_classes=classes)

@@ -232,6 +232,17 @@ def load_weights(
     return Adaptation(tuple(changes), tuple(table for table in tables if table))
 
 
+def blind_to_zero_bands(model: Backbone, tables: Sequence[BandTable]) -> None:
+    """Set to zero what a model of random weights has for bands under the rule ``zero``."""
+    for table in tables:
+        if zero := [i for i, row in enumerate(table.rows) if row.rule == "zero"]:
+            tokenizer: Any = model.get_submodule(model.tokenizer_name(table.modality))
+            with torch.no_grad():
+                kernel = tokenizer.to_kernel(tokenizer.proj.weight).clone()
+                kernel[:, zero] = 0
+                tokenizer.proj.weight.copy_(tokenizer.from_kernel(kernel))
+
+
 def _fit_tokenizer(
     model: Backbone, whole: Backbone, state: dict[str, Tensor], table: BandTable
 ) -> list[Change]:

@@ -364,7 +364,13 @@ def test_only_a_band_of_zeros_needs_no_statistics(saved, tmp_path):
     assert mean.inputs["s2"].mean == (SSL4EO_S12["s2"].mean[3],) * 2
     assert mean.inputs["s2"].ignored == ("B10",)
     assert asks(built(checkpoint=saved, bands_missing="new"))
-    assert asks(built(bands_missing="zero"))  # random weights are no zeros
+    # Random weights under the rule are zeros as well.
+    assert asks(built())
+    random = built(bands_missing="zero")
+    assert torch.equal(*random(rsb.create_preprocess(random, eight_bit=False)(raw)))
+    seen = raw.flip(0) * torch.tensor([2.0, 1.0])[:, None, None]
+    other = random(rsb.create_preprocess(random, eight_bit=False)(seen))
+    assert not torch.allclose(other, random(rsb.create_preprocess(random, eight_bit=False)(raw)))
 
 
 def test_no_statistics_at_all_is_saved_and_read_back_too(saved, tmp_path):

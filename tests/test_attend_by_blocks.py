@@ -1,7 +1,9 @@
 """Attention under an ALiBi bias that is never made as a whole: equal to the dense one, in linear memory."""
 
+import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -169,7 +171,7 @@ model = rsb.create_model(
 )
 model.forward_features(torch.randn(1, 12, 8, 8)).pooled["s2"].sum().backward()
 found = []
-for side in (256, 512, 1024):
+for side in (128, 256, 512, 1024):  # what is set up once falls to the first ones
     x = torch.randn(1, 12, side, side)
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()
@@ -186,7 +188,7 @@ print(json.dumps(found))
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_memory_grows_with_the_number_of_patches_and_not_with_its_square(mode):
     run = subprocess.run([sys.executable, "-c", _PEAKS, mode], capture_output=True, text=True, check=True)
-    small, middle, large = eval(run.stdout)
-    # Four times the patches: four times the memory where it is linear, sixteen times where it is not.
-    assert large < 6 * max(middle, 16), (small, middle, large)
-    assert large < 400  # MB; the table of 16,384 patches and 4 heads alone is 4,096
+    _, *found = json.loads(run.stdout)
+    # Four times the patches: at most four times the memory where it is linear, sixteen times where it is not.
+    assert all(larger < 4 * max(smaller, 16) for smaller, larger in pairwise(found)), found
+    assert found[-1] < 250  # MB; the table of 16,384 patches and 4 heads alone is 4,096
