@@ -113,7 +113,7 @@ def create_model(
             ``rsbackbones download --to``; with or without ``pretrained``.
         overrides: fields of the architecture's configuration to change. For a checkpoint that does not
             describe itself they say what it holds (``{"dim": 32}``); weights that do describe
-            themselves cannot be contradicted.
+            themselves cannot be contradicted; ``image_size`` then means what the argument of that name does.
 
     Raises:
         ValueError: an unknown name, sensor, band, field or value.
@@ -156,9 +156,12 @@ def create_model(
     described = describe(architecture, file, entry)
     if repository and file:
         hub.check_contract(repository, file.metadata)
-    theirs = replace_config(described.config, overrides or {}, architecture.name)
-    fixed = [f for f in overrides or {} if f != "image_size"]
-    differing = [f for f in fixed if getattr(theirs, f) != getattr(described.config, f)]
+    changes = dict(overrides or {})
+    if file is not None and described.stated and "image_size" in changes:
+        # Here it can only be what the user means to use: what the weights are of, they say themselves.
+        image_size = _one_size(image_size, changes.pop("image_size"))
+    theirs = replace_config(described.config, changes, architecture.name)
+    differing = [f for f in changes if getattr(theirs, f) != getattr(described.config, f)]
     if file is not None and described.stated and differing:
         where = [f.metadata["trained"] for f in fields(theirs) if f.name in differing and f.metadata]
         raise WeightsMismatchError(
@@ -208,6 +211,15 @@ def plan_adaptation(
     mine = _wanted(theirs, None, sensors, bands, None, None)
     tables = plan_bands(theirs, mine, bands_missing, bands_scale)
     return Adaptation(bands=tuple(table for table in tables if table))
+
+
+def _one_size(argument: Any, override: Any) -> Any:
+    """The size that ``image_size=`` and ``overrides={"image_size": ...}`` both may name."""
+    if argument is not None and argument != override:
+        raise ValueError(
+            f"image_size={argument!r} and overrides={{'image_size': {override!r}}} differ; give one of them"
+        )
+    return override
 
 
 def _wanted(

@@ -46,13 +46,14 @@ def model_for(
     bands_missing: str = "error",
     pretrained: bool = True,
     checkpoint: Path | None = None,
+    image_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a model for what a set holds: its sensors that the model knows, and their bands by name.
 
     Args:
         data: the set.
-        name, pretrained, checkpoint, overrides: as for :func:`rsbackbones.create_model`.
+        name, pretrained, checkpoint, image_size, overrides: as for :func:`rsbackbones.create_model`.
         modalities: the sensors to use; default: all that the set and the architecture have.
         bands: by sensor the bands to use; default: those of the weights that the set has. Weights of
             bands that it lacks are left out, and ``model.adaptation`` says so.
@@ -75,6 +76,7 @@ def model_for(
         "checkpoint": checkpoint,
         "modalities": used,
         "bands_missing": bands_missing,
+        "image_size": image_size,
         "overrides": dict(overrides or {}),
     }
     if bands is None:

@@ -163,10 +163,10 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
     """Return the model of a recipe for a set, its head newly initialised from the seed."""
     torch.manual_seed(recipe.seed)
-    side = recipe.views.size or recipe.views.tile
     backbone = model_for(
         data, recipe.model, modalities=recipe.modalities or None, pretrained=recipe.pretrained,
-        checkpoint=recipe.checkpoint, overrides=recipe.overrides | ({"image_size": side} if side else {}),
+        checkpoint=recipe.checkpoint, image_size=recipe.views.size or recipe.views.tile,
+        overrides=recipe.overrides,
     )  # fmt: skip
     torch.manual_seed(recipe.seed)  # the same head whatever loading drew
     set_drop_path(backbone, recipe.drop_path)
