@@ -70,7 +70,7 @@ def triples(sensor, names):
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_all_tokenizers_give_the_same_tokens_from_one_kernel(bands, dim, patch, grid, data):
     kernel, _ = kernels(1, bands, dim=dim, patch=patch)
     images = torch.randn(2, bands, grid[0] * patch, grid[1] * patch, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_all_tokenizers_give_the_same_tokens_from_one_kernel(bands, dim, patch, 
 
 
 @given(mine=subsets, theirs=subsets, missing=rules, scale=scales, seed=st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_rule_is_its_plain_version(mine, theirs, missing, scale, seed):
     sensors = {
         "same": ("s2", mine),
@@ -131,7 +131,7 @@ def test_every_rule_is_its_plain_version(mine, theirs, missing, scale, seed):
 
 
 @given(theirs=st.permutations(TWELVE), mine=subsets)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_gathering_reordering_and_dropping_is_a_loop_over_names(theirs, mine):
     mine = [band for band in mine if band in theirs] or ["B04"]
     kernel, fresh = kernels(len(mine), 12)
@@ -141,7 +141,7 @@ def test_gathering_reordering_and_dropping_is_a_loop_over_names(theirs, mine):
 
 
 @given(mine=subsets, missing=rules, scale=scales, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bands_and_input_permuted_together_give_the_same_token(mine, missing, scale, data):
     turned = data.draw(st.permutations(range(len(mine))))
     kernel, fresh = kernels(len(mine), 12)
@@ -210,7 +210,7 @@ def test_radar_bands_meet_by_wavelength_and_polarisation(own_sensors):
 
 
 @given(mine=subsets, missing=st.sampled_from(["nearest", "mean"]), scale=scales)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_where_all_bands_weigh_alike_a_flat_image_keeps_its_token(mine, missing, scale):
     """Under ``count``; the others keep what they state of it: the root, and the share of the bands."""
     one = torch.randn(3, 1, 2, 2, dtype=torch.float64)
@@ -467,7 +467,7 @@ def test_rsbackbones_bands_names_what_is_wrong(capsys, arguments, message):
 
 
 @given(old=st.integers(1, 6), more=st.integers(0, 6), bands=st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_patch_made_larger_keeps_its_token(old, more, bands):
     kernel, _ = kernels(1, bands, patch=old)
     patch = torch.randn(bands, old, old, dtype=torch.float64)
@@ -536,7 +536,7 @@ sides = st.integers(1, 9)
 
 
 @given(old=st.tuples(sides, sides), new=st.tuples(sides, sides), prefix=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_position_tables(old, new, prefix):
     table = torch.randn(1, prefix + old[0] * old[1], 5, generator=torch.Generator().manual_seed(0))
     resized = resize_position_table(table, old, new, prefix=prefix)

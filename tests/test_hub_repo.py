@@ -252,7 +252,7 @@ def test_an_entry_survives_its_config(written):
     assert "hf-hub:zoo/small" in repository_card(entry, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_no_config_does_worse_than_an_error_of_ours(written, data):
     """Whatever stands in one field of config.json, reading gives an entry or a ValueError."""

@@ -143,7 +143,7 @@ def test_a_model_for_other_bands_takes_their_statistics():
     assert own(np.full((1, 1, 1, 1), 22.0))[0, 0, 0, 0] == pytest.approx(0.5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.0, 1.25, width=32))
 def test_units_agree(reflectance):
     model = rsb.create_model("croma_vit_tiny", modalities=["s2"])

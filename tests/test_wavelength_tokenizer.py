@@ -40,7 +40,7 @@ def random_model(**options):
 
 
 @given(bands=optical, seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_tokens_are_those_of_the_plain_sums(bands, seed):
     """Kernel of a band = sum over virtual bands of its share times the virtual kernel, written out."""
     tokenizer = tokenizer_for(bands, seed).double()
@@ -68,7 +68,7 @@ def test_tokens_are_those_of_the_plain_sums(bands, seed):
 
 
 @given(bands=optical, data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_order_of_the_bands_does_not_matter(bands, data):
     order = data.draw(st.permutations(range(len(bands))))
     images = torch.rand(1, len(bands), 4, 4)
@@ -77,7 +77,7 @@ def test_the_order_of_the_bands_does_not_matter(bands, data):
 
 
 @given(bands=optical, others=optical)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_image_that_is_the_same_in_all_bands_has_the_same_tokens_whichever_are_given(bands, others):
     plane = torch.rand(1, 1, 4, 4)
     one, other = (

@@ -54,7 +54,7 @@ def two_colours(sizes, *, splits, seed=0):
 
 
 @given(height=st.integers(8, 40), width=st.integers(8, 40), down=st.integers(1, 20), right=st.integers(1, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_crops_are_parts_that_do_not_overlap_as_many_as_fit(height, width, down, right):
     where = np.arange(height * width).reshape(1, height, width)
     data = pixel_set([{"s2": where}], [where[0]], bands={"s2": ("B04",)})
