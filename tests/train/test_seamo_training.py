@@ -303,7 +303,7 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
     x = {m: torch.rand(2, 3, len(alone.bands[m]), 32, 32, generator=generator) for m in ("s2", "s1")}
     assert torch.equal(alone(x), whole(x))
     assert whole(x, temporal=True).isfinite().all()
-    with pytest.raises(ValueError, match="trained ones are in what"):
+    with pytest.raises(ValueError, match="block is in what `python -m rsbackbones.train.export"):
         alone(x, temporal=True)
     assert sorted(p.name for p in (tmp_path / "encoder").iterdir()) == ["manifest.json", "recipe.json", name]
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == [
@@ -325,7 +325,7 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
         ({"first__overrides": {"num_heads": 2}}, "differ in num_heads"),
         ({"overrides__bands": {"s2": ["B02", "B03"], "s1": ["VV", "VH"]},
           "first__overrides": {"bands": {"s2": ["B08", "B11"], "s1": ["VV", "VH"]}}}, "differ in bands"),
-        ({"first__data": {"size": 16}}, r"of \(2, 2\), the second.s of \(4, 4\): say overrides.position"),
+        ({"first__data": {"size": 16}}, r"of \[2, 2\], those of phase 2 of \[4, 4\]: say overrides.pos"),
     ],
 )  # fmt: skip
 def test_phases_whose_weights_mean_something_else_are_refused(data, tmp_path, changes, message):

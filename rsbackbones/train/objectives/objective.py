@@ -15,9 +15,11 @@ class Objective(nn.Module):
     Modules that are to be sharded, checkpointed or compiled one by one stand in lists called ``blocks``.
     Parameters have at least one dimension (``fully_shard`` takes no scalars). There is no randomness in
     ``forward`` but ``batch.draws``. Parts of the objective that a batch has no data for are left out.
+    ``options`` are those that it was built from, an :class:`ObjectiveConfig`.
     """
 
     backbone: Backbone
+    options: Any
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``loss``, a scalar to be minimised, and its parts, detached scalars, by name.
