@@ -233,6 +233,10 @@ class Seamo(Backbone):
         across = self.temporal(sorted_tokens, sorted_valid)
         return self._with_joint({m: torch.take_along_dim(x, back, dim=1) for m, x in across.items()})
 
+    def blocks_across_dates(self) -> TemporalMultimodal | None:
+        """See :meth:`Backbone.blocks_across_dates`."""
+        return self.temporal
+
     def _with_joint(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         if len(tokens) < 2:
             return tokens

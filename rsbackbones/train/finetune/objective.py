@@ -17,7 +17,8 @@ class Finetuning(nn.Module):
     """A model and its loss: batch -> ``loss``, and for single labels ``accuracy`` where nothing was mixed.
 
     The loss is a mean over samples, classes and pixels, so that means over processes and passes are those of
-    the global batch. Pixels whose label is ignored add nothing and count in it, for the same reason.
+    the global batch. Pixels whose label is ignored add nothing and count in it, for the same reason. What
+    joins the dates of a series stays as it is: the model is given single images.
 
     Args:
         model: a backbone with a classifier, or a dense model.
@@ -30,6 +31,9 @@ class Finetuning(nn.Module):
         self.model, self.task = model, task
         self.freeze = freeze and isinstance(model, Backbone)
         self.soft, self.binary = SoftTargetCrossEntropy(), BinaryCrossEntropy(smoothing=0.0)
+        # Parameters that never get a gradient must not wait for one (DDP) nor decay (AdamW).
+        if (idle := self.backbone.blocks_across_dates()) is not None:
+            idle.requires_grad_(False)
         if self.freeze:
             self.backbone.requires_grad_(False)
             self.backbone.get_classifier().requires_grad_(True)
