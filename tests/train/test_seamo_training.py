@@ -357,6 +357,33 @@ def test_a_first_season_without_one_sensor_is_masked_in_phase_1(tmp_path):
     assert made.objective(batch)["loss"].isfinite()
 
 
+def test_phase_1_of_one_sensor_takes_the_first_date_that_it_has(tmp_path):
+    folder = write_series(tmp_path / "data")
+    with np.load(folder / "series.npz") as held:
+        arrays = dict(held)
+    arrays["s2"][1, :2] = 0  # no optical image at the first two dates of a place
+    arrays["s1"][2, :3], arrays["s2"][2, 0] = np.nan, 0  # nothing at the first, an optical one at the second
+    np.savez(folder / "series.npz", **arrays)
+    plain = {"data__crop": (32, 32), "data__flips": False, "first": {}}
+    optical = {"objective__strategy": "unimodal", "overrides__modalities": ["s2"]}
+    alone, both = (
+        Run(two_phases(folder, **plain, **options), ALONE)
+        for options in (optical, {"objective__strategy": "multimodal"})
+    )
+    keys = [(0, 0, place) for place in range(3)]
+    batch = alone.dataset.__getitems__(keys)
+    assert not batch.skipped
+    taken = np.stack([arrays["s2"][place, date] for place, date in enumerate((0, 2, 1))])
+    wanted = alone.uses[0].preprocess({"s2": torch.from_numpy(taken.astype(np.float32))})["s2"]
+    torch.testing.assert_close(batch.images["s2"][:, 0], wanted)
+    # With radar, the second place has its first date, and the third place an optical image alone.
+    batch = both.dataset.__getitems__(keys)
+    assert not batch.skipped
+    held = {m: batch.valid[m].flatten().tolist() for m in ("s2", "s1")}
+    assert held == {"s2": [True, False, True], "s1": [True, True, False]}
+    torch.testing.assert_close(batch.images["s2"][2, 0], wanted[2])
+
+
 # -- several processes ------------------------------------------------------------------------------------
 
 COUNT = 8

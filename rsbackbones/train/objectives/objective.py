@@ -47,7 +47,8 @@ class ObjectiveConfig(Protocol):
     def seasons(self) -> int | None:
         """How many dates of a place make a sample: ``None``: one, and every date is a sample of its own.
 
-        1: the first date of every place. More: a series of so many, [T, C, H, W] for every sensor.
+        1: the first date of every place that a sensor has. More: a series of so many, [T, C, H, W] for every
+        sensor.
         """
         ...
 
