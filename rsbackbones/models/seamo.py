@@ -11,7 +11,8 @@ theirs, patch by patch.
 
 After pretraining the encoder is the backbone. The temporal-multimodal (TM) block of the pretraining
 (:mod:`rsbackbones.layers.temporal_multimodal`) can be kept: ``temporal=True`` builds it, and
-``forward_features(series, temporal=True)`` lets the dates of a series see each other, each one those before.
+``forward_features(series, temporal=True)`` lets each date of a series see the one before it (the
+last that is there).
 
 What the paper leaves open, and what we do:
 
@@ -216,7 +217,7 @@ class Seamo(Backbone):
     def across_dates(
         self, tokens: dict[str, Tensor], valid: Mapping[str, Tensor], dates: Tensor | None
     ) -> dict[str, Tensor]:
-        """See :meth:`Backbone.across_dates`: the TM block, each date with those before it."""
+        """See :meth:`Backbone.across_dates`: the TM block, each date with the one before it."""
         if self.temporal is None:
             raise ValueError(
                 f"temporal=True needs the temporal-multimodal block, and this {self.architecture} has none: "

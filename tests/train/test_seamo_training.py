@@ -142,6 +142,16 @@ def test_fewer_steps_than_there_are_train_nothing(data, unbroken, tmp_path):
     same_curves(out, unbroken[0])
 
 
+def test_a_second_phase_whose_first_is_gone_says_so_where_steps_are_counted(data, tmp_path):
+    out = tmp_path / "run"
+    train(two_phases(data, out, max_steps=FIRST + 1))
+    shutil.rmtree(out / "phase_1")
+    with pytest.raises(TrainingError, match=r"run/phase_1/summary.json does not say .* leave out max_steps"):
+        train(two_phases(data, out, max_steps=FIRST + 2))
+    assert checkpoints(out) == ["step_000000001"]
+    assert train(two_phases(data, out)).status == "finished"
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.7])
 def test_phase_2_begins_with_the_weights_of_phase_1(data, tmp_path, ema):
     out = tmp_path / "run"
@@ -276,6 +286,9 @@ def test_the_other_strategies_train_in_one_phase(data, tmp_path, strategy):
     summary = train(two_phases(data, tmp_path / "run", **changes))
     assert summary.step == 2
     assert not (tmp_path / "run" / "phase_1").exists()
+    if strategy in ("siamese", "multimodal"):  # the exported encoder mixes sensors; only one has seen it
+        (entry,) = json.loads(export(tmp_path / "run", tmp_path / "weights").read_text())["weights"]
+        assert ("one sensor at a time" in entry["provenance"]) is (strategy == "siamese")
 
 
 # -- export -------------------------------------------------------------------------------------------------

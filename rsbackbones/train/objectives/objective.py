@@ -32,6 +32,10 @@ class Objective(nn.Module):
         """Return the backbone that users get: without what only pretraining needs."""
         return self.backbone
 
+    def advice(self) -> str:
+        """Return what users should know of how the encoder was trained; empty where it is as they use it."""
+        return ""
+
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Return for pictures, by modality: (image, what the encoder saw, prediction), each [B, C, H, W].
 
