@@ -86,7 +86,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
             "image_size": size,
             "params": sum(p.numel() for p in model.parameters()),
             "license": "not stated",
-            "provenance": " ".join(filter(None, (_provenance(run, recipe, record, step), objective.advice()))),
+            "provenance": f"{_provenance(run, recipe, record, step)} {objective.advice()}".rstrip(),
             "citation": None,
             "metrics": {},
             "golden": compute_golden(model, (size, size) if isinstance(size, int) else size),
