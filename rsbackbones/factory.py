@@ -95,8 +95,8 @@ def create_model(
         bands: the channel order of *your* tensors, by modality; default the weights' own bands, or all of a
             sensor that is not the weights'. On one sensor the weights are gathered by band name.
         bands_missing: what a band unknown to the weights gets: ``error``, ``nearest``, ``mean``,
-            ``zero`` or ``new``; ``all_new`` is a new tokenizer for all bands; see
-            :mod:`rsbackbones.adapt`.
+            ``zero`` or ``new``; ``all_new`` is a new tokenizer for all bands, of the modalities that
+            ``bands`` and ``sensors`` name, or of all where they name none; see :mod:`rsbackbones.adapt`.
         bands_scale: how tokens keep their scale where bands are dropped or shared: ``count``, ``sqrt`` or
             ``none``; see :mod:`rsbackbones.adapt`.
         image_size: the size in pixels you mean to use, a multiple of the patch, or (height, width);
@@ -175,7 +175,7 @@ def create_model(
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
     missing = "new" if file is None and bands_missing == "error" else bands_missing
-    tables = plan_bands(theirs, mine, missing, bands_scale)
+    tables = plan_bands(theirs, mine, missing, bands_scale, {*(sensors or {}), *(bands or {})})
     with torch.inference_mode(False):  # parameters made in that mode could never be trained
         if file is None:
             model: Backbone = build(mine, num_classes=classes)
@@ -209,7 +209,7 @@ def plan_adaptation(
     entry = find_entry(name)
     theirs = describe(find_architecture(entry.architecture), None, entry).config
     mine = _wanted(theirs, None, sensors, bands, None, None)
-    tables = plan_bands(theirs, mine, bands_missing, bands_scale)
+    tables = plan_bands(theirs, mine, bands_missing, bands_scale, {*(sensors or {}), *(bands or {})})
     return Adaptation(bands=tuple(table for table in tables if table))
 
 
