@@ -14,7 +14,8 @@ polarisation, and has to agree as well. What any other band gets, ``missing`` sa
 - ``new``: random weights as torch initialises them, to be trained.
 
 ``all_new`` gives such weights to every band, those too that the weights know: a new tokenizer over trained
-blocks (SeaMo, section 4.5.6). Bands keep the statistics of their input where the weights have them.
+blocks (SeaMo, section 4.5.6), for the sensors whose bands the user gives, or for all. Bands keep the
+statistics of their input where the weights have them.
 
 Optical and radar bands never stand in for each other. Bands of the weights that serve none are left out.
 

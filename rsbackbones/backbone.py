@@ -106,6 +106,10 @@ class Backbone(nn.Module):
             "looks at single images; SeaMo does, built with overrides={'temporal': True}"
         )
 
+    def blocks_across_dates(self) -> nn.Module | None:
+        """Return what :meth:`across_dates` alone uses: single images give its parameters no gradient."""
+        return None
+
     # -- what a user calls -------------------------------------------------------------------------
 
     def forward(

@@ -103,8 +103,8 @@ def create_model(
         bands: the channel order of *your* tensors, by modality; default the weights' own bands, or all of a
             sensor that is not the weights'. On one sensor the weights are gathered by band name.
         bands_missing: what a band unknown to the weights gets: ``error``, ``nearest``, ``mean``,
-            ``zero`` or ``new``; ``all_new`` is a new tokenizer for all bands; see
-            :mod:`rsbackbones.adapt`.
+            ``zero`` or ``new``; ``all_new`` is a new tokenizer for all bands, of the modalities that
+            ``bands`` and ``sensors`` name, or of all where they name none; see :mod:`rsbackbones.adapt`.
         bands_scale: how tokens keep their scale where bands are dropped or shared: ``count``, ``sqrt`` or
             ``none``; see :mod:`rsbackbones.adapt`.
         image_size: the size in pixels you mean to use, a multiple of the patch, or (height, width);
@@ -121,7 +121,7 @@ def create_model(
             ``rsbackbones download --to``; with or without ``pretrained``.
         overrides: fields of the architecture's configuration to change. For a checkpoint that does not
             describe itself they say what it holds (``{"dim": 32}``); weights that do describe
-            themselves cannot be contradicted.
+            themselves cannot be contradicted; ``image_size`` then means what the argument of that name does.
 
     Raises:
         ValueError: an unknown name, sensor, band, field or value.
@@ -164,9 +164,12 @@ def create_model(
     described = describe(architecture, file, entry)
     if repository and file:
         hub.check_contract(repository, file.metadata)
-    theirs = replace_config(described.config, overrides or {}, architecture.name)
-    fixed = [f for f in overrides or {} if f != "image_size"]
-    differing = [f for f in fixed if getattr(theirs, f) != getattr(described.config, f)]
+    changes = dict(overrides or {})
+    if file is not None and described.stated and "image_size" in changes:
+        # Here it can only be what the user means to use: what the weights are of, they say themselves.
+        image_size = _one_size(image_size, changes.pop("image_size"))
+    theirs = replace_config(described.config, changes, architecture.name)
+    differing = [f for f in changes if getattr(theirs, f) != getattr(described.config, f)]
     if file is not None and described.stated and differing:
         where = [f.metadata["trained"] for f in fields(theirs) if f.name in differing and f.metadata]
         raise WeightsMismatchError(
@@ -180,7 +183,7 @@ def create_model(
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
     missing = "new" if file is None and bands_missing == "error" else bands_missing
-    tables = plan_bands(theirs, mine, missing, bands_scale)
+    tables = plan_bands(theirs, mine, missing, bands_scale, {*(sensors or {}), *(bands or {})})
     with torch.inference_mode(False):  # parameters made in that mode could never be trained
         if file is None:
             model: Backbone = build(mine, num_classes=classes)
@@ -216,7 +219,7 @@ def plan_adaptation(
     """
     theirs = weights_config(name, True, checkpoint=checkpoint)
     mine = _wanted(theirs, None, sensors, bands, None, None)
-    tables = plan_bands(theirs, mine, bands_missing, bands_scale)
+    tables = plan_bands(theirs, mine, bands_missing, bands_scale, {*(sensors or {}), *(bands or {})})
     return Adaptation(bands=tuple(table for table in tables if table))
 
 
@@ -243,6 +246,15 @@ def weights_config(
         entry = weights_named(name)
     architecture = find_architecture(entry.architecture) if entry else architecture_named(name)
     return replace_config(describe(architecture, file, entry).config, overrides or {}, architecture.name)
+
+
+def _one_size(argument: Any, override: Any) -> Any:
+    """The size that ``image_size=`` and ``overrides={"image_size": ...}`` both may name."""
+    if argument is not None and argument != override:
+        raise ValueError(
+            f"image_size={argument!r} and overrides={{'image_size': {override!r}}} differ; give one of them"
+        )
+    return override
 
 
 def _wanted(

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,13 @@ def _check_wavelengths(
                 )
 
 
-def plan_bands(theirs: Any, mine: Any, missing: str, scale: str) -> tuple[BandTable, ...]:
+def plan_bands(
+    theirs: Any, mine: Any, missing: str, scale: str, named: Collection[str] = ()
+) -> tuple[BandTable, ...]:
     """Say for every modality of the configuration ``mine`` which weights of ``theirs`` its bands get.
+
+    ``named`` are the modalities whose bands or sensor the user gave: where there are any, ``all_new`` is of
+    those only.
 
     Raises:
         ValueError: as :func:`rsbackbones.adapt.match_bands`, or a rule that makes kernels where they are
@@ -141,13 +146,15 @@ def plan_bands(theirs: Any, mine: Any, missing: str, scale: str) -> tuple[BandTa
     tables = []
     for modality in mine.modalities:
         rule, made = missing, theirs.takes_wavelengths(modality)
-        if made and missing in ("mean", "zero", "all_new"):
+        if missing == "all_new" and named and modality not in named:
+            rule = "error"  # these are the weights' own bands, and lack none
+        if made and rule in ("mean", "zero", "all_new"):
             raise ValueError(
                 f"{modality}: these weights make the kernels of any bands from their wavelengths, so "
                 f"bands_missing={missing!r} has no meaning; leave it out, or say 'nearest' for the input "
                 "statistics of the nearest bands"
             )
-        if made and missing == "error":
+        if made and rule == "error":
             rule = "new"  # only the statistics of the input can be missing, and create_preprocess asks
         table = adapt.match_bands(
             modality, mine.bands[modality], theirs.bands[modality], sensor=mine.sensors[modality],

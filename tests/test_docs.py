@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,24 @@ def test_the_table_of_second_phases_is_that_of_its_measurement(monkeypatch):
 
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     assert in_docs(page, json.loads((ROOT / "benchmarks" / "seamo.json").read_text())) == page
+
+
+def test_what_the_second_phase_gave_the_bundled_seamo_is_recorded():
+    """Of the bundled file itself, and of the same run after both phases."""
+    record = json.loads((ROOT / "benchmarks" / "seamo_bundled.json").read_text())
+    card = (ROOT / "docs" / "cards" / "seamo_vit_tiny.samples.md").read_text(encoding="utf-8")
+    assert f"sha256: {record['weights']['phase 1 alone (bundled)']}" in card
+
+    def shown(data, phases, stream):
+        scores = record["sets"][data]["scores"][phases][f"{stream}, logistic"]
+        return f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
+
+    one, both = "phase 1 alone (bundled)", "both phases"
+    eurosat, pairs = ("EuroSAT MS", "s2"), ("BigEarthNet pairs", "joint")
+    first, second = (shown(eurosat[0], phase, eurosat[1]) for phase in (one, both))
+    assert f"{first} after phase 1 and {second} after both" in card
+    first, second = (shown(pairs[0], phase, pairs[1]) for phase in (one, both))
+    assert f"{pairs[0]} {first} and {second}" in card
 
 
 def test_the_results_page_and_the_cards_numbers_are_those_of_the_measurement(monkeypatch):

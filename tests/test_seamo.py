@@ -456,6 +456,27 @@ def test_only_trained_weights_keep_the_grid_that_they_were_trained_on(tmp_path):
     assert rsb.create_model("seamo_vit_tiny", image_size=128).config.grid == (16, 16)
 
 
+def test_a_size_among_the_overrides_is_the_size_that_the_user_means_not_what_the_weights_are_of(tmp_path):
+    model = seamo().eval()  # 64 pixels, patch 8
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    both = {"checkpoint": file, "image_size": 128}
+    for options in (
+        {"checkpoint": file, "overrides": {"image_size": 128}},
+        both | {"overrides": {"image_size": 128}},
+    ):
+        again = rsb.create_model("seamo_vit_tiny", **options)
+        assert (again.config.grid, again.config.image_size) == ((8, 8), 128)
+        for side in (64, 96):
+            assert torch.equal(again(pictures(side, side)), model(pictures(side, side)))
+    with pytest.raises(ValueError, match=r"image_size=128 and overrides=\{'image_size': 96\} differ"):
+        rsb.create_model("seamo_vit_tiny", **both, overrides={"image_size": 96})
+    # A file that says nothing of itself: what the overrides say is what it holds.
+    torch.save(seamo(positions="learned", image_size=96).state_dict(), tmp_path / "bare.pt")
+    said = {**SMALL, "positions": "learned", "image_size": 96}
+    bare = rsb.create_model("seamo_vit_tiny", checkpoint=tmp_path / "bare.pt", image_size=128, overrides=said)
+    assert (bare.config.grid, bare.config.image_size) == ((12, 12), 128)
+
+
 def test_the_block_is_built_on_demand_and_used_on_demand():
     with_block, without = seamo(temporal=True), seamo()
     assert {n.split(".")[0] for n in set(with_block.state_dict()) - set(without.state_dict())} == {"temporal"}

@@ -48,6 +48,7 @@ def model_for(
     bands_scale: str = "count",
     pretrained: bool = True,
     checkpoint: Path | None = None,
+    image_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a model for what a set holds: the modalities that the model knows, their sensors and bands.
@@ -57,7 +58,7 @@ def model_for(
 
     Args:
         data: the set.
-        name, pretrained, checkpoint, overrides: as for :func:`rsbackbones.create_model`.
+        name, pretrained, checkpoint, image_size, overrides: as for :func:`rsbackbones.create_model`.
         modalities: those to use; default: all that the set and the architecture have.
         bands: by modality the bands to use; default: those of the set that the weights know, and with a
             ``bands_missing`` other than ``error`` all of the set. Weights of bands that are not used are left
@@ -84,6 +85,7 @@ def model_for(
         "modalities": used,
         "bands_missing": bands_missing,
         "bands_scale": bands_scale,
+        "image_size": image_size,
         "overrides": dict(overrides or {}),
     }
     if bands is None and bands_missing == "error":

@@ -11,7 +11,8 @@ theirs, patch by patch.
 
 After pretraining the encoder is the backbone. The temporal-multimodal (TM) block of the pretraining
 (:mod:`rsbackbones.layers.temporal_multimodal`) can be kept: ``temporal=True`` builds it, and
-``forward_features(series, temporal=True)`` lets the dates of a series see each other, each one those before.
+``forward_features(series, temporal=True)`` lets each date of a series see the one before it (the
+last that is there).
 
 What the paper leaves open, and what we do:
 
@@ -213,7 +214,7 @@ class Seamo(Backbone):
     def across_dates(
         self, tokens: dict[str, Tensor], valid: Mapping[str, Tensor], dates: Tensor | None
     ) -> dict[str, Tensor]:
-        """See :meth:`Backbone.across_dates`: the TM block, each date with those before it."""
+        """See :meth:`Backbone.across_dates`: the TM block, each date with the one before it."""
         if self.temporal is None:
             raise ValueError(
                 f"temporal=True needs the temporal-multimodal block, and this {self.architecture} has none: "
@@ -229,6 +230,10 @@ class Seamo(Backbone):
         back = order.argsort(dim=1)[..., None, None]
         across = self.temporal(sorted_tokens, sorted_valid)
         return self._with_joint({m: torch.take_along_dim(x, back, dim=1) for m, x in across.items()})
+
+    def blocks_across_dates(self) -> TemporalMultimodal | None:
+        """See :meth:`Backbone.blocks_across_dates`."""
+        return self.temporal
 
     def _with_joint(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         if len(tokens) < 2:

@@ -16,11 +16,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from rsbackbones.backbone import Backbone
-from rsbackbones.checkpoints import not_finite, open_checkpoint
-from rsbackbones.config import as_json
+from rsbackbones.checkpoints import CheckpointFile, not_finite, open_checkpoint
 from rsbackbones.factory import create_model
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.sensors import InputSpec
+from rsbackbones.train.carried import OBJECTIVE_KEY, check_carried, meaning_of
 from rsbackbones.train.checkpoint import finished, problem, step_of
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe
@@ -78,43 +78,29 @@ def check_phases(recipe: Recipe) -> Objective:
     with torch.device("meta"):
         objective = build_objective(recipe)
         if (first := recipe.first_phase()) is not None:
-            check_carried(build_objective(first), objective)
+            check_phase_1(build_objective(first), objective)
     return objective
 
 
-def check_carried(first: Objective, second: Objective) -> None:
+def check_phase_1(first: Objective, second: Objective) -> None:
     """Check that all that a first phase trains has its place in the second, and means the same there.
 
     Raises:
-        TrainingError: something is not in the second, or of another shape; or the backbones differ in what
-            shapes do not show: bands, heads, the grid of positions.
+        TrainingError: something is not in the second, or of another shape, or means something else.
     """
-    meant = [as_json(objective.backbone.config) for objective in (first, second)]
-    grids = [getattr(objective.backbone.config, "grid", None) for objective in (first, second)]
-    # Only the second phase has blocks for dates; sizes that the grid does not follow are free.
-    free = ("temporal", "image_size", "position_grid")
-    if changed := [name for name in meant[0] if name not in free and meant[0][name] != meant[1][name]]:
-        raise TrainingError(
-            f"the phases train models that differ in {', '.join(changed)}: first= may change what is "
-            "trained, not the model"
-        )
-    if grids[0] != grids[1]:
-        raise TrainingError(
-            f"the first phase's positions are of a grid of {grids[0]}, the second's of {grids[1]}: "
-            f"say overrides.position_grid={list(grids[0] or ())} to interpolate them, or train on one size"
-        )
+    fix = "first= may change what is trained, not the model"
+    check_carried(meaning_of(first), meaning_of(second), names=("phase 1", "phase 2"), fix=fix)
     theirs, ours = first.state_dict(), second.state_dict()
     if differing := [n for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape]:
         raise TrainingError(
-            f"the first phase trains {', '.join(differing[:8])}, which the second lacks or has in another "
-            "shape: first= may change what is trained, not the size of the model"
+            f"phase 1 trains {', '.join(differing[:8])}, which phase 2 lacks or has in another shape: {fix}"
         )
 
 
 def _load_first_phase(objective: Objective, out: Path) -> str:
     """Load all of what the first phase trained; parts that it did not have stay as the seed made them."""
     _, _, before, step = read_run(out)
-    check_carried(before, objective)
+    check_phase_1(before, objective)
     theirs, ours = before.state_dict(), objective.state_dict()
     objective.load_state_dict({**ours, **theirs}, strict=True)
     new = sorted({".".join(name.split(".")[:2]) for name in ours if name not in theirs})
@@ -123,6 +109,10 @@ def _load_first_phase(objective: Objective, out: Path) -> str:
 
 def _load_initial(objective: Objective, path: Path, model: str) -> None:
     file = open_checkpoint(path, allow_pickle=False)
+    check_carried(
+        _read_meaning(file), meaning_of(objective), names=(f"initial={path}", "this recipe"),
+        fix="say what the file was trained with (its recipe.json does), or train from the start",
+    )  # fmt: skip
     ours = objective.state_dict()
     differing = sorted(set(file.tensors) ^ set(ours)) + [
         name for name in ours if name in file.tensors and file.tensors[name].shape != tuple(ours[name].shape)
@@ -137,6 +127,24 @@ def _load_initial(objective: Objective, path: Path, model: str) -> None:
     if bad := not_finite(state):
         raise TrainingError(f"initial={path}: NaN or infinity in {', '.join(bad)}")
     objective.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
+
+
+def _read_meaning(file: CheckpointFile) -> dict[str, Any]:
+    export = "`python -m rsbackbones.train.export RUN --full`"
+    if OBJECTIVE_KEY not in file.metadata:
+        raise TrainingError(
+            f"initial={file.path} does not say what its parameters mean (bands, heads, grid); it must be "
+            f"objective.safetensors as {export} writes it: export the run once more"
+        )
+    try:
+        said = json.loads(file.metadata[OBJECTIVE_KEY])
+        meaning = {name: dict(said[name]) for name in ("config", "objective")} | {"grid": said["grid"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TrainingError(
+            f"initial={file.path}: what it says of itself is damaged ({error!r}); export the run once more, "
+            f"{export}"
+        ) from error
+    return meaning
 
 
 def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:

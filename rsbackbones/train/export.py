@@ -27,6 +27,7 @@ from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model, write_safetensors
 from rsbackbones.train.beginning import read_run
+from rsbackbones.train.carried import OBJECTIVE_KEY, meaning_of
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.run_folder import PHASE_1, TrainingError
 from rsbackbones.weights import sha256_of
@@ -63,7 +64,8 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
     try:
         file = save_model(model, part / f"{recipe.model}.{tag}.safetensors", dtype=DTYPES[dtype])
         if full:
-            write_safetensors(objective.state_dict(), part / "objective.safetensors", torch.float32, {})
+            said = {OBJECTIVE_KEY: json.dumps(meaning_of(objective))}
+            write_safetensors(objective.state_dict(), part / "objective.safetensors", torch.float32, said)
         # What a user will get: through the file, and so through its precision.
         model = create_model(recipe.model, checkpoint=file)
         # The contract of the model's own bands: in a manifest it says which bands the weights have.
@@ -84,7 +86,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
             "image_size": size,
             "params": sum(p.numel() for p in model.parameters()),
             "license": "not stated",
-            "provenance": _provenance(run, recipe, record, step),
+            "provenance": f"{_provenance(run, recipe, record, step)} {objective.advice()}".rstrip(),
             "citation": None,
             "metrics": {},
             "golden": compute_golden(model, (size, size) if isinstance(size, int) else size),

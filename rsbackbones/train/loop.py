@@ -57,11 +57,9 @@ def train(recipe: Recipe) -> Summary:
         summary = _first_phase(recipe, processes, stop)
         if summary is None:
             if recipe.max_steps is not None:
-                # The first process wrote the file; another one might not see it yet.
-                before = _steps_of_phase_1(out) if recipe.first and processes.first else 0
-                steps_before = processes.first_says(before)
+                before = _steps_of_phase_1(out, processes) if recipe.first else 0
                 # At least 1: who comes here with fewer is in phase 2 already, and past it.
-                recipe = replace(recipe, max_steps=max(1, recipe.max_steps - steps_before))
+                recipe = replace(recipe, max_steps=max(1, recipe.max_steps - before))
             summary = Training(Run(recipe, processes), folder, stop).go()
     leave(processes)
     return summary
@@ -82,9 +80,21 @@ def _first_phase(recipe: Recipe, processes: Processes, stop: StopSignal) -> Summ
     return summary if ended else None
 
 
-def _steps_of_phase_1(out: Path) -> int:
-    steps: int = json.loads((out / PHASE_1 / "summary.json").read_text(encoding="utf-8"))["total_steps"]
-    return steps
+def _steps_of_phase_1(out: Path, processes: Processes) -> int:
+    """Read them in the first process, which wrote the file: another one might not see it yet."""
+    problem, file, steps = None, out / PHASE_1 / "summary.json", 0
+    if processes.first:
+        try:
+            steps = json.loads(file.read_text(encoding="utf-8"))["total_steps"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = (
+                f"max_steps counts the steps of both phases, and {file} does not say those of the first "
+                f"({type(error).__name__}). Put {PHASE_1} back, or leave out max_steps: the second phase "
+                "goes on without it"
+            )
+    if problem := processes.first_says(problem):
+        raise TrainingError(problem)
+    return int(processes.first_says(steps))
 
 
 class Training:

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+import rsbackbones as rsb
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.train.finetune import RECIPES, FinetuneRecipe
 from rsbackbones.train.recipe_fields import replace_fields
@@ -124,6 +126,17 @@ def small_recipe(out: Path | None = None, **changes: object) -> FinetuneRecipe:
     )  # fmt: skip
     options = {name.replace("__", "."): value for name, value in changes.items()}
     return replace_fields(recipe, options | ({"out": str(out)} if out else {}))
+
+
+def seamo_with_block(folder: Path) -> dict[str, object]:
+    """Save a tiny SeaMo with its block for dates, as ``export --full`` does; return options to tune it."""
+    fields = {
+        "dim": 32, "depth": 2, "num_heads": 4, "temporal": True,
+        "bands": {"s2": list(BANDS), "s1": ["VV", "VH"]},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    file = rsb.save_model(rsb.create_model("seamo_vit_tiny", overrides=fields), folder / "seamo.safetensors")
+    return {"model": "seamo_vit_tiny", "checkpoint": str(file), "overrides": {}, "drop_path": 0}
 
 
 DENSE = {"views__mixup": 0, "views__cutmix": 0, "views__smoothing": 0, "head": "linear"}

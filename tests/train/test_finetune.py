@@ -12,12 +12,13 @@ import rsbackbones as rsb
 from rsbackbones.cli import main as cli
 from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.train.distributed import Processes
 from rsbackbones.train.finetune import RECIPES, finetune, load_finetuned
 from rsbackbones.train.finetune.__main__ import main
-from rsbackbones.train.finetune.run import build_model
+from rsbackbones.train.finetune.run import FinetuneRun, _pools_in_vain, build_model
 from rsbackbones.train.finetune.tune import said
 from rsbackbones.train.recipe_fields import from_json, replace_fields, to_json
-from tests.train.finetune_setup import CLASSES, DENSE, finer, labelled, saved, small_recipe
+from tests.train.finetune_setup import CLASSES, DENSE, finer, labelled, saved, seamo_with_block, small_recipe
 from tests.train.training import checkpoints, curve
 
 UNMIXED = {"views__mixup": 0, "views__cutmix": 0}
@@ -425,3 +426,36 @@ def test_images_of_another_sensor(tmp_path):
     assert accuracy(model, data, "test") == result["metrics"]["top1"]
     with pytest.raises(ValueError, match="says that s2 is superdove; oli was opened as landsat_oli"):
         finetune(replace_fields(recipe, {"sensors.s2": "superdove", "out": str(tmp_path / "b")}), data)
+
+
+@pytest.mark.parametrize("task", ["classes", "pixels"])
+def test_what_joins_dates_is_not_trained_and_every_other_parameter_gets_a_gradient(tmp_path, task):
+    """Of single images none reaches it: with many processes they would wait for it, and it would decay."""
+    data = labelled(task, sensors=("s2", "s1") if task == "classes" else ("s2",))
+    options = seamo_with_block(tmp_path)
+    run = FinetuneRun(
+        small_recipe(tmp_path / "run", **options, **plain(task)), Processes(0, 1, torch.device("cpu")), data
+    )
+    assert not _pools_in_vain(run.objective.backbone)
+    idle = {n for n, p in run.objective.named_parameters() if not p.requires_grad}
+    assert idle == {n for n, _ in run.objective.named_parameters() if ".temporal." in n} != set()
+    run.forward_backward([next(run.batches(0, 1))])
+    assert {n for n, p in run.objective.named_parameters() if p.grad is None} == idle
+    held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in run.objective.parameters() if p.requires_grad}
+    if task == "classes":
+        finetune(small_recipe(tmp_path / "run", **options, epochs=2), data)
+        before, after = (
+            load_file(f) for f in (options["checkpoint"], tmp_path / "run/best/model.safetensors")
+        )
+        same = {n for n, tensor in before.items() if torch.equal(tensor, after[n])}
+        assert same == {n for n in before if n.startswith("temporal.")}
+
+
+def test_a_joint_encoder_leaves_what_pools_its_sensors_without_gradients(tmp_path):
+    data = labelled("classes", sensors=("s2", "s1"))
+    run = FinetuneRun(small_recipe(tmp_path / "run"), Processes(0, 1, torch.device("cpu")), data)
+    assert _pools_in_vain(run.objective.backbone)
+    run.forward_backward([next(run.batches(0, 1))])
+    idle = {n for n, p in run.objective.named_parameters() if p.grad is None}
+    assert idle == {n for n, _ in run.objective.named_parameters() if ".embeddings." in n} != set()

@@ -8,7 +8,7 @@ import torch
 
 from rsbackbones.train.finetune import finetune, load_finetuned
 from rsbackbones.train.recipe_fields import to_json
-from tests.train.finetune_setup import DENSE, labelled, saved, small_recipe, sparsely
+from tests.train.finetune_setup import DENSE, labelled, saved, seamo_with_block, small_recipe, sparsely
 from tests.train.test_finetune import evaluations
 from tests.train.training import curve, end, run, start, steps_logged, wait_until
 
@@ -78,6 +78,24 @@ def test_two_processes_compute_what_one_computes(task, tmp_path):
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-3)
         for a, b in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / name), strict=True):
             assert b == pytest.approx(a, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classes", "pixels"])
+def test_two_processes_fine_tune_a_seamo_with_its_block_for_dates(task, tmp_path):
+    """No gradient reaches the block: neither do processes wait for one, nor does it decay."""
+    sensors = ("s2", "s1") if task == "classes" else ("s2",)
+    file = saved(labelled(task, count=28, sensors=sensors), tmp_path / "small.npz")
+    options = {**seamo_with_block(tmp_path), "data": str(file), "batch_size": 8, "epochs": 4,
+               **(DENSE if task == "pixels" else {})}  # fmt: skip
+    finetune(small_recipe(tmp_path / "one", **options))
+    run(
+        command(small_recipe(tmp_path / "two", **options), tmp_path / "recipe.json", ranks=2),
+        tmp_path / "log",
+    )
+    one, two = (torch.tensor(curve(tmp_path / name)) for name in ("one", "two"))
+    assert len(one) == 4
+    torch.testing.assert_close(two, one, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -336,7 +336,7 @@ def test_the_whole_objective_can_be_begun_with(data, finished, exported, tmp_pat
     assert summary.step == 8
     first, before = curve(tmp_path / "run", "reconstruction")[0], curve(out, "reconstruction")[0]
     assert first < before
-    other = small_recipe(data, initial=str(file), objective__decoder_dim=64)
+    other = small_recipe(data, initial=str(file), objective__contrast="none")
     with pytest.raises(TrainingError, match="is not this objective"):
         load_beginning(build_objective(other), other)
 

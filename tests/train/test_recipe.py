@@ -185,8 +185,10 @@ def test_what_is_different_in_a_first_phase():
     assert (first.epochs, recipe.epochs) == (3, 200)
     assert (first.objective.mask_ratio, recipe.objective.mask_ratio) == (0.5, 0.75)
     assert first.objective.overrides == {"temporal": False}
-    siamese = seamo("objective.strategy=siamese_temporal").first_phase().objective
-    assert (siamese.strategy, siamese.seasons) == ("siamese_temporal", 1)
+    for name in ("seamo_vit_b", "seamo_vit_l", "seamo_vit_tiny"):
+        siamese = parse_arguments([f"recipe={name}", "objective.strategy=siamese_temporal"], RECIPES)
+        siamese = siamese.first_phase().objective
+        assert (siamese.strategy, siamese.seasons) == ("siamese_temporal", 1)
     assert (first.optim.base_lr, recipe.optim.base_lr) == (1e-3, 1e-4)
     assert (first.data.crop, recipe.data.crop) == ((0.25, 1.0), (0.5, 1.0))
     for phase in (first, recipe):
@@ -213,6 +215,9 @@ def test_what_is_different_in_a_first_phase():
         with pytest.raises(ValueError) as error:
             seamo(argument)
         assert expected in str(error.value), argument
+    # Of the recipe as a whole there is no field to name.
+    with pytest.raises(ValueError, match=r"^these options train on single dates"):
+        seamo("objective.length=1")
 
 
 def test_what_makes_another_run():

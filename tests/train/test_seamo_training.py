@@ -142,6 +142,16 @@ def test_fewer_steps_than_there_are_train_nothing(data, unbroken, tmp_path):
     same_curves(out, unbroken[0])
 
 
+def test_a_second_phase_whose_first_is_gone_says_so_where_steps_are_counted(data, tmp_path):
+    out = tmp_path / "run"
+    train(two_phases(data, out, max_steps=FIRST + 1))
+    shutil.rmtree(out / "phase_1")
+    with pytest.raises(TrainingError, match=r"run/phase_1/summary.json does not say .* leave out max_steps"):
+        train(two_phases(data, out, max_steps=FIRST + 2))
+    assert checkpoints(out) == ["step_000000001"]
+    assert train(two_phases(data, out)).status == "finished"
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.7])
 def test_phase_2_begins_with_the_weights_of_phase_1(data, tmp_path, ema):
     out = tmp_path / "run"
@@ -276,6 +286,9 @@ def test_the_other_strategies_train_in_one_phase(data, tmp_path, strategy):
     summary = train(two_phases(data, tmp_path / "run", **changes))
     assert summary.step == 2
     assert not (tmp_path / "run" / "phase_1").exists()
+    if strategy in ("siamese", "multimodal"):  # the exported encoder mixes sensors; only one has seen it
+        (entry,) = json.loads(export(tmp_path / "run", tmp_path / "weights").read_text())["weights"]
+        assert ("one sensor at a time" in entry["provenance"]) is (strategy == "siamese")
 
 
 # -- export -------------------------------------------------------------------------------------------------
@@ -303,7 +316,7 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
     x = {m: torch.rand(2, 3, len(alone.bands[m]), 32, 32, generator=generator) for m in ("s2", "s1")}
     assert torch.equal(alone(x), whole(x))
     assert whole(x, temporal=True).isfinite().all()
-    with pytest.raises(ValueError, match="trained ones are in what"):
+    with pytest.raises(ValueError, match="block is in what `python -m rsbackbones"):
         alone(x, temporal=True)
     assert sorted(p.name for p in (tmp_path / "encoder").iterdir()) == ["manifest.json", "recipe.json", name]
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == [
@@ -325,7 +338,7 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
         ({"first__overrides": {"num_heads": 2}}, "differ in num_heads"),
         ({"overrides__bands": {"s2": ["B02", "B03"], "s1": ["VV", "VH"]},
           "first__overrides": {"bands": {"s2": ["B08", "B11"], "s1": ["VV", "VH"]}}}, "differ in bands"),
-        ({"first__data": {"size": 16}}, r"of \(2, 2\), the second.s of \(4, 4\): say overrides.position"),
+        ({"first__data": {"size": 16}}, r"of \[2, 2\], those of phase 2 of \[4, 4\]: say overrides.pos"),
     ],
 )  # fmt: skip
 def test_phases_whose_weights_mean_something_else_are_refused(data, tmp_path, changes, message):
@@ -355,6 +368,33 @@ def test_a_first_season_without_one_sensor_is_masked_in_phase_1(tmp_path):
     assert batch.valid["s2"].flatten().tolist() == [True, False, True, True, True, True]
     assert not batch.images["s1"][[0, 3]].any()
     assert made.objective(batch)["loss"].isfinite()
+
+
+def test_phase_1_of_one_sensor_takes_the_first_date_that_it_has(tmp_path):
+    folder = write_series(tmp_path / "data")
+    with np.load(folder / "series.npz") as held:
+        arrays = dict(held)
+    arrays["s2"][1, :2] = 0  # no optical image at the first two dates of a place
+    arrays["s1"][2, :3], arrays["s2"][2, 0] = np.nan, 0  # nothing at the first, an optical one at the second
+    np.savez(folder / "series.npz", **arrays)
+    plain = {"data__crop": (32, 32), "data__flips": False, "first": {}}
+    optical = {"objective__strategy": "unimodal", "overrides__modalities": ["s2"]}
+    alone, both = (
+        Run(two_phases(folder, **plain, **options), ALONE)
+        for options in (optical, {"objective__strategy": "multimodal"})
+    )
+    keys = [(0, 0, place) for place in range(3)]
+    batch = alone.dataset.__getitems__(keys)
+    assert not batch.skipped
+    taken = np.stack([arrays["s2"][place, date] for place, date in enumerate((0, 2, 1))])
+    wanted = alone.uses[0].preprocess({"s2": torch.from_numpy(taken.astype(np.float32))})["s2"]
+    torch.testing.assert_close(batch.images["s2"][:, 0], wanted)
+    # With radar, the second place has its first date, and the third place an optical image alone.
+    batch = both.dataset.__getitems__(keys)
+    assert not batch.skipped
+    held = {m: batch.valid[m].flatten().tolist() for m in ("s2", "s1")}
+    assert held == {"s2": [True, False, True], "s1": [True, True, False]}
+    torch.testing.assert_close(batch.images["s2"][2, 0], wanted[2])
 
 
 # -- several processes ------------------------------------------------------------------------------------

@@ -209,10 +209,12 @@ def _held(use: Use, sample: Sample) -> dict[str, Tensor]:
 
 
 def _dates_of(use: Use, place: int) -> Sample:
-    """Read all dates of a place; or, for samples of one season, the first, in which a sensor may be missing.
+    """Read all dates of a place; or, for samples of one season, the first that a sensor in use has.
+
+    Another sensor may be missing at it, and is marked.
 
     Raises:
-        BadSample: it cannot be used; at the first date no sensor has an image.
+        BadSample: it cannot be used.
     """
     if use.seasons != 1:
         return use.source.read(place)
@@ -220,11 +222,17 @@ def _dates_of(use: Use, place: int) -> Sample:
         return use.source.read(place, 0)
     except BadSample:
         whole = use.source.read(place)  # here what is missing is marked
-        first = {m: held[:1] for m, held in whole.valid.items()}
-        if not any(m not in first or first[m].any() for m in use.preprocess.specs):
+        every = np.ones(use.source.frames, bool)
+        held = np.stack([whole.valid.get(m, every) for m in use.preprocess.specs]).any(axis=0)
+        if not held.any():
             raise
-        images = {m: x[0] for m, x in whole.images.items()}
-        return replace(whole, images=images, dates={m: x[:1] for m, x in whole.dates.items()}, valid=first)
+        t = int(held.argmax())
+        return replace(
+            whole,
+            images={m: x[t] for m, x in whole.images.items()},
+            dates={m: x[t : t + 1] for m, x in whole.dates.items()},
+            valid={m: x[t : t + 1] for m, x in whole.valid.items()},
+        )
 
 
 def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Generator) -> Sample:

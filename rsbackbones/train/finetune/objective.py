@@ -21,7 +21,8 @@ class Finetuning(nn.Module):
 
     The loss is a mean over samples, classes and labelled pixels. Of pixels, a batch says by how many: by what
     :func:`evenly_counted` gives, means over processes and passes are that of the global batch. Where none is
-    labelled the loss is 0.
+    labelled the loss is 0. What joins the dates of a series stays as it is: the model is given
+    single images.
 
     Args:
         model: a backbone with a classifier, or a dense model.
@@ -34,6 +35,9 @@ class Finetuning(nn.Module):
         self.model, self.task = model, task
         self.freeze = freeze and isinstance(model, Backbone)
         self.soft, self.binary = SoftTargetCrossEntropy(), BinaryCrossEntropy(smoothing=0.0)
+        # Parameters that never get a gradient must not wait for one (DDP) nor decay (AdamW).
+        if (idle := self.backbone.blocks_across_dates()) is not None:
+            idle.requires_grad_(False)
         if self.freeze:
             self.backbone.requires_grad_(False)
             self.backbone.get_classifier().requires_grad_(True)

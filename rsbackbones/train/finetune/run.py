@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rsbackbones.backbone import unwrapped
+from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.eval.subject import model_for, said_of
@@ -85,11 +85,8 @@ class FinetuneRun(Steps):
         self.objective = Finetuning(model, data.task, freeze=recipe.freeze).to(processes.device).train()
         if processes.world_size > 1 and processes.device.type == "cuda":
             self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
-        # The loss of a joint embedding does not reach what pools the streams below it.
-        unused = data.labels is not None and len(self.objective.backbone.stream_depths) > 1
-        self.module = parallelize(
-            self.objective, recipe, processes.device, unused=unused and not recipe.freeze
-        )
+        unused = data.labels is not None and not recipe.freeze and _pools_in_vain(self.objective.backbone)
+        self.module = parallelize(self.objective, recipe, processes.device, unused=unused)
         self.optimizer = build_optimizer(self.objective, recipe.optim, recipe.batch_size)
         start_state(self.objective, self.optimizer)
         self.schedule = build_schedule(
@@ -173,11 +170,11 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
     """Return the model of a recipe for a set, its head newly initialised from the seed."""
     torch.manual_seed(recipe.seed)
-    side = recipe.views.size or recipe.views.tile
     backbone = model_for(
         data, recipe.model, modalities=recipe.modalities or None, bands=recipe.bands or None,
         bands_missing=recipe.bands_missing, bands_scale=recipe.bands_scale, pretrained=recipe.pretrained,
-        checkpoint=recipe.checkpoint, overrides=recipe.overrides | ({"image_size": side} if side else {}),
+        checkpoint=recipe.checkpoint, image_size=recipe.views.size or recipe.views.tile,
+        overrides=recipe.overrides,
     )  # fmt: skip
     torch.manual_seed(recipe.seed)  # the same head whatever loading drew
     set_drop_path(backbone, recipe.drop_path)
@@ -192,6 +189,13 @@ def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
 
 def _head_options(recipe: FinetuneRecipe) -> dict[str, Any]:
     return {"head": recipe.head, "scale": recipe.scale, **recipe.head_options}
+
+
+def _pools_in_vain(backbone: Backbone) -> bool:
+    """Whether there are streams that are pooled and have no part in the embedding: no loss reaches that."""
+    trained = backbone.choose_stream(None, dict.fromkeys(backbone.modalities))
+    reached = {trained, *backbone.mean_streams.get(trained, ())}
+    return bool(set(backbone.stream_depths) - reached)
 
 
 def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:

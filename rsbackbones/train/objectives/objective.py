@@ -15,9 +15,11 @@ class Objective(nn.Module):
     Modules that are to be sharded, checkpointed or compiled one by one stand in lists called ``blocks``.
     Parameters have at least one dimension (``fully_shard`` takes no scalars). There is no randomness in
     ``forward`` but ``batch.draws``. Parts of the objective that a batch has no data for are left out.
+    ``options`` are those that it was built from, an :class:`ObjectiveConfig`.
     """
 
     backbone: Backbone
+    options: Any
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``loss``, a scalar to be minimised, and its parts, detached scalars, by name.
@@ -29,6 +31,10 @@ class Objective(nn.Module):
     def encoder(self) -> Backbone:
         """Return the backbone that users get: without what only pretraining needs."""
         return self.backbone
+
+    def advice(self) -> str:
+        """Return what users should know of how the encoder was trained; empty where it is as they use it."""
+        return ""
 
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Return for pictures, by modality: (image, what the encoder saw, prediction), each [B, C, H, W].
@@ -45,7 +51,8 @@ class ObjectiveConfig(Protocol):
     def seasons(self) -> int | None:
         """How many dates of a place make a sample: ``None``: one, and every date is a sample of its own.
 
-        1: the first date of every place. More: a series of so many, [T, C, H, W] for every sensor.
+        1: the first date of every place that a sensor has. More: a series of so many, [T, C, H, W] for every
+        sensor.
         """
         ...
 

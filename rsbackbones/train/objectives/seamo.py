@@ -177,6 +177,15 @@ class SeamoPretraining(Objective):
         alone.architecture, alone.inputs = self.backbone.architecture, self.backbone.inputs
         return alone
 
+    def advice(self) -> str:
+        """See :meth:`Objective.advice`."""
+        if not self.options.strategy.startswith("siamese"):
+            return ""
+        return (
+            "Trained on one sensor at a time (siamese): where both are given the encoder mixes them all the "
+            "same, which it never saw in training; forward_streams gives each alone."
+        )
+
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """See :meth:`Objective.reconstruct`; the seasons stand side by side, [B, C, H, T * W]."""

@@ -59,7 +59,7 @@ RECIPES = (
         optim=OptimOptions(base_lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, clip_grad=1.0),
         save=SaveOptions(every=500),
         first={
-            "objective": {"strategy": "multimodal"},
+            "objective": {"length": 1},
             "data": {
                 "parts": [to_json(part) for part in (*PAIRS, *CLOUDY)],
                 "crop": [32, 96],
