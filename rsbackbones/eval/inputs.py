@@ -43,7 +43,8 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
             raise ValueError(
                 f"{modality}: the model takes bands of {mine}, those of {data.name} are of {theirs}. Build "
                 f"the model for them: create_model(..., sensors={{'{modality}': '{theirs}'}}); or, if they "
-                f"are of {mine}, open the set so: sensors={{'{modality}': '{mine}'}}"
+                f"are of {mine}, open the set with sensors={{'{modality}': '{mine}'}} "
+                f"(--sensor {modality}={mine})"
             )
     pictures = [m for m in backbone.modalities if data.units.get(m) == NORMALISED]
     measured = [m for m in backbone.modalities if m not in pictures]
