@@ -268,7 +268,8 @@ def _check_near(modality: str, band: Band, source: Band) -> None:
         raise ValueError(
             f"{modality}: {band.name} at {_length(band.wavelength)} is too far from every band of the "
             f"weights (the nearest is {source.name} at {_length(source.wavelength)}, and 'nearest' goes up "
-            f"to a factor of {_FARTHEST:g}); leave it out, or choose bands_missing='mean', 'zero' or 'new' (--missing)"
+            f"to a factor of {_FARTHEST:g}); leave it out, or choose bands_missing='mean', 'zero' or 'new' "
+            "(--missing)"
         )
 
 
