@@ -169,8 +169,8 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     if idle := [m for m in backbone.modalities if m not in fed]:
         raise TrainingError(
             f"no source has {', '.join(sensors[m] for m in idle)}, which {recipe.model} takes (there is "
-            f"{', '.join(sorted(held))}): a part of the model would stay random. Check the folder, train without: "
-            f"overrides.modalities={json.dumps(sorted(fed))}, or on another sensor: "
+            f"{', '.join(sorted(held))}): a part of the model would stay random. Check the folder, train "
+            f"without: overrides.modalities={json.dumps(sorted(fed))}, or on another sensor: "
             f"overrides.sensors.{idle[0]}=SENSOR with its overrides.bands.{idle[0]}"
         )
     if unknown := [m for m in data.units if m not in fed]:
