@@ -22,10 +22,13 @@ def features(model: rsb.Backbone, image: xr.DataArray | xr.Dataset) -> xr.DataAr
     if isinstance(image, xr.Dataset):
         image = image.to_dataarray("band")
     image = image.transpose("band", "y", "x")
-    (sensor,) = model.modalities
-    preprocess = rsb.create_preprocess(model, bands={sensor: [str(name) for name in image["band"].values]})
+    (modality,) = model.modalities
+    sensor = rsb.get_sensor(model.config.sensors[modality])
+    known = {name.lower() for band in sensor.bands for name in (band.name, *band.aliases)}
+    image = image.sel(band=[name for name in image["band"].values if str(name).lower() in known])
+    preprocess = rsb.create_preprocess(model, bands={modality: [str(name) for name in image["band"].values]})
     with torch.inference_mode():
-        maps = model.forward_features({sensor: preprocess(image.values[None])}).maps()[0].numpy()
+        maps = model.forward_features({modality: preprocess(image.values[None])}).maps()[0].numpy()
     # A patch lies where the middle of its pixels lies.
     middles = image.isel(band=0).coarsen(y=model.patch_size, x=model.patch_size).mean()
     coordinates = {axis: middles[axis] for axis in ("y", "x") if axis in image.coords}

@@ -311,15 +311,18 @@ def adapt_contract(spec: InputSpec, table: BandTable) -> InputSpec:
     """Return the input contract for the user's bands.
 
     A band takes the statistics of its source, ``mean`` the mean of all bands' means and of their standard
-    deviations. ``zero`` and ``new`` bands have none, and are not among the bands of the result.
+    deviations. ``zero`` and ``new`` bands have none, and are not among the bands of the result; those that
+    are not looked at are its ``ignored``.
     """
     if not table:
         return spec
     known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
     every = [known[band] for band in table.weights_bands if band in known]
-    found = {}
+    found, ignored = {}, []
     for row in table.rows:
-        if row.source in known:
+        if row.rule == "zero" or (row.source in spec.ignored and row.rule != "new" and not table.made):
+            ignored.append(row.band)
+        elif row.source in known:
             found[row.band] = known[row.source]
         elif row.rule == "mean" and every:
             found[row.band] = (sum(m for m, _ in every) / len(every), sum(s for _, s in every) / len(every))
@@ -328,6 +331,7 @@ def adapt_contract(spec: InputSpec, table: BandTable) -> InputSpec:
         bands=tuple(found),
         mean=tuple(m for m, _ in found.values()),
         std=tuple(s for _, s in found.values()),
+        ignored=tuple(ignored),
     )
 
 

@@ -60,6 +60,11 @@ def model_card(entry: WeightsEntry) -> str:
         ]
         for band, mean, std in zip(spec["bands"], spec["mean"], spec["std"], strict=True):
             lines.append(f"| {band} | {mean:.2f} | {std:.2f} |")
+        for band in entry.config.get("bands", {}).get(modality, ()):
+            if band in spec.get("ignored", ()):
+                lines.append(f"| {band} | not looked at | |")
+            elif band not in spec["bands"]:
+                lines.append(f"| {band} | not known: give yours | |")
     if entry.metrics:
         lines += ["", "## Metrics", "", *(f"- {k}: {v}" for k, v in entry.metrics.items())]
     if entry.citation:

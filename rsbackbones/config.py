@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from rsbackbones.sensors import Sensor, get_sensor
 
+TOKENIZERS = ("linear", "wavelength")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
@@ -14,7 +16,8 @@ class ViTConfig:
     ``mlp_ratio`` is the width of a block's hidden layer, in ``dim``.
     ``image_size`` is that of pretraining, in pixels, or (height, width). ``bands`` are the channels of
     each modality, in order, of the sensor that ``sensors`` names for it; by default a modality is its own
-    sensor. Lists are taken for tuples, so that a configuration may come from JSON.
+    sensor. ``tokenizer`` is that of optical sensors, ``"linear"`` or ``"wavelength"`` (no paper's; ours);
+    radar's is linear. Lists are taken for tuples, so that a configuration may come from JSON.
 
     Raises:
         ValueError: a field is not of its type, or not in its range.
@@ -29,6 +32,7 @@ class ViTConfig:
     bands: Mapping[str, tuple[str, ...]]
     sensors: Mapping[str, str] = field(default_factory=dict)
     mlp_ratio: float = 4.0
+    tokenizer: str = "linear"
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "num_heads", "patch_size"):
@@ -42,6 +46,8 @@ class ViTConfig:
             raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
         if not 1 <= self.dim * self.mlp_ratio < 2**31:
             raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
+        if self.tokenizer not in TOKENIZERS:
+            raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {self.tokenizer!r}")
         size: Any = self.image_size
         sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         if len(sides) != 2 or not all(is_count(side) and side % self.patch_size == 0 for side in sides):
@@ -63,7 +69,7 @@ class ViTConfig:
 
     def takes_wavelengths(self, modality: str) -> bool:
         """Return whether the kernels of a modality are made from wavelengths: its weights fit any bands."""
-        return False
+        return self.tokenizer == "wavelength" and get_sensor(modality).kind == "optical"
 
     def wanted(self, **changes: Any) -> Self:
         """Return what a user wants of weights of this configuration: other sensors, bands or sizes.

@@ -13,7 +13,8 @@ from rsbackbones.backbone import Backbone
 from rsbackbones.errors import WeightsMismatchError
 from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.loading import adapted_inputs, describe, load_weights, plan_bands, replace_config
-from rsbackbones.manifest import WeightsEntry, find_entry
+from rsbackbones.manifest import WeightsEntry
+from rsbackbones.names import architecture_named, weights_named
 from rsbackbones.registry import find_architecture
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
@@ -129,7 +130,7 @@ def create_model(
     if name.startswith(hub.PREFIX):
         if checkpoint is not None or not pretrained:
             raise ValueError(f"{name} names weights: pass pretrained=True, and no checkpoint")
-        repository = hub.read_entry(name)
+        repository = weights_named(name)
         name = repository.architecture
     architecture_name, _, tag = name.partition(".")
     architecture = find_architecture(architecture_name)
@@ -142,7 +143,7 @@ def create_model(
             )
         file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
     elif pretrained or checkpoint is not None:
-        entry = repository or find_entry(name)
+        entry = repository or weights_named(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
         file = checkpoints.open_checkpoint(path, allow_pickle=entry.format != "rsbackbones")
@@ -171,7 +172,7 @@ def create_model(
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
-    missing = "new" if file is None and bands_missing == "error" else bands_missing
+    missing = "new" if file is None and bands_missing in ("error", "zero") else bands_missing
     tables = plan_bands(theirs, mine, missing, bands_scale)
     with torch.inference_mode(False):  # parameters made in that mode could never be trained
         if file is None:
@@ -195,19 +196,45 @@ def plan_adaptation(
     bands: Mapping[str, Sequence[str]] | None = None,
     bands_missing: str = "error",
     bands_scale: str = "count",
+    checkpoint: str | Path | None = None,
 ) -> Adaptation:
-    """Say what ``create_model`` would do to the bands of a manifest's weights, without the weights.
+    """Say what ``create_model`` would do to the bands of weights, without fetching or reading them.
 
-    The arguments are those of :func:`create_model`.
+    The arguments are those of :func:`create_model`. Of a ``checkpoint`` only what the file says of itself is
+    read; of one that says nothing the bands are taken to be the architecture's.
 
     Raises:
         ValueError: as ``create_model``.
     """
-    entry = find_entry(name)
-    theirs = describe(find_architecture(entry.architecture), None, entry).config
+    theirs = weights_config(name, True, checkpoint=checkpoint)
     mine = _wanted(theirs, None, sensors, bands, None, None)
     tables = plan_bands(theirs, mine, bands_missing, bands_scale)
     return Adaptation(bands=tuple(table for table in tables if table))
+
+
+def weights_config(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the configuration of the weights that ``create_model`` would load, without loading them.
+
+    It names their modalities, and by modality their bands and the sensor that these are of. The arguments are
+    those of :func:`create_model`.
+
+    Raises:
+        ValueError: an unknown name or field, or weights that do not exist or do not say what they are.
+    """
+    file: checkpoints.CheckpointFile | None = None
+    entry: WeightsEntry | None = None
+    if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
+        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+    elif pretrained or checkpoint is not None:
+        entry = weights_named(name)
+    architecture = find_architecture(entry.architecture) if entry else architecture_named(name)
+    return replace_config(describe(architecture, file, entry).config, overrides or {}, architecture.name)
 
 
 def _wanted(

@@ -26,7 +26,11 @@ def to_grid(image: Array, height: int, width: int) -> Array:
 
 
 def same_extent(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Tell whether images of these (height, width) can be of one place: the same ratio, within a pixel."""
+    """Tell whether images of these (height, width) can be of one place: one ratio, each side within a pixel.
+
+    A place of 339 x 563 pixels of 10 m may have 170 x 281 of 20 m: one side was rounded up, the other down.
+    """
     fine, coarse = max(size, other), min(size, other)
-    ratio = fine[0] / coarse[0]
-    return abs(fine[1] / ratio - coarse[1]) <= 1
+    smallest = max(f / (c + 1) for f, c in zip(fine, coarse, strict=True))
+    largest = min(f / (c - 1) if c > 1 else float("inf") for f, c in zip(fine, coarse, strict=True))
+    return smallest <= largest

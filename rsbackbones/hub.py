@@ -102,7 +102,9 @@ def entry_id(architecture: str, repo_id: str) -> str:
 
 def config_json(entry: WeightsEntry) -> str:
     """Return the text of ``config.json`` for an entry."""
-    fields = {name: value for name, value in asdict(entry).items() if name not in _ELSEWHERE and value}
+    stated = {name: value for name, value in asdict(entry).items() if name not in _ELSEWHERE}
+    # A required field is there also where it is empty.
+    fields = {name: value for name, value in stated.items() if value or name == "inputs"}
     content = {"library_name": "rsbackbones", "schema_version": SCHEMA_VERSION, "weights": fields}
     return json.dumps(content, indent=1) + "\n"
 
@@ -161,7 +163,7 @@ def check_contract(entry: WeightsEntry, metadata: Mapping[str, str]) -> None:
 
 def _differ(one: InputSpec, other: InputSpec) -> bool:
     """Whether two contracts say different things of the bands that both have."""
-    rules = [(s.product, s.unit, s.normalize, s.eight_bit) for s in (one, other)]
+    rules = [(s.product, s.unit, s.normalize, s.eight_bit, s.ignored) for s in (one, other)]
     known = [dict(zip(s.bands, zip(s.mean, s.std, strict=True), strict=True)) for s in (one, other)]
     return rules[0] != rules[1] or any(known[0][b] != known[1][b] for b in {*known[0]} & {*known[1]})
 

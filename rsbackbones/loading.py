@@ -69,7 +69,10 @@ def describe(
         stated = {**architecture.config.bands, **{m: spec.bands for m, spec in inputs.items()}}
         says = {"bands": stated, **entry.config}
     base = replace_config(architecture.config, says, architecture.name)
-    if entry and any(base.bands[m] != spec.bands for m, spec in inputs.items() if m in base.bands):
+    # A band without statistics is in the config alone.
+    if entry and any(
+        spec.of(base.bands[m]).bands != spec.bands for m, spec in inputs.items() if m in base.bands
+    ):
         raise WeightsMismatchError(f"{entry.id}: its config and its inputs state different bands")
     dtype = entry.dtype if entry else "float32"
     if file is None or checkpoints.METADATA_KEY not in file.metadata:
@@ -94,11 +97,12 @@ def describe(
             raise ValueError(f"depth {config.depth}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"unknown dtype {stored!r}")
-        if not entry and "inputs" in own:
-            inputs = {
+        if "inputs" in own:
+            held = {
                 m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
                 for m, contract in own["inputs"].items()
             }
+            inputs = {**held, **inputs} if entry else held
     except WeightsMismatchError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -5,6 +5,9 @@ The rule ``clip_2sd`` clips every band to its mean +- 2 standard deviations and 
 of the *dataset* that the weights were trained on. The authors' own script takes the mean and standard
 deviation of each *batch* instead, so that an image's features depend on its neighbours; that rule is
 ``statistics="batch"``.
+
+8-bit pictures are no measurement, and no statistics are of them. Their unit is ``normalised``: value / 255 is
+taken as the model's input as it is.
 """
 
 import warnings
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.backbone import unwrapped
-from rsbackbones.sensors import InputSpec, Sensor, get_sensor
+from rsbackbones.sensors import NORMALISED, InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,15 +26,21 @@ if TYPE_CHECKING:
 
     Raw = Tensor | npt.NDArray[np.generic]
 
-# unit -> what turns it into the contract's unit.
+_PICTURE = "8-bit pictures, 0 to 255: value / 255 is the model's input, without statistics"
+# The contract's unit -> those that values may have.
 UNITS = {
     "dn": {
         "dn": "reflectance x 10000",
         "dn+1000": "reflectance x 10000 + 1000: Sentinel-2 products of baseline 04.00 (2022) and later",
         "reflectance": "reflectance, 0 to 1",
         "landsat_c2": "Landsat Collection 2, Level 2: reflectance = value x 0.0000275 - 0.2",
+        NORMALISED: _PICTURE,
     },
-    "db": {"db": "decibel", "linear": "linear power (sigma nought, gamma nought)"},
+    "db": {
+        "db": "decibel",
+        "linear": "linear power (sigma nought, gamma nought)",
+        NORMALISED: _PICTURE,
+    },
 }
 # A power of -100 dB is far below every clip; it stands for the logarithm of zero.
 _SMALLEST_POWER = 1e-10
@@ -128,7 +137,8 @@ class Preprocess:
         if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality] in _DIGITAL_NUMBERS:
             raise ValueError(
                 f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
-                "use the product itself, or check=False to go on"
+                f"use the product itself, or say units={{'{modality}': '{NORMALISED}'}} for value / 255 as "
+                "the model's input (check=False goes on all the same)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         if given != spec.bands:
@@ -151,6 +161,15 @@ class Preprocess:
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         unit, low, high = self.units[modality], float(x.min()), float(x.max())
+        if unit == NORMALISED:
+            divided = 0 < high <= 1 and bool((x % 1 != 0).any())
+            if low < 0 or high > 255 or divided:
+                fix = "multiply them by 255" if divided else "name the unit of measured values in units="
+                raise ValueError(
+                    f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got "
+                    f"{low:.4g} to {high:.4g}; {fix}"
+                )
+            return
         hint = None
         if high < 0 and unit not in ("db", "linear"):
             raise ValueError(
@@ -195,6 +214,8 @@ class Preprocess:
 
     def _normalize(self, modality: str, x: Tensor) -> Tensor:
         spec = self.specs[modality]
+        if spec.normalize == NORMALISED:
+            return x / 255
         if self.batch_statistics:
             flat = x.movedim(-3, 0).flatten(1)
             mean, std = flat.mean(1), flat.std(1)
@@ -217,6 +238,10 @@ class Preprocess:
     def __repr__(self) -> str:
         lines = []
         for modality, spec in self.specs.items():
+            if spec.normalize == NORMALISED:
+                given = ", ".join(self.given[modality])
+                lines.append(f"  {modality}: {given} in {NORMALISED} -> {', '.join(spec.bands)}, value / 255")
+                continue
             source = "each batch" if self.batch_statistics else spec.statistics or "the weights' entry"
             lines.append(
                 f"  {modality}: {', '.join(self.given[modality])} in {self.units[modality]} -> "
@@ -262,15 +287,16 @@ def create_preprocess(
             them by name, others (B10, say) are left out. Default: the model's own bands.
         units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
             ``dn+1000`` (products since 2022 that still carry the offset) or ``reflectance``, for Landsat also
-            ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``.
+            ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``. ``normalised`` is that of 8-bit pictures:
+            value / 255 is the input, and statistics have no part in it.
         statistics: ``dataset``; ``batch`` (mean and deviation of each batch, the CROMA authors' script);
             or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
         eight_bit: go through 8 bits; default as the contract says.
         check: refuse NaN, infinity and values that cannot be in the stated unit.
 
     Raises:
-        ValueError: an unknown sensor, unit or band, a band that the model needs and yours lack, or a
-            band without statistics.
+        ValueError: an unknown sensor, unit or band, a band that the model needs and yours lack, a
+            band without statistics, or statistics of a sensor whose unit is ``normalised``.
     """
     backbone = unwrapped(model)
     return preprocess_for(
@@ -302,13 +328,21 @@ def preprocess_for(
             raise ValueError(f"{argument} names {', '.join(unknown)}; this model takes {', '.join(wanted)}")
     specs, given = {}, {}
     for modality, needed in wanted.items():
-        if modality not in contract:
-            raise ValueError(f"{modality}: the weights' entry states no input contract for this sensor")
         sensor = get_sensor((sensors or {}).get(modality, modality))
-        specs[modality] = _for_bands(
-            modality, sensor, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
-            statistics == "batch",
-        )  # fmt: skip
+        if (units or {}).get(modality) == NORMALISED:
+            if modality in own or statistics == "batch":
+                raise ValueError(
+                    f"{modality}: the unit {NORMALISED!r} is value / 255, whatever statistics are; leave out "
+                    "statistics, or name the unit that they are of"
+                )
+            specs[modality] = _of_pictures(tuple(needed))
+        elif modality not in contract:
+            raise ValueError(f"{modality}: the weights' entry states no input contract for this sensor")
+        else:
+            specs[modality] = _for_bands(
+                modality, sensor, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
+                statistics == "batch",
+            )  # fmt: skip
         yours = (bands or {}).get(modality)
         given[modality] = tuple(needed) if yours is None else sensor.canonical(yours)
         if lacking := [b for b in needed if b not in given[modality]]:
@@ -318,10 +352,16 @@ def preprocess_for(
             )
     chosen = {m: (units or {}).get(m, spec.unit) for m, spec in specs.items()}
     for modality, unit in chosen.items():
-        known = UNITS.get(specs[modality].unit, {specs[modality].unit: ""})
+        known = UNITS.get(specs[modality].unit, (specs[modality].unit, NORMALISED))
         if unit not in known:
             raise ValueError(f"{modality}: unit must be one of {', '.join(known)}, got {unit!r}")
     return Preprocess(specs, given, chosen, batch_statistics=statistics == "batch", check=check)
+
+
+def _of_pictures(bands: tuple[str, ...]) -> InputSpec:
+    return InputSpec(
+        bands=bands, product="", unit=NORMALISED, normalize=NORMALISED, mean=(), std=(), eight_bit=True
+    )
 
 
 def _for_bands(
@@ -345,6 +385,7 @@ def _for_bands(
                 f"({', '.join(bands)}) and a positive standard deviation"
             )
         known[band] = (mean, std)
+    known = dict.fromkeys(spec.ignored, (0.0, 1.0)) | known  # times weights of zero, any value is the same
     if (lacking := [b for b in bands if b not in known]) and not batch:
         raise ValueError(
             f"{modality}: no statistics for {', '.join(lacking)}; give them, measured on your data: "

@@ -21,7 +21,6 @@ from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.config import as_json
 from rsbackbones.errors import WeightsAccessError, WeightsError, WeightsUnavailable
 from rsbackbones.manifest import Source, WeightsEntry
-from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model
 
 if TYPE_CHECKING:
@@ -116,7 +115,9 @@ def write_repository(
         source=source,
         format="rsbackbones",
         config=as_json(model.config),
-        inputs=_contract(model),
+        inputs={
+            m: asdict(model.inputs[m].of(bands)) for m, bands in model.bands.items() if m in model.inputs
+        },
         sha256=weights.sha256_of(file),
         bytes=file.stat().st_size,
         image_size=size if isinstance(size, int) else 0,
@@ -130,17 +131,6 @@ def write_repository(
     (folder / hub.CONFIG_FILE).write_text(hub.config_json(entry), encoding="utf-8")
     (folder / CARD_FILE).write_text(repository_card(entry, model.num_classes), encoding="utf-8")
     return entry
-
-
-def _contract(model: Backbone) -> dict[str, Any]:
-    """The input contract of the model's own bands; of no sensor with a band that has no statistics."""
-    complete = {
-        m: bands
-        for m, bands in model.bands.items()
-        if m in model.inputs and {*bands} <= {*model.inputs[m].bands}
-    }
-    specs = preprocess_for(model.inputs, complete, sensors=model.config.sensors).specs
-    return {m: asdict(spec) for m, spec in specs.items()}
 
 
 def _upload(entry: WeightsEntry, files: list[Path], private: bool, message: str) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import NORMALISED, SENSORS, get_sensor
 
 Array = npt.NDArray[Any]
+# What to look for: sensors, or by modality the sensor that its bands are of ({"s2": "landsat_oli"}).
+Sensors = Sequence[str] | Mapping[str, str]
 # Corners that differ by less than this part of a pixel are the same.
 _SAME_GRID = 1e-3
 
@@ -48,19 +50,33 @@ def open_raster(path: Path) -> Any:
 
 
 def find_bands(
-    path: Path, modalities: Sequence[str], names: Sequence[str] | None = None
+    path: Path,
+    sensors: Sensors,
+    names: Sequence[str] | None = None,
+    *,
+    units: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
     """Find the bands of the given sensors in a raster, by their descriptions or by ``names``.
 
+    Args:
+        path: the raster.
+        sensors: those to look for; by modality, where it takes the bands of another sensor.
+        names: of its bands, in order, where its descriptions do not tell.
+        units: those that the user named, by modality. 8-bit values of others are a picture of a product and
+            none, unless the file's scale and offset tags make something else of them.
+
     Returns:
-        ``{sensor: {band: index from 1}}``, and the descriptions that belong to none of the sensors.
+        ``{modality: {band: index from 1}}``, and the descriptions that belong to none of the sensors.
 
     Raises:
         ValueError: bands without descriptions and no ``names``, another number of them, none that a
-            sensor knows, or a band twice.
+            sensor knows, a band twice, or 8-bit values whose unit is not named.
     """
+    of = _by_modality(sensors)
     with open_raster(path) as raster:
         count, found_names = raster.count, raster.descriptions
+        tagged = zip(raster.dtypes, raster.scales, raster.offsets, strict=True)
+        plain_8_bit = [kind in ("uint8", "int8") and (a, b) == (1, 0) for kind, a, b in tagged]
     if names is not None and len(names) != count:
         raise ValueError(f"{path} has {count} bands, {len(names)} were named: {', '.join(names)}")
     if names is None and not all(found_names):
@@ -71,14 +87,15 @@ def find_bands(
     found: dict[str, dict[str, int]] = {}
     unknown = []
     for index, name in enumerate(names or found_names, start=1):
-        for modality in modalities:
+        for modality, sensor in of.items():
             try:
-                band = get_sensor(modality).band(name).name
+                band = get_sensor(sensor).band(name).name
             except ValueError:
                 continue
             if band in found.setdefault(modality, {}):
                 raise ValueError(
-                    f"{path}: two bands are {modality} {band}: {', '.join(names or found_names)}"
+                    f"{path}: two bands are {_label(modality, sensor)} {band}: "
+                    f"{', '.join(names or found_names)}"
                 )
             found[modality][band] = index
             break
@@ -87,16 +104,47 @@ def find_bands(
     if not any(found.values()) or (names is not None and unknown):
         raise ValueError(
             f"{path}: the bands {', '.join(unknown)} belong to none of the sensors "
-            f"{', '.join(modalities)}; name the bands in order, as in --bands B02,B03,B04,B08"
+            f"{', '.join(_label(m, sensor) for m, sensor in of.items())}; name the bands in order, as in "
+            f"--bands B02,B03,B04,B08{_known_elsewhere(unknown, of)}"
         )
-    return {modality: bands for modality, bands in found.items() if bands}, unknown
+    found = {modality: bands for modality, bands in found.items() if bands}
+    for modality, bands in found.items():
+        if modality not in (units or {}) and any(plain_8_bit[index - 1] for index in bands.values()):
+            raise ValueError(
+                f"{path}: {_label(modality, of[modality])}: 8-bit values are a picture, not digital numbers; "
+                f"use the product itself, or name their unit: units={{'{modality}': '{NORMALISED}'}} "
+                f"(--units {modality}={NORMALISED}) makes value / 255 the model's input"
+            )
+    return found, unknown
+
+
+def _by_modality(sensors: Sensors) -> dict[str, str]:
+    return dict(sensors) if isinstance(sensors, Mapping) else {sensor: sensor for sensor in sensors}
+
+
+def _label(modality: str, sensor: str) -> str:
+    return modality if sensor == modality else f"{modality} ({sensor})"
+
+
+def _known_elsewhere(names: Sequence[str], of: Mapping[str, str]) -> str:
+    """Say which other sensor has bands of all these names, if one has."""
+    wanted = {name.strip().lower() for name in names}
+    for sensor in SENSORS.values():
+        known = {n.lower() for band in sensor.bands for n in (band.name, *band.aliases)}
+        modality = next((m for m, own in of.items() if get_sensor(own).kind == sensor.kind), None)
+        if wanted <= known and modality and sensor.name not in of.values():
+            return (
+                f". They are names of {sensor.title}: sensors={{'{modality}': '{sensor.name}'}} "
+                f"(--sensor {modality}={sensor.name}) reads them so"
+            )
+    return ""
 
 
 class RasterStack:
     """Rasters on one grid, read together as sensors.
 
     Attributes:
-        bands: the bands of every sensor, in the order in which :meth:`read` gives them.
+        bands: the bands of every modality, in the order in which :meth:`read` gives them.
         ignored: descriptions that belong to none of the sensors, by file.
         height, width, crs, transform: those of the common grid.
     """
@@ -104,24 +152,28 @@ class RasterStack:
     def __init__(
         self,
         paths: Sequence[Path],
-        modalities: Sequence[str],
+        sensors: Sensors,
         *,
         wanted: Mapping[str, Sequence[str]] | None = None,
         names: Sequence[Sequence[str] | None] | None = None,
         nodata: float | None = None,
+        units: Mapping[str, str] | None = None,
     ) -> None:
         """Open the rasters.
 
         Args:
             paths: one or more files.
-            modalities: the sensors to look for.
-            wanted: by sensor the bands to read; others neither count nor cost. Default: all found.
+            sensors: those to look for; by modality, where it takes the bands of another sensor.
+            wanted: by modality the bands to read; others neither count nor cost. Default: all found.
             names: for each file the names of its bands, or ``None`` to use their descriptions.
             nodata: the value without data, where the files do not state it.
+            units: those that the user named, by modality; 8-bit values need one, see :func:`find_bands`.
 
         Raises:
-            ValueError: the rasters are not on one grid, or their bands are not clear.
+            ValueError: the rasters are not on one grid, their bands are not clear or none of them is
+                wanted, or they hold 8-bit values whose unit is not named.
         """
+        of = _by_modality(sensors)
         if not paths:
             raise ValueError("no raster given")
         if names is not None and len(names) != len(paths):
@@ -131,7 +183,7 @@ class RasterStack:
         self.ignored: dict[Path, list[str]] = {}
         self._channels: dict[str, list[_Channel]] = {}
         for i, path in enumerate(paths):
-            found, unknown = find_bands(path, modalities, names[i] if names else None)
+            found, unknown = find_bands(path, of, names[i] if names else None, units=units)
             if unknown:
                 self.ignored[path] = unknown
             for modality, bands in found.items():
@@ -140,8 +192,14 @@ class RasterStack:
                     if wanted is not None and band not in wanted.get(modality, ()):
                         continue
                     if band in [channel.band for channel in channels]:
-                        raise ValueError(f"{modality} {band} is in {path} and in another raster")
+                        label = _label(modality, of[modality])
+                        raise ValueError(f"{label} {band} is in {path} and in another raster")
                     channels.append(_Channel(i, index, band))
+        if not any(self._channels.values()):
+            asked = [f"{_label(m, s)} {', '.join((wanted or {}).get(m, ()))}" for m, s in of.items()]
+            raise ValueError(
+                f"{', '.join(map(str, paths))}: no band is one of those wanted: {'; '.join(asked)}"
+            )
         self._channels = {m: channels for m, channels in self._channels.items() if channels}
         self.bands = {m: tuple(c.band for c in channels) for m, channels in self._channels.items()}
         self._open = ExitStack()
@@ -162,7 +220,7 @@ class RasterStack:
         """Read a window (row, column, height, width), by default all, optionally decimated.
 
         Returns:
-            [C, h, w] float32 arrays by sensor, with the files' scale and offset tags applied, and [h, w]
+            [C, h, w] float32 arrays by modality, with the files' scale and offset tags applied, and [h, w]
             booleans, True where all bands have data. Pixels without data hold zero.
         """
         from rasterio.errors import RasterioIOError

@@ -19,6 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+# The unit of 8-bit pictures: value / 255 is what a model gets, without statistics.
+NORMALISED = "normalised"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
@@ -268,7 +271,8 @@ class InputSpec:
 
     ``unit`` is what the statistics are given in: ``dn`` (reflectance x 10000), ``db``, ...
     ``normalize`` names a rule of :mod:`rsbackbones.preprocess`. ``mean`` and ``std`` are per band. A band of
-    the model that is not among ``bands`` has no statistics.
+    the model that is not among ``bands`` has no statistics. Those that are ``ignored`` need none: their
+    weights are zeros (``bands_missing="zero"``).
     """
 
     bands: tuple[str, ...]
@@ -279,6 +283,19 @@ class InputSpec:
     std: tuple[float, ...]
     eight_bit: bool = True
     statistics: str = ""
+    ignored: tuple[str, ...] = ()
+
+    def of(self, bands: Sequence[str]) -> "InputSpec":
+        """Return the contract of ``bands`` alone, in their order; of those without statistics it has none."""
+        known = {b: (m, s) for b, m, s in zip(self.bands, self.mean, self.std, strict=True)}
+        kept = [band for band in bands if band in known]
+        return replace(
+            self,
+            bands=tuple(kept),
+            mean=tuple(known[band][0] for band in kept),
+            std=tuple(known[band][1] for band in kept),
+            ignored=tuple(band for band in bands if band in self.ignored),
+        )
 
     @staticmethod
     def from_mapping(sensor: str, fields: Mapping[str, object]) -> "InputSpec":
@@ -294,7 +311,11 @@ class InputSpec:
         except TypeError as error:
             raise ValueError(f"inputs.{sensor}: {error}") from error
         # None at all: a model whose bands are all new to its weights.
-        object.__setattr__(spec, "bands", get_sensor(sensor).canonical(spec.bands) if spec.bands else ())
+        for name in ("bands", "ignored"):
+            given = getattr(spec, name)
+            object.__setattr__(spec, name, get_sensor(sensor).canonical(given) if given else ())
+        if twice := sorted({*spec.bands} & {*spec.ignored}):
+            raise ValueError(f"inputs.{sensor}: {', '.join(twice)} has statistics and is among the ignored")
         if not len(spec.bands) == len(spec.mean) == len(spec.std):
             raise ValueError(
                 f"inputs.{sensor}: {len(spec.bands)} bands, {len(spec.mean)} means and "

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import rsbackbones as rsb
 from rsbackbones.sensors import SENSORS
 
+# How fast a machine is says nothing about the code: no test fails for being slow.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 # The workers of pytest-xdist share the cores; more threads each would only make them wait.
 torch.set_num_threads(1)
 

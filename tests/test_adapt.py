@@ -70,7 +70,7 @@ def triples(sensor, names):
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_all_tokenizers_give_the_same_tokens_from_one_kernel(bands, dim, patch, grid, data):
     kernel, _ = kernels(1, bands, dim=dim, patch=patch)
     images = torch.randn(2, bands, grid[0] * patch, grid[1] * patch, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_all_tokenizers_give_the_same_tokens_from_one_kernel(bands, dim, patch, 
 
 
 @given(mine=subsets, theirs=subsets, missing=rules, scale=scales, seed=st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_rule_is_its_plain_version(mine, theirs, missing, scale, seed):
     sensors = {
         "same": ("s2", mine),
@@ -131,7 +131,7 @@ def test_every_rule_is_its_plain_version(mine, theirs, missing, scale, seed):
 
 
 @given(theirs=st.permutations(TWELVE), mine=subsets)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_gathering_reordering_and_dropping_is_a_loop_over_names(theirs, mine):
     mine = [band for band in mine if band in theirs] or ["B04"]
     kernel, fresh = kernels(len(mine), 12)
@@ -141,7 +141,7 @@ def test_gathering_reordering_and_dropping_is_a_loop_over_names(theirs, mine):
 
 
 @given(mine=subsets, missing=rules, scale=scales, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bands_and_input_permuted_together_give_the_same_token(mine, missing, scale, data):
     turned = data.draw(st.permutations(range(len(mine))))
     kernel, fresh = kernels(len(mine), 12)
@@ -210,7 +210,7 @@ def test_radar_bands_meet_by_wavelength_and_polarisation(own_sensors):
 
 
 @given(mine=subsets, missing=st.sampled_from(["nearest", "mean"]), scale=scales)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_where_all_bands_weigh_alike_a_flat_image_keeps_its_token(mine, missing, scale):
     """Under ``count``; the others keep what they state of it: the root, and the share of the bands."""
     one = torch.randn(3, 1, 2, 2, dtype=torch.float64)
@@ -291,7 +291,7 @@ def test_the_input_contract_follows_the_bands(saved):
         model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="mean")
         assert model.inputs["s2"].mean[1] == pytest.approx(np.mean(spec.mean))
         assert model.inputs["s2"].std[1] == pytest.approx(np.mean(spec.std))
-        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="zero")
+        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="new")
         with pytest.raises(ValueError, match=r"no statistics for B9.*statistics=\{'s2': \{'B9'"):
             rsb.create_preprocess(model)
         rsb.create_preprocess(model, statistics={"s2": {"cirrus": (20.0, 50.0)}})
@@ -334,6 +334,37 @@ def test_adapted_models_are_saved_and_read_back(saved, tmp_path, missing):
     assert again.inputs == model.inputs
     state = again.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_only_a_band_of_zeros_needs_no_statistics(saved, tmp_path):
+    common = {"modalities": ["s2"], "bands": {"s2": ("B04", "B10")}}
+
+    def built(**how):
+        return rsb.create_model("croma_vit_tiny", **(common | how))
+
+    def asks(model):
+        with pytest.raises(ValueError, match="no statistics for B10"):
+            rsb.create_preprocess(model)
+        return True
+
+    model = built(checkpoint=saved, bands_missing="zero")
+    preprocess = rsb.create_preprocess(model, eight_bit=False)
+    raw = torch.full((2, 2, 8, 8), 500.0)
+    raw[1, 1] = 9000  # the band that nothing looks at
+    assert torch.equal(*model(preprocess(raw)))
+    given = rsb.create_preprocess(model, statistics={"s2": {"B10": (20.0, 50.0)}}, eight_bit=False)
+    assert torch.equal(model(given(raw)), model(preprocess(raw)))
+    again = rsb.save_model(model, tmp_path / "zero.safetensors")
+    read = built(checkpoint=again)
+    assert read.inputs["s2"] == model.inputs["s2"]
+    assert torch.equal(read(rsb.create_preprocess(read, eight_bit=False)(raw)), model(preprocess(raw)))
+    # From there on: what has other weights than zeros, or is a mean of others, is as it was.
+    assert asks(built(checkpoint=again, bands_missing="all_new"))
+    mean = built(checkpoint=again, bands={"s2": ("B04", "B10", "B11")}, bands_missing="mean")
+    assert mean.inputs["s2"].mean == (SSL4EO_S12["s2"].mean[3],) * 2
+    assert mean.inputs["s2"].ignored == ("B10",)
+    assert asks(built(checkpoint=saved, bands_missing="new"))
+    assert asks(built(bands_missing="zero"))  # random weights are no zeros
 
 
 def test_no_statistics_at_all_is_saved_and_read_back_too(saved, tmp_path):
@@ -467,7 +498,7 @@ def test_rsbackbones_bands_names_what_is_wrong(capsys, arguments, message):
 
 
 @given(old=st.integers(1, 6), more=st.integers(0, 6), bands=st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_patch_made_larger_keeps_its_token(old, more, bands):
     kernel, _ = kernels(1, bands, patch=old)
     patch = torch.randn(bands, old, old, dtype=torch.float64)
@@ -536,7 +567,7 @@ sides = st.integers(1, 9)
 
 
 @given(old=st.tuples(sides, sides), new=st.tuples(sides, sides), prefix=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_position_tables(old, new, prefix):
     table = torch.randn(1, prefix + old[0] * old[1], 5, generator=torch.Generator().manual_seed(0))
     resized = resize_position_table(table, old, new, prefix=prefix)

@@ -23,7 +23,7 @@ def test_slopes_refuse_no_heads():
         alibi_slopes(0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(h=st.integers(1, 5), w=st.integers(1, 6), heads=st.sampled_from([2, 3, 4, 16]))
 def test_bias_equals_the_loop_on_any_grid(h, w, heads):
     positions = grid_positions(h, w)

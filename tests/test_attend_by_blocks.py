@@ -51,7 +51,7 @@ def attentions(draw):
 
 
 @given(attentions(), st.integers(1, 20_000), st.integers(1, 128), st.booleans())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_blocks_equal_the_dense_table_forward_and_backward(attention, scores, rows, as_table):
     *inputs, bias = attention
     ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))

@@ -89,6 +89,7 @@ def test_xarray_comes_back_with_its_place(image):
 
 
 def test_xarray_bands_and_dimensions_in_any_order(image):
+    xr = pytest.importorskip("xarray")
     features = runpy.run_path(str(EXAMPLES / "xarray_features.py"))["features"]
     model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
     expected = features(model, image)
@@ -96,5 +97,7 @@ def test_xarray_bands_and_dimensions_in_any_order(image):
     shuffled = image.sel(band=names).transpose("y", "x", "band")
     assert features(model, shuffled).equals(expected)
     assert features(model, image.to_dataset("band")).equals(expected)
+    classes = image.isel(band=[0]).assign_coords(band=["scl"])  # of no sensor: among the bands, and left out
+    assert features(model, xr.concat([classes, image], "band")).equals(expected)
     with pytest.raises(ValueError, match="B02"):
         features(model, image.sel(band=names[:-1]))

@@ -143,6 +143,98 @@ report(card=card, error=(theirs(x) - mine(x)).abs().max().item(), bands=theirs.b
     assert "| B02 |" not in found["card"]
 
 
+def test_bands_that_the_weights_lack_arrive_under_every_rule(hub, tmp_path):
+    """Statistics there are of all bands, of some or of none: what is said, and what is missing, arrives."""
+    code = """
+def contract(loaded):
+    try:
+        return rsb.create_preprocess(loaded).specs
+    except ValueError as error:
+        return str(error)
+
+statistics = {"s2": {"B05": (1500.0, 900.0), "B11": (1000.0, 500.0)}}
+own, more, none = ("B08", "B02"), ("B02", "B03", "B04", "B08", "B11"), ("B05", "B11")
+raw = torch.randint(1, 4000, (2, 5, 16, 16))
+cases = [("error", own), *((rule, more) for rule in ("nearest", "mean", "zero", "new", "all_new"))]
+found = {}
+for rule, bands in [*cases, ("zero", none), ("new", none)]:
+    for modalities in ("s2",), ("s2", "s1"):
+        mine = rsb.create_model("croma_vit_tiny", True, modalities=modalities, bands={"s2": bands},
+                                bands_missing=rule)
+        name = rsb.push_to_hub(mine, f"zoo/{rule}_{len(bands)}_{len(modalities)}", license="mit")
+        theirs = rsb.create_model(name, True)
+        asked = contract(theirs)
+        x = raw[:, :len(bands)]
+        given = {"statistics": {"s2": {b: statistics["s2"][b] for b in bands if b in statistics["s2"]}}}
+        images = [rsb.create_preprocess(model, **given)({"s2": x}) for model in (mine, theirs)]
+        images += [rsb.create_preprocess(model)({"s2": x}) for model in (mine, theirs)
+                   if not isinstance(asked, str)]
+        features = [model.pool("s2", model.forward_features(each).tokens["s2"])
+                    for model, each in zip((mine, theirs) * 2, images)]
+        found[name.split("@")[0]] = {
+            "same": all(torch.equal(*pair) for pair in zip(features[::2], features[1::2])),
+            "contract": asked == contract(mine) and theirs.inputs["s2"] == mine.inputs["s2"].of(bands),
+            "asks": isinstance(asked, str),
+        }
+report(found=found)
+"""
+    found = ask(hub, tmp_path, code)["found"]
+    assert len(found) == 16
+    asks = {name for name, what in found.items() if what.pop("asks")}
+    assert asks == {f"hf-hub:zoo/{rule}_{n}" for rule in ("new_5", "all_new_5", "new_2") for n in (1, 2)}
+    assert all(what == {"same": True, "contract": True} for what in found.values()), found
+
+
+def test_the_commands_take_the_name_of_a_repository(hub, tmp_path):
+    code = """
+import contextlib, io, pathlib
+import numpy as np
+from rsbackbones.cli import main
+
+mine = model(bands={"s2": ("B08", "B04", "B03")})
+pinned = rsb.push_to_hub(mine, "zoo/small", license="mit", provenance="Of a test.")
+folder = pathlib.Path(FOLDER)
+draw = np.random.default_rng(0)
+np.savez(folder / "set.npz", s2=draw.integers(1, 4000, (12, 4, 16, 16)), label=np.arange(12) % 2,
+         s2_bands=["B03", "B04", "B05", "B08"])
+
+def run(*arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main([str(argument) for argument in arguments])
+    return [code, out.getvalue() + err.getvalue()]
+
+name = "hf-hub:zoo/small"
+weights = folder / "out" / "croma_vit_tiny.zoo_small.safetensors"
+report(
+    pinned=pinned,
+    bands=run("bands", pinned, "--mine", "B04,B08"),
+    info=run("info", name),
+    verify=run("verify", name),
+    download=run("download", name, "--to", folder / "out"),
+    same=total(rsb.create_model("croma_vit_tiny", checkpoint=weights)) == total(mine),
+    carried=run("verify", name, "--checkpoint", folder / "out"),
+    eval=run("eval", "linear", "--model", name, "--data", folder / "set.npz", "--out", folder / "table",
+             "--quiet", "--batch-size", 4, "--baselines"),
+    nosuch=[run(command, "hf-hub:zoo/nosuch") for command in ("info", "verify", "download")],
+)
+"""
+    found = ask(hub, tmp_path / "home", code.replace("FOLDER", repr(str(tmp_path))))
+    commit = hub.repos["zoo/small"].branches["main"]
+    assert found["pinned"].endswith(commit)
+    for command in ("bands", "info", "verify", "download", "carried", "eval"):
+        assert found[command][0] == 0, found[command]
+    assert "left out of the weights: B03" in found["bands"][1]
+    assert "Of a test." in found["info"][1]
+    assert commit in found["info"][1]
+    assert "tensors: " in found["verify"][1]
+    assert "as pinned in full" in found["verify"][1]
+    assert "croma_vit_tiny.zoo_small.safetensors'" in found["download"][1]
+    assert found["same"]
+    assert "random initialisation" in found["eval"][1]
+    assert "not used: B05" in found["eval"][1]
+    assert all(code == 2 and "zoo/nosuch" in said for code, said in found["nosuch"])
+
+
 def test_a_branch_moves_and_a_commit_does_not(hub, tmp_path):
     code = """
 first, second = push(seed=1), push(seed=2)
@@ -252,7 +344,7 @@ def test_an_entry_survives_its_config(written):
     assert "hf-hub:zoo/small" in repository_card(entry, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_no_config_does_worse_than_an_error_of_ours(written, data):
     """Whatever stands in one field of config.json, reading gives an entry or a ValueError."""

@@ -143,7 +143,7 @@ def test_a_model_for_other_bands_takes_their_statistics():
     assert own(np.full((1, 1, 1, 1), 22.0))[0, 0, 0, 0] == pytest.approx(0.5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.0, 1.25, width=32))
 def test_units_agree(reflectance):
     model = rsb.create_model("croma_vit_tiny", modalities=["s2"])
@@ -260,3 +260,43 @@ def test_pixels_without_data_do_not_hide_an_offset():
         preprocess(raw)
     with pytest.raises(ValueError, match="no value is above zero"):
         preprocess(torch.full((1, 12, 8, 8), -9999.0))
+
+
+# -- pictures -----------------------------------------------------------------------------------------
+
+
+def test_pictures_are_divided_by_255_without_statistics(raw):
+    model = rsb.create_model("croma_vit_tiny", overrides={"depth": 2, "dim": 32, "num_heads": 4})
+    image = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8)).astype(np.uint8)
+    # Of a band that has no statistics, too; and beside a sensor that is measured.
+    other = rsb.create_model(
+        "croma_vit_tiny",
+        overrides={"depth": 2, "dim": 32, "num_heads": 4},
+        bands={"s2": ("B03", "B10", "B02")},
+    )
+    made = rsb.create_preprocess(other, bands={"s2": ("B02", "B03", "B10")}, units={"s2": "normalised"})
+    found = made({"s2": image, "s1": raw["s1"]})
+    np.testing.assert_array_equal(found["s2"].numpy(), image[:, [1, 2, 0]].astype(np.float32) / 255)
+    np.testing.assert_allclose(found["s1"].numpy(), expected(raw)["s1"], atol=1e-5)
+    assert "B02, B03, B10 in normalised -> B03, B10, B02, value / 255" in repr(made)
+    with pytest.raises(ValueError, match="no statistics for B10"):
+        rsb.create_preprocess(other)
+    for statistics in ("batch", {"s2": {"B02": (1, 2)}}):
+        with pytest.raises(ValueError, match="'normalised' is value / 255, whatever statistics are"):
+            rsb.create_preprocess(model, units={"s2": "normalised"}, statistics=statistics)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(256, "0 to 255, got 7 to 256"), (-1, "0 to 255, got -1 to 7"), (np.nan, "NaN or infinity")],
+)
+def test_values_that_no_picture_has_are_refused(value, message):
+    overrides = {"depth": 2, "dim": 32, "num_heads": 4}
+    model = rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides=overrides)
+    made = rsb.create_preprocess(model, units={"s2": "normalised"})
+    image = np.full((12, 8, 8), 7.0)
+    image[3, 2, 1] = value
+    with pytest.raises(ValueError, match=message):
+        made(image)
+    with pytest.raises(ValueError, match="multiply them by 255"):
+        made(np.linspace(0, 1, 12 * 64).reshape(12, 8, 8))

@@ -166,7 +166,7 @@ def test_levels_are_plausible() -> None:
     assert vh == pytest.approx(-20.2, abs=2)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     height=st.integers(16, 70),
     width=st.integers(16, 70),

@@ -2,18 +2,18 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rsbackbones.cli.options import Command, fields_of, names_in
+from rsbackbones.cli.options import Command, add_band_options, band_rules, fields_of, names_in, pair
 
 
 def add(command: Command) -> None:
     """Add the parsers."""
     sub = command("embed", _embed, "turn GeoTIFFs into features")
     sub.add_argument("rasters", nargs="+", type=Path, help="GeoTIFFs, or folders of them")
-    sub.add_argument("--model", required=True, help="architecture or architecture.tag")
+    sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
     sub.add_argument(
         "--output", required=True, type=Path,
         help="NAME.tif: feature map of one scene; NAME.npz or NAME.parquet: an embedding per patch file",
@@ -23,13 +23,16 @@ def add(command: Command) -> None:
         help="the bands of the rasters, in order; once for all, or once per raster",
     )  # fmt: skip
     sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all found")
+    add_band_options(sub)
     sub.add_argument(
         "--allow-missing-bands", action="store_true",
-        help="leave out the weights of bands that the rasters lack",
+        help="leave out the weights of bands that the rasters lack; not needed with another --sensor, whose "
+        "bands are those of the rasters. (The other way round, a band of the rasters that the weights lack is "
+        "not used, or refused if it is of another --sensor, unless --missing says what it gets)",
     )  # fmt: skip
     sub.add_argument(
         "--units", action="append", default=[], metavar="SENSOR=UNIT",
-        help="unit of the values, such as s2=reflectance, s2=dn+1000 or s1=linear",
+        help="unit of the values: s2=reflectance, s2=dn+1000, s1=linear or s2=normalised (8-bit pictures)",
     )  # fmt: skip
     sub.add_argument("--nodata", type=float, help="value without data, where the files do not say")
     weights = sub.add_mutually_exclusive_group()
@@ -39,6 +42,10 @@ def add(command: Command) -> None:
     sub.add_argument("--stream", help="s2, s1 or joint; default joint where there is one")
     sub.add_argument("--window", type=int, help="side of a window in pixels")
     sub.add_argument("--overlap", type=int, help="overlap of windows in pixels")
+    sub.add_argument(
+        "--pad", action="store_true",
+        help="pad sides that are no multiple of the patch; else patch files are refused and scenes cropped",
+    )  # fmt: skip
     sub.add_argument("--batch-size", type=int, default=8)
     sub.add_argument("--device", default="cpu")
     sub.add_argument("--skip-nodata", action="store_true", help="leave out patches with missing pixels")
@@ -49,63 +56,43 @@ def _embed(options: argparse.Namespace) -> int:
     import torch
 
     from rsbackbones.embed import embed_patches, embed_scene
-    from rsbackbones.factory import create_model
-    from rsbackbones.preprocess import create_preprocess
-    from rsbackbones.rasters import find_bands
-    from rsbackbones.registry import find_architecture, list_weights
+    from rsbackbones.factory import create_model, weights_config
+    from rsbackbones.registry import list_weights
+    from rsbackbones.sensors import NORMALISED, get_sensor
 
-    config = find_architecture(options.model.partition(".")[0]).config
     if options.output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
         raise ValueError(f"--output is a .tif, .npz or .parquet, got {options.output}")
     if not options.output.parent.is_dir():
         raise ValueError(f"there is no folder {options.output.parent} to write {options.output.name} to")
-    paths = _expand(options.rasters)
-    names = _band_names(options.bands, paths)
-    given = names_in(options.modalities) if options.modalities else None
-    wanted = tuple(given or config.modalities)
-    if unknown := [m for m in wanted if m not in config.modalities]:
-        raise ValueError(f"{options.model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
-    held: dict[str, set[str]] = {}
-    used: list[tuple[Path, list[str] | None]] = []
-    for path, name in zip(paths, names, strict=True):
-        if not set(find_bands(path, config.modalities, name)[0]) & set(wanted):
-            print(f"{path.name}: left out, it holds no bands of {', '.join(wanted)}", file=sys.stderr)
-            continue
-        found, ignored = find_bands(path, wanted, name)
-        used.append((path, name))
-        for modality, bands in found.items():
-            held.setdefault(modality, set()).update(bands)
-        if ignored and options.output.suffix.lower() in (".tif", ".tiff"):
-            print(f"{path.name}: not used: {', '.join(ignored)}", file=sys.stderr)
-    paths, names = [path for path, _ in used], [name for _, name in used]
-    modalities = tuple(m for m in wanted if m in held)
-    if options.modalities and modalities != wanted:
-        raise ValueError(f"no raster holds bands of {', '.join(m for m in wanted if m not in held)}")
-
-    torch.manual_seed(0)
-    arguments: dict[str, Any] = {
-        "pretrained": not options.random_weights and options.checkpoint is None,
-        "checkpoint": options.checkpoint,
-        "modalities": modalities,
-        "overrides": fields_of(options.override),
-    }
     name = options.model
     if options.random_weights and "." in name:  # weights that exist need not be used, but must exist
         if not list_weights(name):
             raise ValueError(f"there are no weights {name}; see: rsbackbones list")
         name = name.partition(".")[0]
-    model = create_model(name, **arguments)
-    lacking = {m: [b for b in model.bands[m] if b not in held[m]] for m in modalities}
-    if any(lacking.values()):
-        text = "; ".join(f"{m} {', '.join(bands)}" for m, bands in lacking.items() if bands)
-        if not options.allow_missing_bands:
-            raise ValueError(
-                f"the rasters lack bands that the model takes: {text}. Add --allow-missing-bands to leave "
-                "the weights of these bands out"
-            )
-        kept = {m: [b for b in model.bands[m] if b in held[m]] for m in modalities}
-        torch.manual_seed(0)
-        model = create_model(name, **arguments, bands=kept)
+    weights: dict[str, Any] = {
+        "pretrained": not options.random_weights and options.checkpoint is None,
+        "checkpoint": options.checkpoint,
+        "overrides": fields_of(options.override),
+    }
+    rules = band_rules(options)  # first: weights may be of a sensor that a file describes
+    config = weights_config(name, **weights)
+    units = dict(pair(item, "--units", "SENSOR=UNIT") for item in options.units)
+    asked = names_in(options.modalities) if options.modalities else []
+    if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:
+        raise ValueError(f"{options.model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
+    sensors = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
+    files = _find(options, sensors, asked or config.modalities, units)
+    held = {m: {b for file in files for b in file.bands.get(m, ())} for m in sensors}
+    modalities = [m for m in asked or config.modalities if held[m]]
+    if lacking := [m for m in (*asked, *rules["sensors"]) if m not in modalities]:
+        of = ", ".join(m if sensors[m] == m else f"{m} ({sensors[m]})" for m in lacking)
+        raise ValueError(f"no raster holds bands of {of}")
+
+    torch.manual_seed(0)
+    model = create_model(
+        name, **weights, **rules, modalities=modalities, pad=options.pad,
+        bands=_model_bands(options, config, {m: sensors[m] for m in modalities}, held),
+    )  # fmt: skip
     try:
         model.to(options.device)
     except (RuntimeError, AssertionError) as error:
@@ -117,18 +104,23 @@ def _embed(options: argparse.Namespace) -> int:
         print(f"weights: {which}", file=sys.stderr)
     if model.adaptation:
         print(model.adaptation, file=sys.stderr)
-
-    contract = create_preprocess(model).specs
-    if "B10" in held.get("s2", ()) and "B10" not in model.bands["s2"] and contract["s2"].product == "L2A":
+    for m, bands in model.bands.items():
+        print(f"{m}: read as {get_sensor(sensors[m]).title}: {', '.join(bands)}", file=sys.stderr)
+    _say_unused(files, model.bands)
+    product = model.inputs["s2"].product if "s2" in model.inputs else ""
+    if (
+        sensors.get("s2") == "s2" and "B10" in held["s2"] and "s2" in model.bands and product == "L2A"
+        and "B10" not in model.bands["s2"] and units.get("s2") != NORMALISED
+    ):  # fmt: skip
         print(
             "note: the band B10 is only in L1C products, and the weights expect L2A (surface reflectance); "
             "B10 is not used, and features may be off",
             file=sys.stderr,
         )
-    units = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.units)
+    paths = [file.path for file in files]
     common: dict[str, Any] = {
-        "names": names, "units": units, "nodata": options.nodata, "batch_size": options.batch_size,
-        "progress": not options.quiet,
+        "names": [file.names for file in files], "units": units, "nodata": options.nodata,
+        "batch_size": options.batch_size, "progress": not options.quiet,
     }  # fmt: skip
     if options.output.suffix.lower() in (".tif", ".tiff"):
         embed_scene(
@@ -142,6 +134,80 @@ def _embed(options: argparse.Namespace) -> int:
         for path in skipped:
             print(f"left out, pixels without data: {path}", file=sys.stderr)
     return 0
+
+
+class _File(NamedTuple):
+    """A raster that is used: the names that the user gave, its bands by modality, and the rest."""
+
+    path: Path
+    names: list[str] | None
+    bands: Mapping[str, Sequence[str]]
+    ignored: Sequence[str]
+
+
+def _find(
+    options: argparse.Namespace,
+    sensors: Mapping[str, str],
+    wanted: Sequence[str],
+    units: Mapping[str, str],
+) -> list[_File]:
+    """Find the bands of the ``wanted`` modalities in the rasters; say which rasters have none."""
+    from rsbackbones.rasters import find_bands
+
+    paths = _expand(options.rasters)
+    files = []
+    for path, names in zip(paths, _band_names(options.bands, paths), strict=True):
+        if not set(find_bands(path, sensors, names, units=units)[0]) & set(wanted):
+            print(f"{path.name}: left out, it holds no bands of {', '.join(wanted)}", file=sys.stderr)
+            continue
+        found, ignored = find_bands(path, {m: sensors[m] for m in wanted}, names, units=units)
+        files.append(_File(path, names, {m: tuple(bands) for m, bands in found.items()}, ignored))
+    return files
+
+
+def _model_bands(
+    options: argparse.Namespace, config: Any, sensors: Mapping[str, str], held: Mapping[str, set[str]]
+) -> dict[str, list[str]]:
+    """Return the bands to build the model for: those of the weights, of ``config``, and of the rasters.
+
+    Of the weights' own sensor they are the weights' bands, and such as the weights lack where --missing says
+    what they get; of another sensor all that the rasters hold.
+    """
+    from rsbackbones.sensors import get_sensor
+
+    chosen, lacking = {}, []
+    for m, sensor in sensors.items():
+        every = [band.name for band in get_sensor(sensor).bands]
+        theirs = list(config.bands[m]) if sensor == config.sensors[m] else []
+        more = [] if theirs and options.missing == "error" else [b for b in every if b not in theirs]
+        chosen[m] = [b for b in (*theirs, *more) if b in held[m]]
+        if absent := [b for b in theirs if b not in held[m]]:
+            lacking.append(f"{m} {', '.join(absent)}")
+        if not chosen[m]:
+            raise ValueError(
+                f"{m}: {options.model} takes {', '.join(theirs)} of {sensor}, and the rasters hold "
+                f"{', '.join(b for b in every if b in held[m])}; say what these get: --missing nearest"
+            )
+    if lacking and not options.allow_missing_bands:
+        first = next(iter(sensors))
+        raise ValueError(
+            f"the rasters lack bands that the model takes: {'; '.join(lacking)}. Add --allow-missing-bands "
+            "to leave the weights of these bands out; where the rasters are of another sensor say which: "
+            f"--sensor {first}=landsat_oli"
+        )
+    return chosen
+
+
+def _say_unused(files: Sequence[_File], used: Mapping[str, Sequence[str]]) -> None:
+    """Say which bands of the rasters are not used, once for all rasters with the same ones."""
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        idle = [b for m, bands in file.bands.items() for b in bands if b not in used[m]]
+        if unused := [*idle, *file.ignored]:
+            alike.setdefault(", ".join(unused), []).append(file.path.name)
+    for bands, (first, *others) in alike.items():
+        rest = f" and {len(others)} more" if others else ""
+        print(f"{first}{rest}: not used: {bands}", file=sys.stderr)
 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:

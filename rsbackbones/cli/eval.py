@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def add(command: Command) -> None:
         help="knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all of these; also "
         "invariance, patches, positions or extrapolation",
     )
-    sub.add_argument("--model", required=True, help="architecture or architecture.tag")
+    sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
     sub.add_argument(
         "--data", required=True,
         help="a folder of class folders of JPEG, PNG or GeoTIFF; a CSV beside GeoTIFFs; NAME.npz; NAME.yaml "
@@ -37,6 +38,11 @@ def add(command: Command) -> None:
         "--size", type=_size, metavar="PIXELS",
         help="resize the images, such as 120 (CROMA enlarges to that) or 96x480",
     )  # fmt: skip
+    sub.add_argument(
+        "--tile", type=int, metavar="PIXELS",
+        help="of label maps: encode patches by tiles of that side, and take the mean where tiles overlap",
+    )  # fmt: skip
+    sub.add_argument("--overlap", type=int, metavar="PIXELS", help="of the tiles; default half of a tile")
     sub.add_argument(
         "--sizes", metavar="PIXELS,...",
         help="of the images of extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
@@ -94,10 +100,10 @@ def _eval(options: argparse.Namespace) -> int:
         )
     measurements = [name for name in names if name in MEASUREMENTS]
     protocols = [name for name in names if name in PROTOCOLS]
-    if measurements and (options.size or options.pool != "pooled"):
+    if measurements and (options.size or options.tile or options.pool != "pooled"):
         raise ValueError(
-            f"--size and --pool are of protocols over features; {', '.join(measurements)} take images as "
-            "they are and the model's own embeddings: run them apart, without these options"
+            f"--size, --tile and --pool are of protocols over features; {', '.join(measurements)} take "
+            "images as they are and the model's own embeddings: run them apart, without these options"
         )
     seeds = [int(seed) if seed.isdecimal() else -1 for seed in names_in(options.seeds)]
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
@@ -135,7 +141,8 @@ def _eval(options: argparse.Namespace) -> int:
         return model_for(data, options.model, **chosen, **weights).to(options.device)
 
     how = {
-        "size": options.size, "pool": options.pool, "level": "image" if data.labels is not None else "patch",
+        "size": options.size, "tile": options.tile, "overlap": options.overlap, "pool": options.pool,
+        "level": "image" if data.labels is not None else "patch",
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
         "cache": options.cache or options.out / "cache",
     }  # fmt: skip
@@ -148,14 +155,14 @@ def _eval(options: argparse.Namespace) -> int:
         if options.baselines:
             # The rule decides the statistics alone: all weights are fresh.
             mine = chosen | {"modalities": model.modalities, "bands": model.bands}
-            name = options.model.partition(".")[0]
+            name = model.architecture
             random = of_random_weights(
                 lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
             )
             subjects += [random, of_statistics(model, how)]
     if options.streams:
         chosen_streams(list(model.stream_inputs), names_in(options.streams))
-    notes = said_of(data, model)
+    notes = said_of(data, model) + (_said_of_encoding(how) if protocols else [])
     for note in notes:
         print(note, file=sys.stderr)
     run: dict[str, Any] = {
@@ -176,6 +183,8 @@ def _eval(options: argparse.Namespace) -> int:
         found["measurements"] = measure(
             measurements, subjects, open_set, options.out, options=how_measured, **run
         )
+    if protocols:
+        found["encoding"] = {name: how[name] for name in ("level", "pool", "size", "tile", "overlap")}
     found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
     print(write_report(options.out, found), end="")
     if options.pictures:
@@ -187,6 +196,23 @@ def _eval(options: argparse.Namespace) -> int:
         for line in undrawn:
             print(line, file=sys.stderr)
     return 0
+
+
+def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
+    """What of the options a reader of the numbers must know."""
+    lines = []
+    if how["size"]:
+        size = how["size"] if isinstance(how["size"], tuple) else (how["size"], how["size"])
+        lines.append(f"images were resized to {size[0]} x {size[1]} pixels")
+    if how["tile"]:
+        overlap = how["tile"] // 2 if how["overlap"] is None else how["overlap"]
+        lines.append(
+            f"encoded by tiles of {how['tile']} pixels that overlap by {overlap}; a patch has the mean of "
+            "those that cover it"
+        )
+    if how["pool"] != "pooled":
+        lines.append("embeddings are the mean of a stream's tokens")
+    return lines
 
 
 def _size(text: str) -> int | tuple[int, int]:

@@ -3,7 +3,10 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from rsbackbones.cli.sensor_file import register_sensor_file
 
 # Adds a command: its name, what runs it, what it does.
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
@@ -13,7 +16,8 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how one's bands meet those of the weights; :func:`band_rules` reads them."""
     parser.add_argument(
         "--sensor", action="append", default=[], metavar="MODALITY=SENSOR",
-        help="what your bands are of, where it is another sensor: s2=landsat_oli",
+        help="what your bands are of, where it is another sensor: s2=landsat_oli; of one of your own a "
+        "description: s2=enmap.json (see docs/bands.md)",
     )  # fmt: skip
     parser.add_argument(
         "--missing", default="error",
@@ -25,8 +29,14 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
 
 
 def band_rules(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what :func:`add_band_options` read, as arguments of ``create_model``."""
+    """Return what :func:`add_band_options` read, as arguments of ``create_model``.
+
+    A sensor that a file describes is known from here on.
+    """
     sensors = dict(pair(item, "--sensor", "MODALITY=SENSOR") for item in options.sensor)
+    for modality, named in sensors.items():
+        if named.endswith(".json"):
+            sensors[modality] = register_sensor_file(Path(named).expanduser()).name
     return {"sensors": sensors, "bands_missing": options.missing, "bands_scale": options.scale}
 
 

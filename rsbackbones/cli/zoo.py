@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rsbackbones.cli.options import Command, add_band_options, band_rules, names_in
 
+_NAME = "architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION]"
+
 
 def add(command: Command) -> None:
     """Add the parsers."""
@@ -14,22 +16,23 @@ def add(command: Command) -> None:
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = command("info", _info, "print the card of a model's weights")
-    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument("name", help=_NAME)
 
     sub = command("bands", _bands, "print which weights your bands would get; loads nothing")
-    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument("name", help=_NAME)
     sub.add_argument(
         "--mine", action="append", default=[], metavar="B02,B03,...",
         help="your bands, in order, of the model's first modality, or of another: s1=VV",
     )  # fmt: skip
     add_band_options(sub)
+    sub.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
 
     sub = command("download", _download, "fetch and verify weights")
-    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument("name", help=_NAME)
     sub.add_argument("--to", type=Path, metavar="DIR", help="copy them into a folder to carry along")
 
     sub = command("verify", _verify, "hash, load and run weights, and compare golden activations")
-    sub.add_argument("name", help="architecture or architecture.tag")
+    sub.add_argument("name", help=_NAME)
     sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder made by download --to")
 
 
@@ -62,10 +65,15 @@ def _list(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     from rsbackbones.cards import model_card
+    from rsbackbones.hub import PREFIX
+    from rsbackbones.names import weights_named
     from rsbackbones.registry import find_architecture, list_weights
 
-    find_architecture(options.name.partition(".")[0])
-    entries = [e for e in list_weights() if options.name in (e.id, e.architecture)]
+    if options.name.startswith(PREFIX):
+        entries = [weights_named(options.name)]
+    else:
+        find_architecture(options.name.partition(".")[0])
+        entries = [e for e in list_weights() if options.name in (e.id, e.architecture)]
     if not entries:
         raise ValueError(f"the manifest has no entry {options.name}; see: rsbackbones list")
     print("\n".join(model_card(entry) for entry in entries), end="")
@@ -74,46 +82,56 @@ def _info(options: argparse.Namespace) -> int:
 
 def _bands(options: argparse.Namespace) -> int:
     from rsbackbones.factory import plan_adaptation
-    from rsbackbones.registry import find_architecture
+    from rsbackbones.names import architecture_named
 
     if not options.mine and not options.sensor:
         raise ValueError("say which bands are yours: --mine B02,B03,B04,B08, or --sensor s2=landsat_oli")
-    first = find_architecture(options.name.partition(".")[0]).config.modalities[0]
+    first = architecture_named(options.name).config.modalities[0]
     bands: dict[str, list[str]] = {}
     for item in options.mine:
         left, equals, right = item.partition("=")
         bands[left if equals else first] = names_in(right if equals else left)
-    print(plan_adaptation(options.name, bands=bands, **band_rules(options)))
+    rules = band_rules(options)
+    print(plan_adaptation(options.name, bands=bands, checkpoint=options.checkpoint, **rules))
     return 0
 
 
 def _download(options: argparse.Namespace) -> int:
-    from rsbackbones.manifest import find_entry
+    from rsbackbones.hub import PREFIX
+    from rsbackbones.names import weights_named
     from rsbackbones.weights import download_to, fetch, sha256_of
 
-    entry = find_entry(options.name)
+    entry = weights_named(options.name)
     path = download_to(entry, options.to.expanduser()) if options.to else fetch(entry)
     print(f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned")
     if options.to:
-        print(f"use it with checkpoint={str(options.to)!r}, or with RSBACKBONES_WEIGHTS={options.to}")
+        # The manifest goes wherever the package does; what a repository says of itself does not.
+        use = path if options.name.startswith(PREFIX) else options.to
+        print(f"use it with checkpoint={str(use)!r}, or with RSBACKBONES_WEIGHTS={options.to}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     from rsbackbones.factory import create_model
     from rsbackbones.golden import compare_golden
-    from rsbackbones.manifest import find_entry
+    from rsbackbones.hub import PREFIX
+    from rsbackbones.names import weights_named
     from rsbackbones.weights import fetch, sha256_of
 
-    entry = find_entry(options.name)
+    entry = weights_named(options.name)
     path = fetch(entry, options.checkpoint)
     pinned = "in full" if entry.sha256 else f"in the published prefix {entry.sha256_prefix}"
     print(f"{entry.id}: {path}")
     print(f"bytes: sha256 {sha256_of(path)}, as pinned {pinned}")
-    model = create_model(entry.id, True, checkpoint=options.checkpoint)
+    if not options.name.startswith(PREFIX):
+        model = create_model(entry.id, True, checkpoint=options.checkpoint)
+    elif options.checkpoint:
+        model = create_model(entry.architecture, checkpoint=path)
+    else:
+        model = create_model(options.name, True)
     print(f"tensors: {len(model.state_dict())}, all finite, names, shapes and types as the model has")
     if entry.golden is None:
-        print("features: not compared, the manifest records no golden activations for this entry")
+        print("features: not compared, no golden activations are recorded for these weights")
         return 0
     if problems := compare_golden(model, entry.golden):
         print("features: NOT those recorded\n  " + "\n  ".join(problems))

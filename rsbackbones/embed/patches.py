@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from rsbackbones.backbone import Backbone
+from rsbackbones.embed.model_rasters import open_for, sensors_of
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.preprocess import create_preprocess
-from rsbackbones.rasters import RasterStack, find_bands, ground_position, open_raster, same_grid
+from rsbackbones.rasters import find_bands, ground_position, open_raster, same_grid
 
 # A raster of a patch file is one input; beyond this side it is a scene.
 MAX_PATCH_SIDE = 512
@@ -31,9 +32,10 @@ def embed_patches(
 ) -> list[Path]:
     """Write one pooled embedding per patch to ``.npz`` or ``.parquet``.
 
-    Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole. The
-    result has ``paths`` (joined by ``;``), ``crs``, the centre ``x`` and ``y``, and [patches, D] float32
-    for every stream.
+    Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole; its sides
+    are multiples of the patch size, or the model pads them (``create_model(..., pad=True)``). The result has
+    ``paths`` (joined by ``;``), ``crs``, the centre ``x`` and ``y``, and [patches, D] float32 for
+    every stream.
 
     Args:
         model, names, units, nodata, batch_size, progress: as for :func:`embed_scene`.
@@ -53,7 +55,7 @@ def embed_patches(
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    groups = _group_by_grid(paths, model.modalities, names)
+    groups = _group_by_grid(paths, sensors_of(model), names, units)
     rows: list[dict[str, Any]] = []
     skipped: list[Path] = []
     pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
@@ -71,9 +73,7 @@ def embed_patches(
     bar = progress_bar(len(groups), 0, enabled=progress, unit="patch")
     for files, file_names in groups:
         bar.update()
-        with RasterStack(
-            files, model.modalities, wanted=model.bands, names=file_names, nodata=nodata
-        ) as patch:
+        with open_for(model, files, names=file_names, units=units, nodata=nodata) as patch:
             if max(patch.height, patch.width) > MAX_PATCH_SIDE:
                 raise ValueError(
                     f"{files[0]} has {patch.height} x {patch.width} pixels: a scene, not a patch (at most "
@@ -88,10 +88,10 @@ def embed_patches(
                     f"{files[0]}: {int((~valid).sum())} pixels have no data; leave the file out, or leave "
                     "out all such patches with --skip-nodata"
                 )
-            if patch.height % model.patch_size or patch.width % model.patch_size:
+            if not model.pad and (patch.height % model.patch_size or patch.width % model.patch_size):
                 raise ValueError(
                     f"{files[0]} has {patch.height} x {patch.width} pixels, not a multiple of the patch size "
-                    f"{model.patch_size}; crop it first"
+                    f"{model.patch_size}; crop it first, or pad it: create_model(..., pad=True) (--pad)"
                 )
             try:
                 preprocess = create_preprocess(model, bands=patch.bands, units=units)
@@ -119,7 +119,7 @@ def embed_patches(
 class _File(NamedTuple):
     path: Path
     names: Sequence[str] | None
-    sensors: set[str]
+    modalities: set[str]
 
 
 def _cells(raster: Any, path: Path) -> set[tuple[Any, ...]]:
@@ -137,15 +137,16 @@ def _cells(raster: Any, path: Path) -> set[tuple[Any, ...]]:
 
 def _group_by_grid(
     paths: Sequence[Path],
-    modalities: Sequence[str],
+    sensors: Mapping[str, str],
     names: Sequence[Sequence[str] | None] | None,
+    units: Mapping[str, str] | None,
 ) -> list[tuple[list[Path], list[Sequence[str] | None]]]:
     """Put the files of one place together, in the order of the first of each."""
     places: list[list[_File]] = []
     near: dict[tuple[Any, ...], list[int]] = {}
     for i, path in enumerate(paths):
         name = names[i] if names else None
-        file = _File(path, name, set(find_bands(path, modalities, name)[0]))
+        file = _File(path, name, set(find_bands(path, sensors, name, units=units)[0]))
         with open_raster(path) as raster:
             cells = _cells(raster, path)
             for place in {place for cell in cells for place in near.get(cell, [])}:
@@ -159,19 +160,19 @@ def _group_by_grid(
                 places.append([file])
     groups: list[list[_File]] = []
     for files in places:
-        if len(modalities) == 1:
+        if len(sensors) == 1:
             groups += [[file] for file in files]  # several dates of one place
             continue
-        held = [sensor for file in files for sensor in file.sensors]
-        if twice := [m for m in modalities if held.count(m) > 1]:
+        held = [modality for file in files for modality in file.modalities]
+        if twice := [m for m in sensors if held.count(m) > 1]:
             raise ValueError(
                 f"several rasters of {', '.join(twice)} lie on the grid of {files[0].path}: "
                 f"{', '.join(file.path.name for file in files)}; embed one date at a time"
             )
-        if lacking := [m for m in modalities if m not in held]:
+        if lacking := [m for m in sensors if m not in held]:
             raise ValueError(
                 f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; give one, or embed "
-                f"the other sensor alone: --modalities {next(m for m in modalities if m in held)}. (Rasters "
+                f"the other sensor alone: --modalities {next(m for m in sensors if m in held)}. (Rasters "
                 "without georeference cannot be paired)"
             )
         groups.append(files)

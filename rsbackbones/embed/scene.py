@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from rsbackbones.backbone import Backbone
+from rsbackbones.embed.model_rasters import open_for, sensors_of
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.embed.unfinished import UnfinishedMap
@@ -53,13 +54,15 @@ def embed_scene(
     A pixel of the result is one patch; its transform is the input's, scaled by the patch size, so the
     two line up. The scene is read in overlapping windows, and features are blended where they overlap,
     so that no seams show. A patch with a pixel without data is NaN. Where the size is no multiple of the
-    patch, the last few pixels at the right and at the bottom are not covered.
+    patch, the last few pixels at the right and at the bottom are not covered; a model that pads
+    (``create_model(..., pad=True)``) covers them with patches that reach beyond the scene.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end:
     the same call after a kill goes on from there.
 
     Args:
-        model: for the sensors that the rasters hold.
+        model: for the sensors that the rasters hold: bands are looked up among those of
+            ``model.config.sensors``.
         paths: rasters on one grid, together holding all bands of the model.
         output: a path ending in ``.tif``.
         names: the band names of each raster, where its descriptions do not tell.
@@ -84,12 +87,14 @@ def embed_scene(
     for written in (output, output.with_suffix(".png")):
         if same := [path for path in paths if path.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
-    with RasterStack(paths, model.modalities, wanted=model.bands, names=names, nodata=nodata) as scene:
-        grid = (scene.height // p, scene.width // p)
+    with open_for(model, paths, names=names, units=units, nodata=nodata) as scene:
+        beyond = p - 1 if model.pad else 0
+        grid = ((scene.height + beyond) // p, (scene.width + beyond) // p)
         if not all(grid):
-            raise ValueError(f"the scene has {scene.height} x {scene.width} pixels, less than one patch")
-        if missing := [m for m in model.modalities if m not in scene.bands]:
-            raise ValueError(f"no raster holds bands of {', '.join(missing)}, which the model takes")
+            raise ValueError(
+                f"the scene has {scene.height} x {scene.width} pixels, less than one patch; have it padded: "
+                "create_model(..., pad=True) (--pad)"
+            )
         side, shared = _window(model, window, overlap)
         preprocess = create_preprocess(model, bands=scene.bands, units=units)
         _check_values(scene, preprocess)
@@ -100,6 +105,7 @@ def embed_scene(
             "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",
             "parameters_sha256": _parameters_sha256(model),
             "stream": stream,
+            "sensors": sensors_of(model),
             "bands": {m: list(b) for m, b in model.bands.items()},
             "input": [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths],
             "given": {m: list(b) for m, b in scene.bands.items()},
@@ -108,6 +114,7 @@ def embed_scene(
             "window": side,
             "overlap": shared,
             "patch_size": p,
+            "pad": model.pad,
         }
         partial = output.with_name(output.name + ".partial")
         with UnfinishedMap(partial, description, (*grid, model.num_features)) as work:
@@ -197,14 +204,19 @@ def _encode_windows(
     p = model.patch_size
     images: dict[str, list[Array]] = {m: [] for m in model.modalities}
     masks: list[Array] = []
+    height = min(size[0] * p, scene.height - top * p)
     for left in lefts:
-        arrays, valid = scene.read((top * p, left * p, size[0] * p, size[1] * p))
+        width = min(size[1] * p, scene.width - left * p)
+        arrays, valid = scene.read((top * p, left * p, height, width))
+        # What the model would do if it were given this window alone (``Backbone.pad``).
+        beyond = ((0, size[0] * p - height), (0, size[1] * p - width))
         for modality, x in arrays.items():
             if not valid.all():
                 # What fills the gaps reaches the neighbours through attention: something typical.
                 typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
-            images[modality].append(x)
+            images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
+        valid = np.pad(valid, beyond, mode="edge")
         masks.append(np.all(valid.reshape(size[0], p, size[1], p), axis=(1, 3)))
     device = next(model.parameters()).device
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})

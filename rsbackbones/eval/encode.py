@@ -6,6 +6,7 @@ encodes so for its probes, kNN and K-means.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from rsbackbones.eval.identity import identity
 from rsbackbones.eval.image_reader import ImageReader, Size, resized
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import Array, LabelledSet, Task
+from rsbackbones.eval.patch_tiles import PatchTiles
 
 # Goes into the key of what is kept: to be raised when features become others.
 VERSION = 1
@@ -34,6 +36,8 @@ def encode(
     data: LabelledSet,
     *,
     size: int | Size | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
     streams: Sequence[str] | None = None,
     level: Level = "image",
     pool: Literal["pooled", "mean"] = "pooled",
@@ -53,10 +57,13 @@ def encode(
         size: resize images to so many pixels, or (height, width), after they are normalised: bilinear, with
             antialiasing; label maps by nearest neighbour. CROMA enlarges images to the size of the
             pretraining. Default: as they are, which must then be of one size.
+        tile: encode patches by tiles of that many pixels, and take the mean where tiles overlap
+            (:mod:`rsbackbones.eval.patch_tiles`), of sets of label maps; images may then be of any sizes.
+        overlap: of the tiles, in pixels; default half of a tile.
         streams: those to keep; default all. Each is of its own sensors alone.
         level: an embedding for each image, or for each patch.
         pool: of images: the model's own embedding, or the mean of a stream's tokens.
-        batch_size: images at a time.
+        batch_size: images, or tiles, at a time.
         device: the model is moved there. Default: where it is.
         cache: a folder to keep features in, below a name made of the hashes of weights, preprocessing and
             data. What is there is not encoded again; a killed run goes on after its last batch.
@@ -79,12 +86,15 @@ def encode(
         backbone.to(device)
     place = next(backbone.parameters()).device
     target = (size, size) if isinstance(size, int) else size
-    _check_size(target, backbone, "size=")
+    tiles = _tiles(backbone.patch_size, tile, overlap, level, data)
+    if tiles is None:
+        _check_size(target, backbone, "size=")
 
     def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
         images = {m: resized(x, target) for m, x in inputs(raw).items()}
         first = next(iter(images.values()))
-        _check_size((first.shape[-2], first.shape[-1]), backbone, "images of")
+        if tiles is None:
+            _check_size((first.shape[-2], first.shape[-1]), backbone, "images of")
         return images
 
     def features(images: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,7 +112,7 @@ def encode(
     with frozen(backbone):
         return _collect(
             prepare, features, job, data, backbone.modalities, level=level, patch_size=backbone.patch_size,
-            size=target, batch_size=batch_size, cache=cache, progress=progress,
+            size=target, tiles=tiles, batch_size=batch_size, cache=cache, progress=progress,
         )  # fmt: skip
 
 
@@ -113,6 +123,8 @@ def statistics_features(
     level: Level = "image",
     patch_size: int = 8,
     size: int | Size | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
     batch_size: int = 64,
     cache: Path | None = None,
     progress: bool = False,
@@ -123,7 +135,7 @@ def statistics_features(
     linear power, which becomes dB; scale and offset of the others do not matter to a probe that standardises.
 
     Args:
-        data, level, batch_size, cache, progress: as for :func:`encode`.
+        data, level, tile, overlap, batch_size, cache, progress: as for :func:`encode`.
         channels: by sensor the bands to use, by number; default all.
         patch_size: of patches, in pixels.
         size: resize the images first, as :func:`encode` does, so that patches cover the same ground.
@@ -134,6 +146,7 @@ def statistics_features(
     target = (size, size) if isinstance(size, int) else size
     used = {m: list(range(len(b))) for m, b in data.bands.items()}
     used = used if channels is None else {m: list(c) for m, c in channels.items()}
+    tiles = _tiles(patch_size, tile, overlap, level, data)
 
     def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
         images = {}
@@ -141,7 +154,8 @@ def statistics_features(
             x = torch.from_numpy(raw[m][..., numbers, :, :].astype(np.float64))
             x = 10 * x.clamp(min=_SMALLEST_POWER).log10() if data.units.get(m) == "linear" else x
             images[m] = x = resized(x, target)
-            if level == "patch" and (x.shape[-2] % patch_size or x.shape[-1] % patch_size):
+            ragged = x.shape[-2] % patch_size or x.shape[-1] % patch_size
+            if level == "patch" and tiles is None and ragged:
                 raise ValueError(_no_multiple("images of", (x.shape[-2], x.shape[-1]), patch_size))
         return images
 
@@ -155,7 +169,7 @@ def statistics_features(
 
     return _collect(
         prepare, features, {"what": "statistics", "patch": patch_size, "channels": used}, data, tuple(used),
-        level=level, patch_size=patch_size, size=target, batch_size=batch_size, cache=cache,
+        level=level, patch_size=patch_size, size=target, tiles=tiles, batch_size=batch_size, cache=cache,
         progress=progress,
     )  # fmt: skip
 
@@ -170,6 +184,7 @@ def _collect(
     level: Level,
     patch_size: int,
     size: Size | None,
+    tiles: PatchTiles | None,
     batch_size: int,
     cache: Path | None,
     progress: bool,
@@ -177,26 +192,58 @@ def _collect(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     job = {"version": VERSION, **job, "data": data.digest, "level": level, "size": size}
+    if tiles is not None:
+        job |= {"tiles": [tiles.tile, tiles.overlap]}
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
     store = RowStore(None if cache is None else cache / key[:32], job, len(data))
     todo = images[~store.done[images]].tolist()
-    read = ImageReader(data, modalities, size, prepare)
+    read = ImageReader(data, modalities, size, prepare, alike=tiles is None)
+    at_once = batch_size if tiles is None else 1
+    # Rows are of one size: those of smaller images end with patches that have no label.
+    patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
     with progress_bar(len(images), len(images) - len(todo), enabled=progress, unit="image") as bar:
-        for start in range(0, len(todo), batch_size):
-            indices = todo[start : start + batch_size]
+        for start in range(0, len(todo), at_once):
+            indices = todo[start : start + at_once]
             try:
                 batch, maps = read(indices)
-                made = {s: x.float().cpu().numpy() for s, x in _of_dates(features, batch, data.task).items()}
+                of_images = features if tiles is None else tiles.encoder(features, batch_size)
+                found = _of_dates(of_images, batch, data.task)
             except ValueError:
                 store.discard()
                 raise
+            made = {s: x.float().cpu().numpy() for s, x in found.items()}
             if maps is not None and level == "patch":
                 made["pixels"] = count_pixels(maps, patch_size, len(data.classes))
+            if tiles is not None:
+                made = {s: np.pad(x, ((0, 0), (0, patches - x.shape[1]), (0, 0))) for s, x in made.items()}
             store.write(indices, as_rows(made))
             bar.update(len(indices))
     read.warn_of_offsets(len(todo))
     return encoded_rows(store.read(images), images, data, level, key)
+
+
+def _tiles(
+    patch_size: int, tile: int | None, overlap: int | None, level: Level, data: LabelledSet
+) -> PatchTiles | None:
+    if tile is None:
+        if overlap is not None:
+            raise ValueError("overlap is that of tiles; name their size with tile= (--tile)")
+        return None
+    if level != "patch" or data.task not in ("pixels", "change"):
+        raise ValueError(
+            f"tiles are of the patches of images that have a label for every pixel; {data.name} has "
+            f"{data.task}, and its images are encoded whole: leave out tile= (--tile)"
+        )
+    return PatchTiles(patch_size, tile, tile // 2 if overlap is None else overlap)
+
+
+def _most_patches(tiles: PatchTiles, data: LabelledSet, images: Sequence[int], size: Size | None) -> int:
+    """Return the patches of the largest image; all are read for their sizes, where they may differ."""
+    if size is not None:
+        return math.prod(tiles.grid(*size))
+    samples = (data.read(image) for image in images)
+    return max(math.prod(tiles.grid(*next(iter(s.values())).shape[-2:])) for s in samples)
 
 
 def _of_dates(

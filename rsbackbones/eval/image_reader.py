@@ -18,12 +18,13 @@ Size = tuple[int, int]
 
 @dataclass
 class ImageReader:
-    """Reads batches, and checks that their images are alike."""
+    """Reads batches, and checks that images are whole, and of one size where they must be ``alike``."""
 
     data: LabelledSet
     modalities: Sequence[str]
     size: Size | None
     prepare: Callable[[Mapping[str, Array]], dict[str, Tensor]]
+    alike: bool = True
     seen: Size | None = None
     bright: Counter[str] = field(default_factory=Counter)
 
@@ -80,7 +81,7 @@ class ImageReader:
                 )
             shape = (image.shape[-2], image.shape[-1])
             self.seen = self.seen or shape
-            if shape != self.seen and self.size is None:
+            if self.alike and shape != self.seen and self.size is None:
                 raise ValueError(
                     f"{m} has {shape[0]} x {shape[1]} pixels, others of the set have {self.seen[0]} x "
                     f"{self.seen[1]}; name one size for all, size= (--size)"

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone, unwrapped
-from rsbackbones.eval.labelled import NORMALISED, Array, LabelledSet
+from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.preprocess import preprocess_for
 
 # Raw images by modality, [..., C, H, W], in the order and the units of their set; other keys are left alone.
@@ -46,15 +45,12 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
                 f"are of {mine}, open the set with sensors={{'{modality}': '{mine}'}} "
                 f"(--sensor {modality}={mine})"
             )
-    pictures = [m for m in backbone.modalities if data.units.get(m) == NORMALISED]
-    measured = [m for m in backbone.modalities if m not in pictures]
-    channels = {m: channels_of(backbone, m, data) for m in pictures}
     preprocess = preprocess_for(
         backbone.inputs,
-        {m: backbone.bands[m] for m in measured},
+        backbone.bands,
         sensors=backbone.config.sensors,
-        bands={m: data.bands[m] for m in measured},
-        units={m: data.units[m] for m in measured if m in data.units},
+        bands={m: data.bands[m] for m in backbone.modalities},
+        units={m: data.units[m] for m in backbone.modalities if m in data.units},
     )
 
     def inputs(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
@@ -62,11 +58,7 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
             raise ValueError(
                 f"{data.name}: a sample has no images of {', '.join(missing)}, which the set names"
             )
-        made = preprocess({m: raw[m] for m in measured})
-        return {
-            m: made[m] if m in made else _picture(m, raw[m], channels[m], len(data.bands[m]))
-            for m in backbone.modalities
-        }
+        return preprocess({m: raw[m] for m in backbone.modalities})
 
     return inputs
 
@@ -84,16 +76,3 @@ def channels_of(backbone: Backbone, modality: str, data: LabelledSet) -> list[in
             f"for its bands: create_model(..., bands={{'{modality}': {given}}})"
         )
     return [given.index(b) for b in backbone.bands[modality]]
-
-
-def _picture(modality: str, raw: Array | Tensor, channels: list[int], count: int) -> Tensor:
-    """8-bit values [..., count, H, W] to the model's channels in [0, 1]."""
-    x = (raw if isinstance(raw, Tensor) else torch.from_numpy(raw.copy())).to(torch.float32)
-    if x.ndim < 3 or x.shape[-3] != count:
-        raise ValueError(f"{modality}: expected pictures [..., {count}, H, W], got {list(x.shape)}")
-    if not bool(((x >= 0) & (x <= 255)).all()):  # NaN is not either
-        raise ValueError(
-            f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got NaN or others; name "
-            "the unit of measured values in the set's units"
-        )
-    return x[..., channels, :, :] / 255

@@ -19,8 +19,6 @@ Task = Literal["classes", "multilabel", "pixels", "change"]
 SPLITS = ("train", "val", "test")
 # The label of a pixel that counts nowhere.
 IGNORED = -1
-# The unit of 8-bit pictures: value / 255 is what a model gets, without statistics.
-NORMALISED = "normalised"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
-from rsbackbones.eval.labelled import NORMALISED, LabelledSet
+from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.factory import create_model
-from rsbackbones.registry import find_architecture
-from rsbackbones.sensors import get_sensor
+from rsbackbones.names import architecture_named
+from rsbackbones.sensors import NORMALISED, get_sensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def model_for(
     Raises:
         ValueError: the set has none of the model's modalities or bands.
     """
-    known = tuple(find_architecture(name.partition(".")[0]).config.modalities)
+    known = tuple(architecture_named(name).config.modalities)
     used = tuple(modalities) if modalities else tuple(m for m in known if m in data.bands)
     if not used or (lacking := [m for m in used if m not in data.bands]):
         raise ValueError(

@@ -46,14 +46,12 @@ from rsbackbones.layers.block import Block, CrossBlock
 from rsbackbones.layers.mlp import MLP
 from rsbackbones.layers.peg import PositionEncodingGenerator
 from rsbackbones.layers.sincos import SinCosPositions
-from rsbackbones.layers.tokenizer import LinearTokenizer
-from rsbackbones.layers.wavelength_tokenizer import WavelengthTokenizer
 from rsbackbones.layouts import Layout
-from rsbackbones.sensors import SSL4EO_S12, InputSpec, get_sensor
+from rsbackbones.models.tokenizer import tokenizer_of
+from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
 POSITIONS = ("alibi", "sincos", "peg")
-TOKENIZERS = ("linear", "wavelength")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,6 @@ class CromaConfig(ViTConfig):
     """Everything that decides the shape of a CROMA model; ``depth`` is the optical encoder's.
 
     ``positions`` is how positions are encoded, ``cross_alibi`` whether X-ALiBi is part of ``"alibi"``.
-    ``tokenizer`` is that of the optical sensor, ``"linear"`` or ``"wavelength"`` (ours); radar's is linear.
     """
 
     patch_size: int = 8
@@ -72,7 +69,6 @@ class CromaConfig(ViTConfig):
     )
     positions: str = "alibi"
     cross_alibi: bool = True
-    tokenizer: str = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,12 +85,6 @@ class CromaConfig(ViTConfig):
             raise ValueError(f"positions='sincos' needs a dim that is a multiple of 4, got {self.dim}")
         if not isinstance(self.cross_alibi, bool):
             raise ValueError(f"cross_alibi must be true or false, got {self.cross_alibi!r}")
-        if self.tokenizer not in TOKENIZERS:
-            raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {self.tokenizer!r}")
-
-    def takes_wavelengths(self, modality: str) -> bool:
-        """See :meth:`ViTConfig.takes_wavelengths`."""
-        return self.tokenizer == "wavelength" and get_sensor(modality).kind == "optical"
 
     def stream_depths(self) -> dict[str, int]:
         """Return the number of blocks of every stream that the modalities feed."""
@@ -115,21 +105,12 @@ class Patches:
     kept: Tensor | None
 
 
-def _tokenizer(config: CromaConfig, modality: str) -> LinearTokenizer:
-    names = config.bands[modality]
-    if not config.takes_wavelengths(modality):
-        return LinearTokenizer(len(names), config.dim, config.patch_size)
-    bands = [get_sensor(config.sensors[modality]).band(name) for name in names]
-    wavelengths, widths = [band.wavelength for band in bands], [band.width for band in bands]
-    return WavelengthTokenizer(wavelengths, widths, config.dim, config.patch_size)
-
-
 class Encoder(nn.Module):
     """The ViT of one sensor."""
 
     def __init__(self, config: CromaConfig, modality: str) -> None:
         super().__init__()
-        self.tokenizer = _tokenizer(config, modality)
+        self.tokenizer = tokenizer_of(config, modality)
         self.blocks = nn.ModuleList(
             Block(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=False)
             for _ in range(config.stream_depths()[modality])

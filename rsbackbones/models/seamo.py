@@ -44,8 +44,8 @@ from rsbackbones.layers.block import Block
 from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layers.temporal_multimodal import Fusion, Query, TemporalMultimodal
-from rsbackbones.layers.tokenizer import LinearTokenizer
 from rsbackbones.layouts import Layout
+from rsbackbones.models.tokenizer import tokenizer_of
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
@@ -130,12 +130,8 @@ class Seamo(Backbone):
             self.stream_inputs["joint"] = ("s2", "s1")
             self.mean_streams = {"joint": ("s2", "s1")}
         self.stream_depths = dict.fromkeys(self.stream_inputs, config.depth)
-        self.tokenizers = nn.ModuleDict(
-            {
-                m: LinearTokenizer(len(config.bands[m]), config.dim, config.patch_size)
-                for m in config.modalities
-            }
-        )
+        made = {m: tokenizer_of(config, m) for m in config.modalities}
+        self.tokenizers = nn.ModuleDict(made)
         self.blocks = nn.ModuleList(
             Block(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=True)
             for _ in range(config.depth)
@@ -147,7 +143,8 @@ class Seamo(Backbone):
                 config.modalities, config.dim, config.num_heads, mlp_ratio=config.mlp_ratio,
                 fusion=config.fusion, query=config.query,
             )  # fmt: skip
-        for part in (self.tokenizers, self.blocks, self.temporal):
+        # What scores wavelengths, where it does, is no part of MAE, and begins in its own way.
+        for part in (*(tokenizer.proj for tokenizer in made.values()), self.blocks, self.temporal):
             for module in part.modules() if part is not None else ():
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)

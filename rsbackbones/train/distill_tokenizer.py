@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rsbackbones.backbone import Backbone
+from rsbackbones.eval.data.npz_archive import NpzArchive
 from rsbackbones.factory import create_model
 from rsbackbones.layers.patches import patchify
 from rsbackbones.layers.tokenizer import LinearTokenizer
@@ -183,13 +184,16 @@ def read_images(model: Backbone, path: Path | None) -> Tensor:
 
     ``path`` is a ``.npz`` with ``images`` [B, C, H, W] in digital numbers and the names of their ``bands``;
     ``None`` simulates 24 scenes over the year.
+
+    Raises:
+        ValueError: the file cannot be read, lacks one of the two, or as :func:`create_preprocess`.
     """
     if path is None:
         scenes = [simulate_scene(128, 128, seed=i, day_of_year=15 * i + 8) for i in range(24)]
         images, names = np.stack([scene.s2 for scene in scenes]), scenes[0].s2_bands
     else:
-        held = np.load(path)
-        images, names = held["images"], tuple(str(band) for band in held["bands"])
+        held = NpzArchive(path)
+        images, names = held.read("images"), tuple(str(band) for band in held.read("bands"))
     preprocess = create_preprocess(model, bands={"s2": names})
     return preprocess({"s2": images})["s2"]
 

@@ -121,13 +121,15 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
     root = data.root.expanduser()
     try:
-        preprocess_for(backbone.inputs, backbone.bands, sensors=sensors)
+        stated = {m: unit for m, unit in data.units.items() if m in backbone.bands}
+        preprocess_for(backbone.inputs, backbone.bands, sensors=sensors, units=stated)
     except ValueError as error:
         raise TrainingError(f"{error}. In a recipe: data.statistics=") from error
     uses = []
     held: set[str] = set()
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
-    for found, part in parts or [(open_source(root, **data.options), None)]:
+    named = {sensors.get(m, m): unit for m, unit in data.units.items()}
+    for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
         source = taken_by(found, sensors)
         held |= set(found.bands)
         crop = (part and part.crop) or data.crop

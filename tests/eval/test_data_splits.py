@@ -33,7 +33,7 @@ def test_the_split_does_not_depend_on_the_order_of_samples():
     assert {IDS[order[i]] for i in shuffled["test"]} == named(splits, "test")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 5))
 def test_a_smaller_share_is_part_of_a_larger_one(a, b, seed):
     small, large = sorted((a, b))

@@ -15,8 +15,8 @@ from rsbackbones.eval.diversity import (
     position_probing,
     probe_positions,
 )
-from rsbackbones.eval.labelled import NORMALISED
 from rsbackbones.eval.sweep import ProbeOptions
+from rsbackbones.sensors import NORMALISED
 from tests.eval.dense_sets import pixel_set, simulated
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
@@ -24,7 +24,7 @@ QUICK = ProbeOptions(hidden=128, rates=(1e-4, 1e-3, 1e-2), warmup=2, epochs=40, 
 
 
 @given(seed=st.integers(0, 2**31), count=st.integers(2, 7), width=st.integers(1, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_closed_form_is_the_mean_over_pairs(seed, count, width):
     x = torch.randn(3, count, width, generator=torch.Generator().manual_seed(seed))
     for vectors, found in zip(x.double(), mean_pairwise_cosine(x), strict=True):

@@ -14,7 +14,6 @@ from rsbackbones.eval.crops import cropped
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation, extrapolate, score_at_sizes, table
-from rsbackbones.eval.labelled import NORMALISED
 from rsbackbones.eval.metrics import from_confusion
 from rsbackbones.eval.sweep import ProbeOptions
 from rsbackbones.heads import dense_model
@@ -25,6 +24,7 @@ from rsbackbones.layers.sincos import (
     interpolated_from,
     sincos_embedding,
 )
+from rsbackbones.sensors import NORMALISED
 from tests.eval.dense_sets import pixel_set
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
@@ -54,7 +54,7 @@ def two_colours(sizes, *, splits, seed=0):
 
 
 @given(height=st.integers(8, 40), width=st.integers(8, 40), down=st.integers(1, 20), right=st.integers(1, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_crops_are_parts_that_do_not_overlap_as_many_as_fit(height, width, down, right):
     where = np.arange(height * width).reshape(1, height, width)
     data = pixel_set([{"s2": where}], [where[0]], bands={"s2": ("B04",)})

@@ -6,7 +6,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import NORMALISED
+from rsbackbones.sensors import NORMALISED
 from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from tests.eval.dense_sets import pixel_set
 
@@ -57,9 +57,7 @@ def test_a_set_that_lacks_what_the_model_takes_is_refused_with_the_fix():
     with pytest.raises(ValueError, match=r"the model takes .*B12.*create_model\(..., bands="):
         model_inputs(model(modalities=("s2",)), set_of({"s2": S2_BANDS[:-1]}))
     rgb = set_of({"s2": ("B04", "B03", "B02")}, {"s2": NORMALISED})
-    with pytest.raises(
-        ValueError, match=r"takes B01, .*by hand lacks.*bands=\{'s2': \('B04', 'B03', 'B02'\)\}"
-    ):
+    with pytest.raises(ValueError, match=r"takes B01, .*lack.*bands=\{'s2': \('B04', 'B03', 'B02'\)\}"):
         model_inputs(model(modalities=("s2",)), rgb)
 
 
@@ -73,7 +71,7 @@ def test_values_that_no_picture_has_are_refused(value, message):
     raw[1, 2, 3] = value
     with pytest.raises(ValueError, match=message):
         inputs({"s2": raw})
-    with pytest.raises(ValueError, match=r"expected pictures \[..., 3, H, W\], got \[4, 16, 16\]"):
+    with pytest.raises(ValueError, match=r"expected \[..., 3, H, W\] with .*, got \[4, 16, 16\]"):
         inputs({"s2": np.zeros((4, 16, 16), np.uint8)})
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import rsbackbones as rsb
 from rsbackbones.eval.invariance import OTHER_IMAGE, TRANSFORMS, invariance
-from rsbackbones.eval.labelled import NORMALISED
+from rsbackbones.sensors import NORMALISED
 from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from tests.eval.dense_sets import pixel_set
 
@@ -40,7 +40,7 @@ def test_the_transformations_are_what_they_are_called():
 
 
 @given(seed=st.integers(0, 2**31), height=st.integers(1, 5), width=st.integers(1, 5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_alibi_is_invariant_where_patches_are(seed, height, width):
     values = np.random.default_rng(seed).integers(0, 256, (2, 3, height, width))
     alibi = model(modalities=("s2",), bands={"s2": RGB})

@@ -37,7 +37,7 @@ def plain_mean(tiling, tiles, scale):
 
 
 @given(tilings, st.integers(1, 7))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_merging_what_was_cut_gives_it_back(tiling, batch_size):
     x = image(tiling, 2)
     tiles = tiling.cut(x)
@@ -46,7 +46,7 @@ def test_merging_what_was_cut_gives_it_back(tiling, batch_size):
 
 
 @given(tilings)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_tiles_cover_every_pixel_and_lie_inside(tiling):
     covered = np.zeros((tiling.height, tiling.width), int)
     for top, left in tiling.corners:

@@ -38,7 +38,7 @@ def coordinates(height, width):
 @given(
     st.integers(0, 2**40), st.integers(20, 60), st.integers(20, 60), st.integers(1, 20), st.integers(20, 90)
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_view_lies_in_its_image(seed, height, width, low, high):
     view = draw_view(generator(seed), height, width, crop=(low, high), flips=True, turns=True)
     assert low <= view.side <= min(high, height, width)
@@ -83,7 +83,7 @@ def test_the_eight_turns_are_equally_often_and_exact():
 
 
 @given(st.integers(0, 2**40))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_resized_view_shows_the_places_it_should(seed):
     """Coordinates stay coordinates under resizing: every pixel shows the place that it stands for."""
     view = draw_view(generator(seed), 64, 48, crop=(16, 48), flips=True, turns=True)
@@ -135,7 +135,7 @@ def test_mixing_is_the_weighted_mean_of_every_sensor():
         st.tuples(st.floats(0.25, 1.0), st.floats(0.25, 1.0)).map(sorted).map(tuple),
     ),
 )  # fmt: skip
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_views_of_seasons_lie_in_the_image_and_as_the_region_says(seed, height, width, seasons, region, crop):
     side = min(height, width)
     low, high = crop if crop[0] > 1 else (max(1, math.floor(share * side)) for share in crop)

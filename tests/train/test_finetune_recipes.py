@@ -25,10 +25,12 @@ seamo_fmow                    adamw     2e-4b   20+60    512    128       0.2   
 seamo_bigearthnet             adamw     1e-5b   10+40    512    128       0.2   no      -
 seamo_bigearthnet_sar         adamw     8e-5b   10+40    512    128       0.2   no      -
 seamo_dfc2020                 adamw     1e-4b   5+25     64     own       0     no      upernet
+seamo_dfc2020_sar             adamw     1e-4b   5+25     64     own       0     no      upernet
 seamo_segmunich               adamw     1e-4b   0+100    128    128/64    0     no      upernet
 seamo_oscd                    adamw     1e-4b   0+50     128    128/64    0     no      upernet
 seamo_glh_water               adamw     1e-4b   0+30     24     512/0     0     no      upernet
-seamo_s1s2_water              adamw     1e-4b   0+30     24     256/0     0     no      upernet
+seamo_s1s2_water_s2           adamw     1e-4b   0+30     24     256/0     0     no      upernet
+seamo_s1s2_water_s1           adamw     1e-4b   0+30     24     256/0     0     no      upernet
 auxmae_bigearthnet            adafactor 1e-2    30000    4096   own       0     no      linear
 auxmae_bigearthnet_frozen     adafactor 1e-2    30000    4096   own       0     yes     linear
 auxmae_sen1floods11           adafactor 1e-2    30000    4096   own       0     no      vit_lite
@@ -41,7 +43,7 @@ fomu_ucm_linear               sgd       0.1b    0+200    32     224       0     
 fomu_eurosat_linear           sgd       0.1b    0+50     256    224       0     yes     -
 """
 TABLE = [line.split() for line in ROWS.strip().splitlines()[1:]]
-RADAR = {"seamo_eurosat_sar", "seamo_bigearthnet_sar"}
+RADAR = {"seamo_eurosat_sar", "seamo_bigearthnet_sar", "seamo_dfc2020_sar", "seamo_s1s2_water_s1"}
 
 
 def test_there_are_no_others():
@@ -78,9 +80,7 @@ def test_rows(row):
     if head != "-":
         assert recipe.head == head
     assert recipe.model == ("seamo_vit_b" if name.startswith("seamo") else "croma_vit_b")
-    assert recipe.modalities == (
-        ("s1",) if name in RADAR else ("s2",) if name.startswith("auxmae_sen1floods11") else ()
-    )
+    assert recipe.modalities == (("s1",) if name in RADAR else ("s2",))
     assert not recipe.sweep
     assert recipe.select == "val"
 

@@ -25,7 +25,7 @@ def keys(indices, epoch=0, step=0):
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 3), st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_pieces_mix_the_pairs_of_the_whole_batch(processes, accumulate, half, step, seed):
     """Timm mixes the i-th from the front with the i-th from the back of what it is given."""
     batch = 2 * half * processes * accumulate

@@ -17,7 +17,8 @@ from rsbackbones.train.export import export
 from rsbackbones.train.loop import train
 from rsbackbones.train.recipe import Part
 from rsbackbones.train.recipe_fields import from_json, replace_fields, to_json
-from rsbackbones.train.run import Run
+from rsbackbones.train.run import Run, open_uses
+from tests.test_rasters import write_tif
 from tests.train.training import SIDE, small_recipe
 
 OLI = ("B2", "B3", "B4", "B5", "B9")
@@ -144,3 +145,23 @@ def test_a_source_travels_to_workers(tmp_path):
     taken = pickle.loads(pickle.dumps(taken_by(NpzSource(file), {"s2": "landsat_oli"})))
     assert taken.describe(1) == "oli.npz[1]"
     assert taken.read(1, 0).images.keys() == {"s2"}
+
+
+def test_pictures_are_trained_on_where_the_recipe_names_their_unit(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3, SIDE, SIDE)).astype(np.uint8)
+    (tmp_path / "rgb").mkdir()
+    for i, image in enumerate(pixels):
+        write_tif(tmp_path / "rgb" / f"{i}.tif", image, ("red", "green", "blue"))
+    options = {
+        "data.parts": [], "overrides.modalities": '["s2"]', "overrides.sensors": '{"s2": "rgb"}',
+        "overrides.bands": '{"s2": ["B04", "B03", "B02"]}', "epochs": 1,
+    }  # fmt: skip
+    recipe = replace_fields(small_recipe(tmp_path), options)
+    backbone = rsb.create_model("croma_vit_tiny", overrides=recipe.overrides)
+    with pytest.raises(ValueError, match=r"\.tif.*8-bit values are a picture"):
+        open_uses(recipe, backbone)
+    (use,) = open_uses(replace_fields(recipe, {"data.units.s2": "normalised"}), backbone)
+    image = use.source.read(0, 0).images["s2"]
+    np.testing.assert_array_equal(
+        use.preprocess({"s2": image})["s2"].numpy(), pixels[0].astype(np.float32) / 255
+    )

@@ -26,7 +26,7 @@ def batches_of(plan, epoch):
 
 
 @given(plans(), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_an_epoch_covers_every_sample_once_per_repeat(plan, epoch):
     batches = batches_of(plan, epoch)
     assert all(len(batch) == plan.batch_size for batch in batches)
@@ -42,7 +42,7 @@ def test_an_epoch_covers_every_sample_once_per_repeat(plan, epoch):
 
 
 @given(plans(), st.sampled_from([(1, 1), (2, 1), (1, 2), (3, 2), (2, 3), (4, 1), (12, 1)]), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_processes_divide_the_same_global_batch(plan, divided, data):
     world_size, accumulate = divided
     end = 2 * plan.steps_per_epoch
@@ -82,7 +82,7 @@ def test_the_dates_of_a_place_in_a_file_come_in_different_passes():
 
 
 @given(st.integers(2, 12), st.integers(0, 5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_files_are_read_together(block, seed):
     """Of 40 files, batches of as many samples as 16 files hold are made of 16 whole files each."""
     window = 16 * block

@@ -65,12 +65,12 @@ def read_class_folders(
     if len(set(labels)) < 2:
         raise ValueError(f"{path} holds images of one class ({labels[0]}): there is nothing to tell apart")
     paths = [Path(name) if archive else path / name for name in names]
-    files_of = find_files(paths[:1], [None], bands, sensors, archive)
+    files_of = find_files(paths[:1], [None], bands, sensors, archive, units=units)
     return Found(
         name=path.stem,
         task="classes",
         bands=files_of.bands,
-        units={**files_of.units, **(units or {})},
+        units=files_of.units,
         ids=[str(p) for p in below],
         codes=LabelCodes.of(sorted(set(labels))),
         labels=labels,

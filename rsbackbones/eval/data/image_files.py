@@ -5,16 +5,16 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rsbackbones.eval.data.assemble import Sensors
-from rsbackbones.eval.labelled import NORMALISED, Array
+from rsbackbones.eval.labelled import Array
 from rsbackbones.rasters import RasterStack, find_bands, open_raster
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import NORMALISED, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
@@ -37,16 +37,18 @@ class ImageFiles:
         pictures: files hold 8-bit red, green and blue, or three bands that the user named.
         names: for every file of a sample the names of its channels, ``None``: as the files describe them.
         archive: the paths are of members of this zip file.
+        stated: by sensor the units that the user named; GeoTIFFs of 8 bits need one.
     """
 
     bands: Mapping[str, tuple[str, ...]]
     pictures: bool
     names: tuple[tuple[str, ...] | None, ...]
     archive: "ZipMembers | None" = None
+    stated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def units(self) -> dict[str, str]:
-        return dict.fromkeys(self.bands, NORMALISED) if self.pictures else {}
+        return {**(dict.fromkeys(self.bands, NORMALISED) if self.pictures else {}), **self.stated}
 
     def read(self, paths: Sequence[Path]) -> dict[str, Array]:
         """Return by sensor [C, H, W]: uint8 of pictures; float32 of rasters, NaN where there is no data.
@@ -57,7 +59,9 @@ class ImageFiles:
         if self.pictures:
             (modality,) = self.bands
             return {modality: _picture(paths[0], self.archive)}
-        with RasterStack(list(paths), tuple(self.bands), wanted=self.bands, names=list(self.names)) as stack:
+        with RasterStack(
+            list(paths), tuple(self.bands), wanted=self.bands, names=list(self.names), units=self.stated
+        ) as stack:
             for m, bands in self.bands.items():
                 if lacking := [b for b in bands if b not in stack.bands.get(m, ())]:
                     raise ValueError(
@@ -76,6 +80,8 @@ def find_files(
     bands: Bands | None,
     of: Sensors | None = None,
     archive: "ZipMembers | None" = None,
+    *,
+    units: Mapping[str, str] | None = None,
 ) -> ImageFiles:
     """Look at the files of one sample, and return what reads them and those like them.
 
@@ -84,12 +90,14 @@ def find_files(
         sensors: of every file the sensor that it is of, ``None``: any.
         bands: by sensor the names of the files' channels, in order, where files do not describe them; of a
             file of several sensors, one sensor's channels after another's.
-        of: what ``s2`` and ``s1`` stand for in ``sensors`` and ``bands``, where it is another sensor.
+        of: what ``s2`` and ``s1`` stand for in the others, where it is another sensor.
+        units: by sensor those that the user names.
 
     Raises:
-        ValueError: a file cannot be read, or its bands are not clear.
+        ValueError: a file cannot be read, its bands are not clear, or it holds 8 bits and no unit is named.
     """
     of = of or {}
+    stated = {of.get(m, m): unit for m, unit in (units or {}).items()}
     bands = {of.get(m, m): names for m, names in bands.items()} if bands else None
     sensors = [None if name is None else of.get(name, name) for name in sensors]
     for sensor in bands or {}:
@@ -103,7 +111,7 @@ def find_files(
             )
         sensor = sensors[0] or next(iter(named))
         (names,) = named.values()
-        found = ImageFiles({sensor: get_sensor(sensor).canonical(names)}, True, (None,), archive)
+        found = ImageFiles({sensor: get_sensor(sensor).canonical(names)}, True, (None,), archive, stated)
         found.read(paths)
         return found
     if archive is not None:
@@ -113,12 +121,12 @@ def find_files(
     for path, here in zip(paths, sensors, strict=True):
         wanted = tuple(bands or (of.get(m, m) for m in ("s2", "s1"))) if here is None else (here,)
         channels = tuple(name for m in wanted for name in (bands or {}).get(m, ())) or None
-        found_bands, _ = find_bands(path, wanted, channels)
+        found_bands, _ = find_bands(path, wanted, channels, units=stated)
         if twice := [m for m in found_bands if m in held]:
             raise ValueError(f"{path.name}: {', '.join(twice)} is in another file of the sample too")
         held |= {m: tuple(held_here) for m, held_here in found_bands.items()}
         of_files.append(channels)
-    return ImageFiles(held, False, tuple(of_files))
+    return ImageFiles(held, False, tuple(of_files), stated=stated)
 
 
 def read_map(path: Path) -> Array:

@@ -78,7 +78,7 @@ def read_raster_table(
         )
     columns_of = [name if name in ("s2", "s1") else None for name in images]
     looked_at = 1 if change else len(images)
-    files_of = find_files(files[0][:looked_at], columns_of[:looked_at], bands, sensors)
+    files_of = find_files(files[0][:looked_at], columns_of[:looked_at], bands, sensors, units=units)
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:
@@ -87,7 +87,7 @@ def read_raster_table(
         name=folder.resolve().name,
         task=task,
         bands=files_of.bands,
-        units={**files_of.units, **(units or {})},
+        units=files_of.units,
         ids=[row.get("id") or row[images[0]] for row in rows],
         codes=codes,
         labels=labels,

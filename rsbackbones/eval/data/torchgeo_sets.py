@@ -14,7 +14,8 @@ import numpy as np
 
 from rsbackbones.eval.data.assemble import Found
 from rsbackbones.eval.data.classes import Classes, LabelCodes
-from rsbackbones.eval.labelled import NORMALISED, Array, Task
+from rsbackbones.eval.labelled import Array, Task
+from rsbackbones.sensors import NORMALISED
 
 PREFIX = "torchgeo:"
 _TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")

@@ -30,11 +30,13 @@ class GeoTiffSource:
     Args:
         root: the folder.
         bands: for each sensor the names of the files' bands, in order, where the files do not describe them.
+        units: by sensor, of 8-bit values, which are refused where it is not named; see
+            :func:`rsbackbones.rasters.find_bands`.
         name: default: the folder's name.
 
     Raises:
-        ValueError: no GeoTIFFs, two files of one sensor and place, no place with all sensors, or bands that
-            the first such place does not make clear.
+        ValueError: no GeoTIFFs, two files of one sensor and place, no place with all sensors, bands that
+            no place makes clear, or 8-bit values.
     """
 
     block = 1
@@ -46,9 +48,11 @@ class GeoTiffSource:
         root: str | Path,
         *,
         bands: Mapping[str, Sequence[str]] | None = None,
+        units: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> None:
         self.root = Path(root)
+        self._units = dict(units or {})
         self.name = name or self.root.name
         self._names = {sensor: tuple(names) for sensor, names in (bands or {}).items()}
         for sensor in self._names:
@@ -72,7 +76,7 @@ class GeoTiffSource:
             try:
                 for sensor, path in self._places[keys[i]].items():
                     wanted = tuple(get_sensor(s).name for s in ("s2", "s1")) if sensor == _ALL else (sensor,)
-                    found, _ = find_bands(path, wanted, self._names.get(sensor))
+                    found, _ = find_bands(path, wanted, self._names.get(sensor), units=self._units)
                     bands |= {modality: tuple(held) for modality, held in found.items()}
             except ValueError as error:
                 problem = error  # the place is reported when it is read
@@ -106,6 +110,7 @@ class GeoTiffSource:
                 tuple(self.bands),
                 wanted=self.bands,
                 names=[self._names.get(sensor) for sensor in files],
+                units=self._units,
             ) as stack:
                 arrays, valid = stack.read()
                 held = stack.bands

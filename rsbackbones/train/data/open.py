@@ -1,6 +1,6 @@
 """Opening training data by what a folder or file holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ LAYOUTS = """\
   NAME.npz                                  arrays s2, s1 and their bands in s2_bands, s1_bands"""
 
 
-def open_source(path: str | Path, **options: Any) -> Source:
+def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **options: Any) -> Source:
     """Open the training data at ``path``; the layout is found from what it holds.
 
     Args:
         path: a folder, or a .npz file.
+        named: by sensor the units that the user names; GeoTIFFs of 8 bits need one.
         options: those of the layout's class: ``product``, ``split``, ``offset``, ``bands``, ...
 
     Raises:
@@ -36,6 +37,8 @@ def open_source(path: str | Path, **options: Any) -> Source:
     """
     path = Path(path).expanduser()
     opener = _find_opener(path)
+    if named and opener is GeoTiffSource:
+        options = {"units": named, **options}
     try:
         return opener(path, **options)
     except TypeError as error:
