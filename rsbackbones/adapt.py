@@ -213,7 +213,8 @@ def match_bands(
         raise ValueError(
             f"{modality}: the weights have no band{other} {', '.join(lacking)}; they have "
             f"{', '.join(band.name for band in known)}. Leave {them} out of your tensor and of bands=, or "
-            "choose what such a band gets: bands_missing='nearest', 'mean', 'zero' or 'new' ('all_new': all)"
+            "choose what such a band gets: bands_missing='nearest', 'mean', 'zero' or 'new' ('all_new': all; "
+            "in a command --missing)"
         )
     return BandTable(
         modality,
@@ -268,7 +269,8 @@ def _check_near(modality: str, band: Band, source: Band) -> None:
         raise ValueError(
             f"{modality}: {band.name} at {_length(band.wavelength)} is too far from every band of the "
             f"weights (the nearest is {source.name} at {_length(source.wavelength)}, and 'nearest' goes up "
-            f"to a factor of {_FARTHEST:g}); leave it out, or choose bands_missing='mean', 'zero' or 'new'"
+            f"to a factor of {_FARTHEST:g}); leave it out, or choose bands_missing='mean', 'zero' or 'new' "
+            "(--missing)"
         )
 
 

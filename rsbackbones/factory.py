@@ -175,7 +175,7 @@ def create_model(
         raise WeightsMismatchError(
             f"overrides cannot change what the weights in {file.path} are of: "
             + ", ".join(f"{f} {getattr(described.config, f)}" for f in differing)
-            + " (bands=, sensors=, modalities= and patch_size= say what you want of them)"
+            + " (bands=, sensors= (--sensor), modalities= and patch_size= say what you want of them)"
             + "".join(f"; {said}" for said in where)
         )
     mine = _wanted(theirs, modalities, sensors, bands, image_size, patch_size, trained=file is not None)

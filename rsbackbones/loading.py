@@ -151,8 +151,8 @@ def plan_bands(
         if made and rule in ("mean", "zero", "all_new"):
             raise ValueError(
                 f"{modality}: these weights make the kernels of any bands from their wavelengths, so "
-                f"bands_missing={missing!r} has no meaning; leave it out, or say 'nearest' for the input "
-                "statistics of the nearest bands"
+                f"bands_missing={missing!r} has no meaning; leave it (--missing) out, or say 'nearest' for "
+                "the input statistics of the nearest bands"
             )
         if made and rule == "error":
             rule = "new"  # only the statistics of the input can be missing, and create_preprocess asks

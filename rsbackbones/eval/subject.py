@@ -115,7 +115,8 @@ def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -
     if not known:
         raise ValueError(
             f"{name} takes the {modality} bands {', '.join(model.bands[modality])} (of {theirs}); "
-            f"{data.name} has none of them: {', '.join(given)} (of {sensor.name})"
+            f"{data.name} has none of them: {', '.join(given)} (of {sensor.name}); bands_missing= "
+            "(--missing) says what such bands get"
         )
     return known
 

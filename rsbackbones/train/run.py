@@ -126,10 +126,12 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     except ValueError as error:
         raise TrainingError(f"{error}. In a recipe: data.statistics=") from error
     uses = []
+    held: set[str] = set()
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
     named = {sensors.get(m, m): unit for m, unit in data.units.items()}
     for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
         source = taken_by(found, sensors)
+        held |= set(found.bands)
         crop = (part and part.crop) or data.crop
         size = (part and part.size) or data.size
         if size % backbone.patch_size:
@@ -168,9 +170,10 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
     fed = {m for use in uses for m in use.preprocess.specs}
     if idle := [m for m in backbone.modalities if m not in fed]:
         raise TrainingError(
-            f"no source has {', '.join(sensors[m] for m in idle)}, which {recipe.model} takes: a part of the "
-            f"model would stay random. Check the folder, or train without: overrides.modalities="
-            f"{json.dumps(sorted(fed))}"
+            f"no source has {', '.join(sensors[m] for m in idle)}, which {recipe.model} takes (there is "
+            f"{', '.join(sorted(held))}): a part of the model would stay random. Check the folder, train "
+            f"without: overrides.modalities={json.dumps(sorted(fed))}, or on another sensor: "
+            f"overrides.sensors.{idle[0]}=SENSOR with its overrides.bands.{idle[0]}"
         )
     if unknown := [m for m in data.units if m not in fed]:
         raise TrainingError(

@@ -111,10 +111,12 @@ def test_the_command_takes_the_rules(tmp_path, capsys):
 def test_sentinel_2_and_landsat_beside_each_other_are_not_mixed_up(tmp_path):
     s2 = np.random.default_rng(4).integers(300, 4000, (12, 4, 16, 16)).astype(np.uint16)
     landsat(tmp_path / "set.npz", s2=s2, s2_bands=np.array(["B02", "B03", "B04", "B08"]))
-    both = open_labelled(tmp_path / "set.npz", units={"s2": "dn", "landsat_oli": "landsat_c2"})
+    both = open_labelled(tmp_path / "set.npz", units={"s2": "dn+1000"})
+    assert both.units == {"s2": "dn+1000", "landsat_oli": "landsat_c2"}
     assert model_for(both, "croma_vit_tiny").bands["s2"] == ("B02", "B03", "B04", "B08")
-    data = open_labelled(tmp_path / "set.npz", sensors={"s2": "landsat_oli"})
+    data = open_labelled(tmp_path / "set.npz", sensors={"s2": "landsat_oli"}, units={"s2": "dn+1000"})
     assert data.bands == {"s2": OLI}
+    assert data.units == {"s2": "landsat_c2"}
     assert "not used: images of s2" in data.notes
     assert data.read(0)["s2"].shape == (7, 16, 16)
     # A checkpoint of Landsat's bands and Sentinel-2 images: by wavelength again, and said.

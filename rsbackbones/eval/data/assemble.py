@@ -72,8 +72,9 @@ def assemble(
     bands = {m: get_sensor(sensors.get(m, m)).canonical(found.bands[key]) for m, key in keys.items()}
     if wrong := [m for m in found.units if m not in keys and m not in found.bands]:
         raise ValueError(f"{found.name}: units of {', '.join(wrong)}; the images are of {', '.join(bands)}")
-    stated = {m: found.units.get(m, found.units.get(key)) for m, key in keys.items()}
-    units = {m: unit for m, unit in stated.items() if unit is not None}
+    # Units by modality are those of its images, unless the files have others of that name.
+    named = {m: m if m in found.units and m not in found.bands else key for m, key in keys.items()}
+    units = {m: found.units[name] for m, name in named.items() if name in found.units}
     notes = list(found.notes)
     if rest := [key for key in found.bands if key not in keys.values()]:
         notes.append(f"not used: images of {', '.join(rest)}")
