@@ -89,7 +89,7 @@ def add(command: Command) -> None:
     )  # fmt: skip
     sub.add_argument("--cache", type=Path, metavar="DIR", help="of encoded features; default OUT/cache")
     sub.add_argument("--batch-size", type=int, default=64)
-    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--device", default="cpu", help="of encoding and of the probes; default cpu")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -164,8 +164,10 @@ def _eval(options: argparse.Namespace) -> int:
     def build(**weights: Any) -> Any:
         return model_for(data, options.model, **chosen, **weights).to(options.device)
 
+    half = options.tile // 2 if options.tile else None
     how = {
-        "size": options.size, "tile": options.tile, "overlap": options.overlap, "pool": options.pool,
+        "size": options.size, "tile": options.tile, "pool": options.pool,
+        "overlap": half if options.overlap is None else options.overlap,
         "level": "image" if data.labels is not None else "patch",
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
         "cache": options.cache or options.out / "cache",
@@ -198,7 +200,9 @@ def _eval(options: argparse.Namespace) -> int:
     found: dict[str, Any] = described(data, seeds) | {"rows": []}
     if protocols:
         ks = _numbers(options.sparse_k) if options.sparse_k else None
-        found = evaluate(protocols, subjects, open_set, options.out, sparse_k=ks, **run)
+        found = evaluate(
+            protocols, subjects, open_set, options.out, sparse_k=ks, device=options.device, **run
+        )
     found["measurements"] = {}
     if measurements:
         how_measured = MeasureOptions(
@@ -211,7 +215,8 @@ def _eval(options: argparse.Namespace) -> int:
             measurements, subjects, open_set, options.out, options=how_measured, **run
         )
     if protocols:
-        found["encoding"] = {name: how[name] for name in ("level", "pool", "size", "tile", "overlap")}
+        found["encoding"] = {name: how[name] for name in ("level", "size", "tile", "overlap")}
+        found["encoding"]["pool"] = how["pool"] if how["level"] == "image" else None
     found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
     print(write_report(options.out, found), end="")
     if options.pictures:
@@ -232,10 +237,9 @@ def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
         size = how["size"] if isinstance(how["size"], tuple) else (how["size"], how["size"])
         lines.append(f"images were resized to {size[0]} x {size[1]} pixels")
     if how["tile"]:
-        overlap = how["tile"] // 2 if how["overlap"] is None else how["overlap"]
         lines.append(
-            f"encoded by tiles of {how['tile']} pixels that overlap by {overlap}; a patch has the mean of "
-            "those that cover it"
+            f"encoded by tiles of {how['tile']} pixels that overlap by {how['overlap']}; a patch has the "
+            "mean of those that cover it"
         )
     if how["pool"] != "pooled":
         lines.append("embeddings are the mean of a stream's tokens")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from rsbackbones.embed.progress import progress_bar, told_beside
 from rsbackbones.environment import environment
@@ -55,6 +56,7 @@ def evaluate(
     streams: Sequence[str] | None = None,
     draws: int = 1000,
     sparse_k: Sequence[int] | Literal["all"] | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run the protocols and return their rows; see :func:`rsbackbones.eval.report.write_report`.
@@ -68,6 +70,7 @@ def evaluate(
         streams: of every subject; ``a+b`` puts two beside each other. Default: all, and all together.
         draws: of the bootstrap.
         sparse_k: of sparse probes the numbers of dimensions beside 1, or ``all``; default: powers of two.
+        device: where probes are trained; the other protocols are numpy's and scikit-learn's.
         progress: show bars.
 
     Raises:
@@ -97,7 +100,7 @@ def evaluate(
                         if protocol == "sparse" and sparse_k is not None:
                             job = replace(job, ks=sparse_k if sparse_k == "all" else sorted({1, *sparse_k}))
                         stated = {name: value for name, value in asdict(job).items() if value is not None}
-                        rows.append(kept(parts, stated, partial(_row, encoded, data, job, told)))
+                        rows.append(kept(parts, stated, partial(_row, encoded, data, job, told, device)))
                 bar.update()
     return described(open_set(seeds[0]), seeds) | {"rows": rows}
 
@@ -146,8 +149,10 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return list(wanted)
 
 
-def _row(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> dict[str, Any]:
-    outcome = _outcome(encoded, data, job, told)
+def _row(
+    encoded: Encoded, data: LabelledSet, job: Job, told: Progress, device: str | torch.device
+) -> dict[str, Any]:
+    outcome = _outcome(encoded, data, job, told, device)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
     # Of a single image there is nothing to draw.
     several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
@@ -159,7 +164,9 @@ def _row(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> dict[
     }
 
 
-def _outcome(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> Outcome:
+def _outcome(
+    encoded: Encoded, data: LabelledSet, job: Job, told: Progress, device: str | torch.device
+) -> Outcome:
     classes, seed = len(data.classes), job.seed
     x = encoded.stream(job.stream)
     splits = {name: encoded.samples(x, data.splits[name]) for name in data.splits}
@@ -178,7 +185,15 @@ def _outcome(encoded: Encoded, data: LabelledSet, job: Job, told: Progress) -> O
             # Within a probe classes have numbers, in what is written down their names.
             metric, named = headline(data.task, range(classes)), headline(data.task, data.classes)
             found = probe(
-                train, test, val=val, classes=classes, kind=kind, seed=seed, metric=metric, progress=told
+                train,
+                test,
+                val=val,
+                classes=classes,
+                kind=kind,
+                seed=seed,
+                metric=metric,
+                device=device,
+                progress=told,
             )
             details = {**found.details, "metric": named}
             if best := details.get("best_on_test"):

@@ -178,6 +178,27 @@ def test_label_maps_are_scored_by_pixel(dates, metric, tmp_path, capsys):
     assert low <= row["metrics"][metric] <= high
 
 
+def test_scenes_of_two_sizes_go_by_tiles_and_the_record_says_so(tmp_path, capsys):
+    with np.load(checkerboard(tmp_path / "small.npz")) as held:
+        small = dict(held)
+    large = small | {"s2": np.tile(small["s2"], (1, 1, 2, 1)), "label": np.tile(small["label"], (1, 2, 1))}
+    np.savez(tmp_path / "large.npz", **large)
+    (tmp_path / "both.yaml").write_text('files: ["small.npz", "large.npz"]\n')
+    assert run(tmp_path / "whole", tmp_path / "both.yaml", "logistic") == 2
+    assert "name one size for all" in capsys.readouterr().err
+    assert run(tmp_path / "out", tmp_path / "both.yaml", "logistic", "--tile", "16") == 0
+    said = capsys.readouterr().out
+    assert "tiles of 16 pixels that overlap by 8; a patch has the mean of those that cover it" in said
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert found["encoding"] == {"level": "patch", "pool": None, "size": None, "tile": 16, "overlap": 8}
+    (row,) = found["rows"]
+    assert row["metrics"]["miou"] > 0.5
+    assert run(tmp_path / "out", tmp_path / "both.yaml", "logistic", "--tile", "12") == 2
+    assert "must be multiples of the patch size 8 (--tile, --overlap)" in capsys.readouterr().err
+    assert run(tmp_path / "out", tmp_path / "both.yaml", "logistic", "--overlap", "8") == 2
+    assert "name their size with tile= (--tile)" in capsys.readouterr().err
+
+
 def test_a_single_test_image_has_no_interval(tmp_path, capsys):
     data = checkerboard(tmp_path / "maps.npz", tests=1)
     assert run(tmp_path / "out", data, "logistic") == 0
