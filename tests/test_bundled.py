@@ -71,7 +71,7 @@ def test_it_needs_no_network(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RSBACKBONES_", "HF_"))}
     result = subprocess.run(
         [sys.executable, "-c", OFFLINE], cwd=tmp_path, env={**environment, "HF_HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[0] == next(entry.id for entry in ENTRIES if entry.default)

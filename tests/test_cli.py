@@ -80,7 +80,7 @@ def test_the_console_script_is_this_command():
     # `python -m rsbackbones.cli` runs in the test of a killed run.
     script = Path(sys.executable).with_name("rsbackbones")
     assert script.exists(), "the package is not installed with its console script"
-    done = subprocess.run([script, "info", "resnet50"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([script, "info", "resnet50"], capture_output=True, text=True, timeout=400)
     assert done.returncode == 2
     assert done.stderr.startswith("rsbackbones info: unknown model 'resnet50'")
 

@@ -46,7 +46,7 @@ def test_links_of_the_readme_lead_somewhere():
 def test_examples_run(path, tmp_path):
     arguments = ["--output", str(tmp_path / "out")] if path.name == "demo.py" else []
     result = subprocess.run(
-        [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 0, result.stderr
     if path.name == "demo.py":

@@ -529,7 +529,7 @@ def test_a_disk_without_room_is_a_message_before_any_work(tmp_path):
         tmp_path / "map.tif",
     ]
     result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 2, result.stderr
     assert re.search(rf"needs {32 * 32 * 96 * 4} bytes .*\d+ are free", result.stderr)

@@ -20,7 +20,7 @@ RUN_HERE = ("embed_folder.py", "linear_probe.py", "segmentation_smp.py", "xarray
 def run(name, *arguments, cwd):
     result = subprocess.run(
         [sys.executable, EXAMPLES / name, *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=250,
+        cwd=cwd, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout

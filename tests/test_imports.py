@@ -136,7 +136,7 @@ def test_nothing_else_names_train_or_bench(named, by):
 
 
 def child(code, *flags):
-    result = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

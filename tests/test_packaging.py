@@ -14,7 +14,7 @@ MANIFEST = (ROOT / "weights_manifest.json").read_bytes()
 
 def run(*arguments, **options):
     result = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=250, **options
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=400, **options
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -81,7 +81,7 @@ sys.exit(main(["embed", "x.tif", "--model", "croma_vit_tiny", "--random-weights"
 
 def test_the_core_works_without_extras(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXTRAS], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WITHOUT_EXTRAS], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 2, result.stderr
     assert "pip install 'rsbackbones[geo]'" in result.stderr

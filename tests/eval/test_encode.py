@@ -292,7 +292,7 @@ encode(build(), replace(data, read=Dies()), batch_size=2, cache=pathlib.Path(sys
 
 
 def test_a_killed_run_goes_on_after_its_last_batch(tmp_path):
-    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=400)
     assert result.returncode == -9, result.stderr
     data = made()
     resumed = encode(build(), data, batch_size=2, cache=tmp_path)

@@ -15,6 +15,7 @@ from rsbackbones.train.loop import train
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.run_folder import TrainingError
 from tests.train.training import (
+    DEADLINE,
     assert_same,
     checkpoints,
     command,
@@ -298,7 +299,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save(data, four, tmp_path):
             log,
             limits=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
         )
-        assert process.wait(100) == 2, log.read_text()
+        assert process.wait(DEADLINE) == 2, log.read_text()
         assert f"cannot write a checkpoint to {out / 'checkpoints'}" in log.read_text()
         assert f"The newest whole one is {name_of(8)}; make room and run again" in log.read_text()
         assert checkpoints(out) == [name_of(4), name_of(6), name_of(8)]

@@ -25,6 +25,7 @@ from rsbackbones.train.recipe_fields import from_json, to_json
 from rsbackbones.train.run_folder import TrainingError
 from tests.train.training import (
     BANDS,
+    DEADLINE,
     ENVIRONMENT,
     SIDE,
     checkpoints,
@@ -111,7 +112,7 @@ def test_a_signal_saves_and_ends(data, tmp_path, number):
     try:
         wait_until(lambda: steps_logged(out) > 2, process, log)
         os.killpg(process.pid, number)
-        assert process.wait(100) == 0, log.read_text()
+        assert process.wait(DEADLINE) == 0, log.read_text()
     finally:
         kill(process.pid)
     last = steps_logged(out)
@@ -131,7 +132,7 @@ def test_an_error_ends_the_process_and_its_workers(data, tmp_path):
     )
     process = start(command(recipe, tmp_path / "recipe.json"), tmp_path / "log")
     try:
-        assert process.wait(60) == 2, (tmp_path / "log").read_text()
+        assert process.wait(DEADLINE) == 2, (tmp_path / "log").read_text()
     finally:
         end(process)
 
@@ -212,7 +213,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path):
 def called(*arguments, module="rsbackbones.train", **environment):
     """Run the command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=200, check=False,
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=400, check=False,
         env=os.environ | ENVIRONMENT | environment,
     )  # fmt: skip
 

@@ -274,7 +274,7 @@ def test_a_full_disk_says_what_is_needed(tmp_path):
     """A limit on the size of a file stands for a full disk: the same OSError at the same place."""
     out = tmp_path / "out"
     result = subprocess.run(
-        [sys.executable, "-c", FULL, str(out), "8"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", FULL, str(out), "8"], capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 1
     last = [line for line in result.stderr.splitlines() if line.startswith("ValueError")]
