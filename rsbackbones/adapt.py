@@ -80,7 +80,8 @@ class BandTable:
 
     ``sensor`` is what the user's bands are of, ``weights_sensor`` what the weights' bands are of. Falsy
     where the user's bands are the weights' own. ``made``: the weights are made from the user's wavelengths,
-    and the sources are of the statistics of the input only.
+    and the sources are of the statistics of the input only. ``ignored`` are bands of the weights whose
+    kernels are zeros, from the rule ``zero``.
     """
 
     modality: str
@@ -89,12 +90,13 @@ class BandTable:
     weights_bands: tuple[str, ...]
     rows: tuple[BandSource, ...]
     made: bool = False
+    ignored: tuple[str, ...] = ()
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """The bands of the weights that serve none of the user's."""
         used = {row.source for row in self.rows if row.rule != "new"}
-        return tuple(band for band in self.weights_bands if band not in used)
+        return tuple(band for band in self.weights_bands if band not in used and band not in self.ignored)
 
     def __bool__(self) -> bool:
         mine = tuple(row.band for row in self.rows)
@@ -165,6 +167,7 @@ def match_bands(
     weights_sensor: str | None = None,
     missing: str = "error",
     scale: str = "count",
+    ignored: Sequence[str] = (),
 ) -> BandTable:
     """Find for each of the user's bands (``mine``) its source among the weights' bands (``theirs``).
 
@@ -175,6 +178,8 @@ def match_bands(
         sensor: what the user's bands are of; default ``modality`` itself.
         weights_sensor: what the weights' bands are of; default ``modality`` itself.
         missing, scale: see the top of this file.
+        ignored: bands of the weights that are zeros. They serve no other band, and stay zeros themselves but
+            under ``all_new``.
 
     Raises:
         ValueError: an unknown rule, sensor or band, sensors of different kinds, a band without weights
@@ -189,17 +194,20 @@ def match_bands(
         )
     bands = [my_sensor.band(name) for name in my_sensor.canonical(mine)]
     known = [their_sensor.band(name) for name in their_sensor.canonical(theirs)]
+    seeing = [band for band in known if band.name not in ignored]
     rows: list[BandSource] = []
     lacking = []
     for band in bands:
         if my_sensor.name == their_sensor.name:
-            rule, candidates = "by name", [other for other in known if other.name == band.name]
+            rule, candidates = "by name", [other for other in seeing if other.name == band.name]
         else:
             rule = "by wavelength"
-            candidates = [other for other in known if _counts_as(band, other, my_sensor.kind == "radar")]
-        if not candidates:
+            candidates = [other for other in seeing if _counts_as(band, other, my_sensor.kind == "radar")]
+        if my_sensor is their_sensor and band.name in ignored:
+            rule = "zero"
+        elif not candidates:
             lacking.append(band.name)
-            rule, candidates = missing, known if missing == "nearest" else []
+            rule, candidates = missing, seeing if missing == "nearest" else []
         if missing == "all_new":
             rule = "new"
         source = min(candidates, key=lambda other: _distance(band, other)) if candidates else None
@@ -212,7 +220,7 @@ def match_bands(
         other = "" if my_sensor is their_sensor else f" (of {their_sensor.name}) near enough in wavelength to"
         raise ValueError(
             f"{modality}: the weights have no band{other} {', '.join(lacking)}; they have "
-            f"{', '.join(band.name for band in known)}. Leave {them} out of your tensor and of bands=, or "
+            f"{', '.join(band.name for band in seeing)}. Leave {them} out of your tensor and of bands=, or "
             "choose what such a band gets: bands_missing='nearest', 'mean', 'zero' or 'new' ('all_new': all; "
             "in a command --missing)"
         )
@@ -221,7 +229,8 @@ def match_bands(
         my_sensor.name,
         their_sensor.name,
         tuple(band.name for band in known),
-        _scaled(rows, len(known), scale),
+        _scaled(rows, len(seeing), scale),
+        ignored=tuple(band.name for band in known if band not in seeing),
     )
 
 
@@ -301,7 +310,7 @@ def adapt_bands(kernel: Tensor, table: BandTable, fresh: Tensor) -> Tensor:
         if row.source is not None and row.rule != "new":
             column = kernel[:, theirs.index(row.source)]
         elif row.rule == "mean":
-            column = kernel.mean(dim=1)
+            column = kernel[:, [n for n, band in enumerate(theirs) if band not in table.ignored]].mean(dim=1)
         else:  # new, or zero, whose factor is 0
             column = fresh[:, i]
         columns.append(column * row.factor)

@@ -13,6 +13,7 @@ from rsbackbones.backbone import Backbone
 from rsbackbones.errors import WeightsMismatchError
 from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.loading import (
+    Description,
     adapted_inputs,
     blind_to_zero_bands,
     describe,
@@ -22,7 +23,7 @@ from rsbackbones.loading import (
 )
 from rsbackbones.manifest import WeightsEntry
 from rsbackbones.names import architecture_named, weights_named
-from rsbackbones.registry import find_architecture
+from rsbackbones.registry import Architecture, find_architecture
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
 
@@ -183,7 +184,9 @@ def create_model(
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
     missing = "new" if file is None and bands_missing == "error" else bands_missing
-    tables = plan_bands(theirs, mine, missing, bands_scale, {*(sensors or {}), *(bands or {})})
+    tables = plan_bands(
+        theirs, mine, missing, bands_scale, named={*(sensors or {}), *(bands or {})}, inputs=described.inputs
+    )
     with torch.inference_mode(False):  # parameters made in that mode could never be trained
         if file is None:
             model: Backbone = build(mine, num_classes=classes)
@@ -217,9 +220,11 @@ def plan_adaptation(
     Raises:
         ValueError: as ``create_model``.
     """
-    theirs = weights_config(name, True, checkpoint=checkpoint)
+    _, described = _describe(name, True, checkpoint)
+    theirs = described.config
     mine = _wanted(theirs, None, sensors, bands, None, None)
-    tables = plan_bands(theirs, mine, bands_missing, bands_scale, {*(sensors or {}), *(bands or {})})
+    named = {*(sensors or {}), *(bands or {})}
+    tables = plan_bands(theirs, mine, bands_missing, bands_scale, named=named, inputs=described.inputs)
     return Adaptation(bands=tuple(table for table in tables if table))
 
 
@@ -238,6 +243,11 @@ def weights_config(
     Raises:
         ValueError: an unknown name or field, or weights that do not exist or do not say what they are.
     """
+    architecture, described = _describe(name, pretrained, checkpoint)
+    return replace_config(described.config, overrides or {}, architecture.name)
+
+
+def _describe(name: str, pretrained: bool, checkpoint: str | Path | None) -> tuple[Architecture, Description]:
     file: checkpoints.CheckpointFile | None = None
     entry: WeightsEntry | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
@@ -245,12 +255,13 @@ def weights_config(
     elif pretrained or checkpoint is not None:
         entry = weights_named(name)
     architecture = find_architecture(entry.architecture) if entry else architecture_named(name)
-    return replace_config(describe(architecture, file, entry).config, overrides or {}, architecture.name)
+    return architecture, describe(architecture, file, entry)
 
 
 def _one_size(argument: Any, override: Any) -> Any:
     """The size that ``image_size=`` and ``overrides={"image_size": ...}`` both may name."""
-    if argument is not None and argument != override:
+    given, said = (list(x) if isinstance(x, Sequence) else x for x in (argument, override))
+    if argument is not None and given != said:
         raise ValueError(
             f"image_size={argument!r} and overrides={{'image_size': {override!r}}} differ; give one of them"
         )

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -132,12 +133,18 @@ def _check_wavelengths(
 
 
 def plan_bands(
-    theirs: Any, mine: Any, missing: str, scale: str, named: Collection[str] = ()
+    theirs: Any,
+    mine: Any,
+    missing: str,
+    scale: str,
+    *,
+    named: Collection[str] = (),
+    inputs: Mapping[str, InputSpec] = MappingProxyType({}),
 ) -> tuple[BandTable, ...]:
     """Say for every modality of the configuration ``mine`` which weights of ``theirs`` its bands get.
 
     ``named`` are the modalities whose bands or sensor the user gave: where there are any, ``all_new`` is of
-    those only.
+    those only. ``inputs`` are the contracts of the weights, which tell the bands that they do not look at.
 
     Raises:
         ValueError: as :func:`rsbackbones.adapt.match_bands`, or a rule that makes kernels where they are
@@ -159,6 +166,7 @@ def plan_bands(
         table = adapt.match_bands(
             modality, mine.bands[modality], theirs.bands[modality], sensor=mine.sensors[modality],
             weights_sensor=theirs.sensors[modality], missing=rule, scale=scale,
+            ignored=inputs[modality].ignored if modality in inputs else (),
         )  # fmt: skip
         tables.append(adapt.made_from_wavelengths(table) if made else table)
     return tuple(tables)

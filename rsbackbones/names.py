@@ -28,3 +28,15 @@ def architecture_named(name: str) -> Architecture:
     if name.startswith(hub.PREFIX):
         return find_architecture(hub.read_entry(name).architecture)
     return find_architecture(name.partition(".")[0])
+
+
+def random_weights_of(name: str) -> str:
+    """Return the architecture to build with random weights; weights that ``name`` names must exist.
+
+    Raises:
+        WeightsError: as :func:`weights_named`.
+        ValueError: there is no such architecture.
+    """
+    if name.startswith(hub.PREFIX) or "." in name:
+        return weights_named(name).architecture
+    return architecture_named(name).name

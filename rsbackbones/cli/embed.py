@@ -57,18 +57,14 @@ def _embed(options: argparse.Namespace) -> int:
 
     from rsbackbones.embed import embed_patches, embed_scene
     from rsbackbones.factory import create_model, weights_config
-    from rsbackbones.registry import list_weights
+    from rsbackbones.names import random_weights_of
     from rsbackbones.sensors import NORMALISED, get_sensor
 
     if options.output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
         raise ValueError(f"--output is a .tif, .npz or .parquet, got {options.output}")
     if not options.output.parent.is_dir():
         raise ValueError(f"there is no folder {options.output.parent} to write {options.output.name} to")
-    name = options.model
-    if options.random_weights and "." in name:  # weights that exist need not be used, but must exist
-        if not list_weights(name):
-            raise ValueError(f"there are no weights {name}; see: rsbackbones list")
-        name = name.partition(".")[0]
+    name = random_weights_of(options.model) if options.random_weights else options.model
     weights: dict[str, Any] = {
         "pretrained": not options.random_weights and options.checkpoint is None,
         "checkpoint": options.checkpoint,

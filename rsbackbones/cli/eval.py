@@ -96,6 +96,7 @@ def add(command: Command) -> None:
 def _eval(options: argparse.Namespace) -> int:
     from functools import cache
 
+    from rsbackbones.config import as_json
     from rsbackbones.eval.data import open_labelled
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.gallery import draw_pictures
@@ -104,6 +105,7 @@ def _eval(options: argparse.Namespace) -> int:
     from rsbackbones.eval.report import write_report
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, described, evaluate
     from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
+    from rsbackbones.names import random_weights_of
 
     names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
     if unknown := [name for name in names if name not in (*PROTOCOLS, *MEASUREMENTS)]:
@@ -112,7 +114,7 @@ def _eval(options: argparse.Namespace) -> int:
         )
     measurements = [name for name in names if name in MEASUREMENTS]
     protocols = [name for name in names if name in PROTOCOLS]
-    if measurements and (options.size or options.tile or options.pool != "pooled"):
+    if measurements and (options.size or options.tile or options.overlap or options.pool != "pooled"):
         raise ValueError(
             f"--size, --tile and --pool are of protocols over features; {', '.join(measurements)} take "
             "images as they are and the model's own embeddings: run them apart, without these options"
@@ -161,13 +163,13 @@ def _eval(options: argparse.Namespace) -> int:
         "overrides": fields_of(options.override),
     }
 
-    def build(**weights: Any) -> Any:
-        return model_for(data, options.model, **chosen, **weights).to(options.device)
+    wanted = random_weights_of(options.model) if options.random_weights else options.model
 
-    half = options.tile // 2 if options.tile else None
+    def build(**weights: Any) -> Any:
+        return model_for(data, wanted, **chosen, **weights).to(options.device)
+
     how = {
-        "size": options.size, "tile": options.tile, "pool": options.pool,
-        "overlap": half if options.overlap is None else options.overlap,
+        "size": options.size, "tile": options.tile, "overlap": options.overlap, "pool": options.pool,
         "level": "image" if data.labels is not None else "patch",
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
         "cache": options.cache or options.out / "cache",
@@ -181,11 +183,12 @@ def _eval(options: argparse.Namespace) -> int:
         model = build(checkpoint=options.checkpoint)
         subjects = [of_weights(str(options.checkpoint or options.model), model, how)]
         if options.baselines:
-            # The rule decides the statistics alone: all weights are fresh.
-            mine = chosen | {"modalities": model.modalities, "bands": model.bands}
-            name = model.architecture
+            # The rule decides the statistics alone: all weights are fresh. A checkpoint may be of any shape.
+            own = ("modalities", "bands", "sensors")
+            shape = {f: value for f, value in as_json(model.config).items() if f not in own}
+            mine = chosen | {"modalities": model.modalities, "bands": model.bands, "overrides": shape}
             random = of_random_weights(
-                lambda: model_for(data, name, **mine, pretrained=False).to(options.device), how
+                lambda: model_for(data, model.architecture, **mine, pretrained=False).to(options.device), how
             )
             subjects += [random, of_statistics(model, how)]
     if options.streams:
@@ -238,8 +241,9 @@ def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
         lines.append(f"images were resized to {size[0]} x {size[1]} pixels")
     if how["tile"]:
         lines.append(
-            f"encoded by tiles of {how['tile']} pixels that overlap by {how['overlap']}; a patch has the "
-            "mean of those that cover it"
+            f"encoded by tiles of {how['tile']} pixels that overlap by "
+            f"{'half' if how['overlap'] is None else how['overlap']}; a patch has the mean of those that "
+            "cover it"
         )
     if how["pool"] != "pooled":
         lines.append("embeddings are the mean of a stream's tokens")

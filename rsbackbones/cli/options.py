@@ -21,7 +21,8 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--missing", default="error",
-        help="what a band unknown to the weights gets: error (default), nearest, mean, zero, new; or all_new",
+        help="what a band unknown to the weights gets: error (default), nearest, mean, zero, new; all_new. "
+        "New bands have no statistics: give theirs from Python (create_preprocess), or units of pictures",
     )  # fmt: skip
     parser.add_argument(
         "--scale", default="count", help="where bands are left out, scale the rest by: count, sqrt or none"

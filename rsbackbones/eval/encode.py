@@ -59,7 +59,7 @@ def encode(
             pretraining. Default: as they are, which must then be of one size.
         tile: encode patches by tiles of that many pixels, and take the mean where tiles overlap
             (:mod:`rsbackbones.eval.patch_tiles`), of sets of label maps; images may then be of any sizes.
-        overlap: of the tiles, in pixels; default half of a tile.
+        overlap: of the tiles, in pixels; default half of a tile, in whole patches.
         streams: those to keep; default all. Each is of its own sensors alone.
         level: an embedding for each image, or for each patch.
         pool: of images: the model's own embedding, or the mean of a stream's tokens.
@@ -235,7 +235,8 @@ def _tiles(
             f"tiles are of the patches of images that have a label for every pixel; {data.name} has "
             f"{data.task}, and its images are encoded whole: leave out tile= (--tile)"
         )
-    return PatchTiles(patch_size, tile, tile // 2 if overlap is None else overlap)
+    half = tile // 2 // patch_size * patch_size
+    return PatchTiles(patch_size, tile, half if overlap is None else overlap)
 
 
 def _most_patches(tiles: PatchTiles, data: LabelledSet, images: Sequence[int], size: Size | None) -> int:
@@ -265,5 +266,5 @@ def _no_multiple(what: str, size: Size, patch: int) -> str:
     near = fitting[0] if fitting[0] == fitting[1] else fitting
     return (
         f"{what} {size[0]} x {size[1]} pixels are no multiple of the patch size {patch}; resize them, "
-        f"size={near} (--size)"
+        f"size={near} (--size), or encode label maps by tiles, tile= (--tile)"
     )

@@ -183,6 +183,12 @@ def said_of(data: LabelledSet, model: Backbone) -> list[str]:
             )
         if unused:
             lines.append(f"{modality}: not used: {', '.join(unused)}")
+    for table in model.adaptation.bands if model.adaptation else ():
+        if table.sensor != table.weights_sensor:
+            lines.append(
+                f"{table.modality}: the images are taken as {table.sensor}, and the weights are for "
+                f"{table.weights_sensor}; where that is wrong, name the sensor of the images (--sensor)"
+            )
     if model.adaptation:
         lines.append(str(model.adaptation))
     return lines

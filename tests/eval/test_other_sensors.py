@@ -171,3 +171,57 @@ def test_pictures_of_another_sensor(tmp_path):
     data = open_labelled(tmp_path, sensors={"s2": "superdove"})
     assert data.bands == {"s2": ("red", "green", "blue")}  # B4, B3 and B2 are other colours there
     assert sorted(model_for(data, "croma_vit_tiny").bands["s2"]) == ["blue", "green", "red"]
+
+
+def test_bands_are_named_by_modality_for_arrays_named_after_the_sensor(tmp_path):
+    """The order that the user says is the order of the channels, whatever the file says."""
+    images = landsat(tmp_path / "set.npz")
+    turned = OLI[::-1]
+    for file in ("set.npz", "bare.npz"):
+        with np.load(tmp_path / "set.npz") as held:
+            np.savez(tmp_path / "bare.npz", **{k: v for k, v in held.items() if k != "landsat_oli_bands"})
+        data = open_labelled(tmp_path / file, sensors={"s2": "landsat_oli"}, bands={"s2": turned})
+        assert data.bands == {"s2": turned}
+        expected = tiny(sensors={"s2": "landsat_oli"}, bands={"s2": KNOWN})
+        model = model_for(data, "croma_vit_tiny", bands={"s2": KNOWN})
+        found = encode(model, data).features["s2"]
+        np.testing.assert_allclose(found, features_of(expected, images, turned), atol=1e-5)
+
+
+def test_bands_that_weights_do_not_look_at_serve_no_other(tmp_path):
+    """Adapted under ``zero``, saved, and adapted once more: as if adapted once."""
+    of_landsat = {"sensors": {"s2": "landsat_oli"}}
+    model = tiny(**of_landsat, bands={"s2": OLI}, bands_missing="zero")
+    file = rsb.save_model(model, tmp_path / "zero.safetensors")
+    assert not rsb.create_model("croma_vit_tiny", checkpoint=file).adaptation
+    x = torch.rand(2, 4, 16, 16)
+    again = rsb.create_model("croma_vit_tiny", checkpoint=file, bands={"s2": KNOWN})
+    assert torch.allclose(again(x), tiny(**of_landsat, bands={"s2": KNOWN})(x), atol=1e-5)
+    known = rsb.save_model(tiny(**of_landsat, bands={"s2": KNOWN}), tmp_path / "known.safetensors")
+    y = torch.rand(2, 5, 16, 16)
+    for rule in ("nearest", "mean"):  # B8 is nearest to B4, and B9 to the zeros of B6
+        for band in ("B8", "B9"):
+            more = {"bands": {"s2": (*KNOWN, band)}, "bands_missing": rule}
+            built, expected = (
+                rsb.create_model("croma_vit_tiny", checkpoint=f, **more) for f in (file, known)
+            )
+            assert torch.allclose(built(y), expected(y), atol=1e-5)
+    # B11 of Sentinel-2 is where Landsat's B6 is: but these weights see nothing there.
+    with pytest.raises(ValueError, match=r"no band.*B11"):
+        rsb.create_model(
+            "croma_vit_tiny", checkpoint=file, sensors={"s2": "s2"}, bands={"s2": ("B02", "B04", "B11")}
+        )
+
+
+def test_the_random_baseline_is_of_the_shape_of_the_checkpoint(tmp_path, capsys):
+    landsat(tmp_path / "set.npz")
+    small = rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides={"dim": 48, "depth": 2})
+    file = rsb.save_model(small, tmp_path / "small.safetensors")
+    arguments = ["--data", str(tmp_path / "set.npz"), "--sensor", "s2=landsat_oli", "--quiet"]
+    arguments += ["--model", "croma_vit_tiny", "--checkpoint", str(file), "--out", str(tmp_path / "out")]
+    assert main(["eval", "knn", *arguments, "--baselines", "--cache", str(tmp_path / "cache")]) == 0
+    jobs = [json.loads(f.read_text()) for f in (tmp_path / "cache").glob("*/job.json")]
+    shapes = [job["layout"][0][2] for job in jobs if job["job"]["what"] == "features"]
+    assert len(shapes) == 2
+    assert shapes[0] == shapes[1] == [48]
+    assert "the images are taken as landsat_oli, and the weights are for s2" in capsys.readouterr().out

@@ -80,7 +80,10 @@ def read_npz(
     of = {m: sensor for m, sensor in (sensors or {}).items() if sensor not in held}
 
     def images_of(file: NpzArchive) -> dict[str, tuple[Parts, ...]]:
-        names = {s: (bands or {}).get(s, described.get(f"{s}_bands", f"{s}_bands")) for s in held}
+        # The user names bands by modality, the file may name images by the sensor that a modality takes.
+        modality = {sensor: m for m, sensor in (sensors or {}).items() if sensor in held}
+        yours = {s: (bands or {}).get(s, (bands or {}).get(modality.get(s, s))) for s in held}
+        names = {s: yours[s] or described.get(f"{s}_bands", f"{s}_bands") for s in held}
         return {s: _sides(file, s, of.get(s, s), described.get(s, s), names[s]) for s in held}
 
     images = images_of(first)

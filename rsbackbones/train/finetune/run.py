@@ -176,6 +176,13 @@ def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
         checkpoint=recipe.checkpoint, image_size=recipe.views.size or recipe.views.tile,
         overrides=recipe.overrides,
     )  # fmt: skip
+    unseen = [b for m in backbone.modalities if m in backbone.inputs for b in backbone.inputs[m].ignored]
+    if unseen and not recipe.freeze:
+        raise ValueError(
+            f"the weights do not look at {', '.join(unseen)} (bands_missing='zero'), and training would make "
+            "them look at values without statistics: leave these bands out with bands=, choose nearest or "
+            "mean, or freeze=true"
+        )
     torch.manual_seed(recipe.seed)  # the same head whatever loading drew
     set_drop_path(backbone, recipe.drop_path)
     if data.labels is not None:
