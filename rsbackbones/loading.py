@@ -98,12 +98,11 @@ def describe(
             raise ValueError(f"depth {config.depth}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"unknown dtype {stored!r}")
-        if "inputs" in own:
-            held = {
+        if not entry and "inputs" in own:
+            inputs = {
                 m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
                 for m, contract in own["inputs"].items()
             }
-            inputs = {**held, **inputs} if entry else held
     except WeightsMismatchError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -5,7 +5,7 @@ A name is ``croma_vit_b``, ``croma_vit_b.TAG``, or ``hf-hub:ORG/NAME[@REVISION]`
 
 from rsbackbones import hub
 from rsbackbones.manifest import WeightsEntry, find_entry
-from rsbackbones.registry import Architecture, find_architecture
+from rsbackbones.registry import Architecture, find_architecture, list_weights
 
 
 def weights_named(name: str) -> WeightsEntry:
@@ -31,12 +31,12 @@ def architecture_named(name: str) -> Architecture:
 
 
 def random_weights_of(name: str) -> str:
-    """Return the architecture to build with random weights; weights that ``name`` names must exist.
+    """Return the architecture to build with random weights; a tag or repository that is named must exist.
 
     Raises:
-        WeightsError: as :func:`weights_named`.
-        ValueError: there is no such architecture.
+        WeightsError: a repository cannot be had, or is none of ours.
+        ValueError: there is no such architecture, or no entry of this tag.
     """
-    if name.startswith(hub.PREFIX) or "." in name:
-        return weights_named(name).architecture
+    if not name.startswith(hub.PREFIX) and "." in name and not list_weights(name):
+        raise ValueError(f"there are no weights {name}; see: rsbackbones list")
     return architecture_named(name).name
