@@ -426,6 +426,12 @@ def test_images_of_another_sensor(tmp_path):
     assert accuracy(model, data, "test") == result["metrics"]["top1"]
     with pytest.raises(ValueError, match="says that s2 is superdove; oli was opened as landsat_oli"):
         finetune(replace_fields(recipe, {"sensors.s2": "superdove", "out": str(tmp_path / "b")}), data)
+    # Zeros that are trained would see bands without statistics: 1 everywhere.
+    zero = replace_fields(recipe, {"bands": '{"s2": ["B2", "B3", "B4", "B6"]}', "bands_missing": "zero"})
+    with pytest.raises(ValueError, match=r"do not look at B6 \(bands_missing='zero'\).*or freeze=true"):
+        build_model(zero, data)
+    frozen = build_model(replace_fields(zero, {"freeze": "true"}), data)
+    assert frozen.inputs["s2"].ignored == ("B6",)
 
 
 @pytest.mark.parametrize("task", ["classes", "pixels"])
