@@ -124,7 +124,7 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         stated = {m: unit for m, unit in data.units.items() if m in backbone.bands}
         preprocess_for(backbone.inputs, backbone.bands, sensors=sensors, units=stated)
     except ValueError as error:
-        raise TrainingError(f"{error}. In a recipe: data.units=, data.statistics=") from error
+        raise TrainingError(f"{error}. In a recipe: data.statistics=, data.units=") from error
     uses = []
     held: set[str] = set()
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
