@@ -235,10 +235,12 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
     """What of the options a reader of the numbers must know."""
+    from rsbackbones.eval.crops import name_of
+    from rsbackbones.eval.crops import pair as both_sides
+
     lines = []
     if how["size"]:
-        size = how["size"] if isinstance(how["size"], tuple) else (how["size"], how["size"])
-        lines.append(f"images were resized to {size[0]} x {size[1]} pixels")
+        lines.append(f"images were resized to {name_of(both_sides(how['size']))} pixels")
     if how["tile"]:
         lines.append(
             f"encoded by tiles of {how['tile']} pixels that overlap by "

@@ -19,9 +19,10 @@ from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.cache import RowStore
+from rsbackbones.eval.crops import Size, pair
 from rsbackbones.eval.encoded import Encoded, Level, as_rows, count_pixels, encoded_rows
 from rsbackbones.eval.identity import identity
-from rsbackbones.eval.image_reader import ImageReader, Size, resized
+from rsbackbones.eval.image_reader import ImageReader, resized
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import Array, LabelledSet, Task
 from rsbackbones.eval.patch_tiles import PatchTiles
@@ -85,7 +86,7 @@ def encode(
     if device is not None:
         backbone.to(device)
     place = next(backbone.parameters()).device
-    target = (size, size) if isinstance(size, int) else size
+    target = None if size is None else pair(size)
     tiles = _tiles(backbone.patch_size, tile, overlap, level, data)
     if tiles is None:
         _check_size(target, backbone, "size=")
@@ -143,7 +144,7 @@ def statistics_features(
     Raises:
         ValueError: as :func:`encode`.
     """
-    target = (size, size) if isinstance(size, int) else size
+    target = None if size is None else pair(size)
     used = {m: list(range(len(b))) for m, b in data.bands.items()}
     used = used if channels is None else {m: list(c) for m, c in channels.items()}
     tiles = _tiles(patch_size, tile, overlap, level, data)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.embed.progress import progress_bar
+from rsbackbones.eval.crops import Size, pair
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation
 from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.pictures import Segmented, draw_features, draw_segmentations, draw_sparse
@@ -36,7 +37,7 @@ def draw_pictures(
     data: LabelledSet,
     *,
     streams: Sequence[str] | None = None,
-    size: int | None = None,
+    size: int | Size | None = None,
     progress: bool = True,
 ) -> tuple[list[Path], list[str]]:
     """Draw the pictures of an evaluation's first seed.
@@ -125,7 +126,7 @@ def _segmentations(
     rows: Sequence[Mapping[str, Any]],
     subjects: Sequence[Subject],
     data: LabelledSet,
-    size: int | None,
+    size: int | Size | None,
 ) -> Iterator[_Picture]:
     by_name = {subject.name: subject for subject in subjects}
     for row in rows:
@@ -134,13 +135,13 @@ def _segmentations(
 
 
 def _segmentation(
-    row: Mapping[str, Any], subject: Subject, data: LabelledSet, size: int | None, path: Path
+    row: Mapping[str, Any], subject: Subject, data: LabelledSet, size: int | Size | None, path: Path
 ) -> None:
     draw_segmentations(segmented(row, subject, data, size=size), data.classes, path)
 
 
 def segmented(
-    row: Mapping[str, Any], subject: Subject, data: LabelledSet, *, size: int | None = None
+    row: Mapping[str, Any], subject: Subject, data: LabelledSet, *, size: int | Size | None = None
 ) -> list[Segmented]:
     """Return some test images with what the linear probe of a row predicts, the same class all over a patch.
 
@@ -173,7 +174,7 @@ def segmented(
         pixels = raw[modality] if data.task != "change" else raw[modality][-1]
         of_image = predicted[patches.groups == number]
         label = raw["label"]
-        whole = (size, size) if size else (label.shape[0], label.shape[1])
+        whole = pair(size) if size else (label.shape[0], label.shape[1])
         examples.append(
             Segmented(
                 name=data.ids[image],

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsbackbones.eval.crops import Size
 from rsbackbones.eval.labelled import Array, LabelledSet, label_scale
 from rsbackbones.preprocess import OffsetWarning
-
-Size = tuple[int, int]
 
 
 @dataclass

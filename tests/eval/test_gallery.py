@@ -65,7 +65,7 @@ def test_umap_stands_beside_t_sne(tmp_path):
 
 
 @pytest.mark.parametrize("dates", [1, 2])
-@pytest.mark.parametrize("size", [None, 64])
+@pytest.mark.parametrize("size", [None, 64, (64, 32)])
 def test_what_is_drawn_is_what_was_scored(dates, size, tmp_path):
     data = open_labelled(checkerboard(tmp_path / "maps.npz", dates))
     model = model_for(data, "croma_vit_tiny")

@@ -21,8 +21,7 @@ class Finetuning(nn.Module):
 
     The loss is a mean over samples, classes and labelled pixels. Of pixels, a batch says by how many: by what
     :func:`evenly_counted` gives, means over processes and passes are that of the global batch. Where none is
-    labelled the loss is 0. What joins the dates of a series stays as it is: the model is given
-    single images.
+    labelled the loss is 0. What joins the dates of a series stays as it is: the model is given single images.
 
     Args:
         model: a backbone with a classifier, or a dense model.
@@ -76,12 +75,12 @@ class Finetuning(nn.Module):
 
         Layers are counted from the head down. The head, what pools, and what ends a stream are one with the
         last block; a tokenizer and positions are a layer below the first block. A sensor's blocks are below
-        the joint ones, where joint tokens have blocks of their own. What joins dates is as the last block.
+        the joint ones, where joint tokens have blocks of their own. What joins dates is not trained.
         """
         backbone = self.backbone
         depths = {s: n for s, n in backbone.stream_depths.items() if s not in backbone.mean_streams}
         joint = depths.get("joint", 0)
-        own = {name for name, _ in backbone.named_parameters() if not name.startswith(("head.", "temporal."))}
+        own = {name for name, _ in backbone.named_parameters() if not name.startswith("head.")}
         prefixes = {s: _parent(self.backbone, self.backbone.final_norm(s)) for s in depths}
         deepest = max(depth + (joint if s != "joint" else 0) for s, depth in depths.items()) + 1
 
