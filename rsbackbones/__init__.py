@@ -4,7 +4,6 @@ See ``create_model`` for the way in, and ``rsbackbones.list_models()`` for what 
 """
 
 from rsbackbones.adapt import Adaptation, BandSource, BandTable, Change
-from rsbackbones.backbone import Backbone
 from rsbackbones.errors import (
     CorruptCheckpointError,
     UnsafeCheckpointError,
@@ -18,9 +17,10 @@ from rsbackbones.errors import (
 )
 from rsbackbones.export import export_onnx, export_program
 from rsbackbones.factory import create_model
-from rsbackbones.feature_maps import FeatureMaps
-from rsbackbones.features import Features
 from rsbackbones.manifest import WeightsEntry
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.feature_maps import FeatureMaps
+from rsbackbones.models.features import Features
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.publish import push_to_hub
 from rsbackbones.registry import list_models, list_weights

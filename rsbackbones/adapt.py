@@ -288,22 +288,23 @@ def _length(nanometres: float) -> str:
 
 
 def adapt_bands(kernel: Tensor, table: BandTable, fresh: Tensor) -> Tensor:
-    """Return the kernel of a tokenizer for the user's bands.
+    """Return the kernel of a stem for the user's bands.
 
     Args:
-        kernel: [D, C, p, p], for the bands ``table.weights_bands``.
+        kernel: [D, C, ...] for the bands ``table.weights_bands``: [D, C, p, p] of patches, [D, C, kh, kw] or
+            [D, C, kt, kh, kw] of convolutions.
         table: from :func:`match_bands`.
-        fresh: a randomly initialised kernel for the user's bands, [D, C', p, p] with C' =
+        fresh: a randomly initialized kernel for the user's bands, [D, C', ...] with C' =
             ``len(table.rows)``; the source of ``new`` bands.
 
     Raises:
         ValueError: the kernels are not for these bands.
     """
     theirs, expected = table.weights_bands, (kernel.shape[0], len(table.rows), *kernel.shape[2:])
-    if kernel.ndim != 4 or kernel.shape[1] != len(theirs) or tuple(fresh.shape) != expected:
+    if kernel.ndim < 2 or kernel.shape[1] != len(theirs) or tuple(fresh.shape) != expected:
         raise ValueError(
-            f"{table.modality}: expected kernels [D, {len(theirs)}, p, p] of the weights and "
-            f"[D, {len(table.rows)}, p, p] of new ones, got {list(kernel.shape)} and {list(fresh.shape)}"
+            f"{table.modality}: expected kernels [D, {len(theirs)}, ...] of the weights and "
+            f"[D, {len(table.rows)}, ...] of new ones, got {list(kernel.shape)} and {list(fresh.shape)}"
         )
     columns = []
     for i, row in enumerate(table.rows):

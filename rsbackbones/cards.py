@@ -35,8 +35,7 @@ def model_card(entry: WeightsEntry) -> str:
     """Return all that the manifest says of one entry, as Markdown."""
     config = replace_config(architectures()[entry.architecture].config, entry.config, entry.id)
     facts = [
-        ("architecture", f"`{entry.architecture}`: dim {config.dim}, depth {config.depth}, "
-         f"{config.num_heads} heads, patch {config.patch_size}"),
+        ("architecture", f"`{entry.architecture}`: {config.summary()}"),
         ("parameters", f"{entry.params:,}" if entry.params else "not stated"),
         ("trained at", f"{entry.image_size} px" if entry.image_size else "not stated"),
         ("source", f"`{entry.source}`" if entry.state != "none" else f"none: {entry.source.reason}"),

@@ -1,7 +1,7 @@
 """A model as one file that runs without this package: a program of torch.export, or ONNX.
 
-The number of images, their height and width stay free. Attention biases are whole tables in these files, so
-memory grows with the square of the patches.
+The number of images (of a model that consumes series: and of dates), their height and width stay free.
+Attention biases are whole tables in these files, so memory grows with the square of the patches.
 """
 
 import json
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.checkpoints import METADATA_KEY
-from rsbackbones.feature_maps import FeatureMaps
+from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.saving import description, target_path
 
 Method = Literal["forward", "forward_features"]
@@ -40,32 +40,36 @@ class _Named(nn.Module):
 
 
 def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward") -> ExportedProgram:
-    """Return a model as a program of ``torch.export``, for single images of all its sensors.
+    """Return a model as a program of ``torch.export``, for images of all its sensors.
 
-    ``program.module()(images)`` takes a dictionary by sensor, each [B, C, H, W], and returns one of tensors:
-    ``embedding`` [B, D], or ``logits`` [B, num_classes] of a model with a head. With
-    ``method="forward_features"`` they are ``tokens_STREAM`` [B, N, D] and ``pooled_STREAM`` [B, D], and of a
-    model that was built with ``features_only`` ``maps_INDEX`` [B, D, h, w], by index of the block. H and W
-    are multiples of the patch, or anything where the model pads; of more than one patch, as torch.export
-    tells one from many.
+    ``program.module()(images)`` takes a dictionary by sensor, each [B, C, H, W], of a model that consumes
+    series [B, T, C, H, W] with all dates present, and returns one of tensors: ``embedding`` [B, D], or
+    ``logits`` [B, num_classes] of a model with a head. With ``method="forward_features"`` they are
+    ``tokens_STREAM`` [B, N, D] and ``pooled_STREAM`` [B, D], and of a model that was built with
+    ``features_only`` ``maps_INDEX`` [B, D, h, w], by index of the stage. H and W are multiples of
+    ``Backbone.size_multiple``, or anything where the model pads; of more than one cell of the coarsest map,
+    as torch.export tells one from many.
 
     Raises:
         ValueError: an unknown method, or ``forward_features`` of a model that gives maps only.
     """
-    images, backbone = _example(model), unwrapped(model)
-    patch = backbone.patch_size
-    if backbone.pad:
-        height, width = Dim("height", min=patch + 1), Dim("width", min=patch + 1)
+    images, backbone = _example(model), unwrap_model(model)
+    multiple = backbone.size_multiple
+    unit = next(iter(images.values())).shape[-2] // 2
+    if backbone.pad or multiple == 1:
+        height, width = Dim("height", min=unit + 1), Dim("width", min=unit + 1)
     else:
-        height, width = patch * Dim("rows", min=2), patch * Dim("columns", min=2)
-    free = {0: Dim("batch"), 2: height, 3: width}
+        height, width = multiple * Dim("rows", min=2), multiple * Dim("columns", min=2)
+    free: dict[int, Any] = {0: Dim("batch"), 2: height, 3: width}
+    if backbone.consumes == "series":
+        free = {0: Dim("batch"), 1: Dim("dates"), 3: height, 4: width}
     shapes: Any = (dict.fromkeys(images, free),)
     with torch.no_grad():
         return torch.export.export(_named(model, method), (images,), dynamic_shapes=shapes)
 
 
 def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Method = "forward") -> Path:
-    """Write a model to an ONNX file, for single images of all its sensors.
+    """Write a model to an ONNX file, for images of all its sensors.
 
     Its inputs are named as the sensors, its outputs as those of :func:`export_program`. Its metadata says
     under ``rsbackbones``, in JSON, what the model is and which bands and values it takes. Weights of more
@@ -88,7 +92,7 @@ def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Meth
         program, dynamo=True, input_names=list(images), output_names=outputs, verbose=False
     )
     assert file is not None
-    file.model.metadata_props[METADATA_KEY] = json.dumps(description(unwrapped(model)))
+    file.model.metadata_props[METADATA_KEY] = json.dumps(description(unwrap_model(model)))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         file.save(Path(folder) / path.name)
         for part in sorted(Path(folder).iterdir(), reverse=True):  # the file itself after its data
@@ -106,7 +110,6 @@ def _named(model: Backbone | FeatureMaps, method: Method) -> _Named:
 
 def _example(model: Backbone | FeatureMaps) -> dict[str, Tensor]:
     """Images of all sensors that the model needs: other sizes than 0 and 1, which are not generalised."""
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     sensors = backbone.stream_inputs[model.stream] if isinstance(model, FeatureMaps) else backbone.modalities
-    weight, p = next(backbone.parameters()), backbone.patch_size
-    return {m: weight.new_zeros(2, len(backbone.bands[m]), 2 * p, 3 * p) for m in sensors}
+    return {m: x for m, x in backbone.example_inputs().items() if m in sensors}

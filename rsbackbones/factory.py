@@ -9,19 +9,19 @@ import torch
 
 from rsbackbones import checkpoints, hub, weights
 from rsbackbones.adapt import Adaptation, check_rules
-from rsbackbones.backbone import Backbone
 from rsbackbones.errors import WeightsMismatchError
-from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.loading import (
     Description,
     adapted_inputs,
-    blind_to_zero_bands,
     describe,
     load_weights,
     plan_bands,
     replace_config,
+    zero_stem_channels,
 )
 from rsbackbones.manifest import WeightsEntry
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.names import architecture_named, weights_named
 from rsbackbones.registry import Architecture, find_architecture
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
@@ -108,16 +108,16 @@ def create_model(
             ``bands`` and ``sensors`` name, or of all where they name none; see :mod:`rsbackbones.adapt`.
         bands_scale: how tokens keep their scale where bands are dropped or shared: ``count``, ``sqrt`` or
             ``none``; see :mod:`rsbackbones.adapt`.
-        image_size: the size in pixels you mean to use, a multiple of the patch, or (height, width);
+        image_size: the size in pixels you mean to use, of a ViT a multiple of the patch, or (height, width);
             sizes may differ from call to call all the same.
         patch_size: a patch in pixels that is not the weights', whose tokenizers are then resized
             (:func:`rsbackbones.adapt.resize_kernel`). ``image_size`` must be a multiple of it.
-        pad: pad images whose sides are no multiple of the patch, instead of refusing them; see
-            ``Backbone.pad``.
+        pad: pad images whose sides are no multiple of ``Backbone.size_multiple``, instead of refusing
+            them; see ``Backbone.pad``.
         num_classes: more than 0 adds a linear head, newly initialised unless ``checkpoint`` holds one of
             as many classes; ``None`` keeps the head of ``checkpoint`` as it is.
         features_only: return a model that gives a list of maps; see ``FeatureMaps``.
-        out_indices, stream: for ``features_only``: which blocks of which stream.
+        out_indices, stream: for ``features_only``: which stages of which stream.
         checkpoint: a local ``.safetensors`` or ``.pt`` file instead of the Hub, or a folder made by
             ``rsbackbones download --to``; with or without ``pretrained``.
         overrides: fields of the architecture's configuration to change. For a checkpoint that does not
@@ -179,7 +179,9 @@ def create_model(
             + " (bands=, sensors= (--sensor), modalities= and patch_size= say what you want of them)"
             + "".join(f"; {said}" for said in where)
         )
-    mine = _wanted(theirs, modalities, sensors, bands, image_size, patch_size, trained=file is not None)
+    mine = _requested_config(
+        theirs, modalities, sensors, bands, image_size, patch_size, trained=file is not None
+    )
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
@@ -190,7 +192,7 @@ def create_model(
     with torch.inference_mode(False):  # parameters made in that mode could never be trained
         if file is None:
             model: Backbone = build(mine, num_classes=classes)
-            blind_to_zero_bands(model, tables)
+            zero_stem_channels(model, tables)
         else:
             with torch.device("meta"):
                 model = build(mine, num_classes=classes)
@@ -222,7 +224,7 @@ def plan_adaptation(
     """
     _, described = _describe(name, True, checkpoint)
     theirs = described.config
-    mine = _wanted(theirs, None, sensors, bands, None, None)
+    mine = _requested_config(theirs, None, sensors, bands, None, None)
     named = {*(sensors or {}), *(bands or {})}
     tables = plan_bands(theirs, mine, bands_missing, bands_scale, named=named, inputs=described.inputs)
     return Adaptation(bands=tuple(table for table in tables if table))
@@ -268,7 +270,7 @@ def _one_size(argument: Any, override: Any) -> Any:
     return override
 
 
-def _wanted(
+def _requested_config(
     theirs: Any,
     modalities: Sequence[str] | None,
     sensors: Mapping[str, str | Sensor] | None,
@@ -311,7 +313,9 @@ def _wanted(
         "bands": names,
     }
     if patch_size is not None:
+        if not hasattr(theirs, "patch_size"):
+            raise ValueError(f"patch_size={patch_size}: this architecture has no patches; leave it out")
         changes["patch_size"] = patch_size
     if image_size is not None:
         changes["image_size"] = image_size
-    return theirs.wanted(**changes) if trained else replace(theirs, **changes)
+    return theirs.requested(**changes) if trained else replace(theirs, **changes)

@@ -9,20 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsbackbones.backbone import Backbone
+from rsbackbones.models.backbone import Backbone
 
 TOLERANCE = 1e-4
+_DATES = 3
 
 
 def golden_input(model: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Return images in [0, 1] for every sensor of the model, [1, C, H, W], textured in 256 steps."""
+    """Return images in [0, 1] for every sensor of the model, [1, C, H, W], textured in 256 steps.
+
+    For a model that consumes series three dates, [1, 3, C, H, W], each with another texture.
+    """
     height, width = size
     images = {}
     for modality, bands in model.bands.items():
         band = torch.arange(len(bands)).view(-1, 1, 1)
         row, column = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
-        texture = (row * 7 + column * 13 + band * 29 + (row // 8) * (column // 8) * 31) % 256
-        images[modality] = (texture / 255.0)[None]
+        texture = row * 7 + column * 13 + band * 29 + (row // 8) * (column // 8) * 31
+        if model.consumes == "series":
+            texture = texture + 17 * torch.arange(_DATES).view(-1, 1, 1, 1)
+        images[modality] = (texture % 256 / 255.0)[None]
     return images
 
 

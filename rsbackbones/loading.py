@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rsbackbones import adapt, checkpoints, layouts
 from rsbackbones.adapt import Adaptation, BandTable, Change
-from rsbackbones.backbone import Backbone
 from rsbackbones.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.manifest import WeightsEntry
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.registry import Architecture
 from rsbackbones.sensors import SENSORS, InputSpec, get_sensor
 
@@ -94,8 +94,8 @@ def describe(
         _check_wavelengths(own.get("wavelengths", {}), fields.get("sensors", {}), file.path)
         config = replace_config(architecture.config, fields, architecture.name)
         # What would be built must be no more than what is there.
-        if not 0 <= int(classes) <= 2**20 or config.depth > len(file.tensors):
-            raise ValueError(f"depth {config.depth}, {classes} classes, {len(file.tensors)} tensors")
+        if not 0 <= int(classes) <= 2**20 or config.min_tensors() > len(file.tensors):
+            raise ValueError(f"{config.summary()}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"unknown dtype {stored!r}")
         if not entry and "inputs" in own:
@@ -210,21 +210,21 @@ def load_weights(
     with torch.device("meta"):
         whole: Backbone = architecture.family.build(theirs, num_classes=described.num_classes)
     full = whole.state_dict()
-    known: Mapping[str, layouts.Layout] = architecture.family.LAYOUTS
+    known = architecture.layouts
     what = f"{entry.id} ({file.path})" if entry else str(file.path)
     layout = entry.format if entry else layouts.recognise(file.tensors, known)
     if layout != "rsbackbones" and layout not in known:
         raise WeightsMismatchError(f"{what}: unknown format {layout!r}; known: {', '.join(known)}")
     changes: list[Change] = []
     if not described.stated:
-        shape = f"dim {theirs.dim}, depth {theirs.depth}, {theirs.num_heads} heads, patch {theirs.patch_size}"
-        changes.append(Change("configuration", "assumed", f"{shape}: the file does not say"))
+        changes.append(Change("configuration", "assumed", f"{theirs.summary()}: the file does not say"))
     if layout == "rsbackbones":
         names = {name: name for name in file.tensors}
     else:
         names = known[layout].to_ours(file.tensors)
         changes += _check_rest(file, known[layout], names, theirs, what)
-    _compare(what, file, names, full, described.dtype, entry)
+    params = sum(parameter.numel() for parameter in whole.parameters())
+    _compare(what, file, names, full, described.dtype, entry, params)
 
     built = model.state_dict()
     needed = {name: ours for name, ours in names.items() if ours in built}
@@ -233,39 +233,36 @@ def load_weights(
         raise CorruptCheckpointError(f"{what}: NaN or infinity in {', '.join(bad)}")
     # A copy of our own: what was read is mapped onto the file, and would follow its changes.
     state = {
-        name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        name: tensor.to(built[name].dtype, copy=True, memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
 
     for table in tables:
-        changes += _fit_tokenizer(model, whole, state, table)
+        changes += _adapt_stem(model, whole, state, table)
     if left_out := [m for m in theirs.modalities if m not in model.modalities]:
         changes.append(Change("modalities", "left out", ", ".join(left_out)))
-    changes += _fit_head(model, state, described.num_classes)
+    changes += _adapt_head(model, state, described.num_classes)
     model.load_state_dict(state, strict=True, assign=True)
     return Adaptation(tuple(changes), tuple(table for table in tables if table))
 
 
-def blind_to_zero_bands(model: Backbone, tables: Sequence[BandTable]) -> None:
+def zero_stem_channels(model: Backbone, tables: Sequence[BandTable]) -> None:
     """Set to zero what a model of random weights has for bands under the rule ``zero``."""
     for table in tables:
         if zero := [i for i, row in enumerate(table.rows) if row.rule == "zero"]:
-            tokenizer: Any = model.get_submodule(model.tokenizer_name(table.modality))
+            stem = model.stem(table.modality)
+            weight = model.get_parameter(stem.weight)
             with torch.no_grad():
-                kernel = tokenizer.to_kernel(tokenizer.proj.weight).clone()
+                kernel = stem.to_kernel(weight).clone()
                 kernel[:, zero] = 0
-                tokenizer.proj.weight.copy_(tokenizer.from_kernel(kernel))
+                weight.copy_(stem.from_kernel(kernel))
 
 
-def _fit_tokenizer(
-    model: Backbone, whole: Backbone, state: dict[str, Tensor], table: BandTable
-) -> list[Change]:
-    """Turn the weight of a tokenizer of the ``whole`` model into that of ``model``: its bands and patches."""
-    name = model.tokenizer_name(table.modality)
-    mine: Any = model.get_submodule(name)
-    theirs: Any = whole.get_submodule(name)
-    key = f"{name}.proj.weight"
-    kernel = theirs.to_kernel(state[key])
+def _adapt_stem(model: Backbone, whole: Backbone, state: dict[str, Tensor], table: BandTable) -> list[Change]:
+    """Turn the weight of a stem of the ``whole`` model into that of ``model``: its bands and patches."""
+    stem, stored = model.stem(table.modality), whole.stem(table.modality)
+    kernel = stored.to_kernel(state[stem.weight])
+    sides = stem.to_kernel(model.get_parameter(stem.weight)).shape[2:]
     if table and not table.made:
         fan_in = len(table.rows) * kernel[0, 0].numel()
         fresh = kernel.new_empty(kernel.shape[0], len(table.rows), *kernel.shape[2:])
@@ -274,11 +271,13 @@ def _fit_tokenizer(
         else:
             fresh.zero_()
         kernel = adapt.adapt_bands(kernel, table, fresh)
-    kernel = adapt.resize_kernel(kernel, mine.patch_size)
-    state[key] = mine.from_kernel(kernel).contiguous()
-    if mine.patch_size == theirs.patch_size:
+    before = kernel.shape[2:]
+    if before != sides:
+        kernel = adapt.resize_kernel(kernel, sides[-1])
+    state[stem.weight] = stem.from_kernel(kernel).contiguous()
+    if before == sides:
         return []
-    detail = f"{theirs.patch_size} to {mine.patch_size} pixels, pseudo-inverse resize"
+    detail = f"{before[-1]} to {sides[-1]} pixels, pseudo-inverse resize"
     return [Change(f"{table.modality} tokenizer", "patch resized", detail)]
 
 
@@ -309,6 +308,7 @@ def _compare(
     full: Mapping[str, Tensor],
     dtype: torch.dtype,
     entry: WeightsEntry | None,
+    params: int,
 ) -> None:
     """Compare a file with the model it must hold, before anything is loaded."""
     ours = Counter(names.values())
@@ -323,8 +323,10 @@ def _compare(
             continue
         if info.shape != tuple(full[our_name].shape):
             shapes.append(f"{name} {list(info.shape)} instead of {list(full[our_name].shape)}")
-        if info.dtype != dtype:
-            dtypes.append(f"{name} {info.dtype} instead of {dtype}")
+        own = full[our_name].dtype
+        expected = dtype if own.is_floating_point else own  # counters keep their type
+        if info.dtype != expected:
+            dtypes.append(f"{name} {info.dtype} instead of {expected}")
     problems += [("of another shape", shapes), ("of another type", dtypes)]
     if any(found for _, found in problems):
         lines = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems if found)
@@ -333,7 +335,6 @@ def _compare(
             "its own is taken to hold the architecture as it is; where it differs in size, sensors or bands "
             "say so: overrides={'dim': ..., 'modalities': ('s2',)} (on the command line: --override dim=...)"
         )
-    params = sum(tensor.numel() for tensor in full.values())
     if entry is not None and entry.params and entry.params != params:
         raise WeightsMismatchError(f"{what}: {params} parameters, the manifest says {entry.params}")
 
@@ -343,7 +344,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _fit_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[Change]:
+def _adapt_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[Change]:
     """Give the model a new head, or drop a stored one, where the numbers of classes differ."""
     if model.num_classes == stored_classes:
         return []

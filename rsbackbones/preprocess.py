@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.backbone import unwrapped
+from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.sensors import NORMALISED, InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def create_preprocess(
         ValueError: an unknown sensor, unit or band, a band that the model needs and yours lack, a
             band without statistics, or statistics of a sensor whose unit is ``normalised``.
     """
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     return preprocess_for(
         backbone.inputs, backbone.bands, sensors=backbone.config.sensors, bands=bands, units=units,
         statistics=statistics, eight_bit=eight_bit, check=check,

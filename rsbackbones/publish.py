@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from rsbackbones import hub, weights
-from rsbackbones.backbone import Backbone, unwrapped
-from rsbackbones.config import as_json
 from rsbackbones.errors import WeightsAccessError, WeightsError, WeightsUnavailable
 from rsbackbones.manifest import Source, WeightsEntry
+from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.models.config import as_json
 from rsbackbones.saving import save_model
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def write_repository(
 
     source = Source(kind="hub", repo_id=repo_id, revision="main", filename=hub.WEIGHTS_FILE)
     hub.source_of(hub.PREFIX + repo_id)  # refuses what is no repo_id
-    model = unwrapped(model)
+    model = unwrap_model(model)
     origin = model.weights_entry
     license = license or (origin.license if origin else "")
     if license in ("", "not stated"):

@@ -1,16 +1,20 @@
 """The names of the zoo: architectures, and the weights that exist for them."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from rsbackbones.layouts import Layout
 from rsbackbones.manifest import WeightsEntry, all_entries
 
-# A family is one module of rsbackbones.models, imported when its name is first needed.
-FAMILIES = ("croma", "seamo")
+# A family is a module, imported when its name is first needed.
+FAMILIES = ["rsbackbones.models.croma", "rsbackbones.models.seamo"]
+# What the module of a family has: configurations by name, input contracts by modality, and the builder.
+_REQUIRED = ("CONFIGS", "INPUTS", "build")
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,42 @@ class Architecture:
     family: ModuleType
     config: Any
 
+    @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """The checkpoints of others that the family reads, by the name of their layout."""
+        layouts: Mapping[str, Layout] = getattr(self.family, "LAYOUTS", {})
+        return layouts
+
+    @property
+    def small(self) -> Mapping[str, Any]:
+        """The fields of the configuration that make a model small enough for a test."""
+        small: Mapping[str, Any] = getattr(self.family, "SMALL", {})
+        return small
+
+
+def register_family(module: str) -> None:
+    """Add the family in a module of your own, ``"mypackage.mymodel"``, to those that ``create_model`` knows.
+
+    Raises:
+        ValueError: the module lacks what a family has, or a name is taken.
+    """
+    if module in FAMILIES:
+        return
+    family = import_module(module)
+    if lacking := [name for name in _REQUIRED if not hasattr(family, name)]:
+        raise ValueError(
+            f"{module} is no model family: it lacks {', '.join(lacking)}; a family has {', '.join(_REQUIRED)}"
+        )
+    if taken := sorted(set(family.CONFIGS) & set(architectures())):
+        raise ValueError(f"{module}: there is another architecture called {', '.join(taken)}; rename yours")
+    FAMILIES.append(module)
+
 
 def architectures() -> dict[str, Architecture]:
     """Return every architecture by name."""
     found = {}
     for family in FAMILIES:
-        module = import_module(f"rsbackbones.models.{family}")
+        module = import_module(family)
         for name, config in module.CONFIGS.items():
             found[name] = Architecture(name, module, config)
     return found

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones import checkpoints
-from rsbackbones.backbone import Backbone, unwrapped
-from rsbackbones.config import as_json
-from rsbackbones.layouts import Layout
+from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.models.config import as_json
 from rsbackbones.registry import find_architecture
 from rsbackbones.sensors import get_sensor
 
@@ -29,7 +28,7 @@ def save_model(model: Backbone | nn.Module, path: str | Path, *, dtype: torch.dt
         ValueError: the path is no ``.safetensors``, or a tensor holds NaN or infinity.
     """
     path = target_path(path, (".safetensors",))
-    model = unwrapped(model)
+    model = unwrap_model(model)
     said = description(model) | {"dtype": str(dtype).removeprefix("torch.")}
     write_safetensors(model.state_dict(), path, dtype, {checkpoints.METADATA_KEY: json.dumps(said)})
     return path
@@ -62,8 +61,8 @@ def save_foreign(model: Backbone | nn.Module, path: str | Path, layout: str, *, 
             a tensor that holds NaN or infinity.
     """
     path = target_path(path, checkpoints.PICKLE_SUFFIXES)
-    model = unwrapped(model)
-    known: Mapping[str, Layout] = find_architecture(model.architecture).family.LAYOUTS
+    model = unwrap_model(model)
+    known = find_architecture(model.architecture).layouts
     if layout not in known:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
     implied = known[layout].implies

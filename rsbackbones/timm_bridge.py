@@ -15,12 +15,11 @@ without it), ``sensor``, what they are of where it is not the encoder's own (``"
 
 A ViT has one scale, so the maps of ``features_only=True`` are all of one size. A decoder that wants a
 pyramid (a U-Net, an FPN) takes the name with ``_pyramid`` at its end: maps at 4, 8, 16 and 32 pixels from
-four blocks, resized without parameters.
+four stages, resized without parameters.
 """
 
-import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -29,12 +28,14 @@ from timm.models._features import FeatureGetterNet
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.factory import create_model
-from rsbackbones.feature_maps import FeatureMaps
-from rsbackbones.features import spread_indices, take_indices
 from rsbackbones.loading import describe
 from rsbackbones.manifest import WeightsEntry, all_entries, find_entry
+from rsbackbones.models.backbone import Backbone, Encoded, Wanted
+from rsbackbones.models.feature_maps import FeatureMaps
+from rsbackbones.models.features import evenly_spaced, flatten_map, resolve_indices, unflatten_tokens
+from rsbackbones.models.input_validation import validate_inputs
+from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.registry import Architecture, architectures
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
@@ -43,10 +44,11 @@ PYRAMID = (4, 8, 16, 32)
 
 
 class TimmEncoder(nn.Module):
-    """A backbone of one sensor with the methods of timm's vision transformers.
+    """A backbone of one sensor with the methods of timm's models.
 
-    ``global_pool`` is ``embedding`` (the architecture's own embedding of an image), ``avg`` (the mean token)
-    or ``""`` (none: logits or features of every token). There is no class token.
+    Features are what they are of timm's: of a ViT tokens [B, N, D], of other networks maps [B, D, h, w].
+    ``global_pool`` is ``embedding`` (the architecture's own embedding of an image), ``avg`` (the mean of all
+    places) or ``""`` (none: logits or features of every place). There is no class token.
     """
 
     num_prefix_tokens = 0
@@ -55,13 +57,14 @@ class TimmEncoder(nn.Module):
     def __init__(self, backbone: Backbone, *, global_pool: str = "embedding") -> None:
         super().__init__()
         self.backbone = backbone
-        (self.stream,) = backbone.stream_depths
-        self.depth = backbone.stream_depths[self.stream]
+        (modality,) = backbone.modalities
+        self.stream = backbone.choose_stream()
+        self.gives_tokens = isinstance(backbone, ViTBackbone)
         self.num_features = self.embed_dim = self.head_hidden_size = backbone.num_features
-        self.in_chans = len(backbone.bands[self.stream])
-        self.feature_info = [
-            {"module": f"blocks.{i}", "num_chs": backbone.num_features, "reduction": backbone.patch_size}
-            for i in range(self.depth)
+        self.in_chans = len(backbone.bands[modality])
+        self.feature_info: list[dict[str, Any]] = [
+            {"module": stage.module, "num_chs": stage.channels, "reduction": stage.stride}
+            for stage in backbone.stages(self.stream)
         ]
         self.pretrained_cfg: dict[str, Any] = {}
         self.set_pool(global_pool)
@@ -84,29 +87,31 @@ class TimmEncoder(nn.Module):
         self.global_pool = global_pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to logits [B, num_classes], or pooled features [B, D]; unpooled, of every token."""
+        """[B, C, H, W] to logits [B, num_classes], or pooled features [B, D]; unpooled, of every place."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to normalised tokens [B, N, D].
+        """[B, C, H, W] to the final features: tokens [B, N, D] or maps [B, D, h, w].
 
         Raises:
             ValueError: as :meth:`Backbone.forward_features`, or not four dimensions.
         """
-        if x.ndim != 4:
-            raise ValueError(f"timm's models take images [B, C, H, W], got {list(x.shape)}")
-        return self.backbone.forward_features(x).tokens[self.stream]
+        return self._final(self._encode(x, Wanted()))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens [B, N, D] to what :meth:`forward` returns; with ``pre_logits`` to what the head is given."""
+        """Features to what :meth:`forward` returns; with ``pre_logits`` to what the head is given."""
         if self.global_pool == "embedding":
-            x = self.backbone.pool(self.stream, x)
-        elif self.global_pool == "avg":
-            x = x.mean(dim=1)
-        if pre_logits:
-            return x
-        logits: Tensor = self.backbone.head(x)
-        return logits
+            backbone = self.backbone
+            pool = backbone.pool_tokens if isinstance(backbone, ViTBackbone) else backbone.pool
+            pooled = pool(self.stream, x)
+        else:
+            tokens = x if self.gives_tokens else flatten_map(x)
+            pooled = tokens.mean(dim=1) if self.global_pool else tokens
+        if not pre_logits:
+            pooled = self.backbone.head(pooled)
+        if self.global_pool or self.gives_tokens:
+            return pooled
+        return unflatten_tokens(pooled, (x.shape[-2], x.shape[-1]))
 
     def forward_intermediates(
         self,
@@ -118,32 +123,41 @@ class TimmEncoder(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the outputs of some blocks, and before them the final tokens unless ``intermediates_only``.
+        """Return the maps of some stages, and before them the final features unless ``intermediates_only``.
 
         Args:
             x: [B, C, H, W].
-            indices: block indices; a number n means the last n blocks, ``None`` all.
+            indices: stage indices; a number n means the last n stages, ``None`` all.
             return_prefix_tokens: as in timm without effect, where there are none.
-            norm: apply the final LayerNorm to each.
-            stop_early: without effect: all blocks are run.
+            norm: apply the final norm to each.
+            stop_early: without effect: all stages are run.
             output_fmt: ``NCHW`` for maps [B, D, h, w], ``NLC`` for tokens [B, N, D].
-            intermediates_only: leave out the final tokens.
+            intermediates_only: leave out the final features.
 
         Raises:
-            ValueError: an unknown format, an index out of range, or as for :meth:`forward_features`.
+            ValueError: an unknown format, an index out of range, a norm that the model does not have, or as
+                for :meth:`forward_features`.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        if norm and not self.backbone.has_final_norm:
+            raise ValueError(f"{self.backbone.architecture} ends without a norm: leave out norm=True")
+        depth = len(self.feature_info)
+        wanted = self.backbone.stage_indices(depth if indices is None else indices, self.stream)
+        encoded = self._encode(x, Wanted(stages={self.stream: wanted}, norm=norm))
+        maps = [encoded.maps[i] for i in wanted]
+        found = maps if output_fmt == "NCHW" else [flatten_map(each) for each in maps]
+        return found if intermediates_only else (self._final(encoded), found)
+
+    def _encode(self, x: Tensor, wanted: Wanted) -> Encoded:
         if x.ndim != 4:
             raise ValueError(f"timm's models take images [B, C, H, W], got {list(x.shape)}")
-        every = f"there are {self.depth} blocks"
-        wanted = take_indices(self.depth if indices is None else indices, self.depth, every)
-        *maps, last = self.backbone.forward_intermediates(x, (*wanted, self.depth - 1))
-        final = self.backbone.final_norm(self.stream)
-        if norm:
-            maps = [final(_tokens(each)).transpose(1, 2).unflatten(2, each.shape[2:]) for each in maps]
-        found = maps if output_fmt == "NCHW" else [_tokens(each) for each in maps]
-        return found if intermediates_only else (final(_tokens(last)), found)
+        images, valid = validate_inputs(self.backbone, x, None, None)
+        streams, _ = self.backbone.encode_validated(images, valid, wanted)
+        return streams[self.stream]
+
+    def _final(self, encoded: Encoded) -> Tensor:
+        return flatten_map(encoded.features) if self.gives_tokens else encoded.features
 
     def get_classifier(self) -> nn.Module:
         """Return the head: an ``nn.Linear``, or ``nn.Identity`` where ``num_classes`` is 0."""
@@ -161,62 +175,53 @@ class TimmEncoder(nn.Module):
         """See :meth:`Backbone.set_grad_checkpointing`."""
         self.backbone.set_grad_checkpointing(enable)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the patterns by which timm's layer-wise learning rates tell depths apart."""
-        (modality,) = self.backbone.modalities
-        return {
-            "stem": rf"^backbone\.{re.escape(self.backbone.tokenizer_name(modality))}\.",
-            "blocks": r"^backbone\.(?:.*\.)?blocks\.(\d+)\.",
-        }
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
+        """Return what tells timm's layer-wise learning rates the depth of a parameter by its name."""
+        depths = self.backbone.parameter_depths()
+        return lambda name: (depths[name.removeprefix("backbone.")],)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay, besides biases and norms: none."""
         return set()
 
 
-def _tokens(maps: Tensor) -> Tensor:
-    """[B, D, h, w] to [B, N, D]."""
-    return maps.flatten(2).transpose(1, 2)
-
-
 class Pyramid(nn.Module):
-    """Maps [B, D, ceil(H / r), ceil(W / r)] for r = 4, 8, 16 and 32 from four blocks of an encoder.
+    """Maps [B, D_i, ceil(H / r), ceil(W / r)] for r = 4, 8, 16 and 32 from four stages of an encoder.
 
-    Finer than the patch they are interpolated (bilinear), coarser they are averaged. ``out_indices`` choose
+    Finer than the stage they are interpolated (bilinear), coarser they are averaged. ``out_indices`` choose
     among the four.
     """
 
     def __init__(self, encoder: TimmEncoder, out_indices: Sequence[int]) -> None:
         super().__init__()
         self.model = encoder
-        blocks = spread_indices(encoder.depth, len(PYRAMID))
-        if len(blocks) < len(PYRAMID):
-            raise ValueError(f"a pyramid needs {len(PYRAMID)} blocks, this encoder has {encoder.depth}")
-        self.patch_size = encoder.backbone.patch_size
-        if any(self.patch_size % r and r % self.patch_size for r in PYRAMID):
+        info = encoder.feature_info
+        indices = evenly_spaced(len(info), len(PYRAMID))
+        if len(indices) < len(PYRAMID):
+            raise ValueError(f"a pyramid needs {len(PYRAMID)} stages, this encoder has {len(info)}")
+        self.strides = [info[index]["reduction"] for index in indices]
+        if any(stride % r and r % stride for stride, r in zip(self.strides, PYRAMID, strict=True)):
             raise ValueError(
-                f"a pyramid of {PYRAMID} pixels needs patches of a power of two, got {self.patch_size}"
+                f"a pyramid of {PYRAMID} pixels needs stages of powers of two, got {self.strides} pixels"
             )
-        levels = [
-            {"module": f"blocks.{block}", "num_chs": encoder.num_features, "reduction": reduction}
-            for block, reduction in zip(blocks, PYRAMID, strict=True)
-        ]
+        levels = [{**info[i], "reduction": r} for i, r in zip(indices, PYRAMID, strict=True)]
         self.feature_info = FeatureInfo(levels, tuple(out_indices))
-        self.blocks = [blocks[i] for i in out_indices]
+        self.stages = [indices[i] for i in out_indices]
+        self.strides = [self.strides[i] for i in out_indices]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, C, H, W] to a list of maps."""
-        maps = self.model.backbone.forward_intermediates(x, self.blocks)
-        levels = zip(maps, self.feature_info.reduction(), strict=True)
-        return [_at(each, self.patch_size, reduction, x.shape[2:]) for each, reduction in levels]
+        maps = self.model.backbone.forward_intermediates(x, self.stages)
+        levels = zip(maps, self.strides, self.feature_info.reduction(), strict=True)
+        return [_at(each, stride, reduction, x.shape[2:]) for each, stride, reduction in levels]
 
 
-def _at(maps: Tensor, patch_size: int, reduction: int, size: Sequence[int]) -> Tensor:
-    """Maps of patches to cells of ``reduction`` pixels that cover an image of ``size``, at their places."""
-    if reduction >= patch_size:
+def _at(maps: Tensor, stride: int, reduction: int, size: Sequence[int]) -> Tensor:
+    """Maps of a stride to cells of ``reduction`` pixels that cover an image of ``size``, at their places."""
+    if reduction >= stride:
         # At the edges the mean of what there is.
-        return F.avg_pool2d(maps, reduction // patch_size, ceil_mode=True, count_include_pad=False)
-    fine = F.interpolate(maps, scale_factor=patch_size / reduction, mode="bilinear", align_corners=False)
+        return F.avg_pool2d(maps, reduction // stride, ceil_mode=True, count_include_pad=False)
+    fine = F.interpolate(maps, scale_factor=stride / reduction, mode="bilinear", align_corners=False)
     return fine[..., : -(-size[0] // reduction), : -(-size[1] // reduction)]
 
 
@@ -300,7 +305,7 @@ def _create(
     model: Any
     if pyramid:
         levels = len(PYRAMID) if out_indices is None else out_indices
-        model = Pyramid(encoder, take_indices(levels, len(PYRAMID), f"there are {len(PYRAMID)} levels"))
+        model = Pyramid(encoder, resolve_indices(levels, len(PYRAMID), f"there are {len(PYRAMID)} levels"))
     else:
         model = FeatureGetterNet(encoder, FeatureMaps(backbone, indices=out_indices).indices)
     model.pretrained_cfg = model.default_cfg = encoder.pretrained_cfg
@@ -379,7 +384,15 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
 
 
 default_cfgs: dict[str, DefaultCfg] = {}
-for _architecture in architectures().values():
-    for _modality in _architecture.config.modalities:
-        for _pyramid in (False, True):
-            _register(_architecture, _modality, _pyramid)
+
+
+def register_encoders() -> None:
+    """Register with timm what it does not know yet: after ``rsbackbones.register_family`` call this again."""
+    for architecture in architectures().values():
+        for modality in architecture.config.modalities:
+            if timm_name(architecture, modality) not in default_cfgs:
+                for pyramid in (False, True):
+                    _register(architecture, modality, pyramid)
+
+
+register_encoders()

@@ -46,10 +46,10 @@ def test_features_have_the_shapes_of_the_design(model):
         assert close(maps[:, :, 2, 5], features.tokens[stream][:, 2 * 6 + 5])
 
 
-def test_call_gives_the_pooled_main_stream(model):
+def test_call_gives_the_pooled_default_stream(model):
     x = batch(model)
     features = model.forward_features(x)
-    assert close(model(x), features.pooled[features.main_stream])
+    assert close(model(x), features.pooled[features.default_stream])
 
 
 def test_sizes_may_differ_from_call_to_call(model):
@@ -65,7 +65,7 @@ def test_a_missing_sensor_leaves_out_the_streams_it_feeds(model):
         together = model.forward_features(x).tokens[modality]
         others = {m: v if m == modality else v.flip(0) for m, v in x.items()}
         with_others = model.forward_features(others).tokens[modality]
-        if model.mixes_sensors:  # every token has seen the other sensor
+        if model.cross_modal:  # every token has seen the other sensor
             for a, b in ((alone.tokens[modality], together), (with_others, together)):
                 assert (a - b).abs().amax(dim=-1).min() > 1e-3
         else:
@@ -134,7 +134,7 @@ def test_features_only_gives_maps_and_feature_info(model):
     expected = maps_model.backbone.forward_intermediates(x, stream="s2")
     assert all(close(a, b) for a, b in zip(maps, expected, strict=True))
     default = rsb.create_model(model.architecture, features_only=True, overrides=SMALL, out_indices=[-1])
-    assert default.stream == default.backbone.forward_features(x).main_stream
+    assert default.stream == default.backbone.forward_features(x).default_stream
     assert default(x)[0].shape == (2, 48, 4, 6)
     with pytest.raises(ValueError, match="blocks, so indices go from"):
         rsb.create_model(model.architecture, features_only=True, overrides=SMALL, out_indices=[7])
@@ -166,7 +166,7 @@ def test_missing_frames_are_nan_and_touch_nothing_else(model):
         assert features.tokens[stream][~mask].isnan().all()
         assert features.pooled[stream][~mask].isnan().all()
         expected = whole.tokens[stream].clone()
-        if model.mixes_sensors and not needs_s2:  # without its partner a frame is that of the sensor alone
+        if model.cross_modal and not needs_s2:  # without its partner a frame is that of the sensor alone
             alone = {m: x[m][~valid] for m in model.stream_inputs[stream]}
             expected[~valid] = model.forward_features(alone).tokens[stream]
         torch.testing.assert_close(features.tokens[stream][mask], expected[mask], atol=1e-5, rtol=0)
@@ -187,7 +187,7 @@ def test_a_head_gives_logits_and_can_be_replaced(model):
     assert classifier.get_classifier().out_features == 7
     classifier.reset_classifier(0)
     features = classifier.forward_features(x)
-    assert close(classifier(x), features.pooled[features.main_stream])
+    assert close(classifier(x), features.pooled[features.default_stream])
 
 
 def test_a_head_serves_its_stream_only_and_missing_frames_do_not_reach_it(model):

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsbackbones.bench import croma_plain, memory
 from rsbackbones.bench.operations import OUR_BIAS, STEP_PARTS, Operations, product_rate, step_part
 from rsbackbones.bench.processes import serve
 from rsbackbones.factory import create_model
-from rsbackbones.layers.recompute import blocks_of
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
+from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.optim import build_optimizer
 from rsbackbones.train.options import OptimOptions
 from rsbackbones.train.recipes import RECIPES
@@ -57,17 +56,17 @@ class Step:
         self.cell = cell
         backbone = create_model(cell.model, image_size=cell.side)
         options = RECIPES[cell.model].objective
-        self.model: nn.Module
+        self.model: Objective | croma_plain.PlainPretraining
         if cell.variant == "ours":
             self.model = options.build(backbone).train()
         else:
             assert isinstance(options, CromaObjective)
             self.model = croma_plain.PlainPretraining(backbone.config, options)
         if cell.compiled:
-            for block in blocks_of(self.model):
+            for block in self.model.units():
                 block.compile(dynamic=None)
         self.optimizer = build_optimizer(self.model, OptimOptions(), cell.batch_size)
-        patches = (cell.side // backbone.patch_size) ** 2
+        patches = (cell.side // backbone.stride) ** 2
         self.batch = Batch(
             images={
                 m: torch.rand(cell.batch_size, len(bands), cell.side, cell.side)

@@ -18,10 +18,10 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rsbackbones.layers.recompute import blocks_of
 from rsbackbones.train.beginning import build_objective
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.distributed import end_process
+from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.parallel import parallelize
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.recipe_fields import from_json, to_json
@@ -135,7 +135,7 @@ def _count(recipe: Recipe, rows: int) -> Payload:
     objective = build_objective(recipe)
     module = parallelize(objective, recipe, torch.device("cpu"), unused=False)
     bands, side = objective.backbone.bands, recipe.data.size
-    patches = (side // objective.backbone.patch_size) ** 2
+    patches = (side // objective.backbone.stride) ** 2
     batch = Batch(
         images={m: torch.rand(rows, len(names), side, side) for m, names in bands.items()},
         bands=dict(bands),
@@ -149,9 +149,9 @@ def _count(recipe: Recipe, rows: int) -> Payload:
     return payload
 
 
-def count_parameters(objective: torch.nn.Module) -> tuple[int, int, int]:
+def count_parameters(objective: Objective) -> tuple[int, int, int]:
     """Return the trained parameters, those of them in blocks, and the number of blocks."""
-    blocks = blocks_of(objective)
+    blocks = objective.units()
     total = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     inside = sum(p.numel() for block in blocks for p in block.parameters() if p.requires_grad)
     return total, inside, len(blocks)

@@ -101,6 +101,11 @@ class PlainPretraining(nn.Module):
         self.decoder = _Decoder(config.dim, sum(self.widths), options)
         self.contrast = _Contrast(config.dim)
 
+    def units(self) -> list[nn.Module]:
+        """Return the blocks, which are compiled one by one."""
+        lists = [m for name, m in self.named_modules() if name.rpartition(".")[2] == "blocks"]
+        return [block for blocks in lists for block in blocks.children()]
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``loss``, ``contrast`` and ``reconstruction``, scalars, of a batch with both sensors."""
         kept, restore, masked = {}, {}, {}

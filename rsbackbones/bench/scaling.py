@@ -170,7 +170,7 @@ def measure_model(recipe: Recipe) -> dict[str, Any]:
     """Count the parameters and the FLOPs of one sample, without InfoNCE's logits, with torch's counter."""
     objective = _build(recipe)
     bands, side = objective.backbone.bands, recipe.data.size
-    patches = (side // objective.backbone.patch_size) ** 2
+    patches = (side // objective.backbone.stride) ** 2
     batch = Batch(
         images={m: torch.rand(_ROWS, len(names), side, side) for m, names in bands.items()},
         bands=dict(bands),

@@ -96,7 +96,6 @@ def add(command: Command) -> None:
 def _eval(options: argparse.Namespace) -> int:
     from functools import cache
 
-    from rsbackbones.config import as_json
     from rsbackbones.eval.data import open_labelled
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.gallery import draw_pictures
@@ -105,6 +104,7 @@ def _eval(options: argparse.Namespace) -> int:
     from rsbackbones.eval.report import write_report
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, described, evaluate
     from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
+    from rsbackbones.models.config import as_json
     from rsbackbones.names import random_weights_of
 
     names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)

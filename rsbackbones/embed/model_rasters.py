@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rsbackbones.backbone import Backbone
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.rasters import RasterStack
 
 

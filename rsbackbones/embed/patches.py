@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.embed.model_rasters import open_for, sensors_of
 from rsbackbones.embed.progress import progress_bar
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import create_preprocess
 from rsbackbones.rasters import find_bands, ground_position, open_raster, same_grid
 
@@ -33,9 +33,9 @@ def embed_patches(
     """Write one pooled embedding per patch to ``.npz`` or ``.parquet``.
 
     Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole; its sides
-    are multiples of the patch size, or the model pads them (``create_model(..., pad=True)``). The result has
-    ``paths`` (joined by ``;``), ``crs``, the centre ``x`` and ``y``, and [patches, D] float32 for
-    every stream.
+    are multiples of ``model.size_multiple``, or the model pads them (``create_model(..., pad=True)``).
+    The result has ``paths`` (joined by ``;``), ``crs``, the centre ``x`` and ``y``, and [patches, D] float32
+    for every stream.
 
     Args:
         model, names, units, nodata, batch_size, progress: as for :func:`embed_scene`.
@@ -88,10 +88,11 @@ def embed_patches(
                     f"{files[0]}: {int((~valid).sum())} pixels have no data; leave the file out, or leave "
                     "out all such patches with --skip-nodata"
                 )
-            if not model.pad and (patch.height % model.patch_size or patch.width % model.patch_size):
+            multiple = model.size_multiple
+            if not model.pad and (patch.height % multiple or patch.width % multiple):
                 raise ValueError(
-                    f"{files[0]} has {patch.height} x {patch.width} pixels, not a multiple of the patch size "
-                    f"{model.patch_size}; crop it first, or pad it: create_model(..., pad=True) (--pad)"
+                    f"{files[0]} has {patch.height} x {patch.width} pixels, not a multiple of {multiple}, as "
+                    "this model needs; crop it first, or pad it: create_model(..., pad=True) (--pad)"
                 )
             try:
                 preprocess = create_preprocess(model, bands=patch.bands, units=units)

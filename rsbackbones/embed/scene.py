@@ -1,6 +1,7 @@
 """The feature map of one scene, by overlapping windows, in bounded memory."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.embed.model_rasters import open_for, sensors_of
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.embed.unfinished import UnfinishedMap
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.rasters import Array, RasterStack
 
@@ -51,11 +52,12 @@ def embed_scene(
 ) -> Path:
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
 
-    A pixel of the result is one patch; its transform is the input's, scaled by the patch size, so the
-    two line up. The scene is read in overlapping windows, and features are blended where they overlap,
-    so that no seams show. A patch with a pixel without data is NaN. Where the size is no multiple of the
-    patch, the last few pixels at the right and at the bottom are not covered; a model that pads
-    (``create_model(..., pad=True)``) covers them with patches that reach beyond the scene.
+    A pixel of the result is one cell of the model's final map, of a ViT one patch; its transform is the
+    input's, scaled by ``model.stride``, so the two line up. The scene is read in overlapping windows, and
+    features are blended where they overlap, so that no seams show. A cell with a pixel without data is NaN.
+    Where the size is no multiple of what the model needs, the last few pixels at the right and at the bottom
+    are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
+    beyond the scene.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end:
     the same call after a kill goes on from there.
@@ -68,8 +70,8 @@ def embed_scene(
         names: the band names of each raster, where its descriptions do not tell.
         units: as in ``create_preprocess``.
         nodata: the value without data, where the files do not state it.
-        stream: ``joint`` by default with both sensors, else the only one.
-        window: side of a window in pixels; default the size the model was trained on.
+        stream: by default the model's default stream.
+        window: side of a window in pixels; default about the size the model was trained on.
         overlap: by how many pixels windows overlap; default two fifths of the window.
         batch_size: windows encoded at a time.
         progress: show a progress bar.
@@ -77,7 +79,7 @@ def embed_scene(
     Raises:
         ValueError: rasters, bands, sizes or an unfinished run that do not fit.
     """
-    p = model.patch_size
+    cell, unit = model.stride, _unit(model)
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError(f"a feature map is a .tif, got {output}")
     if not output.parent.is_dir():
@@ -88,18 +90,18 @@ def embed_scene(
         if same := [path for path in paths if path.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
     with open_for(model, paths, names=names, units=units, nodata=nodata) as scene:
-        beyond = p - 1 if model.pad else 0
-        grid = ((scene.height + beyond) // p, (scene.width + beyond) // p)
+        sides = (scene.height, scene.width)
+        grid = tuple(-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
         if not all(grid):
             raise ValueError(
-                f"the scene has {scene.height} x {scene.width} pixels, less than one patch; have it padded: "
-                "create_model(..., pad=True) (--pad)"
+                f"the scene has {scene.height} x {scene.width} pixels, and the model needs {unit} or more; "
+                "have it padded: create_model(..., pad=True) (--pad)"
             )
         side, shared = _window(model, window, overlap)
         preprocess = create_preprocess(model, bands=scene.bands, units=units)
         _check_values(scene, preprocess)
         preprocess.check = False
-        stream = model.choose_stream(stream, dict.fromkeys(model.modalities))
+        stream = model.choose_stream(stream)
         description = {
             "model": model.architecture,
             "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",
@@ -113,26 +115,31 @@ def embed_scene(
             "nodata": nodata,
             "window": side,
             "overlap": shared,
-            "patch_size": p,
+            "stride": cell,
             "pad": model.pad,
         }
         partial = output.with_name(output.name + ".partial")
         with UnfinishedMap(partial, description, (*grid, model.num_features)) as work:
-            _fill(work, scene, model, preprocess, stream, side // p, shared // p, batch_size, progress)
-            _write_map(output, work.features, scene, p, description)
+            _fill(work, scene, model, preprocess, stream, side // cell, shared // cell, batch_size, progress)
+            _write_map(output, work.features, scene, cell, description)
             write_preview(output.with_suffix(".png"), work.features)
         shutil.rmtree(partial)
     return output
 
 
+def _unit(model: Backbone) -> int:
+    """The side in pixels that windows are multiples of: whole cells, and sizes that the model takes."""
+    return math.lcm(model.stride, model.size_multiple)
+
+
 def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[int, int]:
-    p, size = model.patch_size, model.config.image_size
-    side = (size if isinstance(size, int) else min(size)) if window is None else window
-    shared = side * 2 // 5 // p * p if overlap is None else overlap
-    if side < p or side % p or shared % p or not 0 <= shared < side:
+    unit = _unit(model)
+    side = max(unit, min(model.config.image_sides) // unit * unit) if window is None else window
+    shared = side * 2 // 5 // unit * unit if overlap is None else overlap
+    if side < unit or side % unit or shared % model.stride or not 0 <= shared < side:
         raise ValueError(
-            f"window and overlap must be multiples of the patch size {p}, the overlap smaller than the "
-            f"window; got window {side}, overlap {shared}"
+            f"window and overlap must be multiples of {unit} pixels, the overlap smaller than the window; "
+            f"got window {side}, overlap {shared}"
         )
     return side, shared
 
@@ -201,27 +208,28 @@ def _encode_windows(
     size: tuple[int, int],
 ) -> tuple[Array, list[Array]]:
     """Encode windows of one row; return maps [B, h, w, D] and where each patch has all its data."""
-    p = model.patch_size
+    p, unit = model.stride, _unit(model)
+    whole = [-(-side * p // unit) * unit for side in size]  # pixels of a window
     images: dict[str, list[Array]] = {m: [] for m in model.modalities}
     masks: list[Array] = []
-    height = min(size[0] * p, scene.height - top * p)
+    height = min(whole[0], scene.height - top * p)
     for left in lefts:
-        width = min(size[1] * p, scene.width - left * p)
+        width = min(whole[1], scene.width - left * p)
         arrays, valid = scene.read((top * p, left * p, height, width))
         # What the model would do if it were given this window alone (``Backbone.pad``).
-        beyond = ((0, size[0] * p - height), (0, size[1] * p - width))
+        beyond = ((0, whole[0] - height), (0, whole[1] - width))
         for modality, x in arrays.items():
             if not valid.all():
                 # What fills the gaps reaches the neighbours through attention: something typical.
                 typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
-        valid = np.pad(valid, beyond, mode="edge")
-        masks.append(np.all(valid.reshape(size[0], p, size[1], p), axis=(1, 3)))
+        cells = np.pad(valid, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p)
+        masks.append(np.all(cells, axis=(1, 3))[: size[0], : size[1]])
     device = next(model.parameters()).device
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
     with torch.inference_mode():
-        maps = model.forward_features(batch).maps(stream)  # [B, D, h, w]
+        maps = model.forward_features(batch).maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
     return maps.permute(0, 2, 3, 1).float().cpu().numpy(), masks
 
 
@@ -234,7 +242,7 @@ def _parameters_sha256(model: Backbone) -> str:
 
 
 def _write_map(
-    output: Path, features: Array, scene: RasterStack, patch_size: int, job: Mapping[str, Any]
+    output: Path, features: Array, scene: RasterStack, stride: int, job: Mapping[str, Any]
 ) -> None:
     import rasterio
     from rasterio.windows import Window
@@ -242,7 +250,7 @@ def _write_map(
     from rsbackbones import __version__
 
     rows, columns, dim = features.shape
-    t, p = scene.transform, patch_size
+    t, p = scene.transform, stride
     part = output.with_name(f".{output.name}.part.tif")
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": dim, "height": rows, "width": columns,

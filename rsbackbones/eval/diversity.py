@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.backbone import unwrapped
 from rsbackbones.eval.batches import frozen, input_batches
 from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Probes, Progress, fit_probes
+from rsbackbones.models.backbone import unwrap_model
 
 
 def mean_pairwise_cosine(x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def patch_similarity(
         ValueError: no such split, images that the model cannot serve, or of a single patch.
     """
     found: dict[str, list[Tensor]] = {}
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     with frozen(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             for stream, features in backbone.forward_streams(images).items():
@@ -157,7 +157,7 @@ def _encodings(
     model: nn.Module, data: LabelledSet, split: str, streams: Sequence[str] | None, batch_size: int
 ) -> dict[str, Array]:
     found: dict[str, list[Array]] = {}
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     with frozen(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             for stream, features in backbone.forward_streams(images, streams).items():

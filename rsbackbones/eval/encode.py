@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.cache import RowStore
@@ -26,6 +25,7 @@ from rsbackbones.eval.image_reader import ImageReader, resized
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import Array, LabelledSet, Task
 from rsbackbones.eval.patch_tiles import PatchTiles
+from rsbackbones.models.backbone import unwrap_model
 
 # Goes into the key of what is kept: to be raised when features become others.
 VERSION = 1
@@ -75,7 +75,7 @@ def encode(
             that cannot be in their unit, an unknown stream, or a file that cannot be read; the sample is
             named. Nothing is then kept.
     """
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     if level not in ("image", "patch") or pool not in ("pooled", "mean"):
         raise ValueError(f"level must be image or patch and pool pooled or mean, got {level!r} and {pool!r}")
     known = tuple(backbone.stream_inputs)
@@ -87,15 +87,19 @@ def encode(
         backbone.to(device)
     place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
-    tiles = _tiles(backbone.patch_size, tile, overlap, level, data)
-    if tiles is None:
-        _check_size(target, backbone, "size=")
+    tiles = _tiles(backbone.stride, tile, overlap, level, data)
+    # A patch is a cell of the final maps.
+    multiple = (
+        backbone.size_multiple if level == "image" else math.lcm(backbone.size_multiple, backbone.stride)
+    )
+    if tiles is None and not backbone.pad:
+        _check_size(target, multiple, "size=")
 
     def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
         images = {m: resized(x, target) for m, x in inputs(raw).items()}
         first = next(iter(images.values()))
-        if tiles is None:
-            _check_size((first.shape[-2], first.shape[-1]), backbone, "images of")
+        if tiles is None and not backbone.pad:
+            _check_size((first.shape[-2], first.shape[-1]), multiple, "images of")
         return images
 
     def features(images: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,7 +116,7 @@ def encode(
     }
     with frozen(backbone):
         return _collect(
-            prepare, features, job, data, backbone.modalities, level=level, patch_size=backbone.patch_size,
+            prepare, features, job, data, backbone.modalities, level=level, patch_size=backbone.stride,
             size=target, tiles=tiles, batch_size=batch_size, cache=cache, progress=progress,
         )  # fmt: skip
 
@@ -257,15 +261,15 @@ def _of_dates(
     return {s: (after[s] - before[s]).abs() for s in before}
 
 
-def _check_size(size: Size | None, model: Backbone, what: str) -> None:
-    if size is not None and not model.pad and any(side < 1 or side % model.patch_size for side in size):
-        raise ValueError(_no_multiple(what, size, model.patch_size))
+def _check_size(size: Size | None, multiple: int, what: str) -> None:
+    if size is not None and any(side < 1 or side % multiple for side in size):
+        raise ValueError(_no_multiple(what, size, multiple))
 
 
 def _no_multiple(what: str, size: Size, patch: int) -> str:
     fitting = tuple(max(patch, -(-side // patch) * patch) for side in size)
     near = fitting[0] if fitting[0] == fitting[1] else fitting
     return (
-        f"{what} {size[0]} x {size[1]} pixels are no multiple of the patch size {patch}; resize them, "
+        f"{what} {size[0]} x {size[1]} pixels are no multiple of {patch}, the side of a patch; resize them, "
         f"size={near} (--size), or encode label maps by tiles, tile= (--tile)"
     )

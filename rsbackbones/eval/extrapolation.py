@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from rsbackbones.backbone import unwrapped
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.crops import Crops, Size, cropped, name_of, pair
 from rsbackbones.eval.encode import encode
@@ -32,6 +31,7 @@ from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions
+from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.pictures import new_figure, save_png
 
 # Of table 7, in pixels, and a rectangle.
@@ -95,7 +95,7 @@ def extrapolate(
     Raises:
         ValueError: an image is smaller than a size, or as ``encode`` and ``probe``.
     """
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     stream = stream or backbone.choose_stream(None, dict.fromkeys(backbone.modalities))
 
     def encoded(crops: LabelledSet) -> Encoded:

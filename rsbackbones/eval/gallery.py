@@ -181,7 +181,7 @@ def segmented(
                 image=pixels,
                 bands=data.bands[modality],
                 label=label,
-                prediction=_of_pixels(of_image, subject.model(seed).patch_size, whole, label.shape),
+                prediction=_of_pixels(of_image, subject.model(seed).stride, whole, label.shape),
             )
         )
     return examples

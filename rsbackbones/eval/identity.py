@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from rsbackbones.backbone import Backbone, unwrapped
-from rsbackbones.config import as_json
-from rsbackbones.layers.sincos import interpolated_from
+from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.models.config import as_json
 
 
 def identity(model: nn.Module) -> dict[str, Any]:
     """Return what decides what a model makes of an image, as JSON takes it: the key of what is kept of it."""
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     return {
         "weights": weights_digest(backbone),
         "architecture": backbone.architecture,
@@ -22,8 +21,7 @@ def identity(model: nn.Module) -> dict[str, Any]:
         "inputs": {
             m: dataclasses.asdict(backbone.inputs[m]) for m in backbone.modalities if m in backbone.inputs
         },
-        "pad": backbone.pad,
-        "positions": interpolated_from(backbone),
+        **backbone.feature_options(),
         "torch": torch.__version__,
     }
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.eval.labelled import Array, LabelledSet
+from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import preprocess_for
 
 # Raw images by modality, [..., C, H, W], in the order and the units of their set; other keys are left alone.
@@ -26,7 +26,7 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
             is returned: NaN or infinity, another number of channels, or values that cannot be in the stated
             unit.
     """
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     if lacking := [m for m in backbone.modalities if m not in data.bands]:
         held = tuple(m for m in backbone.modalities if m in data.bands)
         fix = f"build the model for the others: create_model(..., modalities={held})" if held else (

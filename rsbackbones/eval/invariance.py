@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsbackbones.backbone import unwrapped
 from rsbackbones.eval.batches import frozen, input_batches
 from rsbackbones.eval.diversity import mean_pairwise_cosine
 from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.models.backbone import unwrap_model
 
 # In the order of table 11, of images [..., H, W]; turns are counter-clockwise.
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,7 +44,7 @@ def invariance(
         ValueError: no such split, fewer than two images, or images that the model cannot serve.
     """
     found: dict[str, dict[str, list[Tensor]]] = {}
-    backbone = unwrapped(model)
+    backbone = unwrap_model(model)
     with frozen(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             original = {s: f.pooled[s] for s, f in backbone.forward_streams(images).items()}

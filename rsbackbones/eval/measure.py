@@ -10,7 +10,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.embed.progress import progress_bar, told_beside
 from rsbackbones.eval.crops import Size, name_of, pair
 from rsbackbones.eval.diversity import patch_similarity, position_probing
@@ -23,6 +22,7 @@ from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.run import chosen_streams
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Progress
+from rsbackbones.models.backbone import Backbone
 
 MEASUREMENTS = ("invariance", "patches", "positions", "extrapolation")
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from rsbackbones.adapt import match_bands
-from rsbackbones.backbone import Backbone
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.factory import create_model
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.names import architecture_named
 from rsbackbones.sensors import NORMALISED, get_sensor
 
@@ -166,7 +166,7 @@ def of_statistics(model: Backbone, options: Mapping[str, Any]) -> Subject:
 
     def features(data: LabelledSet, seed: int) -> Encoded:
         channels = {m: channels_of(model, m, data) for m in model.modalities}
-        return statistics_features(data, channels=channels, patch_size=model.patch_size, **same)
+        return statistics_features(data, channels=channels, patch_size=model.stride, **same)
 
     return Subject("mean and deviation per band", features, {"weights": None}, statistics=True)
 

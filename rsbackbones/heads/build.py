@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rsbackbones.backbone import Backbone
-from rsbackbones.feature_maps import FeatureMaps
 from rsbackbones.heads.change import ChangeModel
 from rsbackbones.heads.dense import DenseModel
 from rsbackbones.heads.head import DenseHead
@@ -14,6 +12,8 @@ from rsbackbones.heads.linear import LinearHead
 from rsbackbones.heads.pyramid import SCALES
 from rsbackbones.heads.upernet import UPerNet
 from rsbackbones.heads.vit_lite import ViTLiteHead
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.feature_maps import FeatureMaps
 
 Head = Literal["upernet", "linear", "vit_lite"]
 HEADS = ("upernet", "linear", "vit_lite")
@@ -41,14 +41,14 @@ def dense_model(
     Args:
         backbone: from ``create_model``, with or without ``features_only=True``; or a module that gives a list
             of maps and has a ``feature_info``, as timm's with ``features_only=True`` (a ResNet, say).
-        head: ``upernet``, over four depths; ``linear``, of the last block's tokens, patch by patch,
-            interpolated to pixels; ``vit_lite``, a few transformer blocks over the last block's tokens and
-            transposed convolutions. The last two see tokens after the final LayerNorm.
+        head: ``upernet``, over four depths; ``linear``, of the last stage's map, cell by cell,
+            interpolated to pixels; ``vit_lite``, a few transformer blocks over the last stage's map and
+            transposed convolutions. The last two see the map after the final norm, where there is one.
         num_classes: K, at least 2: a binary mask has two classes.
         task: ``pixels``: forward takes images. ``change``: images of two dates, and it gives
             log-probabilities; see :class:`rsbackbones.heads.ChangeModel`.
-        stream: ``joint``, ``s2``, ``s1``, …; by default the one that all of the model's sensors feed.
-        indices: which blocks, as in ``forward_intermediates``; default four evenly spaced (UPerNet), the
+        stream: one of the model's ``stream_inputs``; by default the one that all of its sensors feed.
+        indices: which stages, as in ``forward_intermediates``; default four evenly spaced (UPerNet), the
             last.
         scale: super-resolution: pixels of the result per pixel of the images, along each side. ``vit_lite``
             learns it (powers of two), the others interpolate.
@@ -84,12 +84,12 @@ def dense_model(
             )
     source: Any = backbone
     if isinstance(backbone, Backbone):
-        source = _tapped(backbone, head, stream, indices)
+        source = _feature_layers(backbone, head, stream, indices)
     info = source.feature_info
     channels, reductions = list(info.channels()), list(info.reduction())
     if head != "upernet" and len(channels) != 1:
         raise ValueError(
-            f"{head} takes the map of one block, got {len(channels)}: name one with indices= (or "
+            f"{head} takes the map of one stage, got {len(channels)}: name one with indices= (or "
             "with out_indices= of create_model)"
         )
     options = {name: value for name, value in (("width", width), ("depth", depth)) if value is not None}
@@ -108,16 +108,16 @@ def dense_model(
         num_classes=num_classes,
         stream=source.stream if ours else None,
         indices=source.indices if ours else None,
-        norm=head != "upernet",
+        norm=head != "upernet" and ours and source.backbone.has_final_norm,
         scale=scale,
         frozen=freeze,
     )
 
 
-def _tapped(
+def _feature_layers(
     backbone: Backbone, head: Head, stream: str | None, indices: int | Sequence[int] | None
 ) -> FeatureMaps:
-    """The backbone with the blocks that a head takes by default."""
+    """The backbone with the stages that a head takes by default."""
     if indices is not None:
         return FeatureMaps(backbone, indices=indices, stream=stream)
     if head != "upernet":
@@ -125,7 +125,7 @@ def _tapped(
     maps = FeatureMaps(backbone, stream=stream)
     if len(maps.indices) == len(SCALES):
         return maps
-    # A stream of fewer blocks gives some of them twice.
-    depth = backbone.stream_depths[maps.stream]
+    # A stream of fewer stages gives some of them twice.
+    depth = len(backbone.stages(maps.stream))
     spread = [-(-(i + 1) * depth // len(SCALES)) - 1 for i in range(len(SCALES))]
     return FeatureMaps(backbone, indices=spread, stream=stream)

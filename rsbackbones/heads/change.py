@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rsbackbones.backbone import Images
 from rsbackbones.heads.dense import DenseModel
+from rsbackbones.models.backbone import Images
 
 
 class ChangeModel(DenseModel):

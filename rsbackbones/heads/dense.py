@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, Images
 from rsbackbones.heads.head import DenseHead
+from rsbackbones.models.backbone import Backbone, Images
+from rsbackbones.models.unused import freeze_unused
 
 
 class DenseModel(nn.Module):
@@ -18,7 +19,7 @@ class DenseModel(nn.Module):
         head: what turns them into logits.
         num_classes: K.
         scale: pixels of the result per pixel of the images, along each side.
-        stream, indices: which blocks of which stream of the backbone; ``None`` where it decides itself.
+        stream, indices: which stages of which stream of the backbone; ``None`` where it decides itself.
         frozen: whether the backbone stays as it is: no gradients, always in ``eval()`` mode.
     """
 
@@ -46,7 +47,7 @@ class DenseModel(nn.Module):
         if frozen:
             backbone.requires_grad_(False)
         elif isinstance(backbone, Backbone):
-            self._leave_out_unreached(backbone)
+            freeze_unused(backbone, self._maps)
         self.train(backbone.training)
 
     def train(self, mode: bool = True) -> "DenseModel":
@@ -86,28 +87,6 @@ class DenseModel(nn.Module):
         if full != list(logits.shape[-2:]):
             logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
         return logits[..., : size[0] * self.scale, : size[1] * self.scale]
-
-    def _leave_out_unreached(self, backbone: Backbone) -> None:
-        """Take the gradients from what the maps do not depend on: other streams, the pooling, the last norm.
-
-        Data parallelism refuses parameters that a loss never reaches.
-        """
-        example = next(backbone.parameters())
-        side = 2 * backbone.patch_size
-        images = {
-            m: torch.zeros(1, len(bands), side, side, device=example.device, dtype=example.dtype)
-            for m, bands in backbone.bands.items()
-        }
-        trained = [p for p in backbone.parameters() if p.requires_grad]
-        was_training = backbone.training
-        backbone.eval()  # what is normalised over batches must not learn from zeros
-        with torch.inference_mode(False), torch.enable_grad():
-            total = torch.stack([x.float().sum() for x in self._maps(images)]).sum()
-            if trained and total.requires_grad:
-                gradients = torch.autograd.grad(total, trained, allow_unused=True)
-                for parameter, gradient in zip(trained, gradients, strict=True):
-                    parameter.requires_grad_(gradient is not None)
-        backbone.train(was_training)
 
 
 def _size(x: Images) -> tuple[int, int]:

@@ -17,3 +17,7 @@ class DenseHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """See the class."""
         raise NotImplementedError
+
+    def units(self) -> list[nn.Module]:
+        """Return the modules that activation checkpointing, compilation and FSDP treat one by one."""
+        return []

@@ -22,7 +22,7 @@ class Pyramid(nn.Module):
         if len(channels) != len(SCALES):
             raise ValueError(
                 f"a pyramid from one scale needs maps of {len(SCALES)} depths, got {len(channels)}: name as "
-                "many blocks in indices=, one of them twice if need be"
+                "many stages in indices=, one of them twice if need be"
             )
         first, second = channels[:2]
         self.levels = nn.ModuleList(

@@ -98,3 +98,7 @@ class ViTLiteHead(DenseHead):
         (features,) = maps
         logits: Tensor = self.classify(self.upsample(self.decoder(features)))
         return logits
+
+    def units(self) -> list[nn.Module]:
+        """See :meth:`DenseHead.units`."""
+        return list(self.decoder.blocks)

@@ -33,13 +33,11 @@ Shapes: B images, N = h * w patches in row-major order, D = dim.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, Taps
-from rsbackbones.config import ViTConfig
 from rsbackbones.layers.alibi import alibi_bias, bias_between, grid_positions
 from rsbackbones.layers.attention import Bias
 from rsbackbones.layers.block import Block, CrossBlock
@@ -47,7 +45,7 @@ from rsbackbones.layers.mlp import MLP
 from rsbackbones.layers.peg import PositionEncodingGenerator
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layouts import Layout
-from rsbackbones.models.tokenizer import tokenizer_of
+from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
@@ -110,7 +108,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: CromaConfig, modality: str) -> None:
         super().__init__()
-        self.tokenizer = tokenizer_of(config, modality)
+        self.tokenizer = make_tokenizer(config, modality)
         self.blocks = nn.ModuleList(
             Block(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=False)
             for _ in range(config.stream_depths()[modality])
@@ -121,7 +119,7 @@ class Encoder(nn.Module):
         self.stream = modality
 
     def forward(
-        self, image: Tensor, patches: Patches, bias: Bias, channels: Sequence[int] | None, taps: Taps
+        self, image: Tensor, patches: Patches, bias: Bias, channels: Sequence[int] | None, taps: Intermediates
     ) -> Tensor:
         """[B, C, H, W] and a bias between its patches to [B, K, D]."""
         x = self.tokenizer(image, kept=patches.kept, channels=channels)
@@ -156,7 +154,7 @@ class JointEncoder(nn.Module):
         patches: Patches,
         bias: Bias,
         cross_bias: Bias,
-        taps: Taps,
+        taps: Intermediates,
     ) -> Tensor:
         """Radar tokens [B, K, D], at ``patches``, and optical [B, K', D] to joint tokens [B, K, D]."""
         x = radar
@@ -183,31 +181,26 @@ class ImageEmbedding(nn.Module):
         return embedding
 
 
-class Croma(Backbone):
+class Croma(ViTBackbone):
     """CROMA's encoders: optical (``s2``), radar (``s1``) and, with both, ``joint``."""
+
+    config: CromaConfig
 
     def __init__(self, config: CromaConfig, *, num_classes: int = 0) -> None:
         super().__init__(config, num_classes=num_classes)
-        self.num_heads = config.num_heads
-        self.stream_depths = config.stream_depths()
-        self.stream_inputs = {
-            stream: ("s2", "s1") if stream == "joint" else (stream,) for stream in self.stream_depths
-        }
         self.encoders = nn.ModuleDict({m: Encoder(config, m) for m in config.modalities})
         self.embeddings = nn.ModuleDict({m: ImageEmbedding(config) for m in config.modalities})
-        self.joint = JointEncoder(config) if "joint" in self.stream_depths else None
+        self.stream_blocks = {m: f"encoders.{m}.blocks" for m in config.modalities}
+        self.joint: JointEncoder | None = None
+        if len(config.modalities) == 2:
+            self.joint = JointEncoder(config)
+            self.stream_inputs["joint"] = ("s2", "s1")
+            self.stream_blocks["joint"] = "joint.blocks"
+            self.default_stream = "joint"
+        self.stream_depths = config.stream_depths()
 
-    def encode(
-        self, images: dict[str, Tensor], taps: Taps, present: Mapping[str, Tensor]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """See :meth:`Backbone.encode`; ``joint`` mixes sensors and has no value where one is missing."""
-        streams: dict[str, tuple[Tensor, Tensor]] = {}
-        for stream, x in self.encode_tokens(images, taps=taps).items():
-            streams[stream] = (x, self.pool(stream, x))
-        return streams
-
-    def pool(self, stream: str, tokens: Tensor) -> Tensor:
-        """See :meth:`Backbone.pool`."""
+    def pool_tokens(self, stream: str, tokens: Tensor) -> Tensor:
+        """See :meth:`ViTBackbone.pool_tokens`."""
         pooled: Tensor = tokens.mean(dim=1) if stream == "joint" else self.embeddings[stream](tokens)
         return pooled
 
@@ -217,26 +210,25 @@ class Croma(Backbone):
         *,
         kept: Mapping[str, Tensor] | None = None,
         channels: Mapping[str, Sequence[int]] | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+        taps: Intermediates | None = None,
         joint: bool = True,
         joint_self_bias: Literal["radar", "published"] = "radar",
-        taps: Taps | None = None,
     ) -> dict[str, Tensor]:
-        """Return the tokens of every stream that ``images`` feed, of all patches or of kept ones.
+        """See :meth:`ViTBackbone.encode_tokens`; joint tokens are at the radar's kept patches.
+
+        The joint stream mixes sensors and has no meaning where one is missing, so ``valid`` decides nothing.
 
         Args:
-            images: by modality [B, C, H, W], on one grid.
-            kept: by modality, the indices of the patches to encode, [B, K], for tokens [B, K, D] in their
-                order; the joint tokens are at the radar's. By default all patches, [B, N, D].
-            channels: by modality, the model's bands that the image holds, in order, where not all of them.
+            images, kept, channels, valid, taps: as there.
             joint: whether to encode jointly, where both sensors are given.
             joint_self_bias: ``radar``, or ``published`` as the public code has it; of kept patches only,
                 as many of each sensor.
-            taps: as for :meth:`encode`.
         """
         taps = {} if taps is None else taps
         channels = channels or {}
         first = next(iter(images.values()))
-        grid = (first.shape[-2] // self.patch_size, first.shape[-1] // self.patch_size)
+        grid = self.grid(first)
         positions = grid_positions(*grid, device=first.device)  # [N, 2]
         patches = {
             m: Patches(grid, positions, None) if kept is None else Patches(grid, positions[kept[m]], kept[m])
@@ -276,12 +268,35 @@ class Croma(Backbone):
         return bias_between(queries, keys, self.num_heads, dtype, grid=grid)
 
     def final_norm(self, stream: str) -> nn.Module:
-        """See :meth:`Backbone.final_norm`."""
+        """See :meth:`ViTBackbone.final_norm`."""
         return self.get_submodule("joint.norm" if stream == "joint" else f"encoders.{stream}.norm")
 
     def tokenizer_name(self, modality: str) -> str:
-        """See :meth:`Backbone.tokenizer_name`."""
+        """See :meth:`ViTBackbone.tokenizer_name`."""
         return f"encoders.{modality}.tokenizer"
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """See :meth:`Backbone.layer_groups`: the sensors' blocks end where the joint ones begin.
+
+        What pools and what ends a stream are in one layer with the last block before it.
+        """
+        encoders: list[Any] = list(self.encoders.values())
+        joint = [] if self.joint is None else list(self.joint.blocks)
+        deepest = max(len(encoder.blocks) for encoder in encoders)
+        groups: list[list[nn.Module]] = [[] for _ in range(1 + deepest + len(joint))]
+        for encoder in encoders:
+            first = deepest - len(encoder.blocks)
+            groups[first] += [m for m in (encoder.tokenizer, encoder.peg) if m is not None]
+            for depth, block in enumerate(encoder.blocks, start=first + 1):
+                groups[depth].append(block)
+            groups[deepest].append(encoder.norm)
+        for depth, block in enumerate(joint, start=deepest + 1):
+            groups[depth].append(block)
+        if self.joint is not None:
+            groups[deepest] += [self.joint.peg] if self.joint.peg is not None else []
+            groups[-1].append(self.joint.norm)
+        groups[-1] += [self.embeddings, self.head]
+        return groups
 
 
 # -- foreign checkpoints ------------------------------------------------------------------------------
@@ -360,6 +375,9 @@ LAYOUTS = {
         implies={"positions": "alibi", "cross_alibi": True, "tokenizer": "linear"},
     ),
 }  # fmt: skip
+
+# What tests build of every architecture of the family.
+SMALL = {"dim": 48, "depth": 2, "num_heads": 4}
 
 CONFIGS = {
     "croma_vit_tiny": CromaConfig(dim=96, depth=4, num_heads=4),

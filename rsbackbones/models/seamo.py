@@ -38,15 +38,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, Taps
-from rsbackbones.config import ViTConfig, is_count
 from rsbackbones.layers.attention import key_mask
 from rsbackbones.layers.block import Block
 from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layers.temporal_multimodal import Fusion, Query, TemporalMultimodal
 from rsbackbones.layouts import Layout
-from rsbackbones.models.tokenizer import tokenizer_of
+from rsbackbones.models.backbone import Encoded
+from rsbackbones.models.config import is_count
+from rsbackbones.models.features import flatten_map, unflatten_tokens
+from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
@@ -109,29 +110,29 @@ class SeamoConfig(ViTConfig):
 
     @property
     def _own_grid(self) -> tuple[int, int]:
-        size = self.image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = self.image_sides
         return height // self.patch_size, width // self.patch_size
 
-    def wanted(self, **changes: Any) -> Self:
-        """See :meth:`ViTConfig.wanted`: the positions stay those that the weights were trained with."""
+    def requested(self, **changes: Any) -> Self:
+        """See :meth:`ModelConfig.requested`: the positions stay those that the weights were trained with."""
         return replace(self, **({"position_grid": self.grid} | changes))
 
 
-class Seamo(Backbone):
+class Seamo(ViTBackbone):
     """SeaMo's encoder of ``s2`` and ``s1``, with their mean, ``joint``; and its TM block, where built."""
 
-    mixes_sensors = True
+    cross_modal = True
     config: SeamoConfig
 
     def __init__(self, config: SeamoConfig, *, num_classes: int = 0) -> None:
         super().__init__(config, num_classes=num_classes)
-        self.stream_inputs = {m: (m,) for m in config.modalities}
         if len(config.modalities) == 2:
             self.stream_inputs["joint"] = ("s2", "s1")
-            self.mean_streams = {"joint": ("s2", "s1")}
+            self.averaged_streams = {"joint": ("s2", "s1")}
+            self.default_stream = "joint"
+        self.stream_blocks = dict.fromkeys(self.stream_inputs, "blocks")
         self.stream_depths = dict.fromkeys(self.stream_inputs, config.depth)
-        made = {m: tokenizer_of(config, m) for m in config.modalities}
+        made = {m: make_tokenizer(config, m) for m in config.modalities}
         self.tokenizers = nn.ModuleDict(made)
         self.blocks = nn.ModuleList(
             Block(config.dim, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=True)
@@ -157,15 +158,8 @@ class Seamo(Backbone):
             self.positions = SinCosPositions()
             self.positions.trained_grid = config.grid
 
-    def encode(
-        self, images: dict[str, Tensor], taps: Taps, present: Mapping[str, Tensor]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """See :meth:`Backbone.encode`."""
-        tokens = self._with_joint(self.encode_tokens(images, present=present, taps=taps))
-        return {stream: (x, self.pool(stream, x)) for stream, x in tokens.items()}
-
-    def pool(self, stream: str, tokens: Tensor) -> Tensor:
-        """See :meth:`Backbone.pool`."""
+    def pool_tokens(self, stream: str, tokens: Tensor) -> Tensor:
+        """See :meth:`ViTBackbone.pool_tokens`."""
         return tokens.mean(dim=1)
 
     def encode_tokens(
@@ -174,27 +168,18 @@ class Seamo(Backbone):
         *,
         kept: Mapping[str, Tensor] | None = None,
         channels: Mapping[str, Sequence[int]] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-        taps: Taps | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+        taps: Intermediates | None = None,
     ) -> dict[str, Tensor]:
-        """Return the final tokens of every sensor, of all patches or of kept ones.
-
-        Args:
-            images: by modality [B, C, H, W], on one grid.
-            kept: by modality, the indices of the patches to encode, [B, K], for tokens [B, K, D] in their
-                order. By default all patches, [B, N, D].
-            channels: by modality, the model's bands that the image holds, in order, where not all of them.
-            present, taps: as for :meth:`encode`.
-        """
-        kept, channels, present, taps = kept or {}, channels or {}, present or {}, taps or {}
+        """See :meth:`ViTBackbone.encode_tokens`; tokens of missing images are masked out of the attention."""
+        kept, channels, valid, taps = kept or {}, channels or {}, valid or {}, {} if taps is None else taps
         tokens = []
         for m, image in images.items():
-            grid = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
             x = self.tokenizers[m](image, kept=kept.get(m), channels=channels.get(m))
-            tokens.append(self.positions(x, grid, kept.get(m)))
+            tokens.append(self.positions(x, self.grid(image), kept.get(m)))
         counts = [x.shape[1] for x in tokens]
         x = torch.cat(tokens, dim=1)
-        mask = self._mask(dict(zip(images, tokens, strict=True)), present)
+        mask = self._mask(dict(zip(images, tokens, strict=True)), valid)
         for i, block in enumerate(self.blocks):
             x = block(x, mask)
             for m, part in zip(images, x.split(counts, dim=1), strict=True):
@@ -202,51 +187,67 @@ class Seamo(Backbone):
                     taps[m, i] = part
         return dict(zip(images, self.norm(x).split(counts, dim=1), strict=True))
 
-    def _mask(self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor | None:
+    def _mask(self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor | None:
         """Return the bias that hides the tokens of missing images, where any sensor may miss some."""
-        if len(tokens) == 1 or not any(m in present for m in tokens):
+        if len(tokens) == 1 or not any(m in valid for m in tokens):
             return None
         first = next(iter(tokens.values()))
         whole = torch.ones(first.shape[0], dtype=torch.bool, device=first.device)
-        seen = [present.get(m, whole)[:, None].expand(-1, x.shape[1]) for m, x in tokens.items()]
+        seen = [valid.get(m, whole)[:, None].expand(-1, x.shape[1]) for m, x in tokens.items()]
         return key_mask(torch.cat(seen, dim=1), first.dtype)
 
-    def across_dates(
-        self, tokens: dict[str, Tensor], valid: Mapping[str, Tensor], dates: Tensor | None
-    ) -> dict[str, Tensor]:
-        """See :meth:`Backbone.across_dates`: the TM block, each date with the one before it."""
+    def fuse_dates(
+        self,
+        streams: dict[str, Encoded],
+        batch: tuple[int, int],
+        valid: Mapping[str, Tensor],
+        dates: Tensor | None,
+    ) -> dict[str, Encoded]:
+        """See :meth:`Backbone.fuse_dates`: the TM block, each date with the one before it."""
         if self.temporal is None:
             raise ValueError(
                 f"temporal=True needs the temporal-multimodal block, and this {self.architecture} has none: "
                 f"{_TRAINED_BLOCK}"
             )
+        maps = {m: streams[m].features for m in self.modalities if m in streams}
+        grid = next(iter(maps.values())).shape[-2:]
+        tokens = {m: flatten_map(x).unflatten(0, batch) for m, x in maps.items()}  # [B, T, N, D]
+        fused = {m: x.flatten(0, 1) for m, x in self._fused(tokens, valid, dates).items()}
+        return {
+            s: Encoded(features=unflatten_tokens(x, (grid[0], grid[1])), pooled=self.pool_tokens(s, x))
+            for s, x in self.with_averages(fused).items()
+        }
+
+    def _fused(
+        self, tokens: dict[str, Tensor], valid: Mapping[str, Tensor], dates: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the tokens of sensors, [B, T, N, D], after the TM block, in the order of ``dates``."""
+        assert self.temporal is not None
         if dates is None:
-            return self._with_joint(self.temporal(tokens, valid))
+            return self.temporal(tokens, valid)  # type: ignore[no-any-return]
         every = torch.ones_like(dates, dtype=torch.bool)
         order = _order_of_dates(dates, torch.stack([valid.get(m, every) for m in tokens]).any(dim=0))
         places = order[..., None, None]
         sorted_tokens = {m: torch.take_along_dim(x, places, dim=1) for m, x in tokens.items()}
         sorted_valid = {m: torch.take_along_dim(v, order, dim=1) for m, v in valid.items()}
         back = order.argsort(dim=1)[..., None, None]
-        across = self.temporal(sorted_tokens, sorted_valid)
-        return self._with_joint({m: torch.take_along_dim(x, back, dim=1) for m, x in across.items()})
-
-    def blocks_across_dates(self) -> TemporalMultimodal | None:
-        """See :meth:`Backbone.blocks_across_dates`."""
-        return self.temporal
-
-    def _with_joint(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        if len(tokens) < 2:
-            return tokens
-        return {**tokens, "joint": (tokens["s2"] + tokens["s1"]) / 2}
+        fused = self.temporal(sorted_tokens, sorted_valid)
+        return {m: torch.take_along_dim(x, back, dim=1) for m, x in fused.items()}
 
     def final_norm(self, stream: str) -> nn.Module:
-        """See :meth:`Backbone.final_norm`."""
+        """See :meth:`ViTBackbone.final_norm`."""
         return self.norm
 
     def tokenizer_name(self, modality: str) -> str:
-        """See :meth:`Backbone.tokenizer_name`."""
+        """See :meth:`ViTBackbone.tokenizer_name`."""
         return f"tokenizers.{modality}"
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """See :meth:`Backbone.layer_groups`: what follows the last block is in one layer with it."""
+        groups: list[list[nn.Module]] = [[self.tokenizers, self.positions]]
+        groups += [[block] for block in self.blocks]
+        groups[-1] += [self.norm, *([] if self.temporal is None else [self.temporal]), self.head]
+        return groups
 
 
 def _order_of_dates(dates: Tensor, there: Tensor) -> Tensor:
@@ -271,6 +272,9 @@ def _order_of_dates(dates: Tensor, there: Tensor) -> Tensor:
             )
     return order
 
+
+# What tests build of every architecture of the family.
+SMALL = {"dim": 48, "depth": 2, "num_heads": 4}
 
 CONFIGS = {
     "seamo_vit_tiny": SeamoConfig(dim=96, depth=4, num_heads=4, image_size=64),

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.checkpoints import CheckpointFile, not_finite, open_checkpoint
 from rsbackbones.factory import create_model
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.sensors import InputSpec
 from rsbackbones.train.carried import OBJECTIVE_KEY, check_carried, meaning_of

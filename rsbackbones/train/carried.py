@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rsbackbones.config import as_json
+from rsbackbones.models.config import as_json
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.run_folder import TrainingError
 

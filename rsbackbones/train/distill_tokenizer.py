@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.eval.data.npz_archive import NpzArchive
 from rsbackbones.factory import create_model
 from rsbackbones.layers.patches import patchify
 from rsbackbones.layers.tokenizer import LinearTokenizer
 from rsbackbones.layers.wavelength_tokenizer import WavelengthTokenizer
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.preprocess import create_preprocess
 from rsbackbones.registry import find_architecture
 from rsbackbones.saving import save_model, target_path
@@ -106,6 +107,8 @@ def distill_tokenizer(
     Raises:
         ValueError: a radar, a model that takes wavelengths already, or images that are not of its bands.
     """
+    if not isinstance(model, ViTBackbone):
+        raise ValueError(f"expected a ViT, whose tokenizer can be made from wavelengths, got {type(model)}")
     if modality not in model.modalities:
         raise ValueError(f"no modality {modality!r}; the model has {', '.join(model.modalities)}")
     config = replace(model.config, tokenizer="wavelength")

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from rsbackbones.atomic import write_text
-from rsbackbones.config import as_json
 from rsbackbones.factory import create_model
 from rsbackbones.golden import compute_golden
 from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
+from rsbackbones.models.config import as_json
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model, write_safetensors
 from rsbackbones.train.beginning import read_run

@@ -11,15 +11,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from rsbackbones.layers.recompute import blocks_of, recompute_blocks
+from rsbackbones.layers.activation_checkpointing import checkpoint_activations
 from rsbackbones.train.options import RunOptions
 
 
 def parallelize(objective: nn.Module, recipe: RunOptions, device: torch.device, *, unused: bool) -> nn.Module:
     """Return what the loop calls. ``unused``: some batches leave some parameters without a gradient."""
-    blocks = blocks_of(objective)
+    blocks = objective.units()  # type: ignore[operator]
     if recipe.activation_checkpointing:
-        recompute_blocks(objective)
+        checkpoint_activations(blocks)
     if recipe.compile:
         for block in blocks:
             # Batches of several sources differ in size.

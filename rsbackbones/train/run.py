@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
-from rsbackbones.backbone import Backbone
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.train.beginning import build_objective, load_beginning
 from rsbackbones.train.checkpoint import finished
@@ -57,7 +57,7 @@ class Run(Steps):
             seed=recipe.seed,
         )  # fmt: skip
         self.dataset = TrainingSet(
-            self.uses, patch_size=backbone.patch_size, draw=recipe.objective.draw, seed=recipe.seed
+            self.uses, patch_size=backbone.stride, draw=recipe.objective.draw, seed=recipe.seed
         )
         self.total_steps = recipe.epochs * self.plan.steps_per_epoch
 
@@ -134,10 +134,8 @@ def open_uses(recipe: Recipe, backbone: Backbone) -> list[Use]:
         held |= set(found.bands)
         crop = (part and part.crop) or data.crop
         size = (part and part.size) or data.size
-        if size % backbone.patch_size:
-            raise TrainingError(
-                f"data.size must be a multiple of the patch {backbone.patch_size}, got {size}"
-            )
+        if size % backbone.size_multiple:
+            raise TrainingError(f"data.size must be a multiple of {backbone.size_multiple}, got {size}")
         wanted = {
             m: tuple(band for band in backbone.bands[m] if band in source.bands[m])
             for m in backbone.modalities

@@ -167,7 +167,7 @@ def test_dense_heads_by_tiles(task, head, options, tmp_path):
 def test_a_frozen_backbone_does_not_move(task, tmp_path):
     data = labelled(task)
     start = build_model(small_recipe(**plain(task)), data)
-    before = {n: p.clone() for n, p in rsb.backbone.unwrapped(start).state_dict().items()}
+    before = {n: p.clone() for n, p in rsb.backbone.unwrap_model(start).state_dict().items()}
     for name, freeze in (("frozen", True), ("tuned", False)):
         finetune(small_recipe(tmp_path / name, freeze=freeze, epochs=2, **plain(task)), data)
         after = load_file(tmp_path / name / "best" / "model.safetensors")

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.eval.labelled import IGNORED, Task
+from rsbackbones.heads.head import DenseHead
+from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.models.unused import freeze_unused
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.finetune.samples import LabelledBatch
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
@@ -21,7 +23,7 @@ class Finetuning(nn.Module):
 
     The loss is a mean over samples, classes and labelled pixels. Of pixels, a batch says by how many: by what
     :func:`evenly_counted` gives, means over processes and passes are that of the global batch. Where none is
-    labelled the loss is 0. What joins the dates of a series stays as it is: the model is given single images.
+    labelled the loss is 0. What has no part in the output (a stream, the block that joins dates) is frozen.
 
     Args:
         model: a backbone with a classifier, or a dense model.
@@ -35,8 +37,8 @@ class Finetuning(nn.Module):
         self.freeze = freeze and isinstance(model, Backbone)
         self.soft, self.binary = SoftTargetCrossEntropy(), BinaryCrossEntropy(smoothing=0.0)
         # Parameters that never get a gradient must not wait for one (DDP) nor decay (AdamW).
-        if (idle := self.backbone.blocks_across_dates()) is not None:
-            idle.requires_grad_(False)
+        if isinstance(model, Backbone):
+            freeze_unused(model, lambda images: [model(images)])
         if self.freeze:
             self.backbone.requires_grad_(False)
             self.backbone.get_classifier().requires_grad_(True)
@@ -44,7 +46,7 @@ class Finetuning(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The backbone of the model."""
-        return unwrapped(self.model)
+        return unwrap_model(self.model)
 
     def train(self, mode: bool = True) -> "Finetuning":
         """Set the mode, of a frozen backbone never to training."""
@@ -70,35 +72,21 @@ class Finetuning(nn.Module):
         pixels = labelled_pixels(target) if counted is None else counted
         return {"loss": sums / (pixels or 1)}  # of none the sum is 0
 
+    def units(self) -> list[nn.Module]:
+        """Return the modules that activation checkpointing, compilation and FSDP treat one by one."""
+        head = getattr(self.model, "head", None)
+        return [*self.backbone.units(), *(head.units() if isinstance(head, DenseHead) else [])]
+
     def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
         """Return what timm asks for layer decay: from the name of a parameter to the number of its layer.
 
-        Layers are counted from the head down. The head, what pools, and what ends a stream are one with the
-        last block; a tokenizer and positions are a layer below the first block. A sensor's blocks are below
-        the joint ones, where joint tokens have blocks of their own. What joins dates is not trained.
+        Layers are the backbone's (``Backbone.layer_groups``); a dense head is one with the last of them.
         """
-        backbone = self.backbone
-        depths = {s: n for s, n in backbone.stream_depths.items() if s not in backbone.mean_streams}
-        joint = depths.get("joint", 0)
-        own = {name for name, _ in backbone.named_parameters() if not name.startswith("head.")}
-        prefixes = {s: _parent(self.backbone, self.backbone.final_norm(s)) for s in depths}
-        deepest = max(depth + (joint if s != "joint" else 0) for s, depth in depths.items()) + 1
+        depths = self.backbone.parameter_depths()
+        last = len(self.backbone.layer_groups()) - 1
 
         def layer(name: str) -> tuple[int]:
-            name = name.removeprefix("model.").removeprefix("backbone.")
-            if name not in own:
-                return (deepest - 1,)
-            for stream, prefix in prefixes.items():
-                if not name.startswith(prefix):
-                    continue
-                above = joint if stream != "joint" else 0
-                part = name.removeprefix(prefix)
-                if part.startswith("blocks."):
-                    return (deepest - above - depths[stream] + int(part.split(".")[1]),)
-                if not part.startswith("norm."):
-                    return (deepest - above - depths[stream] - 1,)
-                return (deepest - above - 1,)
-            return (deepest - 1,)
+            return (depths.get(name.removeprefix("model.").removeprefix("backbone."), last),)
 
         return layer
 
@@ -118,10 +106,3 @@ def evenly_counted(batches: Sequence[LabelledBatch], processes: Processes) -> li
 def labelled_pixels(target: Tensor) -> int:
     """Return how many pixels of label maps are not ignored."""
     return int((target != IGNORED).sum())
-
-
-def _parent(backbone: Backbone, module: nn.Module) -> str:
-    """The name of the module that holds another, with a dot; empty for the backbone itself."""
-    name: str = next(n for n, m in backbone.named_modules() if m is module)
-    above = name.rpartition(".")[0]
-    return above and above + "."

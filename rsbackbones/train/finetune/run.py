@@ -11,13 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.eval.subject import model_for, said_of
 from rsbackbones.eval.tiles import tiles_of
 from rsbackbones.heads import dense_model
-from rsbackbones.layers.drop_path import set_drop_path
+from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.sampler import StepSampler
 from rsbackbones.train.distributed import Processes
@@ -60,7 +59,7 @@ class FinetuneRun(Steps):
         self.split = "val" if "val" in data.splits else "test"
 
         model = build_model(recipe, data)
-        self.notes = [*said_of(data, unwrapped(model)), *([note] if note else [])]
+        self.notes = [*said_of(data, unwrap_model(model)), *([note] if note else [])]
         training = data
         if recipe.views.tile is not None:
             tile, overlap = recipe.views.tile, recipe.views.overlap
@@ -85,8 +84,7 @@ class FinetuneRun(Steps):
         self.objective = Finetuning(model, data.task, freeze=recipe.freeze).to(processes.device).train()
         if processes.world_size > 1 and processes.device.type == "cuda":
             self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
-        unused = data.labels is not None and not recipe.freeze and _pools_in_vain(self.objective.backbone)
-        self.module = parallelize(self.objective, recipe, processes.device, unused=unused)
+        self.module = parallelize(self.objective, recipe, processes.device, unused=False)
         self.optimizer = build_optimizer(self.objective, recipe.optim, recipe.batch_size)
         start_state(self.objective, self.optimizer)
         self.schedule = build_schedule(
@@ -184,7 +182,7 @@ def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
             "mean, or freeze=true"
         )
     torch.manual_seed(recipe.seed)  # the same head whatever loading drew
-    set_drop_path(backbone, recipe.drop_path)
+    backbone.set_drop_path(recipe.drop_path)
     if data.labels is not None:
         backbone.reset_classifier(len(data.classes))
         return backbone
@@ -196,13 +194,6 @@ def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
 
 def _head_options(recipe: FinetuneRecipe) -> dict[str, Any]:
     return {"head": recipe.head, "scale": recipe.scale, **recipe.head_options}
-
-
-def _pools_in_vain(backbone: Backbone) -> bool:
-    """Whether there are streams that are pooled and have no part in the embedding: no loss reaches that."""
-    trained = backbone.choose_stream(None, dict.fromkeys(backbone.modalities))
-    reached = {trained, *backbone.mean_streams.get(trained, ())}
-    return bool(set(backbone.stream_depths) - reached)
 
 
 def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:

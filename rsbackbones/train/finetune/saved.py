@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from rsbackbones.atomic import write_text
-from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.factory import create_model
 from rsbackbones.heads import dense_model
+from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.saving import save_model, write_safetensors
 from rsbackbones.weights import sha256_of
 
@@ -30,7 +30,7 @@ def save_finetuned(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> 
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     part.mkdir()
-    files = [save_model(unwrapped(model), part / MODEL)]
+    files = [save_model(unwrap_model(model), part / MODEL)]
     if not isinstance(model, Backbone):
         head: nn.Module = model.get_submodule("head")
         write_safetensors(head.state_dict(), part / HEAD, torch.float32, {})
@@ -68,7 +68,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
     from safetensors.torch import load_file
 
     about_finetuned(folder)
-    unwrapped(model).load_state_dict(load_file(folder / MODEL), strict=True)
+    unwrap_model(model).load_state_dict(load_file(folder / MODEL), strict=True)
     if (folder / HEAD).exists():
         model.get_submodule("head").load_state_dict(load_file(folder / HEAD), strict=True)
 
@@ -83,6 +83,6 @@ def load_finetuned(folder: str | Path) -> nn.Module:
     about = about_finetuned(folder)
     model: nn.Module = create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
     if about["head"] is not None:
-        model = dense_model(unwrapped(model), **about["head"])
+        model = dense_model(unwrap_model(model), **about["head"])
         read_weights(model, folder)
     return model.eval()

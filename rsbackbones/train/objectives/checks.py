@@ -4,7 +4,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from rsbackbones.backbone import Backbone
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.objectives.masking import Mask, random_mask
@@ -58,7 +59,7 @@ def check_no_head(backbone: Backbone) -> None:
         )
 
 
-def batch_channels(backbone: Backbone, batch: Batch) -> dict[str, list[int]]:
+def batch_channels(backbone: ViTBackbone, batch: Batch) -> dict[str, list[int]]:
     """Return for every sensor of a batch which of the backbone's bands its channels are.
 
     In the order of the backbone's sensors.
@@ -99,7 +100,7 @@ def some_channels(backbone: Backbone, channels: dict[str, list[int]]) -> dict[st
     return {m: c for m, c in channels.items() if c != list(range(len(backbone.bands[m])))}
 
 
-def batch_grid(backbone: Backbone, batch: Batch) -> tuple[int, int]:
+def batch_grid(backbone: ViTBackbone, batch: Batch) -> tuple[int, int]:
     """Return the patches (h, w) of a batch's images."""
     height, width = next(iter(batch.images.values())).shape[-2:]
     return height // backbone.patch_size, width // backbone.patch_size

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.layers.patches import patchify, unpatchify
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.croma import Croma
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.objectives.checks import (

@@ -5,8 +5,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.objectives.decoder import Decoder
 
 
 class Objective(nn.Module):
@@ -27,6 +28,11 @@ class Objective(nn.Module):
         Averaged over processes, the loss is that of the global batch; so are the gradients.
         """
         raise NotImplementedError
+
+    def units(self) -> list[nn.Module]:
+        """Return the modules that activation checkpointing, compilation and FSDP treat one by one."""
+        decoders = [m for m in self.modules() if isinstance(m, Decoder)]
+        return [*self.backbone.units(), *(block for decoder in decoders for block in decoder.blocks)]
 
     def encoder(self) -> Backbone:
         """Return the backbone that users get: without what only pretraining needs."""

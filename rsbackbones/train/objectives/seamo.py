@@ -29,8 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone
 from rsbackbones.layers.patches import patchify, unpatchify
+from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.seamo import Seamo
 from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.objectives.checks import (
@@ -218,7 +218,7 @@ class SeamoPretraining(Objective):
         tokens: dict[str, Tensor] = {}
         for group in [[m] for m in frames] if siamese else [list(frames)]:
             tokens |= backbone.encode_tokens(
-                {m: frames[m] for m in group}, kept=kept, channels=channels, present=present
+                {m: frames[m] for m in group}, kept=kept, channels=channels, valid=present
             )
         restore = {m: mask.restore for m, mask in masks.items()}
         if backbone.temporal is not None:

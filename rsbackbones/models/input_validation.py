@@ -9,10 +9,10 @@ from torch import Tensor
 from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
-    from rsbackbones.backbone import Backbone, Images
+    from rsbackbones.models.backbone import Backbone, Images
 
 
-def checked_inputs(
+def validate_inputs(
     model: "Backbone", x: "Images", dates: Tensor | None, valid: Mapping[str, Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return images by sensor and masks by sensor, as :meth:`Backbone.forward_features` takes them.
@@ -72,7 +72,7 @@ def checked_inputs(
 
 
 def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
-    bands, p = model.bands[modality], model.patch_size
+    bands, p = model.bands[modality], model.size_multiple
     if not isinstance(image, Tensor):
         raise ValueError(_not_a_tensor(modality, image))
     if image.ndim not in (4, 5):
@@ -90,16 +90,16 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
     if not height or not width or (not model.pad and (height % p or width % p)):
         cropped = f"crop to {height // p * p} x {width // p * p}"
         raise ValueError(
-            f"{modality}: {height} x {width} pixels are not a multiple of the patch size {p}; "
+            f"{modality}: {height} x {width} pixels are not a multiple of {p}, as this model needs; "
             f"{cropped if min(height, width) >= p else 'enlarge them'}, or have them padded: "
             "create_model(..., pad=True)"
         )
     if not image.is_floating_point():
         raise ValueError(
-            f"{modality}: got {image.dtype}, expected normalised floats; raw values go through "
+            f"{modality}: got {image.dtype}, expected normalized floats; raw values go through "
             "rsbackbones.create_preprocess(model)"
         )
-    weight = next(model.get_submodule(model.tokenizer_name(modality)).parameters())
+    weight = model.get_parameter(model.stem(modality).weight)
     if image.device != weight.device:
         raise ValueError(
             f"{modality}: got an image on {image.device}, the model is on {weight.device}; move one of "

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rsbackbones.backbone import Backbone, Images
+from rsbackbones.models.backbone import Backbone, Images
 
 if TYPE_CHECKING:
     from rsbackbones.adapt import Adaptation
@@ -27,7 +27,7 @@ class FeatureInfo:
         return [entry["reduction"] for entry in self._entries]
 
     def module_name(self) -> list[str]:
-        """Return the block that gives every map."""
+        """Return the module that gives every map."""
         return [entry["module"] for entry in self._entries]
 
     def get_dicts(self) -> list[dict[str, Any]]:
@@ -57,14 +57,15 @@ class FeatureMaps(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stream = backbone.choose_stream(stream, dict.fromkeys(backbone.modalities))
-        self.indices = backbone._indices(indices, self.stream)
+        self.stream = backbone.choose_stream(stream)
+        self.indices = backbone.stage_indices(indices, self.stream)
+        stages = backbone.stages(self.stream)
         self.feature_info = FeatureInfo(
             [
                 {
-                    "num_chs": backbone.num_features,
-                    "reduction": backbone.patch_size,
-                    "module": f"{self.stream}.blocks.{i}",
+                    "num_chs": stages[i].channels,
+                    "reduction": stages[i].stride,
+                    "module": stages[i].module,
                     "index": i,
                 }
                 for i in self.indices

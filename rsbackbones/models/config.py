@@ -1,4 +1,4 @@
-"""The configuration fields that all ViT families share, and their checks."""
+"""The configuration fields that all families share, and their checks."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -6,55 +6,29 @@ from typing import Any, Self
 
 from rsbackbones.sensors import Sensor, get_sensor
 
-TOKENIZERS = ("linear", "wavelength")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """What decides the shape of a ViT. A family adds its own fields and defaults.
+class ModelConfig:
+    """What every network is built for. A family adds its own fields and defaults.
 
-    ``mlp_ratio`` is the width of a block's hidden layer, in ``dim``.
     ``image_size`` is that of pretraining, in pixels, or (height, width). ``bands`` are the channels of
     each modality, in order, of the sensor that ``sensors`` names for it; by default a modality is its own
-    sensor. ``tokenizer`` is that of optical sensors, ``"linear"`` or ``"wavelength"`` (no paper's; ours);
-    radar's is linear. Lists are taken for tuples, so that a configuration may come from JSON.
+    sensor. Lists are taken for tuples, so that a configuration may come from JSON.
 
     Raises:
         ValueError: a field is not of its type, or not in its range.
     """
 
-    dim: int
-    depth: int
-    num_heads: int
-    patch_size: int
     image_size: int | tuple[int, int]
     modalities: tuple[str, ...]
     bands: Mapping[str, tuple[str, ...]]
     sensors: Mapping[str, str] = field(default_factory=dict)
-    mlp_ratio: float = 4.0
-    tokenizer: str = "linear"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "num_heads", "patch_size"):
-            if not is_count(getattr(self, name)):
-                raise ValueError(f"{name} must be a positive whole number, got {getattr(self, name)!r}")
-        if self.dim % self.num_heads:
-            raise ValueError(
-                f"dim must be a multiple of num_heads, got dim={self.dim}, num_heads={self.num_heads}"
-            )
-        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)):
-            raise ValueError(f"mlp_ratio must be a number, got {self.mlp_ratio!r}")
-        if not 1 <= self.dim * self.mlp_ratio < 2**31:
-            raise ValueError(f"mlp_ratio must give a hidden layer of at least 1, got {self.mlp_ratio}")
-        if self.tokenizer not in TOKENIZERS:
-            raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, got {self.tokenizer!r}")
         size: Any = self.image_size
         sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        if len(sides) != 2 or not all(is_count(side) and side % self.patch_size == 0 for side in sides):
-            raise ValueError(
-                f"image_size must be a multiple of the patch size {self.patch_size}, or (height, width) of "
-                f"such, got {size!r}"
-            )
+        if len(sides) != 2 or not all(is_count(side) for side in sides):
+            raise ValueError(f"image_size must be a number of pixels, or (height, width), got {size!r}")
         object.__setattr__(self, "image_size", sides if isinstance(size, list) else size)
         names = self.modalities
         if not isinstance(names, (tuple, list)) or not names or len({*map(str, names)}) < len(names):
@@ -67,12 +41,29 @@ class ViTConfig:
         object.__setattr__(self, "bands", bands)
         object.__setattr__(self, "sensors", {name: sensor.name for name, sensor in sensors.items()})
 
+    @property
+    def image_sides(self) -> tuple[int, int]:
+        """``image_size`` as (height, width)."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def summary(self) -> str:
+        """Return the network's size in a few words, for cards and reports."""
+        return f"{len(self.modalities)} sensors, trained at {'x'.join(map(str, self.image_sides))} px"
+
+    def min_tensors(self) -> int:
+        """Return how many tensors a network of this configuration has at least.
+
+        A file that states a configuration must hold as many: nothing huge is built for a small file.
+        """
+        return 1
+
     def takes_wavelengths(self, modality: str) -> bool:
         """Return whether the kernels of a modality are made from wavelengths: its weights fit any bands."""
-        return self.tokenizer == "wavelength" and get_sensor(modality).kind == "optical"
+        return False
 
-    def wanted(self, **changes: Any) -> Self:
-        """Return what a user wants of weights of this configuration: other sensors, bands or sizes.
+    def requested(self, **changes: Any) -> Self:
+        """Return what a user requests of weights of this configuration: other sensors, bands or sizes.
 
         What the weights were trained with and does not follow from that, a family keeps.
         """

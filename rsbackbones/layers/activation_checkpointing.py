@@ -1,0 +1,58 @@
+"""Activation checkpointing: what modules compute is not kept for the backward pass but computed again there.
+
+Source: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.06174, 2016.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def checkpoint_activations(modules: Sequence[nn.Module], enable: bool = True) -> None:
+    """Keep only the inputs of these modules for the backward pass, or again everything.
+
+    Gradients stay what they are; names of parameters and the state dict too, and the running statistics of
+    BatchNorm, which see every batch once.
+
+    Raises:
+        ValueError: there are no modules.
+    """
+    if not modules:
+        raise ValueError("this model names no modules to compute again: activation checkpointing needs some")
+    for module in modules:
+        forward: Any = module.forward
+        wrapped = isinstance(forward, partial) and forward.func is checkpoint
+        if enable and not wrapped:
+            norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+            module.forward = partial(
+                checkpoint,
+                forward,
+                use_reentrant=False,
+                context_fn=partial(_contexts, norms),
+            )
+        elif wrapped and not enable:
+            module.forward = forward.args[0]
+
+
+def _contexts(norms: Sequence[_BatchNorm]) -> tuple[Any, Any]:
+    """What the first computation and the second one run in."""
+    return nullcontext(), _statistics_kept(norms)
+
+
+@contextmanager
+def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let BatchNorm compute as in training and leave its running statistics alone."""
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            # In training without it the batch's statistics are used as well, and nothing is written.
+            norm.track_running_stats = norm.track_running_stats and not norm.training
+        yield
+    finally:
+        for norm, track in zip(norms, tracked, strict=True):
+            norm.track_running_stats = track

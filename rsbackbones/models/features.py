@@ -1,0 +1,121 @@
+"""What comes out of a backbone.
+
+A *stream* is one line of features: one per modality, plus others where the architecture fuses sensors.
+Shapes: B images (or series), T dates, C bands, H x W pixels, h x w cells of a map, N = h * w, D channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The final maps and the pooled embeddings of every stream that the given sensors feed.
+
+    A model that consumes single images gives [B, D, h, w] and [B, D], and for a series [B, T, D, h, w] and
+    [B, T, D]. A model that consumes series gives one map [B, D, h, w] and one embedding [B, D] per series.
+
+    Attributes:
+        feature_maps: by stream; see :meth:`maps` and :attr:`tokens`.
+        pooled: by stream, [B, D].
+        size: of the images as given, (H, W) in pixels.
+        stride: pixels per cell of the maps, along each side; a map covers the image, so that the last
+            cells may reach beyond it.
+        stream: the default stream of these images; ``None`` where several could be meant.
+        series: by stream, what a model that consumes series gives per date, [B, T, N, D]; else empty.
+        valid: by stream, where missing images were marked: [B, T], False where one is missing; of a model
+            that consumes series [B], False where all are. The features there are NaN, so that nobody
+            averages over them unawares.
+    """
+
+    feature_maps: dict[str, Tensor]
+    pooled: dict[str, Tensor]
+    size: tuple[int, int]
+    stride: int
+    stream: str | None = None
+    series: dict[str, Tensor] = field(default_factory=dict)
+    valid: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[str, Tensor]:
+        """The maps of every stream, flattened: [B, N, D] or [B, T, N, D], in row-major order."""
+        return {stream: flatten_map(x) for stream, x in self.feature_maps.items()}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The cells (h, w) of the maps."""
+        h, w = next(iter(self.feature_maps.values())).shape[-2:]
+        return h, w
+
+    @property
+    def default_stream(self) -> str:
+        """The stream that ``model(x)`` returns the embedding of.
+
+        Raises:
+            ValueError: there are several streams and none is the model's default.
+        """
+        if self.stream is None:
+            raise ValueError(f"several streams, name the one you want: {', '.join(self.feature_maps)}")
+        return self.stream
+
+    def maps(self, stream: str | None = None, *, pixels: bool = False) -> Tensor:
+        """Return the final map of a stream, [B, D, h, w] or [B, T, D, h, w]; default: the default stream.
+
+        With ``pixels`` it is interpolated to a value for every pixel of the images, [B, D, H, W] or
+        [B, T, D, H, W] (bilinear, pixel centers aligned), and what reaches beyond them is cropped.
+
+        Raises:
+            ValueError: there is no such stream.
+        """
+        stream = self.default_stream if stream is None else stream
+        if stream not in self.feature_maps:
+            raise ValueError(f"no stream {stream!r} here; streams: {', '.join(self.feature_maps)}")
+        maps = self.feature_maps[stream]
+        if not pixels:
+            return maps
+        batch = maps.shape[:-3]
+        covered = [side * self.stride for side in self.grid]
+        fine = F.interpolate(maps.flatten(0, -4), size=covered, mode="bilinear", align_corners=False)
+        cropped: Tensor = fine[..., : self.size[0], : self.size[1]].unflatten(0, batch)
+        return cropped
+
+
+# So that programs of torch.export may return them.
+torch.export.register_dataclass(Features, serialized_type_name="rsbackbones.Features")
+
+
+def flatten_map(x: Tensor) -> Tensor:
+    """[..., D, h, w] to tokens [..., N, D], in row-major order."""
+    return x.flatten(-2).transpose(-1, -2)
+
+
+def unflatten_tokens(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens [..., N, D] to a map [..., D, h, w], the inverse of :func:`flatten_map`."""
+    maps: Tensor = tokens.transpose(-1, -2).unflatten(-1, grid)
+    return maps
+
+
+def evenly_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
+    """Return ``count`` stage indices, evenly spaced and ending at the last: 12 gives 2, 5, 8, 11."""
+    count = min(count, depth)
+    return tuple((i + 1) * depth // count - 1 for i in range(count))
+
+
+def resolve_indices(indices: int | Sequence[int], count: int, what: str) -> tuple[int, ...]:
+    """Return indices below ``count``: negative ones are from the end, a number n means the last n.
+
+    Raises:
+        ValueError: one is out of range, or there is none; ``what`` says of what.
+    """
+    if isinstance(indices, int):
+        indices = range(count - indices, count)
+    wanted = tuple(int(i) for i in indices)
+    if not wanted or any(not -count <= i < count for i in wanted):
+        raise ValueError(
+            f"indices {list(wanted)}: {what}, so indices go from {-count} to {count - 1}, at least one"
+        )
+    return tuple(i % count for i in wanted)
