@@ -23,7 +23,7 @@ from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.models.features import Features
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.publish import push_to_hub
-from rsbackbones.registry import list_models, list_weights
+from rsbackbones.registry import list_models, list_weights, register_family
 from rsbackbones.saving import save_model
 from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor, hyperspectral, register_sensor
 
@@ -61,6 +61,7 @@ __all__ = [
     "list_models",
     "list_weights",
     "push_to_hub",
+    "register_family",
     "register_sensor",
     "save_model",
 ]

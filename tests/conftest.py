@@ -24,6 +24,9 @@ def _one_thread():
 
 
 DATA = Path(__file__).parent / "data"
+# A CNN and a network over series go through the tests of all models.
+for family in ("tests.models.toy_cnn", "tests.models.toy_series"):
+    rsb.register_family(family)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rsbackbones as rsb
-from rsbackbones.layers.drop_path import drop_path, set_drop_path
+from rsbackbones.layers.drop_path import drop_path
 from rsbackbones.train.distributed import Processes
 from rsbackbones.train.finetune.objective import Finetuning, evenly_counted
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule, learning_rate
@@ -248,7 +248,7 @@ def test_drop_path_rates_rise_with_depth():
     images = {"s2": torch.rand(2, 12, 16, 16), "s1": torch.rand(2, 2, 16, 16)}
     before = model(images)
     names = list(model.state_dict())
-    set_drop_path(model, 0.2)
+    model.set_drop_path(0.2)
     assert [b.drop_path for b in model.encoders["s2"].blocks] == pytest.approx(
         [0, 0.04, 0.08, 0.12, 0.16, 0.2]
     )
@@ -257,9 +257,7 @@ def test_drop_path_rates_rise_with_depth():
     assert torch.equal(model(images), before)  # in eval() nothing is dropped
     model.train()
     assert not torch.equal(model(images), before)
-    set_drop_path(model, 0)
+    model.set_drop_path(0)
     assert torch.equal(model(images), before)
     with pytest.raises(ValueError, match="from 0 to below 1, got 1"):
-        set_drop_path(model, 1)
-    with pytest.raises(ValueError, match=r"blocks.0, a Linear, has no drop path"):
-        set_drop_path(nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(1, 1)])}), 0.1)
+        model.set_drop_path(1)

@@ -1,0 +1,35 @@
+"""Every architecture, small, and images for it: what the tests over all models share."""
+
+import torch
+
+import rsbackbones as rsb
+from rsbackbones.models.vit import ViTBackbone
+from rsbackbones.registry import find_architecture
+
+ALL = rsb.list_models()
+
+
+def small(name, **arguments):
+    """A model of an architecture's own small configuration, the same in every test."""
+    torch.manual_seed(0)
+    return rsb.create_model(name, overrides=dict(find_architecture(name).small), **arguments)
+
+
+def batch(model, height=64, width=96, *, times=None, seed=0):
+    """Two normalized images, or series, for every sensor of a model."""
+    generator = torch.Generator().manual_seed(seed)
+    lead = (2,) if times is None else (2, times)
+    return {
+        m: torch.rand(*lead, len(bands), height, width, generator=generator)
+        for m, bands in model.bands.items()
+    }
+
+
+def cells(side, stride):
+    """How many cells of a map cover a side."""
+    return -(-side // stride)
+
+
+VITS = [name for name in ALL if isinstance(small(name), ViTBackbone)]
+SERIES = [name for name in ALL if small(name).consumes == "series"]
+ONE_BY_ONE = [name for name in ALL if name not in SERIES]

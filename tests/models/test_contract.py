@@ -1,0 +1,542 @@
+"""What every network of the zoo must do, over all of list_models(): ViTs, a CNN, a network over series."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rsbackbones as rsb
+from rsbackbones.models.features import evenly_spaced
+from tests.conftest import close
+from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, small
+
+
+@pytest.fixture(params=ALL)
+def model(request):
+    return small(request.param)
+
+
+def test_a_cnn_and_a_network_over_series_are_among_the_models():
+    assert {"toy_cnn", "toy_series"} <= set(ALL)
+    assert SERIES
+    assert len(VITS) < len(ONE_BY_ONE)
+
+
+def test_models_are_built_in_eval_mode_without_weights(model):
+    assert not model.training
+    assert model.weights_entry is None
+    assert model.adaptation is None
+
+
+def test_features_have_the_shapes_of_the_design(model):
+    x = batch(model)
+    features = model.forward_features(x)
+    d, grid = model.num_features, (cells(64, model.stride), cells(96, model.stride))
+    assert set(features.tokens) == set(features.pooled) == set(model.stream_inputs)
+    assert (features.grid, features.stride, features.size) == (grid, model.stride, (64, 96))
+    for stream in features.tokens:
+        assert features.tokens[stream].shape == (2, grid[0] * grid[1], d)
+        assert features.pooled[stream].shape == (2, d)
+        maps = features.maps(stream)
+        assert maps.shape == (2, d, *grid)
+        # Row-major: the token of row 1, column 2.
+        assert torch.equal(maps[:, :, 1, 2], features.tokens[stream][:, grid[1] + 2])
+        assert features.maps(stream, pixels=True).shape == (2, d, 64, 96)
+
+
+def test_call_gives_the_pooled_default_stream(model):
+    x = batch(model)
+    features = model.forward_features(x)
+    assert model.default_stream == features.default_stream
+    assert close(model(x), features.pooled[features.default_stream])
+
+
+def test_the_embedding_is_what_pool_makes_of_the_map(model):
+    features = model.forward_features(batch(model))
+    for stream, pooled in features.pooled.items():
+        assert close(model.pool(stream, features.maps(stream)), pooled)
+
+
+def test_sizes_may_differ_from_call_to_call(model):
+    unit = model.size_multiple
+    for height, width in ((64, 96), (32, 32), (40, 16 + 3 * unit)):
+        grid = model.forward_features(batch(model, height, width)).grid
+        assert grid == (cells(height, model.stride), cells(width, model.stride))
+
+
+def test_a_network_of_convolutions_takes_any_size():
+    model = small("toy_cnn")
+    for height, width in ((50, 50), (33, 65), (64, 47)):
+        maps = model.forward_intermediates(batch(model, height, width))
+        assert [m.shape[-2:] for m in maps] == [
+            (cells(height, s.stride), cells(width, s.stride)) for s in model.stages("s2")
+        ]
+
+
+def test_every_stage_has_the_channels_and_the_stride_that_it_states(model):
+    """Also the module that it names: its output has as many channels or features."""
+    x = batch(model)
+    for stream in model.stream_inputs:
+        stages = model.stages(stream)
+        seen = {}
+        hooks = [
+            model.get_submodule(s.module).register_forward_hook(
+                lambda _, __, out, name=s.module, seen=seen: seen.update({name: out.shape})
+            )
+            for s in stages
+        ]
+        maps = model.forward_intermediates(x, range(len(stages)), stream=stream)
+        for hook in hooks:
+            hook.remove()
+        for stage, each in zip(stages, maps, strict=True):
+            assert each.shape == (2, stage.channels, cells(64, stage.stride), cells(96, stage.stride))
+            assert stage.channels in seen[stage.module]
+
+
+def test_a_missing_sensor_leaves_out_the_streams_it_feeds(model):
+    x = batch(model)
+    for modality in model.modalities:
+        alone = model.forward_features({modality: x[modality]})
+        assert set(alone.tokens) == {modality}
+        together = model.forward_features(x).tokens[modality]
+        if len(model.modalities) == 1:
+            continue
+        others = {m: v if m == modality else v.flip(0) for m, v in x.items()}
+        with_others = model.forward_features(others).tokens[modality]
+        if model.cross_modal:  # every token has seen the other sensor
+            for a, b in ((alone.tokens[modality], together), (with_others, together)):
+                assert (a - b).abs().amax(dim=-1).min() > 1e-3
+        else:
+            assert close(alone.tokens[modality], together)
+            assert close(with_others, together)
+
+
+def test_one_modality_takes_a_bare_tensor_and_has_only_its_parameters(model):
+    for modality in model.modalities:
+        single = small(model.architecture, modalities=[modality])
+        x = batch(single)[modality]
+        assert close(single(x), single({modality: x}))
+        names = set(single.state_dict())
+        assert names < set(model.state_dict()) or len(model.modalities) == 1
+
+
+def test_intermediates_end_in_the_features(model):
+    x = batch(model)
+    features = model.forward_features(x)
+    for stream in model.stream_inputs:
+        depth = len(model.stages(stream))
+        maps = model.forward_intermediates(x, stream=stream)
+        assert len(maps) == min(4, depth)
+        chosen = model.forward_intermediates(x, indices=evenly_spaced(depth), stream=stream)
+        assert all(torch.equal(a, b) for a, b in zip(maps, chosen, strict=True))
+        norm = model.has_final_norm
+        (last,) = model.forward_intermediates(x, indices=[-1], stream=stream, norm=norm)
+        assert close(last, features.maps(stream))
+        first, again = model.forward_intermediates(x, indices=(0, 0), stream=stream)
+        assert close(first, again)
+        assert depth == 1 or first.shape != last.shape or not torch.allclose(first, last)
+        assert len(model.forward_intermediates(x, indices=min(2, depth), stream=stream)) == min(2, depth)
+
+
+def test_a_norm_that_a_model_does_not_have_is_refused():
+    for name in sorted(set(ALL) - set(VITS)):
+        model = small(name)
+        with pytest.raises(ValueError, match="without a norm"):
+            model.forward_intermediates(batch(model), norm=True)
+
+
+def test_features_only_gives_maps_and_their_true_feature_info(model):
+    stream = model.modalities[0]
+    maps_model = small(model.architecture, features_only=True, stream=stream)
+    x = batch(model)
+    maps = maps_model(x)
+    info = maps_model.feature_info
+    stages = [model.stages(stream)[i] for i in maps_model.indices]
+    assert len(maps) == len(info) == len(stages)
+    assert info.channels() == [m.shape[1] for m in maps] == [s.channels for s in stages]
+    for stride, m in zip(info.reduction(), maps, strict=True):
+        assert m.shape[-2:] == (cells(64, stride), cells(96, stride))
+    assert [info[i]["module"] for i in range(len(info))] == info.module_name() == [s.module for s in stages]
+    assert info.get_dicts()[0]["num_chs"] == stages[0].channels
+    expected = maps_model.backbone.forward_intermediates(x, stream=stream)
+    assert all(close(a, b) for a, b in zip(maps, expected, strict=True))
+    default = small(model.architecture, features_only=True, out_indices=[-1])
+    assert default.stream == model.default_stream
+    assert default(x)[0].shape == (2, model.num_features, cells(64, model.stride), cells(96, model.stride))
+    with pytest.raises(ValueError, match="stages, so indices go from"):
+        small(model.architecture, features_only=True, out_indices=[7])
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_a_series_of_a_model_of_single_images_is_its_images(name):
+    model = small(name)
+    x = batch(model, 32, 48, times=3)
+    features = model.forward_features(x, dates=torch.arange(6).view(2, 3))
+    assert model(x).shape == (2, 3, model.num_features)
+    for stream in features.tokens:
+        assert features.maps(stream).shape == (2, 3, model.num_features, *features.grid)
+        image = model.forward_features({m: v[:, 1] for m, v in x.items()})
+        torch.testing.assert_close(features.tokens[stream][:, 1], image.tokens[stream], atol=1e-5, rtol=0)
+    stream = model.modalities[0]
+    (maps,) = model.forward_intermediates(x, indices=[-1], stream=stream, norm=model.has_final_norm)
+    torch.testing.assert_close(maps, features.maps(stream), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_missing_images_are_nan_and_touch_nothing_else(name):
+    model = small(name)
+    x = batch(model, 32, 48, times=3)
+    whole = model.forward_features(x)
+    m = model.modalities[0]
+    valid = torch.tensor([[True, False, True], [True, True, True]])
+    broken = {**x, m: x[m].clone()}
+    broken[m][0, 1] = float("nan")
+    features = model.forward_features(broken, valid={m: valid})
+    for stream in features.tokens:
+        needs_it = m in model.stream_inputs[stream]
+        mask = valid if needs_it else torch.ones_like(valid)
+        assert features.tokens[stream][~mask].isnan().all()
+        assert features.pooled[stream][~mask].isnan().all()
+        expected = whole.tokens[stream].clone()
+        if model.cross_modal and not needs_it:  # without its partner an image is that of the sensor alone
+            alone = {k: x[k][~valid] for k in model.stream_inputs[stream]}
+            expected[~valid] = model.forward_features(alone).tokens[stream]
+        torch.testing.assert_close(features.tokens[stream][mask], expected[mask], atol=1e-5, rtol=0)
+        if needs_it:
+            assert torch.equal(features.valid[stream], valid)
+    # The gradient of what is there is finite, whatever the missing image holds.
+    model.zero_grad()
+    features = model.forward_features(broken, valid={m: valid})
+    features.pooled[m][valid].square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_a_model_that_consumes_series_gives_one_map_for_all_dates(name):
+    model = small(name)
+    x = batch(model, times=3)
+    features = model.forward_features(x, dates=torch.tensor([[0, 90, 180], [10, 20, 30]]))
+    (stream,) = features.pooled
+    assert features.maps(stream).shape == (2, model.num_features, *features.grid)
+    assert features.pooled[stream].shape == (2, model.num_features)
+    assert features.series[stream].shape[:2] == (2, 3)
+    # All dates matter, in their order and at their days.
+    for other in ({m: v.flip(1) for m, v in x.items()}, {m: v[:, :2] for m, v in x.items()}):
+        assert not torch.allclose(model(x), model(other), atol=1e-4)
+    assert not torch.allclose(model(x, dates=torch.tensor([[0, 90, 180]] * 2)), model(x), atol=1e-4)
+    # A single image is a series of one date.
+    single = {m: v[:, 0] for m, v in x.items()}
+    assert torch.equal(model(single), model({m: v[:, None] for m, v in single.items()}))
+    with pytest.raises(ValueError, match="consumes series"):
+        model.forward_features(x, temporal=True)
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_a_model_that_consumes_series_masks_missing_dates(name):
+    model = small(name)
+    x = batch(model, times=3)
+    (m,) = x
+    valid = torch.tensor([[True, False, True], [False, False, False]])
+    broken = {m: x[m].clone()}
+    broken[m][~valid] = float("nan")
+    other = {m: broken[m].nan_to_num(1e6)}
+    features = model.forward_features(broken, valid={m: valid})
+    assert torch.equal(features.valid[m], torch.tensor([True, False]))
+    assert features.maps(m)[0].isfinite().all()
+    assert features.maps(m)[1].isnan().all()
+    assert features.pooled[m][1].isnan().all()
+    assert torch.equal(features.series[m].isnan().all(dim=(-1, -2)), ~valid)
+    # What a missing date holds does not matter, and that it is missing does.
+    again = model.forward_features(other, valid={m: valid})
+    assert torch.equal(features.maps(m)[0], again.maps(m)[0])
+    assert not torch.allclose(features.maps(m)[0], model.forward_features(x).maps(m)[0], atol=1e-4)
+    classifier = small(name, num_classes=3)
+    logits = classifier(broken, valid={m: valid})
+    assert logits[1].isnan().all()
+    logits[0].square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in classifier.parameters())
+
+
+def test_a_head_gives_logits_and_can_be_replaced(model):
+    classifier = small(model.architecture, num_classes=7)
+    x = batch(classifier)
+    assert classifier(x).shape == (2, 7)
+    lead = (2,) if model.consumes == "series" else (2, 2)
+    assert classifier(batch(classifier, times=2)).shape == (*lead, 7)
+    assert classifier.get_classifier().out_features == 7
+    classifier.reset_classifier(0)
+    features = classifier.forward_features(x)
+    assert close(classifier(x), features.pooled[features.default_stream])
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_a_head_serves_its_stream_only_and_missing_images_do_not_reach_it(name):
+    classifier = small(name, num_classes=3)
+    x = batch(classifier, 32, 48, times=3)
+    m = classifier.modalities[0]
+    if len(classifier.modalities) > 1:
+        with pytest.raises(ValueError, match="the head is of stream"):
+            classifier({m: x[m]})
+    valid = torch.tensor([[True, False, True], [True, True, True]])
+    x[m][0, 1] = float("nan")
+    logits = classifier(x, valid={m: valid})
+    assert logits[~valid].isnan().all()
+    logits[valid].square().sum().backward()
+    assert classifier.head.weight.grad.isfinite().all()
+    assert classifier.head.weight.grad.abs().sum() > 0
+
+
+def test_gradients_reach_every_parameter(model):
+    classifier = small(model.architecture, num_classes=3).train()
+    x = batch(classifier, times=3 if model.consumes == "series" else None)
+    features = classifier.forward_features(x)
+    loss = classifier(x).square().sum() + sum(p.square().sum() for p in features.pooled.values())
+    loss.backward()
+    assert not [n for n, p in classifier.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+def test_inputs_are_not_changed(model):
+    x = batch(model)
+    copies = {m: v.clone() for m, v in x.items()}
+    model(x)
+    assert all(torch.equal(x[m], copies[m]) for m in x)
+
+
+def test_autocast_and_half_precision_stay_close(model):
+    x = batch(model)
+    expected = model.forward_features(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = model.forward_features(x)
+    half = model.to(torch.bfloat16).forward_features({m: v.bfloat16() for m, v in x.items()})
+    for stream in expected.pooled:
+        for got in (autocast, half):
+            torch.testing.assert_close(
+                got.tokens[stream].float(), expected.tokens[stream], atol=0.15, rtol=0.05
+            )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 48), (33, 41), (32, 48)])
+def test_padding_repeats_the_edge_and_maps_cover_the_image(model, size):
+    x = {m: image[..., : size[0], : size[1]] for m, image in batch(model, height=48, width=56).items()}
+    unit = model.size_multiple
+    rows, columns = (cells(side, unit) * unit for side in size)
+    by_hand = {
+        m: torch.from_numpy(
+            np.pad(v.numpy(), [(0, 0)] * 2 + [(0, rows - size[0]), (0, columns - size[1])], "edge")
+        )
+        for m, v in x.items()
+    }
+    expected = model.forward_features(by_hand)
+    h, w = (cells(side, model.stride) for side in size)
+    model.pad = True
+    features = model.forward_features(x)
+    assert features.grid == (h, w)
+    for stream in expected.tokens:
+        assert torch.equal(features.maps(stream), expected.maps(stream)[..., :h, :w])
+        assert close(features.pooled[stream], expected.pooled[stream])
+        assert features.maps(stream, pixels=True).shape[-2:] == size
+        last = len(model.stages(stream)) - 1
+        assert torch.equal(
+            model.forward_intermediates(x, [last], stream=stream)[0],
+            model.forward_intermediates(by_hand, [last], stream=stream)[0][..., :h, :w],
+        )
+    # Pixels: the interpolated map of the cells, cropped.
+    stream = model.default_stream
+    fine = nn.functional.interpolate(
+        features.maps(stream), size=(h * model.stride, w * model.stride), mode="bilinear"
+    )
+    assert close(features.maps(stream, pixels=True), fine[..., : size[0], : size[1]])
+    series = {m: v[:, None].expand(-1, 3, -1, -1, -1) for m, v in x.items()}
+    of_series = model.forward_features(series)
+    assert of_series.maps(stream, pixels=True).shape[-2:] == size
+    if model.consumes == "image":
+        for stream in features.tokens:
+            assert torch.allclose(of_series.tokens[stream][:, 1], features.tokens[stream], atol=1e-5)
+
+
+def test_layer_groups_hold_every_parameter_once_the_stem_first_and_the_head_last(model):
+    classifier = small(model.architecture, num_classes=2)
+    depths = classifier.parameter_depths()
+    last = len(classifier.layer_groups()) - 1
+    assert set(depths) == {name for name, _ in classifier.named_parameters()}
+    assert depths["head.weight"] == last
+    stems = [depths[classifier.stem(m).weight] for m in classifier.modalities]
+    assert min(stems) == 0
+    # Blocks of a stream lie in the order in which they are computed.
+    for stream in classifier.stream_inputs:
+        of_stages = [
+            {d for n, d in depths.items() if n.startswith(stage.module + ".")}
+            for stage in classifier.stages(stream)
+        ]
+        flat = [max(depth) for depth in of_stages]
+        assert flat == sorted(flat)
+        assert flat[0] > 0
+
+
+def test_layer_groups_that_forget_or_repeat_a_layer_are_refused(model, monkeypatch):
+    groups = model.layer_groups()
+    monkeypatch.setattr(model, "layer_groups", lambda: groups[1:])
+    with pytest.raises(ValueError, match="leaves out"):
+        model.parameter_depths()
+    monkeypatch.setattr(model, "layer_groups", lambda: [*groups, groups[0]])
+    with pytest.raises(ValueError, match="twice"):
+        model.parameter_depths()
+
+
+def test_units_hold_the_stages_and_no_module_twice(model):
+    units = model.units()
+    assert len({id(unit) for unit in units}) == len(units)
+    for stream in model.stream_inputs:
+        assert all(any(model.get_submodule(s.module) is u for u in units) for s in model.stages(stream))
+    inside = {id(m) for unit in units for m in unit.modules() if m is not unit}
+    assert not [unit for unit in units if id(unit) in inside]
+
+
+def test_stems_are_the_kernels_that_meet_the_bands(model):
+    """Another image in one band changes nothing where the kernel has zeros for it, and something else."""
+    for m, bands in model.bands.items():
+        stem = model.stem(m)
+        weight = model.get_parameter(stem.weight)
+        kernel = stem.to_kernel(weight)
+        assert kernel.shape[1] == len(bands)
+        assert kernel.ndim == (5 if model.consumes == "series" else 4)
+        assert torch.equal(stem.from_kernel(kernel), weight)
+        x = batch(model)
+        other = {**x, m: x[m].clone()}
+        other[m][:, 1] = 1 - other[m][:, 1]
+        assert not torch.allclose(
+            model.forward_features(x).tokens[m], model.forward_features(other).tokens[m], atol=1e-5
+        )
+        with torch.no_grad():
+            kernel = kernel.clone()
+            kernel[:, 1] = 0
+            weight.copy_(stem.from_kernel(kernel))
+        assert torch.equal(model.forward_features(x).tokens[m], model.forward_features(other).tokens[m])
+
+
+def test_a_model_made_in_inference_mode_can_be_trained(model):
+    with torch.inference_mode():
+        made = small(model.architecture)
+    made(batch(made)).sum().backward()
+    stem = made.get_parameter(made.stem(made.modalities[0]).weight)
+    assert stem.grad is not None
+
+
+BAD_INPUTS = [
+    (lambda x, m: {}, "no sensor"),
+    (lambda x, m: {"s3": x[m]}, "'s3'"),
+    (lambda x, m: {m: x[m][0]}, r"x\[None\]"),
+    (lambda x, m: {m: x[m][:, :4]}, "got 4 channels, this model takes 12"),
+    (
+        lambda x, m: {m: torch.rand(2, 13, 64, 96)},
+        r"drop B10 \(x\[:, \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12\]\]\)",
+    ),
+    (lambda x, m: {m: x[m].numpy()}, "create_preprocess"),
+    (lambda x, m: x[m].numpy(), "create_preprocess"),
+    (lambda x, m: {m: (x[m] * 255).to(torch.uint8)}, "create_preprocess"),
+    (lambda x, m: {m: x[m].double()}, r"got torch.float64.*x\.to\(torch.float32\)"),
+    (lambda x, m: {m: x[m][..., :0]}, "pixels are not a multiple of"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_INPUTS, ids=[m[:24] for _, m in BAD_INPUTS])
+def test_bad_inputs_are_refused_with_the_fix(model, spoil, message):
+    bad = spoil(batch(model), model.modalities[0])
+    for call in (model, model.forward_features, model.forward_intermediates):
+        with pytest.raises(ValueError, match=message):
+            call(bad)
+
+
+def test_sides_that_a_model_cannot_serve_are_refused_with_the_fix(model):
+    m = model.modalities[0]
+    x = {m: batch(model)[m][..., :47]}
+    if model.size_multiple == 1:
+        assert model(x).shape[0] == 2
+        return
+    with pytest.raises(ValueError, match=f"not a multiple of {model.size_multiple}.*pad=True"):
+        model(x)
+    with pytest.raises(ValueError, match="enlarge them"):
+        model({m: x[m][..., :3, :3]})
+
+
+def test_sensors_that_do_not_agree_are_refused(model):
+    if len(model.modalities) == 1:
+        pytest.skip(f"{model.architecture} takes one sensor")
+    x = batch(model)
+    with pytest.raises(ValueError, match="name the sensor"):
+        model(x["s2"])
+    for spoil in (lambda v: v[:1], lambda v: v[..., :32], lambda v: v[:, None]):
+        with pytest.raises(ValueError, match="agree on batch"):
+            model({**x, "s1": spoil(x["s1"])})
+
+
+def test_bad_series_arguments_are_refused(model):
+    series, single = batch(model, 32, 48, times=3), batch(model, 32, 48)
+    m = model.modalities[0]
+    ok = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="dates must be"):
+        model(series, dates=torch.arange(3))
+    with pytest.raises(ValueError, match="whole days"):
+        model(series, dates=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="dates must be"):
+        model(single, dates=torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="valid"):
+        model(series, valid={m: ok.float()})
+    with pytest.raises(ValueError, match="valid"):
+        model(series, valid={m: ok[:, :2]})
+    with pytest.raises(ValueError, match="valid"):
+        model({m: series[m]}, valid={"s3": ok})
+    with pytest.raises(ValueError, match="temporal"):
+        model(single, temporal=True)
+
+
+def test_bad_streams_and_indices_are_refused(model):
+    x = batch(model)
+    m = model.modalities[0]
+    depth = len(model.stages(m))
+    with pytest.raises(ValueError, match="no such stream"):
+        model.forward_intermediates(x, stream="s3")
+    with pytest.raises(ValueError, match=f"{depth} stages"):
+        model.forward_intermediates(x, indices=[depth], stream=m)
+    with pytest.raises(ValueError, match="at least one"):
+        model.forward_intermediates(x, indices=[], stream=m)
+    with pytest.raises(ValueError, match="no stream"):
+        model.forward_features(x).maps("s3")
+    for stream, needed in model.stream_inputs.items():
+        if len(needed) > 1:
+            with pytest.raises(ValueError, match="it needs s2 and s1"):
+                model.forward_intermediates({m: x[m]}, stream=stream)
+
+
+def test_options_of_vits_are_refused_by_others():
+    with pytest.raises(ValueError, match="no patches"):
+        rsb.create_model("toy_cnn", patch_size=16)
+
+
+def test_padding_is_asked_for_and_leaves_whole_patches_alone():
+    torch.manual_seed(0)
+    model = rsb.create_model("croma_vit_tiny", modalities=("s2",), pad=True, features_only=True)
+    assert [m.shape[-2:] for m in model(torch.rand(1, 12, 20, 24))] == [(3, 3)] * 4
+    x = torch.rand(1, 12, 16, 24)
+    assert model.backbone._padded(x) is x
+    with pytest.raises(ValueError, match="pad=True"):
+        rsb.create_model("croma_vit_tiny", modalities=("s2",))(torch.rand(1, 12, 20, 24))
+
+
+def test_drop_path_rises_from_nothing_in_the_first_block_to_the_rate_in_the_last(model):
+    blocks = {
+        s: [m for stage in model.stages(s) for m in model.get_submodule(stage.module).modules()]
+        for s in model.stream_inputs
+    }
+    if not any(hasattr(m, "drop_path") for ms in blocks.values() for m in ms):
+        with pytest.raises(ValueError, match="no residual blocks with drop path"):
+            model.set_drop_path(0.2)
+        model.set_drop_path(0)
+        return
+    model.set_drop_path(0.2)
+    for stream, modules in blocks.items():
+        rates = [m.drop_path for m in modules if hasattr(m, "drop_path")]
+        expected = [0.2 * i / max(1, len(rates) - 1) for i in range(len(rates))]
+        assert rates == pytest.approx(expected), stream
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        model.set_drop_path(1)

@@ -1,0 +1,183 @@
+"""Saving, loading and adapting weights of every architecture: buffers, bands by name, heads, goldens."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import rsbackbones as rsb
+from rsbackbones.golden import compare_golden, compute_golden
+from rsbackbones.manifest import SCHEMA_VERSION
+from rsbackbones.models.config import as_json
+from tests.conftest import close
+from tests.models.examples import ALL, batch, small
+
+FOUR = ("B08", "B02", "B03", "B04")
+
+
+@pytest.fixture(params=ALL)
+def model(request):
+    """A model with statistics of its own, where it keeps any."""
+    model = small(request.param, num_classes=3)
+    model.train()
+    with torch.no_grad():
+        for seed in range(2):
+            model(batch(model, seed=seed))
+    return model.eval()
+
+
+def test_what_is_saved_comes_back_with_its_buffers_and_its_head(model, tmp_path):
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    again = rsb.create_model(model.architecture, checkpoint=file, num_classes=None)
+    state = model.state_dict()
+    assert again.state_dict().keys() == state.keys()
+    for name, tensor in again.state_dict().items():
+        assert tensor.dtype == state[name].dtype, name
+        assert torch.equal(tensor, state[name]), name
+    assert again.config == model.config
+    x = batch(model)
+    assert torch.equal(again(x), model(x))
+    assert not again.adaptation
+
+
+def test_half_precision_casts_floats_and_leaves_counters(model, tmp_path):
+    file = rsb.save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    stored = load_file(file)
+    for name, tensor in model.state_dict().items():
+        expected = torch.float16 if tensor.is_floating_point() else tensor.dtype
+        assert stored[name].dtype == expected, name
+    again = rsb.create_model(model.architecture, checkpoint=file, num_classes=None)
+    for name, tensor in again.state_dict().items():
+        half = model.state_dict()[name]
+        assert torch.equal(tensor, half.half().float() if half.is_floating_point() else half), name
+
+
+def test_a_counter_of_another_type_is_refused(tmp_path):
+    model = small("toy_cnn")
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    state = load_file(file)
+    state["norm.num_batches_tracked"] = state["norm.num_batches_tracked"].float()
+    save_file(state, file, metadata)
+    with pytest.raises(rsb.WeightsMismatchError, match=r"norm.num_batches_tracked torch.float32 instead of"):
+        rsb.create_model("toy_cnn", checkpoint=file)
+
+
+def test_another_number_of_classes_gets_a_new_head(model, tmp_path):
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    for classes in (0, 5):
+        other = rsb.create_model(model.architecture, checkpoint=file, num_classes=classes)
+        assert [c.part for c in other.adaptation.changes] == ["head"]
+        features = other.forward_features(batch(model))
+        assert close(features.maps(), model.forward_features(batch(model)).maps())
+
+
+def test_bands_are_gathered_by_name_in_any_stem(model, tmp_path):
+    """Four bands: as the whole model on images that are zero in the others, under the scale ``none``."""
+    m = model.modalities[0]
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    four = rsb.create_model(
+        model.architecture, checkpoint=file, modalities=(m,), bands={m: FOUR}, bands_scale="none"
+    )
+    assert four.adaptation.bands[0].left_out
+    x = batch(model)[m]
+    where = [model.bands[m].index(band) for band in FOUR]
+    zeroed = torch.zeros_like(x)
+    zeroed[:, where] = x[:, where]
+    expected = model.forward_features({m: zeroed}).maps(m)
+    assert close(four.forward_features(x[:, where]).maps(), expected)
+    # And scaled up by default, as if the dropped bands were like those that stay.
+    scaled = rsb.create_model(model.architecture, checkpoint=file, modalities=(m,), bands={m: FOUR})
+    kernels = [each.stem(m).to_kernel(each.get_parameter(each.stem(m).weight)) for each in (four, scaled)]
+    torch.testing.assert_close(kernels[1], kernels[0] * len(model.bands[m]) / 4)
+
+
+def test_reordered_bands_are_the_same_model(model, tmp_path):
+    m = model.modalities[0]
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    order = tuple(reversed(model.bands[m]))
+    other = rsb.create_model(model.architecture, checkpoint=file, bands={m: order}, num_classes=None)
+    x = batch(model)
+    assert close(other({**x, m: x[m].flip(1)}), model(x))
+
+
+@pytest.mark.parametrize("rule", ["nearest", "mean", "zero", "new", "all_new"])
+def test_bands_that_the_weights_lack_follow_the_rules_in_any_stem(model, tmp_path, rule):
+    m = model.modalities[0]
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    wanted = (*FOUR, "B10")
+    torch.manual_seed(1)
+    other = rsb.create_model(
+        model.architecture, checkpoint=file, modalities=(m,), bands={m: wanted}, bands_missing=rule,
+        bands_scale="none",
+    )  # fmt: skip
+    kernel = other.stem(m).to_kernel(other.get_parameter(other.stem(m).weight))
+    whole = model.stem(m).to_kernel(model.get_parameter(model.stem(m).weight))
+    known = [model.bands[m].index(band) for band in FOUR]
+    bound = (kernel.shape[1] * kernel[0, 0].numel()) ** -0.5
+    added = kernel[:, -1]
+    if rule == "all_new":
+        assert not torch.allclose(kernel[:, :4], whole[:, known], atol=1e-3)
+        assert kernel.abs().max() <= bound
+        return
+    if rule in ("zero", "new"):
+        assert torch.allclose(kernel[:, :4], whole[:, known])
+    if rule == "zero":
+        assert not added.any()
+    elif rule == "new":
+        assert 0 < added.abs().max() <= bound
+    elif rule == "mean":
+        assert torch.allclose(added, whole.mean(dim=1), atol=1e-6)
+    else:  # B10, 1373.5 nm, shares the kernel of B11, which is not among the four
+        assert torch.allclose(added, whole[:, model.bands[m].index("B11")], atol=1e-6)
+
+
+def test_params_are_parameters_without_buffers(model, tmp_path, monkeypatch):
+    """A manifest's entry that states the parameters is true of a model with running statistics."""
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    import hashlib
+
+    count = sum(p.numel() for p in model.parameters())
+    entry = {
+        "id": f"{model.architecture}.mine", "default": True, "architecture": model.architecture,
+        "config": as_json(model.config), "source": {"kind": "bundled", "path": file.name},
+        "format": "rsbackbones", "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "license": "MIT", "provenance": "a test", "params": count,
+        "inputs": {
+            m: {"bands": list(spec.bands), "product": spec.product, "unit": spec.unit,
+                "normalize": spec.normalize, "mean": list(spec.mean), "std": list(spec.std)}
+            for m, spec in model.inputs.items() if m in model.modalities
+        },
+    }  # fmt: skip
+    manifest = tmp_path / "manifest.json"
+    monkeypatch.setenv("RSBACKBONES_MANIFEST", str(manifest))
+    for stated in (count, count + 1):
+        content = {"schema_version": SCHEMA_VERSION, "weights": [{**entry, "params": stated}]}
+        manifest.write_text(json.dumps(content))
+        name = f"{model.architecture}.mine"
+        if stated == count:
+            loaded = rsb.create_model(name, pretrained=True, num_classes=None)
+            assert torch.equal(loaded(batch(model)), model(batch(model)))
+        else:
+            with pytest.raises(rsb.WeightsMismatchError, match=f"{count} parameters"):
+                rsb.create_model(name, pretrained=True, num_classes=None)
+
+
+def test_goldens_notice_changed_weights_and_changed_statistics(model):
+    golden = json.loads(json.dumps(compute_golden(model, (32, 48))))
+    assert compare_golden(model, golden) == []
+    assert set(golden["streams"]) == set(model.stream_inputs)
+    floats = [t for t in model.state_dict().values() if t.is_floating_point()]
+    floats[-4 if model.num_classes else -2].add_(0.1)
+    assert compare_golden(model, golden)
+
+
+def test_weights_of_another_shape_are_refused(model, tmp_path):
+    file = rsb.save_model(model, tmp_path / "model.safetensors")
+    others = [name for name in ALL if name != model.architecture]
+    with pytest.raises(rsb.WeightsMismatchError, match=f"holds {model.architecture}, not"):
+        rsb.create_model(others[0], checkpoint=file)
