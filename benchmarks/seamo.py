@@ -22,13 +22,13 @@ from typing import Any
 from results import ROOT, SETS, shown
 
 import rsbackbones as rsb
-from rsbackbones.atomic import write_text
-from rsbackbones.environment import environment
 from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import Subject, model_for, of_random_weights
-from rsbackbones.train import RECIPES, Recipe, replace_fields, train
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.environment import environment
+from rsbackbones.train import RECIPES, Recipe, apply_overrides, train
 from rsbackbones.train.export import export
 
 RECORD, PAGE = ROOT / "benchmarks" / "seamo.json", ROOT / "docs" / "training.md"
@@ -53,7 +53,7 @@ COMPARED = ("EuroSAT MS", "BigEarthNet pairs")
 def recipe_of(variant: str, seed: int, data: Path, out: Path) -> Recipe:
     """Return the recipe of a run."""
     run = {"data.root": str(data), "out": str(out), "seed": seed, "data.workers": 0}
-    return replace_fields(RECIPES["seamo_vit_tiny"], {**BUDGET, **VARIANTS[variant], **run})
+    return apply_overrides(RECIPES["seamo_vit_tiny"], {**BUDGET, **VARIANTS[variant], **run})
 
 
 def train_all(data: Path, out: Path) -> dict[str, dict[int, dict[str, Any]]]:

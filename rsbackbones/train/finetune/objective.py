@@ -13,12 +13,14 @@ from rsbackbones.eval.labelled import IGNORED, Task
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.unused import freeze_unused
-from rsbackbones.train.distributed import Processes
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.module import TrainModule
 from rsbackbones.train.finetune.samples import LabelledBatch
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
 
 
-class Finetuning(nn.Module):
+class Finetuning(TrainModule):
     """A model and its loss: batch -> ``loss``, and for single labels ``accuracy`` where nothing was mixed.
 
     The loss is a mean over samples, classes and labelled pixels. Of pixels, a batch says by how many: by what
@@ -55,8 +57,14 @@ class Finetuning(nn.Module):
             self.backbone.eval()
         return self
 
-    def forward(self, batch: LabelledBatch) -> dict[str, Tensor]:
+    def units(self) -> list[nn.Module]:
+        """See :meth:`TrainModule.units`."""
+        head = getattr(self.model, "head", None)
+        return [*self.backbone.units(), *(head.units() if isinstance(head, DenseHead) else [])]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and what else is logged."""
+        assert isinstance(batch, LabelledBatch)
         output = self.model(batch.images)
         with no_autocast(output):
             return self._losses(full_precision(output), batch.target, batch.counted)
@@ -72,11 +80,6 @@ class Finetuning(nn.Module):
         pixels = labelled_pixels(target) if counted is None else counted
         return {"loss": sums / (pixels or 1)}  # of none the sum is 0
 
-    def units(self) -> list[nn.Module]:
-        """Return the modules that activation checkpointing, compilation and FSDP treat one by one."""
-        head = getattr(self.model, "head", None)
-        return [*self.backbone.units(), *(head.units() if isinstance(head, DenseHead) else [])]
-
     def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
         """Return what timm asks for layer decay: from the name of a parameter to the number of its layer.
 
@@ -91,7 +94,7 @@ class Finetuning(nn.Module):
         return layer
 
 
-def evenly_counted(batches: Sequence[LabelledBatch], processes: Processes) -> list[LabelledBatch]:
+def evenly_counted(batches: Sequence[LabelledBatch], processes: DistributedContext) -> list[LabelledBatch]:
     """Return a process's batches of a step with what an average one of all processes has of labelled pixels.
 
     A mean over processes and passes of losses that are divided by it is the mean over all labelled pixels of
