@@ -1,4 +1,4 @@
-"""What every network of the zoo must do, over all of list_models(): ViTs, a CNN, a network over series."""
+"""What every network of the zoo must do: a small one of every family, ViTs, a CNN, a network over series."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from torch import nn
 
 import rsbackbones as rsb
 from rsbackbones.models.features import evenly_spaced
+from rsbackbones.registry import find_architecture
 from tests.conftest import close
 from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, small
 
@@ -17,7 +18,7 @@ def model(request):
 
 
 def test_a_cnn_and_a_network_over_series_are_among_the_models():
-    assert {"toy_cnn", "toy_series"} <= set(ALL)
+    assert {"toy_cnn", "toy_series"} <= set(ALL) <= set(rsb.list_models())
     assert SERIES
     assert len(VITS) < len(ONE_BY_ONE)
 
@@ -42,6 +43,19 @@ def test_features_have_the_shapes_of_the_design(model):
         # Row-major: the token of row 1, column 2.
         assert torch.equal(maps[:, :, 1, 2], features.tokens[stream][:, grid[1] + 2])
         assert features.maps(stream, pixels=True).shape == (2, d, 64, 96)
+
+
+@pytest.mark.parametrize("name", rsb.list_models())
+def test_every_architecture_states_what_it_builds(name):
+    """On the meta device, in full size."""
+    with torch.device("meta"):
+        architecture = find_architecture(name)
+        full = architecture.family.build(architecture.config)
+    assert full.modalities == architecture.config.modalities
+    assert full.parameter_depths().keys() == {n for n, _ in full.named_parameters()}
+    for stream in full.stream_inputs:
+        assert full.stages(stream)[-1].channels == full.num_features
+        assert full.stages(stream)[-1].stride == full.stride
 
 
 def test_call_gives_the_pooled_default_stream(model):

@@ -171,9 +171,15 @@ def test_goldens_notice_changed_weights_and_changed_statistics(model):
     golden = json.loads(json.dumps(compute_golden(model, (32, 48))))
     assert compare_golden(model, golden) == []
     assert set(golden["streams"]) == set(model.stream_inputs)
-    floats = [t for t in model.state_dict().values() if t.is_floating_point()]
-    floats[-4 if model.num_classes else -2].add_(0.1)
-    assert compare_golden(model, golden)
+    changed = [model.get_parameter(model.stem(m).weight) for m in model.modalities]
+    changed += [b for name, b in model.named_buffers() if name.endswith("running_mean")]
+    for tensor in changed:
+        before = tensor.detach().clone()
+        with torch.no_grad():
+            tensor.add_(0.1)
+        assert compare_golden(model, golden)
+        with torch.no_grad():
+            tensor.copy_(before)
 
 
 def test_weights_of_another_shape_are_refused(model, tmp_path):
