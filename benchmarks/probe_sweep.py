@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from rsbackbones.atomic import write_text
-from rsbackbones.environment import environment
 from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import ProbeOptions, fit_probes
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.environment import environment
 
 CLASSES, REPEATS = 10, 3
 OPTIONS = ProbeOptions(warmup=1, epochs=4)

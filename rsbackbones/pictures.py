@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.atomic import whole_file
+from rsbackbones.files.atomic import atomic_write
 
 # Red, green and blue: of Sentinel-2 and HLS, Landsat, SuperDove.
 _COLOURS = (("B04", "B03", "B02"), ("B4", "B3", "B2"), ("red", "green", "blue"))
@@ -29,7 +29,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_png(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, dpi=110, format="png")
 
 

@@ -20,6 +20,7 @@ from rsbackbones import hub, weights
 from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.config import as_json
 from rsbackbones.errors import WeightsAccessError, WeightsError, WeightsUnavailable
+from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.manifest import Source, WeightsEntry
 from rsbackbones.saving import save_model
 
@@ -118,7 +119,7 @@ def write_repository(
         inputs={
             m: asdict(model.inputs[m].of(bands)) for m, bands in model.bands.items() if m in model.inputs
         },
-        sha256=weights.sha256_of(file),
+        sha256=sha256_of(file),
         bytes=file.stat().st_size,
         image_size=size if isinstance(size, int) else 0,
         params=sum(parameter.numel() for parameter in model.parameters()),
@@ -198,7 +199,7 @@ def _same(path: Path, head: "ModelInfo") -> bool:
     if not held:
         return False
     if held[0].lfs is not None:
-        return held[0].lfs.sha256 == weights.sha256_of(path)
+        return held[0].lfs.sha256 == sha256_of(path)
     content = path.read_bytes()
     return held[0].blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 

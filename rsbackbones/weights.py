@@ -9,7 +9,6 @@ at first. ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HUB_ETAG_TIMEOU
 """
 
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
@@ -29,6 +28,7 @@ from rsbackbones.errors import (
     WeightsNotFound,
     WeightsUnavailable,
 )
+from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.manifest import WeightsEntry
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "download_to",
     "explain",
     "fetch",
-    "sha256_of",
     "verify",
 ]
 
@@ -55,16 +54,6 @@ TRIES = 4
 # The client retries some faults itself, for up to a minute; we add no tries after this many seconds.
 RETRY_WITHIN_S = 20.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while read := file.readinto(buffer):
-            digest.update(buffer[:read])
-    return digest.hexdigest()
 
 
 def _mismatch(path: Path, entry: WeightsEntry) -> str | None:

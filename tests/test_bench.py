@@ -23,8 +23,8 @@ from rsbackbones.bench.data_wait import measure_data_wait
 from rsbackbones.bench.flops import croma_flops
 from rsbackbones.bench.operations import STEP_PARTS, Operations, step_part
 from rsbackbones.cli import main
-from rsbackbones.train.beginning import build_objective
-from rsbackbones.train.recipe_fields import replace_fields
+from rsbackbones.train.engine.config_io import apply_overrides
+from rsbackbones.train.initialize import build_objective
 from rsbackbones.train.recipes import RECIPES
 from tests.train.croma_setup import SMALL, gradients, make_batch
 
@@ -34,7 +34,7 @@ ONE_THREAD = {"threads": 1, "seed": 0, "side": 32, "batch_size": 2, "model": "cr
 
 def small(**changes):
     """The smallest recipe that has every part of the step."""
-    return replace_fields(
+    return apply_overrides(
         RECIPES["croma_vit_tiny"],
         {"overrides": SMALL, "objective.decoder_dim": 16, "objective.decoder_heads": 2, "data.size": 64,
          "data.parts": []} | changes,

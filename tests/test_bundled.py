@@ -55,15 +55,15 @@ def test_it_gives_the_features_that_were_recorded(entry):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
 def test_its_recipe_lies_beside_it(entry):
+    from rsbackbones.train.engine.config_io import differences, from_json
     from rsbackbones.train.recipe import Recipe
-    from rsbackbones.train.recipe_fields import differences, from_json
     from rsbackbones.train.recipes import RECIPES
 
     saved = json.loads(fetch(entry).with_suffix(".recipe.json").read_text())
     recipe = RECIPES[entry.architecture]
-    # Of a recipe of two phases, the first alone may be what is bundled: its card then says so.
-    phases = [recipe] if "phase 1 alone" not in entry.provenance else [recipe.first_phase()]
-    assert [differences(from_json(saved["recipe"], Recipe), phase) for phase in phases] == [[]]
+    # Of a recipe of two stages, the first alone may be what is bundled: its card then says so.
+    expected = recipe.resolve_stages()[0] if "phase 1 alone" in entry.provenance else recipe
+    assert differences(from_json(saved["recipe"], Recipe), expected) == []
     assert saved["environment"]["commit"]
 
 

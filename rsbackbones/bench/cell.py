@@ -22,10 +22,10 @@ from rsbackbones.bench.operations import OUR_BIAS, STEP_PARTS, Operations, produ
 from rsbackbones.bench.processes import serve
 from rsbackbones.factory import create_model
 from rsbackbones.layers.recompute import blocks_of
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.config import OptimOptions
+from rsbackbones.train.engine.optim import build_optimizer
 from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.optim import build_optimizer
-from rsbackbones.train.options import OptimOptions
 from rsbackbones.train.recipes import RECIPES
 
 VARIANTS = ("ours", "published")
@@ -74,7 +74,7 @@ class Step:
                 for m, bands in backbone.bands.items()
             },
             bands=dict(backbone.bands),
-            draws={f"{m}_noise": torch.rand(cell.batch_size, patches) for m in ("s2", "s1")},
+            noise={f"{m}_noise": torch.rand(cell.batch_size, patches) for m in ("s2", "s1")},
         )
 
     def forward_backward(self) -> float:

@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rsbackbones.layers.recompute import blocks_of
-from rsbackbones.train.beginning import build_objective
-from rsbackbones.train.data.batch import Batch
-from rsbackbones.train.distributed import end_process
-from rsbackbones.train.parallel import parallelize
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.config_io import from_json, to_json
+from rsbackbones.train.engine.distributed import end_process
+from rsbackbones.train.engine.parallel import parallelize
+from rsbackbones.train.initialize import build_objective
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.recipe_fields import from_json, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def _count(recipe: Recipe, rows: int) -> Payload:
     batch = Batch(
         images={m: torch.rand(rows, len(names), side, side) for m, names in bands.items()},
         bands=dict(bands),
-        draws={f"{m}_noise": torch.rand(rows, patches) for m in bands},
+        noise={f"{m}_noise": torch.rand(rows, patches) for m in bands},
     )
     for _ in range(3):  # DDP arranges its buckets after the first step and tells the others in the second
         with Collectives() as collectives:

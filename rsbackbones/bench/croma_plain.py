@@ -27,7 +27,7 @@ from torch import Tensor, einsum, nn
 from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.sincos import sincos_embedding
 from rsbackbones.models.croma import CromaConfig
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
 
 # The options with which our objective is the public code's.
@@ -105,7 +105,7 @@ class PlainPretraining(nn.Module):
         """Return ``loss``, ``contrast`` and ``reconstruction``, scalars, of a batch with both sensors."""
         kept, restore, masked = {}, {}, {}
         for m in ("s2", "s1"):
-            order = torch.argsort(batch.draws[f"{m}_noise"], dim=1, stable=True)
+            order = torch.argsort(batch.noise[f"{m}_noise"], dim=1, stable=True)
             restore[m] = torch.argsort(order, dim=1)
             kept[m] = order[:, : self.keep]
             masked[m] = (restore[m] >= self.keep).float()

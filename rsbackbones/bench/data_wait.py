@@ -10,10 +10,10 @@ from typing import Any
 from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.train.data.pack import pack
 from rsbackbones.train.data.source import Sample
-from rsbackbones.train.options import SaveOptions
-from rsbackbones.train.recipe_fields import to_json
+from rsbackbones.train.engine.config import SaveOptions
+from rsbackbones.train.engine.config_io import to_json
+from rsbackbones.train.engine.run_dir import read_log
 from rsbackbones.train.recipes import RECIPES
-from rsbackbones.train.run_folder import read_log
 
 SIDE = 264  # pixels, as SSL4EO-S12's images
 _SETTLING = 2  # steps left out at the start: the workers' own start and the first prefetches

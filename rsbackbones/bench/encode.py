@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from rsbackbones.atomic import write_text
 from rsbackbones.bench import memory
 from rsbackbones.bench.encode_cell import PEERS, Cell
 from rsbackbones.bench.encode_page import draw, markdown
 from rsbackbones.bench.load_cell import measure_load
 from rsbackbones.bench.machine import all_cores, machine
 from rsbackbones.bench.processes import say, side_by_side
+from rsbackbones.files.atomic import write_text
 
 SEED = 0
 LIMIT = 600.0  # seconds of a cell

@@ -18,8 +18,8 @@ import torch
 
 from rsbackbones.bench.processes import serve, side_by_side
 from rsbackbones.factory import create_model
+from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.saving import save_model
-from rsbackbones.weights import sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)

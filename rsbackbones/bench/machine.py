@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import rsbackbones
-from rsbackbones.environment import processor
+from rsbackbones.files.environment import processor
 
 
 def all_cores() -> int:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsbackbones.atomic import write_text
 from rsbackbones.bench.collectives import (
     Payload,
     contrast_payload,
@@ -27,10 +26,11 @@ from rsbackbones.bench.collectives import (
 from rsbackbones.bench.flops import Flops, croma_flops
 from rsbackbones.bench.machine import machine
 from rsbackbones.factory import create_model
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.files.atomic import write_text
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.recipe_fields import replace_fields
 from rsbackbones.train.recipes import RECIPES
 
 MEASURED = Path("benchmarks/scaling.json")
@@ -155,7 +155,7 @@ def divisible(batch_size: int, world: int) -> int:
 def measure() -> dict[str, Any]:
     """Measure what the page needs of this machine: FLOPs, parameters, bytes of collectives."""
     models = {name: measure_model(RECIPES[name]) for name in NAMES}
-    small = replace_fields(RECIPES["croma_vit_tiny"], {"data.parts": []})
+    small = apply_overrides(RECIPES["croma_vit_tiny"], {"data.parts": []})
     payloads = {kind: asdict(payload) for kind, payload in measure_payloads(small, rows=4).items()}
     total, inside, blocks = count_parameters(_build(small))
     held = {"parameters": total, "in_blocks": inside, "blocks": blocks}
@@ -174,7 +174,7 @@ def measure_model(recipe: Recipe) -> dict[str, Any]:
     batch = Batch(
         images={m: torch.rand(_ROWS, len(names), side, side) for m, names in bands.items()},
         bands=dict(bands),
-        draws={f"{m}_noise": torch.rand(_ROWS, patches) for m in bands},
+        noise={f"{m}_noise": torch.rand(_ROWS, patches) for m in bands},
     )
     with FlopCounterMode(display=False) as counter:
         loss = objective(batch)["loss"]

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.atomic import write_text
 from rsbackbones.bench.bars import Panel, draw_bars
 from rsbackbones.bench.cell import VARIANTS, Cell
 from rsbackbones.bench.data_wait import measure_data_wait
 from rsbackbones.bench.machine import all_cores, machine
 from rsbackbones.bench.page import describe, number, part_lines, table_head, table_row
 from rsbackbones.bench.processes import say, side_by_side
+from rsbackbones.files.atomic import write_text
 
 SEED = 0
 

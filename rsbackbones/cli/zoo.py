@@ -97,9 +97,10 @@ def _bands(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
+    from rsbackbones.files.sha256 import sha256_of
     from rsbackbones.hub import PREFIX
     from rsbackbones.names import weights_named
-    from rsbackbones.weights import download_to, fetch, sha256_of
+    from rsbackbones.weights import download_to, fetch
 
     entry = weights_named(options.name)
     path = download_to(entry, options.to.expanduser()) if options.to else fetch(entry)
@@ -113,10 +114,11 @@ def _download(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from rsbackbones.factory import create_model
+    from rsbackbones.files.sha256 import sha256_of
     from rsbackbones.golden import compare_golden
     from rsbackbones.hub import PREFIX
     from rsbackbones.names import weights_named
-    from rsbackbones.weights import fetch, sha256_of
+    from rsbackbones.weights import fetch
 
     entry = weights_named(options.name)
     path = fetch(entry, options.checkpoint)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.atomic import write_text
+from rsbackbones.files.atomic import write_text
 from rsbackbones.rasters import Array
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.atomic import write_text
 from rsbackbones.eval.labelled import Array
+from rsbackbones.files.atomic import write_text
 
 _ENTRY = np.dtype([("sample", "<u4"), ("checksum", "<u4")])
 _JOB, _ROWS, _DONE = "job.json", "rows.bin", "done.bin"

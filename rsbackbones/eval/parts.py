@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import rsbackbones
-from rsbackbones.atomic import write_text
 from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.files.atomic import write_text
 
 
 def kept(folder: Path, job: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rsbackbones.atomic import write_text
 from rsbackbones.eval.knn import NEIGHBOURS
+from rsbackbones.files.atomic import write_text
 
 # A row: subject, stream, protocol, seed, metrics, interval of every metric.
 Row = Mapping[str, Any]

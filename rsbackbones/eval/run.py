@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from rsbackbones.embed.progress import progress_bar, told_beside
-from rsbackbones.environment import environment
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.kmeans import kmeans
@@ -27,6 +26,7 @@ from rsbackbones.eval.probe import probe
 from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import Kind, Progress
+from rsbackbones.files.environment import environment
 
 # The statistics of the bands, each of another magnitude, go to logistic regression (standardised) only.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")

@@ -1,9 +1,23 @@
-"""Pretraining on torch.distributed: recipes, data, objectives and the loop. Nothing else imports this."""
+"""Pretraining on torch.distributed: recipes, data, objectives and the engine. Nothing else imports this."""
 
-from rsbackbones.train.loop import Summary, train
+from rsbackbones.train.engine.config_io import apply_overrides
+from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.engine.trainer import Summary, train
+from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
+from rsbackbones.train.objectives.registry import register_objective
+from rsbackbones.train.pretraining import pretrain
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.recipe_fields import replace_fields
 from rsbackbones.train.recipes import RECIPES
-from rsbackbones.train.run_folder import TrainingError
 
-__all__ = ["RECIPES", "Recipe", "Summary", "TrainingError", "replace_fields", "train"]
+__all__ = [
+    "RECIPES",
+    "Objective",
+    "ObjectiveConfig",
+    "Recipe",
+    "Summary",
+    "TrainingError",
+    "apply_overrides",
+    "pretrain",
+    "register_objective",
+    "train",
+]

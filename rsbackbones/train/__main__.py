@@ -5,8 +5,8 @@ import os
 import sys
 
 from rsbackbones.train.command import run_command
-from rsbackbones.train.distributed import join
-from rsbackbones.train.recipe_fields import parse_arguments, to_json
+from rsbackbones.train.engine.config_io import parse_arguments, to_json
+from rsbackbones.train.engine.distributed import init_distributed
 from rsbackbones.train.recipes import RECIPES
 
 USAGE = """usage: [torchrun ...] -m rsbackbones.train recipe=NAME data.root=FOLDER out=FOLDER [key=value ...]
@@ -27,24 +27,24 @@ def main(arguments: list[str]) -> int:
         return 0
     if "--list" in options:
         for name, known in RECIPES.items():
-            begun = known.first_phase()
-            before = f"{begun.epochs} epochs of a first phase, then " if begun else ""
-            print(f"{name}: {known.model}, {before}{known.epochs} epochs, batch {known.batch_size}")
+            stages = known.resolve_stages()
+            epochs = ", then ".join(f"{stage.epochs} epochs of batch {stage.batch_size}" for stage in stages)
+            print(f"{name}: {known.model}, {epochs}")
         return 0
     recipe = parse_arguments([a for a in arguments if not a.startswith("-")], RECIPES)
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    if is_main_process:
         print(json.dumps(to_json(recipe), indent=1))
     if "--dry-run" in options:
         from rsbackbones.train.dry_run import dry_run
 
-        print_to = sys.stdout if first else None
-        dry_run(recipe, join(recipe.timeout), print_to)
+        print_to = sys.stdout if is_main_process else None
+        dry_run(recipe, init_distributed(recipe.timeout), print_to)
         return 0
-    from rsbackbones.train.loop import train
+    from rsbackbones.train.pretraining import pretrain
 
-    summary = train(recipe)
-    if first:
+    summary = pretrain(recipe)
+    if is_main_process:
         print(f"{summary.status} at step {summary.step} of {summary.total_steps}, {summary.out}")
         if summary.status == "stopped":
             print("the same command goes on from there")

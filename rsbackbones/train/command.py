@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from rsbackbones.train.distributed import end_process
+from rsbackbones.train.engine.distributed import end_process
 
 
 def run_command(main: Callable[[list[str]], int], name: str) -> NoReturn:

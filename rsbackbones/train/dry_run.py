@@ -3,16 +3,15 @@
 import resource
 import sys
 import time
-from dataclasses import replace
 from typing import TextIO
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsbackbones.train.beginning import check_phases
-from rsbackbones.train.distributed import Processes, leave
+from rsbackbones.train.engine.distributed import DistributedContext, destroy
+from rsbackbones.train.initialize import check_stages
+from rsbackbones.train.pretraining import PretrainRun
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.run import Run
 
 
 def peak_memory(device: torch.device) -> int:
@@ -23,25 +22,24 @@ def peak_memory(device: torch.device) -> int:
     return kilobytes * (1 if sys.platform == "darwin" else 1024)
 
 
-def dry_run(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> None:
+def dry_run(recipe: Recipe, processes: DistributedContext, print_to: TextIO | None) -> None:
     """Build a run, take two steps, write nothing to ``recipe.out``, and print what was measured.
 
     FLOPs are those of forward and backward pass, counted by torch, per sample. The estimated duration is
-    that of the second step times the number of steps: the first one warms up. Both phases, where there are
-    two; the second then begins with random weights.
+    that of the second step times the number of steps: the first one warms up. Of several stages each is run,
+    all but the first with random weights.
     """
-    check_phases(recipe)
-    first = recipe.first_phase()
-    for phase in (first, recipe) if first else (recipe,):
-        if print_to is not None and first:
-            print(f"{'phase 1' if phase is first else 'phase 2'}:", file=print_to)
-        initial = recipe.initial if phase is (first or recipe) else None
-        _two_steps(replace(phase, first={}, initial=initial), processes, print_to)
-    leave(processes)
+    check_stages(recipe)
+    stages = recipe.resolve_stages()
+    for i, stage in enumerate(stages):
+        if print_to is not None and len(stages) > 1:
+            print(f"stage {i + 1}:", file=print_to)
+        _two_steps(stage, processes, print_to)
+    destroy(processes)
 
 
-def _two_steps(recipe: Recipe, processes: Processes, print_to: TextIO | None) -> None:
-    run = Run(recipe, processes)
+def _two_steps(recipe: Recipe, processes: DistributedContext, print_to: TextIO | None) -> None:
+    run = PretrainRun(recipe, processes)
     steps = min(2, run.total_steps)
     batches = run.batches(0, steps)
     seconds, loss = 0.0, 0.0
@@ -49,7 +47,7 @@ def _two_steps(recipe: Recipe, processes: Processes, print_to: TextIO | None) ->
         began = time.perf_counter()
         of_step = [next(batches) for _ in range(recipe.accumulate)]
         parts, norm = run.forward_backward(of_step)
-        run.update(step, norm)
+        run.update(of_step, run.step(step), norm)
         loss = parts["loss"].item()  # waits for the GPU
         seconds = time.perf_counter() - began
     with FlopCounterMode(display=False) as counter:
@@ -67,9 +65,10 @@ def _two_steps(recipe: Recipe, processes: Processes, print_to: TextIO | None) ->
         f"{run.plan.steps_per_epoch}",
         "estimated duration": f"{hours:.2f} h on {processes.world_size} process(es) like this one",
     }
-    for use in run.uses:
-        bands = ", ".join(f"{m} {len(spec.bands)} bands" for m, spec in use.preprocess.specs.items())
-        lines[f"source {use.source.name}"] = f"{len(use)} samples x {use.repeat} an epoch, {bands}"
+    for stream in run.streams:
+        bands = ", ".join(f"{m} {len(spec.bands)} bands" for m, spec in stream.preprocess.specs.items())
+        name = f"source {stream.source.name}" + (f", task {stream.task}" if stream.task else "")
+        lines[name] = f"{len(stream)} samples x {stream.repeat} an epoch, {bands}"
     if print_to is not None:
         for name, value in lines.items():
             print(f"{name}: {value}", file=print_to)

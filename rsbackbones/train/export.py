@@ -19,18 +19,19 @@ from typing import Any
 
 import torch
 
-from rsbackbones.atomic import write_text
 from rsbackbones.config import as_json
 from rsbackbones.factory import create_model
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.golden import compute_golden
 from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model, write_safetensors
-from rsbackbones.train.beginning import read_run
-from rsbackbones.train.carried import OBJECTIVE_KEY, meaning_of
+from rsbackbones.train.compatibility import OBJECTIVE_KEY, objective_signature
+from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.engine.run_dir import stage_folder
+from rsbackbones.train.initialize import read_run
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.run_folder import PHASE_1, TrainingError
-from rsbackbones.weights import sha256_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -44,7 +45,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
         tag: of the weights' id ``architecture.tag``; default the name of the run's folder.
         dtype: ``float32``, or a half-precision type to store; reading casts up.
         full: keep all: in the encoder's file what only pretraining needs (SeaMo's temporal-multimodal block),
-            and ``objective.safetensors`` with decoders and projections, as ``initial=`` of a recipe.
+            and ``objective.safetensors`` with decoders and projections, as ``init_from=`` of a recipe.
 
     Returns:
         The path of the manifest.
@@ -53,7 +54,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
         ValueError: no usable run, tag or folder.
     """
     recipe, record, objective, step = read_run(run)
-    model = (objective.backbone if full else objective.encoder()).eval()
+    model = (objective.backbone if full else objective.export_backbone()).eval()
     tag = tag or re.sub(r"[^a-z0-9]+", "_", run.resolve().name.lower()).strip("_")
     if not re.fullmatch(r"[a-z0-9_]+", tag):
         raise TrainingError(f"a tag is lower-case letters, digits and underscores, got {tag!r}")
@@ -64,7 +65,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
     try:
         file = save_model(model, part / f"{recipe.model}.{tag}.safetensors", dtype=DTYPES[dtype])
         if full:
-            said = {OBJECTIVE_KEY: json.dumps(meaning_of(objective))}
+            said = {OBJECTIVE_KEY: json.dumps(objective_signature(objective))}
             write_safetensors(objective.state_dict(), part / "objective.safetensors", torch.float32, said)
         # What a user will get: through the file, and so through its precision.
         model = create_model(recipe.model, checkpoint=file)
@@ -86,7 +87,7 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
             "image_size": size,
             "params": sum(p.numel() for p in model.parameters()),
             "license": "not stated",
-            "provenance": f"{_provenance(run, recipe, record, step)} {objective.advice()}".rstrip(),
+            "provenance": f"{_provenance(run, recipe, record, step)} {objective.usage_note()}".rstrip(),
             "citation": None,
             "metrics": {},
             "golden": compute_golden(model, (size, size) if isinstance(size, int) else size),
@@ -115,10 +116,13 @@ def _provenance(run: Path, recipe: Recipe, record: Mapping[str, Any], step: int)
         f"Trained with rsbackbones.train, recipe {recipe.name} (recipe.json beside the weights), commit "
         f"{environment['commit']}, torch {environment['torch']}, seed {recipe.seed}: "
     )
-    if recipe.first and (run / PHASE_1).is_dir():
-        first, of_first, _, steps_of_first = read_run(run / PHASE_1)
-        told += f"phase 1, {_seen(first, of_first, steps_of_first)} Phase 2, "
-    return told + _seen(recipe, record, step)
+    stages = recipe.resolve_stages()
+    for i in range(len(stages) - 1):
+        folder = stage_folder(run, i, len(stages))
+        if folder.is_dir():
+            before, of_before, _, steps = read_run(folder)
+            told += f"stage {i + 1}, {_seen(before, of_before, steps)} Then "
+    return told + (f"stage {len(stages)}, " if len(stages) > 1 else "") + _seen(stages[-1], record, step)
 
 
 def _seen(recipe: Recipe, record: Mapping[str, Any], step: int) -> str:
@@ -142,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--tag", default="", help="of the weights' id; default the run's name")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--full", action="store_true", help="keep what only pretraining needs, for initial=")
+    parser.add_argument(
+        "--full", action="store_true", help="keep what only pretraining needs, for init_from="
+    )
     options = parser.parse_args(arguments)
     try:
         print(export(options.run, options.to, tag=options.tag, dtype=options.dtype, full=options.full))

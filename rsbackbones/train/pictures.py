@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from rsbackbones.pictures import false_colours, new_figure, save_png, stretched
-from rsbackbones.train.run_folder import read_log
+from rsbackbones.train.engine.run_dir import read_log
 
 # What is no curve of interest on its own.
 _NOT_DRAWN = ("step", "epoch", "samples_per_s", "data_wait")

@@ -11,23 +11,27 @@ from typing import Any
 from rsbackbones.train.data.augment import CropRange, Flips, Region
 from rsbackbones.train.data.npz import NpzFile
 from rsbackbones.train.data.simulated import SimulatedPlaces
-from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.objectives.seamo import SeamoObjective
-from rsbackbones.train.options import OptimOptions, RunOptions
-from rsbackbones.train.recipe_fields import from_json, merge_fields, to_json
+from rsbackbones.train.engine.config import OptimOptions, RunOptions
+from rsbackbones.train.engine.config_io import from_json, merge_fields, to_json
+from rsbackbones.train.engine.run_dir import stage_folder
+from rsbackbones.train.engine.sampler import TaskSchedule
+from rsbackbones.train.objectives.objective import ObjectiveConfig
+from rsbackbones.train.objectives.registry import check_registered
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One .npz file, or simulated places, of a training set that is made of several, and how it is used.
 
-    ``crop`` and ``size`` replace those of the data options; ``repeat``: times per epoch.
+    ``crop`` and ``size`` replace those of the data options; ``repeat``: times per epoch. ``task``: what its
+    samples are for; without one they are for every task there is.
     """
 
     file: NpzFile | SimulatedPlaces
     repeat: int = 1
     crop: CropRange | None = None
     size: int | None = None
+    task: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,9 @@ class DataOptions:
         region: where samples are series, how the crops of their dates lie to each other: ``same`` (one view
             for all), ``partial`` (one for each), ``disjoint`` (no two overlap).
         mixup: parameter of the Beta distribution; 0 for none.
+        task_schedule: in which order steps are of the tasks of ``parts`` or of the objective:
+            ``proportional`` (to their batches, shuffled), ``alternate``, or ``random``; see
+            :class:`~rsbackbones.train.engine.sampler.BatchPlan`.
         units: of Sentinel-2 and Sentinel-1 values, where they are not DN and dB; as in ``create_preprocess``.
         statistics: by modality and band (mean, standard deviation), in the unit of the model's input contract
             (DN, dB), of bands that it has none for, or instead of its own; the exported model keeps them.
@@ -63,6 +70,7 @@ class DataOptions:
     turns: bool = True
     region: Region = "same"
     mixup: float = 0.3
+    task_schedule: TaskSchedule = "proportional"
     units: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     workers: int = 2
@@ -75,6 +83,8 @@ class DataOptions:
             raise ValueError(
                 f"data.crop must be two sides in pixels, or two shares of the image's, got {self.crop}"
             )
+        if self.size < 1:
+            raise ValueError(f"data.size must be at least 1 pixel, got {self.size}")
         if self.mixup < 0 or self.workers < 0 or not 0 <= self.max_bad_share <= 1:
             raise ValueError(
                 f"data: mixup {self.mixup} and workers {self.workers} must not be negative, max_bad_share "
@@ -84,51 +94,72 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(RunOptions):
-    """A pretraining run. Contrast sees the negatives of one pass, of which a step has ``accumulate``.
+    """A pretraining run: one stage, or several, each of which begins with the weights of the one before.
+
+    With gradient accumulation, contrastive negatives come from the current micro-batch only.
 
     Attributes:
+        model: as for ``create_model``; ``overrides``: fields of its configuration.
         objective: what is trained, and its options.
-        epochs: length of the run.
-        first: what is different in a first phase of the run, whose weights this one begins with: fields of
-            the recipe, nested as in its JSON: ``{"epochs": 20, "objective": {"strategy": "multimodal"}}``.
-            What it does not name is the same in both, ``initial`` is what the first begins with.
-        initial: weights to begin with: ``objective.safetensors`` of ``export --full``.
-        ema: decay of the exponential moving average of the parameters, which is then exported; 0 for none.
+        epochs: length of a stage: times that it goes over its data. The order of tasks does not change it.
+        stages: for every stage what differs from the recipe's own fields, nested as in its JSON:
+            ``({"epochs": 20, "objective": {"length": 1}}, {})``. Empty: one stage.
+        init_from: weights that the first stage begins with: ``objective.safetensors`` of ``export --full``.
+        ema: decay of the exponential moving average of the weights, which is then exported; 0 for none.
     """
 
-    objective: CromaObjective | SeamoObjective
+    model: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    objective: ObjectiveConfig
     data: DataOptions = field(default_factory=DataOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     epochs: int
-    first: dict[str, Any] = field(default_factory=dict)
-    initial: Path | None = None
+    stages: tuple[dict[str, Any], ...] = ()
+    init_from: Path | None = None
     ema: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_registered(self.objective)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
-        if fixed := [name for name in ("name", "out", "first", "max_steps") if name in self.first]:
-            raise ValueError(f"first cannot change {', '.join(fixed)}: they are of the run as a whole")
-        self.first_phase()  # what it says must be a recipe
-        if self.first and self.objective.seasons == 1:
+        for i, changes in enumerate(self.stages):
+            if fixed := [name for name in ("name", "out", "stages", "max_steps") if name in changes]:
+                raise ValueError(
+                    f"stages.{i} cannot change {', '.join(fixed)}: they are of the run as a whole"
+                )
+            if i and "init_from" in changes:
+                raise ValueError(
+                    f"stages.{i} cannot change init_from: it begins with the weights of the stage before"
+                )
+        seasons = {stage.objective.seasons for stage in self.resolve_stages()}  # each must be a recipe
+        if seasons == {1} and any("length" in changes.get("objective", {}) for changes in self.stages):
             raise ValueError(
-                "these options train on single dates, as the first phase does, and there is no second: say "
-                "first={} as well"
+                "the stages differ in objective.length, and with these options all of them train on single "
+                "dates: "
+                "say stages=[] as well"
             )
 
-    def first_phase(self) -> "Recipe | None":
-        """Return the recipe of the first phase, which trains in the folder ``phase_1`` of this one's.
+    def resolve_stages(self) -> "tuple[Recipe, ...]":
+        """Return the recipe of every stage, with its own folder; of a recipe without stages itself.
 
         Raises:
-            ValueError: ``first`` has an unknown field, or a value that does not fit.
+            ValueError: a stage has an unknown field, or a value that does not fit.
         """
-        if not self.first:
-            return None
-        out = None if self.out is None else str(self.out / "phase_1")
-        own: dict[str, Any] = {**to_json(self), "first": {}, "out": out}
-        return from_json(merge_fields(own, self.first), Recipe)
+        if not self.stages:
+            return (self,)
+        resolved = []
+        for i, changes in enumerate(self.stages):
+            own = {**to_json(self), "stages": []}
+            own["out"] = self.out and str(stage_folder(self.out, i, len(self.stages)))
+            if i:
+                own["init_from"] = None
+            try:
+                resolved.append(from_json(merge_fields(own, changes), Recipe))
+            except ValueError as error:
+                raise ValueError(f"stages.{i}: {error}") from error
+        return tuple(resolved)
 
-    def may_change(self) -> tuple[str, ...]:
-        """See :meth:`RunOptions.may_change`."""
-        return (*super().may_change(), "data.root", "data.workers", "data.max_bad_share", "initial")
+    def resumable_fields(self) -> tuple[str, ...]:
+        """See :meth:`RunOptions.resumable_fields`."""
+        return (*super().resumable_fields(), "data.root", "data.workers", "data.max_bad_share", "init_from")

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rsbackbones.train.distributed import end_process
+from rsbackbones.train.engine.distributed import end_process
 from tests.train.croma_setup import build, gradients, make_batch
 
 GLOBAL_BATCH = 8
@@ -37,7 +37,7 @@ def _one_of_many(case: str, dtype: torch.dtype) -> Result:
     mine = dataclasses.replace(
         batch,
         images={m: x[rows] for m, x in batch.images.items()},
-        draws={name: x[rows] for name, x in batch.draws.items()},
+        noise={name: x[rows] for name, x in batch.noise.items()},
     )
     parallel = DistributedDataParallel(objective)
     loss = parallel(mine)["loss"]

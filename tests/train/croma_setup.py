@@ -4,7 +4,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.sensors import SSL4EO_S12
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
 
 SMALL = {"dim": 32, "depth": 2, "num_heads": 4}
@@ -23,7 +23,7 @@ def build(dtype=torch.float64, seed=0, model=None, **options):
 def draw(options, count, num_patches, modalities=("s2", "s1"), seed=0):
     """The draws of ``count`` samples, each of its own generator, as a loader would collate them."""
     each = [
-        options.draw(torch.Generator().manual_seed(1000 * seed + i), modalities, num_patches)
+        options.sample_noise(torch.Generator().manual_seed(1000 * seed + i), modalities, num_patches)
         for i in range(count)
     ]
     return {name: torch.stack([draws[name] for draws in each]) for name in each[0]}
@@ -38,7 +38,7 @@ def make_batch(options, count=3, grid=(4, 6), bands=None, seed=0, dtype=torch.fl
         for m, names in bands.items()
     }
     return Batch(
-        images=images, bands=dict(bands), draws=draw(options, count, grid[0] * grid[1], tuple(bands), seed)
+        images=images, bands=dict(bands), noise=draw(options, count, grid[0] * grid[1], tuple(bands), seed)
     )
 
 

@@ -8,8 +8,8 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.finetune import RECIPES, FinetuneRecipe
-from rsbackbones.train.recipe_fields import replace_fields
 
 SIDE = 16
 BANDS = ("B02", "B03", "B04", "B08")
@@ -103,7 +103,7 @@ def with_samples(data, **changes):
 
 def small_recipe(out: Path | None = None, **changes: object) -> FinetuneRecipe:
     """A run of some epochs with a tiny random model. Dots in a key are two underscores."""
-    recipe = replace_fields(
+    recipe = apply_overrides(
         RECIPES["croma"],
         {
             "model": "croma_vit_tiny",
@@ -125,7 +125,7 @@ def small_recipe(out: Path | None = None, **changes: object) -> FinetuneRecipe:
         },
     )  # fmt: skip
     options = {name.replace("__", "."): value for name, value in changes.items()}
-    return replace_fields(recipe, options | ({"out": str(out)} if out else {}))
+    return apply_overrides(recipe, options | ({"out": str(out)} if out else {}))
 
 
 def seamo_with_block(folder: Path) -> dict[str, object]:

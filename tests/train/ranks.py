@@ -13,24 +13,25 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from rsbackbones.train.checkpoint import Checkpoints
-from rsbackbones.train.distributed import end_process, join, leave
-from rsbackbones.train.options import SaveOptions
+from rsbackbones.train.engine.checkpoint import Checkpoints
+from rsbackbones.train.engine.config import SaveOptions
+from rsbackbones.train.engine.config_io import from_json
+from rsbackbones.train.engine.distributed import destroy, end_process, init_distributed
+from rsbackbones.train.pretraining import stages_of
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.recipe_fields import from_json
-from rsbackbones.train.run import Run
 
 
 def steps_of(recipe, processes, count):
     """The curve of the first steps: mean loss over the processes and norm of the gradient."""
-    run = Run(recipe, processes)
+    run = stages_of(recipe)[-1].build(processes)
     batches = run.batches(0, count)
     curve = []
     for step in range(count):
-        parts, norm = run.forward_backward(list(islice(batches, recipe.accumulate)))
+        of_step = list(islice(batches, recipe.accumulate))
+        parts, norm = run.forward_backward(of_step)
         loss = processes.reduce([parts["loss"].item()], dist.ReduceOp.SUM)[0] / processes.world_size
         curve.append((loss, norm.item()))
-        run.update(step, norm)
+        run.update(of_step, run.step(step), norm)
     state = get_model_state_dict(run.module, options=StateDictOptions(full_state_dict=True))
     return curve, {name: value.double().sum().item() for name, value in state.items()}
 
@@ -39,15 +40,15 @@ def main(file: Path) -> None:
     """Compute what the file asks for."""
     torch.set_num_threads(1)
     content = json.loads(file.read_text())
-    processes = join(60)
+    processes = init_distributed(60)
     saving = Checkpoints(file.parent / "checkpoints", processes, SaveOptions())
     groups = [group._get_backend(processes.device) for group in (dist.group.WORLD, saving._group)]
     results = {"timeouts": [group.options._timeout.total_seconds() for group in groups]}
     for name, fields in content["recipes"].items():
         results[name] = steps_of(from_json(fields, Recipe), processes, content["count"])
-    if processes.first:
+    if processes.is_main_process:
         Path(content["results"]).write_text(json.dumps(results))
-    leave(processes)
+    destroy(processes)
     end_process()
 
 

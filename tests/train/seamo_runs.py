@@ -1,12 +1,15 @@
-"""What the tests of SeaMo's runs share: small series of dates, and a small recipe of two phases."""
+"""What the tests of SeaMo's runs share: small series of dates, and a small recipe of two stages."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from rsbackbones.train.data.npz import NpzFile
+from rsbackbones.train.engine.config_io import apply_overrides, to_json
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.pretraining import PretrainRun, stages_of
 from rsbackbones.train.recipe import Part, Recipe
-from rsbackbones.train.recipe_fields import replace_fields, to_json
 from rsbackbones.train.recipes import RECIPES
 from tests.train.training import BANDS, SIDE
 
@@ -15,7 +18,7 @@ SERIES = Part(
         path="series.npz", images={m: {m: BANDS[m]} for m in ("s2", "s1")}, series=True, dates="dates"
     )
 )
-# Steps of the two phases: 16 places in batches of 8, 3 and 4 epochs.
+# TrainRun of the two phases: 16 places in batches of 8, 3 and 4 epochs.
 FIRST, SECOND = 6, 8
 
 
@@ -44,9 +47,17 @@ def write_series(folder: Path, *, places: int = 16, seasons: int = 4, gaps: bool
     return folder
 
 
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
+
+
+def built(recipe: Recipe, index: int = -1) -> PretrainRun:
+    """The run of one of a recipe's stages."""
+    return stages_of(recipe)[index].build(ALONE)
+
+
 def two_phases(data: Path, out: Path | None = None, **changes: object) -> Recipe:
     """A run of 6 steps and then 8. Dots in a key are two underscores."""
-    recipe = replace_fields(
+    recipe = apply_overrides(
         RECIPES["seamo_vit_b"],
         {
             "model": "seamo_vit_tiny",
@@ -58,7 +69,7 @@ def two_phases(data: Path, out: Path | None = None, **changes: object) -> Recipe
             "data.workers": 0,
             "optim.base_lr": 3e-2,
             "batch_size": 8,
-            "first.epochs": 3,
+            "stages.0.epochs": 3,
             "epochs": 4,
             "precision": "fp32",
             "log_every": 1,
@@ -66,4 +77,4 @@ def two_phases(data: Path, out: Path | None = None, **changes: object) -> Recipe
         },
     )
     options = {name.replace("__", "."): value for name, value in changes.items()}
-    return replace_fields(recipe, options | ({"out": str(out)} if out else {}))
+    return apply_overrides(recipe, options | ({"out": str(out)} if out else {}))

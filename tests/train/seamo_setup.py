@@ -3,7 +3,7 @@
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.seamo import SeamoObjective
 from tests.train.croma_setup import BANDS, SMALL, TINY_DECODER, draw
 
@@ -43,4 +43,4 @@ def make_batch(objective, *, count=2, grid=(4, 4), bands=None, valid=None, seed=
     for m, present in (valid or {}).items():
         images[m][~present] = 0
     draws = draw(options, count, grid[0] * grid[1], tuple(bands), seed)
-    return Batch(images=images, bands=dict(bands), draws=draws, valid=valid or {})
+    return Batch(images=images, bands=dict(bands), noise=draws, valid=valid or {})

@@ -20,7 +20,7 @@ from rsbackbones.train.data.augment import (
     resize_and_turn,
     turn,
 )
-from rsbackbones.train.data.dataset import TrainingSet, Use, Views
+from rsbackbones.train.data.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.data.npz import NpzFile, NpzSource
 from tests.reference.seamo_plain import pixels_of, squares_fit
 from tests.train.training import BANDS
@@ -251,8 +251,8 @@ def test_the_sensors_of_a_season_share_its_view(region, tmp_path):
         NpzFile(path=str(tmp_path / "images.npz"), images={m: {m: BANDS[m]} for m in images}, series=True)
     )
     views = Views(crop=(16, 16), size=16, flips=True, turns=True, region=region)
-    use = Use(source=source, preprocess=_Plain(), views=views, seasons=4)
-    dataset = TrainingSet([use], patch_size=8, draw=lambda *_: {}, seed=0)
+    use = DataStream(source=source, preprocess=_Plain(), views=views, seasons=4)
+    dataset = TrainingSet([use], patch_size=8, sample_noise=lambda *_: {}, seed=0)
     epochs = 20
     batch = dataset.__getitems__([(e, 0, i) for e in range(epochs) for i in range(3)])
     assert batch.images["s2"].shape == (3 * epochs, 4, 12, 16, 16)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rsbackbones.train import steps as steps_module
-from rsbackbones.train.checkpoint import rng_state, set_rng_state
-from rsbackbones.train.loop import train
+from rsbackbones.train.engine import train_step
+from rsbackbones.train.engine.checkpoint import rng_state, set_rng_state
+from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.run_folder import TrainingError
+from rsbackbones.train.pretraining import pretrain
 from tests.train.training import (
     DEADLINE,
     assert_same,
@@ -54,9 +54,9 @@ def name_of(step):
 )
 def test_going_on_is_the_unbroken_run(data, tmp_path, options):
     """Cut in the middle of an epoch, at step 11 of 8 an epoch, and again at 13."""
-    train(small_recipe(data, tmp_path / "unbroken", max_steps=END, **options))
+    pretrain(small_recipe(data, tmp_path / "unbroken", max_steps=END, **options))
     for steps in (11, 13, END):
-        summary = train(small_recipe(data, tmp_path / "cut", max_steps=steps, **options))
+        summary = pretrain(small_recipe(data, tmp_path / "cut", max_steps=steps, **options))
         assert summary.step == steps
     assert len(curve(tmp_path / "unbroken")) == END
     assert curve(tmp_path / "cut") == curve(tmp_path / "unbroken")
@@ -83,7 +83,7 @@ def test_going_on_with_dropout(data, tmp_path, workers, monkeypatch):
     def go(name, steps, every):
         options = {"max_steps": steps, "save__every": every, "data__workers": workers}
         torch.manual_seed(99)  # whatever the process did before
-        train(with_dropout(small_recipe(data, tmp_path / name, **options)))
+        pretrain(with_dropout(small_recipe(data, tmp_path / name, **options)))
 
     go("unbroken", END, 7)
     for steps in (7, 11, END):
@@ -92,7 +92,7 @@ def test_going_on_with_dropout(data, tmp_path, workers, monkeypatch):
     assert_same(contents(tmp_path / "cut", END), contents(tmp_path / "unbroken", END))
     # The control: without the generators' states it would not be the same.
     go("other", 11, 1000)
-    monkeypatch.setattr(steps_module, "set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(train_step, "set_rng_state", lambda state, device: None)
     go("other", END, 1000)
     assert curve(tmp_path / "other")[:11] == curve(tmp_path / "unbroken")[:11]
     assert curve(tmp_path / "other")[11:] != curve(tmp_path / "unbroken")[11:]
@@ -117,7 +117,7 @@ def test_every_generator_is_restored():
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_newest_are_kept(data, tmp_path, asynchronous):
     options = {"save__every": 2, "save__keep": 3, "save__asynchronous": asynchronous, "max_steps": 9}
-    train(small_recipe(data, tmp_path / "run", **options))
+    pretrain(small_recipe(data, tmp_path / "run", **options))
     assert checkpoints(tmp_path / "run") == [name_of(6), name_of(8), name_of(9)]
 
 
@@ -126,12 +126,14 @@ def four(data, tmp_path_factory):
     """A run of 8 steps with the checkpoints of 4, 6 and 8, and the same run unbroken to 10."""
     folder = tmp_path_factory.mktemp("four")
     for name, steps in (("run", 8), ("unbroken", 10)):
-        train(small_recipe(data, folder / name, save__every=2, save__keep=3, max_steps=steps))
+        pretrain(small_recipe(data, folder / name, save__every=2, save__keep=3, max_steps=steps))
     return folder
 
 
 def go_on(data, out, **options):
-    return train(small_recipe(data, out, **({"save__every": 2, "save__keep": 3, "max_steps": 10} | options)))
+    return pretrain(
+        small_recipe(data, out, **({"save__every": 2, "save__keep": 3, "max_steps": 10} | options))
+    )
 
 
 def flip(path):
@@ -254,18 +256,18 @@ def test_folders_that_cannot_be_used(data, tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("text")
-    with pytest.raises(TrainingError, match=r"not empty and no run of ours: thesis\.txt"):
-        train(small_recipe(data, foreign))
+    with pytest.raises(TrainingError, match=r"not empty and not an rsbackbones run: it holds thesis\.txt"):
+        pretrain(small_recipe(data, foreign))
     assert (foreign / "thesis.txt").read_text() == "text"
     with pytest.raises(TrainingError, match=r"cannot write to the output folder .*thesis\.txt"):
-        train(small_recipe(data, foreign / "thesis.txt" / "run"))
+        pretrain(small_recipe(data, foreign / "thesis.txt" / "run"))
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "recipe.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"recipe\.json"):
-        train(small_recipe(data, damaged))
+        pretrain(small_recipe(data, damaged))
     with pytest.raises(TrainingError, match="out=FOLDER"):
-        train(small_recipe(data))
+        pretrain(small_recipe(data))
 
 
 def test_one_job_at_a_time(data, tmp_path):
@@ -276,12 +278,12 @@ def test_one_job_at_a_time(data, tmp_path):
     try:
         wait_until(lambda: steps_logged(out) > 2, first, log)
         with pytest.raises(TrainingError, match=r"another job is running in .*; choose another"):
-            train(small_recipe(data, out, epochs=1000, data__workers=1, max_steps=1))
+            pretrain(small_recipe(data, out, epochs=1000, data__workers=1, max_steps=1))
         assert first.poll() is None
     finally:
         first.kill()  # its loader worker lives on for a few seconds, and holds the lock
         first.wait()
-    assert train(small_recipe(data, out, epochs=1000, data__workers=1, max_steps=4)).step == 4
+    assert pretrain(small_recipe(data, out, epochs=1000, data__workers=1, max_steps=4)).step == 4
     end(first)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.objectives.infonce import InfoNCE
 from rsbackbones.train.objectives.masking import random_mask
@@ -45,7 +45,7 @@ def test_equals_the_plain_version_in_losses_and_all_gradients(case):
     contrast, reconstruction = croma_pretraining_plain.losses(
         state,
         batch.images,
-        {m: batch.draws[options.noise_name(m)] for m in bands},
+        {m: batch.noise[options.noise_name(m)] for m in bands},
         {m: options.mask_ratio(m) for m in bands},
         {m: [BANDS[m].index(name) for name in names] for m, names in bands.items()},
         {m: len(names) for m, names in BANDS.items()},
@@ -335,7 +335,7 @@ def test_the_batch_alone_decides():
     torch.manual_seed(2)
     again = objective(batch)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    other = dataclasses.replace(batch, draws=draw(objective.options, 3, 24, seed=9))
+    other = dataclasses.replace(batch, noise=draw(objective.options, 3, 24, seed=9))
     assert not torch.equal(first["loss"], objective(other)["loss"])
 
 
@@ -533,11 +533,11 @@ BAD_BATCHES = [
     ({}, {"bands": {"s2": FOUR, "s1": ("VV", "VH")}}, lambda b: b, "which the backbone lacks"),
     ({}, {}, lambda b: _replaced(b, images={m: x[..., :20, :] for m, x in b.images.items()}), "patch size 8"),
     ({}, {}, lambda b: _replaced(b, images={**b.images, "s1": b.images["s1"][:2]}), "equally many"),
-    ({}, {}, lambda b: _replaced(b, draws={}), "has no 's2_noise'"),
-    ({}, {}, lambda b: _replaced(b, draws={k: v[:, 1:] for k, v in b.draws.items()}),
+    ({}, {}, lambda b: _replaced(b, noise={}), "has no 's2_noise'"),
+    ({}, {}, lambda b: _replaced(b, noise={k: v[:, 1:] for k, v in b.noise.items()}),
      r"\[B, N\] = \[3, 24\]"),
     ({"hard_negatives": 2}, {},
-     lambda b: _replaced(b, draws={k: v for k, v in b.draws.items() if "noise" in k}),
+     lambda b: _replaced(b, noise={k: v for k, v in b.noise.items() if "noise" in k}),
      "has no 's2_hard_picks'"),
     ({"reconstruction_target": "s1"}, {}, lambda b: _replaced(b, images={"s2": b.images["s2"]}),
      "the batch has only s2"),

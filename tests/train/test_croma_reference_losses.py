@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
 from tests.train.croma_published import load_published
 from tests.train.croma_setup import BANDS
@@ -39,7 +39,7 @@ def test_croma_reference_losses_and_gradient(variant):
     batch = Batch(
         images={"s2": images[:, :12], "s1": images[:, 12:]},
         bands=BANDS,
-        draws={
+        noise={
             "s2_noise": noise_of(recorded["optical_ids_restore"]),
             "s1_noise": noise_of(recorded["radar_ids_restore"]),
         },

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.data.dataset import TrainingSet, Use, Views
+from rsbackbones.train.data.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.data.npz import NpzFile, NpzSource
 from rsbackbones.train.data.source import BadSample
-from rsbackbones.train.distributed import Processes
-from rsbackbones.train.loop import train
-from rsbackbones.train.run import Run
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.pretraining import PretrainRun, pretrain
 from tests.train.training import BANDS, curve, small_recipe, write_data
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +37,8 @@ def set_of(folder, images, views, *, preprocess=None, seed=0):
     source = NpzSource(NpzFile(path=str(folder / "images.npz"), images={m: {m: b} for m, b in bands.items()}))
     model = rsb.create_model("croma_vit_tiny", modalities=tuple(images))
     preprocess = preprocess or rsb.create_preprocess(model, bands=bands)
-    use = Use(source=source, preprocess=preprocess, views=views)
-    return TrainingSet([use], patch_size=8, draw=draw, seed=seed), model
+    use = DataStream(source=source, preprocess=preprocess, views=views)
+    return TrainingSet([use], patch_size=8, sample_noise=draw, seed=seed), model
 
 
 def test_pixels_are_normalised_as_for_inference(data, tmp_path):
@@ -53,7 +52,7 @@ def test_pixels_are_normalised_as_for_inference(data, tmp_path):
         assert torch.equal(batch.images[m], expected[m])
         assert batch.bands[m] == BANDS[m]
     # What a run makes is this, too.
-    run = Run(
+    run = PretrainRun(
         small_recipe(data, data__mixup=0, data__crop=(32, 32), data__flips=False, data__turns=False), ALONE
     )
     assert torch.equal(run.dataset.__getitems__(keys(4)).images["s2"], expected["s2"])
@@ -83,15 +82,15 @@ def test_both_sensors_show_the_same_place(tmp_path):
 
 
 def test_a_sample_does_not_depend_on_its_batch(data):
-    dataset = Run(small_recipe(data), ALONE).dataset
+    dataset = PretrainRun(small_recipe(data), ALONE).dataset
     whole = dataset.__getitems__(keys(8))
     for part in (keys(8)[3:5], keys(8)[::-1], keys(8)[6:]):
         batch = dataset.__getitems__(part)
         for i, key in enumerate(part):
             for m in ("s2", "s1"):
                 assert torch.equal(batch.images[m][i], whole.images[m][key[2]])
-            for name, value in batch.draws.items():
-                assert torch.equal(value[i], whole.draws[name][key[2]])
+            for name, value in batch.noise.items():
+                assert torch.equal(value[i], whole.noise[name][key[2]])
             assert batch.names[i] == whole.names[key[2]]
     torch.manual_seed(5)  # nor on the global generators
     np.random.seed(5)
@@ -99,10 +98,10 @@ def test_a_sample_does_not_depend_on_its_batch(data):
 
 
 def test_every_epoch_and_seed_sees_other_views(data):
-    runs = [Run(small_recipe(data, seed=seed), ALONE).dataset for seed in (0, 1)]
+    runs = [PretrainRun(small_recipe(data, seed=seed), ALONE).dataset for seed in (0, 1)]
     seen = [d.__getitems__(keys(1, epoch=e)) for d in runs for e in (0, 1)]
     assert len({float(b.images["s2"].double().sum()) for b in seen}) == 4
-    assert len({float(next(iter(b.draws.values())).double().sum()) for b in seen}) == 4
+    assert len({float(next(iter(b.noise.values())).double().sum()) for b in seen}) == 4
     assert len({b.names for b in seen}) == 1
 
 
@@ -160,5 +159,5 @@ def test_images_smaller_than_the_crop_are_bad(tmp_path):
 
 def test_loader_workers_change_nothing(data, tmp_path):
     for workers in (0, 2):
-        train(small_recipe(data, tmp_path / str(workers), data__workers=workers, epochs=1))
+        pretrain(small_recipe(data, tmp_path / str(workers), data__workers=workers, epochs=1))
     assert curve(tmp_path / "0") == curve(tmp_path / "2")

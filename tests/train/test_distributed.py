@@ -7,10 +7,10 @@ import signal
 import pytest
 import torch
 
-from rsbackbones.train.beginning import read_run
-from rsbackbones.train.distributed import Processes
-from rsbackbones.train.loop import train
-from rsbackbones.train.recipe_fields import to_json
+from rsbackbones.train.engine.config_io import to_json
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.initialize import read_run
+from rsbackbones.train.pretraining import pretrain
 from tests.train.ranks import steps_of
 from tests.train.training import (
     DEADLINE,
@@ -64,7 +64,7 @@ def of_two(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_one(data):
-    alone = Processes(0, 1, torch.device("cpu"))
+    alone = DistributedContext(0, 1, torch.device("cpu"))
     return {
         passes: steps_of(small_recipe(data, epochs=8, accumulate=passes), alone, COUNT) for passes in (1, 2)
     }
@@ -102,7 +102,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
         return small_recipe(data, tmp_path / name, batch_size=12, save__every=6, epochs=3, **options)
 
     unbroken = tmp_path / "unbroken"
-    train(recipe("unbroken"))
+    pretrain(recipe("unbroken"))
     log = tmp_path / "log"
     for ranks, name in ((0, "one"), (2, "two")):
         run(command(recipe(name, max_steps=6, parallel="fsdp"), tmp_path / "recipe.json", ranks), log)

@@ -12,12 +12,12 @@ import rsbackbones as rsb
 from rsbackbones.cli import main as cli
 from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.train.distributed import Processes
+from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
+from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune import RECIPES, finetune, load_finetuned
 from rsbackbones.train.finetune.__main__ import main
 from rsbackbones.train.finetune.run import FinetuneRun, _pools_in_vain, build_model
 from rsbackbones.train.finetune.tune import said
-from rsbackbones.train.recipe_fields import from_json, replace_fields, to_json
 from tests.train.finetune_setup import CLASSES, DENSE, finer, labelled, saved, seamo_with_block, small_recipe
 from tests.train.training import checkpoints, curve
 
@@ -217,7 +217,7 @@ def test_a_sweep_reports_the_best_rate_and_goes_on(tmp_path, monkeypatch):
         finetune(replace(recipe, out=tmp_path / "alone"), data)
     assert max(line["lr"] for line in curve_lines(folders[1])) == pytest.approx(1e-5 * 4 / 256)
     # Finished runs are not run again.
-    monkeypatch.setattr("rsbackbones.train.steps.Steps.forward_backward", None)
+    monkeypatch.setattr("rsbackbones.train.engine.train_step.TrainRun.forward_backward", None)
     assert finetune(recipe, data)["metrics"] == result["metrics"]
 
 
@@ -409,7 +409,7 @@ def test_images_of_another_sensor(tmp_path):
         "bands": '{"s2": ["B2", "B4", "B5", "B6"]}', "bands_missing": "nearest", "bands_scale": "sqrt",
         "overrides": "{}", "epochs": "1",
     }  # fmt: skip
-    recipe = replace_fields(small_recipe(tmp_path / "run", optim__warmup_epochs=0), fields)
+    recipe = apply_overrides(small_recipe(tmp_path / "run", optim__warmup_epochs=0), fields)
     assert from_json(json.loads(json.dumps(to_json(recipe))), type(recipe)) == recipe
     result = finetune(recipe)
     assert result["status"] == "finished"
@@ -425,12 +425,12 @@ def test_images_of_another_sensor(tmp_path):
     assert model.config.sensors == {"s2": "landsat_oli"}
     assert accuracy(model, data, "test") == result["metrics"]["top1"]
     with pytest.raises(ValueError, match="says that s2 is superdove; oli was opened as landsat_oli"):
-        finetune(replace_fields(recipe, {"sensors.s2": "superdove", "out": str(tmp_path / "b")}), data)
+        finetune(apply_overrides(recipe, {"sensors.s2": "superdove", "out": str(tmp_path / "b")}), data)
     # Zeros that are trained would see bands without statistics: 1 everywhere.
-    zero = replace_fields(recipe, {"bands": '{"s2": ["B2", "B3", "B4", "B6"]}', "bands_missing": "zero"})
+    zero = apply_overrides(recipe, {"bands": '{"s2": ["B2", "B3", "B4", "B6"]}', "bands_missing": "zero"})
     with pytest.raises(ValueError, match=r"do not look at B6 \(bands_missing='zero'\).*or freeze=true"):
         build_model(zero, data)
-    frozen = build_model(replace_fields(zero, {"freeze": "true"}), data)
+    frozen = build_model(apply_overrides(zero, {"freeze": "true"}), data)
     assert frozen.inputs["s2"].ignored == ("B6",)
 
 
@@ -440,7 +440,9 @@ def test_what_joins_dates_is_not_trained_and_every_other_parameter_gets_a_gradie
     data = labelled(task, sensors=("s2", "s1") if task == "classes" else ("s2",))
     options = seamo_with_block(tmp_path)
     run = FinetuneRun(
-        small_recipe(tmp_path / "run", **options, **plain(task)), Processes(0, 1, torch.device("cpu")), data
+        small_recipe(tmp_path / "run", **options, **plain(task)),
+        DistributedContext(0, 1, torch.device("cpu")),
+        data,
     )
     assert not _pools_in_vain(run.objective.backbone)
     idle = {n for n, p in run.objective.named_parameters() if not p.requires_grad}
@@ -460,7 +462,7 @@ def test_what_joins_dates_is_not_trained_and_every_other_parameter_gets_a_gradie
 
 def test_a_joint_encoder_leaves_what_pools_its_sensors_without_gradients(tmp_path):
     data = labelled("classes", sensors=("s2", "s1"))
-    run = FinetuneRun(small_recipe(tmp_path / "run"), Processes(0, 1, torch.device("cpu")), data)
+    run = FinetuneRun(small_recipe(tmp_path / "run"), DistributedContext(0, 1, torch.device("cpu")), data)
     assert _pools_in_vain(run.objective.backbone)
     run.forward_backward([next(run.batches(0, 1))])
     idle = {n for n, p in run.objective.named_parameters() if p.grad is None}

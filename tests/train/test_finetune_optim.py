@@ -10,13 +10,13 @@ from torch import nn
 
 import rsbackbones as rsb
 from rsbackbones.layers.drop_path import drop_path, set_drop_path
-from rsbackbones.train.distributed import Processes
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.optim import start_state
 from rsbackbones.train.finetune.objective import Finetuning, evenly_counted
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule, learning_rate
 from rsbackbones.train.finetune.recipe import FinetuneOptim
 from rsbackbones.train.finetune.run import build_model
 from rsbackbones.train.finetune.samples import LabelledBatch
-from rsbackbones.train.optim import start_state
 from tests.train.finetune_setup import BANDS, DENSE, labelled, small_recipe
 
 
@@ -30,7 +30,7 @@ def batch_of(target, sensors=("s2",)):
     generator = torch.Generator().manual_seed(0)
     channels = {"s2": 4, "s1": 2}
     images = {m: torch.rand(len(target), channels[m], 16, 16, generator=generator) for m in sensors}
-    return LabelledBatch(images=images, bands={"s2": BANDS}, draws={}, target=target)
+    return LabelledBatch(images=images, bands={"s2": BANDS}, noise={}, target=target)
 
 
 def rates(options, steps=40, per_epoch=10, batch=512):
@@ -205,7 +205,7 @@ def test_every_labelled_pixel_of_a_step_counts_the_same_whatever_pass_it_is_in(l
     whole = batch_of(target)
     passes = [replace(whole, images={"s2": whole.images["s2"][i : i + 1]}, target=target[i : i + 1])
               for i in range(2)]  # fmt: skip
-    counted = evenly_counted(passes, Processes(0, 1, torch.device("cpu")))
+    counted = evenly_counted(passes, DistributedContext(0, 1, torch.device("cpu")))
     loss = sum(module(batch)["loss"] for batch in counted) / 2
     weights = list(module.model.head.parameters())
     found = torch.autograd.grad(loss, weights)
@@ -223,7 +223,7 @@ def test_change_is_a_negative_log_likelihood():
     module = objective("change")
     target = torch.randint(0, 2, (2, 16, 16), generator=torch.Generator().manual_seed(0))
     images = {"s2": torch.rand(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(1))}
-    batch = LabelledBatch(images=images, bands={"s2": BANDS}, draws={}, target=target)
+    batch = LabelledBatch(images=images, bands={"s2": BANDS}, noise={}, target=target)
     log_probabilities = module.model(images)
     assert torch.allclose(log_probabilities.exp().sum(1), torch.ones(2, 16, 16), atol=1e-5)
     expected = F.nll_loss(log_probabilities, target)

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
+from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.finetune import finetune, load_finetuned
-from rsbackbones.train.recipe_fields import to_json
 from tests.train.finetune_setup import DENSE, labelled, saved, seamo_with_block, small_recipe, sparsely
 from tests.train.test_finetune import evaluations
 from tests.train.training import curve, end, run, start, steps_logged, wait_until

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.finetune import RECIPES, finetune
-from rsbackbones.train.recipe_fields import replace_fields
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ SMALL = {
 def test_classes_of_eurosat(real_data, tmp_path):
     """A linear layer on frozen weights is far better than chance after a few epochs."""
     mapping = {"s2": "images", "s2_bands": "bands", "label": "labels", "id": "names"}
-    recipe = replace_fields(
+    recipe = apply_overrides(
         RECIPES["croma_eurosat"],
         SMALL | {
             "data": str(real_data / "eurosat_ms_200.npz"), "data_options": {"mapping": mapping},
@@ -43,7 +43,7 @@ def test_water_of_sen1floods11(real_data, tmp_path):
         "ignore": [-1],
         "split": {"train": ["USA_905409"], "test": ["Nigeria_812045"]},
     }  # fmt: skip
-    recipe = replace_fields(
+    recipe = apply_overrides(
         RECIPES["seamo_segmunich"],
         SMALL | {
             "data": str(folder / "USA_905409.npz"), "data_options": {"mapping": mapping}, "select": "paper",

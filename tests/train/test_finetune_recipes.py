@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rsbackbones.train.engine.config_io import from_json, parse_arguments, to_json
 from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views
 from rsbackbones.train.finetune.table import recipe_table
-from rsbackbones.train.recipe_fields import from_json, parse_arguments, to_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from rsbackbones.train.checkpoint import finished, problem
-from rsbackbones.train.loop import train
+from rsbackbones.train.engine.checkpoint import finished, problem
+from rsbackbones.train.pretraining import pretrain
 from tests.train.training import (
     assert_same,
     command,
@@ -39,7 +39,7 @@ def test_kills_at_random_moments(tmp_path):
     data = write_data(tmp_path / "data")
     epochs = 2 * KILLS + 2
     out, log = tmp_path / "run", tmp_path / "log"
-    train(small_recipe(data, tmp_path / "unbroken", epochs=epochs))
+    pretrain(small_recipe(data, tmp_path / "unbroken", epochs=epochs))
     last = 8 * epochs
     arguments = command(small_recipe(data, out, epochs=epochs, save__every=EVERY), tmp_path / "recipe.json")
     saves_hit = 0

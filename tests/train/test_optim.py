@@ -6,16 +6,15 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from rsbackbones.train.beginning import build_objective
-from rsbackbones.train.distributed import Processes
-from rsbackbones.train.ema import Ema
-from rsbackbones.train.loop import train
-from rsbackbones.train.optim import build_optimizer, build_schedule, start_state
-from rsbackbones.train.options import OptimOptions
-from rsbackbones.train.run import Run
+from rsbackbones.train.engine.config import OptimOptions
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.ema import ParameterEma
+from rsbackbones.train.engine.optim import build_optimizer, build_schedule, start_state
+from rsbackbones.train.initialize import build_objective
+from rsbackbones.train.pretraining import PretrainRun, pretrain
 from tests.train.training import curve, small_recipe, write_data
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_the_rate_of_every_step(steps, share):
 
 def test_a_run_takes_these_rates(data, tmp_path):
     recipe = small_recipe(data, tmp_path / "run", epochs=2, optim__warmup=0.25)
-    train(recipe)
+    pretrain(recipe)
     expected = [plain_lr(step, 16, 4, 1e-2 * 8 / 256) for step in range(16)]
     assert [lr for (lr,) in curve(tmp_path / "run", "lr")] == pytest.approx(expected)
 
@@ -102,11 +101,11 @@ def test_beginning_with_a_state_changes_nothing(name):
 
 def test_the_moving_average_is_that_of_a_plain_loop(data):
     recipe = small_recipe(data, ema=0.8)
-    run = Run(recipe, ALONE)
+    run = PretrainRun(recipe, ALONE)
     expected = {name: p.detach().double().clone() for name, p in run.objective.named_parameters()}
     for step, batch in enumerate(run.batches(0, 6)):
         _, norm = run.forward_backward([batch])
-        run.update(step, norm)
+        run.update([batch], run.step(step), norm)
         for name, p in run.objective.named_parameters():
             expected[name] = 0.8 * expected[name] + 0.2 * p.detach().double()
     assert run.ema is not None
@@ -118,7 +117,7 @@ def test_the_moving_average_is_that_of_a_plain_loop(data):
 
 def test_an_average_of_decay_zero_is_the_parameters():
     module = torch.nn.Linear(2, 2)
-    ema = Ema(module, 0.0)
+    ema = ParameterEma(module, 0.0)
     with torch.no_grad():
         module.weight.add_(1)
     ema.update()
@@ -128,10 +127,13 @@ def test_an_average_of_decay_zero_is_the_parameters():
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for(data):
     """The first step of gradient descent with Nesterov's momentum of 0.9 is 1.9 gradients long."""
     options = {"name": "sgd", "weight_decay": 0.0, "clip_grad": 0.5, "warmup": 0.0}
-    run = Run(small_recipe(data, **{f"optim__{name}": value for name, value in options.items()}), ALONE)
+    run = PretrainRun(
+        small_recipe(data, **{f"optim__{name}": value for name, value in options.items()}), ALONE
+    )
     before = [p.detach().clone() for p in run.objective.parameters()]
-    _, norm = run.forward_backward([next(run.batches(0, 1))])
+    batch = next(run.batches(0, 1))
+    _, norm = run.forward_backward([batch])
     assert norm > 0.5
-    lr = run.update(0, norm)
+    lr = run.update([batch], run.step(0), norm)
     moved = sum((p - b).square().sum() for p, b in zip(run.objective.parameters(), before, strict=True))
     assert moved.sqrt().item() / lr == pytest.approx(1.9 * 0.5, rel=1e-3)

@@ -12,12 +12,11 @@ from rsbackbones.train.data.npz import NpzFile, NpzSource
 from rsbackbones.train.data.open import open_source
 from rsbackbones.train.data.pack import pack
 from rsbackbones.train.data.taken import taken_by
-from rsbackbones.train.distributed import Processes
+from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
+from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.export import export
-from rsbackbones.train.loop import train
+from rsbackbones.train.pretraining import PretrainRun, open_sources, pretrain
 from rsbackbones.train.recipe import Part
-from rsbackbones.train.recipe_fields import from_json, replace_fields, to_json
-from rsbackbones.train.run import Run, open_uses
 from tests.test_rasters import write_tif
 from tests.train.training import SIDE, small_recipe
 
@@ -49,13 +48,13 @@ def recipe_of(folder, out=None, **changes):
         "data.statistics": json.dumps(CIRRUS),
         "epochs": 1,
     }
-    return replace_fields(small_recipe(folder, out), options | changes)
+    return apply_overrides(small_recipe(folder, out), options | changes)
 
 
 def test_a_run_and_its_exported_model(tmp_path):
     recipe = recipe_of(landsat(tmp_path), tmp_path / "run")
     assert from_json(to_json(recipe), type(recipe)) == recipe
-    assert train(recipe).status == "finished"
+    assert pretrain(recipe).status == "finished"
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert record["sources"][0]["bands"] == {"s2": ["B5", "B2", "B9"], "s1": ["VV", "VH"]}
     export(tmp_path / "run", tmp_path / "weights", tag="oli")
@@ -79,7 +78,7 @@ def test_a_run_and_its_exported_model(tmp_path):
 
 def test_what_the_trainer_sees_is_what_inference_sees(tmp_path):
     whole = {"data.crop": (SIDE, SIDE), "data.flips": False, "data.turns": False, "data.mixup": 0}
-    run = Run(recipe_of(landsat(tmp_path), **whole), Processes(0, 1, torch.device("cpu")))
+    run = PretrainRun(recipe_of(landsat(tmp_path), **whole), DistributedContext(0, 1, torch.device("cpu")))
     batch = run.dataset.__getitems__([(0, 0, 3), (0, 0, 5)])
     assert batch.bands["s2"] == ("B5", "B2", "B9")
     preprocess = rsb.create_preprocess(run.objective.backbone, bands={"s2": OLI}, units={"s2": "landsat_c2"})
@@ -104,7 +103,7 @@ def test_what_the_trainer_sees_is_what_inference_sees(tmp_path):
 )
 def test_what_does_not_fit_is_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        train(recipe_of(landsat(tmp_path), tmp_path / "run", **changes))
+        pretrain(recipe_of(landsat(tmp_path), tmp_path / "run", **changes))
 
 
 def test_a_modality_that_takes_another_sensor_does_not_take_its_own(tmp_path):
@@ -156,11 +155,11 @@ def test_pictures_are_trained_on_where_the_recipe_names_their_unit(tmp_path):
         "data.parts": [], "overrides.modalities": '["s2"]', "overrides.sensors": '{"s2": "rgb"}',
         "overrides.bands": '{"s2": ["B04", "B03", "B02"]}', "epochs": 1,
     }  # fmt: skip
-    recipe = replace_fields(small_recipe(tmp_path), options)
+    recipe = apply_overrides(small_recipe(tmp_path), options)
     backbone = rsb.create_model("croma_vit_tiny", overrides=recipe.overrides)
     with pytest.raises(ValueError, match=r"\.tif.*8-bit values are a picture"):
-        open_uses(recipe, backbone)
-    (use,) = open_uses(replace_fields(recipe, {"data.units.s2": "normalised"}), backbone)
+        open_sources(recipe, backbone)
+    (use,) = open_sources(apply_overrides(recipe, {"data.units.s2": "normalised"}), backbone)
     image = use.source.read(0, 0).images["s2"]
     np.testing.assert_array_equal(
         use.preprocess({"s2": image})["s2"].numpy(), pixels[0].astype(np.float32) / 255

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from rsbackbones.train.engine.config_io import (
+    apply_overrides,
+    differences,
+    from_json,
+    parse_arguments,
+    to_json,
+)
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.recipe_fields import differences, from_json, parse_arguments, replace_fields, to_json
 from rsbackbones.train.recipes import RECIPES
 from tests.train.training import small_recipe
 
@@ -58,8 +64,9 @@ def test_arguments_replace_single_fields():
         ("optimizer.base_lr=1", "'optimizer.base_lr', did you mean 'optim'"),
         ("data.root.x=1", "data.root.x"),
         ("seed.x=1", "seed.x"),
-        ("overrides.bands.s2.x=1", "overrides.bands.s2 has no fields"),
-        ("data.parts.0.repeat=2", "data.parts.0.repeat"),
+        ("overrides.bands.s2.x=1", "overrides.bands.s2 is a list"),
+        ("data.parts.0.repaet=2", "'data.parts.0.repaet', did you mean 'repeat'"),
+        ("data.parts.9.repeat=2", "data.parts is a list, its elements are 0 to 4"),
         ('data.parts=[{"file": {"path": "a", "images": {}}, "repaet": 2}]', "did you mean 'repeat'"),
         ('data.parts=[{"file": {"path": "a", "images": {}, "tiel": 2}}]', "did you mean 'tile'"),
         ("batch_size", "batch_size"),
@@ -167,57 +174,109 @@ def test_the_papers_numbers_of_seamo():
     assert base.objective.decoder_depth == 4
     assert (base.data.crop, base.data.size, base.data.region) == ((0.5, 1.0), 128, "partial")
     assert (base.data.flips, base.data.turns, base.data.mixup) == ("horizontal", False, 0)
-    first = base.first_phase()
+    first, second = base.resolve_stages()
     assert (first.objective.seasons, first.objective.overrides, first.epochs) == (1, {"temporal": False}, 20)
-    assert replace(first, objective=base.objective, epochs=200, first=base.first) == base
+    assert second == replace(base, stages=())
+    assert replace(first, objective=base.objective, epochs=200) == second
     assert large == replace(base, name="seamo_vit_l", model="seamo_vit_l")
 
 
-def test_what_is_different_in_a_first_phase():
-    def seamo(*arguments):
-        return parse_arguments(["recipe=seamo_vit_b", *arguments], RECIPES)
+def seamo(*arguments):
+    return parse_arguments(["recipe=seamo_vit_b", *arguments], RECIPES)
 
+
+def test_a_recipes_own_fields_are_the_defaults_of_its_stages():
     recipe = seamo(
-        "first.epochs=3", "first.objective.mask_ratio=0.5", "first.optim.base_lr=1e-3", "batch_size=64",
-        "first.data.crop=0.25,1", "data.region=same", "optim.weight_decay=0.1", "out=/o", "seed=5",
-    )  # fmt: skip
-    first = recipe.first_phase()
-    assert (first.epochs, recipe.epochs) == (3, 200)
-    assert (first.objective.mask_ratio, recipe.objective.mask_ratio) == (0.5, 0.75)
-    assert first.objective.overrides == {"temporal": False}
+        "stages.0.epochs=3", "stages.0.objective.mask_ratio=0.5", "stages.0.optim.base_lr=1e-3",
+        "stages.0.data.crop=0.25,1", "data.region=same", "optim.weight_decay=0.1", "out=/o", "seed=5",
+        "data.root=/d", "stages.1.data.root=/e", "stages.1.overrides.depth=3", "init_from=/f",
+    "batch_size=64", )  # fmt: skip
+    first, second = recipe.resolve_stages()
+    assert (first.epochs, second.epochs) == (3, 200)
+    assert (first.objective.mask_ratio, second.objective.mask_ratio) == (0.5, 0.75)
+    assert (first.objective.length, second.objective.length) == (1, 4)
+    assert (first.optim.base_lr, second.optim.base_lr) == (1e-3, 1e-4)
+    assert (first.data.crop, second.data.crop) == ((0.25, 1.0), (0.5, 1.0))
+    assert (first.data.root, second.data.root) == (Path("/d"), Path("/e"))
+    assert (first.overrides, second.overrides) == ({}, {"depth": 3})
+    for stage in (first, second):
+        assert (stage.batch_size, stage.seed, stage.optim.weight_decay) == (64, 5, 0.1)
+        assert (stage.data.region, stage.stages) == ("same", ())
+    assert (first.out, second.out) == (Path("/o/stage_1"), Path("/o"))
+    assert (first.init_from, second.init_from) == (Path("/f"), None)  # the second begins with the first
+    assert from_json(to_json(recipe), Recipe) == recipe
     for name in ("seamo_vit_b", "seamo_vit_l", "seamo_vit_tiny"):
         siamese = parse_arguments([f"recipe={name}", "objective.strategy=siamese_temporal"], RECIPES)
-        siamese = siamese.first_phase().objective
+        siamese = siamese.resolve_stages()[0].objective
         assert (siamese.strategy, siamese.seasons) == ("siamese_temporal", 1)
-    assert (first.optim.base_lr, recipe.optim.base_lr) == (1e-3, 1e-4)
-    assert (first.data.crop, recipe.data.crop) == ((0.25, 1.0), (0.5, 1.0))
-    for phase in (first, recipe):
-        assert (phase.batch_size, phase.seed, phase.optim.weight_decay) == (64, 5, 0.1)
-        assert phase.data.region == "same"
-    assert (first.out, first.first) == (Path("/o/phase_1"), {})
-    assert from_json(to_json(recipe), Recipe) == recipe
-    assert seamo("first={}").first_phase() is None
-    assert TINY.first_phase() is None
-    for argument, expected in (
-        ("first.epoch=3", "'first.epoch', did you mean 'epochs'"),
-        ("first.objective.ratio=1", "'first.objective.ratio'"),
-        ("first.epochs=0", "epochs must be at least 1"),
-        ("first.objective.mask_ratio=2", "mask_ratio must be between 0 and 1"),
-        ("first.out=/o", "first cannot change out"),
-        ("first.max_steps=3", "first cannot change max_steps"),
-        ('first.first={"epochs": 2}', "first cannot change first"),
-        ("objective.strategy=multimodal", "say first={} as well"),
+
+
+def test_any_number_of_stages():
+    none = seamo("stages=[]")
+    assert none.resolve_stages() == (none,)
+    (one,) = seamo('stages=[{"epochs": 4}]', "out=/o").resolve_stages()
+    assert (one.epochs, one.out) == (4, Path("/o"))
+    three = parse(
+        'stages=[{"epochs": 1}, {"data": {"size": 32}}, {"seed": 7}]', "stages.2.epochs=9", "out=/o"
+    )
+    stages = three.resolve_stages()
+    assert [stage.epochs for stage in stages] == [1, TINY.epochs, 9]
+    assert [stage.data.size for stage in stages] == [TINY.data.size, 32, TINY.data.size]
+    assert [stage.seed for stage in stages] == [0, 0, 7]
+    assert [str(stage.out) for stage in stages] == ["/o/stage_1", "/o/stage_2", "/o"]
+    assert apply_overrides(three, {"stages": ({"epochs": 2}, {})}).resolve_stages()[0].epochs == 2
+    assert parse("stages=[{},{}]", 'stages.0={"epochs": 5}').resolve_stages()[0].epochs == 5
+
+
+def test_an_element_of_a_list_is_named_by_its_index():
+    recipe = parse("data.parts.1.repeat=7", "data.parts.0.task=pairs", "optim.betas.1=0.9")
+    assert (recipe.data.parts[1].repeat, recipe.data.parts[0].task) == (7, "pairs")
+    assert recipe.data.parts[0].repeat == TINY.data.parts[0].repeat
+    assert recipe.optim.betas == (0.9, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("stages.0.epoch=3", "'stages.0.epoch', did you mean 'epochs'"),
+        ("stages.0.objective.ratio=1", "'stages.0.objective.ratio'"),
+        ("stages.0.epochs=0", "stages.0: epochs must be at least 1"),
+        ("stages.0.objective.mask_ratio=2", "stages.0: objective: mask_ratio must be between 0 and 1"),
+        ("stages.0.out=/o", "stages.0 cannot change out"),
+        ("stages.1.max_steps=3", "stages.1 cannot change max_steps"),
+        ('stages.0.stages=[{"epochs": 2}]', "stages.0 cannot change stages"),
+        (
+            "stages.1.init_from=/f",
+            "stages.1 cannot change init_from: it begins with the weights of the stage before",
+        ),
+        ("stages.2.epochs=3", "'stages.2.epochs': stages is a list, its elements are 0 to 1"),
+        ("stages.first.epochs=3", "stages is a list"),
+        ("stages.-1.epochs=3", "stages is a list"),
+        ("stages.0.data.corp=3", "did you mean 'crop'"),
+        ('stages=[{"epoch": 1}, {}]', "stages.0: unknown key 'epoch', did you mean 'epochs'"),
+        ("objective.strategy=multimodal", "say stages=[] as well"),
+        ("objective.length=1", "say stages=[] as well"),
         ("data.crop=0.5,100", "two sides in pixels, or two shares"),
+        ("data.size=-8", "data.size must be at least 1 pixel, got -8"),
         ('objective={"strategi": 1}', "unknown key 'objective.strategi'"),
         ("objective.length=5", "objective: length must be 1 to 4 seasons, got 5"),
         ("data.region=apart", "data.region"),
+        ("data.task_schedule=sometimes", "data.task_schedule"),
+        ("batch_norm=grouped", "batch_norm=grouped and batch_norm_group=ROWS go together"),
+        ("batch_norm_group=4", "go together, got local and 4"),
+    ],
+)
+def test_what_does_not_fit_a_recipe_of_stages_is_named(argument, expected):
+    with pytest.raises(ValueError) as error:
+        seamo(argument)
+    assert expected in str(error.value)
+
+
+def test_stages_of_a_recipe_that_has_none():
+    with pytest.raises(
+        ValueError, match=r"stages is a list, its elements are none: say stages=\[\.\.\.\] first"
     ):
-        with pytest.raises(ValueError) as error:
-            seamo(argument)
-        assert expected in str(error.value), argument
-    # Of the recipe as a whole there is no field to name.
-    with pytest.raises(ValueError, match=r"^these options train on single dates"):
-        seamo("objective.length=1")
+        parse("stages.0.epochs=3")
 
 
 def test_what_makes_another_run():
@@ -225,14 +284,18 @@ def test_what_makes_another_run():
     free = {"out": "/b", "data.root": "/b", "data.workers": 3, "parallel": "fsdp", "log_every": 3,
             "max_steps": 4, "save.keep": 4, "save.asynchronous": False, "timeout": 3, "compile": True,
             "activation_checkpointing": True, "tensorboard": True, "data.max_bad_share": 0.5}  # fmt: skip
-    assert differences(recipe, replace_fields(recipe, free)) == []
+    assert differences(recipe, apply_overrides(recipe, free)) == []
     assert differences(recipe, recipe) == []
     for key, value in {"seed": 1, "optim.base_lr": 0.5, "overrides.dim": 64, "data.mixup": 0.0,
                        "objective.mask_ratio_s1": 0.5, "accumulate": 2, "data.crop": (8, 32),
                        "precision": "bf16", "ema": 0.5, "model": "croma_vit_s"}.items():  # fmt: skip
-        (found,) = differences(recipe, replace_fields(recipe, {key: value}))
+        (found,) = differences(recipe, apply_overrides(recipe, {key: value}))
         assert found.startswith(f"{key}: ")
         assert found.endswith(f" -> {list(value) if isinstance(value, tuple) else value}")
-    more = replace_fields(recipe, {"data.units.s2": "reflectance"})
+    two = apply_overrides(recipe, {"stages": [{"epochs": 2}, {}]})
+    assert differences(two, apply_overrides(two, {"stages.1.data.root": "/x", "stages.0.log_every": 3})) == []
+    assert differences(two, apply_overrides(two, {"stages.0.epochs": 5})) == ["stages.0.epochs: 2 -> 5"]
+    assert differences(apply_overrides(recipe, {"stages": [{"epochs": 2}]}), two) == ["stages.1: None -> {}"]
+    more = apply_overrides(recipe, {"data.units.s2": "reflectance"})
     assert differences(recipe, more) == ["data.units.s2: None -> reflectance"]
     assert differences(more, recipe) == ["data.units.s2: reflectance -> None"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsbackbones.train.data.sampler import BatchPlan, StepSampler
+from rsbackbones.train.engine.sampler import BatchPlan, StepSampler
 
 
 @st.composite

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.seamo import SeamoObjective
 from tests.reference import seamo_plain
 from tests.train.croma_setup import BANDS, SMALL, TINY_DECODER, gradients
@@ -29,7 +29,7 @@ def plainly(objective, batch, **control):
     parts = seamo_plain.losses(
         state,
         batch.images,
-        {m: batch.draws[f"{m}_noise" if independent else "noise"] for m in batch.images},
+        {m: batch.noise[f"{m}_noise" if independent else "noise"] for m in batch.images},
         ratio=options.mask_ratio,
         channels={m: [BANDS[m].index(name) for name in names] for m, names in batch.bands.items()},
         heads=SMALL["num_heads"],
@@ -154,14 +154,14 @@ def test_masks_line_up_across_sensors_and_differ_between_seasons_and_samples(str
 def test_noise_decides_the_masks_alone():
     objective = build(masking="independent")
     batch = make_batch(objective)
-    assert {name: x.shape for name, x in batch.draws.items()} == {
+    assert {name: x.shape for name, x in batch.noise.items()} == {
         "s2_noise": (2, 3, 16), "s1_noise": (2, 3, 16),
     }  # fmt: skip
-    least = batch.draws["s1_noise"].argsort(dim=-1)[..., :4]
+    least = batch.noise["s1_noise"].argsort(dim=-1)[..., :4]
     expected = torch.ones(2, 3, 16, dtype=torch.bool).scatter(2, least, False)
     assert torch.equal(hidden(objective, batch)["s1"], expected)
     assert list(SeamoObjective().draw(torch.Generator(), ("s2", "s1"), 16)) == ["noise"]
-    alone = SeamoObjective(masking="independent").draw(torch.Generator(), ("s1",), 16)
+    alone = SeamoObjective(masking="independent").sample_noise(torch.Generator(), ("s1",), 16)
     assert {name: x.shape for name, x in alone.items()} == {"s1_noise": (4, 16)}
 
 
@@ -173,7 +173,7 @@ def season_of(batch, t):
     return Batch(
         images={m: x[:, t : t + 1] for m, x in batch.images.items()},
         bands=batch.bands,
-        draws={name: x[:, t : t + 1] for name, x in batch.draws.items()},
+        noise={name: x[:, t : t + 1] for name, x in batch.noise.items()},
         valid={m: x[:, t : t + 1] for m, x in batch.valid.items()},
     )
 
@@ -343,9 +343,9 @@ def without(batch, **changes):
     [
         (lambda b: season_of(b, 0), r"takes samples of 3 seasons.*got images of \[\[2, 1, 12, 32, 32\]"),
         (lambda b: without(b, images={m: x[:, 0] for m, x in b.images.items()}), "takes samples of 3 sea"),
-        (lambda b: without(b, draws={}), r"batch.draws has no 'noise' \(it has none\)"),
-        (lambda b: without(b, draws={"noise": b.draws["noise"][..., :9]}), r"\[B, T, N\] = \[2, 3, 16\]"),
-        (lambda b: without(b, draws={"noise": b.draws["noise"][:, 0]}), r"\[B, T, N\] = \[2, 3, 16\]"),
+        (lambda b: without(b, noise={}), r"batch.noise has no 'noise' \(it has none\)"),
+        (lambda b: without(b, noise={"noise": b.noise["noise"][..., :9]}), r"\[B, T, N\] = \[2, 3, 16\]"),
+        (lambda b: without(b, noise={"noise": b.noise["noise"][:, 0]}), r"\[B, T, N\] = \[2, 3, 16\]"),
         (lambda b: without(b, images={}), "one sensor or more"),
         (lambda b: without(b, images={**b.images, "s3": b.images["s1"]}), "the batch has s3"),
         (

@@ -14,10 +14,10 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from rsbackbones.sensors import SSL4EO_S12
-from rsbackbones.train.checkpoint import finished, step_of
 from rsbackbones.train.data.npz import NpzFile
+from rsbackbones.train.engine.checkpoint import finished, step_of
+from rsbackbones.train.engine.config_io import apply_overrides, to_json
 from rsbackbones.train.recipe import Part, Recipe
-from rsbackbones.train.recipe_fields import replace_fields, to_json
 from rsbackbones.train.recipes import RECIPES
 
 BANDS = {m: spec.bands for m, spec in SSL4EO_S12.items()}
@@ -48,7 +48,7 @@ def write_data(folder: Path, pairs: int = 20, optical: int = 24, seed: int = 0) 
 
 def small_recipe(data: Path, out: Path | None = None, **changes: object) -> Recipe:
     """A run of 8 steps an epoch: 5 of pairs and 3 of optical images. Dots in a key are two underscores."""
-    recipe = replace_fields(
+    recipe = apply_overrides(
         RECIPES["croma_vit_tiny"],
         {
             "overrides": {"dim": 32, "depth": 2, "num_heads": 4},
@@ -66,7 +66,7 @@ def small_recipe(data: Path, out: Path | None = None, **changes: object) -> Reci
         },
     )
     options = {name.replace("__", "."): value for name, value in changes.items()}
-    return replace_fields(recipe, options | ({"out": str(out)} if out else {}))
+    return apply_overrides(recipe, options | ({"out": str(out)} if out else {}))
 
 
 def command(recipe: Recipe, file: Path, ranks: int = 0, *, restarts: int = 0) -> list[str]:

@@ -25,11 +25,11 @@ from rsbackbones.train.data.augment import (
     mix,
     resize_and_turn,
 )
-from rsbackbones.train.data.batch import Batch
-from rsbackbones.train.data.sampler import Key
 from rsbackbones.train.data.source import BadSample, Sample, Source
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.sampler import Key
 
-Draw = Callable[[torch.Generator, tuple[str, ...], int], dict[str, Tensor]]
+SampleNoise = Callable[[torch.Generator, tuple[str, ...], int], dict[str, Tensor]]
 
 # After so many unusable samples in a row a source is taken to be broken as a whole.
 _MOST_IN_A_ROW = 64
@@ -52,10 +52,11 @@ class Views:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Use:
+class DataStream:
     """A source in use: what is normalised how, and how it is viewed. ``repeat``: times per epoch.
 
-    ``seasons``: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`.
+    ``seasons``: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`. ``task``: what samples
+        are for.
 
     Raises:
         ValueError: the source has fewer dates.
@@ -66,12 +67,13 @@ class Use:
     views: Views
     repeat: int = 1
     seasons: int | None = None
+    task: str = ""
 
     def __post_init__(self) -> None:
         if self.seasons is not None and self.source.frames < self.seasons:
             raise ValueError(
                 f"{self.source.name} has {self.source.frames} date(s) for each place, and samples are series "
-                f"of {self.seasons}: leave it out, or train on fewer (objective.length=; 1 with first={{}})"
+                f"of {self.seasons}: leave it out, or train on fewer (objective.length=; 1 with stages=[])"
             )
 
     @property
@@ -112,12 +114,29 @@ def sample_generator(seed: int, key: Key) -> torch.Generator:
 
 
 class TrainingSet(Dataset[Batch]):
-    """Batches of keys to batches of samples; ``draw`` makes the objective's random numbers of a sample."""
+    """Batches of keys to batches of samples.
 
-    def __init__(self, uses: Sequence[Use], *, patch_size: int, draw: Draw, seed: int) -> None:
-        self.uses = tuple(uses)
+    Args:
+        streams: the sources.
+        patch_size: of the model, in pixels.
+        sample_noise: makes the objective's random numbers of a sample.
+        views: names of the augmented views of a sample, each drawn for itself; by default one without a name.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[DataStream],
+        *,
+        patch_size: int,
+        sample_noise: SampleNoise,
+        views: Sequence[str] = (),
+        seed: int,
+    ) -> None:
+        self.streams = tuple(streams)
         self.patch_size = patch_size
-        self.draw = draw
+        self.sample_noise = sample_noise
+        self.views = tuple(views)
         self.seed = seed
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
@@ -126,38 +145,44 @@ class TrainingSet(Dataset[Batch]):
         Raises:
             BadSample: so many samples in a row cannot be used that the source must be broken.
         """
-        use = self.uses[keys[0][1]]
-        modalities = tuple(use.preprocess.specs)
-        images: dict[str, list[Tensor]] = {m: [] for m in modalities}
+        stream = self.streams[keys[0][1]]
+        modalities = tuple(stream.preprocess.specs)
+        views = self.views or ("",)
+        images: dict[str, dict[str, list[Tensor]]] = {view: {m: [] for m in modalities} for view in views}
         valid: dict[str, list[Tensor]] = {m: [] for m in modalities}
-        draws: dict[str, list[Tensor]] = {}
+        noise: dict[str, list[Tensor]] = {}
         names: list[str] = []
         skipped: dict[str, str] = {}
         for key in keys:
             generator = sample_generator(self.seed, key)
             # The objective's numbers first: they must not depend on what a sample's views need.
-            for name, value in self.draw(
-                generator, modalities, (use.views.size // self.patch_size) ** 2
+            for name, value in self.sample_noise(
+                generator, modalities, (stream.views.size // self.patch_size) ** 2
             ).items():
-                draws.setdefault(name, []).append(value)
-            sample, place = self._take(use, key[2], skipped, generator)
-            view, held = _view(use, sample, generator), _held(use, sample)
-            if use.views.mixup:
-                index, share = draw_mixup(generator, use.views.mixup, len(use))
-                partner, _ = self._take(use, index, skipped, generator)
-                view = mix(view, _view(use, partner, generator), share)
-                held = {m: present & _held(use, partner)[m] for m, present in held.items()}
+                noise.setdefault(name, []).append(value)
+            sample, place = self._take(stream, key[2], skipped, generator)
+            seen, held = [_view(stream, sample, generator) for _ in views], _held(stream, sample)
+            if stream.views.mixup:
+                index, share = draw_mixup(generator, stream.views.mixup, len(stream))
+                partner, _ = self._take(stream, index, skipped, generator)
+                seen = [mix(one, _view(stream, partner, generator), share) for one in seen]
+                held = {m: present & _held(stream, partner)[m] for m, present in held.items()}
             for m, present in held.items():
-                view[m][~present] = 0  # normalised, what is missing would be some value
+                for one in seen:
+                    one[m][~present] = 0  # normalized, what is missing would be some value
                 valid[m].append(present)
-            for m in modalities:
-                images[m].append(view[m])
+            for view, one in zip(views, seen, strict=True):
+                for m in modalities:
+                    images[view][m].append(one[m])
             names.append(place)
+        stacked = {view: {m: torch.stack(x) for m, x in each.items()} for view, each in images.items()}
         return Batch(
-            images={m: torch.stack(x) for m, x in images.items()},
-            bands={m: use.preprocess.specs[m].bands for m in modalities},
-            draws={name: torch.stack(x) for name, x in draws.items()},
+            images={} if self.views else stacked[""],
+            views=stacked if self.views else {},
+            bands={m: stream.preprocess.specs[m].bands for m in modalities},
+            noise={name: torch.stack(x) for name, x in noise.items()},
             valid={m: torch.stack(x) for m, x in valid.items() if x and not all(row.all() for row in x)},
+            task=stream.task,
             names=tuple(names),
             skipped=tuple(skipped.items()),
         )
@@ -166,49 +191,49 @@ class TrainingSet(Dataset[Batch]):
         return self.__getitems__([key])
 
     def _take(
-        self, use: Use, index: int, skipped: dict[str, str], generator: torch.Generator
+        self, stream: DataStream, index: int, skipped: dict[str, str], generator: torch.Generator
     ) -> tuple[Sample, str]:
         """Read a sample; of a place with more dates than are used, some."""
-        sample, name = self._read(use, index, skipped)
-        if use.seasons is not None and use.seasons > 1:
-            sample = _some_seasons(sample, use.seasons, use.source.frames, generator)
+        sample, name = self._read(stream, index, skipped)
+        if stream.seasons is not None and stream.seasons > 1:
+            sample = _some_seasons(sample, stream.seasons, stream.source.frames, generator)
         return sample, name
 
-    def _read(self, use: Use, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
+    def _read(self, stream: DataStream, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
         """Read a sample, or the next one (in the next file); note those that were not usable."""
-        source = use.source
-        in_file = source.block * use.frames
+        source = stream.source
+        in_file = source.block * stream.frames
         stride = in_file + (in_file > 1)
-        for attempt in range(min(_MOST_IN_A_ROW, len(use))):
-            place, frame = divmod((index + attempt * stride) % len(use), use.frames)
+        for attempt in range(min(_MOST_IN_A_ROW, len(stream))):
+            place, frame = divmod((index + attempt * stride) % len(stream), stream.frames)
             name = f"{source.name}: {source.describe(place)}"
             try:
-                sample = source.read(place, frame) if use.seasons is None else _dates_of(use, place)
-                used = use.preprocess.specs
+                sample = source.read(place, frame) if stream.seasons is None else _dates_of(stream, place)
+                used = stream.preprocess.specs
                 sample = replace(
                     sample,
                     images={m: sample.images[m] for m in used},
                     valid={m: held for m, held in sample.valid.items() if m in used},
                 )
-                use.check_size(*next(iter(sample.images.values())).shape[-2:])
+                stream.check_size(*next(iter(sample.images.values())).shape[-2:])
                 return sample, name
             except BadSample as problem:
                 skipped[name] = str(problem)
         raise BadSample(
-            f"{source.name}: {min(_MOST_IN_A_ROW, len(use))} samples in a row cannot be used, the last: "
+            f"{source.name}: {min(_MOST_IN_A_ROW, len(stream))} samples in a row cannot be used, the last: "
             f"{name}: {skipped[name]}"
         )
 
 
-def _held(use: Use, sample: Sample) -> dict[str, Tensor]:
+def _held(stream: DataStream, sample: Sample) -> dict[str, Tensor]:
     """Return by sensor at which dates of a sample it has an image, [T]; nothing where dates are samples."""
-    if use.seasons is None:
+    if stream.seasons is None:
         return {}
-    every = np.ones(use.seasons, bool)
+    every = np.ones(stream.seasons, bool)
     return {m: torch.from_numpy(sample.valid.get(m, every)) for m in sample.images}
 
 
-def _dates_of(use: Use, place: int) -> Sample:
+def _dates_of(stream: DataStream, place: int) -> Sample:
     """Read all dates of a place; or, for samples of one season, the first that a sensor in use has.
 
     Another sensor may be missing at it, and is marked.
@@ -216,14 +241,14 @@ def _dates_of(use: Use, place: int) -> Sample:
     Raises:
         BadSample: it cannot be used.
     """
-    if use.seasons != 1:
-        return use.source.read(place)
+    if stream.seasons != 1:
+        return stream.source.read(place)
     try:
-        return use.source.read(place, 0)
+        return stream.source.read(place, 0)
     except BadSample:
-        whole = use.source.read(place)  # here what is missing is marked
-        every = np.ones(use.source.frames, bool)
-        held = np.stack([whole.valid.get(m, every) for m in use.preprocess.specs]).any(axis=0)
+        whole = stream.source.read(place)  # here what is missing is marked
+        every = np.ones(stream.source.frames, bool)
+        held = np.stack([whole.valid.get(m, every) for m in stream.preprocess.specs]).any(axis=0)
         if not held.any():
             raise
         t = int(held.argmax())
@@ -248,16 +273,16 @@ def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Ge
     )
 
 
-def _view(use: Use, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
+def _view(stream: DataStream, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
     """Cut, normalise and turn: [C, H, W] to [C, size, size]; with seasons [T, C, H, W] to as many."""
     height, width = next(iter(sample.images.values())).shape[-2:]
-    drawn = use.draw_views(generator, height, width)
+    drawn = stream.draw_views(generator, height, width)
     of_seasons = []
     for t, view in enumerate(drawn):
         of_season = {m: x if x.ndim == 3 else x[t] for m, x in sample.images.items()}
         # Cut before normalising: the same values, from less of them.
-        squares = use.preprocess({m: cut(view, image) for m, image in of_season.items()})
-        of_seasons.append({m: resize_and_turn(view, x, use.views.size) for m, x in squares.items()})
-    if use.seasons is None:
+        squares = stream.preprocess({m: cut(view, image) for m, image in of_season.items()})
+        of_seasons.append({m: resize_and_turn(view, x, stream.views.size) for m, x in squares.items()})
+    if stream.seasons is None:
         return of_seasons[0]
     return {m: torch.stack([season[m] for season in of_seasons]) for m in of_seasons[0]}

@@ -71,7 +71,7 @@ class GeoTiffSource:
         """Look at some places, evenly over the source; the first one may be the odd one out."""
         seen: Counter[tuple[tuple[str, tuple[str, ...]], ...]] = Counter()
         problem: ValueError | None = None
-        for i in sorted({i * len(keys) // _LOOKED_AT for i in range(_LOOKED_AT)}):
+        for i in sorted({i * len(keys) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
             bands: dict[str, tuple[str, ...]] = {}
             try:
                 for sensor, path in self._places[keys[i]].items():
@@ -130,7 +130,7 @@ class GeoTiffSource:
 
 
 # So many places are looked at to find which bands the files hold.
-_LOOKED_AT = 16
+_PROBED_SAMPLES = 16
 _ALL = "*"  # the one file of a place that holds all sensors
 
 

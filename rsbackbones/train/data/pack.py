@@ -10,8 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.atomic import write_text
 from rsbackbones.embed.progress import progress_bar
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.shards import (
     DATASET_FILE,
@@ -21,7 +22,6 @@ from rsbackbones.train.data.shards import (
     read_dataset,
 )
 from rsbackbones.train.data.source import BadSample, Sample, Source
-from rsbackbones.weights import sha256_of
 
 _JOB_FILE = "job.json"
 _SHARD = "{:06d}.zarr.zip"

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.atomic import whole_file
+from rsbackbones.files.atomic import atomic_write
+from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.handles import Handles
 from rsbackbones.train.data.source import BadSample, Sample
-from rsbackbones.weights import sha256_of
 
 Array = npt.NDArray[Any]
 SCHEMA = 1
@@ -40,7 +40,7 @@ class ShardWriter:
         self._names: list[str] = []
         self._dates: list[dict[str, list[int]]] = []
         self._valid: list[dict[str, list[bool]]] = []
-        self._opening = whole_file(path)
+        self._opening = atomic_write(path)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -4,9 +4,9 @@ import json
 import os
 
 from rsbackbones.train.command import run_command
+from rsbackbones.train.engine.config_io import parse_arguments, to_json
 from rsbackbones.train.finetune.recipes import RECIPES
 from rsbackbones.train.finetune.table import recipe_table
-from rsbackbones.train.recipe_fields import parse_arguments, to_json
 
 USAGE = """usage: [torchrun ...] -m rsbackbones.train.finetune recipe=NAME data=PATH out=DIR [key=value ...]
 
@@ -30,13 +30,13 @@ def main(arguments: list[str]) -> int:
         print(recipe_table(RECIPES), end="")
         return 0
     recipe = parse_arguments(arguments, RECIPES)
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
+    is_main_process = os.environ.get("RANK", "0") == "0"
+    if is_main_process:
         print(json.dumps(to_json(recipe), indent=1))
     from rsbackbones.train.finetune.tune import finetune, said
 
     result = finetune(recipe)
-    if first:
+    if is_main_process:
         print(said(result))
     return 0
 

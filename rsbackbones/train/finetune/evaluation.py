@@ -16,7 +16,7 @@ from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
-from rsbackbones.train.distributed import Processes
+from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import normalised
 
@@ -98,7 +98,7 @@ def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | No
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: LabelledSet, split: str, recipe: FinetuneRecipe, processes: Processes
+    model: nn.Module, data: LabelledSet, split: str, recipe: FinetuneRecipe, processes: DistributedContext
 ) -> Evaluation:
     """Return what the model gives on a split; every process calls this and gets all of it.
 

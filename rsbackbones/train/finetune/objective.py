@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.eval.labelled import IGNORED, Task
-from rsbackbones.train.distributed import Processes
+from rsbackbones.layers.recompute import blocks_of
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.module import TrainModule
 from rsbackbones.train.finetune.samples import LabelledBatch
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
 
 
-class Finetuning(nn.Module):
+class Finetuning(TrainModule):
     """A model and its loss: batch -> ``loss``, and for single labels ``accuracy`` where nothing was mixed.
 
     The loss is a mean over samples, classes and labelled pixels. Of pixels, a batch says by how many: by what
@@ -53,8 +56,13 @@ class Finetuning(nn.Module):
             self.backbone.eval()
         return self
 
-    def forward(self, batch: LabelledBatch) -> dict[str, Tensor]:
+    def units(self) -> list[nn.Module]:
+        """See :meth:`TrainModule.units`: the backbone's blocks."""
+        return blocks_of(self.model)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and what else is logged."""
+        assert isinstance(batch, LabelledBatch)
         output = self.model(batch.images)
         with no_autocast(output):
             return self._losses(full_precision(output), batch.target, batch.counted)
@@ -103,7 +111,7 @@ class Finetuning(nn.Module):
         return layer
 
 
-def evenly_counted(batches: Sequence[LabelledBatch], processes: Processes) -> list[LabelledBatch]:
+def evenly_counted(batches: Sequence[LabelledBatch], processes: DistributedContext) -> list[LabelledBatch]:
     """Return a process's batches of a step with what an average one of all processes has of labelled pixels.
 
     A mean over processes and passes of losses that are divided by it is the mean over all labelled pixels of

@@ -8,9 +8,9 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler  # type: ignore[at
 from torch import nn
 from torch.optim import Optimizer
 
+from rsbackbones.train.engine.optim import no_decay_names
+from rsbackbones.train.engine.train_step import Schedule
 from rsbackbones.train.finetune.recipe import FinetuneOptim
-from rsbackbones.train.optim import no_decay_names
-from rsbackbones.train.steps import Schedule
 
 
 def learning_rate(options: FinetuneOptim, batch_size: int) -> float:

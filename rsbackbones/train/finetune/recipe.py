@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rsbackbones.train.options import RunOptions
+from rsbackbones.train.engine.config import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,7 @@ class FinetuneRecipe(RunOptions):
     cross-entropy. Change: the same on the difference of two dates, negative log-likelihood.
 
     Attributes:
+        model: as for ``create_model``; ``overrides``: fields of its configuration.
         data: what ``rsbackbones.eval.data.open_labelled`` opens; ``data_options``: its other arguments.
         modalities: the sensors to use; default all that the data and the model have.
         sensors: by modality the sensor of the images, where it is not the modality's own:
@@ -124,6 +125,8 @@ class FinetuneRecipe(RunOptions):
         workers: loader processes per training process.
     """
 
+    model: str
+    overrides: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
@@ -168,6 +171,6 @@ class FinetuneRecipe(RunOptions):
         if self.freeze and (self.drop_path or self.optim.layer_decay < 1):
             raise ValueError("a frozen backbone has neither drop_path nor layer_decay")
 
-    def may_change(self) -> tuple[str, ...]:
-        """See :meth:`RunOptions.may_change`; the data are compared by their digest."""
-        return (*super().may_change(), "data", "workers", "evaluation_batch")
+    def resumable_fields(self) -> tuple[str, ...]:
+        """See :meth:`RunOptions.resumable_fields`; the data are compared by their digest."""
+        return (*super().resumable_fields(), "data", "workers", "evaluation_batch")

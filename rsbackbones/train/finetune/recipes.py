@@ -8,8 +8,8 @@ there are weights; say another in the command. Every row of the papers is of one
 
 from dataclasses import replace
 
+from rsbackbones.train.engine.config import SaveOptions
 from rsbackbones.train.finetune.recipe import FinetuneOptim, FinetuneRecipe, Views
-from rsbackbones.train.options import SaveOptions
 
 CROMA_RATES = (3e-5, 5e-5, 8e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3)
 _OPTICAL, _RADAR = ("s2",), ("s1",)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone, unwrapped
@@ -18,26 +17,28 @@ from rsbackbones.eval.subject import model_for, said_of
 from rsbackbones.eval.tiles import tiles_of
 from rsbackbones.heads import dense_model
 from rsbackbones.layers.drop_path import set_drop_path
-from rsbackbones.train.data.batch import Batch
-from rsbackbones.train.data.sampler import StepSampler
-from rsbackbones.train.distributed import Processes
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.batch_norm import set_batch_norm
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.engine.log import RunLog
+from rsbackbones.train.engine.optim import start_state
+from rsbackbones.train.engine.parallel import parallelize
+from rsbackbones.train.engine.run_dir import EVALUATIONS, read_log
+from rsbackbones.train.engine.sampler import StepSampler
+from rsbackbones.train.engine.train_step import TrainRun
 from rsbackbones.train.finetune.evaluation import evaluate, main_metric, value_of, with_validation
 from rsbackbones.train.finetune.objective import Finetuning, evenly_counted
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import LabelledBatch, LabelledPlan, LabelledSamples, PairedSampler
 from rsbackbones.train.finetune.saved import save_finetuned
-from rsbackbones.train.log import RunLog
-from rsbackbones.train.optim import start_state
-from rsbackbones.train.parallel import parallelize
 from rsbackbones.train.pictures import draw_losses
-from rsbackbones.train.run_folder import EVALUATIONS, TrainingError, read_log
-from rsbackbones.train.steps import Steps
 
 BEST = "best"
 
 
-class FinetuneRun(Steps):
+class FinetuneRun(TrainRun):
     """What a recipe builds for a labelled set.
 
     Attributes:
@@ -46,11 +47,11 @@ class FinetuneRun(Steps):
         metric: and by what.
     """
 
-    recipe: FinetuneRecipe
+    config: FinetuneRecipe
     objective: Finetuning
 
-    def __init__(self, recipe: FinetuneRecipe, processes: Processes, data: LabelledSet) -> None:
-        self.recipe, self.processes = recipe, processes
+    def __init__(self, recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledSet) -> None:
+        self.config, self.processes = recipe, processes
         self.clip_grad, self.workers, self.max_bad_share = recipe.optim.clip_grad, recipe.workers, 0.0
         _check(recipe, processes, data)
         note = None
@@ -83,8 +84,7 @@ class FinetuneRun(Steps):
         self.evaluate_every = recipe.evaluate_every or per_epoch
 
         self.objective = Finetuning(model, data.task, freeze=recipe.freeze).to(processes.device).train()
-        if processes.world_size > 1 and processes.device.type == "cuda":
-            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
+        set_batch_norm(self.objective, recipe.batch_norm, recipe.batch_norm_group)
         unused = data.labels is not None and not recipe.freeze and _pools_in_vain(self.objective.backbone)
         self.module = parallelize(self.objective, recipe, processes.device, unused=unused)
         self.optimizer = build_optimizer(self.objective, recipe.optim, recipe.batch_size)
@@ -96,14 +96,14 @@ class FinetuneRun(Steps):
         torch.manual_seed(int(np.random.SeedSequence((recipe.seed, processes.rank)).generate_state(1)[0]))
 
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-        """See :meth:`Steps.forward_backward`; labelled pixels count the same in every process and pass."""
+        """See :meth:`TrainRun.forward_backward`; labelled pixels count the same in every process and pass."""
         if self.data.labels is None:
             held = [batch for batch in batches if isinstance(batch, LabelledBatch)]
             batches = evenly_counted(held, self.processes)
         return super().forward_backward(batches)
 
     def sources(self) -> list[dict[str, Any]]:
-        """See :meth:`Steps.sources`."""
+        """See :meth:`TrainRun.sources`."""
         splits = {
             name: hashlib.sha256("\n".join(self.data.ids[i] for i in indices).encode()).hexdigest()
             for name, indices in self.data.splits.items()
@@ -114,30 +114,25 @@ class FinetuneRun(Steps):
              "bands": {m: list(b) for m, b in self.objective.backbone.bands.items()}, "notes": self.notes}
         ]  # fmt: skip
 
-    def state(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`Steps.state`; what batches were normalised by is the first process's, as in training."""
-        if self.processes.world_size > 1:
-            for buffer in self.objective.buffers():
-                dist.broadcast(buffer, src=0)
-        return super().state(world_size)
-
-    def saves(self, step: int) -> bool:
-        """See :meth:`Steps.saves`: before every evaluation, so that a killed one is all that is repeated."""
+    def should_checkpoint(self, step: int) -> bool:
+        """See :meth:`TrainRun.should_checkpoint`: before every evaluation; only a killed one is repeated."""
         return step % self.evaluate_every == 0 or step == self.total_steps
 
-    def after(self, step: int, folder: Path, log: RunLog) -> None:
+    def on_step_end(self, step: int, folder: Path, log: RunLog) -> None:
         """Evaluate where it is due, note it in ``evaluations.jsonl``, and keep the best model.
 
         The curve is drawn once, at the end: with every short epoch it would cost more than the epoch.
         """
-        if step == self.total_steps and self.processes.first:
+        if step == self.total_steps and self.processes.is_main_process:
             draw_losses(folder)
-        known = self.processes.first_says(evaluations(folder) if self.processes.first else None)
-        if not self.saves(step) or any(line["step"] == step for line in known):
+        known = self.processes.broadcast_from_rank0(
+            evaluations(folder) if self.processes.is_main_process else None
+        )
+        if not self.should_checkpoint(step) or any(line["step"] == step for line in known):
             return
-        found = evaluate(self.objective.model, self.data, self.split, self.recipe, self.processes).metrics()
+        found = evaluate(self.objective.model, self.data, self.split, self.config, self.processes).metrics()
         value = value_of(found, self.metric)
-        if not self.processes.first:
+        if not self.processes.is_main_process:
             return
         line = {"step": step, "epoch": step / self.plan.steps_per_epoch, "split": self.split, **found}
         if all(value > before[self.metric] for before in known):
@@ -147,7 +142,7 @@ class FinetuneRun(Steps):
         log.say(f"epoch {line['epoch']:g}: {self.split} {self.metric} {value:.4f}")
 
     def _about(self) -> dict[str, Any]:
-        data, recipe = self.data, self.recipe
+        data, recipe = self.data, self.config
         head = dict(task=data.task, num_classes=len(data.classes), **_head_options(recipe))
         return {
             "architecture": self.objective.backbone.architecture,
@@ -209,7 +204,7 @@ def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:
     return data.labels is not None and bool(recipe.views.mixup or recipe.views.cutmix)
 
 
-def _check(recipe: FinetuneRecipe, processes: Processes, data: LabelledSet) -> None:
+def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledSet) -> None:
     """Refuse what does not fit the labels of a set."""
     views, pieces = recipe.views, processes.world_size * recipe.accumulate
     scored = ("train", "test") if recipe.select == "val" else ("train",)
@@ -224,6 +219,12 @@ def _check(recipe: FinetuneRecipe, processes: Processes, data: LabelledSet) -> N
         raise TrainingError(
             f"views.size resizes images with one label; {data.name} has labels of pixels: cut them, "
             "views.tile=..."
+        )
+    if _mixes(recipe, data) and recipe.batch_norm == "grouped" and pieces > 1:
+        raise TrainingError(
+            "samples are mixed in pairs from both ends of a batch, so that groups of neighbors are others in "
+            "every "
+            "number of processes and passes: batch_norm=sync, or views.mixup=0 views.cutmix=0"
         )
     if _mixes(recipe, data) and recipe.batch_size % (2 * pieces):
         raise TrainingError(

@@ -18,9 +18,9 @@ from rsbackbones.eval.image_reader import resized
 from rsbackbones.eval.inputs import Inputs
 from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.train.data.augment import draw_view, turn
-from rsbackbones.train.data.batch import Batch
 from rsbackbones.train.data.dataset import sample_generator
-from rsbackbones.train.data.sampler import BatchPlan, Key, StepSampler
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
 from rsbackbones.train.finetune.recipe import Views
 
 
@@ -117,7 +117,7 @@ class LabelledSamples(Dataset[Batch]):
             assert data.labels is not None
             images, target = self._mixed(images, torch.from_numpy(data.labels[places]), step=keys[0][1])
         return LabelledBatch(
-            images=images, bands={m: data.bands[m] for m in images}, draws={}, target=target,
+            images=images, bands={m: data.bands[m] for m in images}, noise={}, target=target,
             names=tuple(data.ids[place] for place in places),
         )  # fmt: skip
 

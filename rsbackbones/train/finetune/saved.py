@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rsbackbones.atomic import write_text
 from rsbackbones.backbone import Backbone, unwrapped
 from rsbackbones.factory import create_model
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.heads import dense_model
 from rsbackbones.saving import save_model, write_safetensors
-from rsbackbones.weights import sha256_of
 
 MODEL, HEAD, ABOUT = "model.safetensors", "head.safetensors", "about.json"
 

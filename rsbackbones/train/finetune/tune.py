@@ -7,18 +7,19 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.atomic import write_text
-from rsbackbones.environment import environment
 from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.labelled import LabelledSet
-from rsbackbones.train.distributed import Processes, StopSignal, join, leave
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.environment import environment
+from rsbackbones.train.engine.config_io import to_json
+from rsbackbones.train.engine.distributed import DistributedContext, StopSignal, destroy, init_distributed
+from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.engine.run_dir import RECIPE, RunDir
+from rsbackbones.train.engine.trainer import Summary, Trainer
 from rsbackbones.train.finetune.evaluation import evaluate
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.run import BEST, FinetuneRun, evaluations
 from rsbackbones.train.finetune.saved import about_finetuned, read_weights
-from rsbackbones.train.loop import Summary, Training
-from rsbackbones.train.recipe_fields import to_json
-from rsbackbones.train.run_folder import RECIPE, RunFolder, TrainingError
 
 RESULT = "result.json"
 
@@ -58,7 +59,7 @@ def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[st
     out = recipe.out.expanduser()
     if recipe.sweep and (out / RECIPE).exists():
         raise TrainingError(f"{out} holds a single run; name another folder for a sweep")
-    processes = join(recipe.timeout)
+    processes = init_distributed(recipe.timeout)
     runs = [(recipe, out)]
     if recipe.sweep:
         runs = [(of_rate(recipe, rate), out / f"lr_{rate:g}") for rate in recipe.rates]
@@ -66,9 +67,9 @@ def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[st
     for one, folder in runs:
         summary, run = _train(one, folder, processes, data)
         if summary.step < summary.total_steps:
-            leave(processes)
+            destroy(processes)
             return {"status": summary.status, "step": summary.step, "total_steps": summary.total_steps}
-        lines = processes.first_says(evaluations(folder) if processes.first else None)
+        lines = processes.broadcast_from_rank0(evaluations(folder) if processes.is_main_process else None)
         trained.append((one, folder, lines, run.metric, summary))
         del run  # before the next one is built
     chosen = max(trained, key=lambda t: max(line[t[3]] for line in t[2]))
@@ -78,9 +79,9 @@ def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[st
             f"{one.optim.base_lr:g}": max(line[metric] for line in lines)
             for one, _, lines, metric, _ in trained
         }
-    if processes.first:
+    if processes.is_main_process:
         write_text(out / RESULT, json.dumps(result, indent=1))
-    leave(processes)
+    destroy(processes)
     return result
 
 
@@ -90,19 +91,19 @@ def of_rate(recipe: FinetuneRecipe, rate: float) -> FinetuneRecipe:
 
 
 def _train(
-    recipe: FinetuneRecipe, folder: Path, processes: Processes, data: LabelledSet
+    recipe: FinetuneRecipe, folder: Path, processes: DistributedContext, data: LabelledSet
 ) -> tuple[Summary, FinetuneRun]:
-    with RunFolder(folder, processes) as locked:
+    with RunDir(folder, processes) as locked:
         run = FinetuneRun(recipe, processes, data)
         with StopSignal() as stop:
-            return Training(run, locked, stop).go(), run
+            return Trainer(run, locked, stop, max_steps=recipe.max_steps).fit(), run
 
 
 def _score(
     recipe: FinetuneRecipe,
     folder: Path,
     lines: list[Mapping[str, Any]],
-    processes: Processes,
+    processes: DistributedContext,
     data: LabelledSet,
 ) -> dict[str, Any]:
     """Return what is reported of a finished run: its best model on the split that counts."""

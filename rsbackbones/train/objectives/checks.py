@@ -1,23 +1,25 @@
 """What objectives check of their options and of a batch, and the masks that they make of its noise."""
 
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 from rsbackbones.backbone import Backbone
 from rsbackbones.sensors import get_sensor
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.masking import Mask, random_mask
 
 
-def check_kinds(options: object) -> None:
+def check_kinds(options: Any) -> None:
     """Refuse an option that is not of the type that its field states.
 
     Raises:
         ValueError: names the option.
     """
-    for name, kind in get_type_hints(type(options)).items():
-        value = getattr(options, name)
+    hints = get_type_hints(type(options))
+    for name in (field.name for field in fields(options)):
+        kind, value = hints[name], getattr(options, name)
         if get_origin(kind) is Literal:
             right, expected = value in get_args(kind), "one of " + ", ".join(map(repr, get_args(kind)))
         elif kind is bool:
@@ -94,7 +96,7 @@ def batch_channels(backbone: Backbone, batch: Batch) -> dict[str, list[int]]:
     return channels
 
 
-def some_channels(backbone: Backbone, channels: dict[str, list[int]]) -> dict[str, list[int]]:
+def select_channels(backbone: Backbone, channels: dict[str, list[int]]) -> dict[str, list[int]]:
     """Return the channels of the sensors whose batch does not hold all of the backbone's bands."""
     return {m: c for m, c in channels.items() if c != list(range(len(backbone.bands[m])))}
 
@@ -105,18 +107,18 @@ def batch_grid(backbone: Backbone, batch: Batch) -> tuple[int, int]:
     return height // backbone.patch_size, width // backbone.patch_size
 
 
-def draw_of(batch: Batch, name: str) -> Tensor:
+def noise_of(batch: Batch, name: str) -> Tensor:
     """Return random numbers that a batch came with.
 
     Raises:
         ValueError: it has none of that name.
     """
-    if name not in batch.draws:
+    if name not in batch.noise:
         raise ValueError(
-            f"batch.draws has no {name!r} (it has {', '.join(batch.draws) or 'none'}): samples need the "
-            "draws of this very objective"
+            f"batch.noise has no {name!r} (it has {', '.join(batch.noise) or 'none'}): samples need the "
+            "noise of this very objective"
         )
-    return batch.draws[name]
+    return batch.noise[name]
 
 
 def mask_of(batch: Batch, name: str, shape: tuple[int, ...], ratio: float) -> Mask:
@@ -125,10 +127,10 @@ def mask_of(batch: Batch, name: str, shape: tuple[int, ...], ratio: float) -> Ma
     Raises:
         ValueError: there is no such noise, or it is of another shape.
     """
-    noise = draw_of(batch, name)
+    noise = noise_of(batch, name)
     if noise.shape != shape:
         raise ValueError(
-            f"draws[{name!r}] must be {'[B, N]' if len(shape) == 2 else '[B, T, N]'} = {list(shape)}, got "
-            f"{list(noise.shape)}: draw() needs the number of patches"
+            f"noise[{name!r}] must be {'[B, N]' if len(shape) == 2 else '[B, T, N]'} = {list(shape)}, got "
+            f"{list(noise.shape)}: sample_noise() needs the number of patches"
         )
     return random_mask(noise.flatten(0, -2), ratio)

@@ -20,37 +20,37 @@ Shapes: B images, N patches of which K are kept, D = dim of the backbone.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.croma import Croma
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.checks import (
     batch_channels,
     batch_grid,
     check_decoder,
     check_kinds,
     check_no_head,
-    draw_of,
     mask_of,
-    some_channels,
+    noise_of,
+    select_channels,
 )
 from rsbackbones.train.objectives.decoder import Decoder
 from rsbackbones.train.objectives.infonce import SENSORS, InfoNCE
 from rsbackbones.train.objectives.masking import Mask
-from rsbackbones.train.objectives.objective import Objective
+from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
 from rsbackbones.train.objectives.precision import full_precision
 from rsbackbones.train.objectives.targets import PatchScale
 from rsbackbones.train.objectives.vicreg import vicreg
 
 
 @dataclass(frozen=True, kw_only=True)
-class CromaObjective:
+class CromaObjective(ObjectiveConfig):
     """The options of CROMA's objective; the defaults are the paper's.
 
     A weight of 0 leaves a part out altogether, and what only that part would train is frozen by ``build``.
@@ -144,36 +144,26 @@ class CromaObjective:
         """The sensors whose pixels are predicted, in the order of the decoder's channels."""
         return SENSORS if self.reconstruction_target == "both" else (self.reconstruction_target,)
 
-    @property
-    def seasons(self) -> int | None:
-        """See :meth:`ObjectiveConfig.seasons`: every date is a sample of its own."""
-        return None
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """See :meth:`ObjectiveConfig.overrides`."""
-        return {}
-
     def mask_ratio(self, modality: str) -> float:
         """Return the part of a sensor's patches that is masked."""
         return {"s2": self.mask_ratio_s2, "s1": self.mask_ratio_s1}[modality]
 
     def noise_name(self, modality: str) -> str:
-        """Return which of a batch's draws a sensor's mask is made from."""
+        """Return which of a batch's noise a sensor's mask is made from."""
         return "noise" if self.masking == "shared" else f"{modality}_noise"
 
-    def draw(
+    def sample_noise(
         self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
     ) -> dict[str, Tensor]:
-        """See :meth:`ObjectiveConfig.draw`: noise [N], and [S] twice per sensor for S hard negatives."""
+        """See :meth:`ObjectiveConfig.sample_noise`: noise [N]; for S hard negatives [S] twice per sensor."""
         present = [m for m in SENSORS if m in modalities]
         names = dict.fromkeys(self.noise_name(m) for m in present)
-        draws = {name: torch.rand(num_patches, generator=generator) for name in names}
+        noise = {name: torch.rand(num_patches, generator=generator) for name in names}
         if self.hard_negatives and len(present) == 2:
             for modality in present:
                 for name in (f"{modality}_hard_picks", f"{modality}_hard_mixes"):
-                    draws[name] = torch.rand(self.hard_negatives, generator=generator)
-        return draws
+                    noise[name] = torch.rand(self.hard_negatives, generator=generator)
+        return noise
 
     def build(self, backbone: Backbone) -> "CromaPretraining":
         """Build the objective around ``backbone``; what of it these options do not train is frozen.
@@ -224,7 +214,7 @@ class CromaPretraining(Objective):
         ``reconstruction_s2`` and ``reconstruction_s1``; ``temperature`` and ``local_temperature`` of InfoNCE.
 
         Raises:
-            ValueError: sensors, bands, sizes or draws that the options or the backbone cannot serve.
+            ValueError: sensors, bands, sizes or noise that the options or the backbone cannot serve.
         """
         options = self.options
         channels, masks = self._channels(batch), self._masks(batch)
@@ -256,6 +246,10 @@ class CromaPretraining(Objective):
             parts["reconstruction"] = torch.stack([parts[f"reconstruction_{m}"] for m in predicted]).sum()
             weighted.append(options.reconstruction_weight * parts["reconstruction"])
         return {"loss": torch.stack(weighted).sum()} | {name: x.detach() for name, x in parts.items()}
+
+    def units(self) -> list[nn.Module]:
+        """See :meth:`TrainModule.units`."""
+        return [*super().units(), *(self.decoder.units() if self.decoder is not None else [])]
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -289,7 +283,7 @@ class CromaPretraining(Objective):
         return self.backbone.encode_tokens(
             {m: batch.images[m].to(dtype) for m in masks},
             kept={m: mask.kept for m, mask in masks.items()},
-            channels=some_channels(self.backbone, channels),
+            channels=select_channels(self.backbone, channels),
             joint=self.decoder is not None,
             joint_self_bias=self.options.joint_self_bias,
         )
@@ -330,7 +324,7 @@ class CromaPretraining(Objective):
     def _hard(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]] | None:
         if not self.options.hard_negatives:
             return None
-        return {m: (draw_of(batch, f"{m}_hard_picks"), draw_of(batch, f"{m}_hard_mixes")) for m in SENSORS}
+        return {m: (noise_of(batch, f"{m}_hard_picks"), noise_of(batch, f"{m}_hard_mixes")) for m in SENSORS}
 
     # -- checks of a batch -------------------------------------------------------------------------
 

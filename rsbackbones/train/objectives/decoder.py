@@ -31,6 +31,10 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, num_bands * patch_size**2)
 
+    def units(self) -> list[nn.Module]:
+        """See :meth:`TrainModule.units`."""
+        return list(self.blocks)
+
     def forward(
         self, tokens: Tensor, restore: Tensor, grid: tuple[int, int], channels: Sequence[int] | None = None
     ) -> Tensor:

@@ -1,39 +1,36 @@
-"""What every objective answers to."""
+"""What every pretraining method answers to."""
 
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rsbackbones.backbone import Backbone
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.layers.recompute import blocks_of
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.module import TrainModule
 
 
-class Objective(nn.Module):
+class Objective(TrainModule):
     """A backbone with all that is trained around it: decoder, projections.
 
-    Modules that are to be sharded, checkpointed or compiled one by one stand in lists called ``blocks``.
-    Parameters have at least one dimension (``fully_shard`` takes no scalars). There is no randomness in
-    ``forward`` but ``batch.draws``. Parts of the objective that a batch has no data for are left out.
-    ``options`` are those that it was built from, an :class:`ObjectiveConfig`.
+    There is no randomness in ``forward`` except for ``batch.noise``. Parts of the objective that a batch has
+    no data for are left out. ``options`` are those that it was built from.
     """
 
     backbone: Backbone
     options: Any
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``loss``, a scalar to be minimised, and its parts, detached scalars, by name.
+    def units(self) -> list[nn.Module]:
+        """See :meth:`TrainModule.units`: the backbone's blocks; a decoder adds its own."""
+        return blocks_of(self.backbone)
 
-        Averaged over processes, the loss is that of the global batch; so are the gradients.
-        """
-        raise NotImplementedError
-
-    def encoder(self) -> Backbone:
+    def export_backbone(self) -> Backbone:
         """Return the backbone that users get: without what only pretraining needs."""
         return self.backbone
 
-    def advice(self) -> str:
-        """Return what users should know of how the encoder was trained; empty where it is as they use it."""
+    def usage_note(self) -> str:
+        """Return what users should know of how the backbone was trained; empty where it is as they use it."""
         return ""
 
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -44,8 +41,20 @@ class Objective(nn.Module):
         return {}
 
 
-class ObjectiveConfig(Protocol):
-    """The options of an objective: a frozen dataclass, with a field ``method`` of one value that names it."""
+class ObjectiveConfig:
+    """The options of a method: a frozen dataclass that inherits from this.
+
+    Attributes:
+        method: a field whose default names the method, in recipes.
+        views: names of independently augmented views of every sample; the batch then has ``views`` instead of
+            ``images``.
+        tasks: names of tasks that take turns, step by step; ``batch.task`` says which it is. A source of
+            data is for the task that it names, or for all.
+    """
+
+    method: str
+    views: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = ()
 
     @property
     def seasons(self) -> int | None:
@@ -54,18 +63,18 @@ class ObjectiveConfig(Protocol):
         1: the first date of every place that a sensor has. More: a series of so many, [T, C, H, W] for every
         sensor.
         """
-        ...
+        return None
 
     @property
     def overrides(self) -> dict[str, Any]:
         """The fields of the backbone's configuration that these options decide."""
-        ...
+        return {}
 
-    def draw(
+    def sample_noise(
         self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
     ) -> dict[str, Tensor]:
         """Return the random numbers of a sample, by name, whose images have ``num_patches`` patches."""
-        ...
+        return {}
 
     def build(self, backbone: Backbone) -> Objective:
         """Build the objective around ``backbone``; what of it these options do not train is frozen.
@@ -73,4 +82,18 @@ class ObjectiveConfig(Protocol):
         Raises:
             ValueError: they do not go together.
         """
-        ...
+        raise NotImplementedError
+
+    @classmethod
+    def members(cls) -> "tuple[type[ObjectiveConfig], ...]":
+        """Return the registered classes, one of which a recipe's objective is; for such a class nothing."""
+        from rsbackbones.train.objectives.registry import registered_objectives
+
+        return registered_objectives() if cls is ObjectiveConfig else ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Let pydantic read and write a recipe's objective as the union of the registered classes."""
+        from typing import Union
+
+        return handler.generate_schema(Union[cls.members()]) if cls is ObjectiveConfig else handler(source)  # noqa: UP007

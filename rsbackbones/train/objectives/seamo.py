@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from rsbackbones.backbone import Backbone
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.seamo import Seamo
-from rsbackbones.train.data.batch import Batch
+from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.checks import (
     batch_channels,
     batch_grid,
@@ -40,11 +40,11 @@ from rsbackbones.train.objectives.checks import (
     check_kinds,
     check_no_head,
     mask_of,
-    some_channels,
+    select_channels,
 )
 from rsbackbones.train.objectives.decoder import Decoder
 from rsbackbones.train.objectives.masking import Mask
-from rsbackbones.train.objectives.objective import Objective
+from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
 from rsbackbones.train.objectives.precision import full_precision
 from rsbackbones.train.objectives.targets import PatchScale
 
@@ -55,7 +55,7 @@ Strategy = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeamoObjective:
+class SeamoObjective(ObjectiveConfig):
     """The options of SeaMo's objective; the defaults are the paper's.
 
     Attributes:
@@ -101,13 +101,13 @@ class SeamoObjective:
         return {"temporal": self.strategy == "multimodal_temporal_tm" and self.length > 1}
 
     def noise_name(self, modality: str) -> str:
-        """Return which of a batch's draws a sensor's masks are made from."""
+        """Return which of a batch's noise a sensor's masks are made from."""
         return "noise" if self.masking == "shared" else f"{modality}_noise"
 
-    def draw(
+    def sample_noise(
         self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
     ) -> dict[str, Tensor]:
-        """See :meth:`ObjectiveConfig.draw`: noise [T, N]."""
+        """See :meth:`ObjectiveConfig.sample_noise`: noise [T, N]."""
         names = dict.fromkeys(self.noise_name(m) for m in ("s2", "s1") if m in modalities)
         return {name: torch.rand(self.seasons, num_patches, generator=generator) for name in names}
 
@@ -146,10 +146,10 @@ class SeamoPretraining(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See :meth:`Objective.forward`. The parts: ``reconstruction_s2`` and ``reconstruction_s1``.
 
-        Images are [B, T, C, H, W], the draws' noise [B, T, N].
+        Images are [B, T, C, H, W], the noise [B, T, N].
 
         Raises:
-            ValueError: sensors, bands, sizes or draws that the options or the backbone cannot serve.
+            ValueError: sensors, bands, sizes or noise that the options or the backbone cannot serve.
         """
         masks = self._masks(batch)
         losses = {}
@@ -166,8 +166,13 @@ class SeamoPretraining(Objective):
         parts = {f"reconstruction_{m}": loss.detach() for m, loss in losses.items()}
         return {"loss": torch.stack(list(losses.values())).sum(), **parts}
 
-    def encoder(self) -> Seamo:
-        """See :meth:`Objective.encoder`: without the TM block ("discarded", section 3.3.2)."""
+    def units(self) -> list[nn.Module]:
+        """See :meth:`TrainModule.units`."""
+        decoders = [decoder for decoder in self.decoders.values() if isinstance(decoder, Decoder)]
+        return [*super().units(), *(unit for decoder in decoders for unit in decoder.units())]
+
+    def export_backbone(self) -> Seamo:
+        """See :meth:`Objective.export_backbone`: without the TM block ("discarded", section 3.3.2)."""
         if self.backbone.temporal is None:
             return self.backbone
         alone = Seamo(replace(self.backbone.config, temporal=False))
@@ -177,8 +182,8 @@ class SeamoPretraining(Objective):
         alone.architecture, alone.inputs = self.backbone.architecture, self.backbone.inputs
         return alone
 
-    def advice(self) -> str:
-        """See :meth:`Objective.advice`."""
+    def usage_note(self) -> str:
+        """See :meth:`Objective.usage_note`."""
         if not self.options.strategy.startswith("siamese"):
             return ""
         return (
@@ -210,7 +215,7 @@ class SeamoPretraining(Objective):
     def _predict(self, batch: Batch, masks: dict[str, Mask]) -> dict[str, Tensor]:
         """Return the predicted patches of every sensor, [B * T, N, C * p * p]."""
         backbone, siamese = self.backbone, self.options.strategy.startswith("siamese")
-        channels = some_channels(backbone, batch_channels(backbone, batch))
+        channels = select_channels(backbone, batch_channels(backbone, batch))
         dtype = next(backbone.parameters()).dtype  # sharded parameters may be gathered in bfloat16
         frames = {m: batch.images[m].flatten(0, 1).to(dtype) for m in masks}
         kept = {m: mask.kept for m, mask in masks.items()}
@@ -260,7 +265,7 @@ def _check_backbone(options: SeamoObjective, backbone: Seamo) -> None:
         fix = (
             'overrides.modalities=["s2"]'
             if one
-            else "leave out overrides.modalities, or take a unimodal strategy (in first., too)"
+            else "leave out overrides.modalities, or take a unimodal strategy (in every stage)"
         )
         raise ValueError(
             f"strategy={options.strategy!r} trains {'one sensor' if one else 'two sensors'}, and the "

@@ -4,8 +4,8 @@ The data of the paper's recipes is SSL4EO-S12 (``data.root=``), its crops are 60
 resized to 120. They were not run here on the full set.
 """
 
+from rsbackbones.train.engine.config import OptimOptions, SaveOptions
 from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.options import OptimOptions, SaveOptions
 from rsbackbones.train.recipe import DataOptions, Recipe
 from rsbackbones.train.recipes.samples import OPTICAL, PAIRS
 
@@ -22,7 +22,7 @@ RECIPES = (
         name="croma_vit_b_ablation", model="croma_vit_b", objective=CromaObjective(), epochs=100,
         batch_size=7200,
     ),
-    # Appendix A.1, "Lower Masked Tuning" at 10, 25 or 50 %: begins with initial=; an epoch of warm-up, then
+    # Appendix A.1, "Lower Masked Tuning" at 10, 25 or 50 %: begins with init_from=; an epoch of warm-up, then
     # four of cosine.
     Recipe(
         name="croma_vit_l_lower_masked",

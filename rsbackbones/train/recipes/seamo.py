@@ -10,14 +10,15 @@ MAE's 0.05, with its betas (0.9, 0.95). It says "the same normalisation" as SSL4
 
 from dataclasses import replace
 
+from rsbackbones.train.engine.config import OptimOptions, SaveOptions
+from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.objectives.seamo import SeamoObjective
-from rsbackbones.train.options import OptimOptions, SaveOptions
 from rsbackbones.train.recipe import DataOptions, Recipe
-from rsbackbones.train.recipe_fields import to_json
 from rsbackbones.train.recipes.samples import CLOUDY, PAIRS, SEASONS
 
 # A length of 1 is the same strategy without seasons and TM block, for every strategy.
 _PHASE_1 = {"objective": {"length": 1}, "epochs": 20}
+_PHASE_2: dict[str, object] = {}  # the recipe's own fields
 
 _BASE = Recipe(
     name="seamo_vit_b",
@@ -25,7 +26,7 @@ _BASE = Recipe(
     objective=SeamoObjective(),
     data=DataOptions(crop=(0.5, 1.0), size=128, flips="horizontal", turns=False, region="partial", mixup=0),
     optim=OptimOptions(base_lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, warmup=0),
-    first=_PHASE_1,
+    stages=(_PHASE_1, _PHASE_2),
     epochs=200,
     batch_size=2048,
 )
@@ -58,17 +59,20 @@ RECIPES = (
         ),
         optim=OptimOptions(base_lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, clip_grad=1.0),
         save=SaveOptions(every=500),
-        first={
-            "objective": {"length": 1},
-            "data": {
-                "parts": [to_json(part) for part in (*PAIRS, *CLOUDY)],
-                "crop": [32, 96],
-                "flips": True,
-                "turns": True,
+        stages=(
+            {
+                "objective": {"length": 1},
+                "data": {
+                    "parts": [to_json(part) for part in (*PAIRS, *CLOUDY)],
+                    "crop": [32, 96],
+                    "flips": True,
+                    "turns": True,
+                },
+                "epochs": 60,
+                "batch_size": 64,
             },
-            "epochs": 60,
-            "batch_size": 64,
-        },
+            _PHASE_2,
+        ),
         epochs=20,
         batch_size=16,
         precision="fp32",

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+BatchNormMode = Literal["local", "grouped", "sync"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +55,10 @@ class SaveOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What pretraining and fine-tuning runs have in common.
+    """The options of a run, whatever it trains.
 
     Attributes:
         name: of the recipe.
-        model: as for ``create_model``; ``overrides``: fields of its configuration.
         out: the run's folder.
         batch_size: of the global batch, over all processes and passes.
         accumulate: forward passes per step.
@@ -65,13 +66,14 @@ class RunOptions:
         seed: of initialisation and of every sample.
         precision: ``bf16`` is autocast: parameters, gradients and optimizer stay in float32.
         parallel: ``ddp``, or ``fsdp`` (``fully_shard``), where there is more than one process.
+        batch_norm: whose statistics BatchNorm normalizes by, see :mod:`rsbackbones.train.engine.batch_norm`:
+            ``local`` (a process's micro-batch), ``grouped`` (every ``batch_norm_group`` rows of it) or
+            ``sync`` (the micro-batches of all processes).
         log_every: steps between lines of the log; the losses are those of the step.
         timeout: seconds until a process that hangs stops the others.
     """
 
     name: str
-    model: str
-    overrides: dict[str, Any] = field(default_factory=dict)
     save: SaveOptions = field(default_factory=SaveOptions)
     out: Path | None = None
     batch_size: int
@@ -80,6 +82,8 @@ class RunOptions:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    batch_norm: BatchNormMode = "local"
+    batch_norm_group: int | None = None
     activation_checkpointing: bool = False
     compile: bool = False
     log_every: int = 10
@@ -87,7 +91,7 @@ class RunOptions:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every", "max_steps"):
+        for name in ("epochs", "batch_size", "accumulate", "log_every", "max_steps", "batch_norm_group"):
             if (value := getattr(self, name, None)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.seed < 0 or not self.timeout > 0:
@@ -95,8 +99,14 @@ class RunOptions:
                 f"seed must not be negative and timeout must be positive, got {self.seed} and {self.timeout}"
             )
 
-    def may_change(self) -> tuple[str, ...]:
-        """Return the keys that may be others when a run goes on: nothing of them changes what is computed."""
+        if (self.batch_norm == "grouped") != (self.batch_norm_group is not None):
+            raise ValueError(
+                "batch_norm=grouped and batch_norm_group=ROWS go together, got "
+                f"{self.batch_norm} and {self.batch_norm_group}"
+            )
+
+    def resumable_fields(self) -> tuple[str, ...]:
+        """Return the keys that may change when a run goes on: none of them changes what is computed."""
         return (
             "out", "max_steps", "parallel", "activation_checkpointing", "compile", "log_every", "tensorboard",
             "timeout", "save",

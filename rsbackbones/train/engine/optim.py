@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer
 
-from rsbackbones.train.options import OptimOptions
+from rsbackbones.train.engine.config import OptimOptions
 
 
 def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:

@@ -8,14 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rsbackbones.train import carried
-from rsbackbones.train.beginning import build_objective, load_beginning
+from rsbackbones.train import compatibility
+from rsbackbones.train.engine.config_io import to_json
+from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.export import export
-from rsbackbones.train.loop import train
+from rsbackbones.train.initialize import build_objective, initialize_weights
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.objectives.seamo import SeamoObjective
-from rsbackbones.train.recipe_fields import to_json
-from rsbackbones.train.run_folder import TrainingError
+from rsbackbones.train.pretraining import pretrain
 from tests.train.seamo_runs import two_phases, write_series
 from tests.train.training import PAIRED, small_recipe, write_data
 
@@ -30,10 +30,10 @@ def seamo_begin(tmp_path_factory):
     data = write_series(folder / "data")
 
     def recipe(out=None, **changes):
-        changes = {"first": {}, "overrides__bands": FEW} | changes
+        changes = {"stages": [], "overrides__bands": FEW} | changes
         return two_phases(data, out, **changes)
 
-    train(recipe(folder / "run", max_steps=1))
+    pretrain(recipe(folder / "run", max_steps=1))
     export(folder / "run", folder / "weights", full=True)
     return recipe, folder / "weights" / "objective.safetensors"
 
@@ -46,26 +46,26 @@ def croma_begin(tmp_path_factory):
     def recipe(out=None, **changes):
         return small_recipe(data, out, **({"overrides__bands": FEW} | changes))
 
-    train(recipe(folder / "run", max_steps=1))
+    pretrain(recipe(folder / "run", max_steps=1))
     export(folder / "run", folder / "weights", full=True)
     return recipe, folder / "weights" / "objective.safetensors"
 
 
 def begin(recipe, file, **changes):
-    changed = recipe(initial=str(file), seed=5, **changes)
+    changed = recipe(init_from=str(file), seed=5, **changes)
     objective = build_objective(changed)
-    load_beginning(objective, changed)
+    initialize_weights(objective, changed)
     return objective
 
 
 def refused(recipe, file, changes, message):
-    changed = recipe(initial=str(file), **changes)
+    changed = recipe(init_from=str(file), **changes)
     objective = build_objective(changed)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     # Nothing but the meaning is wrong: names and shapes are those of the file.
     assert {n: t.shape for n, t in load_file(file).items()} == {n: t.shape for n, t in before.items()}
     with pytest.raises(TrainingError, match=message):
-        load_beginning(objective, changed)
+        initialize_weights(objective, changed)
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
 
 
@@ -85,7 +85,7 @@ def refused(recipe, file, changes, message):
 def test_what_shapes_do_not_show_of_seamo_is_refused(seamo_begin, tmp_path, changes, message):
     recipe, file = seamo_begin
     if "overrides__query" in changes:  # of equal shapes in the form without f alone
-        train(recipe(tmp_path / "run", max_steps=1, overrides__fusion="decouple"))
+        pretrain(recipe(tmp_path / "run", max_steps=1, overrides__fusion="decouple"))
         export(tmp_path / "run", tmp_path / "weights", full=True)
         file = tmp_path / "weights" / "objective.safetensors"
     refused(recipe, file, changes, message)
@@ -107,7 +107,7 @@ def test_what_shapes_do_not_show_of_croma_is_refused(croma_begin, changes, messa
 def test_a_decoder_of_one_sensor_is_not_that_of_another(croma_begin, tmp_path):
     recipe, _ = croma_begin
     pairs = [to_json(PAIRED)]  # the other source has no radar
-    train(recipe(tmp_path / "run", max_steps=1, objective__reconstruction_target="s1", data__parts=pairs))
+    pretrain(recipe(tmp_path / "run", max_steps=1, objective__reconstruction_target="s1", data__parts=pairs))
     export(tmp_path / "run", tmp_path / "weights", full=True)
     file = tmp_path / "weights" / "objective.safetensors"
     refused(recipe, file, {"objective__reconstruction_target": "s2"}, r"reconstruction_target \(s1, s2\)")
@@ -129,7 +129,7 @@ def test_how_it_is_trained_may_be_another(seamo_begin, croma_begin):
 def test_the_form_of_a_block_that_there_is_not_says_nothing(seamo_begin, tmp_path):
     recipe, _ = seamo_begin
     plain = {"objective__strategy": "multimodal"}
-    train(recipe(tmp_path / "run", max_steps=1, **plain))
+    pretrain(recipe(tmp_path / "run", max_steps=1, **plain))
     export(tmp_path / "run", tmp_path / "weights", full=True)
     begin(recipe, tmp_path / "weights" / "objective.safetensors", **plain, overrides__query="text")
 
@@ -139,9 +139,9 @@ def test_a_file_that_does_not_say_what_it_means_is_refused(seamo_begin, tmp_path
     bare = tmp_path / "objective.safetensors"
     for metadata, message in (
         (None, "does not say what its parameters mean .* export the run once more"),
-        ({carried.OBJECTIVE_KEY: '{"config": {}'}, "damaged .* export the run once more"),
-        ({carried.OBJECTIVE_KEY: '{"config": 3, "objective": {}, "grid": null}'}, "damaged"),
-        ({carried.OBJECTIVE_KEY: "[]"}, "damaged"),
+        ({compatibility.OBJECTIVE_KEY: '{"config": {}'}, "damaged .* export the run once more"),
+        ({compatibility.OBJECTIVE_KEY: '{"config": 3, "objective": {}, "grid": null}'}, "damaged"),
+        ({compatibility.OBJECTIVE_KEY: "[]"}, "damaged"),
     ):
         save_file(load_file(file), bare, metadata)
         with pytest.raises(TrainingError, match=message):
@@ -150,14 +150,14 @@ def test_a_file_that_does_not_say_what_it_means_is_refused(seamo_begin, tmp_path
 
 def test_the_file_says_bands_heads_and_grid_to_who_reads_it(seamo_begin):
     with safe_open(seamo_begin[1], "pt") as file:
-        said = json.loads(file.metadata()[carried.OBJECTIVE_KEY])
+        said = json.loads(file.metadata()[compatibility.OBJECTIVE_KEY])
     assert said["config"]["bands"] == FEW
     assert (said["config"]["num_heads"], said["objective"]["decoder_heads"], said["grid"]) == (4, 4, [4, 4])
 
 
 def test_what_may_differ_is_an_option_of_some_objective():
     known = {f.name for kind in (CromaObjective, SeamoObjective) for f in dataclasses.fields(kind)}
-    assert set(carried._FREE_OPTIONS) <= known
-    assert known - set(carried._FREE_OPTIONS) == {
+    assert set(compatibility._IGNORED_OPTIONS) <= known
+    assert known - set(compatibility._IGNORED_OPTIONS) == {
         "method", "decoder_dim", "decoder_depth", "decoder_heads", "reconstruction_target",
     }  # fmt: skip

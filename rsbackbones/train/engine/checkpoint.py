@@ -24,11 +24,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from rsbackbones.atomic import write_text
-from rsbackbones.train.distributed import Processes
-from rsbackbones.train.options import SaveOptions
-from rsbackbones.train.run_folder import TrainingError
-from rsbackbones.weights import sha256_of
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.train.engine.config import SaveOptions
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.errors import TrainingError
 
 State = dict[str, Any]
 
@@ -66,7 +66,7 @@ def problem(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
 class Checkpoints:
     """The checkpoints of a run, for all of its processes together."""
 
-    def __init__(self, folder: Path, processes: Processes, options: SaveOptions) -> None:
+    def __init__(self, folder: Path, processes: DistributedContext, options: SaveOptions) -> None:
         self.folder, self.processes, self.options = folder, processes, options
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -77,7 +77,7 @@ class Checkpoints:
             self._group = dist.new_group(backend="gloo", timeout=processes.timeout)
         # DCP says so at every save and load of a single process.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled.*single process")
-        if processes.first:
+        if processes.is_main_process:
             folder.mkdir(exist_ok=True)
             self._remove_unfinished()  # what a killed process left
         processes.barrier()
@@ -110,7 +110,7 @@ class Checkpoints:
         """Wait until all processes have written; then the first one hashes, renames and removes old ones."""
         if written is not None:
             written.result()
-        if not self.processes.first:
+        if not self.processes.is_main_process:
             return
         files = {}
         for path in sorted(part.iterdir()):
@@ -152,7 +152,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         error = pending.exception() if pending is not None else None
         if any(self.processes.gather(error is not None)):
-            if self.processes.first:
+            if self.processes.is_main_process:
                 self._remove_unfinished()
             self.processes.barrier()
             kept = finished(self.folder)
@@ -172,7 +172,7 @@ class Checkpoints:
         Raises:
             TrainingError: there are checkpoints and every one is damaged.
         """
-        candidates: list[Path] = self.processes.first_says(finished(self.folder))
+        candidates: list[Path] = self.processes.broadcast_from_rank0(finished(self.folder))
         for path in candidates:
             wrong = problem(path, (self.processes.rank, self.processes.world_size))
             wrong = next((w for w in self.processes.gather(wrong) if w), None)
@@ -187,7 +187,7 @@ class Checkpoints:
                     ) from error
             if wrong is None:
                 return step_of(path)
-            if self.processes.first:
+            if self.processes.is_main_process:
                 warnings.warn(f"{path} is damaged ({wrong}); trying the one before", stacklevel=2)
         if candidates:
             raise TrainingError(

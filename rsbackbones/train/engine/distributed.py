@@ -1,4 +1,4 @@
-"""The process group: joining it, leaving it, and not outliving its launcher."""
+"""The process group: its beginning, its end, and how not to outlive its launcher."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """This process among all of them; one process has no group."""
 
     rank: int
@@ -23,7 +23,7 @@ class Processes:
     timeout: timedelta = timedelta(minutes=10)
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
@@ -48,16 +48,16 @@ class Processes:
             dist.all_gather_object(values, value)
         return values
 
-    def first_says(self, value: Any) -> Any:
-        """Return the first process's value."""
+    def broadcast_from_rank0(self, value: Any) -> Any:
+        """Return the value of rank 0."""
         values = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
 
-def join(timeout: float) -> Processes:
-    """Join the processes that a launcher started (torchrun), or be the only one.
+def init_distributed(timeout: float) -> DistributedContext:
+    """Join the process group that a launcher started (torchrun), or be the only process.
 
     ``timeout`` is in seconds: torch's own half an hour is what a hanging process would cost the others.
     """
@@ -68,13 +68,13 @@ def join(timeout: float) -> Processes:
     else:
         device = torch.device("cpu")
     if "WORLD_SIZE" not in os.environ:
-        return Processes(0, 1, device)
+        return DistributedContext(0, 1, device)
     die_with_parent()
     # Numbers and objects travel by gloo, so that reading a flag does not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     patience = timedelta(seconds=timeout)
     dist.init_process_group(backend, timeout=patience)
-    return Processes(dist.get_rank(), dist.get_world_size(), device, patience)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), device, patience)
 
 
 def die_with_parent() -> None:
@@ -84,8 +84,8 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def leave(processes: Processes) -> None:
-    """Leave the group, after a run that ended well."""
+def destroy(processes: DistributedContext) -> None:
+    """Destroy the process group, after a run that ended well."""
     if dist.is_initialized():
         processes.barrier()
         dist.destroy_process_group()

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsbackbones.config import as_json
+from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.objective import Objective
-from rsbackbones.train.run_folder import TrainingError
 
 # Under this key ``objective.safetensors`` says what its parameters mean.
 OBJECTIVE_KEY = "rsbackbones.objective"
@@ -19,19 +19,19 @@ OBJECTIVE_KEY = "rsbackbones.objective"
 # says what they are: an option that is not named here must be the same. ``normalised_targets`` and
 # ``joint_self_bias`` change what is asked of the same outputs, which training goes on to learn; where all
 # patches are seen, both biases are one.
-_FREE_OPTIONS = (
+_IGNORED_OPTIONS = (
     "strategy", "length", "mask_ratio", "mask_ratio_s2", "mask_ratio_s1", "masking", "normalised_targets",
     "contrast", "local", "contrast_weight", "reconstruction_weight", "gather", "hard_negatives",
     "joint_self_bias",
 )  # fmt: skip
 # A block for dates has parameters of its own names. Of sizes the grid of positions is compared, which they
 # decide unless it is said; where there is none, nothing is made for a size.
-_FREE_FIELDS = ("temporal", "image_size", "position_grid")
+_IGNORED_FIELDS = ("temporal", "image_size", "position_grid")
 # The form of the block for dates, which says nothing where either has none.
 _FORM_OF_BLOCK = ("fusion", "query")
 
 
-def meaning_of(objective: Objective) -> dict[str, Any]:
+def objective_signature(objective: Objective) -> dict[str, Any]:
     """Return what an objective's parameters mean, in values of JSON."""
     config = objective.backbone.config
     meaning = {
@@ -43,13 +43,13 @@ def meaning_of(objective: Objective) -> dict[str, Any]:
     return plain
 
 
-def check_carried(
+def check_compatible(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], *, names: tuple[str, str], fix: str
 ) -> None:
     """Check that parameters that mean ``theirs`` can go on as those that mean ``ours``.
 
     Args:
-        theirs, ours: from :func:`meaning_of`.
+        theirs, ours: from :func:`objective_signature`.
         names: of the two, for the message.
         fix: what to do where they differ.
 
@@ -58,7 +58,7 @@ def check_carried(
             positions on another grid.
     """
     blocks = theirs["config"].get("temporal") and ours["config"].get("temporal")
-    free = {"config": (*_FREE_FIELDS, *(() if blocks else _FORM_OF_BLOCK)), "objective": _FREE_OPTIONS}
+    free = {"config": (*_IGNORED_FIELDS, *(() if blocks else _FORM_OF_BLOCK)), "objective": _IGNORED_OPTIONS}
     differing = []
     for part, may_differ in free.items():
         before, now = theirs[part], ours[part]

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes its name when it is on disk; where writing fails, nothing of it stays.
 
     A killed process leaves ``NAME.tmp``, which the next writer of the name overwrites.
@@ -27,5 +27,5 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())

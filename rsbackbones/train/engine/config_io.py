@@ -1,26 +1,26 @@
-"""The fields of a recipe, of pretraining or of fine-tuning: as JSON, as ``key=value``, and compared."""
+"""The options of a run as JSON, as ``key=value``, and compared."""
 
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from rsbackbones.train.options import RunOptions
-
-if TYPE_CHECKING:
-    from rsbackbones.train.recipe import Part
+from rsbackbones.train.engine.config import RunOptions
 
 R = TypeVar("R", bound=RunOptions)
+# A recipe's field that holds, for every stage, the fields of the recipe that differ in it.
+STAGES = "stages"
 
 
-def to_json(recipe: "RunOptions | Part") -> dict[str, Any]:
-    """Return a recipe, or a part of its data, as JSON values."""
+def to_json(options: Any) -> dict[str, Any]:
+    """Return options (a dataclass: a recipe, or a part of one) as JSON values."""
     from pydantic import TypeAdapter
 
-    fields: dict[str, Any] = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+    fields: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
     return fields
 
 
@@ -38,7 +38,7 @@ def from_json(fields: Mapping[str, Any], kind: type[R]) -> R:
     try:
         return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
-        placed = [(_place(kind, fields, e["loc"]), e) for e in error.errors()]
+        placed = [(_path(kind, fields, e["loc"]), e) for e in error.errors()]
         problems = [
             f"{place}: " * bool(place)
             + e["msg"].removeprefix("Value error, ")
@@ -59,8 +59,13 @@ def merge_fields(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return merged
 
 
-def replace_fields(recipe: R, changes: Mapping[str, Any]) -> R:
-    """Return a recipe with some fields changed; a key names a field within a field by dots.
+def apply_overrides(recipe: R, changes: Mapping[str, Any]) -> R:
+    """Return a recipe with some fields changed.
+
+    Args:
+        recipe: the recipe.
+        changes: by key. Dots name a field within a field, or an element of a list by its index from 0:
+            ``optim.base_lr``, ``data.parts.0.repeat``, ``stages.1.data.root``.
 
     Raises:
         ValueError: an unknown key, or a value that does not fit.
@@ -70,19 +75,36 @@ def replace_fields(recipe: R, changes: Mapping[str, Any]) -> R:
         *path, last = key.split(".")
         inner: Any = fields
         kind: Any = type(recipe)
-        for name in path:
+        for depth, name in enumerate(path):
             hint = _field_type(kind, name, key)
-            if isinstance(inner, dict) and (path[0] == "first" or not dataclasses.is_dataclass(kind)):
-                inner.setdefault(name, {})  # it holds only what is different (overrides, a first phase)
-            inner = inner.get(name) if isinstance(inner, dict) else None
-            kind = type(recipe) if kind is type(recipe) and name == "first" else _member(hint, inner)
+            if isinstance(inner, list):
+                inner, kind = inner[_index(inner, path, depth, key)], hint
+            else:
+                if isinstance(inner, dict) and (path[0] == STAGES or not dataclasses.is_dataclass(kind)):
+                    inner.setdefault(name, {})  # it holds only what is different (overrides, a stage)
+                inner = inner.get(name) if isinstance(inner, dict) else None
+                kind = tuple[type(recipe), ...] if (depth, name) == (0, STAGES) else hint  # type: ignore[misc]
+            kind = _union_member(kind, inner)
         hint = _field_type(kind, last, key)
-        if not isinstance(inner, dict):
+        value = _parse_value(key, value, hint)
+        if path[:1] == [STAGES]:  # whose fields nobody else brings to their types
+            value = _parse_json(value)
+        if isinstance(inner, list):
+            inner[_index(inner, [*path, last], len(path), key)] = value
+        elif isinstance(inner, dict):
+            inner[last] = value
+        else:
             raise ValueError(f"unknown key {key!r}: {'.'.join(path)} has no fields")
-        inner[last] = _listed(key, value, hint)
-        if path[:1] == ["first"]:  # whose fields nobody else brings to their types
-            inner[last] = _typed(inner[last])
     return from_json(fields, type(recipe))
+
+
+def _index(items: Sequence[Any], path: Sequence[str], depth: int, key: str) -> int:
+    """Return which element of a list ``path[depth]`` names."""
+    name, whole = path[depth], ".".join(path[:depth])
+    if not name.isdecimal() or int(name) >= len(items):
+        there = f"0 to {len(items) - 1}" if items else f"none: say {whole}=[...] first"
+        raise ValueError(f"unknown key {key!r}: {whole} is a list, its elements are {there}")
+    return int(name)
 
 
 def parse_arguments(arguments: Sequence[str], known: Mapping[str, R]) -> R:
@@ -105,11 +127,11 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, R]) -> R:
             recipe = from_json(fields, type(next(iter(known.values()))))
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the recipe {name}: {error}") from error
-        return replace_fields(recipe, changes)
+        return apply_overrides(recipe, changes)
     if name is None or name not in known:
         given = "no recipe is named" if name is None else f"unknown recipe {name!r}"
         raise ValueError(f"{given}; say recipe=NAME, one of {', '.join(known)}, or recipe=FILE.json")
-    return replace_fields(known[name], changes)
+    return apply_overrides(known[name], changes)
 
 
 def differences(old: RunOptions, new: RunOptions) -> list[str]:
@@ -117,8 +139,8 @@ def differences(old: RunOptions, new: RunOptions) -> list[str]:
     found = []
     before, after = _flat(to_json(old)), _flat(to_json(new))
     for key in {**before, **after}:
-        plain = key.removeprefix("first.")  # what may be another in a run may be in its first phase
-        if any(plain == free or plain.startswith(free + ".") for free in new.may_change()):
+        plain = re.sub(rf"^{STAGES}\.\d+\.", "", key)  # what may change in a run may change in a stage
+        if any(plain == free or plain.startswith(free + ".") for free in new.resumable_fields()):
             continue
         if before.get(key) != after.get(key):
             found.append(f"{key}: {before.get(key)} -> {after.get(key)}")
@@ -128,44 +150,60 @@ def differences(old: RunOptions, new: RunOptions) -> list[str]:
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in fields.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for i, item in enumerate(value):
+                flat |= {f"{prefix}{key}.{i}": {}, **_flat(item, f"{prefix}{key}.{i}.")}  # even an empty one
+        else:
+            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
 def _field_type(kind: Any, name: str, key: str) -> Any:
     """Return the type of a field; ``key`` is all of what the user named."""
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,):
+        return typing.get_args(kind)[0]
     if not dataclasses.is_dataclass(kind):
         return Any
     hints = typing.get_type_hints(kind)
     if name not in hints:
         close = difflib.get_close_matches(name, hints, n=1)
         raise ValueError(
-            f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+            f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ".")
             + f" Keys there: {', '.join(hints)}"
         )  # fmt: skip
     return hints[name]
 
 
-def _member(hint: Any, value: Any) -> Any:
+def _members(hint: Any) -> list[Any]:
+    """Return the dataclasses of a union, or those that a class says stand for it (``members()``)."""
+    kinds = hint.members() if hasattr(hint, "members") else typing.get_args(hint)
+    return [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+
+
+def _union_member(hint: Any, value: Any) -> Any:
     """Return which of the dataclasses of a union a value is of: that of its ``method``, else the first."""
-    several = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
+    several = _members(hint)
     if not several or not isinstance(value, Mapping):
         return hint
     methods = {kind.method: kind for kind in several if hasattr(kind, "method")}
     if methods and value.get("method", next(iter(methods))) not in methods:
-        raise ValueError(f"unknown method {value['method']!r}; known: {', '.join(methods)}")
+        raise ValueError(
+            f"unknown method {value['method']!r}; known: {', '.join(methods)}. A method of your own is known "
+            "once "
+            "register_objective was called"
+        )
     named = [kind for method, kind in methods.items() if method == value.get("method")]
     holds = [kind for kind in several if set(value) <= {f.name for f in dataclasses.fields(kind)}]
     return (named or holds or several)[0]
 
 
-def _place(kind: Any, value: Any, steps: Sequence[int | str]) -> str | None:
+def _path(kind: Any, value: Any, steps: Sequence[int | str]) -> str | None:
     """Return where an error of pydantic is, by dots; ``None``: in a member of a union that is not meant."""
     path = []
     for step in steps:
-        union = len([t for t in typing.get_args(kind) if dataclasses.is_dataclass(t)]) > 1
+        union = len(_members(kind)) > 1
         if union and isinstance(value, Mapping):
-            kind = _member(kind, value)
+            kind = _union_member(kind, value)
             if step != kind.__name__:
                 return None
             continue  # pydantic names the member, and the user does not
@@ -179,20 +217,20 @@ def _place(kind: Any, value: Any, steps: Sequence[int | str]) -> str | None:
 
 def _check_keys(kind: Any, fields: Mapping[str, Any], prefix: str) -> None:
     for name, value in fields.items():
-        inner = _member(_field_type(kind, name, prefix + name), value)
+        inner = _union_member(_field_type(kind, name, prefix + name), value)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
             _check_keys(inner, value, f"{prefix}{name}.")
         if isinstance(value, Sequence) and typing.get_origin(inner) is tuple:
             for i, item in enumerate(value):
-                member = _member(typing.get_args(inner)[0], item)
+                member = _union_member(typing.get_args(inner)[0], item)
                 if isinstance(item, Mapping) and dataclasses.is_dataclass(member):
                     _check_keys(member, item, f"{prefix}{name}.{i}.")
 
 
-def _typed(value: Any) -> Any:
+def _parse_json(value: Any) -> Any:
     """Read text that is JSON, and that in a list; other text stays."""
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [_parse_json(item) for item in value]
     if not isinstance(value, str):
         return value
     try:
@@ -201,13 +239,13 @@ def _typed(value: Any) -> Any:
         return value
 
 
-def _listed(key: str, value: Any, hint: Any) -> Any:
+def _parse_value(key: str, value: Any, hint: Any) -> Any:
     """Read JSON where a field holds several values, or any; "60,180" is understood for a tuple too."""
     if not isinstance(value, str) or hint is str:
         return value
     if value in ("none", "null") and type(None) in typing.get_args(hint):
         return None
-    kinds = (hint, *typing.get_args(hint))
+    kinds = (hint, *typing.get_args(hint), *_members(hint))
     if value.startswith("{") and any(dataclasses.is_dataclass(t) for t in kinds):
         hint = Any
     several = any(typing.get_origin(t) in (tuple, dict) for t in kinds)

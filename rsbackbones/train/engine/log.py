@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rsbackbones.train.options import RunOptions
-from rsbackbones.train.run_folder import METRICS
+from rsbackbones.train.engine.config import RunOptions
+from rsbackbones.train.engine.run_dir import METRICS, read_log
 
 
 class StepClock:
@@ -84,3 +84,23 @@ class RunLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def loss_table(folder: Path, rows: int = 10) -> str:
+    """Return the means of what a run logged, for each tenth of it, as a Markdown table."""
+    lines = read_log(folder)
+    if not lines:
+        return ""
+    names = [
+        n for n in dict.fromkeys(n for line in lines for n in line) if not n.startswith(("step", "epoch"))
+    ]
+    size = -(-len(lines) // rows)
+    table = ["| steps | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for i in range(0, len(lines), size):
+        part = lines[i : i + size]
+        cells = []
+        for name in names:
+            values = [line[name] for line in part if name in line]
+            cells.append(f"{sum(values) / len(values):.4g}" if values else "")
+        table.append(f"| {part[0]['step']} to {part[-1]['step']} | " + " | ".join(cells) + " |")
+    return "\n".join(table) + "\n"

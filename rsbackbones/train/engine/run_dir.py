@@ -2,38 +2,41 @@
 
 import fcntl
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from rsbackbones.atomic import write_text
-from rsbackbones.environment import environment
-from rsbackbones.train.distributed import Processes
-from rsbackbones.train.options import RunOptions
-from rsbackbones.train.recipe_fields import differences, from_json, to_json
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.environment import environment
+from rsbackbones.train.engine.config import RunOptions
+from rsbackbones.train.engine.config_io import differences, from_json, to_json
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.errors import TrainingError
 
 RECIPE = "recipe.json"
 # A restarted job waits so long for the processes of the one before to be gone.
 _LOCK_PATIENCE_S = 10.0
 # A line per logged step; a line per evaluation, where a run has any.
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
-# A run of two phases keeps the first one, a run in itself, in its folder.
-PHASE_1 = "phase_1"
+# A run of several stages keeps the earlier ones, each a run in itself, in its folder.
+_STAGE = re.compile(r"stage_\d+")
 
 
-class TrainingError(ValueError):
-    """A run that cannot begin or cannot go on; says why and what to do."""
+def stage_folder(out: Path, index: int, count: int) -> Path:
+    """Return the folder of a stage of ``count``: ``out`` for the last, ``out/stage_1``, ... before."""
+    return out if index == count - 1 else out / f"stage_{index + 1}"
 
 
-class RunFolder:
+class RunDir:
     """The folder, locked by the first process until ``with`` ends."""
 
-    def __init__(self, path: Path, processes: Processes) -> None:
+    def __init__(self, path: Path, processes: DistributedContext) -> None:
         self.path = path
         self._lock: TextIO | None = None
         problem = None
-        if processes.first:
+        if processes.is_main_process:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 self._lock = _locked(path / "lock")
@@ -42,17 +45,17 @@ class RunFolder:
             else:
                 if self._lock is None:
                     problem = f"another job is running in {path} (it holds {path / 'lock'})"
-        if problem := processes.first_says(problem):
+        if problem := processes.broadcast_from_rank0(problem):
             raise TrainingError(f"{problem}; choose another with out=")
 
-    def __enter__(self) -> "RunFolder":
+    def __enter__(self) -> "RunDir":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
 
-    def begin(self, recipe: RunOptions, sources: list[dict[str, Any]]) -> None:
+    def open(self, recipe: RunOptions, sources: list[dict[str, Any]]) -> None:
         """Save the recipe, or compare it with the saved one. For the first process.
 
         Raises:
@@ -78,13 +81,19 @@ class RunFolder:
                 )
             return
         if foreign := sorted(
-            p.name for p in self.path.iterdir() if p.name not in ("lock", "recipe.json.tmp", PHASE_1)
+            p.name
+            for p in self.path.iterdir()
+            if p.name not in ("lock", "recipe.json.tmp") and not _STAGE.fullmatch(p.name)
         ):
-            raise TrainingError(f"{self.path} is not empty and no run of ours: {', '.join(foreign[:8])}")
+            raise TrainingError(
+                f"{self.path} is not empty and not an rsbackbones run: it holds {', '.join(foreign[:8])}; "
+                "choose "
+                "another out="
+            )
         content = {"recipe": to_json(recipe), "sources": sources, "environment": environment()}
         write_text(file, json.dumps(content, indent=1))
 
-    def cut_log(self, step: int) -> None:
+    def truncate_log(self, step: int) -> None:
         """Take from the logs what comes after ``step``: it will be computed again. For the first process."""
         for file in (self.path / METRICS, self.path / EVALUATIONS):
             if file.exists():

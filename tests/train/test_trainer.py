@@ -15,14 +15,14 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import rsbackbones as rsb
 from rsbackbones.cli import main as cli
-from rsbackbones.environment import environment
-from rsbackbones.train.beginning import build_objective, load_beginning, read_run
+from rsbackbones.files.environment import environment
+from rsbackbones.train.engine.config_io import from_json, to_json
+from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.export import export
 from rsbackbones.train.export import main as export_command
-from rsbackbones.train.loop import train
+from rsbackbones.train.initialize import build_objective, initialize_weights, read_run
+from rsbackbones.train.pretraining import pretrain
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.recipe_fields import from_json, to_json
-from rsbackbones.train.run_folder import TrainingError
 from tests.train.training import (
     BANDS,
     DEADLINE,
@@ -50,7 +50,7 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """A run of 24 steps, with a moving average."""
     out = tmp_path_factory.mktemp("runs") / "tiny_run"
-    return train(small_recipe(data, out, ema=0.5, tensorboard=True)), out
+    return pretrain(small_recipe(data, out, ema=0.5, tensorboard=True)), out
 
 
 def test_the_files_of_a_run(data, finished):
@@ -120,8 +120,8 @@ def test_a_signal_saves_and_ends(data, tmp_path, number):
     assert "the same command goes on from there" in log.read_text()
     assert checkpoints(out) == [f"step_{last:09d}"]
     assert json.loads((out / "summary.json").read_text())["status"] == "stopped"
-    train(small_recipe(data, out, epochs=1000, max_steps=last + 2))
-    train(small_recipe(data, tmp_path / "unbroken", epochs=1000, max_steps=last + 2))
+    pretrain(small_recipe(data, out, epochs=1000, max_steps=last + 2))
+    pretrain(small_recipe(data, tmp_path / "unbroken", epochs=1000, max_steps=last + 2))
     assert curve(out) == curve(tmp_path / "unbroken")
 
 
@@ -139,26 +139,26 @@ def test_an_error_ends_the_process_and_its_workers(data, tmp_path):
 
 def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
     out = tmp_path / "run"
-    train(small_recipe(data, out, max_steps=1))
+    pretrain(small_recipe(data, out, max_steps=1))
     other = write_data(tmp_path / "other", pairs=21)
     with pytest.raises(TrainingError, match=r"run on other data.*'places': 20.*'places': 21"):
-        train(small_recipe(other, out, max_steps=2))
+        pretrain(small_recipe(other, out, max_steps=2))
     same = write_data(tmp_path / "same")
-    assert train(small_recipe(same, out, max_steps=2)).step == 2
+    assert pretrain(small_recipe(same, out, max_steps=2)).step == 2
 
 
 def test_a_sensor_that_no_source_feeds_is_refused(data, tmp_path):
     only = to_json(small_recipe(data))["data"]["parts"][1:]
     with pytest.raises(TrainingError, match="no source has s1"):
-        train(small_recipe(data, tmp_path / "run", data__parts=only))
+        pretrain(small_recipe(data, tmp_path / "run", data__parts=only))
     with pytest.raises(TrainingError, match=r"data\.units names S2"):
-        train(small_recipe(data, tmp_path / "run", data__units={"S2": "dn+1000"}))
+        pretrain(small_recipe(data, tmp_path / "run", data__units={"S2": "dn+1000"}))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"not finite at step .*no parameter was changed") as error:
-        train(
+        pretrain(
             small_recipe(
                 data, out, optim__base_lr=1e30, optim__warmup=0, optim__clip_grad=None, save__every=1
             )
@@ -190,7 +190,7 @@ def bad_data(folder, bad):
 def test_bad_samples_below_the_share_are_listed(tmp_path):
     folder, out = bad_data(tmp_path / "data", 3), tmp_path / "run"
     options = {"epochs": 1, "data__max_bad_share": 0.1, "data__mixup": 0}
-    assert train(small_recipe(folder, out, **options)).status == "finished"
+    assert pretrain(small_recipe(folder, out, **options)).status == "finished"
     listed = [json.loads(line) for line in (out / "bad_samples.jsonl").read_text().splitlines()]
     assert {name for name, _ in listed} <= {f"paired: paired.npz[{i}]" for i in range(3)}
     assert len(listed) == len(dict(listed)) >= 2
@@ -200,13 +200,13 @@ def test_bad_samples_below_the_share_are_listed(tmp_path):
 def test_too_many_bad_samples_stop_the_run(tmp_path):
     folder, out = bad_data(tmp_path / "data", 30), tmp_path / "run"
     with pytest.raises(TrainingError, match=r"of 84 places cannot be used.*max_bad_share=0\.1") as error:
-        train(small_recipe(folder, out, data__max_bad_share=0.1))
+        pretrain(small_recipe(folder, out, data__max_bad_share=0.1))
     listed = (out / "bad_samples.jsonl").read_text().splitlines()
     assert len(listed) >= 9
     assert all(f"{name}: {why}" in str(error.value) for name, why in map(json.loads, listed[:9]))
     with pytest.raises(TrainingError, match="places cannot be used"):  # nor does it go on the next time
-        train(small_recipe(folder, out, data__max_bad_share=0.1))
-    summary = train(small_recipe(folder, out, data__max_bad_share=0.6))
+        pretrain(small_recipe(folder, out, data__max_bad_share=0.1))
+    summary = pretrain(small_recipe(folder, out, data__max_bad_share=0.6))
     assert summary.status == "finished"
 
 
@@ -315,7 +315,7 @@ def test_the_exported_encoder_is_the_trained_one(finished, exported, monkeypatch
 def test_an_export_states_the_bands_that_the_run_had(data, tmp_path, monkeypatch):
     bands = {"s2": ["B08", "B04"], "s1": ["VH"]}
     overrides = {"dim": 32, "depth": 2, "num_heads": 4, "bands": bands}
-    train(small_recipe(data, tmp_path / "run", overrides=overrides, max_steps=1))
+    pretrain(small_recipe(data, tmp_path / "run", overrides=overrides, max_steps=1))
     export(tmp_path / "run", tmp_path / "weights")
     monkeypatch.setenv("RSBACKBONES_MANIFEST", str(tmp_path / "weights" / "manifest.json"))
     model = rsb.create_model("croma_vit_tiny", pretrained=True)
@@ -328,18 +328,18 @@ def test_the_whole_objective_can_be_begun_with(data, finished, exported, tmp_pat
     _, out = finished
     file = exported / "objective.safetensors"
     trained = read_run(out)[2]
-    recipe = small_recipe(data, initial=str(file), seed=3)
+    recipe = small_recipe(data, init_from=str(file), seed=3)
     begun = build_objective(recipe)
-    assert load_beginning(begun, recipe) == f"begins with {file}"
+    assert initialize_weights(begun, recipe) == f"begins with {file}"
     for name, value in trained.state_dict().items():
         assert torch.equal(begun.state_dict()[name], value)
-    summary = train(small_recipe(data, tmp_path / "run", initial=str(file), epochs=1))
+    summary = pretrain(small_recipe(data, tmp_path / "run", init_from=str(file), epochs=1))
     assert summary.step == 8
     first, before = curve(tmp_path / "run", "reconstruction")[0], curve(out, "reconstruction")[0]
     assert first < before
-    other = small_recipe(data, initial=str(file), objective__contrast="none")
+    other = small_recipe(data, init_from=str(file), objective__contrast="none")
     with pytest.raises(TrainingError, match="is not this objective"):
-        load_beginning(build_objective(other), other)
+        initialize_weights(build_objective(other), other)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -18,14 +18,16 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from rsbackbones.train.checkpoint import rng_state, set_rng_state
-from rsbackbones.train.data.batch import Batch
-from rsbackbones.train.data.sampler import BatchPlan, StepSampler
-from rsbackbones.train.distributed import Processes
-from rsbackbones.train.ema import Ema
-from rsbackbones.train.log import RunLog
-from rsbackbones.train.options import RunOptions
-from rsbackbones.train.parallel import synchronize_gradients
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.checkpoint import rng_state, set_rng_state
+from rsbackbones.train.engine.config import RunOptions
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.ema import ParameterEma
+from rsbackbones.train.engine.log import RunLog
+from rsbackbones.train.engine.module import TrainModule
+from rsbackbones.train.engine.parallel import broadcast_buffers, synchronize_gradients
+from rsbackbones.train.engine.sampler import BatchPlan, StepSampler
+from rsbackbones.train.engine.step import Step
 
 
 class Schedule(Protocol):
@@ -35,11 +37,13 @@ class Schedule(Protocol):
         """Set the learning rates of step ``num_updates``."""
 
 
-class Steps:
-    """What the loop needs of a run. A kind of run builds the attributes and says what goes beyond steps.
+class TrainRun:
+    """What the trainer needs of a run. A kind of run builds the attributes and adds what goes beyond steps.
 
     Attributes:
-        recipe, processes: of the run.
+        config: the options of the run.
+        recipe: what is saved and compared with the run: ``config``, or for a stage what it is a part of.
+        processes: this process among all.
         objective: what is trained: batch -> loss and parts.
         module: what is called: the objective, or what parallelism put around it.
         dataset: lists of keys to batches; ``workers`` processes call it.
@@ -49,9 +53,9 @@ class Steps:
         beginning: what the weights that it began with are, where they are not random.
     """
 
-    recipe: RunOptions
-    processes: Processes
-    objective: nn.Module
+    config: RunOptions
+    processes: DistributedContext
+    objective: TrainModule
     module: nn.Module
     dataset: Dataset[Batch]
     plan: BatchPlan
@@ -61,23 +65,33 @@ class Steps:
     optimizer: Optimizer
     schedule: Schedule
     clip_grad: float | None = None
-    ema: Ema | None = None
+    ema: ParameterEma | None = None
     places: int
     max_bad_share: float
     beginning: str | None = None
+    _buffers: dict[str, Tensor]
+
+    @property
+    def recipe(self) -> RunOptions:
+        """See above."""
+        return self.config
+
+    def step(self, number: int) -> Step:
+        """Return a step by how many were taken before it."""
+        return Step(number, self.total_steps, self.plan.task(number))
 
     def sources(self) -> list[dict[str, Any]]:
         """Return what is written of the data; but for their ``name`` a run goes on with the same only."""
         raise NotImplementedError
 
-    def draw(self, folder: Path) -> None:
-        """Draw the pictures of a run; after every checkpoint, by all processes."""
+    def plot(self, folder: Path) -> None:
+        """Draw the pictures of a run; called after every checkpoint on every process."""
 
-    def saves(self, step: int) -> bool:
+    def should_checkpoint(self, step: int) -> bool:
         """Return whether a checkpoint is written after a step that the recipe does not say."""
         return False
 
-    def after(self, step: int, folder: Path, log: RunLog) -> None:
+    def on_step_end(self, step: int, folder: Path, log: RunLog) -> None:
         """Do what is due after a step, of which there may be a checkpoint; also where a run goes on."""
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
@@ -87,13 +101,13 @@ class Steps:
             self.dataset,
             batch_sampler=self.sampler_class(
                 self.plan, start=start, stop=stop, rank=self.processes.rank,
-                world_size=self.processes.world_size, accumulate=self.recipe.accumulate,
+                world_size=self.processes.world_size, accumulate=self.config.accumulate,
             ),
             num_workers=self.workers,
             collate_fn=_as_it_is,
             worker_init_fn=_leave_signals_to_the_run,
             # Its own: the loader draws from the global one otherwise, and a resumed run would differ.
-            generator=torch.Generator().manual_seed(self.recipe.seed),
+            generator=torch.Generator().manual_seed(self.config.seed),
             pin_memory=device.type == "cuda",
         )  # fmt: skip
         batches = iter(loader)
@@ -106,11 +120,12 @@ class Steps:
 
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the gradients of a step; return the loss and its parts on this process, and their norm."""
+        self._buffers = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             synchronize_gradients(self.module, number == len(batches) - 1)
             device = self.processes.device
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 parts = self.module(batch.to(device))
             (parts["loss"] / len(batches)).backward()
             for name, value in parts.items():
@@ -118,20 +133,35 @@ class Steps:
         norm = get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None])
         return sums, norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def update(self, step: int, norm: Tensor) -> float:
+    @torch.no_grad()
+    def discard(self) -> None:
+        """Undo :meth:`forward_backward`: buffers are what they were, and there are no gradients."""
+        for name, buffer in self.objective.named_buffers():
+            buffer.copy_(self._buffers[name])
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self, batches: Sequence[Batch], step: Step, norm: Tensor) -> float:
         """Take the optimizer's step; return the (largest) learning rate it was taken with."""
         if self.clip_grad is not None:
             clip_grads_with_norm_(list(self.objective.parameters()), self.clip_grad, norm)
-        self.schedule.step_update(step + 1)
+        self.schedule.step_update(step.number + 1)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.objective.after_step([batch.to(self.processes.device) for batch in batches], step)
         if self.ema:
             self.ema.update()
         lr: float = max(group["lr"] for group in self.optimizer.param_groups)
         return lr
 
     def state(self, world_size: int) -> dict[str, Any]:
-        """Return what a checkpoint holds, for one that ``world_size`` processes write or wrote."""
+        """Return what a checkpoint holds, for one that ``world_size`` processes write or wrote.
+
+        Where processes differ in buffers (statistics of their own micro-batches), the first one's are
+        everyone's
+        from here on: what is saved, evaluated and gone on with is the same.
+        """
+        broadcast_buffers([*self.objective.buffers(), *(self.ema.buffers() if self.ema else [])])
         state: dict[str, Any] = {
             "objective": get_model_state_dict(self.module),
             "optimizer": get_optimizer_state_dict(self.module, self.optimizer),

@@ -1,4 +1,4 @@
-"""What a run begins with: a model from the seed, from a file, or from the phase of the run before.
+"""What a run begins with: a model from the seed, from a file, or from the stage before.
 
 And the way back: a run's objective as it was trained.
 """
@@ -20,12 +20,12 @@ from rsbackbones.checkpoints import CheckpointFile, not_finite, open_checkpoint
 from rsbackbones.factory import create_model
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.sensors import InputSpec
-from rsbackbones.train.carried import OBJECTIVE_KEY, check_carried, meaning_of
-from rsbackbones.train.checkpoint import finished, problem, step_of
+from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
+from rsbackbones.train.engine.checkpoint import finished, problem, step_of
+from rsbackbones.train.engine.config_io import from_json
+from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe
-from rsbackbones.train.recipe_fields import from_json
-from rsbackbones.train.run_folder import PHASE_1, TrainingError
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -54,63 +54,69 @@ def _with_statistics(
     }
 
 
-def load_beginning(objective: Objective, recipe: Recipe) -> str | None:
-    """Load the weights that a run begins with, where the recipe names some; say what was done.
+def initialize_weights(objective: Objective, recipe: Recipe, previous: Recipe | None = None) -> str | None:
+    """Load the weights that a run begins with, where there are some; say what was done.
+
+    Args:
+        objective: gets the weights.
+        recipe: of the run; ``init_from`` names a file.
+        previous: the recipe of the stage before, where there is one.
 
     Raises:
         TrainingError: they are of another objective, or not finite.
     """
-    first = recipe.first_phase()
-    if first is not None and first.out is not None:
-        return _load_first_phase(objective, first.out.expanduser())
-    if recipe.initial is not None:
-        _load_initial(objective, recipe.initial, recipe.model)
-        return f"begins with {recipe.initial}"
+    if previous is not None and previous.out is not None:
+        return _load_previous_stage(objective, previous.out.expanduser())
+    if recipe.init_from is not None:
+        _load_file(objective, recipe.init_from, recipe.model)
+        return f"begins with {recipe.init_from}"
     return None
 
 
-def check_phases(recipe: Recipe) -> Objective:
-    """Return the objective of a recipe without memory, after a check that its first phase goes before it.
+def check_stages(recipe: Recipe) -> list[Objective]:
+    """Return the objectives of a recipe's stages without memory, after a check that each can begin with the
+    one before.
 
     Raises:
-        TrainingError: what the first phase trains has no place in the second, or another meaning there.
+        TrainingError: what a stage trains has no place in the next, or another meaning there.
     """
     with torch.device("meta"):
-        objective = build_objective(recipe)
-        if (first := recipe.first_phase()) is not None:
-            check_phase_1(build_objective(first), objective)
-    return objective
+        objectives = [build_objective(stage) for stage in recipe.resolve_stages()]
+    for i in range(1, len(objectives)):
+        check_previous_stage(objectives[i - 1], objectives[i], names=(f"stage {i}", f"stage {i + 1}"))
+    return objectives
 
 
-def check_phase_1(first: Objective, second: Objective) -> None:
-    """Check that all that a first phase trains has its place in the second, and means the same there.
+def check_previous_stage(before: Objective, after: Objective, *, names: tuple[str, str]) -> None:
+    """Check that all that a stage trains has its place in the next one, and means the same there.
 
     Raises:
-        TrainingError: something is not in the second, or of another shape, or means something else.
+        TrainingError: something is not in the next one, or of another shape, or means something else.
     """
-    fix = "first= may change what is trained, not the model"
-    check_carried(meaning_of(first), meaning_of(second), names=("phase 1", "phase 2"), fix=fix)
-    theirs, ours = first.state_dict(), second.state_dict()
-    if differing := [n for n, t in theirs.items() if n not in ours or ours[n].shape != t.shape]:
+    fix = "stages= may change what is trained, not the model"
+    check_compatible(objective_signature(before), objective_signature(after), names=names, fix=fix)
+    source, target = before.state_dict(), after.state_dict()
+    if differing := [n for n, t in source.items() if n not in target or target[n].shape != t.shape]:
         raise TrainingError(
-            f"phase 1 trains {', '.join(differing[:8])}, which phase 2 lacks or has in another shape: {fix}"
+            f"{names[0]} trains {', '.join(differing[:8])}, which {names[1]} lacks or has in another shape: "
+            f"{fix}"
         )
 
 
-def _load_first_phase(objective: Objective, out: Path) -> str:
-    """Load all of what the first phase trained; parts that it did not have stay as the seed made them."""
+def _load_previous_stage(objective: Objective, out: Path) -> str:
+    """Load all of what the stage before trained; parts that it did not have stay as the seed made them."""
     _, _, before, step = read_run(out)
-    check_phase_1(before, objective)
-    theirs, ours = before.state_dict(), objective.state_dict()
-    objective.load_state_dict({**ours, **theirs}, strict=True)
-    new = sorted({".".join(name.split(".")[:2]) for name in ours if name not in theirs})
+    check_previous_stage(before, objective, names=(out.name.replace("_", " "), "this stage"))
+    source, target = before.state_dict(), objective.state_dict()
+    objective.load_state_dict({**target, **source}, strict=True)
+    new = sorted({".".join(name.split(".")[:2]) for name in target if name not in source})
     return f"begins with the weights of {out.name}, step {step}; new: {', '.join(new) or 'nothing'}"
 
 
-def _load_initial(objective: Objective, path: Path, model: str) -> None:
+def _load_file(objective: Objective, path: Path, model: str) -> None:
     file = open_checkpoint(path, allow_pickle=False)
-    check_carried(
-        _read_meaning(file), meaning_of(objective), names=(f"initial={path}", "this recipe"),
+    check_compatible(
+        _read_signature(file), objective_signature(objective), names=(f"init_from={path}", "this recipe"),
         fix="say what the file was trained with (its recipe.json does), or train from the start",
     )  # fmt: skip
     ours = objective.state_dict()
@@ -119,21 +125,21 @@ def _load_initial(objective: Objective, path: Path, model: str) -> None:
     ]
     if differing:
         raise TrainingError(
-            f"initial={path} is not this objective on {model}: {', '.join(differing[:8])} "
+            f"init_from={path} is not this objective on {model}: {', '.join(differing[:8])} "
             "differ; it must be objective.safetensors as `python -m rsbackbones.train.export RUN --full` "
             "writes it, and the recipe's objective the same"
         )
     state: dict[str, Tensor] = file.read(dict.fromkeys(file.tensors, ""))
     if bad := not_finite(state):
-        raise TrainingError(f"initial={path}: NaN or infinity in {', '.join(bad)}")
+        raise TrainingError(f"init_from={path}: NaN or infinity in {', '.join(bad)}")
     objective.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True)
 
 
-def _read_meaning(file: CheckpointFile) -> dict[str, Any]:
+def _read_signature(file: CheckpointFile) -> dict[str, Any]:
     export = "`python -m rsbackbones.train.export RUN --full`"
     if OBJECTIVE_KEY not in file.metadata:
         raise TrainingError(
-            f"initial={file.path} does not say what its parameters mean (bands, heads, grid); it must be "
+            f"init_from={file.path} does not say what its parameters mean (bands, heads, grid); it must be "
             f"objective.safetensors as {export} writes it: export the run once more"
         )
     try:
@@ -141,7 +147,8 @@ def _read_meaning(file: CheckpointFile) -> dict[str, Any]:
         meaning = {name: dict(said[name]) for name in ("config", "objective")} | {"grid": said["grid"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainingError(
-            f"initial={file.path}: what it says of itself is damaged ({error!r}); export the run once more, "
+            f"init_from={file.path}: what it says of itself is damaged ({error!r}); export the run once "
+            "more, "
             f"{export}"
         ) from error
     return meaning
@@ -149,6 +156,8 @@ def _read_meaning(file: CheckpointFile) -> dict[str, Any]:
 
 def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
     """Return a run's recipe, all that is recorded with it, its objective as trained, and the step.
+
+    Of a run of several stages the recipe is that of the whole, and the rest is of the last stage.
 
     The newest whole checkpoint is read, its moving average where the run keeps one. Runs are your own: a
     distributed checkpoint can execute code when it is read, so never read one that was downloaded.
@@ -160,11 +169,12 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
         record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         told = f"{run} is no run: {error}"
-        if (run / PHASE_1).is_dir():
-            told = f"{run} is still in its first phase, which is a run as well: {run / PHASE_1}"
+        if stages := sorted(p for p in run.glob("stage_*") if p.is_dir()):
+            told = f"{run} is still in an earlier stage, which is a run as well: {stages[-1]}"
         raise TrainingError(told) from error
     recipe = from_json(record["recipe"], Recipe)
-    objective = build_objective(recipe)
+    last = recipe.resolve_stages()[-1]
+    objective = build_objective(last)
     whole = []
     for path in finished(run / "checkpoints"):
         wrong = problem(path)
@@ -176,8 +186,8 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
         raise TrainingError(f"{run / 'checkpoints'} has no whole checkpoint")
     state = objective.state_dict()
     wanted: dict[str, Any] = {"objective": state}
-    if recipe.ema:
-        wanted["ema"] = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    if last.ema:
+        wanted["ema"] = {name: x.detach().clone() for name, x in state.items()}
     try:
         load(wanted, checkpoint_id=whole[0], no_dist=True)
     except CheckpointException as error:

@@ -1,0 +1,228 @@
+"""Which task and which samples make which step: functions of the seed and the step alone.
+
+Nothing is remembered from step to step. A run that is resumed, at another number of processes too, goes on
+with the samples that it would have had.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+# (epoch, source, index): where the random numbers of a sample come from, too.
+Key = tuple[int, int, int]
+
+# In which order steps are of one task or another; see BatchPlan.
+TaskSchedule = Literal["proportional", "alternate", "random"]
+
+# So many blocks (shards) are shuffled together: random enough, and read file by file.
+_BLOCKS_TOGETHER = 16
+# The tasks of so many steps are drawn together, by a generator of their own.
+_TASKS_TOGETHER, _TASK_STREAM = 4096, 0x7461736B
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """The global batch of every step. One batch is of one source, and so of one task.
+
+    An epoch goes over every source, as often as ``repeats`` says: that is how many steps it has, whatever the
+    schedule. What differs is how these steps are shared between tasks:
+
+    - ``proportional``: every task has as many steps as it has batches, shuffled: its epochs are the run's.
+    - ``alternate``: of n tasks, step s is of task s mod n.
+    - ``random``: each step is of a task that is drawn from the seed and the step, all equally likely.
+
+    The latter two give every task equally many steps, so that a small one goes over more epochs of its own
+    than the run, and a large one over fewer. The sources of one task are always mixed in proportion.
+
+    Attributes:
+        lengths: samples of each source.
+        repeats: how often an epoch goes over each source. Each time is a new order, so that a sample comes
+            twice into one batch only where an order ends and the next begins.
+        blocks: for each source, places that lie in one file (1: shuffle everything).
+        frames: for each source, dates per place; a sample is a place at a date. By default 1.
+        tasks: for each source, what its samples are for: one of ``task_names``.
+        task_names: the tasks in their order. By default one, "".
+        schedule: how the tasks take turns.
+        batch_size: of the global batch.
+        seed: of the run.
+    """
+
+    lengths: tuple[int, ...]
+    repeats: tuple[int, ...]
+    blocks: tuple[int, ...]
+    batch_size: int
+    seed: int
+    frames: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+    task_names: tuple[str, ...] = ("",)
+    schedule: TaskSchedule = "proportional"
+
+    def __post_init__(self) -> None:
+        for i, (length, repeat) in enumerate(zip(self.lengths, self.repeats, strict=True)):
+            if length * repeat < self.batch_size:
+                raise ValueError(
+                    f"source {i} has {length} samples, {repeat} times an epoch, which is less than one batch "
+                    f"of {self.batch_size}; lower batch_size or raise the source's repeat"
+                )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the rest of each source is left out, another rest every epoch."""
+        return self._batches(range(len(self.lengths)))
+
+    def batch(self, step: int) -> list[Key]:
+        """Return the keys of the global batch of a step."""
+        sources, number = self._locate(step)
+        epoch, position = divmod(number, self._batches(sources))
+        source, batch = _order_of_batches(self, sources, epoch)[position]
+        chosen = _order(self, epoch, source)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [(epoch, int(source), int(index)) for index in chosen]
+
+    def task(self, step: int) -> str:
+        """Return the task of a step."""
+        names = self.task_names
+        if len(names) == 1:
+            return names[0]
+        if self.schedule == "proportional":
+            return self.tasks[self.batch(step)[0][1]]
+        return names[self._task_index(step)]
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """Return how often the steps before ``step`` went over each task's sources."""
+        names = self.task_names
+        if len(names) == 1:
+            return {names[0]: step / self.steps_per_epoch}
+        whole, done = 0, [0] * len(names)
+        if self.schedule == "proportional":
+            every = tuple(range(len(self.lengths)))
+            whole, position = divmod(step, self.steps_per_epoch)
+            for source, _ in _order_of_batches(self, every, whole)[:position]:
+                done[names.index(self.tasks[source])] += 1
+        else:
+            done = self._steps_before(step)
+        return {
+            name: whole + count / self._batches(self._sources_of(name))
+            for name, count in zip(names, done, strict=True)
+        }
+
+    def _locate(self, step: int) -> tuple[tuple[int, ...], int]:
+        """Return the sources that a step may be of, and how many steps were of these sources before."""
+        names = self.task_names
+        if len(names) == 1 or self.schedule == "proportional":
+            return tuple(range(len(self.lengths))), step
+        index = self._task_index(step)
+        return self._sources_of(names[index]), self._steps_before(step)[index]
+
+    def _task_index(self, step: int) -> int:
+        count = len(self.task_names)
+        if self.schedule == "alternate":
+            return step % count
+        block, position = divmod(step, _TASKS_TOGETHER)
+        return int(_random_tasks(self.seed, count, block)[position])
+
+    def _steps_before(self, step: int) -> list[int]:
+        """Return for each task how many of the steps before ``step`` were its own."""
+        count = len(self.task_names)
+        if self.schedule == "alternate":
+            return [step // count + (k < step % count) for k in range(count)]
+        block, position = divmod(step, _TASKS_TOGETHER)
+        before = np.array(_random_tasks_before(self.seed, count, block))
+        here = np.bincount(_random_tasks(self.seed, count, block)[:position], minlength=count)
+        return [int(n) for n in before + here]
+
+    def _sources_of(self, task: str) -> tuple[int, ...]:
+        return tuple(i for i, name in enumerate(self.tasks) if name == task)
+
+    def _batches(self, sources: Sequence[int]) -> int:
+        return sum(self.lengths[i] * self.repeats[i] // self.batch_size for i in sources)
+
+
+@lru_cache(maxsize=8)
+def _order_of_batches(plan: BatchPlan, sources: tuple[int, ...], epoch: int) -> list[tuple[int, int]]:
+    """For each step of an epoch of some sources: the source, and which of its batches."""
+    batches = [
+        (source, number)
+        for source in sources
+        for number in range(plan.lengths[source] * plan.repeats[source] // plan.batch_size)
+    ]
+    rng = np.random.default_rng((plan.seed, epoch))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+@lru_cache(maxsize=4096)
+def _random_tasks(seed: int, count: int, block: int) -> npt.NDArray[np.int64]:
+    """The tasks of a block of steps."""
+    return np.random.default_rng((seed, _TASK_STREAM, block)).integers(count, size=_TASKS_TOGETHER)
+
+
+@lru_cache(maxsize=8)
+def _random_tasks_before(seed: int, count: int, block: int) -> tuple[int, ...]:
+    """For each task, how many steps of all blocks before this one are its own."""
+    total = np.zeros(count, np.int64)
+    for earlier in range(block):
+        total += np.bincount(_random_tasks(seed, count, earlier), minlength=count)
+    return tuple(total.tolist())
+
+
+@lru_cache(maxsize=32)
+def _order(plan: BatchPlan, epoch: int, source: int) -> npt.NDArray[np.int64]:
+    """The samples of a source in the order of an epoch."""
+    rng = np.random.default_rng((plan.seed, epoch, source))
+    length, block = plan.lengths[source], plan.blocks[source]
+    frames = plan.frames[source] if plan.frames else 1
+    places = length // frames
+    orders = []
+    for _ in range(plan.repeats[source]):
+        if block == 1:
+            orders.append(rng.permutation(length))
+            continue
+        # A pass over all files for every date: the dates of a place, which lie in one file, must not become
+        # each other's negatives in one batch.
+        dates = rng.permuted(np.tile(np.arange(frames), (places, 1)), axis=1)
+        for turn in range(frames):
+            starts = rng.permutation(np.arange(0, places, block))
+            for i in range(0, len(starts), _BLOCKS_TOGETHER):
+                together = np.concatenate(
+                    [np.arange(s, min(s + block, places)) for s in starts[i : i + _BLOCKS_TOGETHER].tolist()]
+                )
+                chosen = rng.permutation(together)
+                orders.append(chosen * frames + dates[chosen, turn])
+    return np.concatenate(orders)
+
+
+class StepSampler(Sampler[list[Key]]):
+    """The keys of one process from a given step on: a list per forward pass.
+
+    A global batch is cut into ``accumulate`` parts, each part into one piece per process.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, *, start: int, stop: int, rank: int, world_size: int, accumulate: int
+    ) -> None:
+        pieces = world_size * accumulate
+        if plan.batch_size % pieces:
+            raise ValueError(
+                f"batch_size {plan.batch_size} is that of all processes together and must be a multiple of "
+                f"{world_size} processes x {accumulate} accumulated passes"
+            )
+        self._plan, self._steps = plan, range(start, stop)
+        self._rank, self._world_size, self._accumulate = rank, world_size, accumulate
+        self._piece = plan.batch_size // pieces
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in self._steps:
+            keys = self._plan.batch(step)
+            for part in range(self._accumulate):
+                yield self.piece(keys, part * self._world_size + self._rank)
+
+    def piece(self, keys: Sequence[Key], number: int) -> list[Key]:
+        """Return one of the pieces of a global batch."""
+        return list(keys[number * self._piece : (number + 1) * self._piece])
+
+    def __len__(self) -> int:
+        return len(self._steps) * self._accumulate

@@ -1,0 +1,58 @@
+"""The samples that could not be used, in ``bad_samples.jsonl``, and when they are too many."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rsbackbones.files.atomic import write_text
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.engine.log import RunLog
+
+
+class SkippedSamples:
+    """What is known of unusable samples, on every process.
+
+    Args:
+        folder: of the run.
+        processes: this process among all.
+        places: how many samples there are.
+        limit: the share of them that may be unusable.
+    """
+
+    def __init__(self, folder: Path, processes: DistributedContext, *, places: int, limit: float) -> None:
+        self.file, self.processes = folder / "bad_samples.jsonl", processes
+        self.places, self.limit = places, limit
+        known: dict[str, str] = {}
+        if processes.is_main_process and self.file.exists():
+            known = dict(json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines())
+        self.known: dict[str, str] = processes.broadcast_from_rank0(known)
+
+    def collect(self, batches: Sequence[Batch]) -> dict[str, str]:
+        """Return the samples of these batches that were left out and are not known yet."""
+        return {name: why for b in batches for name, why in b.skipped if name not in self.known}
+
+    def add(self, new: dict[str, str], log: RunLog) -> None:
+        """Note the new ones of all processes, and :meth:`check`."""
+        for found in self.processes.gather(new):
+            for name, why in found.items():
+                if self.known.setdefault(name, why) is why:
+                    log.say(f"left out {name}: {why}")
+        if self.processes.is_main_process:
+            write_text(self.file, "".join(json.dumps(pair) + "\n" for pair in self.known.items()))
+        self.check()
+
+    def check(self) -> None:
+        """Compare their number with what the run allows.
+
+        Raises:
+            TrainingError: there are more than the stated share of all places.
+        """
+        if len(self.known) > self.limit * self.places:
+            shown = "\n  ".join(f"{name}: {why}" for name, why in list(self.known.items())[:20])
+            raise TrainingError(
+                f"{len(self.known)} of {self.places} places cannot be used, more than data.max_bad_share="
+                f"{self.limit:g} allows; all are listed in {self.file} (delete it when "
+                f"they are mended):\n  {shown}"
+            )

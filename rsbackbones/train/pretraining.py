@@ -1,0 +1,326 @@
+"""Pretraining: a recipe made real (data, objective, optimizer, schedule), and its stages trained."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+from rsbackbones.backbone import Backbone
+from rsbackbones.preprocess import preprocess_for
+from rsbackbones.train.data.dataset import DataStream, TrainingSet, Views
+from rsbackbones.train.data.open import open_part, open_source
+from rsbackbones.train.data.source import BadSample, Source
+from rsbackbones.train.data.taken import taken_by
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.batch_norm import set_batch_norm
+from rsbackbones.train.engine.checkpoint import finished
+from rsbackbones.train.engine.distributed import DistributedContext
+from rsbackbones.train.engine.ema import ParameterEma
+from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.engine.optim import build_optimizer, build_schedule, start_state
+from rsbackbones.train.engine.parallel import parallelize
+from rsbackbones.train.engine.sampler import BatchPlan
+from rsbackbones.train.engine.train_step import TrainRun
+from rsbackbones.train.engine.trainer import Summary, train
+from rsbackbones.train.initialize import build_objective, check_stages, initialize_weights
+from rsbackbones.train.objectives.objective import Objective
+from rsbackbones.train.pictures import draw_losses, draw_reconstructions
+from rsbackbones.train.recipe import Part, Recipe
+
+# So many samples of each source are read before a run begins: are the values in the stated unit?
+_PROBED_SAMPLES = 8
+
+
+def pretrain(recipe: Recipe) -> Summary:
+    """Pretrain as a recipe says, or go on with the run in ``recipe.out``, in the stage that it was in.
+
+    One process needs no launcher; under torchrun every process calls this.
+
+    Returns:
+        The summary of the stage in which the run ended.
+
+    Raises:
+        ValueError: the recipe, the data or the folder are not usable.
+        TrainingError: (a ``ValueError``) as :func:`rsbackbones.train.engine.trainer.train`.
+    """
+    return train(stages_of(recipe))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of a recipe, to be built.
+
+    Attributes:
+        config: its own recipe.
+        saved: the recipe in its folder: of the last stage the whole one, of others their own.
+        recipe: the whole recipe; this is its stage ``index``.
+        previous: the recipe of the stage before.
+    """
+
+    config: Recipe
+    saved: Recipe
+    recipe: Recipe
+    index: int
+    previous: Recipe | None
+
+    def check(self) -> None:
+        """Raise what would stop this stage, before an earlier one is trained.
+
+        Raises:
+            ValueError: the data or the model are not usable, or the weights of the stage before do not fit.
+        """
+        open_sources(self.config, check_stages(self.recipe)[self.index].backbone)
+
+    def build(self, processes: DistributedContext) -> "PretrainRun":
+        """Build the run; the stage before is trained."""
+        return PretrainRun(self.config, processes, saved=self.saved, previous=self.previous)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """Return the stages of a recipe, to be built one after another."""
+    configs = recipe.resolve_stages()
+    return [
+        Stage(
+            config=config,
+            saved=recipe if i == len(configs) - 1 else config,
+            recipe=recipe,
+            index=i,
+            previous=configs[i - 1] if i else None,
+        )
+        for i, config in enumerate(configs)
+    ]
+
+
+class PretrainRun(TrainRun):
+    """What a recipe of one stage builds.
+
+    Args:
+        config: the recipe.
+        processes: this process among all.
+        saved: what is saved with the run, where it is a stage of another recipe.
+        previous: the recipe of the stage whose weights it begins with.
+    """
+
+    config: Recipe
+    objective: Objective
+    dataset: TrainingSet
+
+    def __init__(
+        self,
+        config: Recipe,
+        processes: DistributedContext,
+        *,
+        saved: Recipe | None = None,
+        previous: Recipe | None = None,
+    ) -> None:
+        if config.stages:
+            raise TrainingError(
+                "a recipe of several stages is built stage by stage: stages_of(recipe)[i].build(...)"
+            )
+        self.config, self.processes, self.saved = config, processes, saved or config
+        self.clip_grad, self.workers = config.optim.clip_grad, config.data.workers
+        self.max_bad_share = config.data.max_bad_share
+        self.objective = build_objective(config)
+        if not (config.out is not None and finished(config.out.expanduser() / "checkpoints")):
+            self.beginning = initialize_weights(self.objective, config, previous)  # a resumed run has its own
+        backbone, options = self.objective.backbone, config.objective
+        self.streams = open_sources(config, backbone)
+        self.places = sum(len(source) for source in {id(s.source): s.source for s in self.streams}.values())
+        self.plan = BatchPlan(
+            lengths=tuple(len(stream) for stream in self.streams),
+            repeats=tuple(stream.repeat for stream in self.streams),
+            blocks=tuple(stream.source.block for stream in self.streams),
+            frames=tuple(stream.frames for stream in self.streams),
+            tasks=tuple(stream.task for stream in self.streams),
+            task_names=task_names(config),
+            schedule=config.data.task_schedule,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )  # fmt: skip
+        self.dataset = TrainingSet(
+            self.streams, patch_size=backbone.patch_size, sample_noise=options.sample_noise,
+            views=options.views, seed=config.seed,
+        )  # fmt: skip
+        self.total_steps = config.epochs * self.plan.steps_per_epoch
+
+        self.objective.to(processes.device)
+        set_batch_norm(self.objective, config.batch_norm, config.batch_norm_group)
+        # A batch without one of the sensors, or of one of several tasks, leaves some parameters without
+        # gradients.
+        unused = len(self.plan.task_names) > 1 or any(
+            set(stream.preprocess.specs) != set(backbone.modalities) for stream in self.streams
+        )
+        self.module = parallelize(self.objective, config, processes.device, unused=unused)
+        if isinstance(self.module, FSDPModule):
+            register_fsdp_forward_method(self.module, "reconstruct")
+        self.optimizer = build_optimizer(self.objective, config.optim, config.batch_size)
+        start_state(self.objective, self.optimizer)
+        self.schedule = build_schedule(self.optimizer, config.optim, self.total_steps)
+        self.ema = ParameterEma(self.objective, config.ema) if config.ema else None
+
+    @property
+    def recipe(self) -> Recipe:
+        """See :class:`TrainRun`."""
+        return self.saved
+
+    def sources(self) -> list[dict[str, Any]]:
+        """See :meth:`TrainRun.sources`."""
+        return [
+            {"name": stream.source.name, "places": len(stream.source), "frames": stream.source.frames,
+             "bands": {m: list(spec.bands) for m, spec in stream.preprocess.specs.items()},
+             "notes": list(stream.source.notes), **({"seasons": stream.seasons} if stream.seasons else {}),
+             **({"task": stream.task} if stream.task else {})}
+            for stream in self.streams
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def plot(self, folder: Path) -> None:
+        """Draw the pictures; all processes compute, as their parameters may be sharded."""
+        device = self.processes.device
+        examples = []
+        for batch in self.examples():
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+            # Forked: a run that goes on from this checkpoint does not draw, and must not differ.
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
+                images = self.objective.reconstruct(batch.to(device))
+            for i, name in enumerate(batch.names):
+                one = {m: (x[0][i], x[1][i], x[2][i]) for m, x in images.items()}
+                examples.append((name, one, batch.bands))
+        if self.processes.is_main_process:
+            draw_reconstructions(folder, examples)
+            draw_losses(folder)
+
+    def examples(self, per_source: int = 2) -> list[Batch]:
+        """Return some samples of every source, always the same ones, for pictures."""
+        return [
+            self.dataset.__getitems__([(0, i, k * len(stream) // count) for k in range(count)])
+            for i, stream in enumerate(self.streams)
+            for count in [min(per_source, len(stream))]
+        ]
+
+
+def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
+    """Open the recipe's sources and say how each is normalized, viewed, and for which task it is used.
+
+    A source that is for every one of several tasks is a stream of samples for each.
+
+    Raises:
+        ValueError: no data is named, a source has nothing that the model takes, a band has no statistics,
+            values are not in the stated unit, or tasks do not fit.
+    """
+    data, sensors = recipe.data, backbone.config.sensors
+    if data.root is None:
+        raise TrainingError("no data is named: say data.root=FOLDER")
+    if data.parts and data.options:
+        raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
+    root = data.root.expanduser()
+    try:
+        stated = {m: unit for m, unit in data.units.items() if m in backbone.bands}
+        preprocess_for(backbone.inputs, backbone.bands, sensors=sensors, units=stated)
+    except ValueError as error:
+        raise TrainingError(f"{error}. In a recipe: data.statistics=, data.units=") from error
+    tasks = task_names(recipe)
+    streams = []
+    held: set[str] = set()
+    parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
+    named = {sensors.get(m, m): unit for m, unit in data.units.items()}
+    for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
+        source = taken_by(found, sensors)
+        held |= set(found.bands)
+        crop = (part and part.crop) or data.crop
+        size = (part and part.size) or data.size
+        if size % backbone.patch_size:
+            raise TrainingError(
+                f"data.size must be a multiple of the patch {backbone.patch_size}, got {size}"
+            )
+        wanted = {
+            m: tuple(band for band in backbone.bands[m] if band in source.bands[m])
+            for m in backbone.modalities
+            if m in source.bands
+        }
+        wanted = {m: bands for m, bands in wanted.items() if bands}
+        if not wanted:
+            taken = {
+                m if sensor == m else f"{m} ({sensor})": backbone.bands[m] for m, sensor in sensors.items()
+            }
+            raise TrainingError(f"{source.name} has {found.bands}, and the model takes {taken}")
+        given = {m: source.bands[m] for m in wanted}
+        units = {m: unit for m, unit in data.units.items() if m in wanted}
+        views = Views(
+            crop=crop, size=size, flips=data.flips, turns=data.turns, region=data.region, mixup=data.mixup
+        )
+        checking, preprocess = (
+            preprocess_for(backbone.inputs, wanted, sensors=sensors, bands=given, units=units, check=check)
+            for check in (True, False)
+        )
+        try:
+            stream = DataStream(
+                source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1,
+                seasons=recipe.objective.seasons,
+            )  # fmt: skip
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        _probe_samples(stream, checking)
+        streams += [replace(stream, task=task) for task in ([part.task] if part and part.task else tasks)]
+    fed = {m for stream in streams for m in stream.preprocess.specs}
+    if idle := [m for m in backbone.modalities if m not in fed]:
+        raise TrainingError(
+            f"no source has {', '.join(sensors[m] for m in idle)}, which {recipe.model} takes (there is "
+            f"{', '.join(sorted(held))}): a part of the model would stay random. Check the folder, train "
+            f"without: overrides.modalities={json.dumps(sorted(fed))}, or on another sensor: "
+            f"overrides.sensors.{idle[0]}=SENSOR with its overrides.bands.{idle[0]}"
+        )
+    if idle := [task for task in tasks if not any(stream.task == task for stream in streams)]:
+        raise TrainingError(
+            f"no source is for the task {', '.join(idle)}: name it as the task of one of data.parts"
+        )
+    if unknown := [m for m in data.units if m not in fed]:
+        raise TrainingError(
+            f"data.units names {', '.join(unknown)}; the sensors are {', '.join(sorted(fed))}"
+        )
+    return streams
+
+
+def task_names(recipe: Recipe) -> tuple[str, ...]:
+    """Return the objective's tasks; where it names none, those of the sources.
+
+    Raises:
+        TrainingError: a source names a task that the objective does not have.
+    """
+    named = tuple(dict.fromkeys(part.task for part in recipe.data.parts if part.task))
+    tasks = recipe.objective.tasks or named or ("",)
+    if unknown := [task for task in named if task not in tasks]:
+        raise TrainingError(
+            f"data.parts name the task {', '.join(unknown)}; the tasks of {recipe.objective.method!r} are "
+            f"{', '.join(tasks)}"
+        )
+    return tasks
+
+
+def _probe_samples(stream: DataStream, preprocess: Any) -> None:
+    """Read some samples with all checks: wrong units, and crops that do not fit, show before a run."""
+    source, series = stream.source, (stream.seasons or 1) > 1
+    too_small: list[BadSample | None] = []
+    for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
+        try:
+            sample = source.read(place, None if series else 0)
+        except BadSample:
+            continue  # the run reports it when it comes to it
+        images = {m: sample.images[m] for m in preprocess.specs}
+        try:
+            preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
+        except ValueError as error:
+            raise TrainingError(
+                f'{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{"s2": ...}}'
+            ) from error
+        try:
+            stream.check_size(*next(iter(images.values())).shape[-2:])
+        except BadSample as problem:
+            too_small.append(problem)
+        else:
+            too_small.append(None)
+    if too_small and all(too_small):  # some are left out in the run
+        raise TrainingError(f"{source.name}: {too_small[0]}")
