@@ -203,6 +203,9 @@ SENSORS: dict[str, Sensor] = {
     sensor.name: sensor for sensor in (S2, S1, RGB, LANDSAT_OLI, HLS_L30, HLS_S30, SUPERDOVE)
 }
 
+# The sensors whose bands files are searched for where nobody says which sensor they are of.
+SEARCHED_SENSORS = ("s2", "s1")
+
 
 def get_sensor(name: str) -> Sensor:
     """Return the sensor called ``name``.

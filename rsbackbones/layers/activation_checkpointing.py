@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -47,12 +47,18 @@ def _contexts(norms: Sequence[_BatchNorm]) -> tuple[Any, Any]:
 @contextmanager
 def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Let BatchNorm compute as in training and leave its running statistics alone."""
-    tracked = [norm.track_running_stats for norm in norms]
+    before = [(norm.momentum, _copy(norm.num_batches_tracked)) for norm in norms]
     try:
         for norm in norms:
-            # In training without it the batch's statistics are used as well, and nothing is written.
-            norm.track_running_stats = norm.track_running_stats and not norm.training
+            # Not track_running_stats: without it other tensors are kept, which torch takes for an error.
+            norm.momentum = 0.0
         yield
     finally:
-        for norm, track in zip(norms, tracked, strict=True):
-            norm.track_running_stats = track
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None and count is not None:
+                norm.num_batches_tracked.copy_(count)
+
+
+def _copy(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.clone()

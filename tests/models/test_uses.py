@@ -18,7 +18,7 @@ from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.registry import find_architecture
 from rsbackbones.timm_bridge import register_encoders, timm_name
 from tests.conftest import close
-from tests.models.examples import ALL, batch, cells, small
+from tests.models.examples import ALL, VITS, batch, cells, small
 from tests.test_embed import optical, radar, read_map
 from tests.test_rasters import write_tif
 
@@ -141,10 +141,13 @@ def test_a_pyramid_of_four_stages_or_an_error_with_a_text(model):
 
 
 # -- export -------------------------------------------------------------------------------------------
+# Of ViTs tests/test_export.py has more.
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_features", "maps"])
-def test_programs_of_torch_export_serve_other_batches_and_sizes(model, kind):
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(VITS)))
+def test_programs_of_torch_export_serve_other_batches_and_sizes(name, kind):
+    model = small(name)
     given = small(model.architecture, features_only=True) if kind == "maps" else model
     method = "forward" if kind == "maps" else kind
     program = rsb.export_program(given, method=method).module()
@@ -167,7 +170,9 @@ def test_programs_of_torch_export_serve_other_batches_and_sizes(model, kind):
             torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=0)
 
 
-def test_onnx_files_give_the_same(model, tmp_path):
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(VITS)))
+def test_onnx_files_give_the_same(name, tmp_path):
+    model = small(name)
     onnxruntime = pytest.importorskip("onnxruntime")
     path = rsb.export_onnx(model, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(path)
@@ -184,9 +189,7 @@ def rasters(model, folder: Path, height, width):
     """A raster for each sensor of a model, and what is in it, [C, H, W]."""
     raw = {"s2": optical(height, width), "s1": radar(height, width)}
     place = {"crs": "EPSG:32632", "transform": from_origin(5e5, 5e6, 10, 10)}
-    files = [
-        write_tif(folder / f"{m}.tif", raw[m], descriptions=model.bands[m], **place) for m in model.modalities
-    ]
+    files = [write_tif(folder / f"{m}.tif", raw[m], model.bands[m], **place) for m in model.modalities]
     return files, {m: raw[m] for m in model.modalities}
 
 

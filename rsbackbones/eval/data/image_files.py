@@ -14,7 +14,7 @@ import numpy as np
 from rsbackbones.eval.data.assemble import Sensors
 from rsbackbones.eval.labelled import Array
 from rsbackbones.rasters import RasterStack, find_bands, open_raster
-from rsbackbones.sensors import NORMALISED, get_sensor
+from rsbackbones.sensors import NORMALISED, SEARCHED_SENSORS, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
@@ -119,7 +119,7 @@ def find_files(
     held: dict[str, tuple[str, ...]] = {}
     of_files: list[tuple[str, ...] | None] = []
     for path, here in zip(paths, sensors, strict=True):
-        wanted = tuple(bands or (of.get(m, m) for m in ("s2", "s1"))) if here is None else (here,)
+        wanted = tuple(bands or (of.get(m, m) for m in SEARCHED_SENSORS)) if here is None else (here,)
         channels = tuple(name for m in wanted for name in (bands or {}).get(m, ())) or None
         found_bands, _ = find_bands(path, wanted, channels, units=stated)
         if twice := [m for m in found_bands if m in held]:

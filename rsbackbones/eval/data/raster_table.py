@@ -13,9 +13,10 @@ from rsbackbones.eval.data.assemble import Found, Sensors
 from rsbackbones.eval.data.classes import Classes, LabelCodes, found_classes
 from rsbackbones.eval.data.image_files import PICTURE_NOTE, Bands, ImageFiles, find_files, read_map
 from rsbackbones.eval.labelled import IGNORED, Array, Task
+from rsbackbones.sensors import SEARCHED_SENSORS
 
 _SEVERAL = re.compile(r"[;|]")
-_IMAGES = ("path", "s2", "s1", "before", "after")
+_IMAGES = ("path", *SEARCHED_SENSORS, "before", "after")
 _KNOWN = (*_IMAGES, "label", "labels", "mask", "split", "id")
 
 
@@ -47,9 +48,11 @@ def read_raster_table(
     """
     rows, columns = _rows(table)
     images = [name for name in _IMAGES if name in columns]
-    if images not in (["path"], ["s2"], ["s1"], ["s2", "s1"], ["before", "after"]):
+    by_sensor = bool(images) and set(images) <= set(SEARCHED_SENSORS)
+    if not by_sensor and images not in (["path"], ["before", "after"]):
         raise ValueError(
-            f"{table}: expected the columns path, or s2 and s1, or before and after; got {', '.join(columns)}"
+            f"{table}: expected the columns path, or {' and '.join(SEARCHED_SENSORS)}, or before and "
+            f"after; got {', '.join(columns)}"
         )
     kinds = [name for name in ("label", "labels", "mask") if name in columns]
     if len(kinds) != 1:
@@ -76,7 +79,7 @@ def read_raster_table(
             f"{table}: {len(twice)} images have several rows, the first: {twice[0]}; a row each, or the same "
             "image could be trained and tested on"
         )
-    columns_of = [name if name in ("s2", "s1") else None for name in images]
+    columns_of = [name if name in SEARCHED_SENSORS else None for name in images]
     looked_at = 1 if change else len(images)
     files_of = find_files(files[0][:looked_at], columns_of[:looked_at], bands, sensors, units=units)
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)

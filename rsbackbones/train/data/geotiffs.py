@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.rasters import RasterStack, find_bands
-from rsbackbones.sensors import SENSORS, get_sensor
+from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.source import BadSample, Sample
 
@@ -75,7 +75,7 @@ class GeoTiffSource:
             bands: dict[str, tuple[str, ...]] = {}
             try:
                 for sensor, path in self._places[keys[i]].items():
-                    wanted = tuple(get_sensor(s).name for s in ("s2", "s1")) if sensor == _ALL else (sensor,)
+                    wanted = SEARCHED_SENSORS if sensor == _ALL else (sensor,)
                     found, _ = find_bands(path, wanted, self._names.get(sensor), units=self._units)
                     bands |= {modality: tuple(held) for modality, held in found.items()}
             except ValueError as error:
@@ -151,7 +151,7 @@ def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
     if not by_sensor and not flat:
         raise ValueError(f"{root} holds no GeoTIFFs, and no folders s2/ and s1/ of them")
     if flat:
-        words = [[sensor for sensor in ("s2", "s1") if _sensor_words(p.stem, sensor)] for p in flat]
+        words = [[sensor for sensor in SEARCHED_SENSORS if _sensor_words(p.stem, sensor)] for p in flat]
         if not any(words):
             return (_ALL,), _unique((path.stem, _ALL, path) for path in flat)
         if unclear := [path.name for path, held in zip(flat, words, strict=True) if len(held) != 1]:

@@ -13,6 +13,7 @@ from typing import Any
 from rsbackbones.embed.progress import progress_bar
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.sensors import SSL4EO_S12
 from rsbackbones.train.data.check import checked
 from rsbackbones.train.data.shards import (
     DATASET_FILE,
@@ -25,7 +26,6 @@ from rsbackbones.train.data.source import BadSample, Sample, Source
 
 _JOB_FILE = "job.json"
 _SHARD = "{:06d}.zarr.zip"
-_UNITS = {"s2": "dn", "s1": "db"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def pack(
             shards.append(_entry(path, len(writer)))
     dataset = {
         **job,
-        "units": {sensor: _UNITS[sensor] for sensor in source.bands if sensor in _UNITS},
+        "units": {sensor: SSL4EO_S12[sensor].unit for sensor in source.bands if sensor in SSL4EO_S12},
         "places": sum(shard["places"] for shard in shards),
         "shards": shards,
         "bad": bad,
