@@ -31,11 +31,17 @@ def _contexts(unit: nn.Module) -> tuple[AbstractContextManager[None], AbstractCo
 @contextmanager
 def _without_tracking(unit: nn.Module) -> Iterator[None]:
     """While a unit is computed again: BatchNorm has taken this batch into its running statistics already."""
-    tracking = [m for m in unit.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for module in tracking:
-        module.track_running_stats = False
+    before = [
+        (module, module.momentum, module.num_batches_tracked.clone())
+        for module in unit.modules()
+        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None
+    ]
+    for module, *_ in before:
+        module.momentum = 0.0  # the share of this batch
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for module, momentum, count in before:
+            module.momentum = momentum
+            assert module.num_batches_tracked is not None
+            module.num_batches_tracked.copy_(count)
