@@ -1,5 +1,6 @@
 """What the longer examples print is right; test_docs.py runs the others."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -14,7 +15,13 @@ import rsbackbones as rsb
 from rsbackbones.simulator import simulate_scene
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-RUN_HERE = ("embed_folder.py", "linear_probe.py", "segmentation_smp.py", "xarray_features.py")
+RUN_HERE = (
+    "embed_folder.py",
+    "linear_probe.py",
+    "own_objective.py",
+    "segmentation_smp.py",
+    "xarray_features.py",
+)
 
 
 def run(name, *arguments, cwd):
@@ -58,6 +65,34 @@ def test_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
     example["main"]()
     assert capsys.readouterr().out == "patch_0: most like patch_1\npatch_1: most like patch_0\n"
+
+
+def test_a_method_of_ones_own_trains_on_a_folder(tmp_path, monkeypatch):
+    pytest.importorskip("pydantic")
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "data" / "s2").mkdir(parents=True)
+    noise = np.random.default_rng(0).normal(size=(16, 4, 4, 4)).repeat(10, axis=2).repeat(10, axis=3)
+    for i, pixels in enumerate((2000 + 500 * noise).clip(1, 9999).astype(np.uint16)):
+        with rasterio.open(
+            tmp_path / "data" / "s2" / f"{i:02}.tif", "w", driver="GTiff", count=4, height=40, width=40,
+            dtype="uint16", crs="EPSG:32632", transform=rasterio.Affine(10, 0, 500000, 0, -10, 5e6),
+        ) as file:  # fmt: skip
+            file.write(pixels)
+            file.descriptions = ("B02", "B03", "B04", "B08")
+    printed = run("own_objective.py", tmp_path / "data", cwd=tmp_path)
+    assert "status='finished', step=8, total_steps=8" in printed
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert min(losses[-2:]) < losses[0]
+    weights = tmp_path / "weights" / "croma_vit_tiny.simclr.safetensors"
+    model = rsb.create_model("croma_vit_tiny", checkpoint=weights)
+    fresh = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands=model.bands)
+    assert model.modalities == ("s2",)
+    assert not torch.equal(model(torch.ones(1, 4, 32, 32)), fresh(torch.ones(1, 4, 32, 32)))
+    # Its run says what to do where the method is not known.
+    from rsbackbones.train.initialize import read_run
+
+    with pytest.raises(ValueError, match=r"unknown method 'simclr'.*register_objective"):
+        read_run(tmp_path / "run")
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ class PretrainRun(TrainRun):
             seed=config.seed,
         )  # fmt: skip
         self.dataset = TrainingSet(
-            self.streams, patch_size=backbone.stride, sample_noise=options.sample_noise,
+            self.streams, stride=backbone.stride, sample_noise=options.sample_noise,
             views=options.views, seed=config.seed,
         )  # fmt: skip
         self.total_steps = config.epochs * self.plan.steps_per_epoch

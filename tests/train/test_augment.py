@@ -252,7 +252,7 @@ def test_the_sensors_of_a_season_share_its_view(region, tmp_path):
     )
     views = Views(crop=(16, 16), size=16, flips=True, turns=True, region=region)
     use = DataStream(source=source, preprocess=_Plain(), views=views, seasons=4)
-    dataset = TrainingSet([use], patch_size=8, sample_noise=lambda *_: {}, seed=0)
+    dataset = TrainingSet([use], stride=8, sample_noise=lambda *_: {}, seed=0)
     epochs = 20
     batch = dataset.__getitems__([(e, 0, i) for e in range(epochs) for i in range(3)])
     assert batch.images["s2"].shape == (3 * epochs, 4, 12, 16, 16)

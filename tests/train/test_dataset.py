@@ -12,7 +12,7 @@ from rsbackbones.train.data.npz import NpzFile, NpzSource
 from rsbackbones.train.data.source import BadSample
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.pretraining import PretrainRun, pretrain
-from tests.train.training import BANDS, curve, small_recipe, write_data
+from tests.train.training import BANDS, SIDE, curve, small_recipe, write_data
 
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
@@ -38,7 +38,7 @@ def set_of(folder, images, views, *, preprocess=None, seed=0):
     model = rsb.create_model("croma_vit_tiny", modalities=tuple(images))
     preprocess = preprocess or rsb.create_preprocess(model, bands=bands)
     use = DataStream(source=source, preprocess=preprocess, views=views)
-    return TrainingSet([use], patch_size=8, sample_noise=draw, seed=seed), model
+    return TrainingSet([use], stride=8, sample_noise=draw, seed=seed), model
 
 
 def test_pixels_are_normalised_as_for_inference(data, tmp_path):
@@ -161,3 +161,50 @@ def test_loader_workers_change_nothing(data, tmp_path):
     for workers in (0, 2):
         pretrain(small_recipe(data, tmp_path / str(workers), data__workers=workers, epochs=1))
     assert curve(tmp_path / "0") == curve(tmp_path / "2")
+
+
+# -- views --------------------------------------------------------------------------------------------------
+
+
+def two_views(data, **options):
+    """A set of two views of every sample, and one of one, of the same sources."""
+    run = PretrainRun(small_recipe(data, **options), ALONE)
+    one = run.dataset
+    two = TrainingSet(
+        one.streams, stride=8, sample_noise=one.sample_noise, views=("query", "key"), seed=one.seed
+    )
+    return two, one
+
+
+def test_views_are_drawn_each_for_itself(data):
+    two, one = two_views(data, data__mixup=0)
+    batch, single = two.__getitems__(keys(8)), one.__getitems__(keys(8))
+    assert batch.images == {}
+    assert set(batch.views) == {"query", "key"}
+    assert len(batch) == 8
+    for m in ("s2", "s1"):
+        # The first is what a sample is without views; the second is another crop of the same place.
+        assert torch.equal(batch.views["query"][m], single.images[m])
+        assert batch.views["key"][m].shape == single.images[m].shape
+        assert not any(torch.equal(*pair) for pair in zip(*(v[m] for v in batch.views.values()), strict=True))
+    assert {n: x.sum() for n, x in batch.noise.items()} == {n: x.sum() for n, x in single.noise.items()}
+    assert (batch.names, batch.bands) == (single.names, single.bands)
+    whole = two_views(data, data__mixup=0, data__crop=(SIDE, SIDE), data__flips=False, data__turns=False)[0]
+    views = whole.__getitems__(keys(8)).views
+    assert torch.equal(views["query"]["s2"], views["key"]["s2"])  # nothing is left that could differ
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.3])
+def test_views_do_not_depend_on_the_batch(data, mixup):
+    two, _ = two_views(data, data__mixup=mixup)
+    whole = two.__getitems__(keys(8))
+    for part in (keys(8)[3:5], keys(8)[::-1]):
+        batch = two.__getitems__(part)
+        for i, key in enumerate(part):
+            for view in ("query", "key"):
+                assert torch.equal(batch.views[view]["s2"][i], whole.views[view]["s2"][key[2]])
+    assert not torch.equal(whole.views["query"]["s2"], whole.views["key"]["s2"])
+    moved = whole.to(torch.device("meta"))
+    assert moved.views["key"]["s2"].is_meta
+    assert moved.noise["s2_noise"].is_meta
+    assert set(whole.content()["views"]) == {"query", "key"}

@@ -1,6 +1,7 @@
 """The plan of batches: everything once per epoch, the same for any number of processes, from any step."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -107,3 +108,85 @@ def test_epochs_repeats_and_seeds_differ():
 def test_a_source_smaller_than_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"source 1 has 3 samples, 2 times an epoch.*batch of 8"):
         BatchPlan(lengths=(20, 3), repeats=(1, 2), blocks=(1, 1), batch_size=8, seed=0)
+
+
+# -- tasks ------------------------------------------------------------------------------------------------
+
+SCHEDULES = ("proportional", "alternate", "random")
+
+
+@st.composite
+def task_plans(draw, schedules=SCHEDULES):
+    """Plans of up to three tasks over up to four sources; every task has one."""
+    count = draw(st.integers(1, 3))
+    names = tuple("abc"[:count])
+    more = draw(st.lists(st.sampled_from(names), max_size=1))
+    tasks = tuple(draw(st.permutations([*names, *more])))
+    lengths = tuple(draw(st.integers(6, 40)) for _ in tasks)
+    return BatchPlan(
+        lengths=lengths, repeats=(1,) * len(tasks), blocks=(1,) * len(tasks), batch_size=6,
+        seed=draw(st.integers(0, 9)), tasks=tasks, task_names=names,
+    schedule=draw(st.sampled_from(schedules)), )  # fmt: skip
+
+
+@given(task_plans(), st.integers(0, 300))
+@settings(max_examples=60)
+def test_a_batch_is_of_its_steps_task(plan, step):
+    (source,) = {key[1] for key in plan.batch(step)}
+    assert plan.tasks[source] == plan.task(step)
+    if plan.schedule == "alternate":
+        assert plan.task(step) == plan.task_names[step % len(plan.task_names)]
+
+
+@given(task_plans())
+@settings(max_examples=40)
+def test_mixing_in_proportion_is_what_it_is_without_tasks(plan):
+    plain = replace(plan, tasks=(), task_names=("",), schedule="proportional")
+    for step in range(2 * plan.steps_per_epoch):
+        assert replace(plan, schedule="proportional").batch(step) == plain.batch(step)
+    alone = replace(plan, tasks=("a",) * len(plan.tasks), task_names=("a",))
+    for schedule in SCHEDULES:  # and of one task there is one order
+        one = replace(alone, schedule=schedule)
+        assert [one.batch(step) for step in range(30)] == [plain.batch(step) for step in range(30)]
+        assert one.epochs(30) == {"a": pytest.approx(30 / plain.steps_per_epoch)}
+
+
+@given(task_plans(("alternate", "random")), st.integers(50, 150))
+@settings(max_examples=40)
+def test_every_task_goes_over_its_own_sources_epoch_by_epoch(plan, steps):
+    """A plain loop that remembers: each task counts its own steps, whatever the others do."""
+    counts = dict.fromkeys(plan.task_names, 0)
+    seen = {}
+    for step in range(steps):
+        task = plan.task(step)
+        sources = [i for i, name in enumerate(plan.tasks) if name == task]
+        per_epoch = sum(plan.lengths[i] // plan.batch_size for i in sources)
+        assert plan.epochs(step)[task] == pytest.approx(counts[task] / per_epoch)
+        keys = plan.batch(step)
+        assert {key[0] for key in keys} == {counts[task] // per_epoch}
+        for key in keys:
+            assert key not in seen.setdefault((task, key[0]), set())  # once an epoch
+            seen[task, key[0]].add(key)
+        counts[task] += 1
+    for (task, epoch), keys in seen.items():
+        per_epoch = sum(
+            n // plan.batch_size for n, t in zip(plan.lengths, plan.tasks, strict=True) if t == task
+        )
+        if counts[task] >= (epoch + 1) * per_epoch:
+            assert len(keys) == per_epoch * plan.batch_size
+
+
+def test_a_small_task_goes_over_more_epochs_of_its_own():
+    plan = BatchPlan(
+        lengths=(400, 40), repeats=(1, 1), blocks=(1, 1), batch_size=4, seed=0, tasks=("large", "small"),
+        task_names=("large", "small"), schedule="alternate",
+    )  # fmt: skip
+    assert plan.steps_per_epoch == 110
+    assert plan.epochs(110) == {"large": 0.55, "small": 5.5}
+    assert replace(plan, schedule="proportional").epochs(220) == {"large": 2, "small": 2}
+    drawn = replace(plan, schedule="random")
+    tasks = [drawn.task(step) for step in range(10_000)]
+    assert 0.48 < tasks.count("small") / len(tasks) < 0.52
+    assert tasks[5000:5100] == [replace(drawn).task(step) for step in range(5000, 5100)]  # from any step
+    assert drawn.epochs(9_000)["small"] == tasks[:9_000].count("small") / 10
+    assert tasks != [replace(drawn, seed=1).task(step) for step in range(10_000)]

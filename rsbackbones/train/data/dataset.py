@@ -118,7 +118,7 @@ class TrainingSet(Dataset[Batch]):
 
     Args:
         streams: the sources.
-        patch_size: of the model, in pixels.
+        stride: pixels per cell of the model's final map, of a ViT the patch size.
         sample_noise: makes the objective's random numbers of a sample.
         views: names of the augmented views of a sample, each drawn for itself; by default one without a name.
         seed: of the run.
@@ -128,13 +128,13 @@ class TrainingSet(Dataset[Batch]):
         self,
         streams: Sequence[DataStream],
         *,
-        patch_size: int,
+        stride: int,
         sample_noise: SampleNoise,
         views: Sequence[str] = (),
         seed: int,
     ) -> None:
         self.streams = tuple(streams)
-        self.patch_size = patch_size
+        self.stride = stride
         self.sample_noise = sample_noise
         self.views = tuple(views)
         self.seed = seed
@@ -156,9 +156,8 @@ class TrainingSet(Dataset[Batch]):
         for key in keys:
             generator = sample_generator(self.seed, key)
             # The objective's numbers first: they must not depend on what a sample's views need.
-            for name, value in self.sample_noise(
-                generator, modalities, (stream.views.size // self.patch_size) ** 2
-            ).items():
+            patches = (-(-stream.views.size // self.stride)) ** 2
+            for name, value in self.sample_noise(generator, modalities, patches).items():
                 noise.setdefault(name, []).append(value)
             sample, place = self._take(stream, key[2], skipped, generator)
             seen, held = [_view(stream, sample, generator) for _ in views], _held(stream, sample)

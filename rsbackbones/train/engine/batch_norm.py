@@ -46,12 +46,12 @@ def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = N
         raise TrainingError(
             f"batch_norm={mode}, and {type(module).__name__} has no BatchNorm: leave batch_norm at 'local'"
         )
-    for name, norm in found:
-        if type(norm) not in _KNOWN:
-            raise TrainingError(
-                f"batch_norm={mode}: {name} is a {type(norm).__name__}; known are "
-                f"{', '.join(kind.__name__ for kind in _KNOWN)}: use one of them, or batch_norm=local"
-            )
+    if unknown := [f"{name} ({type(norm).__name__})" for name, norm in found if type(norm) not in _KNOWN]:
+        raise TrainingError(
+            f"batch_norm={mode} cannot convert {', '.join(unknown[:8])}; known are "
+            f"{', '.join(kind.__name__ for kind in _KNOWN)}: use one of them, or batch_norm=local"
+        )
+    for _, norm in found:
         # A subclass in place: whoever holds the module, its parameters or its hooks keeps them.
         norm.__class__ = type(f"Shared{type(norm).__name__}", (_SharedBatchNorm, type(norm)), {})
         norm.group = group if mode == "grouped" else None  # type: ignore[assignment]
