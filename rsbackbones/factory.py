@@ -24,7 +24,7 @@ from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.names import architecture_named, weights_named
 from rsbackbones.registry import Architecture, find_architecture
-from rsbackbones.sensors import Sensor, get_sensor, register_sensor
+from rsbackbones.sensors import InputSpec, Sensor, get_sensor, register_sensor
 
 
 @overload
@@ -179,9 +179,9 @@ def create_model(
             + " (bands=, sensors= (--sensor), modalities= and patch_size= say what you want of them)"
             + "".join(f"; {said}" for said in where)
         )
-    mine = _requested_config(
-        theirs, modalities, sensors, bands, image_size, patch_size, trained=file is not None
-    )
+    # Weights decide which sensors there are; an architecture is built for any that its family knows.
+    more = described.inputs if file is None else None
+    mine = _requested_config(theirs, modalities, sensors, bands, image_size, patch_size, more)
     classes = described.num_classes if num_classes is None else num_classes
     build = architecture.family.build
     # A random model lacks no weights, but an input contract may have no statistics for a band.
@@ -277,12 +277,14 @@ def _requested_config(
     bands: Mapping[str, Sequence[str]] | None,
     image_size: int | tuple[int, int] | None,
     patch_size: int | None,
-    *,
-    trained: bool = True,
+    inputs: Mapping[str, InputSpec] | None = None,
 ) -> Any:
-    """The user's configuration: ``theirs``, of weights that are ``trained``, with the user's wishes."""
-    known = tuple(theirs.modalities)
-    wanted = known if modalities is None else tuple(modalities)
+    """The user's configuration: ``theirs`` with the user's wishes.
+
+    ``inputs``: of a model without weights, the contracts of all sensors that it may be built for.
+    """
+    wanted = tuple(theirs.modalities) if modalities is None else tuple(modalities)
+    known = tuple(dict.fromkeys([*theirs.modalities, *(inputs or {})]))
     if isinstance(modalities, str) or not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"modalities must be different names such as {known}, got {modalities!r}")
     if unknown := [m for m in wanted if m not in known]:
@@ -299,11 +301,13 @@ def _requested_config(
         raise ValueError(f"bands names {', '.join(unknown)}, but the model's modalities are {wanted}")
     if unknown := [m for m in sensors or {} if m not in wanted]:
         raise ValueError(f"sensors names {', '.join(unknown)}, but the model's modalities are {wanted}")
-    mine = {m: get_sensor(theirs.sensors[m]) for m in wanted}
+    own = {m: theirs.sensors.get(m, m) for m in wanted}
+    default_bands = {m: theirs.bands[m] if m in theirs.bands else (inputs or {})[m].bands for m in wanted}
+    mine = {m: get_sensor(own[m]) for m in wanted}
     for m, sensor in (sensors or {}).items():
         mine[m] = register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)
     names = {
-        m: tuple(theirs.bands[m]) if s.name == theirs.sensors[m] else tuple(band.name for band in s.bands)
+        m: tuple(default_bands[m]) if s.name == own[m] else tuple(band.name for band in s.bands)
         for m, s in mine.items()
     }
     names |= {m: mine[m].canonical(given) for m, given in (bands or {}).items()}
@@ -318,4 +322,4 @@ def _requested_config(
         changes["patch_size"] = patch_size
     if image_size is not None:
         changes["image_size"] = image_size
-    return theirs.requested(**changes) if trained else replace(theirs, **changes)
+    return theirs.requested(**changes) if inputs is None else replace(theirs, **changes)

@@ -151,6 +151,8 @@ def plan_bands(
     """
     tables = []
     for modality in mine.modalities:
+        if modality not in theirs.modalities:
+            continue  # a sensor that a model without weights is built for
         rule, made = missing, theirs.takes_wavelengths(modality)
         if missing == "all_new" and named and modality not in named:
             rule = "error"  # these are the weights' own bands, and lack none

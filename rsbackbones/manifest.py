@@ -187,5 +187,6 @@ def find_entry(name: str) -> WeightsEntry:
         why = why if chosen else f"{why}: {reasons[0]}"
     raise WeightsNotFound(
         f"{name}: {why}. Weights exist for: {', '.join(available) or 'no model yet'}. "
-        "For a randomly initialised model leave out pretrained=True (rsbackbones embed: --random-weights)."
+        "For a randomly initialised model leave out pretrained=True (commands: --random-weights; "
+        "finetune: pretrained=false)."
     )

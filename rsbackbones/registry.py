@@ -1,7 +1,8 @@
 """The names of the zoo: architectures, and the weights that exist for them."""
 
 import difflib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -11,10 +12,12 @@ from typing import Any
 from rsbackbones.layouts import Layout
 from rsbackbones.manifest import WeightsEntry, all_entries
 
-# A family is a module, imported when its name is first needed.
+# A family is a module, imported when its name is first needed. More are in RSBACKBONES_FAMILIES, by commas.
 FAMILIES = ["rsbackbones.models.croma", "rsbackbones.models.seamo"]
 # What the module of a family has: configurations by name, input contracts by modality, and the builder.
 _REQUIRED = ("CONFIGS", "INPUTS", "build")
+# Called when a family has been added.
+on_new_family: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Architecture:
 def register_family(module: str) -> None:
     """Add the family in a module of your own, ``"mypackage.mymodel"``, to those that ``create_model`` knows.
 
+    For commands, which import nothing of yours, the variable ``RSBACKBONES_FAMILIES`` names such modules.
+
     Raises:
         ValueError: the module lacks what a family has, or a name is taken.
     """
@@ -54,12 +59,15 @@ def register_family(module: str) -> None:
     if taken := sorted(set(family.CONFIGS) & set(architectures())):
         raise ValueError(f"{module}: there is another architecture called {', '.join(taken)}; rename yours")
     FAMILIES.append(module)
+    for listener in on_new_family:
+        listener()
 
 
 def architectures() -> dict[str, Architecture]:
     """Return every architecture by name."""
     found = {}
-    for family in FAMILIES:
+    own = [name.strip() for name in os.environ.get("RSBACKBONES_FAMILIES", "").split(",") if name.strip()]
+    for family in dict.fromkeys([*FAMILIES, *own]):
         module = import_module(family)
         for name, config in module.CONFIGS.items():
             found[name] = Architecture(name, module, config)
@@ -76,7 +84,10 @@ def find_architecture(name: str) -> Architecture:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"unknown model {name!r}; {hint}known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"unknown model {name!r}; {hint}known: {', '.join(sorted(known))}. (A family of your own: "
+            "rsbackbones.register_family, for commands RSBACKBONES_FAMILIES=MODULE)"
+        )
     return known[name]
 
 

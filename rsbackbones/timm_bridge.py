@@ -36,7 +36,7 @@ from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.models.features import evenly_spaced, flatten_map, resolve_indices, unflatten_tokens
 from rsbackbones.models.input_validation import validate_inputs
 from rsbackbones.models.vit import ViTBackbone
-from rsbackbones.registry import Architecture, architectures
+from rsbackbones.registry import Architecture, architectures, on_new_family
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
 POOLINGS = ("embedding", "avg", "")
@@ -387,7 +387,7 @@ default_cfgs: dict[str, DefaultCfg] = {}
 
 
 def register_encoders() -> None:
-    """Register with timm what it does not know yet: after ``rsbackbones.register_family`` call this again."""
+    """Register with timm the architectures that it does not know yet."""
     for architecture in architectures().values():
         for modality in architecture.config.modalities:
             if timm_name(architecture, modality) not in default_cfgs:
@@ -396,3 +396,4 @@ def register_encoders() -> None:
 
 
 register_encoders()
+on_new_family.append(register_encoders)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def embed_scene(
         units: as in ``create_preprocess``.
         nodata: the value without data, where the files do not state it.
         stream: by default the model's default stream.
-        window: side of a window in pixels; default about the size the model was trained on.
+        window: side of a window in pixels; default the size the model was trained on (of a network of
+            large cells, four of them at least).
         overlap: by how many pixels windows overlap; default two fifths of the window.
         batch_size: windows encoded at a time.
         progress: show a progress bar.
@@ -96,6 +98,12 @@ def embed_scene(
             raise ValueError(
                 f"the scene has {scene.height} x {scene.width} pixels, and the model needs {unit} or more; "
                 "have it padded: create_model(..., pad=True) (--pad)"
+            )
+        if left := [n - cells * cell for n, cells in zip(sides, grid, strict=True) if n > cells * cell]:
+            warnings.warn(
+                f"{scene.paths[0].name}: the map does not cover the last {max(left)} pixels of a side; a "
+                "model that pads does (create_model(..., pad=True), --pad)",
+                stacklevel=2,
             )
         side, shared = _window(model, window, overlap)
         preprocess = create_preprocess(model, bands=scene.bands, units=units)
@@ -134,8 +142,11 @@ def _unit(model: Backbone) -> int:
 
 def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[int, int]:
     unit = _unit(model)
-    side = max(unit, min(model.config.image_sides) // unit * unit) if window is None else window
-    shared = side * 2 // 5 // unit * unit if overlap is None else overlap
+    side = window
+    if side is None:  # where cells are large, four of them at least, so that windows can overlap
+        side = max(min(model.config.image_sides) // unit, 1 if unit == model.size_multiple else 4) * unit
+    fewest = int(window is None and side > unit)
+    shared = max(side * 2 // 5 // unit, fewest) * unit if overlap is None else overlap
     if side < unit or side % unit or shared % model.stride or not 0 <= shared < side:
         raise ValueError(
             f"window and overlap must be multiples of {unit} pixels, the overlap smaller than the window; "

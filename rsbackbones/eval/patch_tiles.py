@@ -30,7 +30,7 @@ class PatchTiles:
         if self.tile % self.patch or self.overlap % self.patch:
             raise ValueError(
                 f"tiles of {self.tile} pixels that overlap by {self.overlap} do not meet patch by patch: "
-                f"both must be multiples of the patch size {self.patch} (--tile, --overlap)"
+                f"both must be multiples of {self.patch}, the side of a patch (--tile, --overlap)"
             )
         Tiling(1, 1, self.tile, self.overlap)
 

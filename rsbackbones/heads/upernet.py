@@ -50,7 +50,8 @@ class UPerNet(DenseHead):
         elif not all(a < b for a, b in steps):
             raise ValueError(
                 "UPerNet takes maps of one scale or of ever coarser ones, got pixels of "
-                f"{list(reductions)}; give indices= in rising order"
+                f"{list(reductions)}; give indices= in rising order, and leave out one of two "
+                "stages of the same scale"
             )
         # The decoder expects an encoder's two finest maps before those that it uses.
         self.decoder = UPerNetDecoder((0, 0, *channels), len(channels) + 1, decoder_channels=width)

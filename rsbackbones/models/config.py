@@ -1,7 +1,7 @@
 """The configuration fields that all families share, and their checks."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from rsbackbones.sensors import Sensor, get_sensor
@@ -25,18 +25,18 @@ class ModelConfig:
     sensors: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, _lists_to_tuples(getattr(self, each.name)))
         size: Any = self.image_size
-        sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        sides = size if isinstance(size, tuple) else (size, size)
         if len(sides) != 2 or not all(is_count(side) for side in sides):
             raise ValueError(f"image_size must be a number of pixels, or (height, width), got {size!r}")
-        object.__setattr__(self, "image_size", sides if isinstance(size, list) else size)
         names = self.modalities
-        if not isinstance(names, (tuple, list)) or not names or len({*map(str, names)}) < len(names):
+        if not isinstance(names, tuple) or not names or len({*map(str, names)}) < len(names):
             raise ValueError(f"modalities must be different names such as ('s2', 's1'), got {names!r}")
         sensors = {name: self._sensor(name) for name in names}
         if not isinstance(self.bands, Mapping) or any(name not in self.bands for name in names):
             raise ValueError(f"bands must name the bands of {', '.join(map(str, names))}, got {self.bands!r}")
-        object.__setattr__(self, "modalities", tuple(names))
         bands = {name: sensor.canonical(self.bands[name]) for name, sensor in sensors.items()}
         object.__setattr__(self, "bands", bands)
         object.__setattr__(self, "sensors", {name: sensor.name for name, sensor in sensors.items()})
@@ -49,7 +49,7 @@ class ModelConfig:
 
     def summary(self) -> str:
         """Return the network's size in a few words, for cards and reports."""
-        return f"{len(self.modalities)} sensors, trained at {'x'.join(map(str, self.image_sides))} px"
+        return f"{' and '.join(self.modalities)} of {' x '.join(map(str, self.image_sides))} px"
 
     def min_tensors(self) -> int:
         """Return how many tensors a network of this configuration has at least.
@@ -88,6 +88,10 @@ def as_json(config: Any) -> dict[str, Any]:
     """Return the fields of a configuration as JSON values, the bands of its own modalities only."""
     fields = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
     return {**fields, "bands": {m: list(config.bands[m]) for m in config.modalities}}
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
 
 
 def is_count(value: Any) -> bool:

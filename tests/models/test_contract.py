@@ -1,5 +1,7 @@
 """What every network of the zoo must do: a small one of every family, ViTs, a CNN, a network over series."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -554,3 +556,49 @@ def test_drop_path_rises_from_nothing_in_the_first_block_to_the_rate_in_the_last
         assert rates == pytest.approx(expected), stream
     with pytest.raises(ValueError, match="from 0 to below 1"):
         model.set_drop_path(1)
+
+
+def test_a_network_without_weights_is_built_for_any_sensor_that_its_family_knows():
+    radar = small("toy_cnn", modalities=("s1",))
+    assert radar.bands == {"s1": ("VV", "VH")}
+    assert radar(torch.rand(2, 2, 32, 32)).shape == (2, radar.num_features)
+    with pytest.raises(ValueError, match="unknown modality 's3'"):
+        small("toy_cnn", modalities=("s3",))
+
+
+def test_lists_of_a_configuration_are_taken_for_tuples():
+    """At any depth: a configuration that comes from JSON is the one that was saved."""
+    config = find_architecture("seamo_vit_tiny").config
+    changes = {"image_size": [64, 96], "position_grid": [4, 4], "modalities": ["s2"]}
+    changed = dataclasses.replace(config, **changes)
+    assert (changed.image_size, changed.position_grid, changed.modalities) == ((64, 96), (4, 4), ("s2",))
+
+
+FAMILY = """
+from tests.models.toy_cnn import INPUTS, ToyCNN as build, ToyCNNConfig
+CONFIGS = {"my_net": ToyCNNConfig(width=4)}
+"""
+
+
+def test_a_family_of_ones_own_module_enters_by_name(tmp_path, monkeypatch):
+    """In Python by a call, for commands by a variable; under timm's names too, also once those are loaded."""
+    from rsbackbones import registry, timm_bridge
+
+    (tmp_path / "mine.py").write_text(FAMILY)
+    (tmp_path / "broken.py").write_text("CONFIGS = {}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "FAMILIES", list(registry.FAMILIES))
+    monkeypatch.setenv("RSBACKBONES_FAMILIES", "mine")
+    assert "my_net" in rsb.list_models()
+    monkeypatch.delenv("RSBACKBONES_FAMILIES")
+    with pytest.raises(ValueError, match="register_family"):
+        rsb.create_model("my_net")
+    rsb.register_family("mine")
+    rsb.register_family("mine")  # a second time is nothing new
+    assert rsb.create_model("my_net").num_features == 32
+    assert "rsb_mine_s2_my_net" in timm_bridge.default_cfgs
+    with pytest.raises(ValueError, match=r"it lacks INPUTS, build"):
+        rsb.register_family("broken")
+    (tmp_path / "again.py").write_text(FAMILY)
+    with pytest.raises(ValueError, match="another architecture called my_net"):
+        rsb.register_family("again")
