@@ -19,8 +19,9 @@ def checkpoint_activations(units: Iterable[nn.Module]) -> None:
     Gradients, running statistics, names of parameters and the state dict stay what they are.
     """
     for unit in units:
-        contexts = partial(_contexts, unit)
-        recomputed: Any = partial(checkpoint, unit.forward, use_reentrant=False, context_fn=contexts)
+        recomputed: Any = partial(checkpoint, unit.forward, use_reentrant=False)
+        if any(isinstance(module, _BatchNorm) for module in unit.modules()):
+            recomputed = partial(recomputed, context_fn=partial(_contexts, unit))
         unit.forward = recomputed
 
 
