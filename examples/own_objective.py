@@ -1,7 +1,6 @@
 """A pretraining method of your own, on any backbone: SimCLR, contrast between two views of every image.
 
-python own_objective.py FOLDER       FOLDER holds images in a layout of docs/training.md, such as s2/*.tif
-torchrun --nproc-per-node 2 own_objective.py FOLDER
+Run it with python or torchrun: own_objective.py FOLDER, in a layout of docs/training.md, such as s2/*.tif.
 """
 
 import os

@@ -29,12 +29,8 @@ def checkpoint_activations(modules: Sequence[nn.Module], enable: bool = True) ->
         wrapped = isinstance(forward, partial) and forward.func is checkpoint
         if enable and not wrapped:
             norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-            module.forward = partial(
-                checkpoint,
-                forward,
-                use_reentrant=False,
-                context_fn=partial(_contexts, norms),
-            )
+            options = {"context_fn": partial(_contexts, norms)} if norms else {}
+            module.forward = partial(checkpoint, forward, use_reentrant=False, **options)
         elif wrapped and not enable:
             module.forward = forward.args[0]
 

@@ -111,3 +111,33 @@ def test_two_processes_with_batch_normalisation_go_on_to_the_same_numbers(tmp_pa
     assert curve(tmp_path / "cut") == curve(tmp_path / "unbroken")
     assert evaluations(tmp_path / "cut") == evaluations(tmp_path / "unbroken")
     assert len(evaluations(tmp_path / "cut")) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_statistics_of_batch_normalization(tmp_path):
+    """With ``sync`` two processes compute what one computes, running statistics included."""
+    file = saved(labelled("pixels", count=28), tmp_path / "small.npz")
+    # The rate is small: rounding grows where statistics are of the few pixels of a pooled map.
+    options = {**DENSE, "head": "upernet", "head_options": {"width": 16}, "data": str(file), "batch_size": 8,
+               "epochs": 4, "optim__base_lr": 1e-3}  # fmt: skip
+    finetune(small_recipe(tmp_path / "one", **options))
+    recipe = small_recipe(tmp_path / "two", batch_norm="sync", **options)
+    run(command(recipe, tmp_path / "recipe.json", ranks=2), tmp_path / "log")
+    one, two = (torch.tensor(curve(tmp_path / name)) for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+    held, found = (load_finetuned(tmp_path / name / "best").state_dict() for name in ("one", "two"))
+    assert any("running_var" in name for name in held)
+    for name, value in held.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3)
+
+
+def test_groups_of_samples_that_are_mixed_in_pairs_are_refused(tmp_path):
+    data = labelled(count=28)
+    recipe = small_recipe(
+        tmp_path / "run", accumulate=2, batch_size=8, batch_norm="grouped", batch_norm_group=2
+    )
+    with pytest.raises(ValueError, match="mixed in pairs from both ends of a batch"):
+        finetune(recipe, data)
+    plain = {"views__mixup": 0, "views__cutmix": 0}
+    with pytest.raises(ValueError, match="batch_norm=sync, and Finetuning has no BatchNorm"):
+        finetune(small_recipe(tmp_path / "other", batch_norm="sync", **plain), data)

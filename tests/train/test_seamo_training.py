@@ -197,7 +197,7 @@ def test_a_dry_run_of_both_phases(data, tmp_path, capsys):
 
 
 def test_a_stage_1_begins_with_initial_weights_and_phase_2_with_those_of_stage_1(data, tmp_path, capsys):
-    """``initial`` is of the first phase: it need not know the TM block."""
+    """``init_from`` is of the first stage: it need not know the TM block."""
     pretrain(two_phases(data, tmp_path / "before", max_steps=2))
     export(tmp_path / "before" / "stage_1", tmp_path / "weights", full=True)
     initial = str(tmp_path / "weights" / "objective.safetensors")
