@@ -253,7 +253,7 @@ def test_kernels_of_other_bands_are_refused():
     kernel, fresh = kernels(2, 12)
     table = match_bands("s2", ["B04", "B03"], TWELVE)
     for a, b in ((kernel[:, :11], fresh), (kernel, fresh[:, :1]), (kernel.flatten(1), fresh)):
-        with pytest.raises(ValueError, match=r"s2: expected kernels \[D, 12, p, p\]"):
+        with pytest.raises(ValueError, match=r"s2: expected kernels \[D, 12, \.\.\.\]"):
             adapt_bands(a, table, b)
 
 

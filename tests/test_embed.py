@@ -216,7 +216,7 @@ def test_the_map_says_what_it_is(tiny, tmp_path):
     assert tags["rsbackbones"] == rsb.__version__
     assert tags["model"] == "croma_vit_tiny"
     assert tags["stream"] == "joint"
-    assert (tags["patch_size"], tags["window"], tags["overlap"]) == ("8", "120", "48")
+    assert (tags["stride"], tags["window"], tags["overlap"]) == ("8", "120", "48")
     assert "a.tif" in tags["input"]
     assert "b.tif" in tags["input"]
     assert len(tags["parameters_sha256"]) == 64
@@ -491,7 +491,7 @@ def test_sources_and_outputs_that_do_not_fit_are_refused(tiny, tiny_s2, tmp_path
         embed_scene(tiny_s2, [source], tmp_path / "map.npz", **QUIET)
     with pytest.raises(ValueError, match="no folder"):
         embed_scene(tiny_s2, [source], tmp_path / "absent" / "map.tif", **QUIET)
-    with pytest.raises(ValueError, match="7 x 64 pixels, less than one patch"):
+    with pytest.raises(ValueError, match="7 x 64 pixels, and the model needs 8 or more"):
         embed_scene(tiny_s2, [small], output, **QUIET)
     with pytest.raises(ValueError, match="no raster holds bands of s1"):
         embed_scene(tiny, [source], output, **QUIET)
@@ -911,7 +911,7 @@ def test_a_patch_that_is_no_multiple_of_the_patch_size_is_named(tiny_s2, tmp_pat
         write_tif(tmp_path / "good.tif", optical(32, 32), S2, transform=place(0)),
         write_tif(tmp_path / "odd.tif", optical(30, 32), S2, transform=place(1)),
     ]
-    with pytest.raises(ValueError, match=r"30 x 32 pixels.*multiple of the patch size 8") as caught:
+    with pytest.raises(ValueError, match=r"30 x 32 pixels, not a multiple of 8") as caught:
         embed_patches(tiny_s2, sources, tmp_path / "rows.npz", **QUIET)
     assert "odd.tif" in str(caught.value)
     assert not list(tmp_path.glob("*rows*"))

@@ -194,7 +194,7 @@ def test_scenes_of_two_sizes_go_by_tiles_and_the_record_says_so(tmp_path, capsys
     (row,) = found["rows"]
     assert row["metrics"]["miou"] > 0.5
     assert run(tmp_path / "out", tmp_path / "both.yaml", "logistic", "--tile", "12") == 2
-    assert "must be multiples of the patch size 8 (--tile, --overlap)" in capsys.readouterr().err
+    assert "must be multiples of 8, the side of a patch (--tile, --overlap)" in capsys.readouterr().err
     assert run(tmp_path / "out", tmp_path / "both.yaml", "logistic", "--overlap", "8") == 2
     assert "name their size with tile= (--tile)" in capsys.readouterr().err
 

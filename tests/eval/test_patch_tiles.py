@@ -112,7 +112,7 @@ def test_what_cannot_be_is_said():
         encode(model, made(), tile=16)
     with pytest.raises(ValueError, match=r"overlap is that of tiles; name their size with tile="):
         encode(model, scenes(), level="patch", overlap=8)
-    with pytest.raises(ValueError, match=r"tiles of 20 pixels .* multiples of the patch size 8"):
+    with pytest.raises(ValueError, match=r"tiles of 20 pixels .* multiples of 8, the side of a patch"):
         encode(model, scenes(), level="patch", tile=20)
     with pytest.raises(ValueError, match="less than their side, got tile 16 and overlap 16"):
         PatchTiles(8, 16, 16)

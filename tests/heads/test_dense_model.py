@@ -292,9 +292,9 @@ def test_change_is_learned_by_heart():
     ({"head": "vit_lite", "width": 18}, "multiple of 4 and its depth at least 1, got 18"),
     ({"head": "vit_lite", "depth": 0}, "got 512 and 0"),
     ({"stream": "thermal"}, "stream 'thermal' cannot be served"),
-    ({"stream": "s1", "indices": (0, 0, 1, 2)}, "stream 's1' has 2 blocks"),
+    ({"stream": "s1", "indices": (0, 0, 1, 2)}, "stream 's1' has 2 stages"),
     ({"indices": (0, 1)}, "maps of 4 depths, got 2"),
-    ({"head": "linear", "indices": (0, 1)}, "takes the map of one block, got 2"),
+    ({"head": "linear", "indices": (0, 1)}, "takes the map of one stage, got 2"),
 ])  # fmt: skip
 def test_what_cannot_be_built_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -310,7 +310,7 @@ def test_other_bodies_are_refused():
 
 
 def test_images_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="30 x 44 pixels are not a multiple of the patch size 8"):
+    with pytest.raises(ValueError, match="30 x 44 pixels are not a multiple of 8, as this model needs"):
         model("linear")(images(30, 44))
     with pytest.raises(ValueError, match="stream 'joint' cannot be served from s2"):
         model("linear", stream="joint")({"s2": images(16, 16)["s2"]})
