@@ -345,7 +345,7 @@ def test_a_model_that_pads_covers_odd_sizes(run, tmp_path, weights):
     with rasterio.open(tmp_path / "map.tif") as raster:
         assert raster.transform == GRID * GRID.scale(8)
     small = write_tif(tmp_path / "small.tif", noise(12, 5, 7), S2)
-    for output, words in [("map.tif", "less than one patch"), ("rows.npz", "not a multiple")]:
+    for output, words in [("map.tif", "the model needs 8 or more"), ("rows.npz", "not a multiple")]:
         code, err = run(small, "--output", tmp_path / output)
         assert code == 2
         assert words in err
