@@ -1,7 +1,6 @@
 """The names of the zoo: architectures, and the weights that exist for them."""
 
 import difflib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +11,7 @@ from typing import Any
 from rsbackbones.layouts import Layout
 from rsbackbones.manifest import WeightsEntry, all_entries
 
-# A family is a module, imported when its name is first needed. More are in RSBACKBONES_FAMILIES, by commas.
+# A family is a module, imported when its name is first needed.
 FAMILIES = ["rsbackbones.models.croma", "rsbackbones.models.seamo"]
 # What the module of a family has: configurations by name, input contracts by modality, and the builder.
 _REQUIRED = ("CONFIGS", "INPUTS", "build")
@@ -44,7 +43,7 @@ class Architecture:
 def register_family(module: str) -> None:
     """Add the family in a module of your own, ``"mypackage.mymodel"``, to those that ``create_model`` knows.
 
-    For commands, which import nothing of yours, the variable ``RSBACKBONES_FAMILIES`` names such modules.
+    For commands, which import nothing of yours, see :mod:`rsbackbones.plugins`.
 
     Raises:
         ValueError: the module lacks what a family has, or a name is taken.
@@ -66,8 +65,7 @@ def register_family(module: str) -> None:
 def architectures() -> dict[str, Architecture]:
     """Return every architecture by name."""
     found = {}
-    own = [name.strip() for name in os.environ.get("RSBACKBONES_FAMILIES", "").split(",") if name.strip()]
-    for family in dict.fromkeys([*FAMILIES, *own]):
+    for family in FAMILIES:
         module = import_module(family)
         for name, config in module.CONFIGS.items():
             found[name] = Architecture(name, module, config)
@@ -86,7 +84,7 @@ def find_architecture(name: str) -> Architecture:
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
             f"unknown model {name!r}; {hint}known: {', '.join(sorted(known))}. (A family of your own: "
-            "rsbackbones.register_family, for commands RSBACKBONES_FAMILIES=MODULE)"
+            "rsbackbones.register_family, for commands in a module that RSBACKBONES_PLUGINS names)"
         )
     return known[name]
 

@@ -169,7 +169,7 @@ for rule, bands in [*cases, ("zero", none), ("new", none)]:
         images = [rsb.create_preprocess(model, **given)({"s2": x}) for model in (mine, theirs)]
         images += [rsb.create_preprocess(model)({"s2": x}) for model in (mine, theirs)
                    if not isinstance(asked, str)]
-        features = [model.pool("s2", model.forward_features(each).tokens["s2"])
+        features = [model.pool_tokens("s2", model.forward_features(each).tokens["s2"])
                     for model, each in zip((mine, theirs) * 2, images)]
         found[name.split("@")[0]] = {
             "same": all(torch.equal(*pair) for pair in zip(features[::2], features[1::2])),

@@ -19,6 +19,7 @@ ENGINE = "train/engine"
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "plugins": set(),
     ENGINE: {"files", "layers"},
     "heads": {"heads", "layers", "models"},
     "sensors": set(),

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rsbackbones.cli import bench, convert, embed, eval, finetune, pack, zoo
+from rsbackbones.plugins import load_plugins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 where a check failed, 2 for an error."""
     options = _parser().parse_args(arguments)
     try:
+        load_plugins()
         code: int = options.run(options)
         return code
     except (ValueError, ImportError, OSError) as error:

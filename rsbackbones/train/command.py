@@ -6,12 +6,14 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from rsbackbones.plugins import load_plugins
 from rsbackbones.train.engine.distributed import end_process
 
 
 def run_command(main: Callable[[list[str]], int], name: str) -> NoReturn:
     """Call ``main`` with the process's arguments and exit with its code; 2 where what was given is wrong."""
     try:
+        load_plugins()
         code = main(sys.argv[1:])
     except (ValueError, OSError, ImportError) as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ which band a column of a tokenizer is of, or how many heads share a projection: 
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsbackbones.models.config import as_json
@@ -15,15 +15,6 @@ from rsbackbones.train.objectives.objective import Objective
 
 # Under this key ``objective.safetensors`` says what its parameters mean.
 OBJECTIVE_KEY = "rsbackbones.objective"
-# What may differ says what is asked of the parameters: which samples, which masks, which losses. All else
-# says what they are: an option that is not named here must be the same. ``normalised_targets`` and
-# ``joint_self_bias`` change what is asked of the same outputs, which training goes on to learn; where all
-# patches are seen, both biases are one.
-_IGNORED_OPTIONS = (
-    "strategy", "length", "mask_ratio", "mask_ratio_s2", "mask_ratio_s1", "masking", "normalised_targets",
-    "contrast", "local", "contrast_weight", "reconstruction_weight", "gather", "hard_negatives",
-    "joint_self_bias",
-)  # fmt: skip
 # A block for dates has parameters of its own names. Of sizes the grid of positions is compared, which they
 # decide unless it is said; where there is none, nothing is made for a size.
 _IGNORED_FIELDS = ("temporal", "image_size", "position_grid")
@@ -44,12 +35,18 @@ def objective_signature(objective: Objective) -> dict[str, Any]:
 
 
 def check_compatible(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], *, names: tuple[str, str], fix: str
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    *,
+    stage_options: Sequence[str],
+    names: tuple[str, str],
+    fix: str,
 ) -> None:
     """Check that parameters that mean ``theirs`` can go on as those that mean ``ours``.
 
     Args:
         theirs, ours: from :func:`objective_signature`.
+        stage_options: the options that may differ; see :class:`ObjectiveConfig`.
         names: of the two, for the message.
         fix: what to do where they differ.
 
@@ -58,7 +55,7 @@ def check_compatible(
             positions on another grid.
     """
     blocks = theirs["config"].get("temporal") and ours["config"].get("temporal")
-    free = {"config": (*_IGNORED_FIELDS, *(() if blocks else _FORM_OF_BLOCK)), "objective": _IGNORED_OPTIONS}
+    free = {"config": (*_IGNORED_FIELDS, *(() if blocks else _FORM_OF_BLOCK)), "objective": stage_options}
     differing = []
     for part, may_differ in free.items():
         before, now = theirs[part], ours[part]

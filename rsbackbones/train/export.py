@@ -25,6 +25,7 @@ from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.golden import compute_golden
 from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
 from rsbackbones.models.config import as_json
+from rsbackbones.plugins import load_plugins
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.saving import save_model, write_safetensors
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, objective_signature
@@ -151,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        load_plugins()
         print(export(options.run, options.to, tag=options.tag, dtype=options.dtype, full=options.full))
     except (ValueError, OSError) as error:
         print(f"rsbackbones.train.export: {error}", file=sys.stderr)

@@ -94,7 +94,10 @@ def check_previous_stage(before: Objective, after: Objective, *, names: tuple[st
         TrainingError: something is not in the next one, or of another shape, or means something else.
     """
     fix = "stages= may change what is trained, not the model"
-    check_compatible(objective_signature(before), objective_signature(after), names=names, fix=fix)
+    check_compatible(
+        objective_signature(before), objective_signature(after),
+        stage_options=after.options.stage_options, names=names, fix=fix,
+    )  # fmt: skip
     source, target = before.state_dict(), after.state_dict()
     if differing := [n for n, t in source.items() if n not in target or target[n].shape != t.shape]:
         raise TrainingError(
@@ -116,7 +119,8 @@ def _load_previous_stage(objective: Objective, out: Path) -> str:
 def _load_file(objective: Objective, path: Path, model: str) -> None:
     file = open_checkpoint(path, allow_pickle=False)
     check_compatible(
-        _read_signature(file), objective_signature(objective), names=(f"init_from={path}", "this recipe"),
+        _read_signature(file), objective_signature(objective),
+        stage_options=objective.options.stage_options, names=(f"init_from={path}", "this recipe"),
         fix="say what the file was trained with (its recipe.json does), or train from the start",
     )  # fmt: skip
     ours = objective.state_dict()

@@ -1,6 +1,10 @@
 """What every network of the zoo must do: a small one of every family, ViTs, a CNN, a network over series."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -581,16 +585,13 @@ CONFIGS = {"my_net": ToyCNNConfig(width=4)}
 
 
 def test_a_family_of_ones_own_module_enters_by_name(tmp_path, monkeypatch):
-    """In Python by a call, for commands by a variable; under timm's names too, also once those are loaded."""
+    """By a call; under timm's names too, also once those are loaded."""
     from rsbackbones import registry, timm_bridge
 
     (tmp_path / "mine.py").write_text(FAMILY)
     (tmp_path / "broken.py").write_text("CONFIGS = {}")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "FAMILIES", list(registry.FAMILIES))
-    monkeypatch.setenv("RSBACKBONES_FAMILIES", "mine")
-    assert "my_net" in rsb.list_models()
-    monkeypatch.delenv("RSBACKBONES_FAMILIES")
     with pytest.raises(ValueError, match="register_family"):
         rsb.create_model("my_net")
     rsb.register_family("mine")
@@ -602,3 +603,17 @@ def test_a_family_of_ones_own_module_enters_by_name(tmp_path, monkeypatch):
     (tmp_path / "again.py").write_text(FAMILY)
     with pytest.raises(ValueError, match="another architecture called my_net"):
         rsb.register_family("again")
+
+
+def test_commands_know_a_family_of_ones_own_by_a_plugin(tmp_path):
+    (tmp_path / "mine.py").write_text(FAMILY)
+    (tmp_path / "plugin.py").write_text("import rsbackbones\nrsbackbones.register_family('mine')\n")
+    root = str(Path(rsb.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
+    command = [sys.executable, "-m", "rsbackbones.cli", "list"]
+    for plugins, words in ((" plugin", "my_net"), ("absent", "No module named 'absent'")):
+        done = subprocess.run(
+            command, env={**environment, "RSBACKBONES_PLUGINS": plugins}, capture_output=True, text=True
+        )
+        assert words in done.stdout + done.stderr
+        assert done.returncode == (0 if words == "my_net" else 2)

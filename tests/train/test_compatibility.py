@@ -13,8 +13,7 @@ from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.export import export
 from rsbackbones.train.initialize import build_objective, initialize_weights
-from rsbackbones.train.objectives.croma import CromaObjective
-from rsbackbones.train.objectives.seamo import SeamoObjective
+from rsbackbones.train.objectives.registry import registered_objectives
 from rsbackbones.train.pretraining import pretrain
 from tests.train.seamo_runs import two_phases, write_series
 from tests.train.training import PAIRED, small_recipe, write_data
@@ -155,9 +154,9 @@ def test_the_file_says_bands_heads_and_grid_to_who_reads_it(seamo_begin):
     assert (said["config"]["num_heads"], said["objective"]["decoder_heads"], said["grid"]) == (4, 4, [4, 4])
 
 
-def test_what_may_differ_is_an_option_of_some_objective():
-    known = {f.name for kind in (CromaObjective, SeamoObjective) for f in dataclasses.fields(kind)}
-    assert set(compatibility._IGNORED_OPTIONS) <= known
-    assert known - set(compatibility._IGNORED_OPTIONS) == {
-        "method", "decoder_dim", "decoder_depth", "decoder_heads", "reconstruction_target",
-    }  # fmt: skip
+@pytest.mark.parametrize("kind", registered_objectives())
+def test_what_may_differ_is_an_option_and_no_size(kind):
+    """All options but these say what is asked of the parameters, not what they are."""
+    fixed = {"method", "decoder_dim", "decoder_depth", "decoder_heads", "reconstruction_target"}
+    known = {f.name for f in dataclasses.fields(kind)}
+    assert set(kind.stage_options) == known - fixed

@@ -20,7 +20,7 @@ Shapes: B images, N patches of which K are kept, D = dim of the backbone.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,12 @@ class CromaObjective(ObjectiveConfig):
     Raises:
         ValueError: an option is out of range, or does not go with another.
     """
+
+    # Bias and scale of targets change what is asked of the same outputs, which training goes on to learn.
+    stage_options: ClassVar[tuple[str, ...]] = (
+        "mask_ratio_s2", "mask_ratio_s1", "masking", "normalised_targets", "contrast", "local",
+        "contrast_weight", "reconstruction_weight", "gather", "hard_negatives", "joint_self_bias",
+    )  # fmt: skip
 
     method: Literal["croma"] = "croma"
     mask_ratio_s2: float = 0.75

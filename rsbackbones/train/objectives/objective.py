@@ -49,9 +49,12 @@ class ObjectiveConfig:
             ``images``.
         tasks: names of tasks that take turns, step by step; ``batch.task`` says which it is. A source of
             data is for the task that it names, or for all.
+        stage_options: options that may differ between stages, and from the file of ``init_from``: they say
+            what is asked of the parameters (samples, masks, losses). All others say what parameters are.
     """
 
     method: str
+    stage_options: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[tuple[str, ...]] = ()
 

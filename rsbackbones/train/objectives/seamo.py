@@ -24,7 +24,7 @@ Shapes: B samples, T seasons, N patches of which K are kept, D = dim of the back
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,10 @@ class SeamoObjective(ObjectiveConfig):
     Raises:
         ValueError: an option is out of range, or does not go with another.
     """
+
+    stage_options: ClassVar[tuple[str, ...]] = (
+        "strategy", "length", "mask_ratio", "masking", "normalised_targets",
+    )  # fmt: skip
 
     method: Literal["seamo"] = "seamo"
     strategy: Strategy = "multimodal_temporal_tm"
