@@ -176,9 +176,17 @@ class TimmEncoder(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
-        """Return what tells timm's layer-wise learning rates the depth of a parameter by its name."""
-        depths = self.backbone.parameter_depths()
-        return lambda name: (depths[name.removeprefix("backbone.")],)
+        """Return what tells timm's layer-wise learning rates the depth of a parameter by its name.
+
+        The head is a layer of its own, as it is of timm's models.
+        """
+        depths, above = self.backbone.parameter_depths(), len(self.backbone.layer_groups())
+
+        def depth(name: str) -> tuple[int]:
+            name = name.removeprefix("backbone.")
+            return (above if name.startswith("head.") else depths[name],)
+
+        return depth
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay, besides biases and norms: none."""

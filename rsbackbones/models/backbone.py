@@ -186,7 +186,7 @@ class Backbone(nn.Module):
         """
         raise ValueError(
             "temporal=True needs a model with a block that joins encoded dates, and this "
-            f"{self.architecture} has none; SeaMo has one, built with overrides={'temporal': True}"
+            f"{self.architecture} has none; SeaMo has one, built with overrides={{'temporal': True}}"
         )
 
     def feature_options(self) -> dict[str, Any]:
