@@ -164,6 +164,7 @@ def test_features_export_as_features(pad, strict, tmp_path):
         x = images_of(model, *size)
         got, expected = program.module()(x), model.forward_features(x)
         assert (got.grid, got.size) == (expected.grid, expected.size)
+        assert got.default_stream == expected.default_stream
         assert_same(got.tokens, expected.tokens)
         assert_same(got.pooled, expected.pooled)
         assert got.maps().shape[-2:] == expected.grid

@@ -256,13 +256,13 @@ class Backbone(nn.Module):
         """
         given, valid = validate_inputs(self, x, dates, valid)
         streams, present = self.encode_validated(given, valid, Wanted(), dates=dates, temporal=temporal)
-        first = next(iter(given.values()))
+        first, default = next(iter(given.values())), self._default_of(given)
         return Features(
             feature_maps={s: e.features for s, e in streams.items()},
             pooled={s: e.pooled for s, e in streams.items()},
             size=(first.shape[-2], first.shape[-1]),
             stride=self.stride,
-            stream=self._default_of(given),
+            stream_index=-1 if default is None else list(streams).index(default),
             series={s: e.series for s, e in streams.items() if e.series is not None},
             valid=present,
         )
@@ -499,7 +499,7 @@ class Backbone(nn.Module):
         if not self.pad:
             return image
         for dim in (-2, -1):
-            whole = -(-image.shape[dim] // self.size_multiple) * self.size_multiple
+            whole = _ceil_div(image.shape[dim], self.size_multiple) * self.size_multiple
             # A traced program serves all sizes.
             if torch.compiler.is_compiling() or whole != image.shape[dim]:
                 places = torch.arange(whole, device=image.device).clamp(max=image.shape[dim] - 1)
@@ -525,7 +525,7 @@ class Backbone(nn.Module):
 
         def finished(x: Tensor, there: Tensor | None, stride: int | None = None) -> Tensor:
             if stride is not None and self.pad and stride < self.size_multiple:
-                x = x[..., : -(-size[0] // stride), : -(-size[1] // stride)]
+                x = x[..., : _ceil_div(size[0], stride), : _ceil_div(size[1], stride)]
             x = x if batch is None else x.unflatten(0, batch)
             if there is None:
                 return x
@@ -558,3 +558,8 @@ def _fill_missing(x: Tensor, valid: Tensor | None) -> Tensor:
     What a missing image holds (often NaN) must reach neither the features nor the gradients.
     """
     return x if valid is None else x.masked_fill(~valid[..., None, None, None], 0)
+
+
+def _ceil_div(length: int, unit: int) -> int:
+    # Without negative numbers, whose division ONNX rounds towards zero.
+    return (length + unit - 1) // unit

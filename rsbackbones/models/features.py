@@ -25,7 +25,8 @@ class Features:
         size: of the images as given, (H, W) in pixels.
         stride: pixels per cell of the maps, along each side; a map covers the image, so that the last
             cells may reach beyond it.
-        stream: the default stream of these images; ``None`` where several could be meant.
+        stream_index: which of the streams is the default one of these images; -1 where several could be
+            meant. (A number, as programs of torch.export return no text.)
         series: by stream, what a model that consumes series gives per date, [B, T, N, D]; else empty.
         valid: by stream, where missing images were marked: [B, T], False where one is missing; of a model
             that consumes series [B], False where all are. The features there are NaN, so that nobody
@@ -36,7 +37,7 @@ class Features:
     pooled: dict[str, Tensor]
     size: tuple[int, int]
     stride: int
-    stream: str | None = None
+    stream_index: int = -1
     series: dict[str, Tensor] = field(default_factory=dict)
     valid: dict[str, Tensor] = field(default_factory=dict)
 
@@ -58,9 +59,9 @@ class Features:
         Raises:
             ValueError: there are several streams and none is the model's default.
         """
-        if self.stream is None:
+        if self.stream_index < 0:
             raise ValueError(f"several streams, name the one you want: {', '.join(self.feature_maps)}")
-        return self.stream
+        return list(self.feature_maps)[self.stream_index]
 
     def maps(self, stream: str | None = None, *, pixels: bool = False) -> Tensor:
         """Return the final map of a stream, [B, D, h, w] or [B, T, D, h, w]; default: the default stream.
