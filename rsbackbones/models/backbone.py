@@ -525,7 +525,9 @@ class Backbone(nn.Module):
 
         def finished(x: Tensor, there: Tensor | None, stride: int | None = None) -> Tensor:
             if stride is not None and self.pad and stride < self.size_multiple:
-                x = x[..., : _ceil_div(size[0], stride), : _ceil_div(size[1], stride)]
+                for dim, length in zip((-2, -1), size, strict=True):
+                    # Gathered, not sliced: a traced program cannot tell that a slice lies within the map.
+                    x = x.index_select(dim, torch.arange(_ceil_div(length, stride), device=x.device))
             x = x if batch is None else x.unflatten(0, batch)
             if there is None:
                 return x
