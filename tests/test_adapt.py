@@ -12,7 +12,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.layers.patch_embed import resample_patch_embed
 
 import rsbackbones as rsb
-from rsbackbones.adapt import (
+from rsbackbones.cli import main
+from rsbackbones.layers.position_table import resize_position_table
+from rsbackbones.layers.tokenizer import ConvTokenizer, LinearTokenizer
+from rsbackbones.sensors import S2, SENSORS, SSL4EO_S12, Band, InputSpec, Sensor, get_sensor
+from rsbackbones.zoo.adapt import (
     MISSING_RULES,
     SCALE_RULES,
     adapt_bands,
@@ -20,11 +24,7 @@ from rsbackbones.adapt import (
     match_bands,
     resize_kernel,
 )
-from rsbackbones.cli import main
-from rsbackbones.factory import plan_adaptation
-from rsbackbones.layers.position_table import resize_position_table
-from rsbackbones.layers.tokenizer import ConvTokenizer, LinearTokenizer
-from rsbackbones.sensors import S2, SENSORS, SSL4EO_S12, Band, InputSpec, Sensor, get_sensor
+from rsbackbones.zoo.factory import plan_adaptation
 from tests.reference.bands_plain import adapt_plain
 
 ALL = tuple(band.name for band in S2.bands)
@@ -468,7 +468,7 @@ def test_rsbackbones_bands_prints_the_table_without_loading(capsys, monkeypatch)
     def refuse(*_):
         raise AssertionError("weights were fetched")
 
-    monkeypatch.setattr("rsbackbones.weights.fetch", refuse)
+    monkeypatch.setattr("rsbackbones.zoo.weights.fetch", refuse)
     assert main(["bands", "croma_vit_b", "--mine", "B2,B3,B4,B8", "--mine", "s1=VV"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"B08 +832.8 nm +B08 +832.8 nm +by name +\S+\n +left out of the weights: B01, B05", out)

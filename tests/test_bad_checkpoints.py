@@ -30,8 +30,8 @@ from rsbackbones import (
     WeightsMismatchError,
     create_model,
 )
-from rsbackbones.manifest import read_manifest
-from rsbackbones.saving import save_foreign
+from rsbackbones.zoo.manifest import read_manifest
+from rsbackbones.zoo.saving import save_foreign
 
 ARCHITECTURE = "croma_vit_tiny"
 SMALL = {"dim": 32, "depth": 2}

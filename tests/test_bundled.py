@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 import rsbackbones as rsb
-from rsbackbones.golden import compare_golden
-from rsbackbones.weights import fetch
+from rsbackbones.zoo.golden import compare_golden
+from rsbackbones.zoo.weights import fetch
 
 ENTRIES = [entry for entry in rsb.list_weights() if entry.state == "bundled"]
 

@@ -13,7 +13,7 @@ def with_plain_state(tmp_path):
     """A random model of 3 heads (no power of two) in float64, and its weights in the released layout."""
     torch.manual_seed(3)
     model = rsb.create_model("croma_vit_tiny", overrides={"num_heads": 3, "dim": 48})
-    from rsbackbones.saving import save_foreign
+    from rsbackbones.zoo.saving import save_foreign
 
     path = save_foreign(model, tmp_path / "plain.pt", "croma_official")
     state = torch.load(path, weights_only=True)

@@ -10,13 +10,13 @@ from rasterio.transform import from_origin
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from rsbackbones.data.labelled import open_labelled
+from rsbackbones.data.open import open_source
+from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.embed import embed_patches, embed_scene
-from rsbackbones.eval.data import open_labelled
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.subject import model_for
-from rsbackbones.rasters import RasterStack, find_bands
 from rsbackbones.sensors import NORMALISED
-from rsbackbones.train.data.open import open_source
 from tests.test_rasters import GRID, S2, write_tif
 
 LANDSAT = ("B1", "B2", "B3", "B4", "B5", "B6", "B7")

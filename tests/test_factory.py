@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import rsbackbones as rsb
-from rsbackbones.saving import save_foreign
+from rsbackbones.zoo.saving import save_foreign
 from tests.conftest import close
 
 

@@ -5,7 +5,7 @@ import copy
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.golden import compare_golden, compute_golden, golden_input
+from rsbackbones.zoo.golden import compare_golden, compute_golden, golden_input
 
 
 def test_the_input_is_arithmetic_and_textured(tiny):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsbackbones.grid import same_extent
+from rsbackbones.data.grid import same_extent
 
 
 @pytest.mark.parametrize(

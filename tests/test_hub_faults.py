@@ -31,8 +31,8 @@ SIZE = 300_000
 
 FETCH = """
 import hashlib
-from rsbackbones import weights
-from rsbackbones.manifest import find_entry
+from rsbackbones.zoo import weights
+from rsbackbones.zoo.manifest import find_entry
 
 def fetch(tag):
     path = weights.fetch(find_entry("croma_vit_tiny." + tag))

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rsbackbones as rsb
-from rsbackbones import hub as hub_module
-from rsbackbones.cards import repository_card
-from rsbackbones.publish import write_repository
+from rsbackbones.zoo import hub as hub_module
+from rsbackbones.zoo.cards import repository_card
+from rsbackbones.zoo.publish import write_repository
 from tests.hub_client import run_client
 from tests.loopback_hub import HubFile, LoopbackHub, Repo
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.manifest import all_entries, find_entry
-from rsbackbones.registry import architectures
 from rsbackbones.sensors import InputSpec, get_sensor
+from rsbackbones.zoo.manifest import all_entries, find_entry
+from rsbackbones.zoo.registry import architectures
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = json.loads((ROOT / "weights_manifest.json").read_text())

@@ -5,7 +5,7 @@ import pytest
 import rasterio
 from rasterio.transform import Affine, from_origin
 
-from rsbackbones.rasters import RasterStack, find_bands, open_raster
+from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
 
 S2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 S1 = ("VV", "VH")

@@ -7,8 +7,8 @@ import pytest
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.factory import plan_adaptation
 from rsbackbones.sensors import SENSORS
+from rsbackbones.zoo.factory import plan_adaptation
 
 MINE = {
     "name": "two_bands",

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rsbackbones import simulator
-from rsbackbones.simulator import Scene, simulate_scene, write_scene
+from rsbackbones.data import simulator
+from rsbackbones.data.simulator import Scene, simulate_scene, write_scene
 
 # Means of the SSL4EO-S12 L2A training set; its clouds make them brighter than ours may be.
 DATASET_MEANS = [752, 884, 1144, 1297, 1625, 2195, 2422, 2518, 2582, 2645, 2368, 1805]

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 import rsbackbones as rsb
-from rsbackbones import timm_bridge
+from rsbackbones.integrations import timm as timm_bridge
 from tests.conftest import close
 
 TINY = "rsb_croma_s2_vit_tiny"

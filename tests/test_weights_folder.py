@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.manifest import find_entry
-from rsbackbones.weights import download_to, fetch
+from rsbackbones.zoo.manifest import find_entry
+from rsbackbones.zoo.weights import download_to, fetch
 from tests.conftest import close
 
 
@@ -145,7 +145,7 @@ def test_the_order_of_bands_is_the_manifests(zoo, tiny):
     write(inputs=inputs)
     with pytest.raises(rsb.WeightsMismatchError, match="the manifest says"):
         rsb.create_model("croma_vit_tiny", checkpoint=folder)
-    from rsbackbones.saving import save_foreign
+    from rsbackbones.zoo.saving import save_foreign
 
     foreign = save_foreign(tiny, folder / "croma_vit_tiny.test.pt", "croma_official")
     source = {"kind": "hub", "repo_id": "a/b", "revision": "1" * 40, "filename": "model.pt"}

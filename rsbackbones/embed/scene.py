@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.embed.model_rasters import open_for, sensors_of
 from rsbackbones.embed.preview import write_preview
-from rsbackbones.embed.progress import progress_bar
 from rsbackbones.embed.unfinished import UnfinishedMap
+from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
-from rsbackbones.rasters import Array, RasterStack
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20

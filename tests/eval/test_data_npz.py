@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 
 RNG = np.random.default_rng(0)
 S2 = RNG.integers(1, 4000, (12, 3, 8, 8)).astype(np.uint16)

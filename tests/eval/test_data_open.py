@@ -9,7 +9,7 @@ import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
 
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 
 RNG = np.random.default_rng(0)
 

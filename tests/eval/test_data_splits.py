@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsbackbones.eval.data.splits import choose_splits, find_ids
+from rsbackbones.data.labelled.splits import choose_splits, find_ids
 
 IDS = [f"c{i % 4}/img_{i}.tif" for i in range(200)]
 CLASSES = [i % 4 for i in range(200)]

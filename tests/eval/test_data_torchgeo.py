@@ -7,8 +7,8 @@ import pytest
 import rasterio
 from PIL import Image
 
-from rsbackbones.eval.data import open_labelled
-from rsbackbones.eval.data.torchgeo_sets import KNOWN
+from rsbackbones.data.labelled import open_labelled
+from rsbackbones.data.labelled.torchgeo_sets import KNOWN
 
 pytest.importorskip("torchgeo")
 EUROSAT = ("AnnualCrop", "Forest", "River")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.patch_tiles import PatchTiles
 from tests.eval.test_encode import BANDS, Reads, build, made
 
 PATCH = 8

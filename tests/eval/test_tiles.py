@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsbackbones.eval.tiles import Tiling, tiles_of
+from rsbackbones.data.tiles import Tiling, tiles_of
 from tests.eval.dense_sets import pixel_set
 
 tilings = st.tuples(

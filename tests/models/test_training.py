@@ -8,8 +8,8 @@ from torch import nn
 import rsbackbones as rsb
 from rsbackbones.layers.activation_checkpointing import checkpoint_activations
 from rsbackbones.models.unused import freeze_unused
-from rsbackbones.registry import find_architecture
 from rsbackbones.train.finetune import finetune, load_finetuned
+from rsbackbones.zoo.registry import find_architecture
 from tests.models.examples import ALL, batch, small
 from tests.train.finetune_setup import BANDS, DENSE, labelled, small_recipe
 

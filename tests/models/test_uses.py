@@ -10,13 +10,13 @@ import torch
 from rasterio.transform import from_origin
 
 import rsbackbones as rsb
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.heads import dense_model
+from rsbackbones.integrations.timm import register_encoders, timm_name
 from rsbackbones.models.vit import ViTBackbone
-from rsbackbones.registry import find_architecture
-from rsbackbones.timm_bridge import register_encoders, timm_name
+from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
 from tests.models.examples import ALL, VITS, batch, cells, small
 from tests.test_embed import optical, radar, read_map

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rsbackbones.sensors import SSL4EO_S12
-from rsbackbones.train.data.augment import (
+from rsbackbones.data.augment import (
     View,
     cut,
     draw_mixup,
@@ -20,8 +19,9 @@ from rsbackbones.train.data.augment import (
     resize_and_turn,
     turn,
 )
-from rsbackbones.train.data.dataset import DataStream, TrainingSet, Views
-from rsbackbones.train.data.npz import NpzFile, NpzSource
+from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from tests.reference.seamo_plain import pixels_of, squares_fit
 from tests.train.training import BANDS
 

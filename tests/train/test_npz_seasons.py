@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from rsbackbones.train.data.npz import NpzFile, NpzSource
-from rsbackbones.train.data.pack import pack
-from rsbackbones.train.data.shards import PackedSource
-from rsbackbones.train.data.source import BadSample
+from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.pack import pack
+from rsbackbones.data.shards import PackedSource
+from rsbackbones.data.source import BadSample
 from tests.train.test_pack import same
 from tests.train.test_sources import db, dn
 

@@ -16,14 +16,14 @@ import pytest
 import zarr
 
 from rsbackbones.cli import main
-from rsbackbones.train.data.geotiffs import GeoTiffSource
-from rsbackbones.train.data.npz import NpzFile, NpzSource
-from rsbackbones.train.data.open import open_source
-from rsbackbones.train.data.pack import pack
-from rsbackbones.train.data.shards import PackedSource
-from rsbackbones.train.data.source import BadSample, Sample
-from rsbackbones.train.data.ssl4eo import SSL4EOFolders
-from rsbackbones.train.data.ssl4eo_v11 import SSL4EOZarr
+from rsbackbones.data.geotiffs import GeoTiffSource
+from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.open import open_source
+from rsbackbones.data.pack import pack
+from rsbackbones.data.shards import PackedSource
+from rsbackbones.data.source import BadSample, Sample
+from rsbackbones.data.ssl4eo import SSL4EOFolders
+from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
 from tests.train.test_sources import B12, pairs
 from tests.train.test_ssl4eo import write_v10, write_v11
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsbackbones.train.data.check import checked, stack_usable
-from rsbackbones.train.data.seasons import date_order, line_up, line_up_whole, pair_dates
-from rsbackbones.train.data.source import BadSample
-from rsbackbones.train.data.ssl4eo import SSL4EOFolders
-from rsbackbones.train.data.ssl4eo_v11 import SSL4EOZarr
+from rsbackbones.data.check import checked, stack_usable
+from rsbackbones.data.date_alignment import date_order, line_up, line_up_whole, pair_dates
+from rsbackbones.data.source import BadSample
+from rsbackbones.data.ssl4eo import SSL4EOFolders
+from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
 from tests.train import test_ssl4eo
 
 DAYS = st.lists(st.integers(0, 300), min_size=1, max_size=5, unique=True).map(sorted)

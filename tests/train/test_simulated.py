@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
-from rsbackbones.train.data.npz import NpzFile, NpzSource
-from rsbackbones.train.data.open import open_part
-from rsbackbones.train.data.simulated import SimulatedPlaces, SimulatedSource
+from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.open import open_part
+from rsbackbones.data.simulated import SimulatedPlaces, SimulatedSource
+from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 
 
 def day_of_year(days, year):
@@ -22,7 +22,7 @@ def test_places_have_their_own_dates_about_the_days_stated():
     assert isinstance(source, SimulatedSource)
     assert source.describe(2) == "place 2 of seed 0, 48 pixels, 2020 about day 15 105 196 288"
     assert (len(source), source.frames, source.bands) == (3, 4, {"s2": S2_BANDS, "s1": S1_BANDS})
-    assert source.notes == ("simulated by rsbackbones.simulator, not observed",)
+    assert source.notes == ("simulated by rsbackbones.data.simulator, not observed",)
     samples = [source.read(i) for i in range(3)]
     dates = np.stack([sample.dates["s2"] for sample in samples])
     assert (np.abs(day_of_year(dates, 2020) - [15, 105, 196, 288]) <= 15).all()

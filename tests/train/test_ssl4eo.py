@@ -11,12 +11,12 @@ import pytest
 import rasterio
 import zarr
 
-from rsbackbones.train.data.offset import carries_offset
-from rsbackbones.train.data.open import open_source
-from rsbackbones.train.data.products import acquired
-from rsbackbones.train.data.source import BadSample
-from rsbackbones.train.data.ssl4eo import SSL4EOFolders
-from rsbackbones.train.data.ssl4eo_v11 import SSL4EOZarr
+from rsbackbones.data.open import open_source
+from rsbackbones.data.product_names import acquired
+from rsbackbones.data.s2_baseline import carries_offset
+from rsbackbones.data.source import BadSample
+from rsbackbones.data.ssl4eo import SSL4EOFolders
+from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
 
 B12 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 TIMES = ("20200813T054639", "20191101T100000", "20200604T054639", "20201220T054639")
