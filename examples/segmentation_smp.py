@@ -1,8 +1,8 @@
 """Segmentation with a decoder of segmentation_models_pytorch on an encoder of this package.
 
 A U-Net wants a pyramid of maps, hence the name with `_pyramid` (see rsbackbones.integrations.timm); smp.DPT
-takes the name without it. The scenes are simulated and the training is short: it shows the way, not what can be
-reached.
+takes the name without it. The scenes are simulated and the training is short: it shows the way, not what can
+be reached.
 """
 
 import argparse

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from rsbackbones.data.source import BadSample
 
@@ -44,6 +43,8 @@ def pair_dates(frames: Times, others: Times) -> Ints:
     Returns:
         [T], indices into ``others``, -1 where a frame gets none.
     """
+    from scipy.optimize import linear_sum_assignment
+
     days = [times.astype("datetime64[D]").astype(np.int64) for times in (frames, others)]
     apart = np.abs(days[0][:, None] - days[1])
     near = apart <= MOST_DAYS_APART

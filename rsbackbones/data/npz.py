@@ -19,7 +19,7 @@ from rsbackbones.data.npz_layout import (
     with_all_axes,
 )
 from rsbackbones.data.source import Sample
-from rsbackbones.data.tiling import tile_starts
+from rsbackbones.data.windows import tile_starts
 from rsbackbones.sensors import get_sensor
 
 Array = npt.NDArray[Any]

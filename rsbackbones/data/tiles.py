@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledSet, label_scale
-from rsbackbones.embed import window_starts
+from rsbackbones.data.windows import window_starts
 
 TILE = 128
 OVERLAP = 64

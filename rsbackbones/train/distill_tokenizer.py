@@ -6,8 +6,8 @@ them, some of them, or those of a made-up sensor, whose images are interpolated 
 
 The target is always the tokens of *all* the model's bands, not those of a kernel adapted to the bands given
 (:mod:`rsbackbones.zoo.adapt`): the blocks that follow know the former only, and a linear map of the bands
-given can come nearer to them than the latter does. For all the model's bands nothing is left to learn: there is
-always a kernel of the virtual bands that gives the tokens exactly, and the nearest such one is taken in
+given can come nearer to them than the latter does. For all the model's bands nothing is left to learn: there
+is always a kernel of the virtual bands that gives the tokens exactly, and the nearest such one is taken in
 every step (for at most ``VIRTUAL_BANDS`` bands; beyond, the best one).
 """
 

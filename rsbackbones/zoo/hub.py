@@ -2,8 +2,8 @@
 
 It has ``model.safetensors``, which ``save_model`` wrote, and ``config.json``, which says what that is and
 pins its bytes; :mod:`rsbackbones.zoo.publish` makes one. Here ``config.json`` becomes an entry like those of
-the manifest, and from there on the weights go the way of all weights. The names of the two files are fixed, and
-the architecture is looked up in the registry: nothing in a repository decides which code runs.
+the manifest, and from there on the weights go the way of all weights. The names of the two files are fixed,
+and the architecture is looked up in the registry: nothing in a repository decides which code runs.
 
 A branch may move, and then the same name gives other weights; a commit of 40 hexadecimal digits as the
 revision cannot. Either way the entry names the commit.

@@ -128,8 +128,8 @@ def test_what_a_network_cannot_do_is_said(tmp_path):
 def test_evaluation_commands_take_every_name(model, tmp_path, capsys):
     """``rsbackbones eval`` and ``embed``, as a user calls them."""
     from rsbackbones.cli import main
-    from tests.test_embed import optical, radar
-    from tests.test_rasters import write_tif
+    from tests.data.test_rasters import write_tif
+    from tests.embed.test_embed import optical, radar
     from tests.train.finetune_setup import saved
 
     data = labelled(side=32, sensors=model.modalities)

@@ -18,9 +18,9 @@ from rsbackbones.integrations.timm import register_encoders, timm_name
 from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
+from tests.data.test_rasters import write_tif
+from tests.embed.test_embed import optical, radar, read_map
 from tests.models.examples import ALL, VITS, batch, cells, small
-from tests.test_embed import optical, radar, read_map
-from tests.test_rasters import write_tif
 
 register_encoders()
 
@@ -141,7 +141,7 @@ def test_a_pyramid_of_four_stages_or_an_error_with_a_text(model):
 
 
 # -- export -------------------------------------------------------------------------------------------
-# Of ViTs tests/test_export.py has more.
+# Of ViTs tests/integrations/test_export.py has more.
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_features", "maps"])

@@ -17,7 +17,7 @@ from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.export import export
 from rsbackbones.train.pretraining import PretrainRun, open_sources, pretrain
 from rsbackbones.train.recipe import Part
-from tests.test_rasters import write_tif
+from tests.data.test_rasters import write_tif
 from tests.train.training import SIDE, small_recipe
 
 OLI = ("B2", "B3", "B4", "B5", "B9")

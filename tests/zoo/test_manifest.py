@@ -13,7 +13,7 @@ from rsbackbones.sensors import InputSpec, get_sensor
 from rsbackbones.zoo.manifest import all_entries, find_entry
 from rsbackbones.zoo.registry import architectures
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((ROOT / "weights_manifest.json").read_text())
 SCHEMA = json.loads((ROOT / "weights_manifest.schema.json").read_text())
 

@@ -17,7 +17,7 @@ from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.subject import model_for
 from rsbackbones.sensors import NORMALISED
-from tests.test_rasters import GRID, S2, write_tif
+from tests.data.test_rasters import GRID, S2, write_tif
 
 LANDSAT = ("B1", "B2", "B3", "B4", "B5", "B6", "B7")
 QUIET = {"progress": False}

@@ -24,8 +24,8 @@ from rsbackbones.data.shards import PackedSource
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.data.ssl4eo import SSL4EOFolders
 from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
-from tests.train.test_sources import B12, pairs
-from tests.train.test_ssl4eo import write_v10, write_v11
+from tests.data.test_sources import B12, pairs
+from tests.data.test_ssl4eo import write_v10, write_v11
 
 
 class Places:
@@ -204,7 +204,7 @@ def test_the_last_places_may_be_unusable(tmp_path):
 
 CHILD = """
 import sys
-from tests.train.test_pack import Places, pack
+from tests.data.test_pack import Places, pack
 pack(Places(12, broken=(1, 7), seconds=0.05), sys.argv[1], per_shard=2, max_bad_share=0.2, progress=False)
 """
 
@@ -263,7 +263,7 @@ def test_another_job_and_other_files_are_refused(tmp_path):
 
 FULL = """
 import resource, sys
-from tests.train.test_pack import Places, pack
+from tests.data.test_pack import Places, pack
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 pack(Places(10), sys.argv[1], per_shard=int(sys.argv[2]), progress=False)
 """

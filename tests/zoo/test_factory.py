@@ -302,14 +302,14 @@ def test_a_flat_foreign_file_may_be_safetensors(tiny, tmp_path):
 
 def test_names_of_the_released_files(tiny, tmp_path):
     """The names of the reference checkpoints, which are the authors'."""
-    from tests.conftest import DATA
+    from tests.conftest import RECORDED
 
     small = rsb.create_model("croma_vit_b", overrides={"dim": 32, "depth": 2})
     for layout, name in (
         ("croma_official", "croma_official_d32.pt"),
         ("croma_pretrain", "croma_pretrain_d32.pt"),
     ):
-        theirs = torch.load(DATA / name, weights_only=True)
+        theirs = torch.load(RECORDED / name, weights_only=True)
         ours = torch.load(save_foreign(small, tmp_path / "x.pt", layout), weights_only=True)
         if layout == "croma_official":
             assert {k: set(v) for k, v in theirs.items()} == {k: set(v) for k, v in ours.items()}
@@ -317,10 +317,10 @@ def test_names_of_the_released_files(tiny, tmp_path):
             rest = {k for k in theirs if k.startswith(("decoder.", "global_contrast_loss."))}
             assert set(theirs) - rest == set(ours)
     model = rsb.create_model(
-        "croma_vit_b", checkpoint=DATA / "croma_pretrain_d32.pt", overrides={"dim": 32, "depth": 2}
+        "croma_vit_b", checkpoint=RECORDED / "croma_pretrain_d32.pt", overrides={"dim": 32, "depth": 2}
     )
     assert "decoder, global_contrast_loss" in str(model.adaptation)
-    stored = torch.load(DATA / "croma_pretrain_d32.pt", weights_only=True)
+    stored = torch.load(RECORDED / "croma_pretrain_d32.pt", weights_only=True)
     qkv = "radar_encoder.transformer.layers.0.0.create_qkv.weight"
     assert torch.equal(model.state_dict()["encoders.s1.blocks.0.attn.qkv.weight"], stored[qkv])
 

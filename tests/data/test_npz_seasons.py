@@ -10,8 +10,8 @@ from rsbackbones.data.npz import NpzFile, NpzSource
 from rsbackbones.data.pack import pack
 from rsbackbones.data.shards import PackedSource
 from rsbackbones.data.source import BadSample
-from tests.train.test_pack import same
-from tests.train.test_sources import db, dn
+from tests.data.test_pack import same
+from tests.data.test_sources import db, dn
 
 IMAGES = {"s2": {"ten": ("B02",), "twenty": ("B05", "B11")}, "s1": {"radar": ("VV", "VH")}}
 S2_DATES = ("2020-07-14", "2020-01-10", "2020-10-12", "2020-04-15")

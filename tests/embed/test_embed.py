@@ -22,14 +22,13 @@ from rasterio.transform import Affine, from_origin
 import rsbackbones as rsb
 from rsbackbones import embed
 from rsbackbones.cli import main
+from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.embed import (
-    blend_weights,
     embed_patches,
     embed_scene,
     principal_colours,
-    window_starts,
 )
-from tests.test_rasters import GRID, S1, S2, write_tif
+from tests.data.test_rasters import GRID, S1, S2, write_tif
 
 QUIET = {"progress": False}
 
@@ -551,7 +550,7 @@ def test_a_folder_in_the_way_is_left_alone(tiny_s2, tmp_path):
 
 def kill_at(partial, rows, command):
     """Run `command` until `partial` counts that many rows as done, and kill it there."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     counted, deadline = partial / "rows_done.txt", time.monotonic() + 120
     try:

@@ -1,6 +1,6 @@
 """Features of the authors' public code, recorded in files: ours must be the same.
 
-The folder is the one that RSB_REFERENCE names, by default tests/data. Every checkpoint of the released
+The folder is the one that RSB_REFERENCE names, by default tests/recorded. Every checkpoint of the released
 layout in it is checked against the .npz of the same name, whatever its width, depth and sizes.
 """
 
@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import rsbackbones as rsb
+from tests.conftest import RECORDED
 
-FOLDER = Path(os.environ.get("RSB_REFERENCE", Path(__file__).parent / "data"))
+FOLDER = Path(os.environ.get("RSB_REFERENCE", RECORDED))
 STREAMS = ("s1", "s2", "joint")
 
 

@@ -236,7 +236,7 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
 def test_the_lines_of_the_page_run(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     # The small model, and graphs run as they are rather than translated to C++.
     for theirs, ours in [

@@ -28,7 +28,7 @@ from rsbackbones.train.initialize import build_objective
 from rsbackbones.train.recipes import RECIPES
 from tests.train.croma_setup import SMALL, gradients, make_batch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"threads": 1, "seed": 0, "side": 32, "batch_size": 2, "model": "croma_vit_tiny"}
 
 

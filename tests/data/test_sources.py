@@ -17,7 +17,7 @@ from rsbackbones.data.grid import to_grid
 from rsbackbones.data.npz import NpzFile, NpzSource
 from rsbackbones.data.open import open_source
 from rsbackbones.data.source import BadSample
-from rsbackbones.data.tiling import tile_starts
+from rsbackbones.data.windows import tile_starts
 
 B12 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 B13 = (*B12[:10], "B10", *B12[10:])

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from tests.conftest import RECORDED
+from tests.data.test_rasters import S1, S2, write_tif
+from tests.embed.test_embed import inputs, optical, place, plain_map, plain_pooled, radar, read_map
 from tests.reference import croma_plain
-from tests.test_embed import inputs, optical, place, plain_map, plain_pooled, radar, read_map
-from tests.test_rasters import S1, S2, write_tif
 
-DATA = Path(__file__).parent / "data"
-MANIFEST = Path(__file__).parents[1] / "weights_manifest.json"
+DATA = RECORDED
+MANIFEST = Path(__file__).parents[2] / "weights_manifest.json"
 OFFICIAL, PRETRAIN = DATA / "croma_official_d32.pt", DATA / "croma_pretrain_d32.pt"
 # The recorded files are croma_vit_b in everything but width and depth.
 SMALL = ["--model", "croma_vit_b", "--override", "dim=32", "--override", "depth=2"]

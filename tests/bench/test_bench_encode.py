@@ -20,7 +20,7 @@ from rsbackbones.bench.operations import ENCODE_PARTS, Operations, encode_part
 from rsbackbones.bench.processes import side_by_side
 from tests.reference import croma_plain as reference
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = Cell(
     peer="ours", precision="fp32", model="croma_vit_tiny", size=(32, 32), batch_size=2, threads=1, seed=0
 )
