@@ -27,7 +27,7 @@ lint: .venv/installed
 
 # The tables of the README, the model cards and the record of the public API.
 tables: .venv/installed
-	$(BIN)/python -m rsbackbones.cards
+	$(BIN)/python -m rsbackbones.zoo.cards
 	$(BIN)/python -m rsbackbones.bench.encode_page
 	$(BIN)/python -m tests.test_api_surface
 

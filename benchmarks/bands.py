@@ -34,7 +34,7 @@ from sklearn.preprocessing import StandardScaler
 from timm.models import adapt_input_conv
 
 import rsbackbones as rsb
-from rsbackbones.adapt import MISSING_RULES, SCALE_RULES
+from rsbackbones.zoo.adapt import MISSING_RULES, SCALE_RULES
 
 NAME = "croma_vit_tiny"
 SEEDS = (0, 1, 2)

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.report import notes_as_markdown, papers_way, table
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
 from rsbackbones.files.atomic import write_text
-from rsbackbones.registry import list_weights
+from rsbackbones.zoo.registry import list_weights
 
 ROOT = Path(__file__).parents[1]
 RECORD, PAGE, MANIFEST = (

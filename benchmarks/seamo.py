@@ -22,7 +22,7 @@ from typing import Any
 from results import ROOT, SETS, shown
 
 import rsbackbones as rsb
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import Subject, model_for, of_random_weights

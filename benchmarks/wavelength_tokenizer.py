@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.data.simulator import simulate_scene
 from rsbackbones.sensors import SSL4EO_S12
-from rsbackbones.simulator import simulate_scene
 from rsbackbones.train.distill_tokenizer import distill_tokenizer
 
 NAME = "croma_vit_tiny"

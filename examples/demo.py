@@ -16,9 +16,9 @@ import numpy as np
 import rasterio
 
 import rsbackbones as rsb
+from rsbackbones.data.rasters import RasterStack, find_bands
+from rsbackbones.data.simulator import simulate_scene, write_scene
 from rsbackbones.embed import embed_scene, principal_colours
-from rsbackbones.rasters import RasterStack, find_bands
-from rsbackbones.simulator import simulate_scene, write_scene
 
 MODEL = "croma_vit_tiny"
 

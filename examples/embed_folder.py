@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 import rsbackbones as rsb
+from rsbackbones.data.simulator import simulate_scene, write_scene
 from rsbackbones.embed import embed_patches
-from rsbackbones.simulator import simulate_scene, write_scene
 
 
 def simulate(folder: Path, count: int = 6) -> None:

@@ -7,7 +7,7 @@ pretrained=True).
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.simulator import simulate_scene
+from rsbackbones.data.simulator import simulate_scene
 
 model = rsb.create_model("croma_vit_tiny", pretrained=True)
 scene = simulate_scene(120, 120)  # arrays as rasterio reads them: uint16 DN [12, H, W], float32 dB [2, H, W]

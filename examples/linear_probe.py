@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import rsbackbones as rsb
-from rsbackbones.simulator import simulate_scene
+from rsbackbones.data.simulator import simulate_scene
 
 model = rsb.create_model("croma_vit_tiny", pretrained=True)
 side, patch = 128, model.patch_size

@@ -1,8 +1,8 @@
 """Segmentation with a decoder of segmentation_models_pytorch on an encoder of this package.
 
-A U-Net wants a pyramid of maps, hence the name with `_pyramid` (see rsbackbones.timm_bridge); smp.DPT takes
-the name without it. The scenes are simulated and the training is short: it shows the way, not what can be
-reached.
+A U-Net wants a pyramid of maps, hence the name with `_pyramid` (see rsbackbones.integrations.timm); smp.DPT
+takes the name without it. The scenes are simulated and the training is short: it shows the way, not what can
+be reached.
 """
 
 import argparse
@@ -11,8 +11,8 @@ import segmentation_models_pytorch as smp
 import torch
 
 import rsbackbones as rsb
-import rsbackbones.timm_bridge  # registers the names with timm
-from rsbackbones.simulator import CLASSES, simulate_scene
+import rsbackbones.integrations.timm  # registers the names with timm
+from rsbackbones.data.simulator import CLASSES, simulate_scene
 
 SIDE = 64
 

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 import rsbackbones as rsb
-from rsbackbones.simulator import simulate_scene
+from rsbackbones.data.simulator import simulate_scene
 
 
 def features(model: rsb.Backbone, image: xr.DataArray | xr.Dataset) -> xr.DataArray:

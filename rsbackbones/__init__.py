@@ -3,8 +3,14 @@
 See ``create_model`` for the way in, and ``rsbackbones.list_models()`` for what there is.
 """
 
-from rsbackbones.adapt import Adaptation, BandSource, BandTable, Change
-from rsbackbones.errors import (
+from rsbackbones.integrations.export import export_onnx, export_program
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.feature_maps import FeatureMaps
+from rsbackbones.models.features import Features
+from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor, hyperspectral, register_sensor
+from rsbackbones.zoo.adapt import Adaptation, BandSource, BandTable, Change
+from rsbackbones.zoo.errors import (
     CorruptCheckpointError,
     UnsafeCheckpointError,
     WeightsAccessError,
@@ -15,17 +21,11 @@ from rsbackbones.errors import (
     WeightsNotFound,
     WeightsUnavailable,
 )
-from rsbackbones.export import export_onnx, export_program
-from rsbackbones.factory import create_model
-from rsbackbones.manifest import WeightsEntry
-from rsbackbones.models.backbone import Backbone
-from rsbackbones.models.feature_maps import FeatureMaps
-from rsbackbones.models.features import Features
-from rsbackbones.preprocess import Preprocess, create_preprocess
-from rsbackbones.publish import push_to_hub
-from rsbackbones.registry import list_models, list_weights, register_family
-from rsbackbones.saving import save_model
-from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor, hyperspectral, register_sensor
+from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.manifest import WeightsEntry
+from rsbackbones.zoo.publish import push_to_hub
+from rsbackbones.zoo.registry import list_models, list_weights, register_family
+from rsbackbones.zoo.saving import save_model
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 A band is known by its name; the user's channels meet the weights' channels by name, never by count.
 Between two sensors names mean nothing (B5 is near infrared for Landsat and a red edge for Sentinel-2), and
-bands meet by wavelength instead; see :mod:`rsbackbones.adapt`.
+bands meet by wavelength instead; see :mod:`rsbackbones.zoo.adapt`.
 
 Wavelengths, and widths at half of the maximum, are in nanometres; ground sampling distances (gsd) in metres.
 

@@ -23,7 +23,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-DATA = Path(__file__).parent / "data"
+RECORDED = Path(__file__).parent / "recorded"
 # A CNN and a network over series go through the tests of all models.
 for family in ("tests.models.toy_cnn", "tests.models.toy_series"):
     rsb.register_family(family)

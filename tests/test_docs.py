@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rsbackbones as rsb
-from rsbackbones.cards import generated_files
+from rsbackbones.zoo.cards import generated_files
 from tests.test_examples import RUN_HERE
 
 ROOT = Path(__file__).parent.parent

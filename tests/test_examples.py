@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.simulator import simulate_scene
+from rsbackbones.data.simulator import simulate_scene
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_HERE = (

@@ -12,71 +12,43 @@ import rsbackbones
 
 PACKAGE = Path(rsbackbones.__file__).parent
 
-# Part of the package -> the parts that it may import when it is loaded. "cli" and everything that is
-# not named here may import all parts but train and bench; train may import all but bench, bench all.
-# The engine of train is a part of its own.
-ENGINE = "train/engine"
+# Room -> the rooms that it may import when it is loaded: imports go down. A room within "train" is one of its
+# own, as far as it is named here; "__init__" is the public API.
 ALLOWED = {
-    "errors": set(),
+    "__init__": {"integrations", "models", "preprocess", "sensors", "zoo"},
+    "sensors": set(),
+    "layers": set(),
     "files": set(),
     "plugins": set(),
-    ENGINE: {"files", "layers"},
-    "heads": {"heads", "layers", "models"},
-    "sensors": set(),
-    "layouts": set(),
-    "layers": {"layers"},
-    "models": {"layers", "layouts", "sensors"},
-    "manifest": {"errors"},
-    "weights": {"errors", "files", "manifest"},
-    "checkpoints": {"errors"},
-    "adapt": {"layers", "sensors"},
-    "registry": {"layouts", "manifest", "models"},
-    "golden": {"models"},
+    "models": {"layers", "sensors"},
     "preprocess": {"models", "sensors"},
-    "loading": {"adapt", "models", "checkpoints", "errors", "layouts", "manifest", "registry", "sensors"},
-    "saving": {"models", "checkpoints", "layouts", "registry", "sensors"},
-    "hub": {"checkpoints", "errors", "manifest", "sensors", "weights"},
-    "names": {"hub", "manifest", "registry"},
-    "export": {"models", "checkpoints", "saving"},
-    "publish": {"models", "errors", "files", "hub", "manifest", "saving", "weights"},
-    "cards": {"loading", "manifest", "registry"},
-    "timm_bridge": {"models", "factory", "loading", "manifest", "registry",
-                    "sensors"},
-    "factory": {"adapt", "models", "checkpoints", "errors", "hub", "loading", "manifest",
-                "names", "registry", "sensors", "weights"},
-    "rasters": {"sensors"},
-    "embed": {"files", "models", "embed", "preprocess", "rasters"},
-    "simulator": set(),
+    "zoo": {"files", "models", "preprocess", "sensors"},
+    "integrations": {"models", "sensors", "zoo"},
+    "heads": {"layers", "models", "zoo"},
+    "data": {"files", "preprocess", "sensors"},
+    "embed": {"data", "files", "models", "preprocess", "zoo"},
+    "eval": {"data", "files", "heads", "models", "preprocess", "sensors", "zoo"},
+    "train/engine": {"files", "layers"},
+    "train": {"data", "files", "layers", "models", "plugins", "preprocess", "sensors", "train/engine", "zoo"},
+    "train/finetune": {"data", "eval", "files", "heads", "models", "preprocess", "sensors", "train",
+                       "train/engine", "zoo"},
+    "cli": {"data", "embed", "eval", "files", "models", "plugins", "preprocess", "sensors", "zoo"},
+    "bench": {"data", "files", "layers", "models", "preprocess", "train", "train/engine", "zoo"},
 }  # fmt: skip
-# Third-party packages a part may import when it is loaded; elsewhere inside functions only.
+# Third-party packages a room may import when it is loaded; elsewhere inside functions only.
 OUTSIDE = {
-    "errors": set(),
-    "files": {"torch"},
-    ENGINE: {"numpy", "timm", "torch", "tqdm"},
+    "__init__": set(),
     "sensors": set(),
-    "layers": {"torch", "einops"},
+    "layers": {"einops", "torch"},
+    "files": {"torch"},
     "models": {"torch"},
-    "manifest": set(),
-    "weights": set(),
-    "checkpoints": {"torch"},
-    "layouts": {"torch"},
-    "adapt": {"torch"},
-    "registry": set(),
-    "golden": {"torch"},
     "preprocess": {"torch"},
-    "factory": {"torch"},
-    "loading": {"torch"},
-    "saving": {"torch"},
-    "hub": set(),
-    "names": set(),
-    "export": {"torch"},
-    "publish": {"torch"},
-    "timm_bridge": {"timm", "torch"},
-    "rasters": {"numpy"},
+    "zoo": {"torch"},
+    "integrations": {"timm", "torch"},
+    "data": {"numpy", "torch"},
     "embed": {"numpy", "torch"},
+    "train/engine": {"numpy", "timm", "torch", "tqdm"},
     "cli": set(),
-    "cards": set(),
-    "simulator": {"numpy"},
 }
 
 
@@ -97,39 +69,49 @@ def imports(path):
     return found
 
 
-def part(path):
-    return part_named(path.relative_to(PACKAGE).with_suffix("").parts)
+def room(names):
+    """The room of a module, given the parts of its dotted name below the package; ``None``: not ours."""
+    within = "/".join(names[:2])
+    return within if within in ALLOWED else names[0] if names and names[0] in ALLOWED else None
 
 
-def part_named(names):
-    return ENGINE if tuple(names[:2]) == ("train", "engine") else names[0]
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "__init__.py" or p.parent != PACKAGE]
+def room_of(path):
+    return room(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def test_every_file_is_in_a_room_and_there_are_not_many():
+    assert not [path for path in FILES if room_of(path) is None]
+    beside = [p.name for p in PACKAGE.iterdir() if not p.name.startswith("__pycache__")]
+    assert len(beside) < 25
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
-    here = part(path)
-    known = {part(p) for p in FILES}
-    inside = {
-        part_named(name.split(".")[1:]) for name in imports(path) if name.startswith("rsbackbones.")
-    } & known
-    assert here == "bench" or "bench" not in inside
-    if here not in ("train", "bench"):
-        allowed = ALLOWED.get(here, known - {"train", ENGINE})
-        assert inside <= allowed | {here} - {"layers"} | ({"layers"} if here == "layers" else set())
+def test_imports_go_down(path):
+    here = room_of(path)
+    named = [name.split(".")[1:] for name in imports(path) if name.startswith("rsbackbones.")]
+    inside = {room(names) for names in named} - {None}
+    assert inside <= ALLOWED[here] | {here}, f"{here} imports {inside - ALLOWED[here]}"
     outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"rsbackbones"}
     assert outside <= OUTSIDE.get(here, outside), f"{here} imports {outside}"
 
 
-@pytest.mark.parametrize(
-    ("named", "by"), [("train", {"train", ENGINE, "bench", "cli"}), ("bench", {"bench", "cli"})]
-)
+def test_rooms_have_no_circle():
+    done, left = set(), dict(ALLOWED)
+    while left:
+        free = [name for name, below in left.items() if below <= done]
+        assert free, f"these import each other: {sorted(left)}"
+        done |= set(free)
+        left = {name: below for name, below in left.items() if name not in free}
+
+
+@pytest.mark.parametrize(("named", "by"), [("train", {"train", "bench", "cli"}), ("bench", {"bench", "cli"})])
 def test_nothing_else_names_train_or_bench(named, by):
     """Not even inside a function; the command line may there, and the test above says: only there."""
     for path in FILES:
-        if part(path) not in by:
+        if room_of(path).partition("/")[0] not in by:
             for node in ast.walk(ast.parse(path.read_text())):
                 module = getattr(node, "module", None) or ""
                 names = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]

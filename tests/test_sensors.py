@@ -18,7 +18,7 @@ from rsbackbones.sensors import (
     hyperspectral,
     register_sensor,
 )
-from tests.conftest import DATA
+from tests.conftest import RECORDED
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_sentinel_2_wavelengths_rise_and_resolutions_are_the_three():
 
 
 def test_statistics_are_the_published_ones():
-    published = json.loads((DATA / "ssl4eo_s12_statistics.json").read_text())
+    published = json.loads((RECORDED / "ssl4eo_s12_statistics.json").read_text())
     for sensor, key in (("s2", "s2_l2a"), ("s1", "s1_grd")):
         for field in ("bands", "mean", "std"):
             assert list(getattr(SSL4EO_S12[sensor], field)) == published[key][field]

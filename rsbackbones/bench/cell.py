@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from rsbackbones.bench import croma_plain, memory
 from rsbackbones.bench.operations import OUR_BIAS, STEP_PARTS, Operations, product_rate, step_part
 from rsbackbones.bench.processes import serve
-from rsbackbones.factory import create_model
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config import OptimOptions
 from rsbackbones.train.engine.optim import build_optimizer
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipes import RECIPES
+from rsbackbones.zoo.factory import create_model
 
 VARIANTS = ("ours", "published")
 

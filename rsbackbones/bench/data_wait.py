@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
-from rsbackbones.train.data.pack import pack
-from rsbackbones.train.data.source import Sample
+from rsbackbones.data.pack import pack
+from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
+from rsbackbones.data.source import Sample
 from rsbackbones.train.engine.config import SaveOptions
 from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.engine.run_dir import read_log

@@ -32,9 +32,9 @@ from rsbackbones.bench.operations import (
     product_rate,
 )
 from rsbackbones.bench.processes import serve
-from rsbackbones.factory import create_model
 from rsbackbones.models.croma import LAYOUTS, CromaConfig
-from rsbackbones.registry import find_architecture
+from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.registry import find_architecture
 
 # Those that encode, in the order of the tables: name and what it is called.
 PEERS = {

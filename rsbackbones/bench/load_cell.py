@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from rsbackbones.bench.processes import serve, side_by_side
-from rsbackbones.factory import create_model
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.saving import save_model
+from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.saving import save_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,13 @@ from rsbackbones.bench.collectives import (
 )
 from rsbackbones.bench.flops import Flops, croma_flops
 from rsbackbones.bench.machine import machine
-from rsbackbones.factory import create_model
 from rsbackbones.files.atomic import write_text
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.recipes import RECIPES
+from rsbackbones.zoo.factory import create_model
 
 MEASURED = Path("benchmarks/scaling.json")
 NAMES = ("croma_vit_b", "croma_vit_l")
@@ -207,8 +207,8 @@ def _work_of(recipe: Recipe, measured: dict[str, Any]) -> Work:
 
 
 def _config(recipe: Recipe) -> Any:
-    from rsbackbones.loading import replace_config
-    from rsbackbones.registry import find_architecture
+    from rsbackbones.zoo.loading import replace_config
+    from rsbackbones.zoo.registry import find_architecture
 
     return replace_config(find_architecture(recipe.model).config, recipe.overrides, recipe.model)
 

@@ -23,8 +23,8 @@ def add(command: Command) -> None:
 def _convert(options: argparse.Namespace) -> int:
     import torch
 
-    from rsbackbones.factory import create_model
-    from rsbackbones.saving import save_foreign, save_model
+    from rsbackbones.zoo.factory import create_model
+    from rsbackbones.zoo.saving import save_foreign, save_model
 
     if options.input.is_dir():
         raise ValueError(f"{options.input} is a folder; name the checkpoint file")

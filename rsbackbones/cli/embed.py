@@ -56,9 +56,9 @@ def _embed(options: argparse.Namespace) -> int:
     import torch
 
     from rsbackbones.embed import embed_patches, embed_scene
-    from rsbackbones.factory import create_model, weights_config
-    from rsbackbones.names import random_weights_of
     from rsbackbones.sensors import NORMALISED, get_sensor
+    from rsbackbones.zoo.factory import create_model, weights_config
+    from rsbackbones.zoo.names import random_weights_of
 
     if options.output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
         raise ValueError(f"--output is a .tif, .npz or .parquet, got {options.output}")
@@ -148,7 +148,7 @@ def _find(
     units: Mapping[str, str],
 ) -> list[_File]:
     """Find the bands of the ``wanted`` modalities in the rasters; say which rasters have none."""
-    from rsbackbones.rasters import find_bands
+    from rsbackbones.data.rasters import find_bands
 
     paths = _expand(options.rasters)
     files = []

@@ -96,16 +96,16 @@ def add(command: Command) -> None:
 def _eval(options: argparse.Namespace) -> int:
     from functools import cache
 
-    from rsbackbones.eval.data import open_labelled
+    from rsbackbones.data.labelled import open_labelled
+    from rsbackbones.data.labelled.dataset import LabelledSet
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.gallery import draw_pictures
-    from rsbackbones.eval.labelled import LabelledSet
     from rsbackbones.eval.measure import MEASUREMENTS, MeasureOptions, measure
     from rsbackbones.eval.report import write_report
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, described, evaluate
     from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
     from rsbackbones.models.config import as_json
-    from rsbackbones.names import random_weights_of
+    from rsbackbones.zoo.names import random_weights_of
 
     names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
     if unknown := [name for name in names if name not in (*PROTOCOLS, *MEASUREMENTS)]:
@@ -235,8 +235,8 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
     """What of the options a reader of the numbers must know."""
-    from rsbackbones.eval.crops import name_of
-    from rsbackbones.eval.crops import pair as both_sides
+    from rsbackbones.data.crops import name_of
+    from rsbackbones.data.crops import pair as both_sides
 
     lines = []
     if how["size"]:

@@ -33,8 +33,8 @@ def add(command: Command) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from rsbackbones.train.data.open import open_source
-    from rsbackbones.train.data.pack import pack
+    from rsbackbones.data.open import open_source
+    from rsbackbones.data.pack import pack
 
     given = {name: getattr(options, name) for name in ("product", "split", "offset", "tile")}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

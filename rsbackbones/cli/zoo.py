@@ -37,7 +37,7 @@ def add(command: Command) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from rsbackbones.registry import list_models, list_weights
+    from rsbackbones.zoo.registry import list_models, list_weights
 
     names = list_models(options.pattern)
     entries = list_weights(options.pattern)
@@ -64,10 +64,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from rsbackbones.cards import model_card
-    from rsbackbones.hub import PREFIX
-    from rsbackbones.names import weights_named
-    from rsbackbones.registry import find_architecture, list_weights
+    from rsbackbones.zoo.cards import model_card
+    from rsbackbones.zoo.hub import PREFIX
+    from rsbackbones.zoo.names import weights_named
+    from rsbackbones.zoo.registry import find_architecture, list_weights
 
     if options.name.startswith(PREFIX):
         entries = [weights_named(options.name)]
@@ -81,8 +81,8 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bands(options: argparse.Namespace) -> int:
-    from rsbackbones.factory import plan_adaptation
-    from rsbackbones.names import architecture_named
+    from rsbackbones.zoo.factory import plan_adaptation
+    from rsbackbones.zoo.names import architecture_named
 
     if not options.mine and not options.sensor:
         raise ValueError("say which bands are yours: --mine B02,B03,B04,B08, or --sensor s2=landsat_oli")
@@ -98,9 +98,9 @@ def _bands(options: argparse.Namespace) -> int:
 
 def _download(options: argparse.Namespace) -> int:
     from rsbackbones.files.sha256 import sha256_of
-    from rsbackbones.hub import PREFIX
-    from rsbackbones.names import weights_named
-    from rsbackbones.weights import download_to, fetch
+    from rsbackbones.zoo.hub import PREFIX
+    from rsbackbones.zoo.names import weights_named
+    from rsbackbones.zoo.weights import download_to, fetch
 
     entry = weights_named(options.name)
     path = download_to(entry, options.to.expanduser()) if options.to else fetch(entry)
@@ -113,12 +113,12 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from rsbackbones.factory import create_model
     from rsbackbones.files.sha256 import sha256_of
-    from rsbackbones.golden import compare_golden
-    from rsbackbones.hub import PREFIX
-    from rsbackbones.names import weights_named
-    from rsbackbones.weights import fetch
+    from rsbackbones.zoo.factory import create_model
+    from rsbackbones.zoo.golden import compare_golden
+    from rsbackbones.zoo.hub import PREFIX
+    from rsbackbones.zoo.names import weights_named
+    from rsbackbones.zoo.weights import fetch
 
     entry = weights_named(options.name)
     path = fetch(entry, options.checkpoint)

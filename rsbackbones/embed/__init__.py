@@ -5,13 +5,11 @@ Needs the extra ``geo`` (rasterio, pyarrow, tqdm).
 
 from rsbackbones.embed.patches import MAX_PATCH_SIDE, embed_patches
 from rsbackbones.embed.preview import principal_colours
-from rsbackbones.embed.scene import blend_weights, embed_scene, window_starts
+from rsbackbones.embed.scene import embed_scene
 
 __all__ = [
     "MAX_PATCH_SIDE",
-    "blend_weights",
     "embed_patches",
     "embed_scene",
     "principal_colours",
-    "window_starts",
 ]

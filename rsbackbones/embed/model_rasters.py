@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rsbackbones.data.rasters import RasterStack
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.rasters import RasterStack
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
 from rsbackbones.embed.model_rasters import open_for, sensors_of
-from rsbackbones.embed.progress import progress_bar
+from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import create_preprocess
-from rsbackbones.rasters import find_bands, ground_position, open_raster, same_grid
 
 # A raster of a patch file is one input; beyond this side it is a scene.
 MAX_PATCH_SIDE = 512

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.rasters import Array
+from rsbackbones.data.rasters import Array
 
 
 def principal_colours(features: Array) -> npt.NDArray[np.uint8]:

@@ -9,32 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from rsbackbones.data.rasters import Array, RasterStack
+from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.embed.model_rasters import open_for, sensors_of
 from rsbackbones.embed.preview import write_preview
-from rsbackbones.embed.progress import progress_bar
 from rsbackbones.embed.unfinished import UnfinishedMap
+from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
-from rsbackbones.rasters import Array, RasterStack
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
-
-
-def window_starts(length: int, window: int, overlap: int) -> list[int]:
-    """Return where windows begin that cover ``length``; the last is moved back to end at the end."""
-    if length <= window:
-        return [0]
-    return [*range(0, length - window, window - overlap), length - window]
-
-
-def blend_weights(window: int, overlap: int) -> npt.NDArray[np.float32]:
-    """Return the weight of a window's rows (or columns): 1 in the middle, falling over the overlap."""
-    inside = np.minimum(np.arange(1, window + 1), np.arange(window, 0, -1))
-    return (np.minimum(inside, overlap + 1) / (overlap + 1)).astype(np.float32)
 
 
 def embed_scene(

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.rasters import Array
 from rsbackbones.files.atomic import write_text
-from rsbackbones.rasters import Array
 
 
 class UnfinishedMap:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import LabelledSet
 
 
 def input_batches(

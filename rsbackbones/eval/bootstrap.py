@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rsbackbones.eval.labelled import Array, Task
+from rsbackbones.data.labelled.dataset import Array, Task
 from rsbackbones.eval.metrics import (
     CHANGE_NAMES,
     Floats,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.eval.labelled import Array
+from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.files.atomic import write_text
 
 _ENTRY = np.dtype([("sample", "<u4"), ("checksum", "<u4")])

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.embed.progress import progress_bar
+from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.tiles import Tiling
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.metrics import confusion
-from rsbackbones.eval.tiles import Tiling
+from rsbackbones.files.progress import progress_bar
 
 
 def predict(
@@ -41,7 +41,7 @@ def predict(
         data: of the task ``pixels`` or ``change``.
         split: ``train``, ``val`` or ``test``.
         tile: predict by tiles of that many pixels and take the mean of their probabilities
-            (:mod:`rsbackbones.eval.tiles`); default: images whole, which may be of several sizes.
+            (:mod:`rsbackbones.data.tiles`); default: images whole, which may be of several sizes.
         overlap: of the tiles, in pixels; default half of a tile.
         batch_size: images, or tiles, at a time.
         progress: show a progress bar.
@@ -111,7 +111,7 @@ def predict_tiled(
         images: normalised, by modality [C, H, W], or [2, C, H, W] for change, on the model's device.
 
     Raises:
-        ValueError: tiles that the model cannot serve, or as :class:`rsbackbones.eval.tiles.Tiling`.
+        ValueError: tiles that the model cannot serve, or as :class:`rsbackbones.data.tiles.Tiling`.
     """
     first = next(iter(images.values()))
     tiling = Tiling(first.shape[-2], first.shape[-1], tile, tile // 2 if overlap is None else overlap)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.labelled.dataset import Array, LabelledSet
 from rsbackbones.eval.batches import frozen, input_batches
-from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Probes, Progress, fit_probes

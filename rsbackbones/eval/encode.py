@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.embed.progress import progress_bar
+from rsbackbones.data.crops import Size, pair
+from rsbackbones.data.labelled.dataset import Array, LabelledSet, Task
+from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.cache import RowStore
-from rsbackbones.eval.crops import Size, pair
 from rsbackbones.eval.encoded import Encoded, Level, as_rows, count_pixels, encoded_rows
 from rsbackbones.eval.identity import identity
 from rsbackbones.eval.image_reader import ImageReader, resized
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import Array, LabelledSet, Task
-from rsbackbones.eval.patch_tiles import PatchTiles
+from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import unwrap_model
 
 # Goes into the key of what is kept: to be raised when features become others.
@@ -59,7 +59,7 @@ def encode(
             antialiasing; label maps by nearest neighbour. CROMA enlarges images to the size of the
             pretraining. Default: as they are, which must then be of one size.
         tile: encode patches by tiles of that many pixels, and take the mean where tiles overlap
-            (:mod:`rsbackbones.eval.patch_tiles`), of sets of label maps; images may then be of any sizes.
+            (:mod:`rsbackbones.data.patch_tiles`), of sets of label maps; images may then be of any sizes.
         overlap: of the tiles, in pixels; default half of a tile, in whole patches.
         streams: those to keep; default all. Each is of its own sensors alone.
         level: an embedding for each image, or for each patch.

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.eval.labelled import IGNORED, Array, LabelledSet
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledSet
 from rsbackbones.eval.samples import Samples
 
 Level = Literal["image", "patch"]

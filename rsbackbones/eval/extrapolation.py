@@ -21,18 +21,18 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from rsbackbones.data.crops import Crops, Size, cropped, name_of, pair
+from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.pictures import new_figure, save_png
 from rsbackbones.eval.bootstrap import intervals
-from rsbackbones.eval.crops import Crops, Size, cropped, name_of, pair
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.encoded import Encoded
-from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.pictures import new_figure, save_png
 
 # Of table 7, in pixels, and a rectangle.
 SIZES: tuple[int | Size, ...] = (48, 96, 120, 224, 384, 448, 504, (96, 480))

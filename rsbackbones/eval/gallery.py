@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.embed.progress import progress_bar
-from rsbackbones.eval.crops import Size, pair
+from rsbackbones.data.crops import Size, pair
+from rsbackbones.data.labelled.dataset import Array, LabelledSet
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation
-from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.pictures import Segmented, draw_features, draw_segmentations, draw_sparse
 from rsbackbones.eval.run import streams_of
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import CROMA_OPTIONS, fit_probes
+from rsbackbones.files.progress import progress_bar
 
 # Points in a picture of features: t-SNE of so many takes seconds, and more would cover each other.
 _MOST = 2000

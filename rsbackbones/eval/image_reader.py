@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsbackbones.eval.crops import Size
-from rsbackbones.eval.labelled import Array, LabelledSet, label_scale
+from rsbackbones.data.crops import Size
+from rsbackbones.data.labelled.dataset import Array, LabelledSet, label_scale
 from rsbackbones.preprocess import OffsetWarning
 
 

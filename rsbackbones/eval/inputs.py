@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from rsbackbones.eval.labelled import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledSet
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import preprocess_for
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.batches import frozen, input_batches
 from rsbackbones.eval.diversity import mean_pairwise_cosine
-from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.models.backbone import unwrap_model
 
 # In the order of table 11, of images [..., H, W]; turns are counter-clockwise.

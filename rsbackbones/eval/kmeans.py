@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
-from rsbackbones.eval.labelled import Array
+from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.eval.metrics import confusion
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.samples import Samples, checked_splits

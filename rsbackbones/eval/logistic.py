@@ -15,7 +15,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rsbackbones.eval.labelled import Array
+from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.samples import Samples, checked_splits
 

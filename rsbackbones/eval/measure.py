@@ -10,18 +10,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.embed.progress import progress_bar, told_beside
-from rsbackbones.eval.crops import Size, name_of, pair
+from rsbackbones.data.crops import Size, name_of, pair
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.diversity import patch_similarity, position_probing
 from rsbackbones.eval.extrapolation import SIZES, extrapolate
 from rsbackbones.eval.identity import identity
 from rsbackbones.eval.invariance import invariance
-from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.eval.metrics import headline
 from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.run import chosen_streams
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Progress
+from rsbackbones.files.progress import progress_bar, told_beside
 from rsbackbones.models.backbone import Backbone
 
 MEASUREMENTS = ("invariance", "patches", "positions", "extrapolation")

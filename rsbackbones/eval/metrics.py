@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.eval.labelled import IGNORED, Array, Task
+from rsbackbones.data.labelled.dataset import IGNORED, Array, Task
 from rsbackbones.eval.outcome import Outcome
 
 Floats = npt.NDArray[np.float64]

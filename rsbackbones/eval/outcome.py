@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsbackbones.eval.labelled import Array
+from rsbackbones.data.labelled.dataset import Array
 
 
 @dataclass(frozen=True, kw_only=True)

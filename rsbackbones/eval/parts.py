@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import rsbackbones
-from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.files.atomic import write_text
 
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rsbackbones.eval.labelled import IGNORED, Array
+from rsbackbones.data.labelled.dataset import IGNORED, Array
+from rsbackbones.data.pictures import false_colours, new_figure, save_png, stretched
 from rsbackbones.eval.samples import Samples, checked
-from rsbackbones.pictures import false_colours, new_figure, save_png, stretched
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rsbackbones.embed.progress import progress_bar, told_beside
+from rsbackbones.data.labelled.dataset import LabelledSet, Task
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import NEIGHBOURS, knn
-from rsbackbones.eval.labelled import LabelledSet, Task
 from rsbackbones.eval.logistic import logistic
 from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
@@ -27,6 +26,7 @@ from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import Kind, Progress
 from rsbackbones.files.environment import environment
+from rsbackbones.files.progress import progress_bar, told_beside
 
 # The statistics of the bands, each of another magnitude, go to logistic regression (standardised) only.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")

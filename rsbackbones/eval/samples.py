@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.eval.labelled import IGNORED, Array, Task
+from rsbackbones.data.labelled.dataset import IGNORED, Array, Task
 from rsbackbones.eval.outcome import Outcome
 
 

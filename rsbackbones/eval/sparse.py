@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from rsbackbones.eval.labelled import Array
+from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.eval.metrics import mean_of_existing, ratio
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.samples import Samples, checked_splits

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from rsbackbones.adapt import match_bands
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
-from rsbackbones.eval.labelled import LabelledSet
-from rsbackbones.factory import create_model
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.names import architecture_named
 from rsbackbones.sensors import NORMALISED, get_sensor
+from rsbackbones.zoo.adapt import match_bands
+from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.names import architecture_named
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsbackbones.eval.labelled import Array
+from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.eval.samples import Samples, checked
 
 RATES = tuple(float(f"{digit}e{power}") for power in (-4, -3, -2) for digit in range(1, 10))

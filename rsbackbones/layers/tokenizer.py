@@ -2,7 +2,7 @@
 
 All of them apply one *kernel* [D, C, p, p] to every patch, and differ in how their weight stores it.
 ``to_kernel`` and ``from_kernel`` turn one into the other, so that what is done to kernels (other bands,
-another patch size; :mod:`rsbackbones.adapt`) need not know the form.
+another patch size; :mod:`rsbackbones.zoo.adapt`) need not know the form.
 """
 
 from collections.abc import Sequence

@@ -21,8 +21,8 @@ from rsbackbones.models.stem import Stem
 from rsbackbones.sensors import InputSpec
 
 if TYPE_CHECKING:
-    from rsbackbones.adapt import Adaptation
-    from rsbackbones.manifest import WeightsEntry
+    from rsbackbones.zoo.adapt import Adaptation
+    from rsbackbones.zoo.manifest import WeightsEntry
 
 Images = Tensor | Mapping[str, Tensor]
 

@@ -44,7 +44,7 @@ from rsbackbones.layers.block import Block, CrossBlock
 from rsbackbones.layers.mlp import MLP
 from rsbackbones.layers.peg import PositionEncodingGenerator
 from rsbackbones.layers.sincos import SinCosPositions
-from rsbackbones.layouts import Layout
+from rsbackbones.models.checkpoint_format import Layout
 from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 

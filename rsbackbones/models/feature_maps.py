@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from rsbackbones.models.backbone import Backbone, Images
 
 if TYPE_CHECKING:
-    from rsbackbones.adapt import Adaptation
-    from rsbackbones.manifest import WeightsEntry
+    from rsbackbones.zoo.adapt import Adaptation
+    from rsbackbones.zoo.manifest import WeightsEntry
 
 
 class FeatureInfo:

@@ -43,8 +43,8 @@ from rsbackbones.layers.block import Block
 from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layers.temporal_multimodal import Fusion, Query, TemporalMultimodal
-from rsbackbones.layouts import Layout
 from rsbackbones.models.backbone import Encoded
+from rsbackbones.models.checkpoint_format import Layout
 from rsbackbones.models.config import is_count
 from rsbackbones.models.features import flatten_map, unflatten_tokens
 from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer

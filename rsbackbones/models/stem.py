@@ -16,7 +16,7 @@ class Stem:
 
     The kernel of a convolution is its weight, [D, C, kh, kw] or [D, C, kt, kh, kw]; a patch embedding that
     is stored as a linear layer has one of [D, C, p, p]. What is done to bands and patch sizes
-    (:mod:`rsbackbones.adapt`) is done to kernels and need not know how they are stored.
+    (:mod:`rsbackbones.zoo.adapt`) is done to kernels and need not know how they are stored.
 
     Attributes:
         module: the layer's name in the backbone.

@@ -5,9 +5,9 @@ give the tokens that the linear one gives for the model's own bands, from whatev
 them, some of them, or those of a made-up sensor, whose images are interpolated between the model's bands.
 
 The target is always the tokens of *all* the model's bands, not those of a kernel adapted to the bands given
-(:mod:`rsbackbones.adapt`): the blocks that follow know the former only, and a linear map of the bands given
-can come nearer to them than the latter does. For all the model's bands nothing is left to learn: there is
-always a kernel of the virtual bands that gives the tokens exactly, and the nearest such one is taken in
+(:mod:`rsbackbones.zoo.adapt`): the blocks that follow know the former only, and a linear map of the bands
+given can come nearer to them than the latter does. For all the model's bands nothing is left to learn: there
+is always a kernel of the virtual bands that gives the tokens exactly, and the nearest such one is taken in
 every step (for at most ``VIRTUAL_BANDS`` bands; beyond, the best one).
 """
 
@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsbackbones.eval.data.npz_archive import NpzArchive
-from rsbackbones.factory import create_model
+from rsbackbones.data.npz_archive import NpzArchive
+from rsbackbones.data.simulator import simulate_scene
 from rsbackbones.layers.patches import patchify
 from rsbackbones.layers.tokenizer import LinearTokenizer
 from rsbackbones.layers.wavelength_tokenizer import WavelengthTokenizer
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.preprocess import create_preprocess
-from rsbackbones.registry import find_architecture
-from rsbackbones.saving import save_model, target_path
 from rsbackbones.sensors import Band, get_sensor
-from rsbackbones.simulator import simulate_scene
+from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.registry import find_architecture
+from rsbackbones.zoo.saving import save_model, target_path
 
 # Shares of the steps: the model's own bands, some of them, a made-up sensor.
 _OWN, _SOME = 0.25, 0.375

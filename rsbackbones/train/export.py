@@ -19,20 +19,20 @@ from typing import Any
 
 import torch
 
-from rsbackbones.factory import create_model
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.golden import compute_golden
-from rsbackbones.manifest import SCHEMA_VERSION, read_manifest
 from rsbackbones.models.config import as_json
 from rsbackbones.plugins import load_plugins
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.saving import save_model, write_safetensors
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, objective_signature
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.run_dir import stage_folder
 from rsbackbones.train.initialize import read_run
 from rsbackbones.train.recipe import Recipe
+from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.golden import compute_golden
+from rsbackbones.zoo.manifest import SCHEMA_VERSION, read_manifest
+from rsbackbones.zoo.saving import save_model, write_safetensors
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

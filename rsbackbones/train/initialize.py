@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from rsbackbones.checkpoints import CheckpointFile, not_finite, open_checkpoint
-from rsbackbones.factory import create_model
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.sensors import InputSpec
@@ -26,6 +24,8 @@ from rsbackbones.train.engine.config_io import from_json
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe
+from rsbackbones.zoo.checkpoint_files import CheckpointFile, not_finite, open_checkpoint
+from rsbackbones.zoo.factory import create_model
 
 
 def build_objective(recipe: Recipe) -> Objective:

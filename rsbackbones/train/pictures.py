@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from rsbackbones.pictures import false_colours, new_figure, save_png, stretched
+from rsbackbones.data.pictures import false_colours, new_figure, save_png, stretched
 from rsbackbones.train.engine.run_dir import read_log
 
 # What is no curve of interest on its own.

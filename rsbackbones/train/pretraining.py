@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from rsbackbones.data.open import open_part, open_source
+from rsbackbones.data.sensor_alias import taken_by
+from rsbackbones.data.source import BadSample, Source
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.train.data.dataset import DataStream, TrainingSet, Views
-from rsbackbones.train.data.open import open_part, open_source
-from rsbackbones.train.data.source import BadSample, Source
-from rsbackbones.train.data.taken import taken_by
+from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
 from rsbackbones.train.engine.checkpoint import finished

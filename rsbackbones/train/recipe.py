@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.train.data.augment import CropRange, Flips, Region
-from rsbackbones.train.data.npz import NpzFile
-from rsbackbones.train.data.simulated import SimulatedPlaces
+from rsbackbones.data.augment import CropRange, Flips, Region
+from rsbackbones.data.npz import NpzFile
+from rsbackbones.data.simulated import SimulatedPlaces
 from rsbackbones.train.engine.config import OptimOptions, RunOptions
 from rsbackbones.train.engine.config_io import from_json, merge_fields, to_json
 from rsbackbones.train.engine.run_dir import stage_folder
@@ -39,7 +39,7 @@ class DataOptions:
     """Where images come from and how they are viewed.
 
     Attributes:
-        root: a folder (or file) in one of the layouts that :mod:`rsbackbones.train.data.open` knows, or the
+        root: a folder (or file) in one of the layouts that :mod:`rsbackbones.data.open` knows, or the
             folder of ``parts``.
         options: of ``root``'s layout: ``product``, ``split``, ``offset``, ``bands``; see the layout's class.
         parts: .npz files below ``root``, and simulated places; empty where ``root`` is a training set of its

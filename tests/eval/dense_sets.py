@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rsbackbones.eval.labelled import LabelledSet
-from rsbackbones.simulator import S2_BANDS, simulate_scene
+from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.simulator import S2_BANDS, simulate_scene
 
 
 def pixel_set(images, labels, classes=("a", "b"), *, task="pixels", bands=None, units=None, **changes):

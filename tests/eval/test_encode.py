@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.eval.metrics import from_confusion, group_counts, metrics_of
 
 TINY = {"depth": 2, "dim": 32, "num_heads": 4}

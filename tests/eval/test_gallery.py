@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 from PIL import Image
 
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.gallery import segmented
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import model_for, of_weights

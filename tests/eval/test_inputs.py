@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.sensors import NORMALISED
-from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from tests.eval.dense_sets import pixel_set
 
 

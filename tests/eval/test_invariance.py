@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rsbackbones as rsb
+from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.eval.invariance import OTHER_IMAGE, TRANSFORMS, invariance
 from rsbackbones.sensors import NORMALISED
-from rsbackbones.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from tests.eval.dense_sets import pixel_set
 
 RGB = ("B04", "B03", "B02")

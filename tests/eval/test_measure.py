@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 from rsbackbones import create_model
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.measure import MeasureOptions, measure
 from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights
 from rsbackbones.eval.sweep import ProbeOptions

@@ -8,7 +8,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.subject import model_for, said_of

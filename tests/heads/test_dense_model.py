@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import rsbackbones as rsb
+from rsbackbones.data.simulator import simulate_scene
 from rsbackbones.heads import HEADS, ViTLite, dense_model
-from rsbackbones.simulator import simulate_scene
 
 SMALL = {"upernet": {"width": 16}, "linear": {}, "vit_lite": {"width": 16, "depth": 2}}
 K = 3

@@ -4,7 +4,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.models.vit import ViTBackbone
-from rsbackbones.registry import architectures, find_architecture
+from rsbackbones.zoo.registry import architectures, find_architecture
 
 # One architecture of each family: at its small configuration the others are the same code again.
 ALL = sorted({next(iter(a.family.CONFIGS)) for a in architectures().values()})

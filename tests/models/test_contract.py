@@ -13,7 +13,7 @@ from torch import nn
 
 import rsbackbones as rsb
 from rsbackbones.models.features import evenly_spaced
-from rsbackbones.registry import find_architecture
+from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
 from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, small
 
@@ -586,7 +586,8 @@ CONFIGS = {"my_net": ToyCNNConfig(width=4)}
 
 def test_a_family_of_ones_own_module_enters_by_name(tmp_path, monkeypatch):
     """By a call; under timm's names too, also once those are loaded."""
-    from rsbackbones import registry, timm_bridge
+    from rsbackbones.integrations import timm as timm_bridge
+    from rsbackbones.zoo import registry
 
     (tmp_path / "mine.py").write_text(FAMILY)
     (tmp_path / "broken.py").write_text("CONFIGS = {}")

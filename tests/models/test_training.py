@@ -8,8 +8,8 @@ from torch import nn
 import rsbackbones as rsb
 from rsbackbones.layers.activation_checkpointing import checkpoint_activations
 from rsbackbones.models.unused import freeze_unused
-from rsbackbones.registry import find_architecture
 from rsbackbones.train.finetune import finetune, load_finetuned
+from rsbackbones.zoo.registry import find_architecture
 from tests.models.examples import ALL, batch, small
 from tests.train.finetune_setup import BANDS, DENSE, labelled, small_recipe
 
@@ -128,8 +128,8 @@ def test_what_a_network_cannot_do_is_said(tmp_path):
 def test_evaluation_commands_take_every_name(model, tmp_path, capsys):
     """``rsbackbones eval`` and ``embed``, as a user calls them."""
     from rsbackbones.cli import main
-    from tests.test_embed import optical, radar
-    from tests.test_rasters import write_tif
+    from tests.data.test_rasters import write_tif
+    from tests.embed.test_embed import optical, radar
     from tests.train.finetune_setup import saved
 
     data = labelled(side=32, sensors=model.modalities)

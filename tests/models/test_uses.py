@@ -10,17 +10,17 @@ import torch
 from rasterio.transform import from_origin
 
 import rsbackbones as rsb
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.heads import dense_model
+from rsbackbones.integrations.timm import register_encoders, timm_name
 from rsbackbones.models.vit import ViTBackbone
-from rsbackbones.registry import find_architecture
-from rsbackbones.timm_bridge import register_encoders, timm_name
+from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
+from tests.data.test_rasters import write_tif
+from tests.embed.test_embed import optical, radar, read_map
 from tests.models.examples import ALL, VITS, batch, cells, small
-from tests.test_embed import optical, radar, read_map
-from tests.test_rasters import write_tif
 
 register_encoders()
 
@@ -142,7 +142,7 @@ def test_a_pyramid_of_four_stages_or_an_error_with_a_text(model):
 
 
 # -- export -------------------------------------------------------------------------------------------
-# Of ViTs tests/test_export.py has more.
+# Of ViTs tests/integrations/test_export.py has more.
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_features", "maps"])

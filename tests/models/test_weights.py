@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rsbackbones as rsb
-from rsbackbones.golden import compare_golden, compute_golden
-from rsbackbones.manifest import SCHEMA_VERSION
 from rsbackbones.models.config import as_json
+from rsbackbones.zoo.golden import compare_golden, compute_golden
+from rsbackbones.zoo.manifest import SCHEMA_VERSION
 from tests.conftest import close
 from tests.models.examples import ALL, batch, small
 

@@ -4,7 +4,7 @@ import torch
 
 from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.sincos import sincos_embedding
-from rsbackbones.layouts import Layout
+from rsbackbones.models.checkpoint_format import Layout
 from rsbackbones.models.croma import LAYOUTS
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.finetune import RECIPES, FinetuneRecipe
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rsbackbones.train.data.npz import NpzFile
+from rsbackbones.data.npz import NpzFile
 from rsbackbones.train.engine.config_io import apply_overrides, to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.pretraining import PretrainRun, stages_of

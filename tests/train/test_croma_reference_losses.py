@@ -1,6 +1,6 @@
 """Losses and gradients of the authors' public pretraining code, recorded in files: ours must be the same.
 
-The folder is the one that RSB_REFERENCE names, by default tests/data.
+The folder is the one that RSB_REFERENCE names, by default tests/recorded.
 """
 
 import os
@@ -13,10 +13,11 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
+from tests.conftest import RECORDED
 from tests.train.croma_published import load_published
 from tests.train.croma_setup import BANDS
 
-FOLDER = Path(os.environ.get("RSB_REFERENCE", Path(__file__).parents[1] / "data"))
+FOLDER = Path(os.environ.get("RSB_REFERENCE", RECORDED))
 NAME = "croma_pretrain_d32"
 VARIANTS = {
     "published": {"joint_self_bias": "published", "gather": "published"},

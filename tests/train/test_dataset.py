@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.data.dataset import DataStream, TrainingSet, Views
-from rsbackbones.train.data.npz import NpzFile, NpzSource
-from rsbackbones.train.data.source import BadSample
+from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.source import BadSample
+from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.pretraining import PretrainRun, pretrain
 from tests.train.training import BANDS, SIDE, curve, small_recipe, write_data

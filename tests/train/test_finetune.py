@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import rsbackbones as rsb
 from rsbackbones.cli import main as cli
-from rsbackbones.eval.data import open_labelled
+from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.data.npz import NpzFile, NpzSource
-from rsbackbones.train.data.open import open_source
-from rsbackbones.train.data.pack import pack
-from rsbackbones.train.data.taken import taken_by
+from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.open import open_source
+from rsbackbones.data.pack import pack
+from rsbackbones.data.sensor_alias import taken_by
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.export import export
 from rsbackbones.train.pretraining import PretrainRun, open_sources, pretrain
 from rsbackbones.train.recipe import Part
-from tests.test_rasters import write_tif
+from tests.data.test_rasters import write_tif
 from tests.train.training import SIDE, small_recipe
 
 OLI = ("B2", "B3", "B4", "B5", "B9")

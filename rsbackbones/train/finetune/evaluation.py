@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.labelled.dataset import Array, LabelledSet
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import Array, LabelledSet
 from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import hold_out

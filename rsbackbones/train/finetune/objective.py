@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from rsbackbones.eval.labelled import IGNORED, Task
+from rsbackbones.data.labelled.dataset import IGNORED, Task
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.unused import freeze_unused

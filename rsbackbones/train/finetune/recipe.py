@@ -101,7 +101,7 @@ class FinetuneRecipe(RunOptions):
 
     Attributes:
         model: as for ``create_model``; ``overrides``: fields of its configuration.
-        data: what ``rsbackbones.eval.data.open_labelled`` opens; ``data_options``: its other arguments.
+        data: what ``rsbackbones.data.labelled.open_labelled`` opens; ``data_options``: its other arguments.
         modalities: the sensors to use; default all that the data and the model have.
         sensors: by modality the sensor of the images, where it is not the modality's own:
             ``{"s2": "landsat_oli"}``, as for ``open_labelled``.

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.tiles import tiles_of
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.labelled import LabelledSet
 from rsbackbones.eval.subject import model_for, said_of
-from rsbackbones.eval.tiles import tiles_of
 from rsbackbones.heads import dense_model
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.engine.batch import Batch

@@ -14,11 +14,11 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rsbackbones.data.augment import draw_view, turn
+from rsbackbones.data.labelled.dataset import Array, LabelledSet
 from rsbackbones.eval.image_reader import resized
 from rsbackbones.eval.inputs import Inputs
-from rsbackbones.eval.labelled import Array, LabelledSet
-from rsbackbones.train.data.augment import draw_view, turn
-from rsbackbones.train.data.dataset import sample_generator
+from rsbackbones.train.dataset import sample_generator
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
 from rsbackbones.train.finetune.recipe import Views

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rsbackbones.factory import create_model
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.heads import dense_model
 from rsbackbones.models.backbone import Backbone, unwrap_model
-from rsbackbones.saving import save_model, write_safetensors
+from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.saving import save_model, write_safetensors
 
 MODEL, HEAD, ABOUT = "model.safetensors", "head.safetensors", "about.json"
 

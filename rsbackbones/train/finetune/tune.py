@@ -7,8 +7,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.eval.data import open_labelled
-from rsbackbones.eval.labelled import LabelledSet
+from rsbackbones.data.labelled import open_labelled
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
 from rsbackbones.train.engine.config_io import to_json

@@ -4,9 +4,9 @@
 alone. ``SEASONS`` are two places at many dates, and, as they are only two, simulated ones.
 """
 
+from rsbackbones.data.npz import NpzFile
+from rsbackbones.data.simulated import SimulatedPlaces
 from rsbackbones.sensors import SSL4EO_S12
-from rsbackbones.train.data.npz import NpzFile
-from rsbackbones.train.data.simulated import SimulatedPlaces
 from rsbackbones.train.recipe import Part
 
 _L2A = SSL4EO_S12["s2"].bands

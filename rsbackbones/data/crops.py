@@ -1,0 +1,96 @@
+"""A labelled set of crops of the images of another: other sizes at the same ground resolution."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from rsbackbones.data.labelled.dataset import Array, LabelledSet, label_scale
+
+Size = tuple[int, int]
+
+
+def cropped(data: LabelledSet, size: int | Size, *, splits: Sequence[str] | None = None) -> LabelledSet:
+    """Return the crops of a set's images as a set: the whole grid of them that fits, in the middle.
+
+    Args:
+        data: images may be of any sizes; all are read once for them. A crop has its image's label, or its
+            part of the label map.
+        size: of the crops in pixels, or (height, width).
+        splits: those to crop; default all.
+
+    Raises:
+        ValueError: an image is smaller than a crop, or the set lacks a split.
+    """
+    height, width = pair(size)
+    if height < 1 or width < 1:
+        raise ValueError(f"crops need at least one pixel, got {height} x {width}")
+    places: list[tuple[int, int, int]] = []
+    found = {}
+    for split in data.splits if splits is None else splits:
+        if not len(data.splits.get(split, ())):
+            raise ValueError(f"{data.name} has no images in {split!r}; its splits: {', '.join(data.splits)}")
+        first = len(places)
+        for image in data.splits[split].tolist():
+            rows, columns = data.read(image)[next(iter(data.bands))].shape[-2:]
+            down, right = rows // height, columns // width
+            if not down * right:
+                raise ValueError(
+                    f"{data.name}: {data.ids[image]} of {rows} x {columns} pixels has no crop of {height} x "
+                    f"{width}; choose sizes that fit (--sizes and --train-size), or leave out smaller images"
+                )
+            top, left = (rows - down * height) // 2, (columns - right * width) // 2
+            places += [(image, top + i * height, left + j * width) for i in range(down) for j in range(right)]
+        found[split] = np.arange(first, len(places))
+    chosen = np.array(places, dtype=np.int64).reshape(-1, 3)
+    said = f"{data.digest} {height} x {width} {places}"
+    return replace(
+        data,
+        name=f"{data.name}, {name_of((height, width))} px",
+        ids=tuple(f"{data.ids[image]} [{row}, {column}]" for image, row, column in places),
+        splits=found,
+        labels=None if data.labels is None else data.labels[chosen[:, 0]],
+        read=Crops(data.read, (height, width), chosen),
+        digest=hashlib.sha256(said.encode()).hexdigest(),
+        notes=(*data.notes, f"crops of {name_of((height, width))} pixels, without overlap"),
+    )
+
+
+class Crops:
+    """Reads crops; keeps the last image, as its crops are next to each other.
+
+    Attributes:
+        size: of a crop, (height, width).
+        places: of every crop the image, the first row and the first column, [N, 3].
+    """
+
+    def __init__(
+        self, read: Callable[[int], dict[str, Array]], size: Size, places: npt.NDArray[np.int64]
+    ) -> None:
+        self.size, self.places = size, places
+        self._read = read
+        self._last: tuple[int, dict[str, Array]] | None = None
+
+    def __call__(self, index: int) -> dict[str, Array]:
+        image, row, column = self.places[index].tolist()
+        last = self._last  # a local name, as several threads may read
+        if last is None or last[0] != image:
+            last = self._last = (image, self._read(image))
+        height, width = self.size
+        cropped = {}
+        for name, array in last[1].items():
+            s = label_scale(last[1]) if name == "label" else 1
+            cropped[name] = array[..., row * s : (row + height) * s, column * s : (column + width) * s]
+        return cropped
+
+
+def pair(size: int | Size) -> Size:
+    """Return (height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def name_of(size: Size) -> str:
+    """Return a size as tables have it, ``120`` or ``96 x 480``."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]} x {size[1]}"

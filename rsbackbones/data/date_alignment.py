@@ -1,0 +1,99 @@
+"""Putting a place's images in order of time, and bringing the images of several sensors together by date."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsbackbones.data.source import BadSample
+
+Times = npt.NDArray[Any]  # datetime64 of days or finer
+Ints = npt.NDArray[np.int64]
+
+# A season: images of two sensors further apart do not show the same place in the same state.
+MOST_DAYS_APART = 60
+
+
+def date_order(times: Times, sensor: str) -> Ints:
+    """Return the indices that put the dates of one sensor, datetime64 [T], in order.
+
+    Raises:
+        BadSample: a date is missing (NaT), or two are equal: the images cannot be ordered.
+    """
+    if missing := int(np.isnat(times).sum()):
+        raise BadSample(f"{sensor} cannot be ordered in time: {missing} of {len(times)} dates are missing")
+    order = np.argsort(times)
+    ordered = times[order]
+    if (equal := ordered[1:] == ordered[:-1]).any():
+        raise BadSample(f"{sensor} cannot be ordered in time: two images are of {ordered[1:][equal][0]}")
+    return order
+
+
+def pair_dates(frames: Times, others: Times) -> Ints:
+    """Give each frame a date of another sensor, at most 60 days away and no date twice.
+
+    As many frames as can be get one; of all such pairings the one with the least sum of days is taken, and of
+    those the one whose pairs do not cross.
+
+    Args:
+        frames: dates, datetime64 [T] in order.
+        others: dates of another sensor, datetime64 [S] in order.
+
+    Returns:
+        [T], indices into ``others``, -1 where a frame gets none.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    days = [times.astype("datetime64[D]").astype(np.int64) for times in (frames, others)]
+    apart = np.abs(days[0][:, None] - days[1])
+    near = apart <= MOST_DAYS_APART
+    # A pair too far apart costs more than all near ones together: the fewest of them are taken, and undone.
+    cost = np.where(near, apart, (MOST_DAYS_APART + 1) * (min(apart.shape) + 1))
+    rows, columns = linear_sum_assignment(cost)
+    taken = near[rows, columns]
+    pairs = np.full(len(frames), -1, np.int64)
+    # Crossed pairs can cost the same as straight ones; straightening never takes a pair further apart.
+    pairs[rows[taken]] = np.sort(columns[taken])
+    return pairs
+
+
+def line_up(times: Mapping[str, Times]) -> dict[str, Ints]:
+    """Return by sensor which of its images is that of each frame: [T] indices, -1 where it has none.
+
+    The frames are the dates of the first sensor in order of time; the others are paired to them.
+
+    Args:
+        times: by sensor the dates of its images, datetime64, in any order.
+
+    Raises:
+        BadSample: the images of a sensor cannot be ordered.
+    """
+    first, *others = times
+    lined = {first: date_order(times[first], first)}
+    frames = times[first][lined[first]]
+    for sensor in others:
+        order = date_order(times[sensor], sensor)
+        pairs = pair_dates(frames, times[sensor][order])
+        lined[sensor] = np.where(pairs < 0, -1, order[pairs])
+    return lined
+
+
+def line_up_whole(times: Mapping[str, Times], frame: int | None = None) -> dict[str, Ints]:
+    """Return :func:`line_up` of all frames, or of one, [1], in which no sensor may lack an image.
+
+    Raises:
+        BadSample: the images of a sensor cannot be ordered, or it has none for a frame.
+    """
+    lined = line_up(times)
+    first = next(iter(times))
+    if frame is not None:
+        lined = {sensor: which[[frame]] for sensor, which in lined.items()}
+    for sensor, which in lined.items():
+        if (lacking := which < 0).any():
+            day = times[first][lined[first][lacking][0]].astype("datetime64[D]")
+            raise BadSample(
+                f"{sensor} has no image for that of {first} of {day}: all are more than {MOST_DAYS_APART} "
+                "days away, or go with another"
+            )
+    return lined

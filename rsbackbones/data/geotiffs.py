@@ -1,0 +1,192 @@
+"""Folders of GeoTIFFs: a file per place and sensor, paired by name."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.data.check import checked
+from rsbackbones.data.rasters import RasterStack, find_bands
+from rsbackbones.data.source import BadSample, Sample
+from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
+
+
+class GeoTiffSource:
+    """Single-date places in GeoTIFFs. Needs the extra ``geo``.
+
+    The files lie in ``ROOT/s2/*.tif`` and ``ROOT/s1/*.tif`` (or ``landsat_oli``, any sensor's name), or
+    together in ``ROOT``. Files of one place:
+
+    1. In folders by sensor, if any stem occurs in all of them, files of equal stem are one place.
+    2. Else the sensor's word is taken off the stem, and what remains is the place's name. Words lie between
+       ``_``, ``-`` and ``.``; the sensor's word is the one that begins with its name: ``x_S2Hand`` and
+       ``x_S1Hand`` are the place ``x``.
+    3. In one folder where no stem has such a word, every file is a place and holds all sensors.
+
+    A place that lacks a sensor is a :class:`BadSample` when it is read. All rasters of a place must be on one
+    grid. Values are float32, with the files' scale and offset tags applied.
+
+    Args:
+        root: the folder.
+        bands: for each sensor the names of the files' bands, in order, where the files do not describe them.
+        units: by sensor, of 8-bit values, which are refused where it is not named; see
+            :func:`rsbackbones.data.rasters.find_bands`.
+        name: default: the folder's name.
+
+    Raises:
+        ValueError: no GeoTIFFs, two files of one sensor and place, no place with all sensors, bands that
+            no place makes clear, or 8-bit values.
+    """
+
+    block = 1
+    frames = 1
+    notes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        bands: Mapping[str, Sequence[str]] | None = None,
+        units: Mapping[str, str] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self._units = dict(units or {})
+        self.name = name or self.root.name
+        self._names = {sensor: tuple(names) for sensor, names in (bands or {}).items()}
+        for sensor in self._names:
+            get_sensor(sensor)
+        self._sensors, self._places = _pair(self.root)
+        self._keys = sorted(self._places)
+        whole = [key for key in self._keys if all(s in self._places[key] for s in self._sensors)]
+        if not whole:
+            raise ValueError(
+                f"{self.root}: no place has a file of each of {', '.join(self._sensors)}; the stems must "
+                f"be equal, or but for the sensor's word (x_S2.tif, x_S1.tif). The first: {self._keys[:3]}"
+            )
+        self.bands = self._most_frequent_bands(whole)
+
+    def _most_frequent_bands(self, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Look at some places, evenly over the source; the first one may be the odd one out."""
+        seen: Counter[tuple[tuple[str, tuple[str, ...]], ...]] = Counter()
+        problem: ValueError | None = None
+        for i in sorted({i * len(keys) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
+            bands: dict[str, tuple[str, ...]] = {}
+            try:
+                for sensor, path in self._places[keys[i]].items():
+                    wanted = SEARCHED_SENSORS if sensor == _ALL else (sensor,)
+                    found, _ = find_bands(path, wanted, self._names.get(sensor), units=self._units)
+                    bands |= {modality: tuple(held) for modality, held in found.items()}
+            except ValueError as error:
+                problem = error  # the place is reported when it is read
+                continue
+            seen[tuple(bands.items())] += 1
+        if not seen:
+            raise ValueError(f"{self.root}: no file that was looked at can be used: {problem}") from problem
+        return dict(seen.most_common(1)[0][0])
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def describe(self, place: int) -> str:
+        """Return the place's name: what its files' stems have in common."""
+        return self._keys[place]
+
+    def read(self, place: int, frame: int | None = None) -> Sample:
+        """Read a place; with ``frame`` [C, H, W], without it [1, C, H, W].
+
+        Raises:
+            BadSample: a sensor is missing, a file cannot be read, grids differ, or pixels have no data.
+        """
+        if frame not in (None, 0):
+            raise IndexError(f"frame {frame} of 1")
+        files = self._places[self._keys[place]]
+        if lacking := [sensor for sensor in self._sensors if sensor not in files]:
+            raise BadSample(f"{', '.join(lacking)} is missing; there is {next(iter(files.values())).name}")
+        try:
+            with RasterStack(
+                list(files.values()),
+                tuple(self.bands),
+                wanted=self.bands,
+                names=[self._names.get(sensor) for sensor in files],
+                units=self._units,
+            ) as stack:
+                arrays, valid = stack.read()
+                held = stack.bands
+        except ValueError as error:
+            raise BadSample(str(error)) from error
+        if not valid.all():
+            raise BadSample(f"{int((~valid).sum())} of {valid.size} pixels have no data")
+        for sensor, names in self.bands.items():
+            if set(held.get(sensor, ())) != set(names):
+                raise BadSample(
+                    f"{sensor} has the bands {', '.join(held.get(sensor, ()))}, not {', '.join(names)}"
+                )
+        images = {s: arrays[s][[held[s].index(band) for band in names]] for s, names in self.bands.items()}
+        if frame is None:
+            images = {s: image[None] for s, image in images.items()}
+        return checked(images, self.bands, frames=None if frame is not None else 1)
+
+
+# So many places are looked at to find which bands the files hold.
+_PROBED_SAMPLES = 16
+_ALL = "*"  # the one file of a place that holds all sensors
+
+
+def _tiffs(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in (".tif", ".tiff") and p.name[0] != ".")
+
+
+def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
+    """Return the sensors, and the files of every place by sensor; the rule is :class:`GeoTiffSource`'s."""
+    by_sensor = {sensor: found for sensor in SENSORS if (found := _tiffs(root / sensor))}
+    flat = _tiffs(root)
+    if by_sensor and flat:
+        raise ValueError(
+            f"{root} holds GeoTIFFs and folders of them ({', '.join(by_sensor)}); which are meant?"
+        )
+    if not by_sensor and not flat:
+        raise ValueError(f"{root} holds no GeoTIFFs, and no folders s2/ and s1/ of them")
+    if flat:
+        words = [[sensor for sensor in SEARCHED_SENSORS if _sensor_words(p.stem, sensor)] for p in flat]
+        if not any(words):
+            return (_ALL,), _unique((path.stem, _ALL, path) for path in flat)
+        if unclear := [path.name for path, held in zip(flat, words, strict=True) if len(held) != 1]:
+            raise ValueError(
+                f"{root}: the names of {', '.join(unclear[:5])} do not tell which sensor they are of; put "
+                "the files into folders s2/ and s1/"
+            )
+        for path, (sensor,) in zip(flat, words, strict=True):
+            by_sensor.setdefault(sensor, []).append(path)
+    stems = [{path.stem for path in paths} for paths in by_sensor.values()]
+    equal = bool(set.intersection(*stems))
+    sensors = tuple(sensor for sensor in SENSORS if sensor in by_sensor)
+    return sensors, _unique(
+        (path.stem if equal else _without_word(path.stem, sensor), sensor, path)
+        for sensor in sensors
+        for path in by_sensor[sensor]
+    )
+
+
+def _unique(files: Any) -> dict[str, dict[str, Path]]:
+    places: dict[str, dict[str, Path]] = {}
+    for key, sensor, path in files:
+        other = places.setdefault(key, {}).setdefault(sensor, path)
+        if other != path:
+            raise ValueError(f"{other} and {path} are both of the place {key!r} and one sensor; rename one")
+    return places
+
+
+def _sensor_words(stem: str, sensor: str) -> list[str]:
+    return [word for word in re.split(r"[_.\-]", stem) if word.lower().startswith(sensor)]
+
+
+def _without_word(stem: str, sensor: str) -> str:
+    """Take the sensor's word off a stem, and the separator before it; a stem with none or two stays."""
+    words = _sensor_words(stem, sensor)
+    if len(words) != 1:
+        return stem
+    return re.sub(rf"(^|[_.\-]){re.escape(words[0])}(?=$|[_.\-])", "", stem, count=1).lstrip("_.-") or stem

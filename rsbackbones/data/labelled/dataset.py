@@ -1,0 +1,80 @@
+"""A labelled set: images of one or more sensors, their labels, which split each belongs to.
+
+Readers (:mod:`rsbackbones.data.labelled`) make one; protocols and fine-tuning use it. Band names come with
+the data and meet the model's by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rsbackbones.sensors import Sensor, get_sensor
+
+Array = npt.NDArray[Any]
+# One class of an image; any number of them; one class of every pixel; change or none of every pixel.
+Task = Literal["classes", "multilabel", "pixels", "change"]
+SPLITS = ("train", "val", "test")
+# The label of a pixel that counts nowhere.
+IGNORED = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """Images and labels, read one at a time.
+
+    Attributes:
+        name: for tables.
+        task: what a label is.
+        classes: their names; K of them.
+        bands: by modality (``s2``, ``s1``) the names of the channels, in the order of the images.
+        units: by modality, as ``create_preprocess`` knows them, or ``"normalised"``.
+        sensors: by modality the sensor that its bands are of, where it is not the modality's own.
+        ids: of every sample, unique.
+        splits: of ``train``, ``val`` and ``test``, those that exist: the indices of their samples.
+        labels: ``classes``: [N] int64 below K; ``multilabel``: [N, K] bool; else ``None``: labels are maps.
+        read: index -> by modality the raw image [C, H, W] (``change``: [2, C, H, W], the earlier date first),
+            and under ``"label"`` the map [s H, s W] int64 of ``pixels`` and ``change``, -1 where it is
+            ignored; s is 1, or more where labels are finer than images.
+        digest: changes with the data: images, labels, bands and units, not with the splits.
+        notes: what a reader decided that a user should read beside the numbers.
+    """
+
+    name: str
+    task: Task
+    classes: tuple[str, ...]
+    bands: Mapping[str, tuple[str, ...]]
+    units: Mapping[str, str] = field(default_factory=dict)
+    sensors: Mapping[str, str] = field(default_factory=dict)
+    ids: tuple[str, ...]
+    splits: Mapping[str, npt.NDArray[np.int64]]
+    labels: Array | None
+    read: Callable[[int], dict[str, Array]]
+    digest: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def sensor(self, modality: str) -> Sensor:
+        """Return the sensor that the bands of a modality are of."""
+        return get_sensor(self.sensors.get(modality, modality))
+
+
+def label_scale(sample: Mapping[str, Array]) -> int:
+    """Return how many pixels of its label map a sample has per image pixel, along each side.
+
+    Raises:
+        ValueError: it is no whole number, or not the same for both sides.
+    """
+    label = sample["label"]
+    height, width = next(image for name, image in sample.items() if name != "label").shape[-2:]
+    scale = int(label.shape[0] // height)
+    if scale < 1 or label.shape != (height * scale, width * scale):
+        raise ValueError(
+            f"the label map has {' x '.join(map(str, label.shape))} pixels, the image {height} x {width}: "
+            "expected as many, or a whole number of times as many along each side"
+        )
+    return scale

@@ -1,0 +1,222 @@
+"""Image files as sensors: 8-bit pictures (JPEG, PNG), and GeoTIFFs of any bands."""
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsbackbones.data.labelled.assemble import Sensors
+from rsbackbones.data.labelled.dataset import Array
+from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
+from rsbackbones.sensors import NORMALISED, SEARCHED_SENSORS, get_sensor
+
+PICTURES = (".jpg", ".jpeg", ".png")
+RASTERS = (".tif", ".tiff")
+_COLOURS = ("red", "green", "blue")  # which every optical sensor knows
+Bands = Mapping[str, Sequence[str]]
+PICTURE_NOTE = "8-bit pictures: value / 255 is the model's input, without statistics"
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file is an image that we read, by its suffix."""
+    return Path(name).suffix.lower() in (*PICTURES, *RASTERS) and not Path(name).name.startswith(".")
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Reads the files of a sample, which together hold the bands; like in all samples.
+
+    Attributes:
+        bands: by sensor, in the order of the arrays.
+        pictures: files hold 8-bit red, green and blue, or three bands that the user named.
+        names: for every file of a sample the names of its channels, ``None``: as the files describe them.
+        archive: the paths are of members of this zip file.
+        stated: by sensor the units that the user named; GeoTIFFs of 8 bits need one.
+    """
+
+    bands: Mapping[str, tuple[str, ...]]
+    pictures: bool
+    names: tuple[tuple[str, ...] | None, ...]
+    archive: "ZipMembers | None" = None
+    stated: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def units(self) -> dict[str, str]:
+        return {**(dict.fromkeys(self.bands, NORMALISED) if self.pictures else {}), **self.stated}
+
+    def read(self, paths: Sequence[Path]) -> dict[str, Array]:
+        """Return by sensor [C, H, W]: uint8 of pictures; float32 of rasters, NaN where there is no data.
+
+        Raises:
+            ValueError: a file cannot be read, or lacks a band.
+        """
+        if self.pictures:
+            (modality,) = self.bands
+            return {modality: _picture(paths[0], self.archive)}
+        with RasterStack(
+            list(paths), tuple(self.bands), wanted=self.bands, names=list(self.names), units=self.stated
+        ) as stack:
+            for m, bands in self.bands.items():
+                if lacking := [b for b in bands if b not in stack.bands.get(m, ())]:
+                    raise ValueError(
+                        f"{paths[0].name} has no {m} {', '.join(lacking)}, which others of the set have"
+                    )
+            arrays, valid = stack.read()
+        images = {m: arrays[m][[stack.bands[m].index(b) for b in bands]] for m, bands in self.bands.items()}
+        if not valid.all():
+            images = {m: np.where(valid, x, np.float32(np.nan)) for m, x in images.items()}
+        return images
+
+
+def find_files(
+    paths: Sequence[Path],
+    sensors: Sequence[str | None],
+    bands: Bands | None,
+    of: Sensors | None = None,
+    archive: "ZipMembers | None" = None,
+    *,
+    units: Mapping[str, str] | None = None,
+) -> ImageFiles:
+    """Look at the files of one sample, and return what reads them and those like them.
+
+    Args:
+        paths: of one sample, members of ``archive`` where it is given.
+        sensors: of every file the sensor that it is of, ``None``: any.
+        bands: by sensor the names of the files' channels, in order, where files do not describe them; of a
+            file of several sensors, one sensor's channels after another's.
+        of: what ``s2`` and ``s1`` stand for in the others, where it is another sensor.
+        units: by sensor those that the user names.
+
+    Raises:
+        ValueError: a file cannot be read, its bands are not clear, or it holds 8 bits and no unit is named.
+    """
+    of = of or {}
+    stated = {of.get(m, m): unit for m, unit in (units or {}).items()}
+    bands = {of.get(m, m): names for m, names in bands.items()} if bands else None
+    sensors = [None if name is None else of.get(name, name) for name in sensors]
+    for sensor in bands or {}:
+        get_sensor(sensor)
+    if all(_is_picture(path, bands, archive) for path in paths):
+        named = dict(bands or {of.get("s2", "s2"): _COLOURS})
+        if len(paths) > 1 or len(named) != 1 or any(len(names) != 3 for names in named.values()):
+            raise ValueError(
+                f"{paths[0].name} is a picture: one file for each sample, with three bands of one sensor, "
+                f"got {len(paths)} files and the bands {named}"
+            )
+        sensor = sensors[0] or next(iter(named))
+        (names,) = named.values()
+        found = ImageFiles({sensor: get_sensor(sensor).canonical(names)}, True, (None,), archive, stated)
+        found.read(paths)
+        return found
+    if archive is not None:
+        raise ValueError(f"{archive.path} holds GeoTIFFs: unpack it, and name the folder")
+    held: dict[str, tuple[str, ...]] = {}
+    of_files: list[tuple[str, ...] | None] = []
+    for path, here in zip(paths, sensors, strict=True):
+        wanted = tuple(bands or (of.get(m, m) for m in SEARCHED_SENSORS)) if here is None else (here,)
+        channels = tuple(name for m in wanted for name in (bands or {}).get(m, ())) or None
+        found_bands, _ = find_bands(path, wanted, channels, units=stated)
+        if twice := [m for m in found_bands if m in held]:
+            raise ValueError(f"{path.name}: {', '.join(twice)} is in another file of the sample too")
+        held |= {m: tuple(held_here) for m, held_here in found_bands.items()}
+        of_files.append(channels)
+    return ImageFiles(held, False, tuple(of_files), stated=stated)
+
+
+def read_map(path: Path) -> Array:
+    """Read a label raster of one band, [H, W], in its own numbers.
+
+    Raises:
+        ValueError: the file cannot be read, or has several bands.
+    """
+    if path.suffix.lower() in PICTURES:
+        labels = _pixels(path, None, ("L", "P", "I;16", "I", "1"))
+        return labels.astype(np.uint8) if labels.dtype == bool else labels
+    with open_raster(path) as raster:
+        if raster.count != 1:
+            raise ValueError(f"{path.name}: a label raster has one band, got {raster.count}")
+        labels = _array(raster, 1)
+        nodata = raster.nodata
+    if nodata is not None and np.isfinite(nodata):
+        return np.where(labels == nodata, -1, labels.astype(np.int64))
+    return labels
+
+
+class ZipMembers:
+    """The files in a zip file, opened anew in every process, as positions in a file are shared by fork."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: tuple[int, zipfile.ZipFile] | None = None
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self.members = {
+                    i.filename: (i.file_size, i.CRC) for i in archive.infolist() if not i.is_dir()
+                }
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"cannot read {path} as a zip file: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        """Return what a member holds.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if self._open is None or self._open[0] != os.getpid():
+            self._open = os.getpid(), zipfile.ZipFile(self.path)
+        try:
+            return self._open[1].read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+
+def _is_picture(path: Path, bands: Bands | None, archive: ZipMembers | None) -> bool:
+    if path.suffix.lower() in PICTURES:
+        return True
+    if archive is not None or bands is not None:
+        return False
+    with open_raster(path) as raster:  # a TIFF may be a picture too, as those of UC Merced are
+        plain = not any(raster.descriptions)
+        return bool(plain and raster.count == 3 and set(raster.dtypes) == {"uint8"})
+
+
+def _picture(path: Path, archive: ZipMembers | None) -> Array:
+    if path.suffix.lower() in RASTERS:
+        with open_raster(path) as raster:
+            if raster.count != 3 or set(raster.dtypes) != {"uint8"}:
+                raise ValueError(f"{path.name}: expected three bands of 8 bits, as others of the set have")
+            return _array(raster, None)
+    return np.ascontiguousarray(_pixels(path, archive, ("RGB",)).transpose(2, 0, 1))
+
+
+def _pixels(path: Path, archive: ZipMembers | None, modes: tuple[str, ...]) -> Array:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path if archive is None else io.BytesIO(archive.read(path.as_posix()))) as image:
+            if image.mode not in modes:
+                raise ValueError(
+                    f"{path.name} is a picture of mode {image.mode}; expected {' or '.join(modes)}"
+                )
+            return np.asarray(image)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+
+
+def _array(raster: Any, index: int | None) -> Array:
+    from rasterio.errors import RasterioIOError
+
+    try:
+        array: Array = raster.read() if index is None else raster.read(index)
+    except RasterioIOError as error:
+        raise ValueError(f"cannot read {raster.name}: {error.__cause__ or error}") from error
+    return array

@@ -1,0 +1,91 @@
+"""Opening training data by what a folder or file holds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsbackbones.data.geotiffs import GeoTiffSource
+from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.shards import DATASET_FILE, PackedSource
+from rsbackbones.data.simulated import SimulatedPlaces, SimulatedSource
+from rsbackbones.data.source import Source
+from rsbackbones.data.ssl4eo import SSL4EOFolders
+from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
+from rsbackbones.sensors import SENSORS
+
+LAYOUTS = """\
+  DIR/dataset.json                          packed by rsbackbones pack
+  DIR/{s1,s2a,s2c}/<id>/<product>/*.tif     SSL4EO-S12 v1.0
+  DIR/<split>/{S2L2A,S1GRD}/*.zarr.zip|tar  SSL4EO-S12 v1.1
+  DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name (or DIR/SENSOR/*.tif)
+  NAME.npz                                  arrays s2, s1 and their bands in s2_bands, s1_bands"""
+
+
+def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **options: Any) -> Source:
+    """Open the training data at ``path``; the layout is found from what it holds.
+
+    Args:
+        path: a folder, or a .npz file.
+        named: by sensor the units that the user names; GeoTIFFs of 8 bits need one.
+        options: those of the layout's class: ``product``, ``split``, ``offset``, ``bands``, ...
+
+    Raises:
+        ValueError: no known layout, or an option that it does not have.
+    """
+    path = Path(path).expanduser()
+    opener = _find_opener(path)
+    if named and opener is GeoTiffSource:
+        options = {"units": named, **options}
+    try:
+        return opener(path, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        name = str(error).split("'")[1]
+        raise ValueError(f"{path} is read by {opener.__name__}, which has no option {name!r}") from error
+
+
+def open_part(file: NpzFile | SimulatedPlaces, root: Path) -> Source:
+    """Open what a recipe names: a .npz file whose path is relative to ``root``, or simulated places.
+
+    Raises:
+        ValueError: there is no such file, or what it holds is not as stated.
+    """
+    if isinstance(file, SimulatedPlaces):
+        return SimulatedSource(file)
+    return NpzSource(replace(file, path=str(root / file.path)))
+
+
+def _find_opener(path: Path) -> Callable[..., Source]:
+    if path.is_file() and path.suffix == ".npz":
+        return _open_npz
+    if path.is_dir():
+        if (path / DATASET_FILE).is_file():
+            return PackedSource
+        if any((path / product).is_dir() for product in ("s2a", "s2c")):
+            return SSL4EOFolders
+        if any(path.glob("*/S2L2A")) or any(path.glob("*/S2L1C")) or any(path.glob("*/S1GRD")):
+            return SSL4EOZarr
+        folders = [path, *(path / sensor for sensor in SENSORS)]
+        if any(f.suffix.lower() in (".tif", ".tiff") for d in folders if d.is_dir() for f in d.iterdir()):
+            return GeoTiffSource
+    what = "holds none of the known layouts" if path.exists() else "does not exist"
+    raise ValueError(f"{path} {what}:\n{LAYOUTS}")
+
+
+def _open_npz(path: Path, bands: dict[str, tuple[str, ...]] | None = None, **options: Any) -> NpzSource:
+    """Open arrays named after their sensors; ``bands`` where the file does not name them."""
+    with np.load(path, allow_pickle=False) as held:
+        named = {s: tuple(map(str, held[f"{s}_bands"])) for s in SENSORS if f"{s}_bands" in held}
+        named |= {sensor: tuple(names) for sensor, names in (bands or {}).items()}
+        sensors = [sensor for sensor in SENSORS if sensor in held]
+    if not sensors or (lacking := [sensor for sensor in sensors if sensor not in named]):
+        what = f"no bands for {', '.join(lacking)}" if sensors else "no array named after a sensor"
+        raise ValueError(
+            f"{path} has {what}; name the bands (bands={{'s2': (...)}}; rsbackbones pack: --bands "
+            "s2=B02,B03), or say what the file holds: NpzSource(NpzFile(path=..., images=...))"
+        )
+    return NpzSource(NpzFile(path=str(path), images={s: {s: named[s]} for s in sensors}, **options))

@@ -1,0 +1,236 @@
+"""Packing any source into shards: every place is read and checked once, and later reads are fast."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.data.check import checked
+from rsbackbones.data.shards import (
+    DATASET_FILE,
+    SCHEMA,
+    ShardWriter,
+    read_attributes,
+    read_dataset,
+)
+from rsbackbones.data.source import BadSample, Sample, Source
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.progress import progress_bar
+from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.sensors import SSL4EO_S12
+
+_JOB_FILE = "job.json"
+_SHARD = "{:06d}.zarr.zip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What was packed: ``bad`` are the places that were left out, by name and reason."""
+
+    folder: Path
+    places: int
+    shards: int
+    bytes: int
+    bad: tuple[tuple[str, str], ...]
+
+
+def pack(
+    source: Source,
+    out: str | Path,
+    *,
+    per_shard: int = 64,
+    max_bad_share: float = 0.01,
+    progress: bool = True,
+) -> PackReport:
+    """Write all usable places of a source, at all dates, into shards in the folder ``out``.
+
+    A pack that was interrupted goes on after its last whole shard when it is started again, and ends with
+    the same bytes as one that was not.
+
+    Args:
+        source: what to pack.
+        out: a folder; it is made, or holds an earlier pack of the same source.
+        per_shard: places per shard; the last one may hold fewer.
+        max_bad_share: the largest share of places that may be unusable.
+        progress: show a bar.
+
+    Raises:
+        ValueError: no places, too many unusable ones (they are listed), a folder that holds anything else,
+            or one that cannot be written to.
+    """
+    folder = Path(out).expanduser()
+    if not len(source):
+        raise ValueError(f"{source.name} holds no places")
+    if per_shard < 1:
+        raise ValueError(f"per_shard must be at least 1, got {per_shard}")
+    if not 0 <= max_bad_share < 1:
+        raise ValueError(f"max_bad_share must be in [0, 1), got {max_bad_share}")
+    most = int(max_bad_share * len(source))
+    job = _describe_job(source, per_shard)
+    if not _begin(folder, job):
+        dataset = read_dataset(folder)
+        _refuse_many(dataset["bad"], most, len(source))
+        return _finish(folder, dataset)
+    shards, place, bad = _resume(folder)
+    _refuse_many(bad, most, len(source))
+    bar = progress_bar(len(source), place, enabled=progress, unit="place")
+    with bar, _one_thread():
+        while place < len(source):
+            found = _usable(source, place, bad, most)
+            # Read before the file is begun: there may be no usable place left.
+            if (first := next(found, None)) is None:
+                break
+            path = folder / _SHARD.format(len(shards))
+            with _writing(folder, first[1], len(source) - first[0]), ShardWriter(path) as writer:
+                for number, sample in chain([first], islice(found, per_shard - 1)):
+                    writer.add(source.describe(number), sample)
+                    bar.update(number + 1 - place)
+                    place = number + 1
+                if len(writer) < per_shard:
+                    place = len(source)
+                writer.finish(next=place, bad=bad)
+            shards.append(_entry(path, len(writer)))
+    dataset = {
+        **job,
+        "units": {sensor: SSL4EO_S12[sensor].unit for sensor in source.bands if sensor in SSL4EO_S12},
+        "places": sum(shard["places"] for shard in shards),
+        "shards": shards,
+        "bad": bad,
+    }
+    _write_json(folder / DATASET_FILE, dataset)
+    return _finish(folder, dataset)
+
+
+def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
+    """Say which places of which source are packed how: what a later run must share to go on."""
+    names = hashlib.sha256()
+    for place in range(len(source)):
+        names.update(source.describe(place).encode() + b"\n")
+    return {
+        "schema": SCHEMA,
+        "source": type(source).__name__,
+        "name": source.name,
+        "bands": {sensor: list(bands) for sensor, bands in source.bands.items()},
+        "frames": source.frames,
+        "notes": list(source.notes),
+        "per_shard": per_shard,
+        "source_places": len(source),
+        "source_names_sha256": names.hexdigest(),
+    }
+
+
+def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
+    """Make the folder, or find an earlier run of the job in it; return whether anything is left to do."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {folder}: {error.strerror}") from error
+    complete = DATASET_FILE in inside
+    if complete or _JOB_FILE in inside:
+        held = read_dataset(folder) if complete else json.loads((folder / _JOB_FILE).read_text())
+        if differ := [key for key, value in job.items() if held.get(key) != value]:
+            raise ValueError(
+                f"{folder} holds a pack of something else (other {', '.join(differ)}); choose another "
+                "folder, or delete it"
+            )
+        return not complete
+    # job.json comes first, so that a folder with shards tells what they are.
+    if inside - {f"{_JOB_FILE}.tmp"}:
+        raise ValueError(f"{folder} holds other files; choose an empty folder, or one that does not exist")
+    _write_json(folder / _JOB_FILE, job)
+    return True
+
+
+def _resume(folder: Path) -> tuple[list[dict[str, Any]], int, list[list[str]]]:
+    """Return the shards that are whole, the place to go on at, and the unusable places before it."""
+    shards: list[dict[str, Any]] = []
+    place, bad = 0, []
+    while (path := folder / _SHARD.format(len(shards))).exists():
+        attributes = read_attributes(path)
+        shards.append(_entry(path, len(attributes["names"])))
+        place, bad = attributes["next"], attributes["bad"]
+    return shards, place, bad
+
+
+def _usable(source: Source, place: int, bad: list[list[str]], most: int) -> Iterator[tuple[int, Sample]]:
+    """Read places from ``place`` on and give those that can be used; note the others in ``bad``."""
+    for number in range(place, len(source)):
+        try:
+            sample = source.read(number)
+            sample = checked(
+                sample.images, source.bands, frames=source.frames, dates=sample.dates, valid=sample.valid
+            )
+        except (BadSample, OSError) as problem:
+            bad.append([source.describe(number), str(problem)])
+            _refuse_many(bad, most, len(source))
+        else:
+            yield number, sample
+
+
+def _refuse_many(bad: list[list[str]], most: int, places: int) -> None:
+    if len(bad) > most:
+        raise ValueError(
+            f"{len(bad)} unusable places, more than the {most} of {places} that max_bad_share allows "
+            f"(rsbackbones pack: --max-bad-share); whole shards are kept: {_list(bad)}"
+        )
+
+
+def _list(bad: list[list[str]]) -> str:
+    return "".join(f"\n  {name}: {reason}" for name, reason in bad)
+
+
+@contextmanager
+def _writing(folder: Path, sample: Sample, places: int) -> Iterator[None]:
+    """Turn a failure to write into a message with the space that is needed at most, and is free."""
+    try:
+        yield
+    except OSError as error:
+        need = places * sum(image.nbytes for image in sample.images.values())
+        raise ValueError(
+            f"cannot write to {folder}: {error.strerror or error}; {places} places are left, at most "
+            f"{need} bytes before compression, and {shutil.disk_usage(folder).free} are free. Whole shards "
+            "are kept: make room and run the same again"
+        ) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let Blosc compress with one thread: with more, the order of its blocks is that of their completion."""
+    from numcodecs import blosc
+
+    before, blosc.use_threads = blosc.use_threads, False
+    try:
+        yield
+    finally:
+        blosc.use_threads = before
+
+
+def _entry(path: Path, places: int) -> dict[str, Any]:
+    return {
+        "file": path.name, "places": places, "bytes": path.stat().st_size, "sha256": sha256_of(path),
+    }  # fmt: skip
+
+
+def _finish(folder: Path, dataset: Mapping[str, Any]) -> PackReport:
+    (folder / _JOB_FILE).unlink(missing_ok=True)
+    shards = dataset["shards"]
+    return PackReport(
+        folder=folder,
+        places=dataset["places"],
+        shards=len(shards),
+        bytes=sum(shard["bytes"] for shard in shards),
+        bad=tuple((name, reason) for name, reason in dataset["bad"]),
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        write_text(path, json.dumps(content, indent=1))
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,161 @@
+"""Large images by overlapping square tiles: cut, predicted one by one, merged.
+
+Source: SeaMo, sections 4.2.3 and 4.2.4 (SegMunich and OSCD in tiles of 128 pixels that overlap by half, after
+SpectralGPT); how predictions meet where tiles overlap is left open there. Here every tile that covers a pixel
+counts alike: a pixel's value is the plain mean.
+
+Tiles begin every ``tile - overlap`` pixels; the last is moved back to end at the edge. Along a side shorter
+than a tile there is one, which repeats the last pixels to its size; what is predicted there is cropped.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledSet, label_scale
+from rsbackbones.data.windows import window_starts
+
+TILE = 128
+OVERLAP = 64
+# Of a set in tiles: whole images that are kept, as tiles of one image are often read one after the other.
+_KEPT_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of an image of ``height`` x ``width`` pixels; ``tile`` and ``overlap`` are in pixels.
+
+    Raises:
+        ValueError: an overlap that is not smaller than the tile, or no pixels.
+    """
+
+    height: int
+    width: int
+    tile: int = TILE
+    overlap: int = OVERLAP
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"there is nothing to cut from {self.height} x {self.width} pixels")
+        if not 0 <= self.overlap < self.tile:
+            raise ValueError(
+                f"tiles overlap by less than their side, got tile {self.tile} and overlap {self.overlap}"
+            )
+
+    @cached_property
+    def corners(self) -> list[tuple[int, int]]:
+        """The (top, left) of every tile, row by row."""
+        tops, lefts = (window_starts(n, self.tile, self.overlap) for n in (self.height, self.width))
+        return [(top, left) for top in tops for left in lefts]
+
+    def cut(self, image: Tensor, corners: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """[..., H, W] to the tiles at ``corners`` (default all), [n, ..., tile, tile]."""
+        return torch.stack([self._window(image, *corner) for corner in corners or self.corners])
+
+    def merge(self, batches: Iterable[Tensor]) -> Tensor:
+        """Return the mean of overlapping tiles, [K, H * s, W * s].
+
+        Args:
+            batches: the tiles [b, K, tile * s, tile * s] of all corners, in their order, in batches of any
+                size, taken one by one; s is a whole number, more than 1 with super-resolution.
+
+        Raises:
+            ValueError: too few or too many tiles, or of another size.
+        """
+        total, scale = torch.empty(0), 0
+        corners = iter(self.corners)
+        for batch in batches:
+            if not scale:
+                scale = max(1, batch.shape[-1] // self.tile)
+                total = batch.new_zeros(batch.shape[1], self.height * scale, self.width * scale)
+            side = self.tile * scale
+            if batch.shape[1:] != (len(total), side, side):
+                raise ValueError(f"expected tiles {[len(total), side, side]}, got {list(batch.shape[1:])}")
+            for values in batch:
+                corner = next(corners, None)
+                if corner is None:
+                    raise ValueError(f"expected {len(self.corners)} tiles, got more")
+                part = total[:, corner[0] * scale :, corner[1] * scale :][:, :side, :side]
+                part += values[:, : part.shape[1], : part.shape[2]]
+        if next(corners, None) is not None:
+            raise ValueError(f"expected {len(self.corners)} tiles, got fewer")
+        rows, columns = (
+            torch.from_numpy(self._times_covered(n)).repeat_interleave(scale).to(total)
+            for n in (self.height, self.width)
+        )
+        return total / (rows[:, None] * columns)
+
+    def _window(self, image: Tensor, top: int, left: int) -> Tensor:
+        """[..., H, W] to [..., tile, tile]."""
+        for dim, start, size in ((-2, top, self.height), (-1, left, self.width)):
+            image = image.narrow(dim, start, min(self.tile, size))
+            if size < self.tile:
+                places = torch.arange(self.tile, device=image.device).clamp(max=size - 1)
+                image = image.index_select(dim, places)
+        return image
+
+    def _times_covered(self, length: int) -> Array:
+        """By how many tiles each row (or column) is covered."""
+        times = np.zeros(length, np.int64)
+        for start in window_starts(length, self.tile, self.overlap):
+            times[start : start + self.tile] += 1
+        return times
+
+
+def tiles_of(data: LabelledSet, split: str, *, tile: int = TILE, overlap: int = OVERLAP) -> LabelledSet:
+    """Return one split of a set of label maps as a set of tiles, to train on.
+
+    What a tile repeats to fill its size is ignored in its label. All images are read once for their sizes.
+
+    Raises:
+        ValueError: the labels are no maps, there is no such split, or as :class:`Tiling`.
+    """
+    if data.task not in ("pixels", "change"):
+        raise ValueError(f"tiles are of sets with a label for every pixel; {data.name} has {data.task}")
+    if split not in data.splits:
+        raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
+    places: list[tuple[int, Tiling, tuple[int, int]]] = []
+    for index in data.splits[split]:
+        sample = data.read(int(index))
+        try:
+            height, width = (side // label_scale(sample) for side in sample["label"].shape)
+        except ValueError as error:
+            raise ValueError(f"{data.ids[index]}: {error}") from error
+        tiling = Tiling(height, width, tile, overlap)
+        places += [(int(index), tiling, corner) for corner in tiling.corners]
+    read_image = lru_cache(_KEPT_IMAGES)(data.read)
+
+    def read(number: int) -> dict[str, Array]:
+        index, tiling, (top, left) = places[number]
+        sample, whole = {}, read_image(index)
+        for name, image in whole.items():
+            s = label_scale(whole) if name == "label" else 1
+            part = image[..., top * s : (top + tile) * s, left * s : (left + tile) * s]
+            missing = [(0, tile * s - side) for side in part.shape[-2:]]
+            margin = [(0, 0)] * (part.ndim - 2) + missing
+            if name == "label":
+                sample[name] = np.pad(part, margin, constant_values=IGNORED)
+            else:
+                if image.shape[-2:] != (tiling.height, tiling.width):
+                    raise ValueError(
+                        f"{data.ids[index]}: {name} is {image.shape[-2]} x {image.shape[-1]} pixels, its "
+                        f"label {tiling.height} x {tiling.width}; tiles need one grid"
+                    )
+                sample[name] = np.pad(part, margin, mode="edge")
+        return sample
+
+    described = f"{data.digest} {split} {tile} {overlap}"
+    return replace(
+        data,
+        name=f"{data.name}, tiles of {tile} px",
+        ids=tuple(f"{data.ids[i]}:{top}:{left}" for i, _, (top, left) in places),
+        splits={split: np.arange(len(places))},
+        read=read,
+        digest=hashlib.sha256(described.encode()).hexdigest(),
+        notes=(*data.notes, f"cut into tiles of {tile} pixels that overlap by {overlap}"),
+    )

@@ -1,0 +1,1 @@
+"""Models under other libraries' names, and as files that run without this package."""

@@ -1,1 +1,0 @@
-"""Training data: where images come from, how they become batches, and packing them into shards."""

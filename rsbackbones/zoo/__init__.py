@@ -1,0 +1,1 @@
+"""Which weights exist, and a model from them."""

@@ -1,0 +1,193 @@
+"""The weights manifest: every weights file the zoo knows, pinned.
+
+``weights_manifest.json`` lies at the top of the repository and inside the installed package. The
+variable ``RSBACKBONES_MANIFEST`` names a second one of the user's own, of the same schema (a private
+zoo, a mirror, a test). Where both have an entry of one id, the user's counts, and so does the user's
+default for an architecture.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.zoo.errors import WeightsNotFound
+
+SCHEMA_VERSION = 1
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a file is: on the Hub, bundled with its manifest, or nowhere, for a stated reason.
+
+    ``path``, of a bundled file, is below the folder of the manifest, for the package's own below the package.
+    ``private`` asks for the user's Hub token to be sent; it is not sent otherwise.
+    """
+
+    kind: str
+    repo_id: str = ""
+    revision: str = ""
+    filename: str = ""
+    path: str = ""
+    reason: str = ""
+    private: bool = False
+
+    def __str__(self) -> str:
+        if self.kind == "hub":
+            return f"{self.repo_id}/{self.filename}@{self.revision}"
+        return self.path or "nowhere"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsEntry:
+    """One weights file: ``id`` is ``architecture.tag``. For the fields see weights_manifest.schema.json."""
+
+    id: str
+    architecture: str
+    source: Source
+    format: str
+    license: str
+    provenance: str
+    inputs: Mapping[str, Mapping[str, Any]]
+    default: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+    sha256_prefix: str | None = None
+    bytes: int | None = None
+    image_size: int = 0
+    params: int = 0
+    dtype: str = "float32"
+    citation: str | None = None
+    metrics: Mapping[str, Any] | None = None
+    golden: Mapping[str, Any] | None = None
+    # Where bundled files lie. It is no field of the manifest: read_manifest sets it.
+    folder: Path = field(default=Path(), compare=False)
+
+    @property
+    def tag(self) -> str:
+        """The part of the id after the architecture."""
+        return self.id.partition(".")[2]
+
+    @property
+    def state(self) -> str:
+        """``hub``, ``bundled`` or ``none``."""
+        return self.source.kind
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file in a folder made by ``rsbackbones download --to``."""
+        return self.id + Path(self.source.filename or self.source.path).suffix
+
+    @staticmethod
+    def from_json(entry: Mapping[str, Any], where: str, folder: Path) -> "WeightsEntry":
+        """Check one entry of a manifest; ``where`` names the manifest in errors, ``folder`` has its files.
+
+        Raises:
+            ValueError: a field is missing, unknown or malformed.
+        """
+        here = f"{where}, entry {entry.get('id', '(without an id)')!r}"
+        known = {f.name for f in fields(WeightsEntry)} - {"folder"}
+        required = {"id", "architecture", "source", "format", "license", "provenance", "inputs"}
+        if wrong := sorted(set(entry) - known) + sorted(required - set(entry)):
+            raise ValueError(f"{here}: unknown or missing fields: {', '.join(wrong)}")
+        try:
+            source = Source(**entry["source"])
+        except TypeError as error:
+            raise ValueError(f"{here}: source: {error}") from error
+        result = WeightsEntry(**{**entry, "source": source, "folder": folder})
+        if problem := _problem(result):
+            raise ValueError(f"{here}: {problem}")
+        return result
+
+
+def _problem(entry: WeightsEntry) -> str | None:
+    source = entry.source
+    if not re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", entry.id) or not entry.id.startswith(
+        entry.architecture + "."
+    ):
+        return f"id must be architecture.tag in lower case, got architecture {entry.architecture!r}"
+    if source.kind == "none":
+        return None if source.reason else "source.kind 'none' needs a reason"
+    if source.kind == "hub":
+        if not re.fullmatch(r"[0-9a-f]{40}", source.revision):
+            return f"source.revision must be a full 40-digit commit, got {source.revision!r}"
+        if not source.repo_id or not source.filename or ".." in Path(source.filename).parts:
+            return "source needs a repo_id and a filename inside the repository"
+    elif source.kind == "bundled":
+        if not source.path or Path(source.path).is_absolute() or ".." in Path(source.path).parts:
+            return f"source.path must lie below the manifest (or inside the package), got {source.path!r}"
+    else:
+        return f"source.kind must be hub, bundled or none, got {source.kind!r}"
+    if entry.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
+        return f"sha256 must be 64 hexadecimal digits, got {entry.sha256!r}"
+    if entry.sha256 is None and not re.fullmatch(r"[0-9a-f]{8,64}", entry.sha256_prefix or ""):
+        return "sha256, or a sha256_prefix of at least 8 hexadecimal digits, is needed"
+    if entry.format == "rsbackbones" and not entry.file_name.endswith(".safetensors"):
+        return "format 'rsbackbones' is a .safetensors file"
+    if entry.dtype not in ("float32", "float16", "bfloat16"):
+        return f"dtype must be float32, float16 or bfloat16, got {entry.dtype!r}"
+    return None
+
+
+def _packaged_manifest() -> Path:
+    # A wheel has it inside the package; in a checkout (an editable install) it lies above the package.
+    inside = _PACKAGE / "weights_manifest.json"
+    return inside if inside.exists() else _PACKAGE.parent / "weights_manifest.json"
+
+
+def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
+    """Read and check a manifest; its bundled files lie beside it, the package's own inside the package.
+
+    Raises:
+        ValueError: it is not there, not JSON, of another schema, or an entry is malformed.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the weights manifest {path}: {error}") from error
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{path}: expected a manifest of schema_version {SCHEMA_VERSION}")
+    folder = _PACKAGE if path == _packaged_manifest() else path.parent
+    entries = tuple(WeightsEntry.from_json(e, str(path), folder) for e in content.get("weights", []))
+    ids = [e.id for e in entries]
+    defaults = [e.architecture for e in entries if e.default]
+    if twice := sorted({x for x in (*ids, *defaults) if (ids + defaults).count(x) > 1}):
+        raise ValueError(f"{path}: more than one entry or default for {', '.join(twice)}")
+    return entries
+
+
+def all_entries() -> tuple[WeightsEntry, ...]:
+    """Return every entry that counts: the user's own manifest first, then the package's."""
+    entries: dict[str, WeightsEntry] = {}
+    if own := os.environ.get("RSBACKBONES_MANIFEST"):
+        entries = {entry.id: entry for entry in read_manifest(Path(own).expanduser())}
+    for entry in read_manifest(_packaged_manifest()):
+        entries.setdefault(entry.id, entry)
+    return tuple(entries.values())
+
+
+def find_entry(name: str) -> WeightsEntry:
+    """Return the entry for ``architecture.tag``, or the default one for ``architecture``.
+
+    Raises:
+        WeightsNotFound: there is none, or none was ever published; lists what there is.
+    """
+    entries = all_entries()
+    architecture, _, tag = name.partition(".")
+    mine = [entry for entry in entries if entry.architecture == architecture]
+    chosen = [entry for entry in mine if (entry.tag == tag if tag else entry.default)]
+    if chosen and chosen[0].state != "none":
+        return chosen[0]
+    available = [entry.id for entry in entries if entry.state != "none"]
+    why = chosen[0].source.reason if chosen else f"no weights are known under the name {name!r}"
+    if reasons := [entry.source.reason for entry in mine if entry.state == "none"]:
+        why = why if chosen else f"{why}: {reasons[0]}"
+    raise WeightsNotFound(
+        f"{name}: {why}. Weights exist for: {', '.join(available) or 'no model yet'}. "
+        "For a randomly initialised model leave out pretrained=True (commands: --random-weights; "
+        "finetune: pretrained=false)."
+    )

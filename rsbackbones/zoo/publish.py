@@ -1,0 +1,229 @@
+"""From a model to a repository on the Hub, in one commit; ``create_model("hf-hub:...")`` reads it back.
+
+What the client leaves open: the reply to a commit may be lost, and then nobody knows whether it took place.
+So after every failure the head of the branch is looked at before another try, and every try names the
+commit that it builds upon; there is one new commit or none, and never one on top of somebody else's.
+"""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.models.config import as_json
+from rsbackbones.zoo import hub, weights
+from rsbackbones.zoo.errors import WeightsAccessError, WeightsError, WeightsUnavailable
+from rsbackbones.zoo.manifest import Source, WeightsEntry
+from rsbackbones.zoo.saving import save_model
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+CARD_FILE = "README.md"
+# What a repository may hold and be written to: nothing of another's.
+_OURS = {hub.WEIGHTS_FILE, hub.CONFIG_FILE, CARD_FILE, ".gitattributes"}
+T = TypeVar("T")
+
+
+def push_to_hub(
+    model: Backbone | nn.Module,
+    repo_id: str,
+    *,
+    license: str = "",
+    provenance: str = "",
+    citation: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    private: bool = False,
+    dtype: torch.dtype = torch.float32,
+    message: str = "Weights, configuration and model card",
+) -> str:
+    """Publish a model on the Hub: weights, their description and a model card, in one commit.
+
+    The token is that of ``hf auth login`` or of the environment (``HF_TOKEN``). A repository that does not
+    exist is made; one of the same architecture gets a new version.
+
+    Args:
+        model: from ``create_model``; wrappers are taken off as by ``save_model``.
+        repo_id: ``ORG/NAME``.
+        license: of the weights, by the Hub's name for it (``cc-by-4.0``); default that of the weights that
+            the model was made from.
+        provenance: how the weights came about, a sentence or two for the model card.
+        citation: a BibTeX entry.
+        metrics: what was measured, name to value.
+        private: make the repository private.
+        dtype: what to store; reading casts back up.
+        message: the message of the commit.
+
+    Returns:
+        ``hf-hub:ORG/NAME@COMMIT``, the name that always gives these weights.
+
+    Raises:
+        ValueError: an unknown licence, or a model that cannot be written; see ``save_model``.
+        WeightsAccessError: nobody is logged in, or the token may not write there.
+        WeightsUnavailable: the network or the Hub failed, or somebody else committed at the same time.
+        WeightsError: the repository holds something else.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        entry = write_repository(
+            model, repo_id, folder,
+            license=license, provenance=provenance, citation=citation, metrics=metrics, dtype=dtype,
+        )  # fmt: skip
+        commit = _upload(entry, sorted(folder.iterdir()), private, message)
+    return f"{hub.PREFIX}{repo_id}@{commit}"
+
+
+def write_repository(
+    model: Backbone | nn.Module,
+    repo_id: str,
+    folder: Path,
+    *,
+    license: str = "",
+    provenance: str = "",
+    citation: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> WeightsEntry:
+    """Write the files of a repository into a folder, without any network; see :func:`push_to_hub`."""
+    # Here, so that `python -m rsbackbones.zoo.cards` is not imported before it runs.
+    from rsbackbones.zoo.cards import repository_card
+
+    source = Source(kind="hub", repo_id=repo_id, revision="main", filename=hub.WEIGHTS_FILE)
+    hub.source_of(hub.PREFIX + repo_id)  # refuses what is no repo_id
+    model = unwrap_model(model)
+    origin = model.weights_entry
+    license = license or (origin.license if origin else "")
+    if license in ("", "not stated"):
+        raise ValueError(
+            "nothing says under which licence these weights are: pass license='cc-by-4.0', 'mit', ..."
+        )
+    if not provenance:
+        provenance = f"Made from `{origin.id}` ({origin.source})." if origin else "Not stated."
+    file = save_model(model, folder / hub.WEIGHTS_FILE, dtype=dtype)
+    size = model.config.image_size
+    entry = WeightsEntry(
+        id=hub.entry_id(model.architecture, repo_id),
+        architecture=model.architecture,
+        source=source,
+        format="rsbackbones",
+        config=as_json(model.config),
+        inputs={
+            m: asdict(model.inputs[m].of(bands)) for m, bands in model.bands.items() if m in model.inputs
+        },
+        sha256=sha256_of(file),
+        bytes=file.stat().st_size,
+        image_size=size if isinstance(size, int) else 0,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(dtype).removeprefix("torch."),
+        license=license,
+        provenance=provenance,
+        citation=citation,
+        metrics=metrics,
+    )
+    (folder / hub.CONFIG_FILE).write_text(hub.config_json(entry), encoding="utf-8")
+    (folder / CARD_FILE).write_text(repository_card(entry, model.num_classes), encoding="utf-8")
+    return entry
+
+
+def _upload(entry: WeightsEntry, files: list[Path], private: bool, message: str) -> str:
+    """Make the repository if need be, and one commit with all files; return its hash."""
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if not get_token():
+        raise WeightsAccessError(
+            f"{entry.source.repo_id}: nobody is logged in; run `hf auth login`, or set HF_TOKEN, with a "
+            "token that may write"
+        )
+    api, repo_id = HfApi(), entry.source.repo_id
+    _translated(entry, lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    before = _head(api, entry)
+    _check_contents(entry, before, private)
+    for attempt in range(weights.TRIES):
+        try:
+            added = [CommitOperationAdd(path.name, path) for path in files]
+            return api.create_commit(repo_id, added, commit_message=message, parent_commit=before.sha).oid
+        except Exception as error:
+            after = _head(api, entry)
+            if all(_same(path, after) for path in files):
+                assert after.sha is not None
+                return after.sha
+            if after.sha != before.sha:
+                raise WeightsUnavailable(
+                    f"{repo_id}: somebody else committed {after.sha} on top of {before.sha} meanwhile, so "
+                    "nothing was committed; look at it, and push again"
+                ) from error
+            fault = _explain(entry, error)
+            if fault is None:
+                raise
+            if not fault.transient or attempt == weights.TRIES - 1:
+                raise fault.error from error
+        time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _head(api: "HfApi", entry: WeightsEntry) -> "ModelInfo":
+    return _translated(entry, lambda: api.model_info(entry.source.repo_id, files_metadata=True))
+
+
+def _check_contents(entry: WeightsEntry, head: "ModelInfo", private: bool) -> None:
+    """Refuse a repository that holds something else, or is public where it should be private."""
+    repo_id = entry.source.repo_id
+    if private and not head.private:
+        raise WeightsError(
+            f"{repo_id} exists and is public; make it private on its page, or leave out private=True"
+        )
+    names = {file.rfilename for file in head.siblings or []}
+    if others := sorted(names - _OURS):
+        raise WeightsError(
+            f"{repo_id} holds other things ({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}); "
+            "choose another name"
+        )
+    if hub.CONFIG_FILE in names:
+        held = hub.read_entry(f"{hub.PREFIX}{repo_id}@{head.sha}").architecture
+        if held != entry.architecture:
+            raise WeightsError(f"{repo_id} holds {held}, not {entry.architecture}; choose another name")
+
+
+def _same(path: Path, head: "ModelInfo") -> bool:
+    """Whether the repository holds this file, by the hashes that the Hub states."""
+    held: list[RepoSibling] = [file for file in head.siblings or [] if file.rfilename == path.name]
+    if not held:
+        return False
+    if held[0].lfs is not None:
+        return held[0].lfs.sha256 == sha256_of(path)
+    content = path.read_bytes()
+    return held[0].blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _translated(entry: WeightsEntry, ask: Callable[[], T]) -> T:
+    """Ask the Hub; its client's errors become ours."""
+    try:
+        return ask()
+    except Exception as error:
+        fault = _explain(entry, error)
+        if fault is None:
+            raise
+        raise fault.error from error
+
+
+def _explain(entry: WeightsEntry, error: Exception) -> weights.Fault | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        repo_id = entry.source.repo_id
+        return weights.Fault(
+            WeightsAccessError(
+                f"{repo_id}: the Hub refuses to write (HTTP {status}). Does the token have write permission, "
+                f"and may its user write to {repo_id.partition('/')[0]}? `hf auth whoami` tells, "
+                "`hf auth login` changes it"
+            )
+        )
+    return weights.explain(entry, error)

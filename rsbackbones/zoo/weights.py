@@ -1,0 +1,333 @@
+"""From a manifest entry to a verified file: the Hub, its faults, and the hash of every byte.
+
+The Hub client checks sizes only and trusts its cache. Here the bytes are hashed before they are used,
+fresh or cached; faults are retried within bounds and reported as one of our own errors.
+
+Environment: ``RSBACKBONES_WEIGHTS`` names a folder made by ``rsbackbones download --to`` that is looked
+at first. ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HUB_ETAG_TIMEOUT`` and
+``HF_HUB_DOWNLOAD_TIMEOUT`` are the Hub client's own.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.zoo.errors import (
+    CorruptCheckpointError,
+    UnsafeCheckpointError,
+    WeightsAccessError,
+    WeightsCacheError,
+    WeightsError,
+    WeightsIntegrityError,
+    WeightsMismatchError,
+    WeightsNotFound,
+    WeightsUnavailable,
+)
+from rsbackbones.zoo.manifest import WeightsEntry
+
+__all__ = [
+    "CorruptCheckpointError",
+    "Fault",
+    "UnsafeCheckpointError",
+    "WeightsAccessError",
+    "WeightsCacheError",
+    "WeightsEntry",
+    "WeightsError",
+    "WeightsIntegrityError",
+    "WeightsMismatchError",
+    "WeightsNotFound",
+    "WeightsUnavailable",
+    "download",
+    "download_to",
+    "explain",
+    "fetch",
+    "verify",
+]
+
+TRIES = 4
+# The client retries some faults itself, for up to a minute; we add no tries after this many seconds.
+RETRY_WITHIN_S = 20.0
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _mismatch(path: Path, entry: WeightsEntry) -> str | None:
+    """Say how the bytes at ``path`` differ from the pinned ones; ``None`` where they do not."""
+    size = path.stat().st_size
+    digest = sha256_of(path)
+    if entry.bytes is not None and size != entry.bytes:
+        return f"expected {entry.bytes} bytes with sha256 {entry.sha256}, got {size} with {digest}"
+    if entry.sha256 is not None and digest != entry.sha256:
+        return f"expected sha256 {entry.sha256}, got {digest}"
+    if not digest.startswith(entry.sha256_prefix or ""):
+        return f"expected a sha256 that begins {entry.sha256_prefix}, got {digest}"
+    return None
+
+
+def verify(path: Path, entry: WeightsEntry) -> None:
+    """Compare the size and sha256 of a file with its entry.
+
+    Raises:
+        WeightsIntegrityError: they differ; both digests are named.
+    """
+    if problem := _mismatch(path, entry):
+        raise WeightsIntegrityError(f"{path} is not {entry.id} ({entry.source}): {problem}")
+
+
+def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
+    """Return a local file with the bytes that ``entry`` pins, from the first place that has them.
+
+    Args:
+        entry: what to fetch.
+        folder: a folder made by ``rsbackbones download --to``; only this one is looked at. By default
+            that of ``RSBACKBONES_WEIGHTS``, then the package or the Hub (through its cache).
+
+    Raises:
+        WeightsError: one of its subclasses, see :mod:`rsbackbones.zoo.errors`.
+    """
+    if entry.state == "none":
+        raise WeightsNotFound(f"{entry.id}: {entry.source.reason}")
+    named = os.environ.get("RSBACKBONES_WEIGHTS")
+    local = folder or (Path(named).expanduser() if named else None)
+    if local is not None:
+        if not local.is_dir():
+            raise WeightsNotFound(
+                f"{entry.id}: there is no folder {local}"
+                + ("" if folder else " (named by RSBACKBONES_WEIGHTS)")
+                + f"; make one with: rsbackbones download {entry.id} --to {local}"
+            )
+        if (path := local / entry.file_name).exists():
+            verify(path, entry)
+            return path
+        if folder is not None:
+            raise WeightsNotFound(
+                f"{entry.id}: {folder} has no {entry.file_name}; "
+                f"put it there with: rsbackbones download {entry.id} --to {folder}"
+            )
+    if entry.state == "bundled":
+        path = entry.folder / entry.source.path
+        if not path.exists():
+            raise WeightsNotFound(
+                f"{entry.id}: {path} is missing; reinstall rsbackbones, or put it back beside its manifest"
+            )
+        verify(path, entry)
+        return path
+    try:
+        return _from_hub(entry)
+    except OSError as error:
+        raise _cache_error(entry, error) from error
+
+
+def download_to(entry: WeightsEntry, folder: Path) -> Path:
+    """Copy the verified file of ``entry`` into ``folder`` (made if need be), for machines without network.
+
+    Raises:
+        WeightsError: as :func:`fetch`, or ``WeightsCacheError`` where ``folder`` cannot be written.
+    """
+    source, target = fetch(entry), folder / entry.file_name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as temporary:
+            part = Path(temporary.name)
+        try:
+            shutil.copyfile(source, part)
+            part.chmod(0o644)
+            verify(part, entry)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightsCacheError(f"{entry.id}: cannot write {target}: {error}") from error
+    return target
+
+
+# -- the Hub ------------------------------------------------------------------------------------------
+
+
+def _from_hub(entry: WeightsEntry) -> Path:
+    from huggingface_hub import constants
+
+    offline = bool(constants.HF_HUB_OFFLINE)
+    cached = _cached(entry)
+    problem = None
+    if cached is not None:
+        problem = _mismatch(cached, entry)
+        if problem is None:
+            return cached
+        if offline:
+            raise _not_intact(entry, cached, f"{problem}; offline, so it cannot be fetched anew")
+    elif offline:
+        raise WeightsUnavailable(
+            f"{entry.id}: {entry.source} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE "
+            f"forbids the network. On a machine with network run: rsbackbones download {entry.id} --to "
+            "DIR, then pass checkpoint=DIR here or set RSBACKBONES_WEIGHTS=DIR"
+        )
+    # A clean download replaces the file in one step, so that other processes never miss it.
+    path = download(entry, force=problem is not None)
+    again = _mismatch(path, entry)
+    if again is not None and problem is None:
+        path = download(entry, force=True)
+        again = _mismatch(path, entry)
+    if again is not None:
+        raise _not_intact(entry, path, f"{again}, after a second download")
+    return path
+
+
+def _cached(entry: WeightsEntry) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    source = entry.source
+    try:
+        found = try_to_load_from_cache(source.repo_id, source.filename, revision=source.revision)
+    except OSError as error:
+        raise _cache_error(entry, error) from error
+    return Path(found) if isinstance(found, str) else None
+
+
+def _not_intact(entry: WeightsEntry, path: Path, problem: str) -> WeightsIntegrityError:
+    """Remove a bad file with all that its link leads to, and return the error to raise."""
+    message = f"{entry.id}: {entry.source}: {problem}"
+    try:
+        while True:
+            target = path.parent / path.readlink() if path.is_symlink() else None
+            path.unlink(missing_ok=True)
+            if target is None:
+                break
+            path = target
+    except OSError as error:
+        return WeightsIntegrityError(f"{message}. It could not be removed ({error}): delete {path}")
+    return WeightsIntegrityError(
+        f"{message}. The file was removed; try again, or report it if it happens twice"
+    )
+
+
+def download(entry: WeightsEntry, *, force: bool = False) -> Path:
+    """Return the file of ``entry`` from the Hub or its cache, not verified; :func:`fetch` is for weights.
+
+    Raises:
+        WeightsError: one of its subclasses.
+    """
+    from huggingface_hub import hf_hub_download
+
+    source = entry.source
+    _check_space(entry)
+    start = time.monotonic()
+    for attempt in range(TRIES):
+        try:
+            with warnings.catch_warnings():
+                # The client only warns of a full disk, after it has asked for the size.
+                warnings.filterwarnings("error", message="Not enough free disk space")
+                return Path(
+                    hf_hub_download(
+                        source.repo_id,
+                        source.filename,
+                        revision=source.revision,
+                        force_download=force,
+                        token=None if source.private else False,
+                    )
+                )
+        except Exception as error:
+            fault = explain(entry, error)
+            late = time.monotonic() - start > RETRY_WITHIN_S
+            if fault is None:
+                raise
+            if not fault.transient or late or attempt == TRIES - 1:
+                raise fault.error from error
+        time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _check_space(entry: WeightsEntry) -> None:
+    from huggingface_hub import constants
+
+    if entry.bytes is None:
+        return
+    folder = Path(constants.HF_HUB_CACHE)
+    while not os.path.exists(folder):  # noqa: PTH110 (Path.exists raises where it may not look)
+        folder = folder.parent
+    if (free := shutil.disk_usage(folder).free) < entry.bytes:
+        raise WeightsCacheError(
+            f"{entry.id}: {entry.source} needs {entry.bytes} bytes and {folder} has {free} free; make "
+            "room, or set HF_HOME to a folder on a larger disk"
+        )
+
+
+class Fault(NamedTuple):
+    """What to raise for an error of the Hub client; ``transient`` where trying again may help."""
+
+    error: WeightsError
+    transient: bool = False
+
+
+def _cache_error(entry: WeightsEntry, error: OSError) -> WeightsCacheError:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    why = str(error)
+    if error.errno in _DISK_ERRORS:
+        existing = next(p for p in (cache, *cache.parents) if os.path.exists(p))  # noqa: PTH110
+        needed = "unknown" if entry.bytes is None else entry.bytes
+        why = f"{error}; needed {needed} bytes, free {shutil.disk_usage(existing).free}"
+    return WeightsCacheError(
+        f"{entry.id}: the cache {cache} cannot take {entry.source}: {why}. Set HF_HOME to a folder that "
+        "can be written and has room"
+    )
+
+
+def explain(entry: WeightsEntry, error: BaseException) -> Fault | None:
+    """Translate an error of the Hub client; ``None`` for one that is not the network's or the disk's."""
+    from huggingface_hub import errors as hub
+
+    what = f"{entry.id}: {entry.source}"
+    page = f"https://huggingface.co/{entry.source.repo_id}"
+    # The client's HTTP library differs between its major versions; its error base class is what
+    # HfHubHTTPError derives from.
+    http_error = hub.HfHubHTTPError.__mro__[1]
+
+    if isinstance(error, hub.GatedRepoError):
+        text = f"{what}: access is restricted. Accept the terms at {page}, log in with `hf auth login`"
+        text += ' (for an entry of your own manifest also set "private": true)'
+        return Fault(WeightsAccessError(text))
+    if isinstance(error, hub.RepositoryNotFoundError):
+        text = f"{what}: the repository is missing, or private and not open to you; see {page}"
+        return Fault(WeightsNotFound(text))
+    # A failed HEAD is reported as "not in the cache" or "force download failed", caused by the fault.
+    wrapped = isinstance(error, (hub.LocalEntryNotFoundError, ValueError))
+    if wrapped and not isinstance(error, http_error) and error.__cause__ is not None:
+        return explain(entry, error.__cause__)
+    if isinstance(error, (hub.RevisionNotFoundError, hub.EntryNotFoundError)):
+        text = f"{what}: the pinned revision or file is no longer there ({error})"
+        return Fault(WeightsNotFound(text))
+    if isinstance(error, hub.HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            text = f"{what}: refused with HTTP {status}, by the Hub or a proxy on the way; see {page}"
+            return Fault(WeightsAccessError(text))
+        if status == 404:  # a mirror that does not say what is missing
+            return Fault(WeightsNotFound(f"{what}: {error.response.url} is not there (HTTP 404)"))
+        transient = status in (408, 416, 429) or status >= 500
+        text = f"{what}: {error.response.url} answered HTTP {status}; try again later"
+        return Fault(WeightsUnavailable(text), transient)
+    if isinstance(error, hub.FileMetadataError):
+        text = f"{what}: what answered is not a Hub: {error} A login page of the network, perhaps?"
+        return Fault(WeightsUnavailable(text))
+    if isinstance(error, UserWarning):
+        return Fault(WeightsCacheError(f"{what}: {error} Make room, or set HF_HOME to a larger disk"))
+    if isinstance(error, (http_error, ConnectionError, TimeoutError)):
+        name = type(error).__name__
+        text = f"{what}: the network failed ({name}: {error}); check the connection and try again"
+        return Fault(WeightsUnavailable(text), transient=name != "TooManyRedirects")
+    if isinstance(error, OSError):
+        if "Consistency check failed" in str(error):
+            text = f"{what}: the server sent another size than it announced: {error}"
+            return Fault(WeightsIntegrityError(text), transient=True)
+        return Fault(_cache_error(entry, error))
+    if isinstance(error, RuntimeError):
+        text = f"{what}: the client's xet storage failed ({error}); set HF_HUB_DISABLE_XET=1 to use HTTP"
+        return Fault(WeightsUnavailable(text))
+    return None

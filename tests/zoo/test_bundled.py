@@ -1,0 +1,94 @@
+"""The weights inside the package: small, pinned, and there without a network."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import rsbackbones as rsb
+from rsbackbones.zoo.golden import compare_golden
+from rsbackbones.zoo.weights import fetch
+
+ENTRIES = [entry for entry in rsb.list_weights() if entry.state == "bundled"]
+
+OFFLINE = """
+import socket
+def refuse(*args, **options):
+    raise OSError("no network here")
+socket.socket.connect = refuse
+import rsbackbones as rsb
+model = rsb.create_model("croma_vit_tiny", pretrained=True)
+print(model.weights_entry.id, len(rsb.list_models(pretrained=True)))
+"""
+
+
+def test_there_is_one():
+    assert [entry.architecture for entry in ENTRIES if entry.default] == ["croma_vit_tiny", "seamo_vit_tiny"]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
+def test_the_file_is_small_and_what_the_manifest_says(entry):
+    path = fetch(entry)
+    content = path.read_bytes()
+    assert len(content) == entry.bytes <= 3_000_000
+    assert hashlib.sha256(content).hexdigest() == entry.sha256
+    assert entry.dtype == "float16"
+    with safe_open(path, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+        described = json.loads(file.metadata()["rsbackbones"])
+    assert described["architecture"] == entry.architecture
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
+def test_it_gives_the_features_that_were_recorded(entry):
+    model = rsb.create_model(entry.id, pretrained=True)
+    assert entry.golden is not None
+    assert compare_golden(model, entry.golden) == []
+    assert not model.adaptation
+    assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
+def test_its_recipe_lies_beside_it(entry):
+    from rsbackbones.train.engine.config_io import differences, from_json
+    from rsbackbones.train.recipe import Recipe
+    from rsbackbones.train.recipes import RECIPES
+
+    saved = json.loads(fetch(entry).with_suffix(".recipe.json").read_text())
+    recipe = RECIPES[entry.architecture]
+    # Of a recipe of two stages, the first alone may be what is bundled: its card then says so.
+    expected = recipe.resolve_stages()[0] if "phase 1 alone" in entry.provenance else recipe
+    assert differences(from_json(saved["recipe"], Recipe), expected) == []
+    assert saved["environment"]["commit"]
+
+
+def test_it_needs_no_network(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RSBACKBONES_", "HF_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", OFFLINE], cwd=tmp_path, env={**environment, "HF_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[0] == next(entry.id for entry in ENTRIES if entry.default)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [entry.id for entry in ENTRIES])
+def test_it_tells_water_from_forest(name):
+    """The least that trained features must do; random ones are compared in benchmarks/."""
+    model = rsb.create_model(name, pretrained=True, modalities=("s2",))
+    preprocess = rsb.create_preprocess(model, check=False)
+    assert model.bands["s2"] == ("B02", "B03", "B04", "B08")
+    forest, water = torch.tensor([400.0, 550, 400, 2800]), torch.tensor([400.0, 300, 180, 100])
+    noise = torch.randn(8, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.stack([forest, water]).repeat(4, 1)[..., None, None] * (1 + 0.1 * noise)
+    with torch.inference_mode():
+        pooled = torch.nn.functional.normalize(model(preprocess(images)), dim=-1)
+    similar = pooled @ pooled.T
+    same = torch.eye(2).repeat(4, 4).bool()
+    assert similar[same].min() > similar[~same].max()
