@@ -1,8 +1,9 @@
-"""``rsbackbones bench train``: CROMA's pretraining step, ours against the published method written plainly.
+"""``python -m benchmarks.train``: CROMA's pretraining step, ours against the published one.
 
-Every variant runs in a process of its own. The two of a row live side by side and take their steps in turn,
-so that whatever else the machine does meets both; while one computes, the other waits. A step is forward,
-backward and AdamW. Times are medians; a ratio is the median of the ratios of neighbouring steps.
+The published method is written plainly (:mod:`benchmarks.croma_plain`). Every variant runs in a process of
+its own. The two of a row live side by side and take their steps in turn, so that whatever else the machine
+does meets both; while one computes, the other waits. A step is forward, backward and AdamW. Times are
+medians; a ratio is the median of the ratios of neighbouring steps.
 
 Memory is what the process had at most in a step after warming up, less what it had after its imports:
 weights, gradients, optimizer, activations and what the allocator keeps of them. (Linux only: VmHWM, which is
@@ -16,12 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.bench.bars import Panel, draw_bars
-from rsbackbones.bench.cell import VARIANTS, Cell
-from rsbackbones.bench.data_wait import measure_data_wait
-from rsbackbones.bench.machine import all_cores, machine
-from rsbackbones.bench.page import describe, number, part_lines, table_head, table_row
-from rsbackbones.bench.processes import say, side_by_side
+from benchmarks import command
+from benchmarks.bars import Panel, draw_bars
+from benchmarks.data_wait import measure_data_wait
+from benchmarks.machine import all_cores, machine
+from benchmarks.page import describe, number, part_lines, table_head, table_row
+from benchmarks.processes import say, side_by_side
+from benchmarks.train_cell import VARIANTS, Cell
 from rsbackbones.files.atomic import write_text
 
 SEED = 0
@@ -48,7 +50,7 @@ def bench_train(output: Path, *, quick: bool) -> str:
     size = QUICK if quick else FULL
     output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
-        "command": "rsbackbones bench train" + (" --quick" if quick else ""),
+        "command": "python -m benchmarks.train" + (" --quick" if quick else ""),
         "machine": machine(), "threads": all_cores(), "seed": SEED, "size": asdict(size), "rows": [],
     }  # fmt: skip
     for compiled in (False,) if quick else (False, True):  # compiling takes minutes
@@ -80,7 +82,7 @@ def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
     times: dict[str, list[float]] = {v: [] for v in VARIANTS}
     found: dict[str, dict[str, Any]] = {}
     cells = {v: replace(cell, variant=v) for v in VARIANTS}
-    with side_by_side("rsbackbones.bench.cell", cells) as processes:
+    with side_by_side("benchmarks.train_cell", cells) as processes:
         for number in range(size.warmup + size.steps):
             for variant in VARIANTS:
                 if number == size.warmup:
@@ -121,7 +123,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"Batch {size['batch_size']} of {size['side']} x {size['side']} pixels, both sensors; forward, "
         f"backward, AdamW. {describe(found)}",
         "",
-        "Ours against the published method written plainly (`rsbackbones/bench/croma_plain.py`), median of "
+        "Ours against the published method written plainly (`benchmarks/croma_plain.py`), median of "
         f"{size['steps']} steps each, taken in turn."
         + ("" if any(row["compiled"] for row in found["rows"]) else " Without compiled steps (--quick)."),
         "",
@@ -196,3 +198,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for title, key, unit in (("samples/s", "samples_per_s", 1), ("peak memory, MiB", "memory", 2**20))
     ]
     draw_bars(panels, groups, f"{found['size']['model']}, batch {found['size']['batch_size']}", path)
+
+
+if __name__ == "__main__":
+    command.main(bench_train, __doc__)
