@@ -20,10 +20,10 @@ relative to how far these lie from their mean: 0 is the same, 1 as far off as on
 import argparse
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ from sklearn.preprocessing import StandardScaler
 from timm.models import adapt_input_conv
 
 import rsbackbones as rsb
+from benchmarks.page import mean_and_deviation
+from rsbackbones.files.markdown import markdown_table, replace_between
 from rsbackbones.zoo.adapt import MISSING_RULES, SCALE_RULES
 
 Values = np.ndarray[Any, np.dtype[Any]]
@@ -170,25 +172,25 @@ def tables(results: Results) -> str:
         rules = list(dict.fromkeys(rule for held in results[part].values() for rule in held))
         lines += [
             "", f"{titles[part]}: {kind}", "",
-            "| weights of a band | " + " | ".join(f"{bands}, {key}" for bands, key in columns) + " |",
-            "|---|" + "---:|" * len(columns),
         ]  # fmt: skip
+        rows = []
         for rule in rules:
-            cells = []
+            cells = [rule]
             for bands, key in columns:
-                values = np.array(results[part][bands][rule][kind][key])
+                values = results[part][bands][rule][kind][key]
                 if key == "distance":
-                    cells.append("" if rule == "random weights" else f"{values.mean():.2f}")
+                    cells.append("" if rule == "random weights" else f"{mean(values):.2f}")
                 else:
-                    cells.append(f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):.1f}")
-            lines.append(f"| {rule} | " + " | ".join(cells) + " |")
-    return "\n".join(lines[1:]) + "\n"
+                    cells.append(mean_and_deviation([100 * value for value in values]))
+            rows.append(cells)
+        header = ["weights of a band", *(f"{bands}, {key}" for bands, key in columns)]
+        lines.append(markdown_table(header, rows, "l" + "r" * len(columns)))
+    return "\n".join(lines[1:])
 
 
 def in_docs(text: str, results: Results) -> str:
     """Return the text of a page with its tables replaced by those of the results."""
-    new = f"{BEGIN}\n{tables(results)}{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: new, text, flags=re.DOTALL)
+    return replace_between(text, BEGIN, END, tables(results))
 
 
 def main() -> None:

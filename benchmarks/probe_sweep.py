@@ -24,6 +24,7 @@ from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import Kind, ProbeOptions, fit_probes
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
+from rsbackbones.files.markdown import markdown_table
 
 CLASSES, REPEATS = 10, 3
 CASES: tuple[tuple[Kind, int, int], ...] = (
@@ -69,9 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    rows = []
-    print("| probe | samples | dimensions | at once, s | ours one by one | torch's one by one |")
-    print("|---|---:|---:|---:|---:|---:|")
+    rows, cells = [], []
     for kind, count, dim in CASES:
         train = samples(count, dim)
         ways: dict[str, list[Callable[[], None]]] = {
@@ -83,9 +82,10 @@ def main() -> None:
         times = {name: min(seconds(runs) for _ in range(REPEATS)) for name, runs in ways.items()}
         rows.append({"kind": kind, "samples": count, "dimensions": dim, "seconds": times})
         ratios = [times[name] / times["at_once"] for name in ("ours_one_by_one", "torch_one_by_one")]
-        print(
-            f"| {kind} | {count} | {dim} | {times['at_once']:.2f} | {ratios[0]:.1f} x | {ratios[1]:.1f} x |"
-        )
+        slower = [f"{ratio:.1f} x" for ratio in ratios]
+        cells.append([kind, f"{count}", f"{dim}", f"{times['at_once']:.2f}", *slower])
+    names = ("probe", "samples", "dimensions", "at once, s", "ours one by one", "torch's one by one")
+    print(markdown_table(names, cells, "lrrrrr"))
     if options.output:
         found = {"environment": environment(), "repeats": REPEATS, "rows": rows}
         write_text(options.output, json.dumps(found, indent=1) + "\n")

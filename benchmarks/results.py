@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.page import mean_and_deviation
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.report import notes_as_markdown, papers_way, table
@@ -158,8 +158,8 @@ def verdict(weights: str, found: dict[str, Any]) -> str:
     better = all(a > b for a, b in zip(ours, theirs, strict=True))
     says = "beats" if better else "does not beat"
     return (
-        f"{says} means and deviations per band: logistic regression {shown(ours)} ({stream}) against "
-        f"{shown(theirs)}"
+        f"{says} means and deviations per band: logistic regression {mean_and_deviation(ours)} ({stream}) "
+        f"against {mean_and_deviation(theirs)}"
     )
 
 
@@ -174,10 +174,6 @@ def pretraining(weights: str, name: str) -> str | None:
     provenance = next(e.provenance for e in list_weights() if e.id == weights)
     which = [said for source, said in SETS[name].pretrained_on.items() if source in provenance]
     return f"pretrained, without labels, on {' and '.join(which)}" if which else None
-
-
-def shown(numbers: list[float]) -> str:
-    return f"{mean(numbers):.1f} ± {stdev(numbers):.1f}"
 
 
 def page(record: dict[str, Any]) -> str:
@@ -227,7 +223,9 @@ def card_metrics(weights: str, sets: dict[str, Any]) -> dict[str, str]:
             ours, random = (
                 values(found, who, stream, protocol) for who in (weights, "random initialisation")
             )
-            said[f"{name}, {protocol}"] = f"{shown(ours)} ({stream}); random initialisation {shown(random)}"
+            said[f"{name}, {protocol}"] = (
+                f"{mean_and_deviation(ours)} ({stream}); random initialisation {mean_and_deviation(random)}"
+            )
     return said | {"of what": "frozen features, percent; docs/results.md has all"}
 
 

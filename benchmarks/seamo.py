@@ -13,7 +13,6 @@ training and of the split.
 import argparse
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from functools import cache, partial
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import rsbackbones as rsb
-from benchmarks.results import ROOT, SETS, shown
+from benchmarks.page import mean_and_deviation
+from benchmarks.results import ROOT, SETS
 from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.encoded import Encoded
@@ -29,6 +29,7 @@ from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import Subject, model_for, of_random_weights
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
+from rsbackbones.files.markdown import markdown_table, replace_between
 from rsbackbones.train import RECIPES, Recipe, apply_overrides, pretrain
 from rsbackbones.train.export import export
 
@@ -133,30 +134,28 @@ def table(record: dict[str, Any]) -> str:
         (name, column) for name, found in record["sets"].items()
         for column in next(iter(found["scores"].values()))
     ]  # fmt: skip
-    lines = [
-        "| second phase | " + " | ".join(f"{name}: {column}" for name, column in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
+    rows = []
     for variant in next(iter(record["sets"].values()))["scores"]:
-        cells = [shown(record["sets"][name]["scores"][variant][column]) for name, column in columns]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        scores = (record["sets"][name]["scores"][variant][column] for name, column in columns)
+        rows.append([variant, *map(mean_and_deviation, scores)])
+    header = ["second phase", *(f"{name}: {column}" for name, column in columns)]
     runs, made = record["runs"], record["environment"]
     steps = [runs[name][0]["steps"] for name in (PHASE_1, *VARIANTS)]
     seconds = max(run["seconds"] for of in runs.values() for run in of)
     metrics = ", ".join(f"{name}: {found['metric']}" for name, found in record["sets"].items())
-    lines += [
+    lines = [
+        markdown_table(header, rows, "l" + "r" * len(columns)),
         "",
         f"Percent ({metrics}), mean and standard deviation of {len(record['seeds'])} seeds. "
         f"{steps[0]} steps of phase 1, then {steps[1]} of phase 2, at most {seconds:.0f} s a phase. "
         f"{made['machine']}, torch {made['torch']}, rsbackbones {made['rsbackbones']} ({made['commit']}).",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def in_docs(text: str, record: dict[str, Any]) -> str:
     """Return the text of the page with its table replaced by that of the record."""
-    new = f"{BEGIN}\n{table(record)}{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: new, text, flags=re.DOTALL)
+    return replace_between(text, BEGIN, END, table(record))
 
 
 def main() -> None:

@@ -21,10 +21,11 @@ from benchmarks import command
 from benchmarks.bars import Panel, draw_bars
 from benchmarks.data_wait import measure_data_wait
 from benchmarks.machine import all_cores, machine
-from benchmarks.page import describe, number, part_lines, table_head, table_row
+from benchmarks.page import describe, number, part_rows
 from benchmarks.processes import say, side_by_side
 from benchmarks.train_cell import VARIANTS, Cell
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.markdown import markdown_table
 
 SEED = 0
 
@@ -117,6 +118,16 @@ def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
 def markdown(found: dict[str, Any]) -> str:
     """Return the report of what was measured."""
     size = found["size"]
+    names = ["precision", "mode", "ours, samples/s", "published, samples/s", "speed, ours / published",
+             "ours, MiB", "published, MiB", "memory, ours / published"]  # fmt: skip
+    rows = []
+    for row in found["rows"]:
+        cells = [row["precision"], "compiled" if row["compiled"] else "eager"]
+        cells += [number(row[v], "samples_per_s", "{:.2f}") for v in VARIANTS]
+        cells += [number(row, "speed_ratio", "{:.2f}")]
+        cells += [number(row[v], "memory", "{:.0f}", 2**20) for v in VARIANTS]
+        cells += [number(row, "memory_ratio", "{:.2f}")]
+        rows.append(cells)
     lines = [
         f"# The pretraining step of {size['model']}",
         "",
@@ -127,18 +138,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"{size['steps']} steps each, taken in turn."
         + ("" if any(row["compiled"] for row in found["rows"]) else " Without compiled steps (--quick)."),
         "",
-        *table_head(
-            ["precision", "mode", "ours, samples/s", "published, samples/s", "speed, ours / published",
-             "ours, MiB", "published, MiB", "memory, ours / published"], texts=2,
-        ),
-    ]  # fmt: skip
-    for row in found["rows"]:
-        cells = [row["precision"], "compiled" if row["compiled"] else "eager"]
-        cells += [number(row[v], "samples_per_s", "{:.2f}") for v in VARIANTS]
-        cells += [number(row, "speed_ratio", "{:.2f}")]
-        cells += [number(row[v], "memory", "{:.0f}", 2**20) for v in VARIANTS]
-        cells += [number(row, "memory_ratio", "{:.2f}")]
-        lines.append(table_row(cells))
+        markdown_table(names, rows, "ll" + "r" * 6),
+    ]
     for row in found["rows"]:
         for v in (v for v in VARIANTS if "error" in row[v]):
             mode = "compiled" if row["compiled"] else "eager"
@@ -153,7 +154,16 @@ def _breakdown_lines(found: dict[str, Any]) -> list[str]:
     }  # fmt: skip
     if not cells:
         return []
-    lines = [
+    patches, held = found["size"]["batch_size"], list(cells.values())
+    rows = [
+        *part_rows([c["seconds"] for c in held]),
+        ["step, not profiled", *(f"{1e3 * c['median_seconds']:.0f}" for c in held)],
+        ["GFLOP per sample", *(f"{c['flops'] / patches / 1e9:.2f}" for c in held)],
+        ["matrix products, GFLOP/s", *(f"{c['products_flop_per_s'] / 1e9:.0f}" for c in held)],
+        ["ceiling, samples/s", *(f"{c['ceiling_samples_per_s']:.2f}" for c in held)],
+        ["reached of the ceiling", *(f"{c['samples_per_s'] / c['ceiling_samples_per_s']:.0%}" for c in held)],
+    ]
+    return [
         "",
         "## Where the time goes (eager)",
         "",
@@ -161,19 +171,8 @@ def _breakdown_lines(found: dict[str, Any]) -> list[str]:
         "is the speed if a step were its FLOPs at the rate of its linear layers' matrix products, measured "
         "alone.",
         "",
-        *part_lines({name: c["seconds"] for name, c in cells.items()}),
+        markdown_table(["", *cells], rows, "l" + "r" * len(cells)),
     ]
-    patches = found["size"]["batch_size"]
-    rows = {
-        "step, not profiled": [f"{1e3 * c['median_seconds']:.0f}" for c in cells.values()],
-        "GFLOP per sample": [f"{c['flops'] / patches / 1e9:.2f}" for c in cells.values()],
-        "matrix products, GFLOP/s": [f"{c['products_flop_per_s'] / 1e9:.0f}" for c in cells.values()],
-        "ceiling, samples/s": [f"{c['ceiling_samples_per_s']:.2f}" for c in cells.values()],
-        "reached of the ceiling": [
-            f"{c['samples_per_s'] / c['ceiling_samples_per_s']:.0%}" for c in cells.values()
-        ],
-    }
-    return lines + [table_row([name, *values]) for name, values in rows.items()]
 
 
 def _wait_lines(wait: dict[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.data.simulator import simulate_scene
+from rsbackbones.files.markdown import markdown_table
 from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.sensors import SSL4EO_S12
 from rsbackbones.train.distill_tokenizer import distill_tokenizer
@@ -125,14 +126,12 @@ def table(results: Results) -> str:
     rules = list(next(iter(results.values())))
     columns = [(rule, kind) for kind in results["own bands"][rules[0]] for rule in rules]
     digits = {"error": 2, "cosine": 3, "moved": 0, "same": 0}
-    lines = [
-        "| bands given | " + " | ".join(f"{kind}, {rule}" for rule, kind in columns) + " |",
-        "|---|" + "---:|" * len(columns),
+    rows = [
+        [title, *(f"{found[rule][kind]:.{digits[kind]}f}" for rule, kind in columns)]
+        for title, found in results.items()
     ]
-    for title, found in results.items():
-        cells = [f"{found[rule][kind]:.{digits[kind]}f}" for rule, kind in columns]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    header = ["bands given", *(f"{kind}, {rule}" for rule, kind in columns)]
+    return markdown_table(header, rows, "l" + "r" * len(columns))
 
 
 def main() -> None:
