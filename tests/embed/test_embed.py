@@ -216,7 +216,7 @@ def test_the_map_says_what_it_is(tiny, tmp_path):
     assert tags["rsbackbones"] == rsb.__version__
     assert tags["model"] == "croma_vit_tiny"
     assert tags["stream"] == "joint"
-    assert (tags["patch_size"], tags["window"], tags["overlap"]) == ("8", "120", "48")
+    assert (tags["stride"], tags["window"], tags["overlap"]) == ("8", "120", "48")
     assert "a.tif" in tags["input"]
     assert "b.tif" in tags["input"]
     assert tags["parameters_sha256"] == weights_digest(tiny)
