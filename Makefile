@@ -28,12 +28,12 @@ lint: .venv/installed
 # The tables of the README, the model cards and the record of the public API.
 tables: .venv/installed
 	$(BIN)/python -m rsbackbones.zoo.cards
-	$(BIN)/python -m rsbackbones.bench.encode_page
+	$(BIN)/python -m benchmarks.encode_page
 	$(BIN)/python -m tests.test_api_surface
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
 bench: .venv/installed
-	$(BIN)/rsbackbones bench encode --output bench $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.encode --output bench $(if $(QUICK),--quick)
 
 build: .venv/installed
 	$(BIN)/python -m build

@@ -1,6 +1,6 @@
 """All learning rates of a probe at once against one after another: the same probes, in a share of the time.
 
-    python benchmarks/probe_sweep.py [--output JSON]
+    python -m benchmarks.probe_sweep [--output JSON]
 
 Features are drawn: 200 and 4,000 samples, of 96 and of 768 dimensions, ten classes that overlap. *One by one*
 trains the 27 rates in turn, by our own code with a single rate and as torch's layers and optimizer do it
@@ -10,8 +10,9 @@ trains the 27 rates in turn, by our own code with a single rate and as torch's l
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,11 +21,15 @@ import torch
 from torch import nn
 
 from rsbackbones.eval.samples import Samples
-from rsbackbones.eval.sweep import ProbeOptions, fit_probes
+from rsbackbones.eval.sweep import Kind, ProbeOptions, fit_probes
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
+from rsbackbones.files.markdown import markdown_table
 
 CLASSES, REPEATS = 10, 3
+CASES: tuple[tuple[Kind, int, int], ...] = (
+    ("linear", 200, 96), ("linear", 4000, 96), ("linear", 4000, 768), ("mlp", 200, 96), ("mlp", 4000, 96),
+)  # fmt: skip
 OPTIONS = ProbeOptions(warmup=1, epochs=4)
 
 
@@ -34,7 +39,12 @@ def samples(count: int, dim: int) -> Samples:
     return Samples((draw.normal(size=(count, dim)) + np.eye(CLASSES, dim)[labels]).astype(np.float32), labels)
 
 
-def plain(train: Samples, kind: str, rate: float) -> None:
+def ours(train: Samples, kind: Kind, rates: tuple[float, ...]) -> None:
+    """Train a probe for each rate, at once."""
+    fit_probes(train, classes=CLASSES, kind=kind, options=replace(OPTIONS, rates=rates))
+
+
+def plain(train: Samples, kind: Kind, rate: float) -> None:
     """Train one probe with torch's own parts."""
     sizes = [train.features.shape[1], *([OPTIONS.hidden] if kind == "mlp" else []), CLASSES]
     parts = [nn.Linear(a, b) for a, b in pairwise(sizes)]
@@ -48,9 +58,10 @@ def plain(train: Samples, kind: str, rate: float) -> None:
             optimizer.step()
 
 
-def seconds(run: Callable[[], object]) -> float:
+def seconds(runs: Sequence[Callable[[], None]]) -> float:
     start = time.perf_counter()
-    run()
+    for run in runs:
+        run()
     return time.perf_counter() - start
 
 
@@ -59,29 +70,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    rows = []
-    print("| probe | samples | dimensions | at once, s | ours one by one | torch's one by one |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for kind, count, dim in [
-        ("linear", 200, 96), ("linear", 4000, 96), ("linear", 4000, 768), ("mlp", 200, 96), ("mlp", 4000, 96),
-    ]:  # fmt: skip
+    rows, cells = [], []
+    for kind, count, dim in CASES:
         train = samples(count, dim)
-
-        def ours(rates: tuple[float, ...], train=train, kind=kind) -> None:
-            fit_probes(train, classes=CLASSES, kind=kind, options=replace(OPTIONS, rates=rates))
-
-        ways = {
-            "at_once": lambda ours=ours: ours(OPTIONS.rates),
-            "ours_one_by_one": lambda ours=ours: [ours((rate,)) for rate in OPTIONS.rates],
-            "torch_one_by_one": lambda t=train, k=kind: [plain(t, k, rate) for rate in OPTIONS.rates],
+        ways: dict[str, list[Callable[[], None]]] = {
+            "at_once": [partial(ours, train, kind, OPTIONS.rates)],
+            "ours_one_by_one": [partial(ours, train, kind, (rate,)) for rate in OPTIONS.rates],
+            "torch_one_by_one": [partial(plain, train, kind, rate) for rate in OPTIONS.rates],
         }
         # Taken in turn, the fastest of each: what else runs on the machine hits all alike.
-        times = {name: min(seconds(run) for _ in range(REPEATS)) for name, run in ways.items()}
+        times = {name: min(seconds(runs) for _ in range(REPEATS)) for name, runs in ways.items()}
         rows.append({"kind": kind, "samples": count, "dimensions": dim, "seconds": times})
         ratios = [times[name] / times["at_once"] for name in ("ours_one_by_one", "torch_one_by_one")]
-        print(
-            f"| {kind} | {count} | {dim} | {times['at_once']:.2f} | {ratios[0]:.1f} x | {ratios[1]:.1f} x |"
-        )
+        slower = [f"{ratio:.1f} x" for ratio in ratios]
+        cells.append([kind, f"{count}", f"{dim}", f"{times['at_once']:.2f}", *slower])
+    names = ("probe", "samples", "dimensions", "at once, s", "ours one by one", "torch's one by one")
+    print(markdown_table(names, cells, "lrrrrr"))
     if options.output:
         found = {"environment": environment(), "repeats": REPEATS, "rows": rows}
         write_text(options.output, json.dumps(found, indent=1) + "\n")

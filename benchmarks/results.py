@@ -1,9 +1,9 @@
 """Every bundled model and two baselines on labelled real images: docs/results.md and the cards' numbers.
 
-    RSB_DATA=... python benchmarks/results.py --out runs/results    # measures, writes benchmarks/results.json
-    RSB_DATA=... python benchmarks/results.py --out runs/results --only croma_vit_tiny.samples    # one model
-    RSB_DATA=... python benchmarks/results.py --out runs/results --sets 'EuroSAT*'    # these sets alone
-    python benchmarks/results.py                                    # writes page and manifest from the JSON
+    RSB_DATA=... python -m benchmarks.results --out runs/results    # measures, writes benchmarks/results.json
+    RSB_DATA=... python -m benchmarks.results --out runs/results --only croma_vit_tiny.samples    # one model
+    RSB_DATA=... python -m benchmarks.results --out runs/results --sets 'EuroSAT*'    # these sets alone
+    python -m benchmarks.results                                    # writes page and manifest from the JSON
 
 Data: EuroSAT MS, 200 images of 64 px (L1C; the bands that weights have); EuroSAT RGB, 5,000 pictures of 64
 px; BigEarthNet, 80 pairs of 120 px whose pixels have one of six coarse CORINE classes; Sen1Floods11, four
@@ -18,12 +18,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.page import mean_and_deviation
 from rsbackbones.data.labelled import open_labelled
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.report import notes_as_markdown, papers_way, table
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
@@ -61,6 +62,10 @@ class LabelledFile:
     mapping: dict[str, Any] | None
     protocols: tuple[str, ...]
     pretrained_on: Mapping[str, str] = field(default_factory=dict)
+
+    def open(self, folder: Path, seed: int) -> LabelledSet:
+        """Open it; where it has no split of its own, with that of ``seed``."""
+        return open_labelled(folder / self.file, mapping=self.mapping, seed=seed)
 
 
 SETS = {
@@ -101,19 +106,22 @@ def measure(folder: Path, out: Path, only: str, sets: str) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for entry in (e for e in list_weights(only) if e.state == "bundled"):
         for name, held in ((n, h) for n, h in SETS.items() if fnmatch(n, sets)):
-
-            @cache
-            def open_set(seed: int, held=held):
-                return open_labelled(folder / held.file, mapping=held.mapping, seed=seed)
-
+            open_set = cache(partial(held.open, folder))
             data = open_set(SEEDS[0])
             model = model_for(data, entry.id)
-            alike = {"modalities": model.modalities, "bands": model.bands, "pretrained": False}
+            alike: dict[str, Any] = {
+                "modalities": model.modalities,
+                "bands": model.bands,
+                "pretrained": False,
+            }
             here = out / entry.id / name.replace(" ", "_")
-            how = {"level": "image" if data.labels is not None else "patch", "cache": here / "cache"}
+            how: dict[str, Any] = {
+                "level": "image" if data.labels is not None else "patch",
+                "cache": here / "cache",
+            }
             subjects = [
                 of_weights(entry.id, model, how),
-                of_random_weights(lambda d=data, a=alike, e=entry: model_for(d, e.architecture, **a), how),
+                of_random_weights(partial(model_for, data, entry.architecture, **alike), how),
                 of_statistics(model, how),
             ]
             here.mkdir(parents=True, exist_ok=True)
@@ -150,14 +158,15 @@ def verdict(weights: str, found: dict[str, Any]) -> str:
     better = all(a > b for a, b in zip(ours, theirs, strict=True))
     says = "beats" if better else "does not beat"
     return (
-        f"{says} means and deviations per band: logistic regression {shown(ours)} ({stream}) against "
-        f"{shown(theirs)}"
+        f"{says} means and deviations per band: logistic regression {mean_and_deviation(ours)} ({stream}) "
+        f"against {mean_and_deviation(theirs)}"
     )
 
 
 def whole(weights: str, found: dict[str, Any]) -> str:
     """Return the stream that all sensors feed: the last of the model's own."""
-    return [r["stream"] for r in found["rows"] if r["subject"] == weights and "+" not in r["stream"]][-1]
+    streams = [str(row["stream"]) for row in found["rows"] if row["subject"] == weights]
+    return [stream for stream in streams if "+" not in stream][-1]
 
 
 def pretraining(weights: str, name: str) -> str | None:
@@ -165,10 +174,6 @@ def pretraining(weights: str, name: str) -> str | None:
     provenance = next(e.provenance for e in list_weights() if e.id == weights)
     which = [said for source, said in SETS[name].pretrained_on.items() if source in provenance]
     return f"pretrained, without labels, on {' and '.join(which)}" if which else None
-
-
-def shown(numbers: list[float]) -> str:
-    return f"{mean(numbers):.1f} ± {stdev(numbers):.1f}"
 
 
 def page(record: dict[str, Any]) -> str:
@@ -181,7 +186,7 @@ def page(record: dict[str, Any]) -> str:
         "logistic regression. Percent, mean and standard deviation over three seeds: of the split (80 / 20),",
         "the probes, and the random weights; in brackets 95 % bootstrap intervals over the test samples,",
         "their ends averaged; a single test image has none. [evaluation.md](evaluation.md) says what the",
-        "protocols are. Generated by `python benchmarks/results.py` from `benchmarks/results.json`.",
+        "protocols are. Generated by `python -m benchmarks.results` from `benchmarks/results.json`.",
         "",
         *ABSENT,
     ]
@@ -218,7 +223,9 @@ def card_metrics(weights: str, sets: dict[str, Any]) -> dict[str, str]:
             ours, random = (
                 values(found, who, stream, protocol) for who in (weights, "random initialisation")
             )
-            said[f"{name}, {protocol}"] = f"{shown(ours)} ({stream}); random initialisation {shown(random)}"
+            said[f"{name}, {protocol}"] = (
+                f"{mean_and_deviation(ours)} ({stream}); random initialisation {mean_and_deviation(random)}"
+            )
     return said | {"of what": "frozen features, percent; docs/results.md has all"}
 
 

@@ -1,7 +1,7 @@
 """SeaMo's block and its crops compared at equal budget: what the second phase of ``seamo_vit_tiny`` adds.
 
-    RSB_DATA=... python benchmarks/seamo.py --out runs/seamo    # trains, measures, writes the JSON
-    python benchmarks/seamo.py                                  # writes the table into docs/training.md
+    RSB_DATA=... python -m benchmarks.seamo --out runs/seamo    # trains, measures, writes the JSON
+    python -m benchmarks.seamo                                  # writes the table into docs/training.md
 
 A check of the mechanism on two real places and simulated ones, not evidence about the paper. The recipe is
 that of the bundled model with fewer epochs; for each of three seeds one first phase is shared by four second
@@ -13,21 +13,23 @@ training and of the split.
 import argparse
 import json
 import os
-import re
 import shutil
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from results import ROOT, SETS, shown
-
 import rsbackbones as rsb
-from rsbackbones.data.labelled import open_labelled
+from benchmarks.page import mean_and_deviation
+from benchmarks.results import ROOT, SETS
+from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.encode import encode
+from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import Subject, model_for, of_random_weights
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
+from rsbackbones.files.markdown import markdown_table, replace_between
 from rsbackbones.train import RECIPES, Recipe, apply_overrides, pretrain
 from rsbackbones.train.export import export
 
@@ -86,6 +88,18 @@ def _weights_of(run: Path) -> dict[str, Any]:
     }
 
 
+def trained(runs: Mapping[int, dict[str, Any]], data: LabelledSet, seed: int) -> rsb.Backbone:
+    """Return the model that the run of a seed gave, for a set."""
+    return model_for(data, "seamo_vit_tiny", checkpoint=Path(runs[seed]["file"]))
+
+
+def features_of(
+    runs: Mapping[int, dict[str, Any]], how: Mapping[str, Any], data: LabelledSet, seed: int
+) -> Encoded:
+    """Return the features that the run of a seed gives of a set."""
+    return encode(trained(runs, data, seed), data, **how)
+
+
 def measure(data: Path, out: Path) -> dict[str, Any]:
     """Train and evaluate everything."""
     made = train_all(data, out)
@@ -94,24 +108,14 @@ def measure(data: Path, out: Path) -> dict[str, Any]:
         v: [{k: s[k] for k in ("steps", "seconds")} for s in of.values()] for v, of in made.items()
     }
     for name in COMPARED:
-
-        @cache
-        def open_set(seed: int, of=SETS[name]):
-            return open_labelled(data / of.file, mapping=of.mapping, seed=seed)
-
+        open_set = cache(partial(SETS[name].open, data))
         held = open_set(SEEDS[0])
-        how = {"level": "image" if held.labels is not None else "patch"}
+        how: dict[str, Any] = {"level": "image" if held.labels is not None else "patch"}
 
-        def trained(variant: str, seed: int, held=held) -> rsb.Backbone:
-            return model_for(held, "seamo_vit_tiny", checkpoint=Path(made[variant][seed]["file"]))
-
-        def subject(variant: str, how=how, trained=trained) -> Subject:
-            return Subject(variant, lambda d, seed: encode(trained(variant, seed), d, **how), {})
-
-        like = trained(PHASE_1, SEEDS[0])
-        alike = {"modalities": like.modalities, "bands": like.bands, "pretrained": False}
-        random = of_random_weights(lambda d=held, a=alike: model_for(d, "seamo_vit_tiny", **a), how)
-        subjects = [*(subject(variant) for variant in made), random]
+        like = trained(made[PHASE_1], held, SEEDS[0])
+        alike: dict[str, Any] = {"modalities": like.modalities, "bands": like.bands, "pretrained": False}
+        random = of_random_weights(partial(model_for, held, "seamo_vit_tiny", **alike), how)
+        subjects = [*(Subject(v, partial(features_of, runs, how), {}) for v, runs in made.items()), random]
         here = out / "eval" / name.replace(" ", "_")
         here.mkdir(parents=True, exist_ok=True)
         found = evaluate(PROTOCOLS, subjects, open_set, here, seeds=SEEDS)
@@ -130,30 +134,28 @@ def table(record: dict[str, Any]) -> str:
         (name, column) for name, found in record["sets"].items()
         for column in next(iter(found["scores"].values()))
     ]  # fmt: skip
-    lines = [
-        "| second phase | " + " | ".join(f"{name}: {column}" for name, column in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
+    rows = []
     for variant in next(iter(record["sets"].values()))["scores"]:
-        cells = [shown(record["sets"][name]["scores"][variant][column]) for name, column in columns]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        scores = (record["sets"][name]["scores"][variant][column] for name, column in columns)
+        rows.append([variant, *map(mean_and_deviation, scores)])
+    header = ["second phase", *(f"{name}: {column}" for name, column in columns)]
     runs, made = record["runs"], record["environment"]
     steps = [runs[name][0]["steps"] for name in (PHASE_1, *VARIANTS)]
     seconds = max(run["seconds"] for of in runs.values() for run in of)
     metrics = ", ".join(f"{name}: {found['metric']}" for name, found in record["sets"].items())
-    lines += [
+    lines = [
+        markdown_table(header, rows, "l" + "r" * len(columns)),
         "",
         f"Percent ({metrics}), mean and standard deviation of {len(record['seeds'])} seeds. "
         f"{steps[0]} steps of phase 1, then {steps[1]} of phase 2, at most {seconds:.0f} s a phase. "
         f"{made['machine']}, torch {made['torch']}, rsbackbones {made['rsbackbones']} ({made['commit']}).",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def in_docs(text: str, record: dict[str, Any]) -> str:
     """Return the text of the page with its table replaced by that of the record."""
-    new = f"{BEGIN}\n{table(record)}{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: new, text, flags=re.DOTALL)
+    return replace_between(text, BEGIN, END, table(record))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A tokenizer by wavelength, distilled, against kernels adapted by name and `nearest`: tokens and embeddings.
 
-    [RSB_DATA=...] python benchmarks/wavelength_tokenizer.py [--checkpoint WEIGHTS] [--output JSON]
+    [RSB_DATA=...] python -m benchmarks.wavelength_tokenizer [--checkpoint WEIGHTS] [--output JSON]
 
 Images: 1,000 Sentinel-2 L2A patches to learn from and 200 others to measure on, of RSB_DATA; without it,
 simulated scenes. *Error* is the root mean square difference from the tokens that the model's own bands give,
@@ -17,15 +17,20 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import rsbackbones as rsb
 from rsbackbones.data.simulator import simulate_scene
+from rsbackbones.files.markdown import markdown_table
+from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.sensors import SSL4EO_S12
 from rsbackbones.train.distill_tokenizer import distill_tokenizer
 
+# By bands and by rule: error, cosine, ...
+Results = dict[str, dict[str, dict[str, float]]]
 NAME = "croma_vit_tiny"
 TWELVE = SSL4EO_S12["s2"].bands
 SETS = {
@@ -59,10 +64,10 @@ def normalised(model: rsb.Backbone, images: np.ndarray) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def compare(model: rsb.Backbone, full: rsb.Backbone, images: np.ndarray) -> dict[str, float]:
+def compare(model: ViTBackbone, full: ViTBackbone, images: np.ndarray) -> dict[str, float]:
     """Return the error of a model's tokens and the cosine of its embedding, to those of all bands."""
     x, y = normalised(model, images), normalised(full, images)
-    (tokens, right) = (m.get_submodule(m.tokenizer_name("s2"))(z) for m, z in ((model, x), (full, y)))
+    tokens, right = (m.get_submodule(m.tokenizer_name("s2"))(z) for m, z in ((model, x), (full, y)))
     spread = (right - right.mean((0, 1))).square().mean()
     cosine = torch.nn.functional.cosine_similarity(model(x), full(y)).mean()
     return {"error": float(((tokens - right).square().mean() / spread).sqrt()), "cosine": float(cosine)}
@@ -85,21 +90,28 @@ def neighbours(model: rsb.Backbone, full: rsb.Backbone) -> dict[str, float]:
     return {"moved": 100 * share(given, whole), "same": 100 * share(given, given)}
 
 
-def run(checkpoint: Path | None) -> dict[str, dict[str, dict[str, float]]]:
-    """Return ``{bands: {rule: {error, cosine}}}``."""
+def vit(**options: Any) -> ViTBackbone:
+    """Return the model of :data:`NAME`."""
+    model = rsb.create_model(NAME, **options)
+    assert isinstance(model, ViTBackbone)
+    return model
+
+
+def run(checkpoint: Path | None) -> Results:
+    """Measure everything."""
     learn, measure = read()
     weights = {"pretrained": True} if checkpoint is None else {"checkpoint": checkpoint}
-    full = rsb.create_model(NAME, **weights, modalities=("s2",))
+    full = vit(**weights, modalities=("s2",))
     student = distill_tokenizer(full, normalised(full, learn))
-    results: dict = {}
+    results: Results = {}
     with tempfile.TemporaryDirectory() as folder:
         path = rsb.save_model(student, Path(folder) / "any.safetensors")
         for title, chosen in SETS.items():
             bands = {"s2": chosen or full.bands["s2"]}
             fixed = {**weights, "modalities": ("s2",), "bands": bands, "bands_missing": "nearest"}
             models = {
-                "by wavelength": rsb.create_model(NAME, checkpoint=path, bands=bands),
-                **{f"`{s}`": rsb.create_model(NAME, **fixed, bands_scale=s) for s in ("count", "none")},
+                "by wavelength": vit(checkpoint=path, bands=bands),
+                **{f"`{s}`": vit(**fixed, bands_scale=s) for s in ("count", "none")},
             }
             results[title] = {rule: compare(model, full, measure) for rule, model in models.items()}
             if "RSB_DATA" in os.environ:
@@ -109,19 +121,17 @@ def run(checkpoint: Path | None) -> dict[str, dict[str, dict[str, float]]]:
     return results
 
 
-def table(results: dict) -> str:
+def table(results: Results) -> str:
     """Return the results as a Markdown table."""
     rules = list(next(iter(results.values())))
     columns = [(rule, kind) for kind in results["own bands"][rules[0]] for rule in rules]
     digits = {"error": 2, "cosine": 3, "moved": 0, "same": 0}
-    lines = [
-        "| bands given | " + " | ".join(f"{kind}, {rule}" for rule, kind in columns) + " |",
-        "|---|" + "---:|" * len(columns),
+    rows = [
+        [title, *(f"{found[rule][kind]:.{digits[kind]}f}" for rule, kind in columns)]
+        for title, found in results.items()
     ]
-    for title, found in results.items():
-        cells = [f"{found[rule][kind]:.{digits[kind]}f}" for rule, kind in columns]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    header = ["bands given", *(f"{kind}, {rule}" for rule, kind in columns)]
+    return markdown_table(header, rows, "l" + "r" * len(columns))
 
 
 def main() -> None:

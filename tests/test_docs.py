@@ -66,21 +66,19 @@ def test_every_readme_command_exists():
         assert command in commands
 
 
-def test_the_tables_of_the_bands_page_are_those_of_their_measurement(monkeypatch):
-    """`python benchmarks/bands.py --docs docs/bands.md` writes them."""
+def test_the_tables_of_the_bands_page_are_those_of_their_measurement():
+    """`python -m benchmarks.bands --docs docs/bands.md` writes them."""
     pytest.importorskip("sklearn")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from bands import in_docs
+    from benchmarks.bands import in_docs
 
     page = (ROOT / "docs" / "bands.md").read_text(encoding="utf-8")
     assert in_docs(page, json.loads((ROOT / "benchmarks" / "bands.json").read_text())) == page
 
 
-def test_the_table_of_second_phases_is_that_of_its_measurement(monkeypatch):
-    """`python benchmarks/seamo.py` writes it."""
+def test_the_table_of_second_phases_is_that_of_its_measurement():
+    """`python -m benchmarks.seamo` writes it."""
     pytest.importorskip("sklearn")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from seamo import in_docs
+    from benchmarks.seamo import in_docs
 
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     assert in_docs(page, json.loads((ROOT / "benchmarks" / "seamo.json").read_text())) == page
@@ -104,11 +102,10 @@ def test_what_the_second_phase_gave_the_bundled_seamo_is_recorded():
     assert f"{pairs[0]} {first} and {second}" in card
 
 
-def test_the_results_page_and_the_cards_numbers_are_those_of_the_measurement(monkeypatch):
-    """`python benchmarks/results.py` writes them; every bundled model is there, beside what it must beat."""
+def test_the_results_page_and_the_cards_numbers_are_those_of_the_measurement():
+    """`python -m benchmarks.results` writes them; every bundled model is there, beside what it must beat."""
     pytest.importorskip("sklearn")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from results import RECORD, card_metrics, page
+    from benchmarks.results import RECORD, card_metrics, page
 
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     assert page(record) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

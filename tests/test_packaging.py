@@ -35,13 +35,16 @@ def test_the_wheel_holds_the_package_and_the_manifest(built):
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "rsbackbones").rglob("*.py")}
     assert sources <= set(names)
     assert "rsbackbones/py.typed" in names
-    assert not [n for n in names if not n.startswith(("rsbackbones/", "rsbackbones-"))]
+    # Nothing else: no benchmarks, no tests.
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"rsbackbones"}
+    assert not [name for name in names if "bench" in name]
 
 
 def test_the_sdist_holds_what_the_tests_need(built):
     with tarfile.open(built[1]) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"weights_manifest.json", "Makefile", "LICENSE", "README.md", "tests/conftest.py"} <= names
+    assert {"benchmarks/encode.py", "benchmarks/encode.json", "benchmarks/results.json"} <= names
 
 
 def test_an_installed_wheel_finds_its_manifest(built, tmp_path):

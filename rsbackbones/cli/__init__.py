@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from rsbackbones.cli import bench, convert, embed, eval, finetune, pack, zoo
+from rsbackbones.cli import convert, embed, eval, finetune, pack, zoo
 from rsbackbones.plugins import load_plugins
 
 
@@ -46,6 +46,6 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for module in (zoo, embed, eval, finetune, convert, pack, bench):
+    for module in (zoo, embed, eval, finetune, convert, pack):
         module.add(command)
     return parser

@@ -1,6 +1,5 @@
 """The feature map of one scene, by overlapping windows, in bounded memory."""
 
-import hashlib
 import math
 import shutil
 import warnings
@@ -19,6 +18,7 @@ from rsbackbones.embed.unfinished import UnfinishedMap
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.zoo.fingerprint import weights_digest
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
@@ -100,7 +100,7 @@ def embed_scene(
         description = {
             "model": model.architecture,
             "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",
-            "parameters_sha256": _parameters_sha256(model),
+            "parameters_sha256": weights_digest(model),
             "stream": stream,
             "sensors": sensors_of(model),
             "bands": {m: list(b) for m, b in model.bands.items()},
@@ -229,14 +229,6 @@ def _encode_windows(
     with torch.inference_mode():
         maps = model.forward_features(batch).maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
     return maps.permute(0, 2, 3, 1).float().cpu().numpy(), masks
-
-
-def _parameters_sha256(model: Backbone) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _write_map(

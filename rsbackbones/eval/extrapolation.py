@@ -32,6 +32,7 @@ from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions
+from rsbackbones.files.markdown import markdown_table
 from rsbackbones.models.backbone import unwrap_model
 
 # Of table 7, in pixels, and a rectangle.
@@ -185,9 +186,8 @@ def table(results: Mapping[str, Sequence[AtSize]], metric: str) -> str:
         ValueError: there are no results, their sizes differ, or one lacks the metric.
     """
     sizes = _sizes(results, metric)
-    lines = [["", *map(name_of, sizes)], ["---", *["---:"] * len(sizes)]]
-    lines += [[model, *(f"{100 * r.metrics[metric]:.1f}" for r in rows)] for model, rows in results.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    lines = [[model, *(f"{100 * r.metrics[metric]:.1f}" for r in rows)] for model, rows in results.items()]
+    return markdown_table(["", *map(name_of, sizes)], lines, "l" + "r" * len(sizes), spaced=True) + "\n"
 
 
 def draw_extrapolation(

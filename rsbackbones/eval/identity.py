@@ -1,14 +1,14 @@
 """What decides what a model makes of an image: the key of what is kept of it."""
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import torch
 from torch import nn
 
-from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.models.config import as_json
+from rsbackbones.zoo.fingerprint import weights_digest
 
 
 def identity(model: nn.Module) -> dict[str, Any]:
@@ -24,16 +24,3 @@ def identity(model: nn.Module) -> dict[str, Any]:
         **backbone.feature_options(),
         "torch": torch.__version__,
     }
-
-
-def weights_digest(model: Backbone) -> str:
-    """Return the sha256 of a model's weights as they are now, without its head.
-
-    That of the file does not do: bands adapt weights, and training changes them.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("head."):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 
 from rsbackbones.eval.knn import NEIGHBOURS
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.markdown import markdown_table
 
 # A row: subject, stream, protocol, seed, metrics, interval of every metric.
 Row = Mapping[str, Any]
@@ -37,7 +38,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
     metrics = {p: shown(p, metric) for p in protocols}
     head = ["features", "stream", *(f"{p}, {metrics[p]}" for p in protocols)]
-    lines = [head, ["---", "---", *("---:" for _ in protocols)]]
+    lines = []
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
         cells = [subject, stream]
         for protocol in protocols:
@@ -47,7 +48,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
             ]  # fmt: skip
             cells.append(_cell(mine, metrics[protocol]))
         lines.append(cells)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown_table(head, lines, "ll" + "r" * len(protocols), spaced=True) + "\n"
 
 
 def measured_table(rows: Sequence[Row]) -> str:
@@ -55,11 +56,12 @@ def measured_table(rows: Sequence[Row]) -> str:
     percent = rows[0]["protocol"] == "extrapolation"
     columns = list(rows[0]["metrics"])
     heads = [f"{rows[0]['details']['metric']} at {c}" if percent else c.replace("_", " ") for c in columns]
-    lines = [["features", "stream", *heads], ["---", "---", *("---:" for _ in columns)]]
+    lines = []
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
         mine = [row for row in rows if (row["subject"], row["stream"]) == (subject, stream)]
         lines.append([subject, stream, *(_cell(mine, column, percent=percent) for column in columns)])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    head = ["features", "stream", *heads]
+    return markdown_table(head, lines, "ll" + "r" * len(columns), spaced=True) + "\n"
 
 
 def _cell(rows: Sequence[Row], metric: str, *, percent: bool = True) -> str:

@@ -10,12 +10,12 @@ import torch
 from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
-from rsbackbones.eval.identity import weights_digest
 from rsbackbones.eval.inputs import channels_of
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import NORMALISED, get_sensor
 from rsbackbones.zoo.adapt import match_bands
 from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.fingerprint import weights_digest
 from rsbackbones.zoo.names import architecture_named
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rsbackbones.files.markdown import markdown_table
 from rsbackbones.train.engine.config import RunOptions
 from rsbackbones.train.engine.run_dir import METRICS, read_log
 
@@ -95,12 +96,12 @@ def loss_table(folder: Path, rows: int = 10) -> str:
         n for n in dict.fromkeys(n for line in lines for n in line) if not n.startswith(("step", "epoch"))
     ]
     size = -(-len(lines) // rows)
-    table = ["| steps | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    table = []
     for i in range(0, len(lines), size):
         part = lines[i : i + size]
-        cells = []
+        cells = [f"{part[0]['step']} to {part[-1]['step']}"]
         for name in names:
             values = [line[name] for line in part if name in line]
             cells.append(f"{sum(values) / len(values):.4g}" if values else "")
-        table.append(f"| {part[0]['step']} to {part[-1]['step']} | " + " | ".join(cells) + " |")
-    return "\n".join(table) + "\n"
+        table.append(cells)
+    return markdown_table(["steps", *names], table, "l" + "r" * len(names)) + "\n"

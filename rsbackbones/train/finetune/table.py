@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rsbackbones.files.markdown import markdown_table
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 
 _HEADER = (
@@ -19,8 +20,7 @@ _HEADER = (
 
 def recipe_table(recipes: Mapping[str, FinetuneRecipe]) -> str:
     """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled by the global batch."""
-    rows = [_HEADER, ("---",) * len(_HEADER), *(_row(recipe) for recipe in recipes.values())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    return markdown_table(_HEADER, map(_row, recipes.values()), "l" * len(_HEADER), spaced=True) + "\n"
 
 
 def _row(recipe: FinetuneRecipe) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """How long a model takes to come from a safetensors file, against reading and hashing the same file.
 
-    python -m rsbackbones.bench.load_cell JSON
+    python -m benchmarks.load_cell JSON
 
-The JSON is a :class:`Cell`; the process (:mod:`rsbackbones.bench.processes`) is asked to ``write`` the file,
+The JSON is a :class:`Cell`; the process (:mod:`benchmarks.processes`) is asked to ``write`` the file,
 to ``load`` it, or to ``hash`` it.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rsbackbones.bench.processes import serve, side_by_side
+from benchmarks.processes import serve, side_by_side
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.saving import save_model

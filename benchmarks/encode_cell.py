@@ -1,8 +1,8 @@
 """One peer of the encoding benchmark at one size and precision, measured in a process of its own.
 
-    python -m rsbackbones.bench.encode_cell JSON
+    python -m benchmarks.encode_cell JSON
 
-The JSON is a :class:`Cell`. It is asked (:mod:`rsbackbones.bench.processes`), once it is ``ready``, for the
+The JSON is a :class:`Cell`. It is asked (:mod:`benchmarks.processes`), once it is ``ready``, for the
 ``first`` result, for ``step`` after step, for its ``memory``, and for the ``breakdown`` of a step. All peers
 get the same images, and the same weights by the names of ours (timm's has other names and so others).
 """
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.bench import memory
-from rsbackbones.bench.croma_plain import PlainCroma, looped_bias
-from rsbackbones.bench.flops import encode_flops, encode_products
-from rsbackbones.bench.operations import (
+from benchmarks import memory
+from benchmarks.croma_plain import PlainCroma, looped_bias
+from benchmarks.flops import encode_flops, encode_products
+from benchmarks.operations import (
     ENCODE_PARTS,
     OUR_BIAS,
     Operations,
@@ -31,7 +31,7 @@ from rsbackbones.bench.operations import (
     encode_part,
     product_rate,
 )
-from rsbackbones.bench.processes import serve
+from benchmarks.processes import serve
 from rsbackbones.models.croma import LAYOUTS, CromaConfig
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.registry import find_architecture

@@ -1,8 +1,9 @@
-"""``rsbackbones bench train``: CROMA's pretraining step, ours against the published method written plainly.
+"""``python -m benchmarks.train``: CROMA's pretraining step, ours against the published one.
 
-Every variant runs in a process of its own. The two of a row live side by side and take their steps in turn,
-so that whatever else the machine does meets both; while one computes, the other waits. A step is forward,
-backward and AdamW. Times are medians; a ratio is the median of the ratios of neighbouring steps.
+The published method is written plainly (:mod:`benchmarks.croma_plain`). Every variant runs in a process of
+its own. The two of a row live side by side and take their steps in turn, so that whatever else the machine
+does meets both; while one computes, the other waits. A step is forward, backward and AdamW. Times are
+medians; a ratio is the median of the ratios of neighbouring steps.
 
 Memory is what the process had at most in a step after warming up, less what it had after its imports:
 weights, gradients, optimizer, activations and what the allocator keeps of them. (Linux only: VmHWM, which is
@@ -16,13 +17,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.bench.bars import Panel, draw_bars
-from rsbackbones.bench.cell import VARIANTS, Cell
-from rsbackbones.bench.data_wait import measure_data_wait
-from rsbackbones.bench.machine import all_cores, machine
-from rsbackbones.bench.page import describe, number, part_lines, table_head, table_row
-from rsbackbones.bench.processes import say, side_by_side
+from benchmarks import command
+from benchmarks.bars import Panel, draw_bars
+from benchmarks.data_wait import measure_data_wait
+from benchmarks.machine import all_cores, machine
+from benchmarks.page import describe, number, part_rows
+from benchmarks.processes import say, side_by_side
+from benchmarks.train_cell import VARIANTS, Cell
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.markdown import markdown_table
 
 SEED = 0
 
@@ -48,7 +51,7 @@ def bench_train(output: Path, *, quick: bool) -> str:
     size = QUICK if quick else FULL
     output.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
-        "command": "rsbackbones bench train" + (" --quick" if quick else ""),
+        "command": "python -m benchmarks.train" + (" --quick" if quick else ""),
         "machine": machine(), "threads": all_cores(), "seed": SEED, "size": asdict(size), "rows": [],
     }  # fmt: skip
     for compiled in (False,) if quick else (False, True):  # compiling takes minutes
@@ -80,7 +83,7 @@ def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
     times: dict[str, list[float]] = {v: [] for v in VARIANTS}
     found: dict[str, dict[str, Any]] = {}
     cells = {v: replace(cell, variant=v) for v in VARIANTS}
-    with side_by_side("rsbackbones.bench.cell", cells) as processes:
+    with side_by_side("benchmarks.train_cell", cells) as processes:
         for number in range(size.warmup + size.steps):
             for variant in VARIANTS:
                 if number == size.warmup:
@@ -115,28 +118,28 @@ def _measure_row(cell: Cell, size: Size) -> dict[str, Any]:
 def markdown(found: dict[str, Any]) -> str:
     """Return the report of what was measured."""
     size = found["size"]
-    lines = [
-        f"# The pretraining step of {size['model']}",
-        "",
-        f"Batch {size['batch_size']} of {size['side']} x {size['side']} pixels, both sensors; forward, "
-        f"backward, AdamW. {describe(found)}",
-        "",
-        "Ours against the published method written plainly (`rsbackbones/bench/croma_plain.py`), median of "
-        f"{size['steps']} steps each, taken in turn."
-        + ("" if any(row["compiled"] for row in found["rows"]) else " Without compiled steps (--quick)."),
-        "",
-        *table_head(
-            ["precision", "mode", "ours, samples/s", "published, samples/s", "speed, ours / published",
-             "ours, MiB", "published, MiB", "memory, ours / published"], texts=2,
-        ),
-    ]  # fmt: skip
+    names = ["precision", "mode", "ours, samples/s", "published, samples/s", "speed, ours / published",
+             "ours, MiB", "published, MiB", "memory, ours / published"]  # fmt: skip
+    rows = []
     for row in found["rows"]:
         cells = [row["precision"], "compiled" if row["compiled"] else "eager"]
         cells += [number(row[v], "samples_per_s", "{:.2f}") for v in VARIANTS]
         cells += [number(row, "speed_ratio", "{:.2f}")]
         cells += [number(row[v], "memory", "{:.0f}", 2**20) for v in VARIANTS]
         cells += [number(row, "memory_ratio", "{:.2f}")]
-        lines.append(table_row(cells))
+        rows.append(cells)
+    lines = [
+        f"# The pretraining step of {size['model']}",
+        "",
+        f"Batch {size['batch_size']} of {size['side']} x {size['side']} pixels, both sensors; forward, "
+        f"backward, AdamW. {describe(found)}",
+        "",
+        "Ours against the published method written plainly (`benchmarks/croma_plain.py`), median of "
+        f"{size['steps']} steps each, taken in turn."
+        + ("" if any(row["compiled"] for row in found["rows"]) else " Without compiled steps (--quick)."),
+        "",
+        markdown_table(names, rows, "ll" + "r" * 6),
+    ]
     for row in found["rows"]:
         for v in (v for v in VARIANTS if "error" in row[v]):
             mode = "compiled" if row["compiled"] else "eager"
@@ -151,7 +154,16 @@ def _breakdown_lines(found: dict[str, Any]) -> list[str]:
     }  # fmt: skip
     if not cells:
         return []
-    lines = [
+    patches, held = found["size"]["batch_size"], list(cells.values())
+    rows = [
+        *part_rows([c["seconds"] for c in held]),
+        ["step, not profiled", *(f"{1e3 * c['median_seconds']:.0f}" for c in held)],
+        ["GFLOP per sample", *(f"{c['flops'] / patches / 1e9:.2f}" for c in held)],
+        ["matrix products, GFLOP/s", *(f"{c['products_flop_per_s'] / 1e9:.0f}" for c in held)],
+        ["ceiling, samples/s", *(f"{c['ceiling_samples_per_s']:.2f}" for c in held)],
+        ["reached of the ceiling", *(f"{c['samples_per_s'] / c['ceiling_samples_per_s']:.0%}" for c in held)],
+    ]
+    return [
         "",
         "## Where the time goes (eager)",
         "",
@@ -159,19 +171,8 @@ def _breakdown_lines(found: dict[str, Any]) -> list[str]:
         "is the speed if a step were its FLOPs at the rate of its linear layers' matrix products, measured "
         "alone.",
         "",
-        *part_lines({name: c["seconds"] for name, c in cells.items()}),
+        markdown_table(["", *cells], rows, "l" + "r" * len(cells)),
     ]
-    patches = found["size"]["batch_size"]
-    rows = {
-        "step, not profiled": [f"{1e3 * c['median_seconds']:.0f}" for c in cells.values()],
-        "GFLOP per sample": [f"{c['flops'] / patches / 1e9:.2f}" for c in cells.values()],
-        "matrix products, GFLOP/s": [f"{c['products_flop_per_s'] / 1e9:.0f}" for c in cells.values()],
-        "ceiling, samples/s": [f"{c['ceiling_samples_per_s']:.2f}" for c in cells.values()],
-        "reached of the ceiling": [
-            f"{c['samples_per_s'] / c['ceiling_samples_per_s']:.0%}" for c in cells.values()
-        ],
-    }
-    return lines + [table_row([name, *values]) for name, values in rows.items()]
 
 
 def _wait_lines(wait: dict[str, Any]) -> list[str]:
@@ -196,3 +197,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for title, key, unit in (("samples/s", "samples_per_s", 1), ("peak memory, MiB", "memory", 2**20))
     ]
     draw_bars(panels, groups, f"{found['size']['model']}, batch {found['size']['batch_size']}", path)
+
+
+if __name__ == "__main__":
+    command.main(bench_train, __doc__)

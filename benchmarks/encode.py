@@ -1,4 +1,4 @@
-"""``rsbackbones bench encode``: how fast a model encodes, against its peers and the machine's limit.
+"""``python -m benchmarks.encode``: how fast a model encodes, against its peers and the machine's limit.
 
 Peers are the published algorithm written plainly, torchgeo's CROMA where it is installed, and, for one
 sensor, timm's ViT of the same blocks and tokens. The limit is the rate of the matrix products of the model's
@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from rsbackbones.bench import memory
-from rsbackbones.bench.encode_cell import PEERS, Cell
-from rsbackbones.bench.encode_page import draw, markdown
-from rsbackbones.bench.load_cell import measure_load
-from rsbackbones.bench.machine import all_cores, machine
-from rsbackbones.bench.processes import say, side_by_side
+from benchmarks import command, memory
+from benchmarks.encode_cell import PEERS, Cell
+from benchmarks.encode_page import draw, markdown
+from benchmarks.load_cell import measure_load
+from benchmarks.machine import all_cores, machine
+from benchmarks.processes import say, side_by_side
 from rsbackbones.files.atomic import write_text
 
 SEED = 0
@@ -35,7 +35,7 @@ LIMIT = 600.0  # seconds of a cell
 LONG = 60.0  # seconds of a first result that is not repeated
 # What peers with the same weights may differ by, relative; rounding differs, and a wrong model is far off.
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.03}
-_MODULE = "rsbackbones.bench.encode_cell"
+_MODULE = "benchmarks.encode_cell"
 _SPLIT_UP = ("ours", "published")  # whose time is split up by part
 
 
@@ -85,16 +85,16 @@ QUICK = Plan(
 
 def bench_encode(output: Path, *, quick: bool) -> str:
     """Measure, write ``encode.json``, ``.md`` and ``.png`` to ``output``, and return the Markdown."""
-    command = "rsbackbones bench encode" + (" --quick" if quick else "")
-    return measure(QUICK if quick else FULL, output, command)
+    said = "python -m benchmarks.encode" + (" --quick" if quick else "")
+    return measure(QUICK if quick else FULL, output, said)
 
 
-def measure(plan: Plan, output: Path, command: str) -> str:
-    """Measure a plan; see :func:`bench_encode`."""
+def measure(plan: Plan, output: Path, said: str) -> str:
+    """Measure a plan, ``said`` by a command; see :func:`bench_encode`."""
     output.mkdir(parents=True, exist_ok=True)
     began, threads = time.monotonic(), all_cores()
     found: dict[str, Any] = {
-        "command": command, "machine": machine(), "threads": threads, "seed": SEED, "model": plan.model,
+        "command": said, "machine": machine(), "threads": threads, "seed": SEED, "model": plan.model,
         "imports": measure_imports(plan.import_repeats),
     }  # fmt: skip
     found["load"] = measure_load(
@@ -223,3 +223,7 @@ def _difference(output: dict[str, list[float]], expected: dict[str, list[float]]
         # Not max(): a NaN must stay one.
         largest = difference if largest is None or not difference <= largest else largest
     return largest
+
+
+if __name__ == "__main__":
+    command.main(bench_encode, __doc__)

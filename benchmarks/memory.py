@@ -32,6 +32,11 @@ def give_back() -> None:
         trim(0)
 
 
+def total() -> int | None:
+    """Return the memory of the machine."""
+    return _line(Path("/proc/meminfo"), "MemTotal")
+
+
 def available() -> int | None:
     """Return the memory that the machine can still give without swapping."""
     return _line(Path("/proc/meminfo"), "MemAvailable")

@@ -9,15 +9,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import rsbackbones as rsb
-from rsbackbones.bench import encode, encode_page, memory
-from rsbackbones.bench.croma_plain import PlainCroma, looped_bias
-from rsbackbones.bench.encode_cell import PEERS, Cell, Encoding, Limit
-from rsbackbones.bench.flops import encode_flops, encode_products
-from rsbackbones.bench.load_cell import Cell as LoadCell
-from rsbackbones.bench.load_cell import measure_load
-from rsbackbones.bench.machine import machine
-from rsbackbones.bench.operations import ENCODE_PARTS, Operations, encode_part
-from rsbackbones.bench.processes import side_by_side
+from benchmarks import encode, encode_page, memory
+from benchmarks.croma_plain import PlainCroma, looped_bias
+from benchmarks.encode_cell import PEERS, Cell, Encoding, Limit
+from benchmarks.flops import encode_flops, encode_products
+from benchmarks.load_cell import Cell as LoadCell
+from benchmarks.load_cell import measure_load
+from benchmarks.machine import machine
+from benchmarks.operations import ENCODE_PARTS, Operations, encode_part
+from benchmarks.processes import side_by_side
 from tests.reference import croma_plain as reference
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,7 @@ def test_the_loop_is_predicted_from_a_small_one():
 
 def test_a_process_that_takes_too_long_is_ended_and_says_so(tmp_path):
     cell = LoadCell(model="croma_vit_tiny", path=str(tmp_path / "a.safetensors"), threads=1)
-    with side_by_side("rsbackbones.bench.load_cell", {"a": cell}, seconds=0.06) as processes:
+    with side_by_side("benchmarks.load_cell", {"a": cell}, seconds=0.06) as processes:
         assert processes.ask("a", "hash") is None
         assert processes.errors == {"a": "over 0.001 minutes"}
         assert processes.ask("a", "hash") is None
@@ -248,7 +248,7 @@ def recorded():
     parts = {"parts": dict.fromkeys(ENCODE_PARTS, 0.5)}
     square = {"error": "shape: it takes square images only"}
     return {
-        "command": "rsbackbones bench encode", "machine": machine(), "threads": 2, "seed": 0,
+        "command": "python -m benchmarks.encode", "machine": machine(), "threads": 2, "seed": 0,
         "model": "croma_vit_b", "minutes": 30.0, "imports": {"torch": 1.0, "rsbackbones": 1.25},
         "load": {"model": "croma_vit_l", "load": [3.0], "hash": [2.0], "bytes": 2**30, "ratio": 1.5},
         "rows": [

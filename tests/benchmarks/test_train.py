@@ -1,44 +1,19 @@
-"""The benchmark: its peer computes what ours does, its counts are right, its page is what it generates."""
+"""The training benchmark: its peer computes what ours does, its counts are right, its page says them."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import rsbackbones as rsb
-from rsbackbones.bench import scaling, train
-from rsbackbones.bench.cell import VARIANTS, Cell, Step
-from rsbackbones.bench.collectives import (
-    contrast_payload,
-    count_parameters,
-    ddp_payload,
-    fsdp_payload,
-    measure_payloads,
-)
-from rsbackbones.bench.croma_plain import PUBLISHED, PlainPretraining
-from rsbackbones.bench.data_wait import measure_data_wait
-from rsbackbones.bench.flops import croma_flops
-from rsbackbones.bench.operations import STEP_PARTS, Operations, step_part
-from rsbackbones.cli import main
-from rsbackbones.train.engine.config_io import apply_overrides
-from rsbackbones.train.initialize import build_objective
-from rsbackbones.train.recipes import RECIPES
+from benchmarks import train
+from benchmarks.croma_plain import PUBLISHED, PlainPretraining
+from benchmarks.data_wait import measure_data_wait
+from benchmarks.operations import STEP_PARTS, Operations, step_part
+from benchmarks.train_cell import VARIANTS, Cell, Step
 from tests.train.croma_setup import SMALL, gradients, make_batch
 
-ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"threads": 1, "seed": 0, "side": 32, "batch_size": 2, "model": "croma_vit_tiny"}
-
-
-def small(**changes):
-    """The smallest recipe that has every part of the step."""
-    return apply_overrides(
-        RECIPES["croma_vit_tiny"],
-        {"overrides": SMALL, "objective.decoder_dim": 16, "objective.decoder_heads": 2, "data.size": 64,
-         "data.parts": []} | changes,
-    )  # fmt: skip
 
 
 # -- the peer -----------------------------------------------------------------------------------------
@@ -147,7 +122,7 @@ def test_the_report_says_what_was_measured(tmp_path):
         {"precision": "fp32", "compiled": True, "ours": cell, "published": failed},
     ]  # fmt: skip
     found = {
-        "command": "rsbackbones bench train", "machine": train.machine(), "threads": 2, "seed": 0,
+        "command": "python -m benchmarks.train", "machine": train.machine(), "threads": 2, "seed": 0,
         "size": dataclasses.asdict(train.FULL), "rows": rows, "data_wait": {"error": "no room"},
     }  # fmt: skip
     text = train.markdown(found)
@@ -166,79 +141,3 @@ def test_data_wait_is_read_from_a_real_run(tmp_path):
     assert found["steps"] == 2
     assert 0 < found["data_wait"] < 1
     assert found["samples_per_s"] > 0
-
-
-# -- scaling ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"objective.mask_ratio_s2": 0.5, "objective.decoder_depth": 2}],
-    ids=["the same ratio", "two ratios"],
-)
-def test_flops_on_paper_are_those_that_torch_counts(options):
-    recipe = small(**options)
-    objective = build_objective(recipe)
-    batch = make_batch(recipe.objective, count=3, grid=(8, 8), dtype=torch.float32)
-    with FlopCounterMode(display=False) as counter:
-        objective(batch)["loss"].backward()
-    expected = croma_flops(objective.backbone.config, recipe.objective, 64).per_sample(3)
-    assert counter.get_total_flops() / 3 == pytest.approx(expected, rel=1e-12)
-
-
-def test_bytes_of_two_processes_are_those_of_the_formula():
-    recipe = small()
-    parameters, in_blocks, blocks = count_parameters(build_objective(recipe))
-    formulas = {"ddp": ddp_payload(parameters), "fsdp": fsdp_payload(parameters, in_blocks, blocks)}
-    counted = measure_payloads(recipe, rows=3)
-    assert counted.keys() == formulas.keys()
-    for parallel, payload in counted.items():
-        formula = formulas[parallel] + contrast_payload(SMALL["dim"], 6)
-        assert payload.all_reduce == formula.all_reduce
-        # Temperature [1] and mask token [1, 1, 16] are padded to two, where they are gathered and scattered.
-        padding = 4 * (1 + 16) if parallel == "fsdp" else 0
-        assert payload.all_gather == formula.all_gather + padding
-        assert payload.reduce_scatter == formula.reduce_scatter + padding
-
-
-def test_predictions_keep_their_bounds():
-    cluster = scaling.Cluster()
-    work = scaling.Work(
-        flops=croma_flops(scaling._config(RECIPES["croma_vit_b"]), PUBLISHED, 120),
-        parameters=2 * 10**8, in_blocks=18 * 10**7, blocks=25, dim=768,
-    )  # fmt: skip
-    before = 0.0
-    for world in scaling.GPUS:
-        batch = scaling.divisible(7200, world)
-        assert abs(batch - 7200) < world
-        p = scaling.predict(work, cluster, world, batch)
-        assert p.rows * world == batch
-        assert before < p.ddp
-        assert p.ddp_in_turn < p.ddp < batch / p.model
-        assert p.efficiency < 1
-        before = p.ddp
-    with pytest.raises(ValueError, match="7200 cannot be divided among 64"):
-        scaling.predict(work, cluster, 64, 7200)
-
-
-def test_the_page_is_what_its_measurements_generate(capsys):
-    """`python -m rsbackbones.bench.scaling > docs/scaling.md`; without the JSON it measures anew."""
-    recorded = ROOT / "benchmarks" / "scaling.json"
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    assert main(["bench", "scaling", "--measured", str(recorded)]) == 0
-    assert capsys.readouterr().out == text
-    for name, held in json.loads(recorded.read_text())["models"].items():
-        recipe = RECIPES[name]
-        flops = croma_flops(scaling._config(recipe), recipe.objective, recipe.data.size)
-        assert held["forward_flops"] == pytest.approx(flops.forward, rel=1e-12)
-        assert held["backward_flops"] == pytest.approx(flops.backward, rel=1e-12)
-
-
-def test_the_measurements_need_a_folder(tmp_path):
-    assert main(["bench", "scaling", "--measured", str(tmp_path / "none" / "a.json")]) == 2
-
-
-def test_the_command_explains_itself(capsys):
-    with pytest.raises(SystemExit):
-        main(["bench", "--help"])
-    assert "--quick" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """What the pages of several measurements share, as Markdown: the machine, numbers, where the time goes."""
 
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 
@@ -15,25 +16,19 @@ def describe(found: dict[str, Any]) -> str:
     )
 
 
-def table_row(cells: Sequence[str]) -> str:
-    """Return a row of a table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def table_head(names: Sequence[str], *, texts: int = 1) -> list[str]:
-    """Return the head of a table whose first ``texts`` columns are text and whose others are numbers."""
-    return [table_row(names), "|" + "---|" * texts + "---:|" * (len(names) - texts)]
-
-
 def number(held: Mapping[str, Any], name: str, form: str, unit: float = 1) -> str:
     """Return a number in ``unit``, or a dash where it was not measured."""
     return form.format(held[name] / unit) if held.get(name) is not None else "-"
 
 
-def part_lines(cells: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return a table of the seconds of each part, in milliseconds and as a share, one column per cell."""
-    lines = table_head(["", *cells])
-    for part in next(iter(cells.values())):
-        shares = [f"{1e3 * c[part]:.0f} ({c[part] / sum(c.values()):.0%})" for c in cells.values()]
-        lines.append(table_row([part, *shares]))
-    return [*lines, table_row(["sum", *(f"{1e3 * sum(c.values()):.0f}" for c in cells.values())])]
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return the mean of several seeds and their standard deviation."""
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+
+
+def part_rows(cells: Sequence[Mapping[str, float]]) -> list[list[str]]:
+    """Return the seconds of each part, in milliseconds and as a share, one column per cell, and their sum."""
+    rows = []
+    for part in cells[0]:
+        rows.append([part, *(f"{1e3 * c[part]:.0f} ({c[part] / sum(c.values()):.0%})" for c in cells)])
+    return [*rows, ["sum", *(f"{1e3 * sum(c.values()):.0f}" for c in cells)]]

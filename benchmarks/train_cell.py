@@ -1,10 +1,10 @@
 """One variant of the training step, measured in a process of its own.
 
-    python -m rsbackbones.bench.cell JSON
+    python -m benchmarks.train_cell JSON
 
-The JSON is a :class:`Cell`. It is asked (:mod:`rsbackbones.bench.processes`) for a training ``step``, and
+The JSON is a :class:`Cell`. It is asked (:mod:`benchmarks.processes`) for a training ``step``, and
 says its seconds; ``memory`` starts to watch the peak of memory; ``end`` says the peak and, where it is
-wanted, what :mod:`rsbackbones.bench.operations` finds.
+wanted, what :mod:`benchmarks.operations` finds.
 """
 
 import json
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsbackbones.bench import croma_plain, memory
-from rsbackbones.bench.operations import OUR_BIAS, STEP_PARTS, Operations, product_rate, step_part
-from rsbackbones.bench.processes import serve
+from benchmarks import croma_plain, memory
+from benchmarks.operations import OUR_BIAS, STEP_PARTS, Operations, product_rate, step_part
+from benchmarks.processes import serve
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config import OptimOptions
 from rsbackbones.train.engine.optim import build_optimizer

@@ -1,0 +1,1 @@
+"""Measurements, from a checkout: ``python -m benchmarks.NAME``. What they found lies beside them."""
