@@ -30,7 +30,7 @@ def serve(answer: Callable[[str], dict[str, Any]]) -> None:
 
 
 class SideBySide:
-    """DistributedContext by name; one that fails is asked no more and does not stop the others.
+    """Processes by name; one that fails is asked no more and does not stop the others.
 
     ``errors`` says why one failed, by name.
     """
