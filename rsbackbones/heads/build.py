@@ -123,7 +123,8 @@ def _feature_layers(
     if head != "upernet":
         return FeatureMaps(backbone, indices=1, stream=stream)
     maps = FeatureMaps(backbone, stream=stream)
-    if len(maps.indices) == len(SCALES):
+    strides = {stage.stride for stage in backbone.stages(maps.stream)}
+    if len(maps.indices) == len(SCALES) or len(strides) > 1:
         return maps
     # A stream of fewer stages gives some of them twice.
     depth = len(backbone.stages(maps.stream))

@@ -255,6 +255,8 @@ class Backbone(nn.Module):
             ValueError: a sensor, band count, size, dtype, device or shape that the model cannot serve.
         """
         given, valid = validate_inputs(self, x, dates, valid)
+        if self._default_of(given) is None:
+            self._check_fed(given)
         streams, present = self.encode_validated(given, valid, Wanted(), dates=dates, temporal=temporal)
         first, default = next(iter(given.values())), self._default_of(given)
         return Features(
@@ -370,6 +372,7 @@ class Backbone(nn.Module):
         """
         given = dict.fromkeys(self.modalities) if given is None else given
         possible = [s for s, needed in self.stream_inputs.items() if all(m in given for m in needed)]
+        self._check_fed(given)
         if stream is None:
             if (default := self._default_of(given)) is None:
                 raise ValueError(f"several streams, name one with stream=: {', '.join(possible)}")
@@ -439,21 +442,21 @@ class Backbone(nn.Module):
         """Let residual blocks drop their branches: in each stream from 0, the first, to ``rate``, the last.
 
         It is how a model is trained, not what its weights are of, so no file says it. Blocks that can are
-        those with an attribute ``drop_path``, a rate.
+        those with an attribute ``drop_path``, a rate; the only one of a stream keeps all its branches.
 
         Raises:
-            ValueError: the rate is not from 0 to below 1, or a stream has no block that can.
+            ValueError: the rate is not from 0 to below 1, or no block can.
         """
         if not 0 <= rate < 1:
             raise ValueError(f"the rate of drop path is from 0 to below 1, got {rate}")
+        found = {}
         for stream in self.stream_inputs:
             stages = [self.get_submodule(stage.module) for stage in self.stages(stream)]
-            blocks = [m for stage in stages for m in stage.modules() if hasattr(m, "drop_path")]
-            if rate and not blocks:
-                raise ValueError(
-                    f"{self.architecture} has no residual blocks with drop path in stream {stream!r}; set "
-                    "its rate to 0"
-                )
+            modules = [m for stage in stages for m in stage.modules()]
+            found[stream] = [m for m in modules if isinstance(getattr(m, "drop_path", None), float)]
+        if rate and not any(found.values()):
+            raise ValueError(f"{self.architecture} has no residual blocks with drop path; set its rate to 0")
+        for blocks in found.values():
             for i, block in enumerate(blocks):
                 block.drop_path = rate * i / max(1, len(blocks) - 1)  # type: ignore[assignment]
 
@@ -487,6 +490,11 @@ class Backbone(nn.Module):
         return {m: weight.new_zeros(*lead, len(b), 2 * unit, 3 * unit) for m, b in self.bands.items()}
 
     # -- parts of the above ------------------------------------------------------------------------
+
+    def _check_fed(self, given: Mapping[str, Any]) -> None:
+        if not any(all(m in given for m in needed) for needed in self.stream_inputs.values()):
+            needs = "; ".join(f"{s!r} needs {' and '.join(n)}" for s, n in self.stream_inputs.items())
+            raise ValueError(f"{' and '.join(given)} alone feed no stream of this model: {needs}")
 
     def _default_of(self, given: Mapping[str, Any]) -> str | None:
         possible = [s for s, needed in self.stream_inputs.items() if all(m in given for m in needed)]
@@ -524,7 +532,7 @@ class Backbone(nn.Module):
         stages = self.stages(stream)
 
         def finished(x: Tensor, there: Tensor | None, stride: int | None = None) -> Tensor:
-            if stride is not None and self.pad and stride < self.size_multiple:
+            if stride is not None and self.pad and self.size_multiple not in (1, stride):
                 for dim, length in zip((-2, -1), size, strict=True):
                     # Gathered, not sliced: a traced program cannot tell that a slice lies within the map.
                     x = x.index_select(dim, torch.arange(_ceil_div(length, stride), device=x.device))
@@ -533,6 +541,9 @@ class Backbone(nn.Module):
                 return x
             return x.masked_fill(~there.view(*there.shape, *[1] * (x.ndim - there.ndim)), float("nan"))
 
+        if not torch.compiler.is_compiling():
+            for i, x in ((len(stages) - 1, encoded.features), *encoded.maps.items()):
+                self._check_map(stages[i], x, size)
         return replace(
             encoded,
             features=finished(encoded.features, present, stages[-1].stride),
@@ -540,6 +551,18 @@ class Backbone(nn.Module):
             maps={i: finished(x, present, stages[i].stride) for i, x in encoded.maps.items()},
             series=None if encoded.series is None else finished(encoded.series, by_date),
         )
+
+    def _check_map(self, stage: Stage, x: Tensor, size: tuple[int, int]) -> None:
+        """Compare a map with what its stage states: maps of another size would be used at wrong places."""
+        unit = self.size_multiple if self.pad else 1
+        sides = [_ceil_div(_ceil_div(n, unit) * unit, stage.stride) for n in size]
+        if list(x.shape[-3:]) != [stage.channels, *sides]:
+            raise ValueError(
+                f"{type(self).__name__}.encode gave a map {list(x.shape[-3:])} for {stage.module}, and its "
+                f"stage states [{stage.channels}, {sides[0]}, {sides[1]}] for {size[0]} x {size[1]} pixels: "
+                "a map of stride s has ceil(H / s) x ceil(W / s) cells, and size_multiple says which "
+                "sizes are served"
+            )
 
 
 def unwrap_model(model: Any) -> Backbone:

@@ -91,6 +91,8 @@ def as_json(config: Any) -> dict[str, Any]:
 
 
 def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(held) for key, held in value.items()}
     return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
 
 

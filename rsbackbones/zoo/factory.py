@@ -199,6 +199,12 @@ def create_model(
                 model = build(mine, num_classes=classes)
             model.adaptation = load_weights(model, file, described, theirs, architecture, entry, tables)
     model.architecture = architecture.name
+    last = {stream: model.stages(stream)[-1][:2] for stream in model.stream_inputs}
+    if len(set(last.values())) > 1:
+        raise ValueError(
+            f"{architecture.name}: the final maps of all streams must have the same channels and stride, got "
+            f"{last}"
+        )
     model.inputs = adapted_inputs(described, theirs, tables)
     model.weights_entry = entry
     model.pad = pad

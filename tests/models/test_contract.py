@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 import rsbackbones as rsb
+from rsbackbones.models.croma import Croma
 from rsbackbones.models.features import evenly_spaced
+from rsbackbones.train.finetune.objective import Finetuning
 from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
 from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, small
+from tests.models.toy_cnn import ToyCNN
 
 
 @pytest.fixture(params=ALL)
@@ -618,3 +621,69 @@ def test_commands_know_a_family_of_ones_own_by_a_plugin(tmp_path):
         )
         assert words in done.stdout + done.stderr
         assert done.returncode == (0 if words == "my_net" else 2)
+
+
+class Floored(ToyCNN):
+    """A network whose last map is a cell short, as pooling that rounds down makes it."""
+
+    def encode(self, inputs, wanted):
+        streams = super().encode(inputs, wanted)
+        return {s: dataclasses.replace(e, features=e.features[..., :-1, :]) for s, e in streams.items()}
+
+
+class TwoSensors(ToyCNN):
+    """Both sensors together or nothing; ``fused`` is the only stream."""
+
+    def __init__(self, config):
+        super().__init__(dataclasses.replace(config, modalities=("s2",)))
+        self.modalities, self.bands = ("s2", "s1"), {"s2": ("B02",), "s1": ("VV",)}
+        self.config = dataclasses.replace(config, modalities=("s2", "s1"), bands=self.bands)
+        self.stream_inputs, self.default_stream = {"fused": ("s2", "s1")}, "fused"
+
+
+def test_a_map_of_another_size_than_its_stage_states_is_refused():
+    model = Floored(find_architecture("toy_cnn").config).eval()
+    with pytest.raises(ValueError, match=r"gave a map \[256, 1, 3\] for layers.3.*states \[256, 2, 3\]"):
+        model.forward_features(batch(model, 64, 96))
+
+
+def test_sensors_that_feed_no_stream_are_refused():
+    model = TwoSensors(find_architecture("toy_cnn").config)
+    for call in (model.forward_features, model.forward_intermediates):
+        with pytest.raises(ValueError, match=r"s2 alone feed no stream.*'fused' needs s2 and s1"):
+            call({"s2": torch.rand(1, 1, 32, 32)})
+
+
+def test_streams_whose_final_maps_differ_are_refused(monkeypatch):
+    stages = Croma.stages
+    coarser = lambda self, s: tuple(x._replace(stride=16) if s == "s1" else x for x in stages(self, s))  # noqa: E731
+    monkeypatch.setattr(Croma, "stages", coarser)
+    with pytest.raises(ValueError, match="must have the same channels and stride"):
+        small("croma_vit_tiny")
+
+
+def test_drop_path_leaves_alone_blocks_that_have_none():
+    model = small("toy_cnn")
+    for layer in model.layers[:3]:
+        layer.drop_path = None  # as timm's blocks without it
+    model.set_drop_path(0.2)
+    assert [layer.drop_path for layer in model.layers] == [None, None, None, 0.0]
+
+
+def test_layer_decay_finds_the_parameters_of_a_network_that_calls_its_body_backbone():
+    class Wrapped(ToyCNN):
+        def __init__(self, config, **arguments):
+            super().__init__(config, **arguments)
+            self.backbone = nn.ModuleDict({"conv": self.conv, "norm": self.norm, "layers": self.layers})
+            del self.conv, self.norm, self.layers
+
+        conv = property(lambda self: self.backbone["conv"])
+        norm = property(lambda self: self.backbone["norm"])
+        layers = property(lambda self: self.backbone["layers"])
+
+    model = Wrapped(find_architecture("toy_cnn").config, num_classes=2)
+    layer = Finetuning(model, "classes").group_matcher()
+    found = {name: layer(name)[0] for name, _ in Finetuning(model, "classes").named_parameters()}
+    assert found["model.backbone.conv.weight"] == 0
+    assert found["model.backbone.layers.1.conv1.weight"] == 2
+    assert found["model.head.weight"] == 5

@@ -85,13 +85,10 @@ class Finetuning(TrainModule):
 
         Layers are the backbone's (``Backbone.layer_groups``); a dense head is one with the last of them.
         """
-        depths = self.backbone.parameter_depths()
-        last = len(self.backbone.layer_groups()) - 1
-
-        def layer(name: str) -> tuple[int]:
-            return (depths.get(name.removeprefix("model.").removeprefix("backbone."), last),)
-
-        return layer
+        of_backbone, last = self.backbone.parameter_depths(), len(self.backbone.layer_groups()) - 1
+        depths = {id(p): of_backbone[name] for name, p in self.backbone.named_parameters()}
+        layers = {name: depths.get(id(p), last) for name, p in self.named_parameters()}
+        return lambda name: (layers[name],)
 
 
 def evenly_counted(batches: Sequence[LabelledBatch], processes: DistributedContext) -> list[LabelledBatch]:
