@@ -88,7 +88,11 @@ class TimmEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to logits [B, num_classes], or pooled features [B, D]; unpooled, of every place."""
-        return self.forward_head(self.forward_features(x))
+        encoded = self._encode(x, Wanted())
+        if self.global_pool == "embedding":  # of a padded image it is that of all cells
+            logits: Tensor = self.backbone.head(encoded.pooled)
+            return logits
+        return self.forward_head(self._final(encoded))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the final features: tokens [B, N, D] or maps [B, D, h, w].

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 
@@ -28,21 +28,22 @@ def checkpoint_activations(modules: Sequence[nn.Module], enable: bool = True) ->
         forward: Any = module.forward
         wrapped = isinstance(forward, partial) and forward.func is checkpoint
         if enable and not wrapped:
-            norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-            options = {"context_fn": partial(_contexts, norms)} if norms else {}
+            norms = any(isinstance(m, _NormBase) for m in module.modules())
+            options = {"context_fn": partial(_contexts, module)} if norms else {}
             module.forward = partial(checkpoint, forward, use_reentrant=False, **options)
         elif wrapped and not enable:
             module.forward = forward.args[0]
 
 
-def _contexts(norms: Sequence[_BatchNorm]) -> tuple[Any, Any]:
+def _contexts(module: nn.Module) -> tuple[Any, Any]:
     """What the first computation and the second one run in."""
-    return nullcontext(), _statistics_kept(norms)
+    # Looked up now: what was there when the module was wrapped may have been replaced.
+    return nullcontext(), _statistics_kept([m for m in module.modules() if isinstance(m, _NormBase)])
 
 
 @contextmanager
-def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Let BatchNorm compute as in training and leave its running statistics alone."""
+def _statistics_kept(norms: Sequence[_NormBase]) -> Iterator[None]:
+    """Let norms compute as in training and leave its running statistics alone."""
     before = [(norm.momentum, _copy(norm.num_batches_tracked)) for norm in norms]
     try:
         for norm in norms:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rsbackbones.layers.activation_checkpointing import checkpoint_activations
 from rsbackbones.models.config import ModelConfig
@@ -163,7 +164,10 @@ class Backbone(nn.Module):
         return features.mean(dim=(-2, -1))
 
     def units(self) -> list[nn.Module]:
-        """Return the modules that activation checkpointing, compilation and FSDP treat one by one."""
+        """Return the modules that activation checkpointing, compilation and FSDP treat one by one.
+
+        ``encode`` has to call these modules themselves, not their parts.
+        """
         names = dict.fromkeys(stage.module for s in self.stream_inputs for stage in self.stages(s))
         return [self.get_submodule(name) for name in names]
 
@@ -338,6 +342,11 @@ class Backbone(nn.Module):
                 f"{list(first.shape)} for a model that consumes {self.consumes}s"
             )
         images = {m: _fill_missing(self._padded(x), valid.get(m)) for m, x in images.items()}
+        if valid and self.training and any(isinstance(m, _BatchNorm) and m.training for m in self.modules()):
+            raise ValueError(
+                "missing images would be part of the statistics of BatchNorm: train this model on images "
+                "that are all there (valid=None), or with its BatchNorm in eval() mode"
+            )
         batch = None
         if self.consumes == "series":
             images = images if is_series else {m: x[:, None] for m, x in images.items()}

@@ -247,6 +247,11 @@ def load_weights(
         changes.append(Change("modalities", "left out", ", ".join(left_out)))
     changes += _adapt_head(model, state, described.num_classes)
     model.load_state_dict(state, strict=True, assign=True)
+    if empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise WeightsMismatchError(
+            f"{what}: no file holds the buffers {', '.join(empty)}, which are not persistent: let the "
+            'network compute them when they are needed, or build them with device="cpu"'
+        )
     return Adaptation(tuple(changes), tuple(table for table in tables if table))
 
 

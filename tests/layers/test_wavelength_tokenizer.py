@@ -19,6 +19,7 @@ from rsbackbones.train.distill_tokenizer import (
     main,
     read_images,
 )
+from rsbackbones.zoo.saving import save_foreign
 from tests.conftest import close
 
 OWN = ("B02", "B03", "B04", "B08")
@@ -188,7 +189,7 @@ def test_patches_are_resized_as_those_of_a_linear_tokenizer(tmp_path):
 
 def test_foreign_layouts_cannot_say_it(tmp_path):
     with pytest.raises(ValueError, match="tokenizer='wavelength'"):
-        rsb.saving.save_foreign(random_model(), tmp_path / "x.pt", "croma_official")
+        save_foreign(random_model(), tmp_path / "x.pt", "croma_official")
 
 
 def test_a_model_is_exported_with_free_sizes():

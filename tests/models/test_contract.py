@@ -415,6 +415,26 @@ def test_units_hold_the_stages_and_no_module_twice(model):
     assert not [unit for unit in units if id(unit) in inside]
 
 
+def test_encoding_calls_every_unit(model):
+    """What replaces a unit's forward (activation checkpointing, FSDP) would have no effect otherwise."""
+    called = set()
+    for unit in model.units():
+        unit.register_forward_pre_hook(lambda module, _: called.add(id(module)))
+    model.forward_features(batch(model))
+    assert called == {id(unit) for unit in model.units()}
+
+
+def test_missing_images_are_not_trained_on_with_batch_norm():
+    model = small("toy_cnn").train()
+    x, valid = batch(model, 32, 32, times=2), {"s2": torch.tensor([[True, False], [True, True]])}
+    with pytest.raises(ValueError, match="statistics of BatchNorm"):
+        model(x, valid=valid)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    assert model(x, valid=valid).shape[:2] == (2, 2)
+
+
 def test_stems_are_the_kernels_that_meet_the_bands(model):
     """Another image in one band changes nothing where the kernel has zeros for it, and something else."""
     for m, bands in model.bands.items():
@@ -587,26 +607,32 @@ CONFIGS = {"my_net": ToyCNNConfig(width=4)}
 """
 
 
-def test_a_family_of_ones_own_module_enters_by_name(tmp_path, monkeypatch):
-    """By a call; under timm's names too, also once those are loaded."""
-    from rsbackbones.integrations import timm as timm_bridge
-    from rsbackbones.zoo import registry
+OWN_FAMILY = """
+import pytest, timm, rsbackbones as rsb
+from rsbackbones.integrations import timm as _  # before the family
+with pytest.raises(ValueError, match="register_family"):
+    rsb.create_model("my_net")
+rsb.register_family("mine")
+rsb.register_family("mine")  # a second time is nothing new
+assert rsb.create_model("my_net").num_features == 32
+assert "rsb_mine_s2_my_net" in timm.list_models("rsb_mine*")
+with pytest.raises(ValueError, match="it lacks INPUTS, build"):
+    rsb.register_family("broken")
+with pytest.raises(ValueError, match="another architecture called my_net"):
+    rsb.register_family("again")
+"""
 
-    (tmp_path / "mine.py").write_text(FAMILY)
-    (tmp_path / "broken.py").write_text("CONFIGS = {}")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(registry, "FAMILIES", list(registry.FAMILIES))
-    with pytest.raises(ValueError, match="register_family"):
-        rsb.create_model("my_net")
-    rsb.register_family("mine")
-    rsb.register_family("mine")  # a second time is nothing new
-    assert rsb.create_model("my_net").num_features == 32
-    assert "rsb_mine_s2_my_net" in timm_bridge.default_cfgs
-    with pytest.raises(ValueError, match=r"it lacks INPUTS, build"):
-        rsb.register_family("broken")
-    (tmp_path / "again.py").write_text(FAMILY)
-    with pytest.raises(ValueError, match="another architecture called my_net"):
-        rsb.register_family("again")
+
+def test_a_family_of_ones_own_module_enters_by_name(tmp_path):
+    """By a call; under timm's names too, also once those are loaded."""
+    for name, code in {"mine": FAMILY, "again": FAMILY, "broken": "CONFIGS = {}"}.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    root = str(Path(rsb.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_FAMILY], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_commands_know_a_family_of_ones_own_by_a_plugin(tmp_path):
