@@ -360,9 +360,9 @@ _LIMITS = """\
   own; on a CPU, `rsbackbones bench train` says how much.
 - Links are taken as free of other traffic, rings as perfect, and InfoNCE's collectives as not delayed by
   DDP's, with which they share a communicator.
-- Reading is not modelled: at s samples/s the shards must be read, decoded, cut and resized at that rate, by
+- Reading is not modeled: at s samples/s the shards must be read, decoded, cut and resized at that rate, by
   CPUs that every node has to have.
-- Memory is not modelled: whether the rows fit. In weak scaling the logits alone are 8 B B/W bytes per GPU.
+- Memory is not modeled: whether the rows fit. In weak scaling the logits alone are 8 B B/W bytes per GPU.
 - Whether a batch beyond the recipe's trains as well is no question of speed, and not answered here.
 """
 

@@ -16,11 +16,11 @@ from rsbackbones.train.objectives.objective import Objective
 # Under this key ``objective.safetensors`` says what its parameters mean.
 OBJECTIVE_KEY = "rsbackbones.objective"
 # What may differ says what is asked of the parameters: which samples, which masks, which losses. All else
-# says what they are: an option that is not named here must be the same. ``normalised_targets`` and
+# says what they are: an option that is not named here must be the same. ``normalized_targets`` and
 # ``joint_self_bias`` change what is asked of the same outputs, which training goes on to learn; where all
 # patches are seen, both biases are one.
 _IGNORED_OPTIONS = (
-    "strategy", "length", "mask_ratio", "mask_ratio_s2", "mask_ratio_s1", "masking", "normalised_targets",
+    "strategy", "length", "mask_ratio", "mask_ratio_s2", "mask_ratio_s1", "masking", "normalized_targets",
     "contrast", "local", "contrast_weight", "reconstruction_weight", "gather", "hard_negatives",
     "joint_self_bias",
 )  # fmt: skip
