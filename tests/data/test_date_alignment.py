@@ -12,7 +12,7 @@ from rsbackbones.data.date_alignment import date_order, line_up, line_up_whole, 
 from rsbackbones.data.source import BadSample
 from rsbackbones.data.ssl4eo import SSL4EOFolders
 from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
-from tests.train import test_ssl4eo
+from tests.data import test_ssl4eo
 
 DAYS = st.lists(st.integers(0, 300), min_size=1, max_size=5, unique=True).map(sorted)
 
