@@ -159,7 +159,8 @@ def test_a_label_map_needs_patches():
 
 def test_sizes():
     data = made(size=20)
-    with pytest.raises(ValueError, match=r"20 x 20 pixels are no multiple of 8, the side of .*size=24"):
+    message = r"20 x 20 pixels are no multiple of 8, the side of a patch.*size=24"
+    with pytest.raises(ValueError, match=message):
         encode(build(), data)
     resized = encode(build(), data, size=24)
     one = rsb.create_preprocess(build())({m: data.read(0)[m][None] for m in BANDS})
