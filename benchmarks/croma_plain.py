@@ -3,7 +3,7 @@
 Fuller, Millard and Green, CROMA, NeurIPS 2023, section 2, with the choices of the public code: 2D-ALiBi is a
 dense table [1, heads, N, N] of the whole square grid, made once, pair by pair of patches; attention is two
 einsums around an explicit softmax. In pretraining the table is, for every batch, repeated over the samples,
-flattened, and gathered at the kept queries and keys; all patches are tokenised before the kept ones are
+flattened, and gathered at the kept queries and keys; all patches are tokenized before the kept ones are
 gathered; InfoNCE lets no gradient through its keys.
 
 The parameters have the names and shapes of :class:`rsbackbones.models.croma.Croma` and
@@ -90,7 +90,7 @@ class PlainPretraining(nn.Module):
     positions: Tensor
 
     def __init__(self, config: CromaConfig, options: CromaObjective = PUBLISHED) -> None:
-        """Build it, randomly initialised; of ``options`` only the mask ratio and the decoder's size count."""
+        """Build it, randomly initialized; of ``options`` only the mask ratio and the decoder's size count."""
         super().__init__()
         self.backbone = PlainCroma(config)
         side = self.backbone.side

@@ -60,7 +60,7 @@ def measure_data_wait(
         RECIPES[model],
         data=replace(RECIPES[model].data, root=folder / "packed", parts=(), crop=(60, 180), size=side,
                      workers=workers),
-        save=SaveOptions(every=10**6, asynchronous=False), out=folder / "run", batch_size=batch_size,
+        save=SaveOptions(every=10**6, asynchronous=False), output=folder / "run", batch_size=batch_size,
         epochs=steps + _SETTLING, max_steps=steps + _SETTLING, precision="fp32", log_every=1, seed=seed,
     )  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(to_json(recipe)), encoding="utf-8")

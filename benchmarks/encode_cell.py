@@ -32,7 +32,7 @@ from benchmarks.operations import (
     product_rate,
 )
 from benchmarks.processes import serve
-from rsbackbones.models.croma import LAYOUTS, CromaConfig
+from rsbackbones.models.croma import CHECKPOINT_FORMATS, CromaConfig
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.registry import find_architecture
 
@@ -252,7 +252,7 @@ def _fill(cell: Cell, model: nn.Module) -> None:
     """Give every parameter random values that follow from the seed and the name that ours has for it."""
     names = {name: name for name, _ in model.named_parameters()}
     if cell.peer == "torchgeo":
-        names = LAYOUTS["croma_official"].to_ours(names)
+        names = CHECKPOINT_FORMATS["croma_official"].to_native(names)
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(cell.seed + zlib.crc32(names[name].encode()))
         if parameter.ndim > 1:

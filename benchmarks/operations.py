@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsbackbones.layers import alibi, attend_by_blocks
+from rsbackbones.layers import alibi, blockwise_attention
 
 STEP_PARTS = (
     "bias", "attention", "encoder matrix products", "encoder, other", "decoder", "masks, targets, losses",
@@ -25,7 +25,7 @@ STEP_PARTS = (
 )  # fmt: skip
 ENCODE_PARTS = ("linear layers", "attention", "bias", "norms", "GELU", "other")
 # Where our models compute the bias.
-OUR_BIAS = ((alibi, "alibi_bias"), (attend_by_blocks, "distances"))
+OUR_BIAS = ((alibi, "alibi_bias"), (blockwise_attention, "distances"))
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default)

@@ -1,9 +1,9 @@
 """Every bundled model and two baselines on labelled real images: docs/results.md and the cards' numbers.
 
-    RSB_DATA=... python -m benchmarks.results --out runs/results    # measures, writes benchmarks/results.json
-    RSB_DATA=... python -m benchmarks.results --out runs/results --only croma_vit_tiny.samples    # one model
-    RSB_DATA=... python -m benchmarks.results --out runs/results --sets 'EuroSAT*'    # these sets alone
-    python -m benchmarks.results                                    # writes page and manifest from the JSON
+    RSB_DATA=... python -m benchmarks.results --output runs/results # measure, write benchmarks/results.json
+    RSB_DATA=... python -m benchmarks.results --output runs/results --only croma_vit_tiny.samples # one model
+    RSB_DATA=... python -m benchmarks.results --output runs/results --sets 'EuroSAT*' # these sets alone
+    python -m benchmarks.results # write page and manifest from the JSON
 
 Data: EuroSAT MS, 200 images of 64 px (L1C; the bands that weights have); EuroSAT RGB, 5,000 pictures of 64
 px; BigEarthNet, 80 pairs of 120 px whose pixels have one of six coarse CORINE classes; Sen1Floods11, four
@@ -104,7 +104,7 @@ which were not at hand.
 def measure(folder: Path, out: Path, only: str, sets: str) -> dict[str, Any]:
     """Evaluate the bundled models of a pattern on the sets of a pattern."""
     record: dict[str, Any] = {}
-    for entry in (e for e in list_weights(only) if e.state == "bundled"):
+    for entry in (e for e in list_weights(only) if e.availability == "bundled"):
         for name, held in ((n, h) for n, h in SETS.items() if fnmatch(n, sets)):
             open_set = cache(partial(held.open, folder))
             data = open_set(SEEDS[0])
@@ -182,7 +182,7 @@ def page(record: dict[str, Any]) -> str:
         "# Results",
         "",
         "Frozen features of the bundled models on labelled real images, beside two baselines: random",
-        "initialisation of the same architecture, and means and standard deviations of the same bands with",
+        "initialization of the same architecture, and means and standard deviations of the same bands with",
         "logistic regression. Percent, mean and standard deviation over three seeds: of the split (80 / 20),",
         "the probes, and the random weights; in brackets 95 % bootstrap intervals over the test samples,",
         "their ends averaged; a single test image has none. [evaluation.md](evaluation.md) says what the",
@@ -221,10 +221,10 @@ def card_metrics(weights: str, sets: dict[str, Any]) -> dict[str, str]:
         for protocol in ("knn", "linear"):
             stream = whole(weights, found)
             ours, random = (
-                values(found, who, stream, protocol) for who in (weights, "random initialisation")
+                values(found, who, stream, protocol) for who in (weights, "random initialization")
             )
             said[f"{name}, {protocol}"] = (
-                f"{mean_and_deviation(ours)} ({stream}); random initialisation {mean_and_deviation(random)}"
+                f"{mean_and_deviation(ours)} ({stream}); random initialization {mean_and_deviation(random)}"
             )
     return said | {"of what": "frozen features, percent; docs/results.md has all"}
 
@@ -232,16 +232,16 @@ def card_metrics(weights: str, sets: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     """Measure if a folder is named, then write page and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, help="measure, and keep what is done so far there")
+    parser.add_argument("--output", type=Path, help="measure, and keep what is done so far there")
     parser.add_argument(
         "--only", default="*", help="measure these weights, by a pattern; keep what is known of others"
     )
     parser.add_argument("--sets", default="*", help="measure on these sets, by a pattern; likewise")
     options = parser.parse_args()
-    if options.out:
+    if options.output:
         known = json.loads(RECORD.read_text(encoding="utf-8"))
-        bundled = [e.id for e in list_weights() if e.state == "bundled"]
-        new = measure(Path(os.environ["RSB_DATA"]), options.out, options.only, options.sets)
+        bundled = [e.id for e in list_weights() if e.availability == "bundled"]
+        new = measure(Path(os.environ["RSB_DATA"]), options.output, options.only, options.sets)
         measured = {weights: known.get(weights, {}) | new.get(weights, {}) for weights in bundled}
         record = {w: {name: sets[name] for name in SETS if name in sets} for w, sets in measured.items()}
         write_text(RECORD, json.dumps(record, indent=1) + "\n")

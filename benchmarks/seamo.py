@@ -1,6 +1,6 @@
 """SeaMo's block and its crops compared at equal budget: what the second phase of ``seamo_vit_tiny`` adds.
 
-    RSB_DATA=... python -m benchmarks.seamo --out runs/seamo    # trains, measures, writes the JSON
+    RSB_DATA=... python -m benchmarks.seamo --output runs/seamo    # trains, measures, writes the JSON
     python -m benchmarks.seamo                                  # writes the table into docs/training.md
 
 A check of the mechanism on two real places and simulated ones, not evidence about the paper. The recipe is
@@ -54,7 +54,7 @@ COMPARED = ("EuroSAT MS", "BigEarthNet pairs")
 
 def recipe_of(variant: str, seed: int, data: Path, out: Path) -> Recipe:
     """Return the recipe of a run."""
-    run = {"data.root": str(data), "out": str(out), "seed": seed, "data.workers": 0}
+    run = {"data.root": str(data), "output": str(out), "seed": seed, "data.workers": 0}
     return apply_overrides(RECIPES["seamo_vit_tiny"], {**BUDGET, **VARIANTS[variant], **run})
 
 
@@ -161,10 +161,10 @@ def in_docs(text: str, record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure if a folder is named, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, help="train and measure; what is done so far is kept there")
+    parser.add_argument("--output", type=Path, help="train and measure; what is done so far is kept there")
     options = parser.parse_args()
-    if options.out:
-        record = measure(Path(os.environ["RSB_DATA"]), options.out)
+    if options.output:
+        record = measure(Path(os.environ["RSB_DATA"]), options.output)
         write_text(RECORD, json.dumps(record, indent=1) + "\n")
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     write_text(PAGE, in_docs(PAGE.read_text(encoding="utf-8"), record))

@@ -3,7 +3,7 @@
 The published method is written plainly (:mod:`benchmarks.croma_plain`). Every variant runs in a process of
 its own. The two of a row live side by side and take their steps in turn, so that whatever else the machine
 does meets both; while one computes, the other waits. A step is forward, backward and AdamW. Times are
-medians; a ratio is the median of the ratios of neighbouring steps.
+medians; a ratio is the median of the ratios of neighboring steps.
 
 Memory is what the process had at most in a step after warming up, less what it had after its imports:
 weights, gradients, optimizer, activations and what the allocator keeps of them. (Linux only: VmHWM, which is

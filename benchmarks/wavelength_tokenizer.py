@@ -6,9 +6,9 @@ Images: 1,000 Sentinel-2 L2A patches to learn from and 200 others to measure on,
 simulated scenes. *Error* is the root mean square difference from the tokens that the model's own bands give,
 over their deviation: 1 is what the mean token of all patches would score. *Cosine* is that of the embedding.
 *Moved* and *same* (RSB_DATA only): accuracy in percent on EuroSAT MS (L1C, 10 classes) of the five nearest
-among the embeddings (standardised, cosine) of the 199 other images, which are made from the model's own bands
+among the embeddings (standardized, cosine) of the 199 other images, which are made from the model's own bands
 (moved), or from the bands given as well (same).
-Values are normalised as the model's input contract says; where that knows no statistics for a band, they are
+Values are normalized as the model's input contract says; where that knows no statistics for a band, they are
 those of SSL4EO-S12, for all alike.
 """
 
@@ -55,7 +55,7 @@ def read() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(scenes[::2]), np.stack(scenes[1::2])
 
 
-def normalised(model: rsb.Backbone, images: np.ndarray) -> torch.Tensor:
+def normalized(model: rsb.Backbone, images: np.ndarray) -> torch.Tensor:
     """Return the images of a model's bands as its input contract says."""
     published = SSL4EO_S12["s2"]
     known = dict(zip(TWELVE, zip(published.mean, published.std, strict=True), strict=True))
@@ -66,7 +66,7 @@ def normalised(model: rsb.Backbone, images: np.ndarray) -> torch.Tensor:
 @torch.inference_mode()
 def compare(model: ViTBackbone, full: ViTBackbone, images: np.ndarray) -> dict[str, float]:
     """Return the error of a model's tokens and the cosine of its embedding, to those of all bands."""
-    x, y = normalised(model, images), normalised(full, images)
+    x, y = normalized(model, images), normalized(full, images)
     tokens, right = (m.get_submodule(m.tokenizer_name("s2"))(z) for m, z in ((model, x), (full, y)))
     spread = (right - right.mean((0, 1))).square().mean()
     cosine = torch.nn.functional.cosine_similarity(model(x), full(y)).mean()
@@ -74,12 +74,12 @@ def compare(model: ViTBackbone, full: ViTBackbone, images: np.ndarray) -> dict[s
 
 
 @torch.inference_mode()
-def neighbours(model: rsb.Backbone, full: rsb.Backbone) -> dict[str, float]:
-    """Return the share of EuroSAT images that their neighbours classify rightly."""
+def neighbors(model: rsb.Backbone, full: rsb.Backbone) -> dict[str, float]:
+    """Return the share of EuroSAT images that their neighbors classify rightly."""
     held = np.load(Path(os.environ["RSB_DATA"]) / "eurosat_ms_200.npz")
     known = [list(held["bands"]).index(band) for band in TWELVE]
     labels = torch.from_numpy(np.unique(held["labels"], return_inverse=True)[1])
-    given, whole = (m(normalised(m, held["images"][:, known])) for m in (model, full))
+    given, whole = (m(normalized(m, held["images"][:, known])) for m in (model, full))
 
     def share(queries: torch.Tensor, others: torch.Tensor) -> float:
         mean, std = others.mean(0), others.std(0)
@@ -102,21 +102,21 @@ def run(checkpoint: Path | None) -> Results:
     learn, measure = read()
     weights = {"pretrained": True} if checkpoint is None else {"checkpoint": checkpoint}
     full = vit(**weights, modalities=("s2",))
-    student = distill_tokenizer(full, normalised(full, learn))
+    student = distill_tokenizer(full, normalized(full, learn))
     results: Results = {}
     with tempfile.TemporaryDirectory() as folder:
         path = rsb.save_model(student, Path(folder) / "any.safetensors")
         for title, chosen in SETS.items():
             bands = {"s2": chosen or full.bands["s2"]}
-            fixed = {**weights, "modalities": ("s2",), "bands": bands, "bands_missing": "nearest"}
+            fixed = {**weights, "modalities": ("s2",), "bands": bands, "missing_bands": "nearest"}
             models = {
                 "by wavelength": vit(checkpoint=path, bands=bands),
-                **{f"`{s}`": vit(**fixed, bands_scale=s) for s in ("count", "none")},
+                **{f"`{s}`": vit(**fixed, kernel_scale=s) for s in ("count", "none")},
             }
             results[title] = {rule: compare(model, full, measure) for rule, model in models.items()}
             if "RSB_DATA" in os.environ:
                 for rule, model in models.items():
-                    results[title][rule] |= neighbours(model, full)
+                    results[title][rule] |= neighbors(model, full)
             print(title, results[title], flush=True)
     return results
 

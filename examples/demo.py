@@ -18,7 +18,7 @@ import rasterio
 import rsbackbones as rsb
 from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.data.simulator import simulate_scene, write_scene
-from rsbackbones.embed import embed_scene, principal_colours
+from rsbackbones.embed import embed_scene, principal_colors
 
 MODEL = "croma_vit_tiny"
 
@@ -44,7 +44,7 @@ def picture(path: Path, scene: RasterStack, features: Path, title: str) -> None:
         names = scene.bands["s2"]
         if all(b in names for b in ("B04", "B03", "B02")):
             rgb = arrays["s2"][[names.index(b) for b in ("B04", "B03", "B02")]]
-            panels.append(("Sentinel-2, true colour", stretch(np.where(valid, rgb, np.nan))))
+            panels.append(("Sentinel-2, true color", stretch(np.where(valid, rgb, np.nan))))
     if "s1" in arrays:
         vv, vh = (arrays["s1"][scene.bands["s1"].index(b)] for b in ("VV", "VH"))
         radar = np.where(valid, np.stack([vv, vh, vv - vh]), np.nan)
@@ -54,8 +54,8 @@ def picture(path: Path, scene: RasterStack, features: Path, title: str) -> None:
         size = f"{raster.count} x {raster.height} x {raster.width}"
     panels.append(
         (
-            f"features ({size}), three\nprincipal components as colours",
-            np.moveaxis(principal_colours(maps), 0, -1),
+            f"features ({size}), three\nprincipal components as colors",
+            np.moveaxis(principal_colors(maps), 0, -1),
         )
     )
 

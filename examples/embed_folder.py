@@ -28,7 +28,7 @@ def simulate(folder: Path, count: int = 6) -> None:
 
 
 def main() -> None:
-    """Embed, and print each patch's nearest neighbour."""
+    """Embed, and print each patch's nearest neighbor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, default=Path("embeddings.npz"))

@@ -50,7 +50,7 @@ recipe = Recipe(
     objective=SimclrObjective(),
     data=DataOptions(root=Path(sys.argv[1]), size=32, crop=(16, 32), mixup=0, workers=0),
     optim=OptimOptions(base_lr=1e-2),
-    epochs=4, batch_size=8, precision="fp32", log_every=1, out=Path("run"),
+    epochs=4, batch_size=8, precision="fp32", log_every=1, output=Path("run"),
 )  # fmt: skip
 
 if __name__ == "__main__":

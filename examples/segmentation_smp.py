@@ -32,7 +32,7 @@ backbone = net.encoder.model.model.backbone
 
 
 def tiles(seeds: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return normalised images [B, 4, 64, 64] and the land cover of their pixels, [B, 64, 64]."""
+    """Return normalized images [B, 4, 64, 64] and the land cover of their pixels, [B, 64, 64]."""
     scenes = [simulate_scene(SIDE, SIDE, seed=seed) for seed in seeds]
     preprocess = rsb.create_preprocess(backbone, bands={"s2": scenes[0].s2_bands})
     images = torch.cat([preprocess(scene.s2[None]) for scene in scenes])

@@ -9,7 +9,7 @@ from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.models.features import Features
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor, hyperspectral, register_sensor
-from rsbackbones.zoo.adapt import Adaptation, BandSource, BandTable, Change
+from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping, BandMatch
 from rsbackbones.zoo.errors import (
     CorruptCheckpointError,
     UnsafeCheckpointError,
@@ -25,18 +25,18 @@ from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.publish import push_to_hub
 from rsbackbones.zoo.registry import list_models, list_weights, register_family
-from rsbackbones.zoo.saving import save_model
+from rsbackbones.zoo.saving import save_in_format, save_model
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SENSORS",
     "Adaptation",
+    "AdaptationStep",
     "Backbone",
     "Band",
-    "BandSource",
-    "BandTable",
-    "Change",
+    "BandMapping",
+    "BandMatch",
     "CorruptCheckpointError",
     "FeatureMaps",
     "Features",
@@ -63,5 +63,6 @@ __all__ = [
     "push_to_hub",
     "register_family",
     "register_sensor",
+    "save_in_format",
     "save_model",
 ]

@@ -1,13 +1,13 @@
-"""From raw values to what a model was trained on.
+"""Preprocessing: convert raw sensor values to the model's input.
 
-The rule ``clip_2sd`` clips every band to its mean +- 2 standard deviations and scales that range to
-[0, 1], by default through 8 bits (truncated, as the CROMA authors' code does). The statistics are those
-of the *dataset* that the weights were trained on. The authors' own script takes the mean and standard
-deviation of each *batch* instead, so that an image's features depend on its neighbours; that rule is
+The rule ``clip_2sd`` clips every band to its mean +- 2 standard deviations and scales that range to [0, 1].
+By default the result is truncated to 8 bits, as in the CROMA authors' code. The statistics are those of the
+*dataset* that the weights were trained on. The authors' script uses the mean and standard deviation of each
+*batch* instead, so that the features of an image depend on the other images of its batch; that rule is
 ``statistics="batch"``.
 
-8-bit pictures are no measurement, and no statistics are of them. Their unit is ``normalised``: value / 255 is
-taken as the model's input as it is.
+8-bit RGB images are not physical measurements, so the statistics do not apply to them. For their unit
+``uint8_rgb`` the model's input is value / 255.
 """
 
 import warnings
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.sensors import NORMALISED, InputSpec, Sensor, get_sensor
+from rsbackbones.sensors import UINT8_RGB, InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,37 +26,37 @@ if TYPE_CHECKING:
 
     Raw = Tensor | npt.NDArray[np.generic]
 
-_PICTURE = "8-bit pictures, 0 to 255: value / 255 is the model's input, without statistics"
-# The contract's unit -> those that values may have.
+_PICTURE = "8-bit RGB images, 0 to 255: the model's input is value / 255, without statistics"
+# The unit of the input contract -> the units that values may have.
 UNITS = {
     "dn": {
         "dn": "reflectance x 10000",
-        "dn+1000": "reflectance x 10000 + 1000: Sentinel-2 products of baseline 04.00 (2022) and later",
+        "dn_baseline_0400": "reflectance x 10000 + 1000: Sentinel-2 since processing baseline 04.00 (2022)",
         "reflectance": "reflectance, 0 to 1",
         "landsat_c2": "Landsat Collection 2, Level 2: reflectance = value x 0.0000275 - 0.2",
-        NORMALISED: _PICTURE,
+        UINT8_RGB: _PICTURE,
     },
     "db": {
         "db": "decibel",
         "linear": "linear power (sigma nought, gamma nought)",
-        NORMALISED: _PICTURE,
+        UINT8_RGB: _PICTURE,
     },
 }
-# A power of -100 dB is far below every clip; it stands for the logarithm of zero.
+# Lower bound for the logarithm: -100 dB is far below every clipping range.
 _SMALLEST_POWER = 1e-10
 # USGS, Landsat 8-9 Collection 2 Level 2 Science Product Guide: scale and offset of surface reflectance.
 _LANDSAT_C2_SCALE, _LANDSAT_C2_OFFSET = 0.0000275, -0.2
-_DIGITAL_NUMBERS = ("dn", "dn+1000", "landsat_c2")
+_DIGITAL_NUMBERS = ("dn", "dn_baseline_0400", "landsat_c2")
 
 
 class OffsetWarning(UserWarning):
-    """No value is as low as dark ground: digital numbers may carry an offset that nobody stated."""
+    """Every value is 1000 or more: the values may include the radiometric offset of Sentinel-2 products."""
 
 
 class Preprocess:
-    """Turns raw sensor values into the model's input. Made by :func:`create_preprocess`.
+    """Converts raw sensor values to the model's input. Made by :func:`create_preprocess`.
 
-    Calling it never changes what it is given.
+    Inputs are never modified in place.
     """
 
     def __init__(
@@ -84,35 +84,36 @@ class Preprocess:
     def __call__(
         self, x: "Raw | Mapping[str, Raw]", valid: Mapping[str, Tensor] | None = None
     ) -> Tensor | dict[str, Tensor]:
-        """Normalise raw values.
+        """Normalize raw values.
 
         Args:
-            x: arrays or tensors by modality, [..., C, H, W], integer or floating point, their channels
-                in the order that was named; a bare one where there is one modality.
-            valid: for series [B, T, C, H, W], by modality [B, T] booleans, False where a frame is missing:
-                what it holds is not looked at, and it becomes zeros. Pass it on to the model.
+            x: arrays or tensors by modality, [..., C, H, W], integers or floats, with channels in the order
+                of ``bands``. A bare array is accepted if there is one modality.
+            valid: for series [B, T, C, H, W], by modality [B, T] booleans, False for missing images. Their
+                values are ignored and replaced by zeros. Pass the same mask to the model.
 
         Returns:
-            float32 tensors of the same shape with the model's channels, in [0, 1]; as bare or by
-            modality as ``x`` was.
+            float32 tensors in [0, 1] of the same shape, with the model's channels; a mapping if ``x`` is one.
 
         Raises:
-            ValueError: an unknown sensor, another number of channels, NaN or infinity, or values that
-                cannot be in the stated unit.
+            ValueError: a modality is unknown, the number of channels is wrong, values are NaN or infinite, or
+                they are impossible in the stated unit.
         """
         if not isinstance(x, Mapping):
             if len(self.specs) > 1:
-                raise ValueError(f"name the sensor of the values: one of {', '.join(self.specs)}")
+                raise ValueError(
+                    f"pass a mapping by modality, {{name: values}}, with the names {', '.join(self.specs)}"
+                )
             (modality,) = self.specs
-            return self._frames(modality, x, (valid or {}).get(modality))
+            return self._apply(modality, x, (valid or {}).get(modality))
         if unknown := [m for m in x if m not in self.specs]:
             raise ValueError(f"unknown modality {unknown}; known here: {', '.join(self.specs)}")
-        return {m: self._frames(m, values, (valid or {}).get(m)) for m, values in x.items()}
+        return {m: self._apply(m, values, (valid or {}).get(m)) for m, values in x.items()}
 
-    def _frames(self, modality: str, raw: "Raw", valid: Tensor | None) -> Tensor:
+    def _apply(self, modality: str, raw: "Raw", valid: Tensor | None) -> Tensor:
         x = raw if isinstance(raw, Tensor) else torch.from_numpy(_native(raw))
         if valid is None:
-            return self._one(modality, x)
+            return self._apply_images(modality, x)
         if valid.dtype != torch.bool or x.ndim != 5 or valid.shape != x.shape[:2]:
             raise ValueError(
                 f"{modality}: valid must be booleans [B, T] for a series [B, T, C, H, W], got {valid.dtype} "
@@ -121,15 +122,15 @@ class Preprocess:
         bands = len(self.specs[modality].bands)
         frames = torch.zeros(*x.shape[:2], bands, *x.shape[-2:], device=x.device)
         if valid.any():
-            frames[valid] = self._one(modality, x[valid])
+            frames[valid] = self._apply_images(modality, x[valid])
         return frames
 
-    def _one(self, modality: str, x: Tensor) -> Tensor:
+    def _apply_images(self, modality: str, x: Tensor) -> Tensor:
         spec, given = self.specs[modality], self.given[modality]
         if x.ndim < 3 or x.shape[-3] != len(given):
             raise ValueError(
                 f"{modality}: expected [..., {len(given)}, H, W] with the bands {', '.join(given)}, got "
-                f"{list(x.shape)}. If your channels are others, name them: "
+                f"{list(x.shape)}. If your channels differ, pass their names: "
                 f"create_preprocess(model, bands={{'{modality}': (...)}})"
             )
         if x.is_complex() or x.dtype == torch.bool:
@@ -137,8 +138,8 @@ class Preprocess:
         if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality] in _DIGITAL_NUMBERS:
             raise ValueError(
                 f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
-                f"use the product itself, or say units={{'{modality}': '{NORMALISED}'}} for value / 255 as "
-                "the model's input (check=False goes on all the same)"
+                f"pass the original product, or units={{'{modality}': '{UINT8_RGB}'}} for value / 255 as "
+                "the model's input (check=False skips this check)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         if given != spec.bands:
@@ -155,18 +156,18 @@ class Preprocess:
             counts = bad.movedim(-3, 0).flatten(1).sum(1).tolist()
             where = ", ".join(f"{b}: {n}" for b, n in zip(bands, counts, strict=True) if n)
             raise ValueError(
-                f"{modality}: NaN or infinity in the input (pixels per band: {where}); fill or leave out "
+                f"{modality}: NaN or infinity in the input (pixels per band: {where}); fill or remove "
                 "pixels without data first"
             )
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         unit, low, high = self.units[modality], float(x.min()), float(x.max())
-        if unit == NORMALISED:
+        if unit == UINT8_RGB:
             divided = 0 < high <= 1 and bool((x % 1 != 0).any())
             if low < 0 or high > 255 or divided:
-                fix = "multiply them by 255" if divided else "name the unit of measured values in units="
+                fix = "multiply them by 255" if divided else "pass the unit of measured values in units="
                 raise ValueError(
-                    f"{modality}: values of pictures (unit {NORMALISED!r}) go from 0 to 255, got "
+                    f"{modality}: values of the unit {UINT8_RGB!r} range from 0 to 255, got "
                     f"{low:.4g} to {high:.4g}; {fix}"
                 )
             return
@@ -185,9 +186,9 @@ class Preprocess:
             hint = ("linear", "linear power")
         elif unit == "dn" and _lowest_above_zero(x) >= 1000:  # zero is what pixels without data hold
             warnings.warn(
-                f"{modality}: no value is below 1000. Products since 2022 carry an offset of 1000: if yours "
-                f"do, say create_preprocess(model, units={{'{modality}': 'dn+1000'}}) (Landsat "
-                "Collection 2: 'landsat_c2')",
+                f"{modality}: no value is below 1000. Sentinel-2 products since 2022 have a radiometric "
+                f"offset of 1000. If yours do, pass create_preprocess(model, units={{'{modality}': "
+                "'dn_baseline_0400'}) (Landsat Collection 2: 'landsat_c2')",
                 OffsetWarning,
                 stacklevel=4,
             )
@@ -195,14 +196,14 @@ class Preprocess:
             hint = ("db", "decibels")
         if hint:
             raise ValueError(
-                f"{modality}: values from {low:.4g} to {high:.4g} look like {hint[1]}, not {unit!r}; say "
-                f"create_preprocess(model, units={{'{modality}': '{hint[0]}'}}), or check=False to go on "
-                f"(rsbackbones embed: --units {modality}={hint[0]})"
+                f"{modality}: values from {low:.4g} to {high:.4g} look like {hint[1]}, not {unit!r}; pass "
+                f"create_preprocess(model, units={{'{modality}': '{hint[0]}'}}), or check=False to skip "
+                f"checks (rsbackbones embed: --units {modality}={hint[0]})"
             )
 
     def _to_contract_unit(self, modality: str, x: Tensor) -> Tensor:
         unit = self.units[modality]
-        if unit == "dn+1000":
+        if unit == "dn_baseline_0400":
             return x - 1000
         if unit == "reflectance":
             return x * 10000
@@ -214,7 +215,7 @@ class Preprocess:
 
     def _normalize(self, modality: str, x: Tensor) -> Tensor:
         spec = self.specs[modality]
-        if spec.normalize == NORMALISED:
+        if spec.normalize == UINT8_RGB:
             return x / 255
         if self.batch_statistics:
             flat = x.movedim(-3, 0).flatten(1)
@@ -238,9 +239,9 @@ class Preprocess:
     def __repr__(self) -> str:
         lines = []
         for modality, spec in self.specs.items():
-            if spec.normalize == NORMALISED:
+            if spec.normalize == UINT8_RGB:
                 given = ", ".join(self.given[modality])
-                lines.append(f"  {modality}: {given} in {NORMALISED} -> {', '.join(spec.bands)}, value / 255")
+                lines.append(f"  {modality}: {given} in {UINT8_RGB} -> {', '.join(spec.bands)}, value / 255")
                 continue
             source = "each batch" if self.batch_statistics else spec.statistics or "the weights' entry"
             lines.append(
@@ -256,7 +257,7 @@ def _lowest_above_zero(x: Tensor) -> float:
 
 
 def _native(raw: Any) -> Any:
-    """Return an array that torch can share: native byte order, positive strides."""
+    """Return an array that torch can share: native byte order and positive strides."""
     import numpy as np
 
     array = np.asarray(raw)
@@ -275,28 +276,28 @@ def create_preprocess(
     eight_bit: bool | None = None,
     check: bool = True,
 ) -> Preprocess:
-    """Return what turns raw values into this model's input.
+    """Return the preprocessing that converts raw values to this model's input.
 
-    The contract comes from the weights' manifest entry, or from the file that ``save_model`` wrote; a
-    model without either uses its architecture's default contract (for CROMA: SSL4EO-S12 statistics,
-    Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
+    The input contract comes from the manifest entry of the weights or from the file written by
+    ``save_model``. A model without either uses the default contract of its architecture (for CROMA:
+    SSL4EO-S12 statistics, Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
 
     Args:
-        model: from ``create_model``; what torch.compile, data parallelism or timm put around it is taken off.
-        bands: the channels of *your* arrays, in order, by sensor; the model's bands are gathered from
-            them by name, others (B10, say) are left out. Default: the model's own bands.
+        model: from ``create_model``; wrappers of torch.compile, data parallelism or timm are removed.
+        bands: the channels of *your* arrays, in order, by modality. The model's bands are selected by name,
+            other channels (B10, for example) are dropped. Default: the model's bands.
         units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
-            ``dn+1000`` (products since 2022 that still carry the offset) or ``reflectance``, for Landsat also
-            ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``. ``normalised`` is that of 8-bit pictures:
-            value / 255 is the input, and statistics have no part in it.
+            ``dn_baseline_0400`` (products since 2022 that still carry the offset) or ``reflectance``, for
+            Landsat also ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``. ``uint8_rgb`` is that of 8-bit
+            pictures: value / 255 is the input, and statistics have no part in it.
         statistics: ``dataset``; ``batch`` (mean and deviation of each batch, the CROMA authors' script);
             or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
-        eight_bit: go through 8 bits; default as the contract says.
-        check: refuse NaN, infinity and values that cannot be in the stated unit.
+        eight_bit: truncate to 8 bits; default as in the contract.
+        check: raise an error for NaN, infinity and values that are impossible in the stated unit.
 
     Raises:
-        ValueError: an unknown sensor, unit or band, a band that the model needs and yours lack, a
-            band without statistics, or statistics of a sensor whose unit is ``normalised``.
+        ValueError: a modality, unit or band is unknown, a band of the model is missing from ``bands``, a band
+            has no statistics, or statistics are passed for the unit ``uint8_rgb``.
     """
     backbone = unwrap_model(model)
     return preprocess_for(
@@ -307,7 +308,7 @@ def create_preprocess(
 
 def preprocess_for(
     contract: Mapping[str, InputSpec],
-    wanted: Mapping[str, Sequence[str]],
+    model_bands: Mapping[str, Sequence[str]],
     *,
     sensors: Mapping[str, str] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
@@ -316,28 +317,28 @@ def preprocess_for(
     eight_bit: bool | None = None,
     check: bool = True,
 ) -> Preprocess:
-    """As :func:`create_preprocess`, for an input contract and the ``wanted`` bands of each modality.
+    """As :func:`create_preprocess`, from an input contract and the ``model_bands`` of each modality.
 
-    ``sensors`` is what the bands of a modality are of, where it is not the modality's own sensor.
+    ``sensors`` maps a modality to the sensor of its bands, if that is not the modality's own.
     """
     own = {} if isinstance(statistics, str) else statistics
     if isinstance(statistics, str) and statistics not in ("dataset", "batch"):
         raise ValueError(f"statistics must be 'dataset', 'batch' or your own, got {statistics!r}")
     for argument, keys in (("bands", bands), ("units", units), ("statistics", own)):
-        if unknown := [m for m in keys or {} if m not in wanted]:
-            raise ValueError(f"{argument} names {', '.join(unknown)}; this model takes {', '.join(wanted)}")
+        if unknown := [m for m in keys or {} if m not in model_bands]:
+            raise ValueError(f"{argument} has {', '.join(unknown)}; this model has {', '.join(model_bands)}")
     specs, given = {}, {}
-    for modality, needed in wanted.items():
+    for modality, needed in model_bands.items():
         sensor = get_sensor((sensors or {}).get(modality, modality))
-        if (units or {}).get(modality) == NORMALISED:
+        if (units or {}).get(modality) == UINT8_RGB:
             if modality in own or statistics == "batch":
                 raise ValueError(
-                    f"{modality}: the unit {NORMALISED!r} is value / 255, whatever statistics are; leave out "
-                    "statistics, or name the unit that they are of"
+                    f"{modality}: the unit {UINT8_RGB!r} is value / 255 and has no statistics; leave out "
+                    "statistics=, or pass the unit of your statistics"
                 )
             specs[modality] = _of_pictures(tuple(needed))
         elif modality not in contract:
-            raise ValueError(f"{modality}: the weights' entry states no input contract for this sensor")
+            raise ValueError(f"{modality}: the weights have no input contract for this modality")
         else:
             specs[modality] = _for_bands(
                 modality, sensor, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
@@ -347,12 +348,12 @@ def preprocess_for(
         given[modality] = tuple(needed) if yours is None else sensor.canonical(yours)
         if lacking := [b for b in needed if b not in given[modality]]:
             raise ValueError(
-                f"{modality}: the model takes {', '.join(lacking)}, which your bands lack. Build the model "
+                f"{modality}: your bands lack {', '.join(lacking)}, which the model takes. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
             )
     chosen = {m: (units or {}).get(m, spec.unit) for m, spec in specs.items()}
     for modality, unit in chosen.items():
-        known = UNITS.get(specs[modality].unit, (specs[modality].unit, NORMALISED))
+        known = UNITS.get(specs[modality].unit, (specs[modality].unit, UINT8_RGB))
         if unit not in known:
             raise ValueError(f"{modality}: unit must be one of {', '.join(known)}, got {unit!r}")
     return Preprocess(specs, given, chosen, batch_statistics=statistics == "batch", check=check)
@@ -360,7 +361,7 @@ def preprocess_for(
 
 def _of_pictures(bands: tuple[str, ...]) -> InputSpec:
     return InputSpec(
-        bands=bands, product="", unit=NORMALISED, normalize=NORMALISED, mean=(), std=(), eight_bit=True
+        bands=bands, product="", unit=UINT8_RGB, normalize=UINT8_RGB, mean=(), std=(), eight_bit=True
     )
 
 
@@ -373,9 +374,9 @@ def _for_bands(
     eight_bit: bool | None,
     batch: bool,
 ) -> InputSpec:
-    """The contract for the model's bands, with the user's own statistics where given."""
+    """Return the contract for the model's bands, with the user's statistics if passed."""
     if spec.normalize != "clip_2sd":
-        raise ValueError(f"{modality}: unknown normalisation rule {spec.normalize!r}; known: clip_2sd")
+        raise ValueError(f"{modality}: unknown normalization rule {spec.normalize!r}; known: clip_2sd")
     known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
     for name, (mean, std) in own.items():
         band = sensor.band(name).name
@@ -385,10 +386,10 @@ def _for_bands(
                 f"({', '.join(bands)}) and a positive standard deviation"
             )
         known[band] = (mean, std)
-    known = dict.fromkeys(spec.ignored, (0.0, 1.0)) | known  # times weights of zero, any value is the same
+    known = dict.fromkeys(spec.unused_bands, (0.0, 1.0)) | known  # their weights are zero
     if (lacking := [b for b in bands if b not in known]) and not batch:
         raise ValueError(
-            f"{modality}: no statistics for {', '.join(lacking)}; give them, measured on your data: "
+            f"{modality}: no statistics for {', '.join(lacking)}; pass them, measured on your data: "
             f"statistics={{'{modality}': {{'{lacking[0]}': (mean, std)}}}}"
         )
     numbers = [known.get(band, (0.0, 1.0)) for band in bands]

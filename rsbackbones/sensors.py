@@ -1,10 +1,10 @@
-"""Sensors, their bands, and what a set of weights expects of its input. All of it is data.
+"""Sensors, their bands, and the input contract of weights, as data.
 
-A band is known by its name; the user's channels meet the weights' channels by name, never by count.
-Between two sensors names mean nothing (B5 is near infrared for Landsat and a red edge for Sentinel-2), and
-bands meet by wavelength instead; see :mod:`rsbackbones.zoo.adapt`.
+Bands are identified by name, and channels are matched by band name, never by their number. Across sensors
+names differ in meaning (B5 is near infrared for Landsat and red edge for Sentinel-2), so bands are matched by
+wavelength; see :mod:`rsbackbones.zoo.adapt`.
 
-Wavelengths, and widths at half of the maximum, are in nanometres; ground sampling distances (gsd) in metres.
+Wavelengths, and widths at half of the maximum, are in nanometers; ground sampling distances (gsd) in meters.
 
 - Sentinel-2: Sentinel-2A (ESA, S2-SRF 3.0, and the table of the MSI user guide).
 - Sentinel-1: C-band at 5.405 GHz, of which the radar may use 100 MHz.
@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-# The unit of 8-bit pictures: value / 255 is what a model gets, without statistics.
-NORMALISED = "normalised"
+# The unit of 8-bit RGB images: the model's input is value / 255, without statistics.
+UINT8_RGB = "uint8_rgb"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """One band: ``wavelength`` is its centre in nm, ``width`` its full width at half maximum in nm.
+    """One band: ``wavelength`` is its center in nm, ``width`` its full width at half maximum in nm.
 
     ``gsd`` is its ground sampling distance in m.
     """
@@ -39,7 +39,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensor:
-    """A sensor and its bands. ``kind`` is the class within which bands may stand in for each other."""
+    """A sensor and its bands. Bands are only matched to bands of the same ``kind``."""
 
     name: str
     title: str
@@ -59,7 +59,7 @@ class Sensor:
         known = ", ".join(band.name for band in self.bands)
         raise ValueError(
             f"sensor '{self.name}' has no band {name!r}; its bands are {known}. "
-            "Common names such as 'red' or 'nir' are understood too."
+            "Common names such as 'red' or 'nir' also work."
         )
 
     def canonical(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -222,19 +222,19 @@ def get_sensor(name: str) -> Sensor:
 
 
 def register_sensor(sensor: Sensor) -> Sensor:
-    """Make a sensor of your own known under its name, in this process, and return it.
+    """Register your own sensor under its name, in this process, and return it.
 
     Raises:
-        ValueError: another sensor has that name, two bands share a name, or a number cannot be.
+        ValueError: another sensor has that name, two bands share a name, or a number is out of range.
     """
     here = f"sensor {sensor.name!r}"
     if SENSORS.get(sensor.name, sensor) != sensor:
-        raise ValueError(f"{here} is known already, with other bands; give yours another name")
+        raise ValueError(f"{here} is already registered with other bands; choose another name")
     if sensor.kind not in ("optical", "radar"):
         raise ValueError(f"{here}: kind must be optical or radar, got {sensor.kind!r}")
     names = [n.lower() for band in sensor.bands for n in {band.name, *band.aliases}]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{here}: {', '.join(twice)} names more than one band; names ignore upper case")
+        raise ValueError(f"{here}: {', '.join(twice)} names more than one band; names are case-insensitive")
     if not sensor.bands:
         raise ValueError(f"{here} has no bands")
     for band in sensor.bands:
@@ -242,8 +242,8 @@ def register_sensor(sensor: Sensor) -> Sensor:
             raise ValueError(f"{here}: wavelength, width and gsd must be positive, got {band}")
         if band.wavelength < 100:
             raise ValueError(
-                f"{here}: band {band.name} lies at {band.wavelength} nm; wavelengths are in nanometres, "
-                "1000 to the micrometre"
+                f"{here}: band {band.name} lies at {band.wavelength} nm; wavelengths are in nanometers, "
+                "1000 to the micrometer"
             )
     SENSORS[sensor.name] = sensor
     return sensor
@@ -254,12 +254,12 @@ def hyperspectral(name: str, wavelengths: Sequence[float], gsd: float, *, width:
 
     Args:
         name: of the sensor.
-        wavelengths: the centres of its bands in nm, in the order of the channels; 200 and more.
+        wavelengths: the centers of its bands in nm, in the order of the channels; 200 and more.
         gsd: ground sampling distance in m.
-        width: full width at half maximum of the bands in nm. It matters only to weights that were
-            trained on this sensor: what counts as one of their bands.
+        width: full width at half maximum of the bands in nm. It is only used to match bands to weights that
+            were trained on this sensor.
 
-    Nothing is checked here: :func:`register_sensor` does that, and so does ``create_model(sensors=...)``.
+    The values are checked by :func:`register_sensor` and ``create_model(sensors=...)``, not here.
     """
     bands = tuple(
         Band(name=f"B{number:03}", wavelength=float(wavelength), width=width, gsd=gsd)
@@ -270,12 +270,12 @@ def hyperspectral(name: str, wavelengths: Sequence[float], gsd: float, *, width:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """The input contract of one sensor: what raw values the weights were trained on, and how scaled.
+    """The input contract of one modality: the raw values that the weights expect, and their normalization.
 
-    ``unit`` is what the statistics are given in: ``dn`` (reflectance x 10000), ``db``, ...
+    ``unit`` is the unit of the statistics: ``dn`` (reflectance x 10000), ``db``, ...
     ``normalize`` names a rule of :mod:`rsbackbones.preprocess`. ``mean`` and ``std`` are per band. A band of
-    the model that is not among ``bands`` has no statistics. Those that are ``ignored`` need none: their
-    weights are zeros (``bands_missing="zero"``).
+    the model that is not in ``bands`` has no statistics. ``unused_bands`` need none: their kernels are zeros
+    (``missing_bands="zero"``).
     """
 
     bands: tuple[str, ...]
@@ -286,10 +286,10 @@ class InputSpec:
     std: tuple[float, ...]
     eight_bit: bool = True
     statistics: str = ""
-    ignored: tuple[str, ...] = ()
+    unused_bands: tuple[str, ...] = ()
 
     def of(self, bands: Sequence[str]) -> "InputSpec":
-        """Return the contract of ``bands`` alone, in their order; of those without statistics it has none."""
+        """Return the contract of these ``bands``, in their order. Bands without statistics are left out."""
         known = {b: (m, s) for b, m, s in zip(self.bands, self.mean, self.std, strict=True)}
         kept = [band for band in bands if band in known]
         return replace(
@@ -297,7 +297,7 @@ class InputSpec:
             bands=tuple(kept),
             mean=tuple(known[band][0] for band in kept),
             std=tuple(known[band][1] for band in kept),
-            ignored=tuple(band for band in bands if band in self.ignored),
+            unused_bands=tuple(band for band in bands if band in self.unused_bands),
         )
 
     @staticmethod
@@ -313,12 +313,12 @@ class InputSpec:
             )
         except TypeError as error:
             raise ValueError(f"inputs.{sensor}: {error}") from error
-        # None at all: a model whose bands are all new to its weights.
-        for name in ("bands", "ignored"):
+        # Both may be empty, if no band of the model has a match in its weights.
+        for name in ("bands", "unused_bands"):
             given = getattr(spec, name)
             object.__setattr__(spec, name, get_sensor(sensor).canonical(given) if given else ())
-        if twice := sorted({*spec.bands} & {*spec.ignored}):
-            raise ValueError(f"inputs.{sensor}: {', '.join(twice)} has statistics and is among the ignored")
+        if twice := sorted({*spec.bands} & {*spec.unused_bands}):
+            raise ValueError(f"inputs.{sensor}: {', '.join(twice)} is in bands and in unused_bands")
         if not len(spec.bands) == len(spec.mean) == len(spec.std):
             raise ValueError(
                 f"inputs.{sensor}: {len(spec.bands)} bands, {len(spec.mean)} means and "

@@ -43,7 +43,7 @@ def tiny() -> rsb.Backbone:
 
 @pytest.fixture
 def images() -> dict[str, torch.Tensor]:
-    """Normalised images for both sensors, two of 32 x 48 pixels."""
+    """Normalized images for both sensors, two of 32 x 48 pixels."""
     generator = torch.Generator().manual_seed(1)
     return {
         "s2": torch.rand(2, 12, 32, 48, generator=generator),

@@ -407,7 +407,7 @@ FAULTS = {f.__name__: f for f in (*KINDS, redirect_loop, captive_portal, dead_xe
 
 
 @dataclass
-class Fault:
+class ErrorClass:
     edit: Callable[..., Reply]
     options: dict[str, Any]
     method: str | None
@@ -427,7 +427,7 @@ class LoopbackHub:
         self.read_only: set[str] = set()  # of these tokens, those that may not write
         self.large: dict[str, bytes] = {}  # uploaded files by sha256, committed or not yet
         self.log: list[Record] = []
-        self.faults: list[Fault] = []
+        self.faults: list[ErrorClass] = []
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self.servers = [Server(self, "hub"), Server(self, "cdn")]
@@ -463,15 +463,15 @@ class LoopbackHub:
         times: int | None = 1,
         unheard: bool = False,
         **options: Any,
-    ) -> Fault:
+    ) -> ErrorClass:
         """Let the next `times` requests (None: all) go wrong whose path contains `path`.
 
         What they ask for is done all the same, unless they are `unheard`.
         """
-        self.faults.append(Fault(FAULTS[kind], options, method, path, times, unheard))
+        self.faults.append(ErrorClass(FAULTS[kind], options, method, path, times, unheard))
         return self.faults[-1]
 
-    def next_fault(self, request: Request) -> Fault | None:
+    def next_fault(self, request: Request) -> ErrorClass | None:
         """The first fault that matches and is not used up, so that a row of them is a sequence."""
         with self.lock:
             for fault in self.faults:

@@ -109,6 +109,6 @@ def test_the_results_page_and_the_cards_numbers_are_those_of_the_measurement():
 
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     assert page(record) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for entry in (e for e in rsb.list_weights() if e.state == "bundled"):
+    for entry in (e for e in rsb.list_weights() if e.availability == "bundled"):
         assert entry.metrics == card_metrics(entry.id, record[entry.id])
         assert any("means and deviations per band" in str(line) for line in entry.metrics.values())

@@ -9,7 +9,7 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.layers import alibi
 from rsbackbones.layers.alibi import AlibiBias, bias_between, grid_positions
-from rsbackbones.layers.attend_by_blocks import attend_by_blocks
+from rsbackbones.layers.blockwise_attention import blockwise_attention
 
 SMALL = {"dim": 32, "depth": 2, "num_heads": 4}
 NO_TABLES = {"cpu": 0, "cuda": 0}
@@ -102,7 +102,7 @@ def test_distances_are_exact_in_bfloat16_beyond_256_patches():
     assert torch.equal(table[0], exact.bfloat16())
     # The same where no table is made: attention to equal keys, of which the bias alone decides.
     q, v = torch.zeros(1, 300, 1, 8).bfloat16(), torch.randn(1, 300, 1, 8).bfloat16()
-    out = attend_by_blocks(q, q, v, AlibiBias(positions, positions, 1))
+    out = blockwise_attention(q, q, v, AlibiBias(positions, positions, 1))
     assert torch.allclose(out[0, :, 0].double(), exact.softmax(1) @ v[0, :, 0].double(), atol=0.01)
 
 

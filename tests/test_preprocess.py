@@ -1,4 +1,4 @@
-"""Normalisation: against the rule written with numpy, and everything that users get wrong."""
+"""Normalization: against the rule written with numpy, and everything that users get wrong."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_batch_statistics_are_the_authors_rule(tiny, raw):
             assert nearly(got[m][:, i], clip_2sd(band, band.mean(), band.std(ddof=1)))
 
 
-def test_dataset_statistics_do_not_depend_on_the_neighbours(tiny, raw):
+def test_dataset_statistics_do_not_depend_on_the_neighbors(tiny, raw):
     whole = rsb.create_preprocess(tiny)(raw)
     alone = rsb.create_preprocess(tiny)({m: x[:1] for m, x in raw.items()})
     assert all(torch.equal(alone[m], whole[m][:1]) for m in raw)
@@ -150,7 +150,7 @@ def test_units_agree(reflectance):
     x = np.full((1, 12, 1, 1), reflectance, np.float32)
     kwargs = {"eight_bit": False, "check": False}
     dn = rsb.create_preprocess(model, **kwargs)(x * 10000)
-    offset = rsb.create_preprocess(model, units={"s2": "dn+1000"}, **kwargs)(x * 10000 + 1000)
+    offset = rsb.create_preprocess(model, units={"s2": "dn_baseline_0400"}, **kwargs)(x * 10000 + 1000)
     direct = rsb.create_preprocess(model, units={"s2": "reflectance"}, **kwargs)(x)
     torch.testing.assert_close(offset, dn, atol=1e-5, rtol=0)
     torch.testing.assert_close(direct, dn, atol=1e-5, rtol=0)
@@ -183,7 +183,7 @@ def test_missing_frames_are_not_looked_at(tiny, raw):
 
 
 def test_an_offset_of_1000_is_suspected(tiny, raw):
-    with pytest.warns(UserWarning, match=r"dn\+1000"):
+    with pytest.warns(UserWarning, match=r"dn_baseline_0400"):
         rsb.create_preprocess(tiny)({"s2": raw["s2"] + 1000})
 
 
@@ -200,7 +200,7 @@ WRONG = [
     ({"s2": np.zeros((1, 12, 4, 4), bool)}, {}, "dtype bool"),
     ({"s2": torch.zeros((1, 12, 4, 4), dtype=torch.complex64)}, {}, "complex"),
     ({"s3": np.zeros((1, 12, 4, 4))}, {}, "unknown modality"),
-    (np.zeros((1, 12, 4, 4)), {}, "name the sensor"),
+    (np.zeros((1, 12, 4, 4)), {}, "pass a mapping by modality"),
     ({"s2": np.ones((1, 12, 4, 4))}, {"statistics": "batch", "check": False}, "B01, B02, B03"),
 ]
 
@@ -216,10 +216,10 @@ def test_wrong_values_are_refused_with_the_fix(tiny, x, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"units": {"s2": "inches"}}, r"one of dn, dn\+1000, reflectance"),
-        ({"units": {"s3": "dn"}}, "units names s3"),
-        ({"bands": {"s3": ["B02"]}}, "bands names s3"),
-        ({"bands": {"s2": ["B02"]}}, "which your bands lack"),
+        ({"units": {"s2": "inches"}}, r"one of dn, dn_baseline_0400, reflectance"),
+        ({"units": {"s3": "dn"}}, "units has s3"),
+        ({"bands": {"s3": ["B02"]}}, "bands has s3"),
+        ({"bands": {"s2": ["B02"]}}, "your bands lack"),
         ({"statistics": "mean"}, "statistics must be"),
         ({"statistics": {"s2": {"B77": (1, 1)}}}, "no band 'B77'"),
         ({"statistics": {"s2": {"B10": (1, 1)}}}, "a band of the model"),
@@ -243,7 +243,7 @@ def test_feature_maps_models_have_a_preprocess_too(raw):
 
 
 def test_real_images_keep_their_contrast(tiny, real_data):
-    """Real scenes are neither saturated nor flat after the default normalisation."""
+    """Real scenes are neither saturated nor flat after the default normalization."""
     stored = np.load(real_data / "eurosat_ms_200.npz")
     preprocess = rsb.create_preprocess(tiny, bands={"s2": list(stored["bands"])})
     x = preprocess({"s2": stored["images"]})["s2"]
@@ -274,16 +274,16 @@ def test_pictures_are_divided_by_255_without_statistics(raw):
         overrides={"depth": 2, "dim": 32, "num_heads": 4},
         bands={"s2": ("B03", "B10", "B02")},
     )
-    made = rsb.create_preprocess(other, bands={"s2": ("B02", "B03", "B10")}, units={"s2": "normalised"})
+    made = rsb.create_preprocess(other, bands={"s2": ("B02", "B03", "B10")}, units={"s2": "uint8_rgb"})
     found = made({"s2": image, "s1": raw["s1"]})
     np.testing.assert_array_equal(found["s2"].numpy(), image[:, [1, 2, 0]].astype(np.float32) / 255)
     np.testing.assert_allclose(found["s1"].numpy(), expected(raw)["s1"], atol=1e-5)
-    assert "B02, B03, B10 in normalised -> B03, B10, B02, value / 255" in repr(made)
+    assert "B02, B03, B10 in uint8_rgb -> B03, B10, B02, value / 255" in repr(made)
     with pytest.raises(ValueError, match="no statistics for B10"):
         rsb.create_preprocess(other)
     for statistics in ("batch", {"s2": {"B02": (1, 2)}}):
-        with pytest.raises(ValueError, match="'normalised' is value / 255, whatever statistics are"):
-            rsb.create_preprocess(model, units={"s2": "normalised"}, statistics=statistics)
+        with pytest.raises(ValueError, match="'uint8_rgb' is value / 255 and has no statistics"):
+            rsb.create_preprocess(model, units={"s2": "uint8_rgb"}, statistics=statistics)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_pictures_are_divided_by_255_without_statistics(raw):
 def test_values_that_no_picture_has_are_refused(value, message):
     overrides = {"depth": 2, "dim": 32, "num_heads": 4}
     model = rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides=overrides)
-    made = rsb.create_preprocess(model, units={"s2": "normalised"})
+    made = rsb.create_preprocess(model, units={"s2": "uint8_rgb"})
     image = np.full((12, 8, 8), 7.0)
     image[3, 2, 1] = value
     with pytest.raises(ValueError, match=message):

@@ -77,7 +77,7 @@ def test_input_specs_are_checked():
     for change, message in (
         ({"mean": [1.0, 2.0]}, "2 means"),
         ({"std": [0.0]}, "positive"),
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
     ):
         with pytest.raises(ValueError, match=message):
             InputSpec.from_mapping("s1", {**good, **change})
@@ -136,20 +136,20 @@ def test_a_sensor_of_ones_own_is_known_once_registered(own_sensors):
     assert register_sensor(sensor) is sensor
     assert get_sensor("mine") is sensor
     register_sensor(a_sensor(RED))  # the same again
-    with pytest.raises(ValueError, match="'mine' is known already, with other bands"):
+    with pytest.raises(ValueError, match="'mine' is already registered with other bands"):
         register_sensor(a_sensor(replace(RED, gsd=2.0)))
 
 
 @pytest.mark.parametrize(
     ("sensor", "message"),
     [
-        (a_sensor(RED, name="s2"), "'s2' is known already"),
+        (a_sensor(RED, name="s2"), "'s2' is already registered"),
         (a_sensor(RED, kind="lidar"), "kind must be optical or radar, got 'lidar'"),
         (a_sensor(), "'mine' has no bands"),
         (a_sensor(RED, replace(RED, name="R", aliases=())), "r names more than one band"),
         (a_sensor(replace(RED, width=0.0)), "must be positive"),
         (a_sensor(replace(RED, wavelength=float("nan"))), "must be positive"),
-        (a_sensor(replace(RED, wavelength=0.65)), "wavelengths are in nanometres"),
+        (a_sensor(replace(RED, wavelength=0.65)), "wavelengths are in nanometers"),
     ],
 )
 def test_sensors_that_cannot_be_are_refused(own_sensors, sensor, message):

@@ -1,4 +1,4 @@
-"""The command that converts checkpoints."""
+"""The command ``convert``: convert checkpoints between formats."""
 
 import argparse
 import sys
@@ -9,14 +9,20 @@ from rsbackbones.cli.options import Command, fields_of, names_in
 
 def add(command: Command) -> None:
     """Add the parsers."""
-    sub = command("convert", _convert, "convert a checkpoint between layouts")
+    sub = command("convert", _convert, "convert a checkpoint between formats")
     sub.add_argument("input", type=Path)
-    sub.add_argument("output", type=Path, help="NAME.safetensors (ours), or NAME.pt with --to")
-    sub.add_argument("--model", required=True, help="the architecture that the checkpoint holds")
-    sub.add_argument("--to", default="rsbackbones", help="a layout: rsbackbones, croma_official, ...")
-    sub.add_argument("--flat", action="store_true", help="one flat dictionary where the layout nests")
+    sub.add_argument("output", type=Path, help="NAME.safetensors (native), or NAME.pt with --format")
+    sub.add_argument("--model", required=True, help="the architecture in the checkpoint")
+    sub.add_argument(
+        "--format",
+        default="rsbackbones",
+        help="the checkpoint format to write: rsbackbones, croma_official, ...",
+    )
+    sub.add_argument(
+        "--flat", action="store_true", help="write one flat dictionary, even if the format nests them"
+    )
     sub.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    sub.add_argument("--modalities", help="keep only these sensors, such as s2")
+    sub.add_argument("--modalities", help="keep only these modalities, such as s2")
     sub.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE")
 
 
@@ -24,10 +30,10 @@ def _convert(options: argparse.Namespace) -> int:
     import torch
 
     from rsbackbones.zoo.factory import create_model
-    from rsbackbones.zoo.saving import save_foreign, save_model
+    from rsbackbones.zoo.saving import save_in_format, save_model
 
     if options.input.is_dir():
-        raise ValueError(f"{options.input} is a folder; name the checkpoint file")
+        raise ValueError(f"{options.input} is a folder; pass a checkpoint file")
     modalities = names_in(options.modalities) if options.modalities else None
     model = create_model(
         options.model,
@@ -36,12 +42,12 @@ def _convert(options: argparse.Namespace) -> int:
         num_classes=None,
         overrides=fields_of(options.override),
     )
-    if options.to == "rsbackbones":
+    if options.format == "rsbackbones":
         save_model(model, options.output, dtype=getattr(torch, options.dtype))
     else:
         if options.dtype != "float32":
-            raise ValueError(f"--dtype {options.dtype} goes with --to rsbackbones")
-        save_foreign(model, options.output, options.to, flat=options.flat)
+            raise ValueError(f"--dtype {options.dtype} requires --format rsbackbones")
+        save_in_format(model, options.output, options.format, flat=options.flat)
     print(options.output)
     if model.adaptation:
         print(model.adaptation, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command that turns GeoTIFFs into features."""
+"""The command ``embed``: compute features of GeoTIFFs."""
 
 import argparse
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rsbackbones.cli.options import Command, add_band_options, band_rules, fields_of, names_in, pair
+from rsbackbones.cli.options import Command, add_band_options, band_rules, fields_of, names_in, parse_pair
 
 
 def add(command: Command) -> None:
     """Add the parsers."""
-    sub = command("embed", _embed, "turn GeoTIFFs into features")
+    sub = command("embed", _embed, "compute features of GeoTIFFs")
     sub.add_argument("rasters", nargs="+", type=Path, help="GeoTIFFs, or folders of them")
     sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
     sub.add_argument(
@@ -22,33 +22,36 @@ def add(command: Command) -> None:
         "--bands", action="append", metavar="B02,B03,...",
         help="the bands of the rasters, in order; once for all, or once per raster",
     )  # fmt: skip
-    sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all found")
+    sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all in the rasters")
     add_band_options(sub)
     sub.add_argument(
-        "--allow-missing-bands", action="store_true",
-        help="leave out the weights of bands that the rasters lack; not needed with another --sensor, whose "
-        "bands are those of the rasters. (The other way round, a band of the rasters that weights lack is "
-        "not used, or refused if it is of another --sensor, unless --missing says what it gets)",
+        "--allow-dropped-bands", action="store_true",
+        help="drop the weights of bands that the rasters lack; not needed with another --sensor. (Bands of "
+        "the rasters without a match in the weights are another case: they are not used, or with another "
+        "--sensor refused, unless you pass --missing-bands)",
     )  # fmt: skip
     sub.add_argument(
         "--units", action="append", default=[], metavar="SENSOR=UNIT",
-        help="unit of the values: s2=reflectance, s2=dn+1000, s1=linear or s2=normalised (8-bit pictures)",
+        help="unit of the values: s2=reflectance, s2=dn_baseline_0400, s1=linear or "
+        "s2=uint8_rgb (8-bit pictures)",
     )  # fmt: skip
-    sub.add_argument("--nodata", type=float, help="value without data, where the files do not say")
+    sub.add_argument(
+        "--nodata", type=float, help="the value of pixels without data, if the files do not state it"
+    )
     weights = sub.add_mutually_exclusive_group()
     weights.add_argument("--random-weights", action="store_true", help="use random weights, seed 0")
     weights.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
     sub.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE")
-    sub.add_argument("--stream", help="s2, s1 or joint; default joint where there is one")
+    sub.add_argument("--stream", help="s2, s1 or joint; default joint if the model has it")
     sub.add_argument("--window", type=int, help="side of a window in pixels")
     sub.add_argument("--overlap", type=int, help="overlap of windows in pixels")
     sub.add_argument(
         "--pad", action="store_true",
-        help="pad sides that are no multiple of the patch; else patch files are refused and scenes cropped",
+        help="pad sides that are not multiples of the patch size; default: refuse patch files, crop scenes",
     )  # fmt: skip
     sub.add_argument("--batch-size", type=int, default=8)
     sub.add_argument("--device", default="cpu")
-    sub.add_argument("--skip-nodata", action="store_true", help="leave out patches with missing pixels")
+    sub.add_argument("--skip-nodata", action="store_true", help="skip patches with missing pixels")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -56,15 +59,15 @@ def _embed(options: argparse.Namespace) -> int:
     import torch
 
     from rsbackbones.embed import embed_patches, embed_scene
-    from rsbackbones.sensors import NORMALISED, get_sensor
+    from rsbackbones.sensors import UINT8_RGB, get_sensor
     from rsbackbones.zoo.factory import create_model, weights_config
-    from rsbackbones.zoo.names import random_weights_of
+    from rsbackbones.zoo.registry import resolve_random_init
 
     if options.output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
-        raise ValueError(f"--output is a .tif, .npz or .parquet, got {options.output}")
+        raise ValueError(f"--output must end in .tif, .npz or .parquet, got {options.output}")
     if not options.output.parent.is_dir():
         raise ValueError(f"there is no folder {options.output.parent} to write {options.output.name} to")
-    name = random_weights_of(options.model) if options.random_weights else options.model
+    name = resolve_random_init(options.model) if options.random_weights else options.model
     weights: dict[str, Any] = {
         "pretrained": not options.random_weights and options.checkpoint is None,
         "checkpoint": options.checkpoint,
@@ -72,7 +75,7 @@ def _embed(options: argparse.Namespace) -> int:
     }
     rules = band_rules(options)  # first: weights may be of a sensor that a file describes
     config = weights_config(name, **weights)
-    units = dict(pair(item, "--units", "SENSOR=UNIT") for item in options.units)
+    units = dict(parse_pair(item, "--units", "SENSOR=UNIT") for item in options.units)
     asked = names_in(options.modalities) if options.modalities else []
     if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:
         raise ValueError(f"{options.model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
@@ -94,7 +97,7 @@ def _embed(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
     if options.random_weights:
-        print("weights: RANDOM (seed 0); the features mean nothing", file=sys.stderr)
+        print("weights: RANDOM (seed 0); the features are meaningless", file=sys.stderr)
     else:
         which = model.weights_entry.id if model.weights_entry else options.checkpoint
         print(f"weights: {which}", file=sys.stderr)
@@ -102,15 +105,15 @@ def _embed(options: argparse.Namespace) -> int:
         print(model.adaptation, file=sys.stderr)
     for m, bands in model.bands.items():
         print(f"{m}: read as {get_sensor(sensors[m]).title}: {', '.join(bands)}", file=sys.stderr)
-    _say_unused(files, model.bands)
+    _warn_unused(files, model.bands)
     product = model.inputs["s2"].product if "s2" in model.inputs else ""
     if (
         sensors.get("s2") == "s2" and "B10" in held["s2"] and "s2" in model.bands and product == "L2A"
-        and "B10" not in model.bands["s2"] and units.get("s2") != NORMALISED
+        and "B10" not in model.bands["s2"] and units.get("s2") != UINT8_RGB
     ):  # fmt: skip
         print(
-            "note: the band B10 is only in L1C products, and the weights expect L2A (surface reflectance); "
-            "B10 is not used, and features may be off",
+            "note: band B10 exists only in L1C products, but the weights expect L2A (surface reflectance); "
+            "B10 is not used, and features may be worse",
             file=sys.stderr,
         )
     paths = [file.path for file in files]
@@ -133,7 +136,7 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 class _File(NamedTuple):
-    """A raster that is used: the names that the user gave, its bands by modality, and the rest."""
+    """A raster, its band names from the user, its bands by modality, and its other bands."""
 
     path: Path
     names: list[str] | None
@@ -147,7 +150,7 @@ def _find(
     wanted: Sequence[str],
     units: Mapping[str, str],
 ) -> list[_File]:
-    """Find the bands of the ``wanted`` modalities in the rasters; say which rasters have none."""
+    """Find the bands of the ``wanted`` modalities in the rasters. Report rasters without any."""
     from rsbackbones.data.rasters import find_bands
 
     paths = _expand(options.rasters)
@@ -164,38 +167,39 @@ def _find(
 def _model_bands(
     options: argparse.Namespace, config: Any, sensors: Mapping[str, str], held: Mapping[str, set[str]]
 ) -> dict[str, list[str]]:
-    """Return the bands to build the model for: those of the weights, of ``config``, and of the rasters.
+    """Return the bands to build the model for, among those of the rasters.
 
-    Of the weights' own sensor they are the weights' bands, and such as the weights lack where --missing says
-    what they get; of another sensor all that the rasters hold.
+    For the pretrained sensor these are the pretrained bands, and with --missing-bands also bands without a
+    match. For another sensor these are all bands in the rasters.
     """
     from rsbackbones.sensors import get_sensor
 
     chosen, lacking = {}, []
     for m, sensor in sensors.items():
         every = [band.name for band in get_sensor(sensor).bands]
-        theirs = list(config.bands[m]) if sensor == config.sensors[m] else []
-        more = [] if theirs and options.missing == "error" else [b for b in every if b not in theirs]
-        chosen[m] = [b for b in (*theirs, *more) if b in held[m]]
-        if absent := [b for b in theirs if b not in held[m]]:
+        pretrained = list(config.bands[m]) if sensor == config.sensors[m] else []
+        only_matched = pretrained and options.missing_bands == "error"
+        more = [] if only_matched else [b for b in every if b not in pretrained]
+        chosen[m] = [b for b in (*pretrained, *more) if b in held[m]]
+        if absent := [b for b in pretrained if b not in held[m]]:
             lacking.append(f"{m} {', '.join(absent)}")
         if not chosen[m]:
             raise ValueError(
-                f"{m}: {options.model} takes {', '.join(theirs)} of {sensor}, and the rasters hold "
-                f"{', '.join(b for b in every if b in held[m])}; say what these get: --missing nearest"
+                f"{m}: {options.model} takes {', '.join(pretrained)} of {sensor}, and the rasters hold "
+                f"{', '.join(b for b in every if b in held[m])}; choose a rule: --missing-bands nearest"
             )
-    if lacking and not options.allow_missing_bands:
+    if lacking and not options.allow_dropped_bands:
         first = next(iter(sensors))
         raise ValueError(
-            f"the rasters lack bands that the model takes: {'; '.join(lacking)}. Add --allow-missing-bands "
-            "to leave the weights of these bands out; where the rasters are of another sensor say which: "
+            f"the rasters lack bands that the model takes: {'; '.join(lacking)}. Pass --allow-dropped-bands "
+            "to drop the weights of these bands, or the sensor of the rasters, if it is another one: "
             f"--sensor {first}=landsat_oli"
         )
     return chosen
 
 
-def _say_unused(files: Sequence[_File], used: Mapping[str, Sequence[str]]) -> None:
-    """Say which bands of the rasters are not used, once for all rasters with the same ones."""
+def _warn_unused(files: Sequence[_File], used: Mapping[str, Sequence[str]]) -> None:
+    """Print the bands of the rasters that are not used, once for all rasters with the same ones."""
     alike: dict[str, list[str]] = {}
     for file in files:
         idle = [b for m, bands in file.bands.items() for b in bands if b not in used[m]]

@@ -13,7 +13,7 @@ from rsbackbones.cli.options import (
     classes_in,
     fields_of,
     names_in,
-    pair,
+    parse_pair,
 )
 
 
@@ -31,17 +31,17 @@ def add(command: Command) -> None:
         help="a folder of class folders of JPEG, PNG or GeoTIFF; a CSV beside GeoTIFFs; NAME.npz; NAME.yaml "
         "that describes one; or torchgeo:NAME with --root",
     )  # fmt: skip
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the results")
-    sub.add_argument("--root", type=Path, help="of a torchgeo data set")
+    sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of the results")
+    sub.add_argument("--root", type=Path, help="the folder of a torchgeo data set")
     sub.add_argument("--ids", type=Path, metavar="FILE", help="a list of ids with their splits (id,train)")
     sub.add_argument("--subset", type=float, metavar="SHARE", help="train on this share, such as 0.1")
     sub.add_argument(
         "--classes", metavar="NAME,...",
-        help="of labels that are numbers, the names of 0, 1, ...; or NAME=CODE,NAME=CODE+CODE,...: which "
-        "labels are which class, others none",
+        help="names of the labels 0, 1, ...; or NAME=CODE,NAME=CODE+CODE,...: the labels of each "
+        "class; other labels are ignored",
     )  # fmt: skip
-    sub.add_argument("--ignore", metavar="NUMBER,...", help="numbers that stand for no label, such as 255")
-    sub.add_argument("--seeds", default="0", help="of splits, probes and random weights, such as 0,1,2")
+    sub.add_argument("--ignore", metavar="NUMBER,...", help="label values to ignore, such as 255")
+    sub.add_argument("--seeds", default="0", help="seeds of splits, probes and random weights, such as 0,1,2")
     sub.add_argument("--streams", help="such as s2,s1,joint,s2+joint; default: each, and all together")
     sub.add_argument("--pool", default="pooled", help="pooled (the model's own, default) or mean (of tokens)")
     sub.add_argument(
@@ -54,18 +54,22 @@ def add(command: Command) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--tile", type=int, metavar="PIXELS",
-        help="of label maps: encode patches by tiles of that side, and take the mean where tiles overlap",
+        help="for label maps: encode tiles of this side, and average patches where tiles overlap",
     )  # fmt: skip
-    sub.add_argument("--overlap", type=int, metavar="PIXELS", help="of the tiles; default half of a tile")
+    sub.add_argument(
+        "--overlap", type=int, metavar="PIXELS", help="overlap of the tiles; default half a tile"
+    )
     sub.add_argument(
         "--sizes", metavar="PIXELS,...",
-        help="of the images of extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
+        help="image sizes for extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
     )  # fmt: skip
-    sub.add_argument("--train-size", type=_size, metavar="PIXELS", help="of extrapolation; default 120")
-    sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all there are")
+    sub.add_argument(
+        "--train-size", type=_size, metavar="PIXELS", help="training size for extrapolation; default 120"
+    )
+    sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all in the data")
     sub.add_argument(
         "--bands", action="append", default=[], metavar="MODALITY=B02,B03,...",
-        help="bands to use; default: those of the data that the weights know, and with --missing all",
+        help="bands to use; default: those of the data that the weights know, and with --missing-bands all",
     )  # fmt: skip
     add_band_options(sub)
     sub.add_argument(
@@ -74,22 +78,22 @@ def add(command: Command) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--units", action="append", default=[], metavar="MODALITY=UNIT",
-        help="unit of the values, such as s2=reflectance, s2=dn+1000 or s1=linear",
+        help="unit of the values, such as s2=reflectance, s2=dn_baseline_0400 or s1=linear",
     )  # fmt: skip
     weights = sub.add_mutually_exclusive_group()
-    weights.add_argument("--random-weights", action="store_true", help="evaluate random weights alone")
+    weights.add_argument("--random-weights", action="store_true", help="evaluate an untrained model only")
     weights.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
     sub.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE")
-    sub.add_argument(
-        "--baselines", action="store_true", help="also random weights, and means and deviations of the bands"
-    )
+    sub.add_argument("--baselines", action="store_true", help="add an untrained model and per-band mean/std")
     sub.add_argument(
         "--pictures", action="store_true",
-        help="also draw OUT/pictures/*.png: features in the plane, label maps, sparse curves, extrapolation",
+        help="also draw OUTPUT/pictures/*.png: features in 2-D, label maps, sparse curves, extrapolation",
     )  # fmt: skip
-    sub.add_argument("--cache", type=Path, metavar="DIR", help="of encoded features; default OUT/cache")
+    sub.add_argument(
+        "--cache", type=Path, metavar="DIR", help="the cache of encoded features; default OUTPUT/cache"
+    )
     sub.add_argument("--batch-size", type=int, default=64)
-    sub.add_argument("--device", default="cpu", help="of encoding and of the probes; default cpu")
+    sub.add_argument("--device", default="cpu", help="device of the encoder and the probes; default cpu")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -105,7 +109,7 @@ def _eval(options: argparse.Namespace) -> int:
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, described, evaluate
     from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
     from rsbackbones.models.config import as_json
-    from rsbackbones.zoo.names import random_weights_of
+    from rsbackbones.zoo.registry import resolve_random_init
 
     names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
     if unknown := [name for name in names if name not in (*PROTOCOLS, *MEASUREMENTS)]:
@@ -116,15 +120,17 @@ def _eval(options: argparse.Namespace) -> int:
     protocols = [name for name in names if name in PROTOCOLS]
     if measurements and (options.size or options.tile or options.overlap or options.pool != "pooled"):
         raise ValueError(
-            f"--size, --tile and --pool are of protocols over features; {', '.join(measurements)} take "
-            "images as they are and the model's own embeddings: run them apart, without these options"
+            f"--size, --tile, --overlap and --pool only apply to protocols over features; run "
+            f"{', '.join(measurements)} in a separate command without them"
         )
     if options.sparse_k and "sparse" not in names:
-        raise ValueError("--sparse-k is of sparse probes, which are not among the protocols: name sparse too")
+        raise ValueError(
+            "--sparse-k only applies to the sparse protocol: add it to the protocols or drop --sparse-k"
+        )
     if "extrapolation" not in names and (options.sizes or options.train_size):
         raise ValueError(
-            "--sizes and --train-size are of extrapolation, which is not among the protocols: name it, or "
-            "leave them out; --size resizes the images of the others"
+            "--sizes and --train-size only apply to the extrapolation protocol: add it to the protocols or "
+            "drop them; --size resizes the images of the other protocols"
         )
     seeds = [int(seed) if seed.isdecimal() else -1 for seed in names_in(options.seeds)]
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
@@ -148,22 +154,22 @@ def _eval(options: argparse.Namespace) -> int:
     data = open_set(seeds[0])
     if data.labels is None and options.pool != "pooled":
         raise ValueError(
-            f"--pool {options.pool} makes one embedding of an image, and the labels of {data.name} are maps: "
-            "each patch has its own token. Leave --pool out"
+            f"--pool {options.pool} makes one embedding per image, but the labels of {data.name} are maps, "
+            "which use one token per patch; drop --pool"
         )
     if options.protocols == "all" and data.task == "multilabel":
         protocols.remove("kmeans")
-        print("K-means is left out: it needs one class of each image", file=sys.stderr)
+        print("K-means is skipped: it needs one class per image", file=sys.stderr)
     bands = {m: names_in(b) for m, b in _pairs(options.bands, "--bands", "MODALITY=B02,B03,...")}
     chosen: dict[str, Any] = {
         "modalities": names_in(options.modalities) if options.modalities else None,
         "bands": bands or None,
-        "bands_missing": rules["bands_missing"],
-        "bands_scale": rules["bands_scale"],
+        "missing_bands": rules["missing_bands"],
+        "kernel_scale": rules["kernel_scale"],
         "overrides": fields_of(options.override),
     }
 
-    wanted = random_weights_of(options.model) if options.random_weights else options.model
+    wanted = resolve_random_init(options.model) if options.random_weights else options.model
 
     def build(**weights: Any) -> Any:
         return model_for(data, wanted, **chosen, **weights).to(options.device)
@@ -172,28 +178,29 @@ def _eval(options: argparse.Namespace) -> int:
         "size": options.size, "tile": options.tile, "overlap": options.overlap, "pool": options.pool,
         "level": "image" if data.labels is not None else "patch",
         "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
-        "cache": options.cache or options.out / "cache",
+        "cache": options.cache or options.output / "cache",
     }  # fmt: skip
     if options.random_weights:
         model = build(pretrained=False)
         subjects = [of_random_weights(lambda: build(pretrained=False), how)]
-        if options.baselines:  # of the two, random weights are there
+        if options.baselines:  # the untrained model is already there
             subjects.append(of_statistics(model, how))
     else:
         model = build(checkpoint=options.checkpoint)
         subjects = [of_weights(str(options.checkpoint or options.model), model, how)]
         if options.baselines:
-            # The rule decides the statistics alone: all weights are fresh. A checkpoint may be of any shape.
+            # All weights are random, so the rule only affects statistics. A checkpoint may have any shape.
             own = ("modalities", "bands", "sensors")
             shape = {f: value for f, value in as_json(model.config).items() if f not in own}
-            mine = chosen | {"modalities": model.modalities, "bands": model.bands, "overrides": shape}
+            untrained = chosen | {"modalities": model.modalities, "bands": model.bands, "overrides": shape}
             random = of_random_weights(
-                lambda: model_for(data, model.architecture, **mine, pretrained=False).to(options.device), how
+                lambda: model_for(data, model.architecture, **untrained, pretrained=False).to(options.device),
+                how,
             )
             subjects += [random, of_statistics(model, how)]
     if options.streams:
         chosen_streams(list(model.stream_inputs), names_in(options.streams))
-    notes = said_of(data, model) + (_said_of_encoding(how) if protocols else [])
+    notes = said_of(data, model) + (_describe_encoding(how) if protocols else [])
     for note in notes:
         print(note, file=sys.stderr)
     run: dict[str, Any] = {
@@ -204,7 +211,7 @@ def _eval(options: argparse.Namespace) -> int:
     if protocols:
         ks = _numbers(options.sparse_k) if options.sparse_k else None
         found = evaluate(
-            protocols, subjects, open_set, options.out, sparse_k=ks, device=options.device, **run
+            protocols, subjects, open_set, options.output, sparse_k=ks, device=options.device, **run
         )
     found["measurements"] = {}
     if measurements:
@@ -215,16 +222,16 @@ def _eval(options: argparse.Namespace) -> int:
             cache=how["cache"],
         )
         found["measurements"] = measure(
-            measurements, subjects, open_set, options.out, options=how_measured, **run
+            measurements, subjects, open_set, options.output, options=how_measured, **run
         )
     if protocols:
         found["encoding"] = {name: how[name] for name in ("level", "size", "tile", "overlap")}
         found["encoding"]["pool"] = how["pool"] if how["level"] == "image" else None
     found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
-    print(write_report(options.out, found), end="")
+    print(write_report(options.output, found), end="")
     if options.pictures:
         paths, undrawn = draw_pictures(
-            options.out / "pictures", found, subjects, data, streams=run["streams"], size=options.size,
+            options.output / "pictures", found, subjects, data, streams=run["streams"], size=options.size,
             progress=not options.quiet,
         )  # fmt: skip
         print(*paths, sep="\n")
@@ -233,8 +240,8 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
-def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
-    """What of the options a reader of the numbers must know."""
+def _describe_encoding(how: Mapping[str, Any]) -> list[str]:
+    """Return notes on the encoding options, for readers of the results."""
     from rsbackbones.data.crops import name_of
     from rsbackbones.data.crops import pair as both_sides
 
@@ -243,9 +250,9 @@ def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
         lines.append(f"images were resized to {name_of(both_sides(how['size']))} pixels")
     if how["tile"]:
         lines.append(
-            f"encoded by tiles of {how['tile']} pixels that overlap by "
-            f"{'half' if how['overlap'] is None else how['overlap']}; a patch has the mean of those that "
-            "cover it"
+            f"encoded in tiles of {how['tile']} pixels that overlap by "
+            f"{'half' if how['overlap'] is None else how['overlap']}; the features of a patch are averaged "
+            "over its tiles"
         )
     if how["pool"] != "pooled":
         lines.append("embeddings are the mean of a stream's tokens")
@@ -253,7 +260,7 @@ def _said_of_encoding(how: Mapping[str, Any]) -> list[str]:
 
 
 def _size(text: str) -> int | tuple[int, int]:
-    """Read ``120``, or ``96x480``: height and width."""
+    """Parse ``120``, or ``96x480`` for height and width."""
     words = text.lower().split("x")
     sides = [int(word) for word in words if word.strip().isdecimal()]
     if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
@@ -265,9 +272,9 @@ def _numbers(text: str) -> list[int] | Literal["all"]:
     if text == "all":
         return "all"
     if wrong := [word for word in names_in(text) if not word.isdecimal()]:
-        raise ValueError(f"--sparse-k takes whole numbers such as 1,2,5, or all; got {', '.join(wrong)}")
+        raise ValueError(f"--sparse-k expects whole numbers such as 1,2,5, or all; got {', '.join(wrong)}")
     return [int(word) for word in names_in(text)]
 
 
 def _pairs(items: list[str], option: str, form: str) -> list[tuple[str, str]]:
-    return [pair(item, option, form) for item in items]
+    return [parse_pair(item, option, form) for item in items]

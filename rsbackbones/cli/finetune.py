@@ -10,7 +10,7 @@ def add(command: Command) -> None:
     sub = command("finetune", _finetune, "fine-tune on a labelled set by a paper's recipe")
     sub.add_argument(
         "fields", nargs="*", metavar="KEY=VALUE",
-        help="recipe=NAME data=PATH out=DIR and fields of the recipe; none: what there is to say",
+        help="recipe=NAME data=PATH output=DIR and fields of the recipe; none: what there is to say",
     )  # fmt: skip
     sub.add_argument("--list", action="store_true", help="the recipes")
 

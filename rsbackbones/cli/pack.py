@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.cli.options import Command, names_in, pair
+from rsbackbones.cli.options import Command, names_in, parse_pair
 
 
 def add(command: Command) -> None:
     """Add the parsers."""
     sub = command("pack", _pack, "check training images and pack them into shards")
     sub.add_argument("root", type=Path, help="SSL4EO-S12 as published, a folder of GeoTIFFs, or NAME.npz")
-    sub.add_argument("--to", required=True, type=Path, metavar="DIR", help="the folder of the shards")
+    sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of the shards")
     sub.add_argument("--per-shard", type=int, default=64, metavar="N", help="places per shard, default 64")
     sub.add_argument(
         "--max-bad-share", type=float, default=0.01, metavar="SHARE",
@@ -39,13 +39,13 @@ def _pack(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("product", "split", "offset", "tile")}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for item in options.bands:
-        sensor, names = pair(item, "--bands", "SENSOR=B02,B03,...")
+        sensor, names = parse_pair(item, "--bands", "SENSOR=B02,B03,...")
         chosen.setdefault("bands", {})[sensor] = tuple(names_in(names))
     source = open_source(options.root, **chosen)
     for note in source.notes:
         print(note, file=sys.stderr)
     report = pack(
-        source, options.to, per_shard=options.per_shard, max_bad_share=options.max_bad_share,
+        source, options.output, per_shard=options.per_shard, max_bad_share=options.max_bad_share,
         progress=not options.quiet,
     )  # fmt: skip
     for name, reason in report.bad:

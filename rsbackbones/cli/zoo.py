@@ -18,22 +18,27 @@ def add(command: Command) -> None:
     sub = command("info", _info, "print the card of a model's weights")
     sub.add_argument("name", help=_NAME)
 
-    sub = command("bands", _bands, "print which weights your bands would get; loads nothing")
+    sub = command("bands", _bands, "print how your bands are matched; loads no weights")
     sub.add_argument("name", help=_NAME)
     sub.add_argument(
-        "--mine", action="append", default=[], metavar="B02,B03,...",
-        help="your bands, in order, of the model's first modality, or of another: s1=VV",
+        "--bands", action="append", default=[], metavar="B02,B03,...",
+        help="your bands, in order, of the model's first modality; of another one as MODALITY=BANDS: s1=VV",
     )  # fmt: skip
     add_band_options(sub)
     sub.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
 
     sub = command("download", _download, "fetch and verify weights")
     sub.add_argument("name", help=_NAME)
-    sub.add_argument("--to", type=Path, metavar="DIR", help="copy them into a folder to carry along")
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="copy the weights into this folder, for machines without network",
+    )
 
-    sub = command("verify", _verify, "hash, load and run weights, and compare golden activations")
+    sub = command("verify", _verify, "hash, load and run weights, and compare their features")
     sub.add_argument("name", help=_NAME)
-    sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder made by download --to")
+    sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder made by download --output")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -45,7 +50,8 @@ def _list(options: argparse.Namespace) -> int:
         raise ValueError(f"nothing matches {options.pattern!r}; try: rsbackbones list")
     if options.json:
         weights = [
-            {"id": e.id, "state": e.state, "license": e.license, "reason": e.source.reason or None,
+            {"id": e.id, "availability": e.availability, "license": e.license,
+             "reason": e.source.reason or None,
              "bands": {m: s["bands"] for m, s in e.inputs.items()}}
             for e in entries
         ]  # fmt: skip
@@ -57,20 +63,23 @@ def _list(options: argparse.Namespace) -> int:
         for entry in entries:
             if entry.architecture == name:
                 bands = ", ".join(f"{m} {len(s['bands'])} bands" for m, s in entry.inputs.items())
-                why = f": {entry.source.reason}" if entry.state == "none" else f", {bands}, {entry.license}"
-                default = " (default)" if entry.default and entry.state != "none" else ""
-                print(f"  {entry.id}{default}  {entry.state}{why}")
+                why = (
+                    f": {entry.source.reason}"
+                    if entry.availability == "unreleased"
+                    else f", {bands}, {entry.license}"
+                )
+                default = " (default)" if entry.default and entry.availability != "unreleased" else ""
+                print(f"  {entry.id}{default}  {entry.availability}{why}")
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
     from rsbackbones.zoo.cards import model_card
     from rsbackbones.zoo.hub import PREFIX
-    from rsbackbones.zoo.names import weights_named
-    from rsbackbones.zoo.registry import find_architecture, list_weights
+    from rsbackbones.zoo.registry import find_architecture, list_weights, resolve_weights
 
     if options.name.startswith(PREFIX):
-        entries = [weights_named(options.name)]
+        entries = [resolve_weights(options.name)]
     else:
         find_architecture(options.name.partition(".")[0])
         entries = [e for e in list_weights() if options.name in (e.id, e.architecture)]
@@ -82,13 +91,13 @@ def _info(options: argparse.Namespace) -> int:
 
 def _bands(options: argparse.Namespace) -> int:
     from rsbackbones.zoo.factory import plan_adaptation
-    from rsbackbones.zoo.names import architecture_named
+    from rsbackbones.zoo.registry import resolve_architecture
 
-    if not options.mine and not options.sensor:
-        raise ValueError("say which bands are yours: --mine B02,B03,B04,B08, or --sensor s2=landsat_oli")
-    first = architecture_named(options.name).config.modalities[0]
+    if not options.bands and not options.sensor:
+        raise ValueError("pass your bands: --bands B02,B03,B04,B08, or your sensor: --sensor s2=landsat_oli")
+    first = resolve_architecture(options.name).config.modalities[0]
     bands: dict[str, list[str]] = {}
-    for item in options.mine:
+    for item in options.bands:
         left, equals, right = item.partition("=")
         bands[left if equals else first] = names_in(right if equals else left)
     rules = band_rules(options)
@@ -99,16 +108,16 @@ def _bands(options: argparse.Namespace) -> int:
 def _download(options: argparse.Namespace) -> int:
     from rsbackbones.files.sha256 import sha256_of
     from rsbackbones.zoo.hub import PREFIX
-    from rsbackbones.zoo.names import weights_named
+    from rsbackbones.zoo.registry import resolve_weights
     from rsbackbones.zoo.weights import download_to, fetch
 
-    entry = weights_named(options.name)
-    path = download_to(entry, options.to.expanduser()) if options.to else fetch(entry)
+    entry = resolve_weights(options.name)
+    path = download_to(entry, options.output.expanduser()) if options.output else fetch(entry)
     print(f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned")
-    if options.to:
-        # The manifest goes wherever the package does; what a repository says of itself does not.
-        use = path if options.name.startswith(PREFIX) else options.to
-        print(f"use it with checkpoint={str(use)!r}, or with RSBACKBONES_WEIGHTS={options.to}")
+    if options.output:
+        # A folder is looked up by manifest ids; weights of a repository are passed as a file.
+        use = path if options.name.startswith(PREFIX) else options.output
+        print(f"to use it pass checkpoint={str(use)!r}, or set RSBACKBONES_WEIGHTS={options.output}")
     return 0
 
 
@@ -117,12 +126,12 @@ def _verify(options: argparse.Namespace) -> int:
     from rsbackbones.zoo.factory import create_model
     from rsbackbones.zoo.golden import compare_golden
     from rsbackbones.zoo.hub import PREFIX
-    from rsbackbones.zoo.names import weights_named
+    from rsbackbones.zoo.registry import resolve_weights
     from rsbackbones.zoo.weights import fetch
 
-    entry = weights_named(options.name)
+    entry = resolve_weights(options.name)
     path = fetch(entry, options.checkpoint)
-    pinned = "in full" if entry.sha256 else f"in the published prefix {entry.sha256_prefix}"
+    pinned = "in full" if entry.sha256 else f"by the published prefix {entry.sha256_prefix}"
     print(f"{entry.id}: {path}")
     print(f"bytes: sha256 {sha256_of(path)}, as pinned {pinned}")
     if not options.name.startswith(PREFIX):
@@ -131,12 +140,12 @@ def _verify(options: argparse.Namespace) -> int:
         model = create_model(entry.architecture, checkpoint=path)
     else:
         model = create_model(options.name, True)
-    print(f"tensors: {len(model.state_dict())}, all finite, names, shapes and types as the model has")
+    print(f"tensors: {len(model.state_dict())}, all finite, names, shapes and types as the model expects")
     if entry.golden is None:
-        print("features: not compared, no golden activations are recorded for these weights")
+        print("features: not compared, since none are recorded for these weights")
         return 0
     if problems := compare_golden(model, entry.golden):
-        print("features: NOT those recorded\n  " + "\n  ".join(problems))
+        print("features: DIFFERENT from those recorded\n  " + "\n  ".join(problems))
         return 1
-    print(f"features: within {entry.golden['tolerance']} of the golden activations")
+    print(f"features: within {entry.golden['tolerance']} of those recorded")
     return 0

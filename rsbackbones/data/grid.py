@@ -21,7 +21,7 @@ def to_grid(image: Array, height: int, width: int) -> Array:
     flat = torch.from_numpy(image.reshape(-1, 1, *image.shape[-2:]).astype(np.float32))
     fine = F.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False).numpy()
     fine = fine.reshape(*image.shape[:-2], height, width)
-    # Bilinear values lie between their neighbours, so rounding stays in the range of the type.
+    # Bilinear values lie between their neighbors, so rounding stays in the range of the type.
     return (fine.round() if image.dtype.kind in "iu" else fine).astype(image.dtype)
 
 

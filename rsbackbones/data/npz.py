@@ -47,8 +47,8 @@ class NpzFile:
             in time, one to one, at most 60 days away. Without ``dates`` the frames are taken to be in order
             of time.
         keep: ISO dates of the first sensor: the frames to use, such as the cloudless ones. Default: all.
-        units: by sensor, where it is not ``dn`` or ``db``: ``dn+1000``, or ``worldcereal_db`` for integers
-            of which 20 log10(x) - 83 is dB.
+        units: by sensor, where it is not ``dn`` or ``db``: ``dn_baseline_0400``, or ``worldcereal_db`` for
+            integers of which 20 log10(x) - 83 is dB.
         nodata: by sensor the value that stands for no data.
     """
 
@@ -188,7 +188,7 @@ class NpzSource:
         if unit == "worldcereal_db":
             with np.errstate(divide="ignore"):  # the logarithm of 0 is infinite, and no data
                 image = 20 * np.log10(image.astype(np.float32)) - np.float32(83)
-        elif unit == "dn+1000":
+        elif unit == "dn_baseline_0400":
             image = image.astype(np.float32 if image.dtype.kind == "f" else np.int32) - 1000
         if empty is not None and empty.any():
             image = np.where(empty, np.float32(np.nan), image.astype(np.float32))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rsbackbones.data.npz import NpzFile
 
 # Unit of the file -> what makes it ours (Sentinel-2 in DN, Sentinel-1 in dB).
-_UNITS = ("dn", "dn+1000", "db", "worldcereal_db")
+_UNITS = ("dn", "dn_baseline_0400", "db", "worldcereal_db")
 
 
 def find_channels(

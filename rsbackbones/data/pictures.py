@@ -33,11 +33,11 @@ def save_png(figure: Any, path: Path) -> None:
         figure.savefig(file, dpi=110, format="png")
 
 
-def false_colours(image: npt.NDArray[Any], bands: Sequence[str]) -> npt.NDArray[Any]:
-    """[C, H, W] to [H, W, 3]: true colour, or VV, VH and their difference, else the first band in grey."""
-    colours = next((names for names in _COLOURS if all(band in bands for band in names)), None)
-    if colours is not None:
-        chosen = image[[bands.index(band) for band in colours]]
+def false_colors(image: npt.NDArray[Any], bands: Sequence[str]) -> npt.NDArray[Any]:
+    """[C, H, W] to [H, W, 3]: true color, or VV, VH and their difference, else the first band in gray."""
+    colors = next((names for names in _COLOURS if all(band in bands for band in names)), None)
+    if colors is not None:
+        chosen = image[[bands.index(band) for band in colors]]
     elif all(band in bands for band in ("VV", "VH")):
         vv, vh = image[bands.index("VV")], image[bands.index("VH")]
         chosen = np.stack([vv, vh, vv - vh])
@@ -47,7 +47,7 @@ def false_colours(image: npt.NDArray[Any], bands: Sequence[str]) -> npt.NDArray[
 
 
 def stretched(picture: npt.NDArray[Any], like: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Stretch [H, W, 3] between the 2nd and 98th percentiles of ``like``, to 0 ... 1; NaN is grey."""
+    """Stretch [H, W, 3] between the 2nd and 98th percentiles of ``like``, to 0 ... 1; NaN is gray."""
     low, high = np.nanpercentile(like.reshape(-1, 3), (2, 98), axis=0)
     scaled = np.clip((picture - low) / np.maximum(high - low, 1e-6), 0, 1)
     shown: npt.NDArray[Any] = np.nan_to_num(scaled, nan=0.5)

@@ -108,7 +108,7 @@ class Scene:
     classes: tuple[str, ...]
     s2_bands: tuple[str, ...]
     s1_bands: tuple[str, ...]
-    transform: tuple[float, ...]  # a, b, c, d, e, f of the affine map from (column, row) to metres
+    transform: tuple[float, ...]  # a, b, c, d, e, f of the affine map from (column, row) to meters
     crs: str
 
 
@@ -122,7 +122,7 @@ class _Land:
     vigour: F32  # factor on every seasonal share
     tone: F32  # factor on reflectance
     echo: F32  # dB added to backscatter
-    height: F32  # metres
+    height: F32  # meters
 
 
 def simulate_scene(height: int, width: int, *, seed: int = 0, day_of_year: int = 180) -> Scene:
@@ -202,7 +202,7 @@ def write_scene(scene: Scene, folder: Path) -> tuple[Path, Path]:
 
 
 # ------------------------------------------------------------------------------ the geography
-# Places are complex numbers: metres east of the north-west corner, plus i times metres south.
+# Places are complex numbers: meters east of the north-west corner, plus i times meters south.
 
 
 def _draw_land(rng: np.random.Generator, shape: tuple[int, int]) -> _Land:
@@ -255,11 +255,11 @@ def _draw_land(rng: np.random.Generator, shape: tuple[int, int]) -> _Land:
     for _ in range(round(z.size * _STEP**2 / 8e6)):
         place = rng.uniform(0.05, 0.95) * east[-1] + 1j * rng.uniform(0.05, 0.95) * south[-1]
         towns.append((complex(place), rng.uniform(130, 260)))
-    for centre, radius in towns:
-        _build(rng, land, z - centre, radius * (1 + 0.3 * ragged))
+    for center, radius in towns:
+        _build(rng, land, z - center, radius * (1 + 0.3 * ragged))
         for turn in (heading + math.pi / 2, heading)[: 1 + (radius > 300)]:
             bearing = turn + rng.uniform(-0.3, 0.3)
-            road = _distance(shape, _meander(rng, centre, bearing, reach, 2500.0, 0.3), 20.0)
+            road = _distance(shape, _meander(rng, center, bearing, reach, 2500.0, 0.3), 20.0)
             cover[(road < 6.0) & ~lake] = _ROAD  # over the river, but up to the lake only
 
     wooded = (cover == _CONIFER) | (cover == _BROADLEAF)
@@ -272,7 +272,7 @@ def _parcels(rng: np.random.Generator, z: C64) -> tuple[Ints, Ints, F32, F32]:
     """Voronoi blocks about 650 m across, each cut into strips and the strips into fields.
 
     Gives the block and the parcel as table indices, the row texture (-0.5..0.5) and the distance to
-    the block's border in metres.
+    the block's border in meters.
     """
     size = 650.0
     table = rng.random((6, _TABLE), dtype=np.float32)
@@ -341,7 +341,7 @@ def _meander(
 
 
 def _distance(shape: tuple[int, int], path: NDArray[np.complex128], reach: float) -> F32:
-    """Distance in metres to a densely sampled path, at most `reach`."""
+    """Distance in meters to a densely sampled path, at most `reach`."""
     squared = np.full(shape, reach**2, np.float32)
     span = math.ceil(reach / _STEP)
     south, east = ((np.arange(n, dtype=np.float32) + 0.5) * _STEP for n in shape)
@@ -355,7 +355,7 @@ def _distance(shape: tuple[int, int], path: NDArray[np.complex128], reach: float
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], scale: float, slope: float) -> F32:
-    """Zero-mean, unit-variance field: flat spectrum above `scale` metres, power law below."""
+    """Zero-mean, unit-variance field: flat spectrum above `scale` meters, power law below."""
     # The field is periodic; a margin of one scale keeps opposite edges of the scene unrelated.
     rows, cols = (-(-(n + int(scale / _STEP)) // 64) * 64 for n in shape)
     white = np.fft.rfft2(rng.standard_normal((rows, cols), dtype=np.float32))
@@ -441,7 +441,7 @@ def _sense_optical(rng: np.random.Generator, reflectance: F32) -> NDArray[np.uin
 def _sense_radar(rng: np.random.Generator, backscatter: F32) -> F32:
     """Speckled backscatter in dB: five looks, one of them weak, worth LOOKS independent ones."""
     # GRD pixels oversample a 20 m resolution cell, so the complex looks are blurred before they
-    # are detected: neighbouring pixels share speckle while one pixel keeps its gamma-like spread.
+    # are detected: neighboring pixels share speckle while one pixel keeps its gamma-like spread.
     p = (8 + math.sqrt(64 - 80 * (1 - 1 / LOOKS))) / 40  # 4 p + q = 1 and 4 p^2 + q^2 = 1 / LOOKS
     image = np.empty_like(backscatter)
     for c, channel in enumerate(backscatter):

@@ -83,7 +83,7 @@ class SSL4EOZarr:
         self._tar_files: Handles[_Tar] = Handles(_Tar)
         # By sensor and place: number of the file, and (position in it, 0) or (offset, size) in the tar.
         found = {sensor: self._index(sensor) for sensor in self._files}
-        # The order of the files, so that neighbours are read from one.
+        # The order of the files, so that neighbors are read from one.
         self._keys = list(dict.fromkeys(key for index in found.values() for key in index))
         self._where: dict[str, Ints] = {
             sensor: np.array([index.get(key, (-1, 0, 0)) for key in self._keys], np.int64)

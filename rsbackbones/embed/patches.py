@@ -34,7 +34,7 @@ def embed_patches(
 
     Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole; its sides
     are multiples of ``model.size_multiple``, or the model pads them (``create_model(..., pad=True)``).
-    The result has ``paths`` (joined by ``;``), ``crs``, the centre ``x`` and ``y``, and [patches, D] float32
+    The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
     for every stream.
 
     Args:

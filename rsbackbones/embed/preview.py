@@ -1,4 +1,4 @@
-"""A feature map as a picture: its first three principal components as colours."""
+"""A feature map as a picture: its first three principal components as colors."""
 
 import warnings
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rsbackbones.data.rasters import Array
 
 
-def principal_colours(features: Array) -> npt.NDArray[np.uint8]:
+def principal_colors(features: Array) -> npt.NDArray[np.uint8]:
     """Return the first three principal components of a feature map [h, w, D] as RGBA, [4, h, w].
 
     Each component is stretched between its 2nd and 98th percentile; NaN is transparent.
@@ -40,7 +40,7 @@ def write_preview(path: Path, features: Array) -> None:
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    image = principal_colours(features)
+    image = principal_colors(features)
     factor = max(1, round(512 / max(image.shape[1:])))
     image = image.repeat(factor, axis=1).repeat(factor, axis=2)
     part = path.with_name(f".{path.name}.part.png")

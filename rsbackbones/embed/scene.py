@@ -218,7 +218,7 @@ def _encode_windows(
         beyond = ((0, whole[0] - height), (0, whole[1] - width))
         for modality, x in arrays.items():
             if not valid.all():
-                # What fills the gaps reaches the neighbours through attention: something typical.
+                # What fills the gaps reaches the neighbors through attention: something typical.
                 typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))

@@ -14,7 +14,7 @@ from rsbackbones.eval.inputs import model_inputs
 def input_batches(
     model: nn.Module, data: LabelledSet, split: str, *, batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield normalised images of a split by modality, [B, C, H, W], on the model's device.
+    """Yield normalized images of a split by modality, [B, C, H, W], on the model's device.
 
     Raises:
         ValueError: the set lacks the split, a sensor or a band; images differ in size; or values that cannot

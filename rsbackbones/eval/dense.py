@@ -108,7 +108,7 @@ def predict_tiled(
 
     Args:
         model, tile, overlap, batch_size: as for :func:`predict`; the model in ``eval()`` mode.
-        images: normalised, by modality [C, H, W], or [2, C, H, W] for change, on the model's device.
+        images: normalized, by modality [C, H, W], or [2, C, H, W] for change, on the model's device.
 
     Raises:
         ValueError: tiles that the model cannot serve, or as :class:`rsbackbones.data.tiles.Tiling`.
@@ -128,7 +128,7 @@ def predict_tiled(
 def _batches(
     samples: Iterator[tuple[int, dict[str, Tensor], Array]], batch_size: int
 ) -> Iterator[list[tuple[int, dict[str, Tensor], Array]]]:
-    """Put neighbours of one size together."""
+    """Put neighbors of one size together."""
     pending: list[tuple[int, dict[str, Tensor], Array]] = []
     for sample in samples:
         shapes = {m: image.shape for m, image in sample[1].items()}

@@ -55,8 +55,8 @@ def encode(
     Args:
         model: from ``create_model``, for bands that the set has.
         data: the set.
-        size: resize images to so many pixels, or (height, width), after they are normalised: bilinear, with
-            antialiasing; label maps by nearest neighbour. CROMA enlarges images to the size of the
+        size: resize images to so many pixels, or (height, width), after they are normalized: bilinear, with
+            antialiasing; label maps by nearest neighbor. CROMA enlarges images to the size of the
             pretraining. Default: as they are, which must then be of one size.
         tile: encode patches by tiles of that many pixels, and take the mean where tiles overlap
             (:mod:`rsbackbones.data.patch_tiles`), of sets of label maps; images may then be of any sizes.
@@ -137,7 +137,7 @@ def statistics_features(
     """Return mean and standard deviation of every band, of images or patches: what features must beat.
 
     One stream, ``bands``: the means of all bands, then their deviations. Values are raw, but for radar in
-    linear power, which becomes dB; scale and offset of the others do not matter to a probe that standardises.
+    linear power, which becomes dB; scale and offset of the others do not matter to a probe that standardizes.
 
     Args:
         data, level, tile, overlap, batch_size, cache, progress: as for :func:`encode`.

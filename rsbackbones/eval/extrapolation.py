@@ -219,7 +219,7 @@ def draw_extrapolation(
             axis.fill_between(range(len(order)), low, high, color=f"C{i}", alpha=0.15, linewidth=0)
     if pair(train_size) in sizes:
         place = [sizes[j] for j in order].index(pair(train_size))
-        axis.axvline(place, color="grey", linestyle=":", linewidth=1, zorder=0)
+        axis.axvline(place, color="gray", linestyle=":", linewidth=1, zorder=0)
     axis.set_xticks(range(len(order)), [name_of(sizes[j]) for j in order])
     axis.set_xlabel(f"image size in pixels, by area (trained at {name_of(pair(train_size))})", fontsize=9)
     axis.set_ylabel(f"{metric}, %", fontsize=9)

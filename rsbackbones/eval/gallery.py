@@ -109,7 +109,7 @@ def _features(
         for stream in streams_of(encoded, streams):
             samples = encoded.samples(encoded.stream(stream), data.splits["test"])
             if samples.task == "multilabel":
-                return [], ["no t-SNE or UMAP: a point has one colour, and these images have several labels"]
+                return [], ["no t-SNE or UMAP: a point has one color, and these images have several labels"]
             if len(samples) < 4:
                 return [], [f"no t-SNE or UMAP: {len(samples)} test samples, at least 4 are needed"]
             for method in methods:

@@ -35,7 +35,7 @@ class ImageReader:
             try:
                 sample = self.data.read(index)
                 self._check(sample)
-                # One by one: what an image becomes does not depend on its neighbours.
+                # One by one: what an image becomes does not depend on its neighbors.
                 for m, x in self._prepared(sample).items():
                     images[m].append(x)
             except ValueError as error:
@@ -97,7 +97,7 @@ def resized(x: Tensor, size: Size | None) -> Tensor:
 
 
 def _nearest(labels: Array, size: Size) -> Array:
-    """A label map to a size: the label under the centre of every new pixel."""
+    """A label map to a size: the label under the center of every new pixel."""
     if labels.shape == size:
         return labels
     height, width = labels.shape

@@ -15,8 +15,8 @@ Inputs = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
 def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
     """Return what turns raw images of ``data`` into the inputs of ``model``.
 
-    The model's bands are gathered from the set's by name. Values are normalised by the model's input contract
-    (:func:`rsbackbones.create_preprocess`); those of the unit ``normalised`` (8-bit pictures) become value /
+    The model's bands are gathered from the set's by name. Values are normalized by the model's input contract
+    (:func:`rsbackbones.create_preprocess`); those of the unit ``uint8_rgb`` (8-bit pictures) become value /
     255. The images that it takes are arrays or tensors [..., C, H, W] by modality, stacked or not; those of
     sensors that the model does not take, and ``"label"``, are left out. It gives float32 tensors of the same
     leading shape, on the device of the images.

@@ -1,10 +1,10 @@
-"""Weighted nearest neighbours, with nothing to train.
+"""Weighted nearest neighbors, with nothing to train.
 
 CROMA (appendix A.4.2) takes the implementation of Scale-MAE (its reference [27]; ``eval/knn.py`` of
 github.com/bair-climate-initiative/scale-mae), and that is what is computed here: features scaled to unit
 length, the k = 20 training samples of the highest cosine similarity s, and a vote in which each counts exp(s
 / 0.07). It is that of Wu et al. 2018 (arXiv:1805.01978). Several labels per sample, which the paper leaves
-out: the mean of the neighbours' labels under the same weights.
+out: the mean of the neighbors' labels under the same weights.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.samples import Samples, checked_splits
 
 NEIGHBOURS = 20
-# How many numbers (similarities, labels of neighbours) are held at once.
+# How many numbers (similarities, labels of neighbors) are held at once.
 _AT_ONCE = 2**24
 
 
@@ -28,7 +28,7 @@ def knn(
     temperature: float = 0.07,
     weighted: bool = True,
 ) -> Outcome:
-    """Classify ``test`` by its nearest neighbours in ``train``; ``weighted=False``: every neighbour counts 1.
+    """Classify ``test`` by its nearest neighbors in ``train``; ``weighted=False``: every neighbor counts 1.
 
     The scores [n, K] are the share of each class in the vote. Of equal similarities at the k-th place it is
     open which counts, and a draw of the vote goes to the class of the lower number. A vector of zeros is
@@ -40,7 +40,7 @@ def knn(
     """
     train, test = checked_splits(train, test, classes)
     if not 1 <= k <= len(train):
-        raise ValueError(f"k={k} neighbours of {len(train)} training samples: k goes from 1 to {len(train)}")
+        raise ValueError(f"k={k} neighbors of {len(train)} training samples: k goes from 1 to {len(train)}")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: expected a number above 0")
     keys = F.normalize(torch.from_numpy(train.features), dim=1)

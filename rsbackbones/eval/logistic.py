@@ -1,6 +1,6 @@
-"""Logistic regression on standardised features: what the statistics of the bands are judged by.
+"""Logistic regression on standardized features: what the statistics of the bands are judged by.
 
-scikit-learn's, its strength of regularisation chosen on folds of the training split: of every class alike, or
+scikit-learn's, its strength of regularization chosen on folds of the training split: of every class alike, or
 of whole images where samples are patches, which are alike. Also of use for a small
 set, where the probes' learning rates have little to be chosen on.
 """
@@ -71,6 +71,6 @@ def folds_of(train: Samples, folds: int, seed: int) -> list[tuple[Array, Array]]
 def _fit(search: GridSearchCV, features: Array, labels: Array) -> Pipeline:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a label that a fold lacks
-        # The weakest regularisations do not converge; whether the chosen one did stands in the details.
+        # The weakest regularizations do not converge; whether the chosen one did stands in the details.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return make_pipeline(StandardScaler(), search).fit(features, labels)

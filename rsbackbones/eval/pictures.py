@@ -1,6 +1,6 @@
 """Pictures: features in the plane, segmentations beside their labels, curves of sparse probes.
 
-As CROMA's figures 3 to 16 (appendix A.6): UMAP and t-SNE of the features, one colour per class; F1 over the
+As CROMA's figures 3 to 16 (appendix A.6): UMAP and t-SNE of the features, one color per class; F1 over the
 number of dimensions, a panel per class.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rsbackbones.data.labelled.dataset import IGNORED, Array
-from rsbackbones.data.pictures import false_colours, new_figure, save_png, stretched
+from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretched
 from rsbackbones.eval.samples import Samples, checked
 
 
@@ -22,7 +22,7 @@ class Segmented:
 
     Attributes:
         name: over the panels.
-        image: [C, H, W], raw or normalised.
+        image: [C, H, W], raw or normalized.
         bands: the names of its channels.
         label: [H, W] int64, -1 where it is ignored.
         prediction: [H, W] int64.
@@ -45,7 +45,7 @@ def draw_features(
     most: int = 5000,
     seed: int = 0,
 ) -> None:
-    """Draw features in the plane, by t-SNE (scikit-learn) or UMAP (umap-learn), and colour them by class.
+    """Draw features in the plane, by t-SNE (scikit-learn) or UMAP (umap-learn), and color them by class.
 
     Of more than ``most`` samples so many are drawn by lot, and the picture says so. ``title`` says whose
     features they are.
@@ -66,9 +66,9 @@ def draw_features(
     figure = new_figure(6.2 + 1.6 * columns, 5.6)
     axis = figure.add_subplot()
     size = float(np.clip(4000 / len(places), 3, 48))
-    for label, colour in zip(shown, _class_colours(len(names))[shown], strict=True):
+    for label, color in zip(shown, _class_colors(len(names))[shown], strict=True):
         mine = samples.labels == label
-        axis.scatter(*places[mine].T, s=size, color=colour, linewidths=0, label=names[label])
+        axis.scatter(*places[mine].T, s=size, color=color, linewidths=0, label=names[label])
     axis.set_title(
         (f"{title}\n" if title else "")
         + f"{'t-SNE' if method == 'tsne' else 'UMAP'}, {len(places)}"
@@ -97,12 +97,12 @@ def draw_segmentations(examples: Sequence[Segmented], names: Sequence[str], path
         sizes = {map.shape for map in (example.image[0], example.label, example.prediction)}
         if len(sizes) > 1:
             raise ValueError(f"{example.name}: image, label and prediction differ in size: {sorted(sizes)}")
-    colours = _class_colours(len(names))
-    table = ListedColormap(["white", *map(tuple, colours)])
+    colors = _class_colors(len(names))
+    table = ListedColormap(["white", *map(tuple, colors)])
     norm = BoundaryNorm(np.arange(IGNORED - 0.5, len(names)), table.N)
     figure = new_figure(3 * 2.4 + 1.8, 2.5 * len(examples))
-    pictures = [false_colours(e.image.astype(np.float32), list(e.bands)) for e in examples]
-    # One stretch for all of them: by its own, open water would be noise in all colours.
+    pictures = [false_colors(e.image.astype(np.float32), list(e.bands)) for e in examples]
+    # One stretch for all of them: by its own, open water would be noise in all colors.
     every = np.concatenate([picture.reshape(-1, 3) for picture in pictures])
     for row, (example, picture) in enumerate(zip(examples, pictures, strict=True)):
         panels = ((example.name, picture), ("label", example.label), ("prediction", example.prediction))
@@ -115,7 +115,7 @@ def draw_segmentations(examples: Sequence[Segmented], names: Sequence[str], path
             axis.set_title(title[-40:], fontsize=8)
             axis.set_xticks([])
             axis.set_yticks([])
-    patches = [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
+    patches = [Patch(color=color, label=name) for color, name in zip(colors, names, strict=True)]
     figure.legend(handles=patches, loc="outside right upper", fontsize=8)
     save_png(figure, path)
 
@@ -167,8 +167,8 @@ def _plane(features: Array, method: str, seed: int) -> Array:
     return np.asarray(UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed).fit_transform(features))
 
 
-def _class_colours(classes: int) -> Array:
-    """Return [K, 4] colours that can be told apart, as far as there are as many."""
+def _class_colors(classes: int) -> Array:
+    """Return [K, 4] colors that can be told apart, as far as there are as many."""
     from matplotlib import colormaps
 
     if classes <= 20:

@@ -5,8 +5,8 @@ betas 0.9 and 0.999 and weight decay 0.01, batches of 1024, five epochs of linea
 a cosine, every learning rate of {1 ... 9}e{-4, -3, -2}, and what counts is the probe after the last epoch.
 :mod:`rsbackbones.eval.sweep` trains them all at once.
 
-What the paper leaves open, and what was chosen: features enter as they are, without standardising, which the
-paper does not mention (``ProbeOptions.standardise`` is for features of very different scales); layers start
+What the paper leaves open, and what was chosen: features enter as they are, without standardizing, which the
+paper does not mention (``ProbeOptions.standardize`` is for features of very different scales); layers start
 as ``torch.nn.Linear`` does; float32, where the paper computes in bfloat16. The paper reports the best of the
 sweep on the evaluation set. That is optimistic, so here it stands in the details, and by default the learning
 rate is chosen on a validation split or on a part of the training samples.

@@ -105,8 +105,8 @@ def papers_way(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _few_neighbours(rows: Sequence[Row]) -> list[str]:
-    """Say where kNN had fewer training samples than neighbours to ask."""
+def _few_neighbors(rows: Sequence[Row]) -> list[str]:
+    """Say where kNN had fewer training samples than neighbors to ask."""
     ks = {row["details"]["k"] for row in rows if row["protocol"] == "knn"}
     return [f"knn: k = {k}, as there are no more training samples" for k in sorted(ks) if k < NEIGHBOURS]
 
@@ -143,7 +143,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     page += papers_way(rows)
     for name, measured in measurements.items():
         page += [_MEASURED[name] + ":", "", measured_table(measured)]
-    page += notes_as_markdown([*found["notes"], *_few_neighbours(rows)])
+    page += notes_as_markdown([*found["notes"], *_few_neighbors(rows)])
     markdown = "\n".join(page) + "\n"
     write_text(folder / "result.json", json.dumps(found, indent=1) + "\n")
     write_text(folder / "result.csv", text.getvalue())

@@ -28,7 +28,7 @@ from rsbackbones.eval.sweep import Kind, Progress
 from rsbackbones.files.environment import environment
 from rsbackbones.files.progress import progress_bar, told_beside
 
-# The statistics of the bands, each of another magnitude, go to logistic regression (standardised) only.
+# The statistics of the bands, each of another magnitude, go to logistic regression (standardized) only.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")
 
 

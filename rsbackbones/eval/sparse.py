@@ -5,7 +5,7 @@ difference between the mean features of the training samples with and without it
 two apart on the first k of them, for k = 1 ... D; F1 on the evaluation samples. Here k is a power of two, or
 D, unless others are asked for (``ks="all"`` is the paper's): with 768 dimensions that is 11 probes of a class
 instead of 768. The probe is scikit-learn's
-logistic regression (C = 1, on standardised dimensions; the ranking is of the features as they are, as in the
+logistic regression (C = 1, on standardized dimensions; the ranking is of the features as they are, as in the
 paper), which finds its optimum without a learning rate. The paper names no trainer for it; classes x k AdamW
 probes under 27 learning rates cost more and come no closer to that optimum. Samples are not weighted by
 class.

@@ -12,11 +12,11 @@ from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.inputs import channels_of
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.sensors import NORMALISED, get_sensor
+from rsbackbones.sensors import UINT8_RGB, get_sensor
 from rsbackbones.zoo.adapt import match_bands
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.fingerprint import weights_digest
-from rsbackbones.zoo.names import architecture_named
+from rsbackbones.zoo.registry import resolve_architecture
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def model_for(
     *,
     modalities: Sequence[str] | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
-    bands_missing: str = "error",
-    bands_scale: str = "count",
+    missing_bands: str = "error",
+    kernel_scale: str = "count",
     pretrained: bool = True,
     checkpoint: Path | None = None,
     image_size: int | None = None,
@@ -61,15 +61,15 @@ def model_for(
         name, pretrained, checkpoint, image_size, overrides: as for :func:`rsbackbones.create_model`.
         modalities: those to use; default: all that the set and the architecture have.
         bands: by modality the bands to use; default: those of the set that the weights know, and with a
-            ``bands_missing`` other than ``error`` all of the set. Weights of bands that are not used are left
+            ``missing_bands`` other than ``error`` all of the set. Weights of bands that are not used are left
             out, and ``model.adaptation`` says so.
-        bands_missing, bands_scale: what a band gets that the weights lack, and how tokens keep their scale,
+        missing_bands, kernel_scale: what a band gets that the weights lack, and how tokens keep their scale,
             as for :func:`rsbackbones.create_model`.
 
     Raises:
         ValueError: the set has none of the model's modalities or bands.
     """
-    known = tuple(architecture_named(name).config.modalities)
+    known = tuple(resolve_architecture(name).config.modalities)
     used = tuple(modalities) if modalities else tuple(m for m in known if m in data.bands)
     if not used or (lacking := [m for m in used if m not in data.bands]):
         raise ValueError(
@@ -83,12 +83,12 @@ def model_for(
         "pretrained": pretrained and checkpoint is None,
         "checkpoint": checkpoint,
         "modalities": used,
-        "bands_missing": bands_missing,
-        "bands_scale": bands_scale,
+        "missing_bands": missing_bands,
+        "kernel_scale": kernel_scale,
         "image_size": image_size,
         "overrides": dict(overrides or {}),
     }
-    if bands is None and bands_missing == "error":
+    if bands is None and missing_bands == "error":
         model: Backbone = build(name, **arguments)
         bands = {modality: _known_bands(data, modality, model, name) for modality in used}
         same = all(model.config.sensors[m] == data.sensor(m).name for m in used)
@@ -109,14 +109,19 @@ def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -
         known = [b for b in model.bands[modality] if b in given]
     else:
         table = match_bands(
-            modality, given, model.bands[modality], sensor=sensor.name, weights_sensor=theirs, missing="new"
+            modality,
+            given,
+            model.bands[modality],
+            sensor=sensor.name,
+            weights_sensor=theirs,
+            missing_bands="reinit",
         )
-        known = [row.band for row in table.rows if row.source is not None]
+        known = [match.band for match in table.matches if match.source is not None]
     if not known:
         raise ValueError(
             f"{name} takes the {modality} bands {', '.join(model.bands[modality])} (of {theirs}); "
-            f"{data.name} has none of them: {', '.join(given)} (of {sensor.name}); bands_missing= "
-            "(--missing) says what such bands get"
+            f"{data.name} has none of them: {', '.join(given)} (of {sensor.name}); missing_bands= "
+            "(--missing-bands) says what such bands get"
         )
     return known
 
@@ -153,7 +158,7 @@ def of_random_weights(build: Callable[[], Backbone], options: Mapping[str, Any])
         return build()
 
     return Subject(
-        "random initialisation",
+        "random initialization",
         lambda data, seed: encode(model(seed), data, **options),
         {"weights": "random, by seed"},
         model,
@@ -176,7 +181,7 @@ def said_of(data: LabelledSet, model: Backbone) -> list[str]:
     lines = list(data.notes)
     for modality, bands in model.bands.items():
         unused = [b for b in data.bands[modality] if b not in bands]
-        sentinel_2 = data.sensor(modality).name == "s2" and data.units.get(modality) != NORMALISED
+        sentinel_2 = data.sensor(modality).name == "s2" and data.units.get(modality) != UINT8_RGB
         if sentinel_2 and "B10" in unused and model.inputs[modality].product == "L2A":
             lines.append(
                 f"{modality}: the images have B10, which only L1C products have; the weights expect L2A"

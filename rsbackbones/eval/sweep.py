@@ -44,7 +44,7 @@ class ProbeOptions:
         epochs: those after, in which they fall along a cosine.
         batch: samples of a batch; a smaller set is one batch, and an epoch's last batch is what is left.
         weight_decay: of AdamW, on weights and biases.
-        standardise: take off the mean and divide by the deviation of the training features.
+        standardize: take off the mean and divide by the deviation of the training features.
     """
 
     hidden: int = 2048
@@ -53,7 +53,7 @@ class ProbeOptions:
     epochs: int = 100
     batch: int = 1024
     weight_decay: float = 0.01
-    standardise: bool = False
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         if not self.rates or min(self.rates) <= 0 or len(set(self.rates)) < len(self.rates):
@@ -75,7 +75,7 @@ class Probes:
     Attributes:
         rates: those.
         layers: of each the weights [R, out, in] and the biases [R, out].
-        mean: what is taken off the features, [D] (zeros where they are not standardised).
+        mean: what is taken off the features, [D] (zeros where they are not standardized).
         scale: what they are then divided by, [D].
         multilabel: whether scores are those of several labels.
     """
@@ -131,7 +131,7 @@ def fit_probes(
     train = checked("train", train, classes)
     x, y = torch.from_numpy(train.features).to(device), torch.from_numpy(train.labels).to(device)
     mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
-    if options.standardise:
+    if options.standardize:
         scale, mean = torch.std_mean(x, dim=0, correction=0)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         x = (x - mean) / scale

@@ -36,7 +36,7 @@ def dense_model(
 
     The backbone is used itself, not copied. Of its parameters those that the head's maps do not depend on get
     no gradients any more (``requires_grad`` is False), all of them with ``freeze``. The head is newly
-    initialised.
+    initialized.
 
     Args:
         backbone: from ``create_model``, with or without ``features_only=True``; or a module that gives a list

@@ -21,7 +21,7 @@ class ChangeModel(DenseModel):
         """Return log-probabilities [B, K, H * scale, W * scale], for a negative log-likelihood.
 
         Args:
-            x: normalised images [B, 2, C, H, W] by modality, the earlier date first; or those of the earlier
+            x: normalized images [B, 2, C, H, W] by modality, the earlier date first; or those of the earlier
                 date alone, [B, C, H, W].
             later: in that case, those of the later date.
 

@@ -66,7 +66,7 @@ class DenseModel(nn.Module):
         """Return logits [B, K, H * scale, W * scale].
 
         Args:
-            x: normalised images [B, C, H, W] by modality (``rsbackbones.eval.inputs``), as the backbone takes
+            x: normalized images [B, C, H, W] by modality (``rsbackbones.eval.inputs``), as the backbone takes
                 them.
 
         Raises:

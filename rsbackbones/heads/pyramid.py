@@ -2,7 +2,7 @@
 
 Source: Bao et al., BEiT, ICLR 2022, and the segmentation code of MAE and of mmsegmentation after it: maps of
 four depths at 4, 2, 1 and 1/2 of their size, by transposed convolutions and a max-pooling. Between the two
-convolutions of the first they have a batch normalisation; we a LayerNorm, as Li et al., ViTDet, ECCV 2022, so
+convolutions of the first they have a batch normalization; we a LayerNorm, as Li et al., ViTDet, ECCV 2022, so
 that nothing depends on the batch.
 """
 

@@ -1,7 +1,7 @@
 """UPerNet: pooled context at the coarsest scale, merged top-down with all finer ones.
 
 Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018. The decoder is that of
-segmentation_models_pytorch (256 channels, batch normalisation, a LayerNorm on every map it is given, which
+segmentation_models_pytorch (256 channels, batch normalization, a LayerNorm on every map it is given, which
 the paper has not). The maps are a ResNet's, or a ViT's at four depths (:mod:`rsbackbones.heads.pyramid`).
 
 Needs the extra ``heads`` (segmentation-models-pytorch).
@@ -63,17 +63,17 @@ class UPerNet(DenseHead):
         """Maps [B, D_i, h_i, w_i] to logits [B, K, h, w], at the finest scale.
 
         Raises:
-            ValueError: in training, a batch of one: its normalisation is over the batch.
+            ValueError: in training, a batch of one: its normalization is over the batch.
         """
         levels = self.pyramid(maps) if self.pyramid is not None else list(maps)
-        if self.training and len(levels[0]) == 1 and not self._synchronised():
+        if self.training and len(levels[0]) == 1 and not self._synchronized():
             raise ValueError(
-                "UPerNet normalises over the batch and cannot train on one image alone; use batches of 2 or "
+                "UPerNet normalizes over the batch and cannot train on one image alone; use batches of 2 or "
                 "more, and drop a last batch of one"
             )
         logits: Tensor = self.classify(self.decoder([levels[0], levels[0], *levels]))
         return logits
 
-    def _synchronised(self) -> bool:
-        """Whether batches are normalised across processes."""
+    def _synchronized(self) -> bool:
+        """Whether batches are normalized across processes."""
         return any(isinstance(m, nn.SyncBatchNorm) for m in self.decoder.modules())

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.zoo.checkpoint_files import METADATA_KEY
-from rsbackbones.zoo.saving import description, target_path
+from rsbackbones.zoo.saving import metadata, resolve_output
 
 Method = Literal["forward", "forward_features"]
 
@@ -79,7 +79,7 @@ def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Meth
         ImportError: the extra ``onnx`` is not installed.
         ValueError: the path is no ``.onnx``, or as for :func:`export_program`.
     """
-    path = target_path(path, (".onnx",))
+    path = resolve_output(path, (".onnx",))
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -92,7 +92,7 @@ def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Meth
         program, dynamo=True, input_names=list(images), output_names=outputs, verbose=False
     )
     assert file is not None
-    file.model.metadata_props[METADATA_KEY] = json.dumps(description(unwrap_model(model)))
+    file.model.metadata_props[METADATA_KEY] = json.dumps(metadata(unwrap_model(model)))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         file.save(Path(folder) / path.name)
         for part in sorted(Path(folder).iterdir(), reverse=True):  # the file itself after its data
@@ -109,7 +109,7 @@ def _named(model: Backbone | FeatureMaps, method: Method) -> _Named:
 
 
 def _example(model: Backbone | FeatureMaps) -> dict[str, Tensor]:
-    """Images of all sensors that the model needs: other sizes than 0 and 1, which are not generalised."""
+    """Images of all sensors that the model needs: other sizes than 0 and 1, which are not generalized."""
     backbone = unwrap_model(model)
     sensors = backbone.stream_inputs[model.stream] if isinstance(model, FeatureMaps) else backbone.modalities
     return {m: x for m, x in backbone.example_inputs().items() if m in sensors}

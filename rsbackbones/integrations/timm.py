@@ -10,7 +10,7 @@ A name is ``rsb_FAMILY_SENSOR_REST`` for the architecture ``FAMILY_REST``, with 
 weights of the manifest. Four arguments say what timm does not know: ``bands``, the channels of your tensors
 in order (``in_chans`` alone does not say which they are, so another number than the weights' own is refused
 without it), ``sensor``, what they are of where it is not the encoder's own (``"landsat_oli"``),
-``bands_missing`` and ``bands_scale``; see :func:`rsbackbones.create_model`. Inputs are normalised by
+``missing_bands`` and ``kernel_scale``; see :func:`rsbackbones.create_model`. Inputs are normalized by
 ``create_preprocess(model.backbone)``; timm's transforms are told to leave the values alone.
 
 A ViT has one scale, so the maps of ``features_only=True`` are all of one size. A decoder that wants a
@@ -35,7 +35,7 @@ from rsbackbones.models.input_validation import validate_inputs
 from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 from rsbackbones.zoo.factory import create_model
-from rsbackbones.zoo.loading import describe
+from rsbackbones.zoo.loading import inspect_checkpoint
 from rsbackbones.zoo.manifest import WeightsEntry, all_entries, find_entry
 from rsbackbones.zoo.registry import Architecture, architectures, on_new_family
 
@@ -249,8 +249,8 @@ def _create(
     in_chans: int | None = None,
     bands: Sequence[str] | None = None,
     sensor: str | Sensor | None = None,
-    bands_missing: str = "error",
-    bands_scale: str = "count",
+    missing_bands: str = "error",
+    kernel_scale: str = "count",
     img_size: int | tuple[int, int] | None = None,
     pad: bool = False,
     num_classes: int = 0,
@@ -265,9 +265,9 @@ def _create(
     # timm passes its own arguments whether they are used or not, and 0 is what switches most of them off.
     if unknown := sorted(name for name, value in others.items() if value):
         raise ValueError(
-            f"rsb_ models do not support {', '.join(unknown)}; they take in_chans, bands, sensor, "
-            "bands_missing, bands_scale, img_size, pad, num_classes, global_pool, features_only, out_indices "
-            "and pretrained_cfg_overlay={'file': ...}"
+            f"rsb_ models do not support {', '.join(unknown)}; they accept in_chans, bands, sensor, "
+            "missing_bands, kernel_scale, img_size, pad, num_classes, global_pool, features_only, "
+            "out_indices and pretrained_cfg_overlay={'file': ...}"
         )
     if pyramid and not features_only:
         raise ValueError("the names that end in _pyramid are for features_only=True; leave out _pyramid")
@@ -286,7 +286,7 @@ def _create(
     name = f"{architecture.name}.{pretrained_cfg}" if tagged else architecture.name
     if checkpoint is None:
         # Before anything is fetched.
-        weights = describe(architecture, None, find_entry(name) if pretrained else None).config
+        weights = inspect_checkpoint(architecture, None, find_entry(name) if pretrained else None).config
         own = weights.bands.get(modality, ())
         if sensor is not None:
             mine = register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)
@@ -299,8 +299,8 @@ def _create(
         modalities=(modality,),
         sensors=None if sensor is None else {modality: sensor},
         bands={modality: bands} if bands else None,
-        bands_missing=bands_missing,
-        bands_scale=bands_scale,
+        missing_bands=missing_bands,
+        kernel_scale=kernel_scale,
         image_size=img_size,
         pad=pad,
         num_classes=num_classes,
@@ -379,7 +379,9 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
     known = [
         entry
         for entry in all_entries()
-        if entry.architecture == architecture.name and entry.state != "none" and modality in entry.inputs
+        if entry.architecture == architecture.name
+        and entry.availability != "unreleased"
+        and modality in entry.inputs
     ]
     own = len(architecture.config.bands[modality])
     known.sort(key=lambda entry: not entry.default)

@@ -1,9 +1,9 @@
-"""2D-ALiBi and X-ALiBi: attention biased by the distance between patches.
+"""2D-ALiBi and X-ALiBi: an attention bias from the distance between patches.
 
 Source: Fuller, Millard and Green, CROMA, NeurIPS 2023, section 2 and figure 2, after Press et al.,
 ALiBi, ICLR 2022. The bias of head m between the patches at p and q is ``-slope_m * |p - q|``, with the
 Euclidean distance in patches. X-ALiBi is the same between the queries of one sensor and the keys of
-another. Nothing here is learned or stored: a bias is computed from positions when it is needed.
+another. Nothing is learned or stored: the bias is computed from positions.
 
 A table of all pairs grows with the square of the patches: 3 MB at 120 px of patch 8 with 16 heads, 17 GB at
 1024 px. So :func:`bias_between` gives the table while it is small, and else an :class:`AlibiBias`, of which
@@ -29,8 +29,9 @@ _LOCK = threading.Lock()
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     """Return the slope of every head, [num_heads], positive, float32.
 
-    For a power of two the geometric sequence from 2^(-8/num_heads) to 2^-8; for any other number the
-    slopes of the power of two below it, then every second slope of the power above (ALiBi's rule).
+    For a power of two this is the geometric sequence from 2^(-8/num_heads) to 2^-8. For other numbers it is
+    the slopes of the next lower power of two, followed by every second slope of the next higher one (ALiBi's
+    rule).
 
     Raises:
         ValueError: ``num_heads`` is not positive.
@@ -56,8 +57,8 @@ def grid_positions(height: int, width: int, device: torch.device | None = None) 
 
 def distances(queries: Tensor, keys: Tensor) -> Tensor:
     """Return Euclidean distances of positions [..., Nq, 2] and [..., Nk, 2]: [..., Nq, Nk], in patches."""
-    # Differences rather than torch.cdist: cdist may go through a matrix product and lose exactness, and
-    # equal distances must give equal biases for rotations and flips to be exact.
+    # torch.cdist may use a matrix product, which is not exact. Rotations and flips are exact only if equal
+    # distances have equal biases.
     down = queries[..., :, None, 0] - keys[..., None, :, 0]
     right = queries[..., :, None, 1] - keys[..., None, :, 1]
     return (down.square() + right.square()).sqrt()
@@ -67,8 +68,8 @@ def alibi_bias(queries: Tensor, keys: Tensor, num_heads: int) -> Tensor:
     """Return the additive attention bias between patch positions.
 
     Args:
-        queries: positions (row, column) of the queries, [..., Nq, 2], in patches. A subset of a grid
-            (the patches that a mask keeps) is as good as all of it; leading dimensions are batches.
+        queries: positions (row, column) of the queries, [..., Nq, 2], in patches. They may be a
+            subset of a grid (the patches kept by a mask). Leading dimensions are batches.
         keys: positions of the keys, [..., Nk, 2], with the same leading dimensions.
         num_heads: number of attention heads.
 
@@ -81,7 +82,7 @@ def alibi_bias(queries: Tensor, keys: Tensor, num_heads: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class AlibiBias:
-    """The bias between two sets of positions, [..., Nq, 2] and [..., Nk, 2], computed where it is needed."""
+    """The bias between two sets of positions, [..., Nq, 2] and [..., Nk, 2], computed on demand."""
 
     queries: Tensor
     keys: Tensor
@@ -91,12 +92,12 @@ class AlibiBias:
 def bias_between(
     queries: Tensor, keys: Tensor, num_heads: int, dtype: torch.dtype, *, grid: tuple[int, int] | None = None
 ) -> Tensor | AlibiBias:
-    """Return the bias for attention: a table of ``dtype`` while it is small, else an :class:`AlibiBias`.
+    """Return the bias for attention: a table if it is small, else an :class:`AlibiBias`.
 
     Args:
         queries, keys, num_heads: as for :func:`alibi_bias`.
-        dtype: that of the table, attention's; it is computed in float32.
-        grid: (h, w), where both are all positions of this grid: the table is then kept for the next call.
+        dtype: the dtype of attention and of the table, which is computed in float32.
+        grid: (h, w), if queries and keys are all positions of this grid; the table is then cached.
     """
     size = queries[..., 0].numel() * keys.shape[-2] * num_heads * dtype.itemsize
     largest = LARGEST_TABLE.get(queries.device.type, LARGEST_TABLE["cpu"])

@@ -1,14 +1,14 @@
-"""Multi-head self-attention and cross-attention with an additive bias, without normalisation."""
+"""Multi-head self-attention and cross-attention with an additive bias, without normalization."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsbackbones.layers.alibi import AlibiBias
-from rsbackbones.layers.attend_by_blocks import attend_by_blocks
+from rsbackbones.layers.blockwise_attention import blockwise_attention
 from rsbackbones.layers.flex import attend_with_flex
 
-# A table that broadcasts to [B, heads, Nq, Nk], or one that is too large to be made at once.
+# A table that broadcasts to [B, heads, Nq, Nk], or ALiBi, whose table would be too large.
 Bias = Tensor | AlibiBias | None
 
 
@@ -17,20 +17,21 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Bias) -> Tens
     q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (q, k, v))  # [B, N, h, d]
     if isinstance(bias, AlibiBias) and q.is_cuda:
         return attend_with_flex(q, k, v, bias).flatten(2)
-    if isinstance(bias, AlibiBias) or _better_by_blocks(q, bias):
+    if isinstance(bias, AlibiBias) or _prefers_blocks(q, bias):
         if isinstance(bias, Tensor) and bias.ndim == 4:
             bias = bias.expand(q.shape[0], num_heads, q.shape[1], k.shape[1])
-        return attend_by_blocks(q, k, v, bias).flatten(2)
+        return blockwise_attention(q, k, v, bias).flatten(2)
     bias = None if bias is None else bias.to(q.dtype)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
-def _better_by_blocks(q: Tensor, bias: Tensor | None) -> bool:
-    """Whether blocks are faster than PyTorch's kernel: measured on CPUs only (benchmarks/encode.md).
+def _prefers_blocks(q: Tensor, bias: Tensor | None) -> bool:
+    """Return whether blockwise attention is faster than PyTorch's kernel, as measured on CPUs
+    (benchmarks/encode.md).
 
-    That kernel is slow in half precision, and with a mask; its backward pass in float32 is fast. A learned
-    bias needs a gradient, which blocks do not give.
+    PyTorch's kernel is slow in half precision and with a mask, but its float32 backward pass is fast.
+    Blockwise attention has no gradient for the bias, so a learned bias excludes it.
     """
     if q.device.type != "cpu" or torch.compiler.is_exporting() or (bias is not None and bias.requires_grad):
         return False
@@ -43,9 +44,9 @@ def _check_heads(dim: int, num_heads: int) -> None:
 
 
 def key_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the bias that hides keys: [B, Nk], False where one is hidden, to [B, 1, 1, Nk].
+    """Return the bias [B, 1, 1, Nk] that masks keys where ``present`` [B, Nk] is False.
 
-    A row whose keys are all hidden sees all of them: no number comes of none.
+    If all keys of a row are masked, none are: a softmax over no keys would be NaN.
     """
     seen = present | ~present.any(dim=-1, keepdim=True)
     bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, float("-inf"))

@@ -11,7 +11,7 @@ from rsbackbones.layers.mlp import MLP
 
 
 class Block(nn.Module):
-    """Self-attention, then MLP, each on normalised tokens and added to its input."""
+    """Self-attention, then MLP, each on normalized tokens and added to its input."""
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Block(nn.Module):
 class CrossBlock(nn.Module):
     """Self-attention, cross-attention to a context, then MLP.
 
-    One LayerNorm normalises the query and the context of the cross-attention, as CROMA has it.
+    One LayerNorm normalizes the query and the context of the cross-attention, as CROMA has it.
     """
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool) -> None:

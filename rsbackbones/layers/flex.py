@@ -1,4 +1,4 @@
-"""Attention under an ALiBi bias in one CUDA kernel, which computes the bias of a score from two positions."""
+"""Attention with an ALiBi bias in one CUDA kernel, which computes the bias from the two positions."""
 
 from functools import cache
 from typing import Any
@@ -23,7 +23,7 @@ def attend_with_flex(q: Tensor, k: Tensor, v: Tensor, bias: AlibiBias) -> Tensor
         right = queries[image, i, 1] - keys[image, j, 1]
         return value - slopes[h] * (down * down + right * right).sqrt()
 
-    # Without a compiler around it FlexAttention builds the table that it is there to avoid.
+    # Uncompiled, FlexAttention would build the full bias table.
     attend = _compiled() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
     out: Tensor = attend(*(x.transpose(1, 2) for x in (q, k, v)), score_mod=score)
     return out.transpose(1, 2)

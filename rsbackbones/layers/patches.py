@@ -5,7 +5,7 @@ from typing import Literal
 from einops import rearrange
 from torch import Tensor
 
-# How the pixels of a patch are laid out: (band, row, column), or (row, column, band).
+# The order of the pixels in a flattened patch: (band, row, column), or (row, column, band).
 PixelOrder = Literal["band_first", "band_last"]
 _PIXELS = {"band_first": "(c i j)", "band_last": "(i j c)"}
 

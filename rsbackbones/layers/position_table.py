@@ -1,4 +1,4 @@
-"""Tables of position embeddings: for another grid than their own, and learned ones.
+"""Position embedding tables: learned ones, and resizing to another grid.
 
 Source: Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021, sections 3.1 and 3.2.
 """
@@ -11,19 +11,20 @@ from torch import Tensor, nn
 def resize_position_table(
     table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, prefix: int = 0
 ) -> Tensor:
-    """Return a table of position embeddings for another grid: bicubic, in float32.
+    """Resize a position embedding table to another grid, by bicubic interpolation in float32.
 
     Args:
-        table: [1, P + h * w, D]; its first P rows belong to tokens without a place and are kept.
+        table: [1, P + h * w, D]; the first P rows belong to prefix tokens (such as a class token) and are
+            kept.
         old_grid: (h, w), the grid of the table, in patches.
-        new_grid: (h', w'), the grid wanted.
+        new_grid: (h', w'), the requested grid.
         prefix: P.
 
     Returns:
-        [1, P + h' * w', D] of the table's type; the table itself where the grids are the same.
+        [1, P + h' * w', D] with the dtype of the table; the table itself if the grids are equal.
 
     Raises:
-        ValueError: the table is not one of that grid and prefix, or a grid is empty.
+        ValueError: the table does not fit that grid and prefix, or a grid is empty.
     """
     (h, w), size = old_grid, tuple(new_grid)
     if table.ndim != 3 or table.shape[0] != 1 or prefix < 0 or table.shape[1] != prefix + h * w:
@@ -41,7 +42,7 @@ def resize_position_table(
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned table to tokens; on another grid than the table's, the table interpolated.
+    """Add a learned position table to tokens. It is interpolated for grids other than its own.
 
     Args:
         grid: (h, w), of the table, in patches.

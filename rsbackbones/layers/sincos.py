@@ -3,8 +3,8 @@
 Source: Vaswani et al., Attention is all you need, NeurIPS 2017, in two dimensions as in MAE's code (He et
 al., CVPR 2022): the first half of the channels encodes the column, the second half the row.
 
-On a grid other than the trained one they are computed for the places that it has, which training may never
-have seen; or the trained grid's table is interpolated (the two rows of CROMA's table 7).
+On a grid other than the trained one, embeddings are computed for its positions, which may be unknown from
+training, or the table of the trained grid is interpolated (the two rows of CROMA's table 7).
 """
 
 import torch
@@ -38,10 +38,10 @@ def sincos_embedding(positions: Tensor, dim: int) -> Tensor:
 
 
 class SinCosPositions(nn.Module):
-    """Adds the embeddings of their places to tokens. Nothing here is learned or stored.
+    """Add position embeddings to tokens. Nothing is learned or stored.
 
     Attributes:
-        trained_grid: the grid (h, w) whose table is interpolated to the one at hand; ``None``: nothing is.
+        trained_grid: the grid (h, w) whose table is interpolated; ``None``: no interpolation.
     """
 
     def __init__(self) -> None:
@@ -62,9 +62,9 @@ class SinCosPositions(nn.Module):
 
 
 def interpolate_positions(model: nn.Module, trained_grid: tuple[int, int] | None) -> None:
-    """Make a model interpolate its sine-cosine positions from the grid it was trained on, in patches.
+    """Set the trained grid, in patches, from which a model interpolates its sine-cosine positions.
 
-    A choice of use, not of weights: it is not saved with them. ``None``: compute them again.
+    ``None`` turns interpolation off. The setting is not saved with the weights.
 
     Raises:
         ValueError: the model has no sine-cosine positions, or the grid is empty.
@@ -72,8 +72,8 @@ def interpolate_positions(model: nn.Module, trained_grid: tuple[int, int] | None
     modules = [module for module in model.modules() if isinstance(module, SinCosPositions)]
     if not modules:
         raise ValueError(
-            f"{type(model).__name__} has no sine-cosine positions to interpolate; its other encodings serve "
-            "any grid as they are"
+            f"{type(model).__name__} has no sine-cosine positions to interpolate; its other position "
+            "encodings work for any grid"
         )
     if trained_grid is not None and min(trained_grid) < 1:
         raise ValueError(f"the trained grid must be (rows, columns) of patches, got {trained_grid}")
@@ -82,5 +82,5 @@ def interpolate_positions(model: nn.Module, trained_grid: tuple[int, int] | None
 
 
 def interpolated_from(model: nn.Module) -> tuple[int, int] | None:
-    """Return the grid from which a model interpolates its positions; ``None``: it does not."""
+    """Return the grid from which a model interpolates its positions; ``None`` if it does not."""
     return next((m.trained_grid for m in model.modules() if isinstance(m, SinCosPositions)), None)

@@ -1,8 +1,8 @@
 """Patch tokenizers: from an image to a sequence of tokens.
 
-All of them apply one *kernel* [D, C, p, p] to every patch, and differ in how their weight stores it.
-``to_kernel`` and ``from_kernel`` turn one into the other, so that what is done to kernels (other bands,
-another patch size; :mod:`rsbackbones.zoo.adapt`) need not know the form.
+All of them apply one *kernel* [D, C, p, p] to every patch. They differ in the shape of the stored weight, and
+``to_kernel`` and ``from_kernel`` convert between the two. Adapting kernels to other bands or patch sizes
+(:mod:`rsbackbones.zoo.adapt`) therefore does not depend on the tokenizer.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from rsbackbones.layers.patches import PixelOrder, patchify
 class LinearTokenizer(nn.Module):
     """Cut an image into square patches and project each one linearly.
 
-    ``pixel_order`` is how the pixels of a patch are laid out, and so the columns of the weight: (band, row,
-    column), or (row, column, band) as in the patches of MAE's loss.
+    ``pixel_order`` is the order of the pixels in a patch, and of the columns of the weight: (band, row,
+    column), or (row, column, band) as in MAE's loss.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class LinearTokenizer(nn.Module):
         self.proj = nn.Linear(num_bands * patch_size**2, dim)
 
     def to_kernel(self, weight: Tensor) -> Tensor:
-        """[D, C * p * p], a weight of this form for any number of bands, to [D, C, p, p]."""
+        """Convert a weight [D, C * p * p], for any number of bands, to [D, C, p, p]."""
         p, first = self.patch_size, self.pixel_order == "band_first"
         pixels: Tensor = weight.unflatten(1, (-1, p, p) if first else (p, p, -1))
         return pixels if first else pixels.movedim(-1, 1)
@@ -45,9 +45,9 @@ class LinearTokenizer(nn.Module):
         """[B, C, H, W] to [B, N, D] with N = (H / p) * (W / p) in row-major order.
 
         Args:
-            images: normalised images.
+            images: normalized images.
             kept: indices of the patches to project, [B, K], for [B, K, D] in their order; by default all.
-            channels: the bands of the weight that ``images`` hold, in order; by default all.
+            channels: indices of the bands in ``images``, in order; by default all.
         """
         patches = patchify(images, self.patch_size, self.pixel_order)
         if kept is not None:
@@ -60,7 +60,7 @@ class LinearTokenizer(nn.Module):
 
 
 class ConvTokenizer(nn.Module):
-    """A convolution whose stride is its kernel's size: the same patches, stored as timm's ViTs do."""
+    """A convolution with stride equal to its kernel size: the same patches, stored as in timm's ViTs."""
 
     def __init__(self, num_bands: int, dim: int, patch_size: int) -> None:
         super().__init__()

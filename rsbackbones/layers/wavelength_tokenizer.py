@@ -1,10 +1,10 @@
-"""A tokenizer that knows bands by their wavelengths only, so that one set of weights takes any bands.
+"""A tokenizer that identifies bands by their wavelengths, so that one set of weights works for any bands.
 
-The bands given are mixed into ``VIRTUAL_BANDS`` virtual ones, and a linear tokenizer projects those. How
-much of each virtual band a band gives is the softmax, over the bands given, of scores that a small network
-has for its wavelength and width. So a hypernetwork makes the kernel [D, C, p, p] that is applied to the C
-bands given, as in DOFA (Xiong et al., "Neural Plasticity-Inspired Multimodal Foundation Model for Earth
-Observation", arXiv 2403.15356), with two differences:
+The input bands are mixed into ``VIRTUAL_BANDS`` virtual bands, which a linear tokenizer projects. The mixing
+weights are the softmax, over the input bands, of scores that a small network computes from wavelength and
+width. A hypernetwork thus generates the kernel [D, C, p, p] for the C input bands, as in DOFA (Xiong et al.,
+"Neural Plasticity-Inspired Multimodal Foundation Model for Earth Observation", arXiv 2403.15356), with two
+differences:
 
 - It is factorised, and so small: a kernel [D, R, p, p] of the R virtual bands times mixing weights [R, C].
   Only the latter depend on wavelengths.
@@ -12,7 +12,7 @@ Observation", arXiv 2403.15356), with two differences:
   virtual band is a weighted mean of the bands given. An image that is the same in all bands has the same
   tokens whichever bands are given, and however many; bands that are given stand in for those that are not.
 
-Optical sensors only: the polarisations of a radar have one wavelength and could not be told apart.
+Optical sensors only: the polarizations of a radar have one wavelength and could not be told apart.
 """
 
 import math
@@ -37,8 +37,8 @@ def fourier_features(wavelengths: Sequence[float], widths: Sequence[float]) -> T
     """Return sines and cosines of the logarithms of wavelengths and widths, [C, F], float32.
 
     Args:
-        wavelengths: the centres of C bands in nm, from 350 to 2600.
-        widths: their full widths at half maximum in nm; below 1 is as 1, above 1000 as 1000.
+        wavelengths: the centers of C bands in nm, from 350 to 2600.
+        widths: their full widths at half maximum in nm, clamped to 1 to 1000.
 
     Raises:
         ValueError: a wavelength out of this range, a width that is not positive, or not one for each.
@@ -52,14 +52,14 @@ def fourier_features(wavelengths: Sequence[float], widths: Sequence[float]) -> T
         if not SHORTEST <= wavelength <= LONGEST:
             raise ValueError(
                 f"a tokenizer by wavelength takes optical bands from {SHORTEST:g} to {LONGEST:g} nm "
-                f"(nanometres, 1000 to the micrometre), got one at {wavelength:g}; leave it out of bands=. "
-                "The polarisations of a radar have one wavelength: they need a linear tokenizer"
+                f"(nanometers, 1000 to the micrometer), got one at {wavelength:g}; leave it out of bands=. "
+                "The polarizations of a radar have one wavelength: they need a linear tokenizer"
             )
         if not 0 < width < math.inf:
             raise ValueError(f"the width of a band is positive, in nm, got {width} at {wavelength:g} nm")
     # On the CPU also where a model is built on the meta device: no file would fill them in.
-    centre, width = torch.tensor([[*wavelengths], [*widths]], dtype=torch.float64, device="cpu")
-    place = torch.log(centre / SHORTEST) / math.log(LONGEST / SHORTEST)  # 0 to 1
+    center, width = torch.tensor([[*wavelengths], [*widths]], dtype=torch.float64, device="cpu")
+    place = torch.log(center / SHORTEST) / math.log(LONGEST / SHORTEST)  # 0 to 1
     spread = torch.log(width.clamp(1, _WIDEST)) / math.log(_WIDEST)  # 0 to 1
     harmonics = [
         math.pi * x[:, None] * torch.arange(1, count + 1, device="cpu")
@@ -70,10 +70,10 @@ def fourier_features(wavelengths: Sequence[float], widths: Sequence[float]) -> T
 
 
 class WavelengthTokenizer(LinearTokenizer):
-    """Mix bands into virtual ones by their wavelengths, cut those into patches and project each linearly.
+    """Mix bands into virtual bands by their wavelengths, then project patches of these linearly.
 
-    ``wavelengths`` and ``widths``, in nm, are of the bands that images hold, in order. They are no part of
-    the state dict. ``proj`` is that of a :class:`LinearTokenizer` of the virtual bands.
+    ``wavelengths`` and ``widths``, in nm, are those of the input bands, in order. They are not in the state
+    dict. ``proj`` is the projection of a :class:`LinearTokenizer` for the virtual bands.
 
     Raises:
         ValueError: as :func:`fourier_features`.
@@ -93,7 +93,7 @@ class WavelengthTokenizer(LinearTokenizer):
             last.weight.mul_(5)
 
     def take_bands(self, wavelengths: Sequence[float], widths: Sequence[float]) -> None:
-        """Take images of other bands from now on. The weights stay what they are.
+        """Set the bands of the input. The weights do not change.
 
         Raises:
             ValueError: as :func:`fourier_features`.

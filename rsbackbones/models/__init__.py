@@ -1,1 +1,1 @@
-"""Model families, one per file. Each file has CONFIGS, INPUTS, LAYOUTS and build()."""
+"""Model families, one per file. Each file has CONFIGS, INPUTS, CHECKPOINT_FORMATS and build()."""

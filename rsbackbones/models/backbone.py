@@ -1,8 +1,8 @@
-"""The contract of a backbone: the one set of methods that every network of the zoo answers to.
+"""The contract of a backbone: the methods that every network of the zoo has.
 
-A family implements ``stages``, ``stem``, ``layer_groups`` and ``encode``; everything else here, and all of
-loading, saving, adaptation, heads, evaluation, export and training, is written once against these. For
-streams and shapes see :mod:`rsbackbones.models.features`.
+A family implements ``stages``, ``stem``, ``layer_groups`` and ``encode``. All other methods here, and
+loading, saving, adaptation, heads, evaluation, export and training, only use these four. For streams and
+shapes see :mod:`rsbackbones.models.features`.
 """
 
 import math
@@ -29,7 +29,9 @@ Images = Tensor | Mapping[str, Tensor]
 
 
 class Stage(NamedTuple):
-    """A map that can be asked for: its channels, input pixels per cell, and the module that gives it."""
+    """A feature map that can be requested: its channels, its stride in pixels, and the module that outputs
+    it.
+    """
 
     channels: int
     stride: int
@@ -38,14 +40,15 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What :meth:`Backbone.encode` is given.
+    """The inputs of :meth:`Backbone.encode`.
 
     Attributes:
-        images: by modality [B, C, H, W], of a model that consumes series [B, T, C, H, W]; on one grid, H and
-            W multiples of ``size_multiple``.
-        valid: by modality [B] booleans (of series [B, T]), False where an image is missing. It is then
-            zeros, and nothing else may depend on it. A modality that is not named has all.
-        dates: days since 1970-01-01, [B, T], of a model that consumes series, where they are known.
+        images: by modality, [B, C, H, W], or [B, T, C, H, W] for a model that consumes series. All are on one
+            grid, and H and W are multiples of ``size_multiple``.
+        valid: by modality, a mask [B] ([B, T] for series), False for missing images. These are zero-filled
+            and must not affect the features of other images. Modalities that are not in the mapping are
+            complete.
+        dates: days since 1970-01-01, [B, T], for a model that consumes series, if they are known.
     """
 
     images: dict[str, Tensor]
@@ -55,11 +58,11 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What of :meth:`Backbone.encode` is wanted beside final maps and embeddings.
+    """Outputs requested from :meth:`Backbone.encode`, in addition to the final maps and embeddings.
 
     Attributes:
-        stages: by stream, the indices of the stages whose maps are wanted.
-        norm: whether those maps go through the norm that ends the stream.
+        stages: by stream, the indices of the requested stages.
+        norm: apply the final norm of the stream to their maps.
     """
 
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -68,13 +71,13 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """What :meth:`Backbone.encode` gives for a stream.
+    """The outputs of :meth:`Backbone.encode` for one stream.
 
     Attributes:
-        features: the final map, [B, D, h, w], of the stride of the last stage.
+        features: the final map, [B, D, h, w], with the stride of the last stage.
         pooled: the embedding, [B, D].
-        maps: by stage index the maps that were wanted, [B, D_i, h_i, w_i].
-        series: per date, [B, T, N, D]; of a model that consumes series, where it has such.
+        maps: the requested maps by stage index, [B, D_i, h_i, w_i].
+        series: tokens per date, [B, T, N, D], if the model consumes series and has them.
     """
 
     features: Tensor
@@ -91,24 +94,24 @@ class Backbone(nn.Module):
     Attributes:
         architecture: the registry's name of the architecture.
         config: the family's frozen configuration, as built.
-        consumes: ``"image"``: dates of a series are encoded one by one, and features have a T axis.
-            ``"series"``: all dates are encoded at once, and features have none; a single image is a series
-            of one date.
-        size_multiple: what H and W must be multiples of: 1 of most CNNs, the patch of a ViT.
-        modalities: the sensors this model was built for.
-        bands: for each modality, the names of the channels that it takes, in order, of the sensor that
-            ``config.sensors`` names for it.
-        stream_inputs: for each stream, the sensors that it needs.
-        default_stream: the stream that heads and ``model(x)`` use where the sensors feed it.
-        cross_modal: whether the features of a sensor have seen the other sensors that are given with it.
-        has_final_norm: whether a norm ends the streams, which the maps of single stages have not seen.
+        consumes: ``"image"``: the dates of a series are encoded one by one, and features have a T axis.
+            ``"series"``: all dates are encoded at once, and features have no T axis; a single image is
+            treated as a series of one date.
+        size_multiple: H and W must be multiples of this: 1 for most CNNs, the patch size for a ViT.
+        modalities: the inputs that this model was built for.
+        bands: by modality, the channels of its input, in order. They are bands of the sensor in
+            ``config.sensors``.
+        stream_inputs: by stream, the modalities that it requires.
+        default_stream: the stream that heads and ``model(x)`` use, if its modalities are passed.
+        cross_modal: whether the features of one modality depend on the other modalities passed with it.
+        has_final_norm: whether streams end with a norm. It is not applied to the maps of single stages.
         num_features: D, the channels of the final maps and embeddings of every stream.
-        inputs: the input contract of every sensor, for ``create_preprocess``.
-        adaptation: what loading changed (``None`` where nothing was loaded).
-        weights_entry: the manifest's entry of the loaded weights, or ``None``.
-        pad: whether images that are no multiple of ``size_multiple`` are padded (below and to the right, by
-            repeating their last pixels) rather than refused. Maps then cover the padded image, rounded up to
-            whole cells, and embeddings average over it.
+        inputs: the input contract of every modality, for ``create_preprocess``.
+        adaptation: the changes made while loading (``None`` if nothing was loaded).
+        weights_entry: the manifest entry of the loaded weights, or ``None``.
+        pad: pad images whose sides are not multiples of ``size_multiple`` (at the bottom and right, by
+            repeating the last pixels) instead of raising an error. Maps then cover the padded image, rounded
+            up to whole cells, and embeddings average over it.
     """
 
     consumes: ClassVar[Literal["image", "series"]] = "image"
@@ -124,7 +127,7 @@ class Backbone(nn.Module):
     weights_entry: "WeightsEntry | None" = None
 
     def __init__(self, config: ModelConfig, *, num_features: int, num_classes: int = 0) -> None:
-        """Set what every network has. By default the one modality is the one stream."""
+        """Set the common attributes. By default every modality is its own stream."""
         super().__init__()
         self.config: Any = config
         self.modalities: tuple[str, ...] = tuple(config.modalities)
@@ -137,36 +140,36 @@ class Backbone(nn.Module):
     # -- what a family implements ------------------------------------------------------------------
 
     def stages(self, stream: str) -> tuple[Stage, ...]:
-        """Return every map of a stream that can be asked for, in the order of computation."""
+        """Return the feature maps of a stream that can be requested, in order of computation."""
         raise NotImplementedError
 
     def stem(self, modality: str) -> Stem:
-        """Return the layer that meets the bands of a modality."""
+        """Return the input layer of a modality, whose kernel has one slice per band."""
         raise NotImplementedError
 
     def layer_groups(self) -> list[list[nn.Module]]:
-        """Return all layers by depth, the stem first and the head last, as layer decay counts them."""
+        """Return all layers grouped by depth, from the stem to the head, for layer decay."""
         raise NotImplementedError
 
     def encode(self, inputs: Inputs, wanted: Wanted) -> dict[str, Encoded]:
-        """Return the features of every stream that the images feed."""
+        """Return the features of every stream whose modalities are passed."""
         raise NotImplementedError
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the final maps, along each side: the same for every stream."""
+        """The stride of the final maps in pixels, equal for all streams."""
         return self.stages(self.default_stream)[-1].stride
 
-    # -- what a family may change ------------------------------------------------------------------
+    # -- methods that a family may override ------------------------------------------------------------------
 
     def pool(self, stream: str, features: Tensor) -> Tensor:
-        """Return the embedding [B, D] of the final map [B, D, h, w] of a stream: by default its mean."""
+        """Return the embedding [B, D] of a stream's final map [B, D, h, w]. By default this is the mean."""
         return features.mean(dim=(-2, -1))
 
     def units(self) -> list[nn.Module]:
-        """Return the modules that activation checkpointing, compilation and FSDP treat one by one.
+        """Return the modules that are checkpointed, compiled and sharded one by one.
 
-        ``encode`` has to call these modules themselves, not their parts.
+        ``encode`` must call these modules themselves, not their parts.
         """
         names = dict.fromkeys(stage.module for s in self.stream_inputs for stage in self.stages(s))
         return [self.get_submodule(name) for name in names]
@@ -178,26 +181,26 @@ class Backbone(nn.Module):
         valid: Mapping[str, Tensor],
         dates: Tensor | None,
     ) -> dict[str, Encoded]:
-        """Return the features of all streams after the dates of a series have seen each other.
+        """Fuse the encoded dates of a series.
 
         Args:
-            streams: date by date, [B * T, ...]; so is the result.
+            streams: features per date, [B * T, ...]; the result has the same shapes.
             batch: (B, T).
             valid, dates: as for :meth:`forward_features`.
 
         Raises:
-            ValueError: this model has no block for it, or the dates cannot be ordered.
+            ValueError: this model has no module for it, or the dates cannot be ordered.
         """
         raise ValueError(
-            "temporal=True needs a model with a block that joins encoded dates, and this "
-            f"{self.architecture} has none; SeaMo has one, built with overrides={{'temporal': True}}"
+            "temporal=True requires a model that fuses encoded dates, and this "
+            f"{self.architecture} does not; SeaMo does, with overrides={{'temporal': True}}"
         )
 
     def feature_options(self) -> dict[str, Any]:
-        """Return the choices that change features and are neither configuration nor weights."""
+        """Return settings that change the features but are not part of the configuration or the weights."""
         return {"pad": self.pad}
 
-    # -- what a user calls -------------------------------------------------------------------------
+    # -- public methods -------------------------------------------------------------------------
 
     def forward(
         self,
@@ -207,12 +210,12 @@ class Backbone(nn.Module):
         valid: Mapping[str, Tensor] | None = None,
         temporal: bool = False,
     ) -> Tensor:
-        """Return logits [B, num_classes], or the pooled embedding [B, D] where ``num_classes`` is 0.
+        """Return logits [B, num_classes], or the pooled embedding [B, D] if ``num_classes`` is 0.
 
-        The stream is the model's default where the given sensors feed it, else the only one. A bare tensor
-        is taken by a model of one modality. Series give [B, T, ...] from a model that consumes single
-        images. For the arguments and the errors see :meth:`forward_features`; a head serves the stream of
-        all the model's sensors and no other.
+        They come from the model's default stream, or from the only stream if the passed modalities do not
+        include it. A head only works on the stream that uses all modalities of the model. For a series, a
+        model that consumes single images returns [B, T, ...]. For arguments and errors see
+        :meth:`forward_features`.
         """
         features = self.forward_features(x, dates=dates, valid=valid, temporal=temporal)
         stream = features.default_stream
@@ -222,15 +225,15 @@ class Backbone(nn.Module):
         trained = self.choose_stream()
         if stream != trained:
             raise ValueError(
-                f"the head is of stream {trained!r}, which needs "
-                f"{' and '.join(self.stream_inputs[trained])}; these images feed {stream!r} only. For a head "
-                f"on one sensor build the model with modalities=({stream!r},); for the embedding alone use "
+                f"the head belongs to stream {trained!r}, which requires "
+                f"{' and '.join(self.stream_inputs[trained])}, but these images only have {stream!r}. For a "
+                f"head on one modality build the model with modalities=({stream!r},); for embeddings call "
                 "forward_features"
             )
         if present is None:
             logits: Tensor = self.head(pooled)
             return logits
-        # The head must not see the NaN of missing images: they would reach its gradient.
+        # Keep the NaN of missing images away from the head, whose gradients would be NaN too.
         missing = ~present[..., None]
         logits = self.head(pooled.masked_fill(missing, 0))
         return logits.masked_fill(missing, float("nan"))
@@ -246,17 +249,17 @@ class Backbone(nn.Module):
         """Return the final maps and pooled embeddings of every stream.
 
         Args:
-            x: normalized images by modality, each [B, C, H, W] or a series [B, T, C, H, W]; a bare
-                tensor where the model has one modality. All on one grid; H and W multiples of
-                ``size_multiple``.
-            dates: days since 1970-01-01 of a series, integers, [B, T]. Models that consume single images
-                check them and do not need them. That no two are equal is checked in eager mode only.
-            valid: by modality [B, T] booleans, False where an image is missing.
-            temporal: let the encoded dates of a series see each other, in order of ``dates`` where they are
-                given and else as they stand; the model must have been built with a block for it.
+            x: normalized images by modality, each [B, C, H, W] or a series [B, T, C, H, W], all on one grid.
+                H and W are multiples of ``size_multiple``. A model with one modality also accepts a bare
+                tensor.
+            dates: days since 1970-01-01 of a series, integers, [B, T]. Models that consume single images only
+                check them. Duplicates are only detected in eager mode.
+            valid: by modality, [B, T] booleans, False for missing images.
+            temporal: fuse the encoded dates of a series, in the order of ``dates`` or, without dates, of the
+                T axis. The model must have a module for it.
 
         Raises:
-            ValueError: a sensor, band count, size, dtype, device or shape that the model cannot serve.
+            ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.
         """
         given, valid = validate_inputs(self, x, dates, valid)
         if self._default_of(given) is None:
@@ -286,19 +289,20 @@ class Backbone(nn.Module):
         """Return the maps of some stages of one stream, each [B, D_i, h_i, w_i].
 
         Args:
-            x, dates, valid: as for :meth:`forward_features`; series give [B, T, D_i, h_i, w_i] from a model
-                that consumes single images.
-            indices: stage indices, negative ones from the end; a number n means the last n stages;
-                ``None`` four evenly spaced, ending at the last.
-            stream: by default the model's default where the given sensors feed it, else the only one.
-            norm: apply the norm that ends the stream to each (off by default, as in timm), before a mean.
+            x, dates, valid: as for :meth:`forward_features`. For a series, a model that consumes single
+                images returns [B, T, D_i, h_i, w_i].
+            indices: stage indices (negative ones count from the end), a number n for the last n stages, or
+                ``None`` for four evenly spaced stages that end at the last.
+            stream: the default is the model's default stream, or the only stream of the passed modalities.
+            norm: apply the final norm of the stream to each map (off by default, as in timm). In a stream
+                that averages others, it is applied before the average.
 
         Raises:
-            ValueError: an unknown stream, an index out of range, a norm that the model does not have, or as
+            ValueError: the stream is unknown, an index is out of range, the model has no final norm, or as
                 for :meth:`forward_features`.
         """
         if norm and not self.has_final_norm:
-            raise ValueError(f"{self.architecture} ends its streams without a norm: leave out norm=True")
+            raise ValueError(f"{self.architecture} has no final norm: leave out norm=True")
         given, valid = validate_inputs(self, x, dates, valid)
         stream = self.choose_stream(stream, given)
         indices = self.stage_indices(indices, stream)
@@ -320,26 +324,26 @@ class Backbone(nn.Module):
         dates: Tensor | None = None,
         temporal: bool = False,
     ) -> tuple[dict[str, Encoded], dict[str, Tensor]]:
-        """Pad images, fold or keep their dates, and :meth:`encode` them.
+        """Pad images, fold dates into the batch (unless the model consumes series), and :meth:`encode` them.
 
         Args:
             images, valid: from :func:`validate_inputs`.
-            wanted: maps of single stages.
+            wanted: requested maps of single stages.
             dates, temporal: as for :meth:`forward_features`.
 
         Returns:
-            The features by stream, with a T axis where dates were folded, NaN where an image is missing; and
-            by stream what is there (``Features.valid``).
+            The features by stream, with a T axis if dates were folded and NaN for missing images; and the
+            masks by stream (``Features.valid``).
 
         Raises:
-            ValueError: ``temporal`` without a series, or of a model that cannot join its dates.
+            ValueError: ``temporal`` without a series, or for a model that cannot fuse dates.
         """
         first = next(iter(images.values()))
         size, is_series = (first.shape[-2], first.shape[-1]), first.ndim == 5
         if temporal and (not is_series or self.consumes == "series"):
             raise ValueError(
-                "temporal=True joins the dates of a series [B, T, C, H, W] that are encoded one by one, got "
-                f"{list(first.shape)} for a model that consumes {self.consumes}s"
+                "temporal=True fuses the dates of a series [B, T, C, H, W] in a model that consumes images; "
+                f"got {list(first.shape)} for a model that consumes {self.consumes}s"
             )
         images = {m: _fill_missing(self._padded(x), valid.get(m)) for m, x in images.items()}
         if valid and self.training and any(isinstance(m, _BatchNorm) and m.training for m in self.modules()):
@@ -370,33 +374,35 @@ class Backbone(nn.Module):
         }, present
 
     def choose_stream(self, stream: str | None = None, given: Mapping[str, Any] | None = None) -> str:
-        """Return a stream that sensors feed: the one named, else the model's default, else the only one.
+        """Return a stream: the one named, else the model's default, else the only one available.
 
         Args:
             stream: its name.
-            given: the sensors; by default all of the model's.
+            given: the passed modalities; by default all of the model's.
 
         Raises:
-            ValueError: there is no such stream, these sensors do not feed it, or several could be meant.
+            ValueError: there is no such stream, its modalities are not passed, or there are several.
         """
         given = dict.fromkeys(self.modalities) if given is None else given
         possible = [s for s, needed in self.stream_inputs.items() if all(m in given for m in needed)]
         self._check_fed(given)
         if stream is None:
             if (default := self._default_of(given)) is None:
-                raise ValueError(f"several streams, name one with stream=: {', '.join(possible)}")
+                raise ValueError(
+                    f"several streams are available, choose one with stream=: {', '.join(possible)}"
+                )
             return default
         if stream not in possible:
             needs = self.stream_inputs.get(stream)
-            why = f"it needs {' and '.join(needs)}" if needs else "this model has no such stream"
+            why = f"it requires {' and '.join(needs)}" if needs else "this model has no such stream"
             raise ValueError(
-                f"stream {stream!r} cannot be served from {', '.join(given)}: {why}; "
-                f"possible here: {', '.join(possible)}"
+                f"stream {stream!r} is not available for {', '.join(given)}: {why}; "
+                f"available: {', '.join(possible)}"
             )
         return stream
 
     def stage_indices(self, indices: int | Sequence[int] | None, stream: str) -> tuple[int, ...]:
-        """Return the indices of stages that ``forward_intermediates`` and ``features_only`` mean.
+        """Resolve the stage indices of ``forward_intermediates`` and ``features_only``.
 
         Raises:
             ValueError: one is out of range, or there is none.
@@ -409,17 +415,17 @@ class Backbone(nn.Module):
     def forward_streams(
         self, x: Mapping[str, Tensor], streams: Sequence[str] | None = None
     ) -> dict[str, Features]:
-        """Return for every stream the features of its own sensors alone: those of stream s are at ``[s]``.
+        """Return, for every stream s, the features computed from its own modalities only, at ``[s]``.
 
-        Where sensors do not see each other this is :meth:`forward_features` once; where they do
-        (``cross_modal``), ``["s2"].tokens["s2"]`` are those of a user who has no other sensor.
+        In a ``cross_modal`` model, ``["s2"].tokens["s2"]`` are the features of a user without another sensor.
+        In other models this is a single :meth:`forward_features`.
 
         Args:
             x: as for :meth:`forward_features`.
-            streams: those wanted; by default all that ``x`` feeds.
+            streams: the requested streams; by default all that are available for ``x``.
 
         Raises:
-            ValueError: a stream that ``x`` does not feed, or as :meth:`forward_features`.
+            ValueError: a stream is not available for ``x``, or as :meth:`forward_features`.
         """
         fed = [s for s, needed in self.stream_inputs.items() if all(m in x for m in needed)]
         wanted = [self.choose_stream(s, x) for s in streams] if streams is not None else fed
@@ -428,36 +434,37 @@ class Backbone(nn.Module):
         return {s: self.forward_features({m: x[m] for m in self.stream_inputs[s]}) for s in wanted}
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new linear head of ``num_classes`` on the embedding, or none for 0."""
+        """Replace the head by a new linear one with ``num_classes`` outputs, or remove it for 0."""
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}")
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
-        """Return the head: an ``nn.Linear``, or ``nn.Identity`` where ``num_classes`` is 0."""
+        """Return the head: an ``nn.Linear``, or ``nn.Identity`` if ``num_classes`` is 0."""
         return self.head
 
-    # -- what training calls -----------------------------------------------------------------------
+    # -- methods for training -----------------------------------------------------------------------
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Train in less memory and more time: keep only the inputs of units, and compute the rest again.
+        """Enable activation checkpointing: store only the inputs of :meth:`units` and recompute the rest.
 
-        Gradients stay what they are.
+        Training takes less memory and more time. Gradients do not change.
         """
         checkpoint_activations(self.units(), enable)
 
     def set_drop_path(self, rate: float) -> None:
-        """Let residual blocks drop their branches: in each stream from 0, the first, to ``rate``, the last.
+        """Set stochastic depth, with rates that grow linearly from 0 in the first block to ``rate`` in the
+        last.
 
-        It is how a model is trained, not what its weights are of, so no file says it. Blocks that can are
-        those with an attribute ``drop_path``, a rate; the only one of a stream keeps all its branches.
+        It is a training setting and is not saved with the weights. It applies to blocks with an attribute
+        ``drop_path``; the only block of a stream keeps all its branches.
 
         Raises:
-            ValueError: the rate is not from 0 to below 1, or no block can.
+            ValueError: the rate is not in [0, 1), or no stream has such a block.
         """
         if not 0 <= rate < 1:
-            raise ValueError(f"the rate of drop path is from 0 to below 1, got {rate}")
+            raise ValueError(f"the drop path rate must be in [0, 1), got {rate}")
         found = {}
         for stream in self.stream_inputs:
             stages = [self.get_submodule(stage.module) for stage in self.stages(stream)]
@@ -470,13 +477,12 @@ class Backbone(nn.Module):
                 block.drop_path = rate * i / max(1, len(blocks) - 1)  # type: ignore[assignment]
 
     def parameter_depths(self) -> dict[str, int]:
-        """Return for every parameter the number of its layer group, from 0, the stem.
+        """Return the index of the layer group of every parameter; the stem is 0.
 
-        Parameters that are no module's but the backbone's own (class tokens, tables of positions) are with
-        the stem.
+        Parameters of the backbone itself (class tokens, position tables) belong to the stem.
 
         Raises:
-            ValueError: ``layer_groups`` leaves out a layer, or names one twice.
+            ValueError: ``layer_groups`` omits a layer or lists one twice.
         """
         names = {id(p): name for name, p in self.named_parameters()}
         depths = {name: 0 for name in names.values() if "." not in name}
@@ -485,20 +491,20 @@ class Backbone(nn.Module):
                 for parameter in module.parameters():
                     name = names[id(parameter)]
                     if depths.setdefault(name, depth) != depth:
-                        raise ValueError(f"{type(self).__name__}.layer_groups names {name} twice")
+                        raise ValueError(f"{type(self).__name__}.layer_groups lists {name} twice")
         if lacking := [name for name in names.values() if name not in depths]:
-            raise ValueError(f"{type(self).__name__}.layer_groups leaves out {', '.join(lacking[:8])}")
+            raise ValueError(f"{type(self).__name__}.layer_groups omits {', '.join(lacking[:8])}")
         return depths
 
     def example_inputs(self) -> dict[str, Tensor]:
-        """Return zeros that the model takes, small: two images of all sensors, or series of three dates."""
+        """Return small zero inputs: two images of every modality, or two series of three dates."""
         weight = self.get_parameter(self.stem(self.modalities[0]).weight)
         strides = [stage.stride for s in self.stream_inputs for stage in self.stages(s)]
         unit = math.lcm(self.size_multiple, *strides)
         lead = (2, 3) if self.consumes == "series" else (2,)
         return {m: weight.new_zeros(*lead, len(b), 2 * unit, 3 * unit) for m, b in self.bands.items()}
 
-    # -- parts of the above ------------------------------------------------------------------------
+    # -- private helpers ------------------------------------------------------------------------
 
     def _check_fed(self, given: Mapping[str, Any]) -> None:
         if not any(all(m in given for m in needed) for needed in self.stream_inputs.values()):
@@ -512,19 +518,21 @@ class Backbone(nn.Module):
         return possible[0] if len(possible) == 1 else None
 
     def _padded(self, image: Tensor) -> Tensor:
-        """[..., H, W] to multiples of ``size_multiple``; see ``pad``."""
+        """Pad [..., H, W] to multiples of ``size_multiple``; see ``pad``."""
         if not self.pad:
             return image
         for dim in (-2, -1):
             whole = _ceil_div(image.shape[dim], self.size_multiple) * self.size_multiple
-            # A traced program serves all sizes.
+            # A traced program must work for all sizes.
             if torch.compiler.is_compiling() or whole != image.shape[dim]:
                 places = torch.arange(whole, device=image.device).clamp(max=image.shape[dim] - 1)
                 image = image.index_select(dim, places)
         return image
 
     def _present(self, valid: Mapping[str, Tensor], streams: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Say by stream where all of its sensors are there; a stream that is not named is everywhere."""
+        """Return masks by stream, True where all of its modalities are valid. Complete streams have no
+        mask.
+        """
         masks = {s: [valid[m] for m in self.stream_inputs[s] if m in valid] for s in streams}
         return {s: torch.stack(of_sensors).all(0) for s, of_sensors in masks.items() if of_sensors}
 
@@ -537,7 +545,7 @@ class Backbone(nn.Module):
         present: Tensor | None,
         by_date: Tensor | None,
     ) -> Encoded:
-        """Crop maps to the cells that cover the images, unfold dates, and mark what is missing as NaN."""
+        """Crop maps to the cells that cover the images, unfold dates, and set missing images to NaN."""
         stages = self.stages(stream)
 
         def finished(x: Tensor, there: Tensor | None, stride: int | None = None) -> Tensor:
@@ -575,7 +583,7 @@ class Backbone(nn.Module):
 
 
 def unwrap_model(model: Any) -> Backbone:
-    """Take off what torch.compile, data parallelism, ``features_only`` and timm put around a model."""
+    """Remove the wrappers of torch.compile, data parallelism, ``features_only`` and timm from a model."""
     while not isinstance(model, Backbone):
         for name in ("_orig_mod", "module", "backbone", "model"):
             if hasattr(model, name):
@@ -587,9 +595,9 @@ def unwrap_model(model: Any) -> Backbone:
 
 
 def _fill_missing(x: Tensor, valid: Tensor | None) -> Tensor:
-    """A series [B, T, C, H, W] with zeros in place of what missing images hold.
+    """Replace the missing images of a series [B, T, C, H, W] by zeros.
 
-    What a missing image holds (often NaN) must reach neither the features nor the gradients.
+    Their values (often NaN) must affect neither the features nor the gradients.
     """
     return x if valid is None else x.masked_fill(~valid[..., None, None, None], 0)
 

@@ -1,6 +1,6 @@
-"""Foreign checkpoint layouts: the names their tensors have, and the translation from and to ours.
+"""Foreign checkpoint formats: the tensor names they use, and the mapping from and to native names.
 
-A model family describes each layout as a :class:`Layout`; the two functions here are all that reads it.
+A model family declares each format as a :class:`CheckpointFormat`. Only the functions of this file read it.
 """
 
 import re
@@ -12,14 +12,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class CheckpointFormat:
     """The names that a foreign checkpoint gives to a family's modules.
 
-    ``modules`` pairs our module names with theirs; ``#`` stands for the index of a block. ``nested``:
-    the file is a dictionary of state dicts, written so again; reading takes both forms. ``dropped``:
-    beginnings of names that are no part of our model. ``derived``: tables that we compute, each with a
-    check ``(tensor, config)`` that raises ``ValueError`` where the stored one differs. ``implies``: fields of
-    the configuration that leave no trace in the tensors and that every file of the layout has so.
+    ``modules`` maps native module names to foreign ones; ``#`` stands for the index of a block.
+    ``nested``: the file is a dictionary of state dicts, and is written as one; reading also accepts a flat
+        one.
+    ``dropped``: prefixes of names that are not part of the model.
+    ``derived``: tables that the model computes itself, each with a check ``(tensor, config)`` that raises a
+    ``ValueError`` if the stored table differs.
+    ``implies``: configuration fields that leave no trace in the tensors; all files of the format have these
+        values.
     """
 
     modules: Mapping[str, str]
@@ -28,27 +31,28 @@ class Layout:
     derived: Mapping[str, Callable[[Tensor, Any], None]] = field(default_factory=dict)
     implies: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_ours(self, names: Iterable[str]) -> dict[str, str]:
-        """Map the names of a file to ours: ``{theirs: ours}``, without dropped and derived ones.
+    def to_native(self, names: Iterable[str]) -> dict[str, str]:
+        """Map the tensor names of a file to native ones, ``{foreign: native}``, without dropped and derived
+        ones.
 
-        A name that no template fits maps to itself, so that the comparison with the model reports it.
+        A name that matches no template maps to itself; the comparison with the model reports it later.
         """
-        pairs = [(theirs, ours) for ours, theirs in self.modules.items()]
+        pairs = [(foreign, native) for native, foreign in self.modules.items()]
         kept = (n for n in names if n not in self.derived and not n.startswith(self.dropped))
         return {name: _translate(name, pairs) or name for name in kept}
 
-    def from_ours(self, names: Iterable[str]) -> dict[str, str]:
-        """Map our names to this layout's: ``{ours: theirs}``.
+    def from_native(self, names: Iterable[str]) -> dict[str, str]:
+        """Map native tensor names to this format's, ``{native: foreign}``.
 
         Raises:
-            ValueError: the layout has no place for a name (a classification head, say).
+            ValueError: the format cannot store a tensor (that of a classification head, for example).
         """
         pairs = list(self.modules.items())
         translated = {name: _translate(name, pairs) for name in names}
-        homeless = sorted(name for name, theirs in translated.items() if theirs is None)
-        if homeless:
-            raise ValueError(f"this layout has no place for {', '.join(homeless)}")
-        return {name: theirs for name, theirs in translated.items() if theirs is not None}
+        unmapped = sorted(name for name, foreign in translated.items() if foreign is None)
+        if unmapped:
+            raise ValueError(f"this checkpoint format cannot store {', '.join(unmapped)}; use save_model")
+        return {name: foreign for name, foreign in translated.items() if foreign is not None}
 
 
 def _translate(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
@@ -60,12 +64,12 @@ def _translate(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-def recognise(names: Iterable[str], layouts: Mapping[str, Layout]) -> str:
-    """Return the layout a file is in: the one that knows most of its names, else ``"rsbackbones"``."""
+def detect_format(names: Iterable[str], formats: Mapping[str, CheckpointFormat]) -> str:
+    """Return the format with the most matching tensor names, or ``"rsbackbones"`` if none matches."""
     names = list(names)
-    known = {
-        key: sum(ours != theirs for theirs, ours in layout.to_ours(names).items())
-        for key, layout in layouts.items()
+    matches = {
+        key: sum(native != foreign for foreign, native in format.to_native(names).items())
+        for key, format in formats.items()
     }
-    best = max(known, key=lambda key: known[key], default="rsbackbones")
-    return best if known.get(best) else "rsbackbones"
+    best = max(matches, key=lambda key: matches[key], default="rsbackbones")
+    return best if matches.get(best) else "rsbackbones"

@@ -1,4 +1,4 @@
-"""The configuration fields that all families share, and their checks."""
+"""The configuration fields shared by all families, and their checks."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -9,14 +9,14 @@ from rsbackbones.sensors import Sensor, get_sensor
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What every network is built for. A family adds its own fields and defaults.
+    """The configuration of any network. A family adds its own fields and defaults.
 
-    ``image_size`` is that of pretraining, in pixels, or (height, width). ``bands`` are the channels of
-    each modality, in order, of the sensor that ``sensors`` names for it; by default a modality is its own
-    sensor. Lists are taken for tuples, so that a configuration may come from JSON.
+    ``image_size`` is the pretraining size in pixels, or (height, width). ``bands`` are the channels of each
+    modality, in order; they are bands of its sensor in ``sensors``, by default the modality's own. Lists are
+    converted to tuples, so that a configuration may come from JSON.
 
     Raises:
-        ValueError: a field is not of its type, or not in its range.
+        ValueError: a field has the wrong type or is out of range.
     """
 
     image_size: int | tuple[int, int]
@@ -33,7 +33,7 @@ class ModelConfig:
             raise ValueError(f"image_size must be a number of pixels, or (height, width), got {size!r}")
         names = self.modalities
         if not isinstance(names, tuple) or not names or len({*map(str, names)}) < len(names):
-            raise ValueError(f"modalities must be different names such as ('s2', 's1'), got {names!r}")
+            raise ValueError(f"modalities must be distinct names such as ('s2', 's1'), got {names!r}")
         sensors = {name: self._sensor(name) for name in names}
         if not isinstance(self.bands, Mapping) or any(name not in self.bands for name in names):
             raise ValueError(f"bands must name the bands of {', '.join(map(str, names))}, got {self.bands!r}")
@@ -52,20 +52,20 @@ class ModelConfig:
         return f"{' and '.join(self.modalities)} of {' x '.join(map(str, self.image_sides))} px"
 
     def min_tensors(self) -> int:
-        """Return how many tensors a network of this configuration has at least.
+        """Return a lower bound on the number of tensors of the network.
 
-        A file that states a configuration must hold as many: nothing huge is built for a small file.
+        A file must hold at least as many, so that a small file cannot make us build a huge model.
         """
         return 1
 
     def takes_wavelengths(self, modality: str) -> bool:
-        """Return whether the kernels of a modality are made from wavelengths: its weights fit any bands."""
+        """Return whether the kernels of a modality are generated from wavelengths, for any bands."""
         return False
 
     def requested(self, **changes: Any) -> Self:
-        """Return what a user requests of weights of this configuration: other sensors, bands or sizes.
+        """Return the configuration for a user's request: other sensors, bands or sizes.
 
-        What the weights were trained with and does not follow from that, a family keeps.
+        A family may override it to keep values that the weights were trained with.
         """
         return replace(self, **changes)
 
@@ -85,7 +85,7 @@ class ModelConfig:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-    """Return the fields of a configuration as JSON values, the bands of its own modalities only."""
+    """Return the fields of a configuration as JSON values, with the bands of its modalities only."""
     fields = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
     return {**fields, "bands": {m: list(config.bands[m]) for m in config.modalities}}
 

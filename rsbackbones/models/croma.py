@@ -14,7 +14,7 @@ What the paper leaves open, and what the public code and we do:
 - Pre-norm blocks, query/key/value without bias, one LayerNorm for the query and the context of a
   cross-attention, a LayerNorm at the end of each encoder, MLP ratio 4, exact GELU: as the public code.
 - The MLP of the embedding begins with a LayerNorm of its own and has no residual: as the public code.
-- Initialisation: torch's defaults, as the public code, whose published numbers come from them.
+- Initialization: torch's defaults, as the public code, whose published numbers come from them.
 - Image series are encoded date by date; dates are not used.
 - The position encodings that section 4.1 compares with are ``positions="sincos"`` (added to the tokens of
   both sensors) and ``"peg"`` (after the first block of all three encoders), both without any attention
@@ -44,7 +44,7 @@ from rsbackbones.layers.block import Block, CrossBlock
 from rsbackbones.layers.mlp import MLP
 from rsbackbones.layers.peg import PositionEncodingGenerator
 from rsbackbones.layers.sincos import SinCosPositions
-from rsbackbones.models.checkpoint_format import Layout
+from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
@@ -119,7 +119,12 @@ class Encoder(nn.Module):
         self.stream = modality
 
     def forward(
-        self, image: Tensor, patches: Patches, bias: Bias, channels: Sequence[int] | None, taps: Intermediates
+        self,
+        image: Tensor,
+        patches: Patches,
+        bias: Bias,
+        channels: Sequence[int] | None,
+        intermediates: Intermediates,
     ) -> Tensor:
         """[B, C, H, W] and a bias between its patches to [B, K, D]."""
         x = self.tokenizer(image, kept=patches.kept, channels=channels)
@@ -129,8 +134,8 @@ class Encoder(nn.Module):
             x = block(x, bias)
             if i == 0 and self.peg is not None:
                 x = self.peg(x, patches.grid, patches.kept)
-            if (self.stream, i) in taps:
-                taps[self.stream, i] = x
+            if (self.stream, i) in intermediates:
+                intermediates[self.stream, i] = x
         tokens: Tensor = self.norm(x)
         return tokens
 
@@ -154,7 +159,7 @@ class JointEncoder(nn.Module):
         patches: Patches,
         bias: Bias,
         cross_bias: Bias,
-        taps: Intermediates,
+        intermediates: Intermediates,
     ) -> Tensor:
         """Radar tokens [B, K, D], at ``patches``, and optical [B, K', D] to joint tokens [B, K, D]."""
         x = radar
@@ -162,8 +167,8 @@ class JointEncoder(nn.Module):
             x = block(x, optical, bias, cross_bias)
             if i == 0 and self.peg is not None:
                 x = self.peg(x, patches.grid, patches.kept)
-            if ("joint", i) in taps:
-                taps["joint", i] = x
+            if ("joint", i) in intermediates:
+                intermediates["joint", i] = x
         tokens: Tensor = self.norm(x)
         return tokens
 
@@ -211,7 +216,7 @@ class Croma(ViTBackbone):
         kept: Mapping[str, Tensor] | None = None,
         channels: Mapping[str, Sequence[int]] | None = None,
         valid: Mapping[str, Tensor] | None = None,
-        taps: Intermediates | None = None,
+        intermediates: Intermediates | None = None,
         joint: bool = True,
         joint_self_bias: Literal["radar", "published"] = "radar",
     ) -> dict[str, Tensor]:
@@ -220,12 +225,12 @@ class Croma(ViTBackbone):
         The joint stream mixes sensors and has no meaning where one is missing, so ``valid`` decides nothing.
 
         Args:
-            images, kept, channels, valid, taps: as there.
+            images, kept, channels, valid, intermediates: as there.
             joint: whether to encode jointly, where both sensors are given.
             joint_self_bias: ``radar``, or ``published`` as the public code has it; of kept patches only,
                 as many of each sensor.
         """
-        taps = {} if taps is None else taps
+        intermediates = {} if intermediates is None else intermediates
         channels = channels or {}
         first = next(iter(images.values()))
         grid = self.grid(first)
@@ -242,7 +247,7 @@ class Croma(ViTBackbone):
 
         own = {m: bias(m, m) for m in images}
         tokens = {
-            m: self.encoders[m](image, patches[m], own[m], channels.get(m), taps)
+            m: self.encoders[m](image, patches[m], own[m], channels.get(m), intermediates)
             for m, image in images.items()
         }
         if joint and self.joint is not None and len(tokens) == 2:
@@ -254,7 +259,7 @@ class Croma(ViTBackbone):
                 patches["s1"],
                 self_bias,
                 cross if self.config.cross_alibi else None,
-                taps,
+                intermediates,
             )
         return tokens
 
@@ -354,9 +359,9 @@ def _check_attention_table(table: Tensor, config: CromaConfig) -> None:
         )
 
 
-LAYOUTS = {
+CHECKPOINT_FORMATS = {
     # The released files: a dictionary of state dicts, or the same in one flat dictionary.
-    "croma_official": Layout(
+    "croma_official": CheckpointFormat(
         modules=_module_names(
             encoder="{}_encoder", embedding="{}_GAP_FFN", joint="joint_encoder", s1="s1", s2="s2",
             qkv="to_qkv", out="to_out", q="to_", fc2=3,
@@ -366,7 +371,7 @@ LAYOUTS = {
         derived={"attn_bias": _check_attention_table},
     ),
     # The state dict of the authors' pretraining model; decoder and projections are no part of ours.
-    "croma_pretrain": Layout(
+    "croma_pretrain": CheckpointFormat(
         modules=_module_names(
             encoder="{}_encoder", embedding="GAP_FFN_{}", joint="cross_encoder", s1="radar", s2="optical",
             qkv="create_qkv", out="out", q="create_", fc2=2,
@@ -388,5 +393,5 @@ CONFIGS = {
 
 
 def build(config: CromaConfig, *, num_classes: int = 0) -> Croma:
-    """Build a CROMA model, randomly initialised."""
+    """Build a CROMA model, randomly initialized."""
     return Croma(config, num_classes=num_classes)

@@ -1,4 +1,4 @@
-"""A backbone that gives feature maps, as decoders that build on timm expect."""
+"""A backbone that returns a list of feature maps, as decoders for timm encoders expect."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,12 +74,12 @@ class FeatureMaps(nn.Module):
 
     @property
     def adaptation(self) -> "Adaptation | None":
-        """What loading changed."""
+        """The changes made while loading."""
         return self.backbone.adaptation
 
     @property
     def weights_entry(self) -> "WeightsEntry | None":
-        """The manifest's entry of the loaded weights."""
+        """The manifest entry of the loaded weights."""
         return self.backbone.weights_entry
 
     def forward(

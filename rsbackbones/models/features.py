@@ -1,6 +1,7 @@
-"""What comes out of a backbone.
+"""The output of a backbone.
 
-A *stream* is one line of features: one per modality, plus others where the architecture fuses sensors.
+A *stream* is one output of features: there is one per modality, and more if the architecture fuses
+    modalities.
 Shapes: B images (or series), T dates, C bands, H x W pixels, h x w cells of a map, N = h * w, D channels.
 """
 
@@ -14,23 +15,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """The final maps and the pooled embeddings of every stream that the given sensors feed.
+    """The final maps and pooled embeddings of every stream that is available for the passed modalities.
 
-    A model that consumes single images gives [B, D, h, w] and [B, D], and for a series [B, T, D, h, w] and
-    [B, T, D]. A model that consumes series gives one map [B, D, h, w] and one embedding [B, D] per series.
+    A model that consumes single images returns [B, D, h, w] and [B, D], and for a series [B, T, D, h, w] and
+    [B, T, D]. A model that consumes series returns one map [B, D, h, w] and one embedding [B, D] per series.
 
     Attributes:
         feature_maps: by stream; see :meth:`maps` and :attr:`tokens`.
         pooled: by stream, [B, D].
-        size: of the images as given, (H, W) in pixels.
-        stride: pixels per cell of the maps, along each side; a map covers the image, so that the last
-            cells may reach beyond it.
-        stream_index: which of the streams is the default one of these images; -1 where several could be
-            meant. (A number, as programs of torch.export return no text.)
-        series: by stream, what a model that consumes series gives per date, [B, T, N, D]; else empty.
-        valid: by stream, where missing images were marked: [B, T], False where one is missing; of a model
-            that consumes series [B], False where all are. The features there are NaN, so that nobody
-            averages over them unawares.
+        size: (H, W) of the passed images in pixels.
+        stride: the stride of the maps in pixels. Maps cover the image, so the last cells may extend beyond
+            it.
+        stream_index: the index of the default stream of these images; -1 if it is ambiguous. (A number,
+            since programs of torch.export cannot return text.)
+        series: by stream, the tokens per date of a model that consumes series, [B, T, N, D]; else empty.
+        valid: by stream, if masks were passed: [B, T], False for missing images; for a model that consumes
+            series [B], False if all are missing. Their features are NaN, so that they are not averaged by
+            accident.
     """
 
     feature_maps: dict[str, Tensor]
@@ -54,20 +55,20 @@ class Features:
 
     @property
     def default_stream(self) -> str:
-        """The stream that ``model(x)`` returns the embedding of.
+        """The stream whose embedding ``model(x)`` returns.
 
         Raises:
-            ValueError: there are several streams and none is the model's default.
+            ValueError: there are several streams, and none is the model's default.
         """
         if self.stream_index < 0:
-            raise ValueError(f"several streams, name the one you want: {', '.join(self.feature_maps)}")
+            raise ValueError(f"several streams are available, choose one: {', '.join(self.feature_maps)}")
         return list(self.feature_maps)[self.stream_index]
 
     def maps(self, stream: str | None = None, *, pixels: bool = False) -> Tensor:
         """Return the final map of a stream, [B, D, h, w] or [B, T, D, h, w]; default: the default stream.
 
-        With ``pixels`` it is interpolated to a value for every pixel of the images, [B, D, H, W] or
-        [B, T, D, H, W] (bilinear, pixel centers aligned), and what reaches beyond them is cropped.
+        With ``pixels`` the map is interpolated to the pixels of the images, [B, D, H, W] or [B, T, D, H, W]
+        (bilinear, with aligned pixel centers), and cropped to their size.
 
         Raises:
             ValueError: there is no such stream.
@@ -85,17 +86,17 @@ class Features:
         return cropped
 
 
-# So that programs of torch.export may return them.
+# Allows exported programs (torch.export) to return Features.
 torch.export.register_dataclass(Features, serialized_type_name="rsbackbones.Features")
 
 
 def flatten_map(x: Tensor) -> Tensor:
-    """[..., D, h, w] to tokens [..., N, D], in row-major order."""
+    """Convert a map [..., D, h, w] to tokens [..., N, D], in row-major order."""
     return x.flatten(-2).transpose(-1, -2)
 
 
 def unflatten_tokens(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens [..., N, D] to a map [..., D, h, w], the inverse of :func:`flatten_map`."""
+    """Convert tokens [..., N, D] to a map [..., D, h, w], the inverse of :func:`flatten_map`."""
     maps: Tensor = tokens.transpose(-1, -2).unflatten(-1, grid)
     return maps
 
@@ -107,10 +108,10 @@ def evenly_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
 
 
 def resolve_indices(indices: int | Sequence[int], count: int, what: str) -> tuple[int, ...]:
-    """Return indices below ``count``: negative ones are from the end, a number n means the last n.
+    """Resolve indices of ``count`` items: negative ones count from the end, a number n means the last n.
 
     Raises:
-        ValueError: one is out of range, or there is none; ``what`` says of what.
+        ValueError: an index is out of range, or there is none; ``what`` describes the items.
     """
     if isinstance(indices, int):
         indices = range(count - indices, count)

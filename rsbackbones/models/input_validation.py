@@ -1,4 +1,4 @@
-"""What a backbone is given, checked at the edge: a mistake is named with what was expected and the fix."""
+"""Checks of a backbone's inputs. Errors state the given value, the expected one, and the fix."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 def validate_inputs(
     model: "Backbone", x: "Images", dates: Tensor | None, valid: Mapping[str, Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return images by sensor and masks by sensor, as :meth:`Backbone.forward_features` takes them.
+    """Check the arguments of :meth:`Backbone.forward_features`. Return images and masks by modality.
 
     Raises:
-        ValueError: a sensor, band count, size, dtype, device or shape that the model cannot serve.
+        ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.
     """
     if isinstance(x, Tensor):
         if len(model.modalities) > 1:
             raise ValueError(
-                f"this model takes {' and '.join(model.modalities)}: name the sensor, as in "
+                f"this model takes {' and '.join(model.modalities)}: pass a mapping by modality, as in "
                 f"model({{'{model.modalities[0]}': x}})"
             )
         x = {model.modalities[0]: x}
@@ -37,7 +37,9 @@ def validate_inputs(
         )
     images = {m: _checked_image(model, m, x[m]) for m in model.modalities if m in x}
     shapes = [(*image.shape[:-3], *image.shape[-2:]) for image in images.values()]
-    if any(shape != shapes[0] for shape in shapes[1:]):  # a set would fix the shapes of a traced program
+    if any(
+        shape != shapes[0] for shape in shapes[1:]
+    ):  # a set would specialize a traced program to these shapes
         raise ValueError(
             "sensors must agree on batch, dates and size in pixels, got "
             + ", ".join(f"{m} {tuple(images[m].shape)}" for m in images)
@@ -105,7 +107,7 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"{modality}: got an image on {image.device}, the model is on {weight.device}; move one of "
             f"them (x.to({str(weight.device)!r}))"
         )
-    # Autocast converts all floats but double.
+    # Autocast converts all floating-point dtypes except float64.
     if image.dtype != weight.dtype and (
         image.dtype == torch.float64 or not torch.is_autocast_enabled(image.device.type)
     ):

@@ -19,7 +19,7 @@ What the paper leaves open, and what we do:
 - The patch size is not in the paper. 8 by default, as CROMA on the same images: 16 x 16 patches of 128 pixels
   (with 16 there would be 64, of which 16 are seen under the mask). ``patch_size=16`` is the option.
 - The blocks are those of "standard vision transformers": pre-norm, query, key and value with bias, MLP ratio
-  4, exact GELU, a LayerNorm at the end. ViT-B has 12 heads, ViT-L 16. Initialisation is MAE's, whose code the
+  4, exact GELU, a LayerNorm at the end. ViT-B has 12 heads, ViT-L 16. Initialization is MAE's, whose code the
   paper builds on: Xavier uniform weights, zero biases.
 - For another size the table of positions of the pretraining's grid is interpolated (section 4.5.6; bicubic,
   as MAE's code does it). ``position_grid`` is that grid.
@@ -44,14 +44,14 @@ from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layers.temporal_multimodal import Fusion, Query, TemporalMultimodal
 from rsbackbones.models.backbone import Encoded
-from rsbackbones.models.checkpoint_format import Layout
+from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.config import is_count
 from rsbackbones.models.features import flatten_map, unflatten_tokens
 from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
-LAYOUTS: dict[str, Layout] = {}  # nobody else has published weights of this architecture
+CHECKPOINT_FORMATS: dict[str, CheckpointFormat] = {}  # nobody else has published weights of this architecture
 _CHOICES = {
     "positions": ("sincos", "learned"),
     "fusion": ("fuse", "decouple"),
@@ -169,10 +169,15 @@ class Seamo(ViTBackbone):
         kept: Mapping[str, Tensor] | None = None,
         channels: Mapping[str, Sequence[int]] | None = None,
         valid: Mapping[str, Tensor] | None = None,
-        taps: Intermediates | None = None,
+        intermediates: Intermediates | None = None,
     ) -> dict[str, Tensor]:
         """See :meth:`ViTBackbone.encode_tokens`; tokens of missing images are masked out of the attention."""
-        kept, channels, valid, taps = kept or {}, channels or {}, valid or {}, {} if taps is None else taps
+        kept, channels, valid, intermediates = (
+            kept or {},
+            channels or {},
+            valid or {},
+            {} if intermediates is None else intermediates,
+        )
         tokens = []
         for m, image in images.items():
             x = self.tokenizers[m](image, kept=kept.get(m), channels=channels.get(m))
@@ -183,8 +188,8 @@ class Seamo(ViTBackbone):
         for i, block in enumerate(self.blocks):
             x = block(x, mask)
             for m, part in zip(images, x.split(counts, dim=1), strict=True):
-                if (m, i) in taps:
-                    taps[m, i] = part
+                if (m, i) in intermediates:
+                    intermediates[m, i] = part
         return dict(zip(images, self.norm(x).split(counts, dim=1), strict=True))
 
     def _mask(self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor | None:
@@ -284,5 +289,5 @@ CONFIGS = {
 
 
 def build(config: SeamoConfig, *, num_classes: int = 0) -> Seamo:
-    """Build a SeaMo model, randomly initialised."""
+    """Build a SeaMo model, randomly initialized."""
     return Seamo(config, num_classes=num_classes)

@@ -1,4 +1,4 @@
-"""The layer of a network that meets the bands of a modality, as adaptation sees it."""
+"""The input layer of a modality, as a kernel that can be adapted to other bands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,17 @@ def _unchanged(kernel: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Stem:
-    """A weight and its *kernel* [D, C, ...]: C bands, then the sides that the layer covers.
+    """A weight and its *kernel* [D, C, ...], with C bands followed by the spatial sides.
 
-    The kernel of a convolution is its weight, [D, C, kh, kw] or [D, C, kt, kh, kw]; a patch embedding that
-    is stored as a linear layer has one of [D, C, p, p]. What is done to bands and patch sizes
-    (:mod:`rsbackbones.zoo.adapt`) is done to kernels and need not know how they are stored.
+    The kernel of a convolution is its weight, [D, C, kh, kw] or [D, C, kt, kh, kw]. A linear patch embedding
+    has a kernel [D, C, p, p]. Adaptation to bands and patch sizes (:mod:`rsbackbones.zoo.adapt`) works on
+    kernels and does not depend on how they are stored.
 
     Attributes:
-        module: the layer's name in the backbone.
-        weight: the parameter's name in the backbone's state dict.
-        to_kernel: weight to kernel, for any number of bands; ``from_kernel``: its inverse.
+        module: the name of the layer in the backbone.
+        weight: the name of the parameter in the backbone's state dict.
+        to_kernel: converts a weight to a kernel, for any number of bands.
+        from_kernel: the inverse of ``to_kernel``.
     """
 
     module: str
@@ -31,5 +32,5 @@ class Stem:
 
 
 def conv_stem(module: str) -> Stem:
-    """Return the stem that is the convolution ``module``."""
+    """Return the stem of the convolution ``module``."""
     return Stem(module=module, weight=f"{module}.weight")

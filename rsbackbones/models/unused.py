@@ -1,4 +1,4 @@
-"""Parameters that an output does not depend on: of other streams, of poolings, norms and blocks."""
+"""Parameters that do not affect an output: those of other streams, poolings, norms and blocks."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,16 +10,16 @@ from rsbackbones.models.backbone import Backbone
 
 
 def freeze_unused(backbone: Backbone, run: Callable[[dict[str, Tensor]], Iterable[Tensor]]) -> None:
-    """Take the gradients from the parameters of a backbone that the tensors ``run`` returns do not depend on.
+    """Freeze the parameters of a backbone that do not affect the tensors returned by ``run``.
 
-    Data parallelism refuses parameters that a loss never reaches. ``run`` is given small images of all
-    sensors (``Backbone.example_inputs``) and called once, in ``eval()`` mode.
+    Data parallelism does not support trainable parameters without a gradient. ``run`` is called once, in
+    ``eval()`` mode, on small images of all modalities (``Backbone.example_inputs``).
     """
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if not trained:
         return
     was_training = backbone.training
-    backbone.eval()  # what is normalized over batches must not learn from zeros
+    backbone.eval()  # BatchNorm must not learn from zeros
     try:
         with torch.inference_mode(False), torch.enable_grad():
             total: Any = sum(x.float().sum() for x in run(backbone.example_inputs()))

@@ -1,7 +1,7 @@
-"""What only vision transformers have: patches, tokens, blocks of one width, a norm at the end.
+"""Vision transformers: patches, tokens, blocks of equal width and a final norm.
 
-A family of ViTs implements ``encode_tokens``, which training calls as well, and names its parts; the contract
-of :class:`rsbackbones.models.backbone.Backbone` follows from these here.
+A family of ViTs implements ``encode_tokens``, which training also calls, and names its modules. This file
+derives the contract of :class:`rsbackbones.models.backbone.Backbone` from them.
 
 Shapes: B images, N = h * w patches in row-major order, K kept ones, D = dim.
 """
@@ -24,19 +24,19 @@ from rsbackbones.models.stem import Stem
 from rsbackbones.sensors import get_sensor
 
 TOKENIZERS = ("linear", "wavelength")
-# (stream, index of a block) -> its output [B, N, D], filled in by an encoder where the key is present.
+# (stream, block index) -> output [B, N, D]. The encoder fills in the keys that are present.
 Intermediates = dict[tuple[str, int], Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(ModelConfig):
-    """What decides the shape of a ViT. A family adds its own fields and defaults.
+    """The configuration of a ViT. A family adds its own fields and defaults.
 
-    ``mlp_ratio`` is the width of a block's hidden layer, in ``dim``. ``tokenizer`` is that of optical
-    sensors, ``"linear"`` or ``"wavelength"`` (no paper's; ours); radar's is linear.
+    ``mlp_ratio`` is the width of a block's hidden layer divided by ``dim``. ``tokenizer`` is ``"linear"`` or
+    ``"wavelength"`` (our own method) for optical sensors; radar always has a linear one.
 
     Raises:
-        ValueError: a field is not of its type, or not in its range.
+        ValueError: a field has the wrong type or is out of range.
     """
 
     dim: int
@@ -85,10 +85,10 @@ class ViTBackbone(Backbone):
 
     Attributes:
         patch_size: p, in pixels.
-        num_heads: of every attention.
-        stream_blocks: for each stream, the name of the list of its blocks.
-        stream_depths: for each stream, the number of its blocks.
-        averaged_streams: streams that are the mean, patch by patch, of others: ``{"joint": ("s2", "s1")}``.
+        num_heads: the number of attention heads.
+        stream_blocks: by stream, the name of the module list with its blocks.
+        stream_depths: by stream, the number of its blocks.
+        averaged_streams: streams that are the patchwise mean of others: ``{"joint": ("s2", "s1")}``.
     """
 
     has_final_norm = True
@@ -101,7 +101,7 @@ class ViTBackbone(Backbone):
         self.patch_size = self.size_multiple = config.patch_size
         self.num_heads = config.num_heads
 
-    # -- what a family implements ------------------------------------------------------------------
+    # -- methods that a family implements ------------------------------------------------------------------
 
     @abstractmethod
     def encode_tokens(
@@ -111,17 +111,17 @@ class ViTBackbone(Backbone):
         kept: Mapping[str, Tensor] | None = None,
         channels: Mapping[str, Sequence[int]] | None = None,
         valid: Mapping[str, Tensor] | None = None,
-        taps: Intermediates | None = None,
+        intermediates: Intermediates | None = None,
     ) -> dict[str, Tensor]:
-        """Return the final tokens of every stream that has blocks, of all patches or of kept ones.
+        """Return the final tokens of every stream that has its own blocks.
 
         Args:
-            images: by modality [B, C, H, W], on one grid.
-            kept: by modality, the indices of the patches to encode, [B, K], for tokens [B, K, D] in their
-                order. By default all patches, [B, N, D].
-            channels: by modality, the model's bands that the image holds, in order, where not all of them.
+            images: by modality, [B, C, H, W], on one grid.
+            kept: by modality, the indices of the patches to encode, [B, K]; the result is [B, K, D] in that
+                order. By default all patches are encoded, [B, N, D].
+            channels: by modality, the indices of the model's bands in the image, in order, if it lacks some.
             valid: as in :class:`rsbackbones.models.backbone.Inputs`.
-            taps: filled with the outputs of single blocks.
+            intermediates: a mapping to fill with the outputs of single blocks.
         """
         raise NotImplementedError
 
@@ -132,12 +132,12 @@ class ViTBackbone(Backbone):
 
     @abstractmethod
     def final_norm(self, stream: str) -> nn.Module:
-        """Return the LayerNorm that ends a stream."""
+        """Return the final LayerNorm of a stream."""
         raise NotImplementedError
 
     @abstractmethod
     def tokenizer_name(self, modality: str) -> str:
-        """Return the name of the module that turns images of a modality into tokens."""
+        """Return the name of the tokenizer module of a modality."""
         raise NotImplementedError
 
     # -- the contract ------------------------------------------------------------------------------
@@ -165,17 +165,17 @@ class ViTBackbone(Backbone):
     def encode(self, inputs: Inputs, wanted: Wanted) -> dict[str, Encoded]:
         """See :meth:`Backbone.encode`."""
         parts = {s: self.averaged_streams.get(s, (s,)) for s in wanted.stages}
-        taps: Intermediates = {
+        intermediates: Intermediates = {
             (part, i): None for s, indices in wanted.stages.items() for part in parts[s] for i in indices
         }
-        tokens = self.encode_tokens(inputs.images, valid=inputs.valid, taps=taps)
+        tokens = self.encode_tokens(inputs.images, valid=inputs.valid, intermediates=intermediates)
         grid = self.grid(next(iter(inputs.images.values())))
         streams = {}
         for stream, x in self.with_averages(tokens).items():
             maps = {}
             for i in wanted.stages.get(stream, ()):
-                tapped = [self._tapped(taps, part, i, wanted.norm) for part in parts[stream]]
-                maps[i] = unflatten_tokens(_mean(tapped), grid)
+                outputs = [self._intermediate(intermediates, part, i, wanted.norm) for part in parts[stream]]
+                maps[i] = unflatten_tokens(_mean(outputs), grid)
             streams[stream] = Encoded(
                 features=unflatten_tokens(x, grid), pooled=self.pool_tokens(stream, x), maps=maps
             )
@@ -186,7 +186,7 @@ class ViTBackbone(Backbone):
         return self.pool_tokens(stream, flatten_map(features))
 
     def with_averages(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tokens by stream, with the streams that are means of those given."""
+        """Return tokens by stream, including the streams that average the given ones."""
         means = {
             stream: _mean([tokens[part] for part in parts])
             for stream, parts in self.averaged_streams.items()
@@ -198,15 +198,15 @@ class ViTBackbone(Backbone):
         """See :meth:`Backbone.feature_options`."""
         return {**super().feature_options(), "positions": interpolated_from(self)}
 
-    def _tapped(self, taps: Intermediates, stream: str, index: int, norm: bool) -> Tensor:
-        x = taps[stream, index]
-        assert x is not None, f"{type(self).__name__}.encode_tokens did not fill tap {stream, index}"
+    def _intermediate(self, intermediates: Intermediates, stream: str, index: int, norm: bool) -> Tensor:
+        x = intermediates[stream, index]
+        assert x is not None, f"{type(self).__name__}.encode_tokens did not fill in {stream, index}"
         normed: Tensor = self.final_norm(stream)(x) if norm else x
         return normed
 
 
 def make_tokenizer(config: ViTConfig, modality: str) -> LinearTokenizer:
-    """Return a new tokenizer for the bands of a modality: linear, or by wavelength."""
+    """Return a new tokenizer for the bands of a modality: linear or wavelength."""
     names = config.bands[modality]
     if not config.takes_wavelengths(modality):
         return LinearTokenizer(len(names), config.dim, config.patch_size)

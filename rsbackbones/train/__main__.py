@@ -1,4 +1,4 @@
-"""``torchrun -m rsbackbones.train recipe=NAME data.root=... out=... key=value``."""
+"""``torchrun -m rsbackbones.train recipe=NAME data.root=... output=... key=value``."""
 
 import json
 import os
@@ -9,12 +9,12 @@ from rsbackbones.train.engine.config_io import parse_arguments, to_json
 from rsbackbones.train.engine.distributed import init_distributed
 from rsbackbones.train.recipes import RECIPES
 
-USAGE = """usage: [torchrun ...] -m rsbackbones.train recipe=NAME data.root=FOLDER out=FOLDER [key=value ...]
+USAGE = """usage: [torchrun ...] -m rsbackbones.train recipe=NAME data.root=DIR output=DIR [key=value ...]
 
   --list       the recipes
   --dry-run    build everything, run two steps, print memory, parameters, FLOPs and the time a run would take
 
-Running the same command again goes on with the run in out=."""
+Running the same command again goes on with the run in output=."""
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
     summary = pretrain(recipe)
     if is_main_process:
-        print(f"{summary.status} at step {summary.step} of {summary.total_steps}, {summary.out}")
+        print(f"{summary.status} at step {summary.step} of {summary.total_steps}, {summary.output}")
         if summary.status == "stopped":
             print("the same command goes on from there")
     return 0

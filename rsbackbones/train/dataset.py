@@ -1,4 +1,4 @@
-"""From sources to batches: read, cut, normalise, turn, mix, and draw the objective's random numbers.
+"""From sources to batches: read, cut, normalize, turn, mix, and draw the objective's random numbers.
 
 A sample is a function of (seed, epoch, source, index). A sample that cannot be used is replaced by another of
 its source and named in the batch; the loop decides when these are too many.
@@ -53,7 +53,7 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class DataStream:
-    """A source in use: what is normalised how, and how it is viewed. ``repeat``: times per epoch.
+    """A source in use: what is normalized how, and how it is viewed. ``repeat``: times per epoch.
 
     ``seasons``: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`. ``task``: what samples
         are for.
@@ -273,13 +273,13 @@ def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Ge
 
 
 def _view(stream: DataStream, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
-    """Cut, normalise and turn: [C, H, W] to [C, size, size]; with seasons [T, C, H, W] to as many."""
+    """Cut, normalize and turn: [C, H, W] to [C, size, size]; with seasons [T, C, H, W] to as many."""
     height, width = next(iter(sample.images.values())).shape[-2:]
     drawn = stream.draw_views(generator, height, width)
     of_seasons = []
     for t, view in enumerate(drawn):
         of_season = {m: x if x.ndim == 3 else x[t] for m, x in sample.images.items()}
-        # Cut before normalising: the same values, from less of them.
+        # Cut before normalizing: the same values, from less of them.
         squares = stream.preprocess({m: cut(view, image) for m, image in of_season.items()})
         of_seasons.append({m: resize_and_turn(view, x, stream.views.size) for m, x in squares.items()})
     if stream.seasons is None:

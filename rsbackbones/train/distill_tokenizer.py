@@ -33,7 +33,7 @@ from rsbackbones.preprocess import create_preprocess
 from rsbackbones.sensors import Band, get_sensor
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.registry import find_architecture
-from rsbackbones.zoo.saving import save_model, target_path
+from rsbackbones.zoo.saving import resolve_output, save_model
 
 # Shares of the steps: the model's own bands, some of them, a made-up sensor.
 _OWN, _SOME = 0.25, 0.375
@@ -50,12 +50,12 @@ class Drawn(NamedTuple):
 
 
 def interpolate(bands: Sequence[Band], wavelengths: Sequence[float], widths: Sequence[float]) -> Drawn:
-    """Return a made-up sensor: linear between the centres of ``bands``, averaged over its widths."""
+    """Return a made-up sensor: linear between the centers of ``bands``, averaged over its widths."""
     order = sorted(range(len(bands)), key=lambda i: bands[i].wavelength)
     known = [bands[i].wavelength for i in order]
     spectra = np.empty((len(wavelengths), len(bands)))
-    for row, centre, width in zip(spectra, wavelengths, widths, strict=True):
-        seen = centre + width * np.linspace(-0.4, 0.4, 5)
+    for row, center, width in zip(spectra, wavelengths, widths, strict=True):
+        seen = center + width * np.linspace(-0.4, 0.4, 5)
         row[order] = [np.interp(seen, known, one).mean() for one in np.eye(len(bands))]
     return Drawn(list(wavelengths), list(widths), torch.from_numpy(spectra).float())
 
@@ -71,10 +71,10 @@ def draw(bands: Sequence[Band], generator: np.random.Generator) -> Drawn:
         return Drawn([b.wavelength for b in picked], [b.width for b in picked], torch.eye(count)[chosen])
     number = round(math.exp(generator.uniform(0, math.log(_MOST_BANDS))))
     ends = min(b.wavelength for b in bands), max(b.wavelength for b in bands)
-    centres, widths = (
+    centers, widths = (
         np.exp(generator.uniform(math.log(low), math.log(high), number)) for low, high in (ends, _WIDTHS)
     )
-    return interpolate(bands, centres.tolist(), widths.tolist())
+    return interpolate(bands, centers.tolist(), widths.tolist())
 
 
 def agreeing(virtual: Tensor, kernel: Tensor, mixing: Tensor, ridge: float) -> Tensor:
@@ -99,10 +99,10 @@ def distill_tokenizer(
 
     Args:
         model: with a linear tokenizer for ``modality``.
-        images: normalised images of all the model's bands of ``modality``, [B, C, H, W].
+        images: normalized images of all the model's bands of ``modality``, [B, C, H, W].
         modality: the optical one.
         steps: each of 256 patches and one draw of bands; 0 gives the tokens of the model's own bands right.
-        seed: of the initialisation and of all draws.
+        seed: of the initialization and of all draws.
 
     Raises:
         ValueError: a radar, a model that takes wavelengths already, or images that are not of its bands.
@@ -121,7 +121,7 @@ def distill_tokenizer(
     p, name = model.patch_size, model.tokenizer_name(modality)
     if images.ndim != 4 or images.shape[1] != len(bands) or not images.is_floating_point():
         raise ValueError(
-            f"{modality}: expected normalised images [B, {len(bands)}, H, W] of "
+            f"{modality}: expected normalized images [B, {len(bands)}, H, W] of "
             f"{', '.join(model.bands[modality])}, got {images.dtype} {list(images.shape)}"
         )
     with torch.random.fork_rng():
@@ -183,7 +183,7 @@ def _learn(
 
 
 def read_images(model: Backbone, path: Path | None) -> Tensor:
-    """Return normalised Sentinel-2 images for the model's bands, [B, C, H, W].
+    """Return normalized Sentinel-2 images for the model's bands, [B, C, H, W].
 
     ``path`` is a ``.npz`` with ``images`` [B, C, H, W] in digital numbers and the names of their ``bands``;
     ``None`` simulates 24 scenes over the year.
@@ -211,10 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, help=".npz with images and bands; default: simulated scenes")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--to", type=Path, required=True, help="WEIGHTS.safetensors, to be written")
+    parser.add_argument("--output", type=Path, required=True, help="WEIGHTS.safetensors, to be written")
     options = parser.parse_args(arguments)
     try:
-        path = target_path(options.to, (".safetensors",))
+        path = resolve_output(options.output, (".safetensors",))
         model = create_model(
             options.model, pretrained=options.checkpoint is None, checkpoint=options.checkpoint
         )

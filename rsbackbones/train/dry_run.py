@@ -23,7 +23,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def dry_run(recipe: Recipe, processes: DistributedContext, print_to: TextIO | None) -> None:
-    """Build a run, take two steps, write nothing to ``recipe.out``, and print what was measured.
+    """Build a run, take two steps, write nothing to ``recipe.output``, and print what was measured.
 
     FLOPs are those of forward and backward pass, counted by torch, per sample. The estimated duration is
     that of the second step times the number of steps: the first one warms up. Of several stages each is run,

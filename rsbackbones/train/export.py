@@ -1,4 +1,4 @@
-"""``python -m rsbackbones.train.export RUN --to DIR``: from a run to weights for ``create_model``.
+"""``python -m rsbackbones.train.export RUN --output DIR``: from a run to weights for ``create_model``.
 
 The folder holds ``ARCHITECTURE.TAG.safetensors`` (the encoder, for ``create_model(checkpoint=...)``) and
 ``manifest.json``, a manifest of one entry with provenance, input contract, hash and golden activations:
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m rsbackbones.train.export", description=__doc__)
     parser.add_argument("run", type=Path, help="the output folder of a run")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder to make")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--tag", default="", help="of the weights' id; default the run's name")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument(
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         load_plugins()
-        print(export(options.run, options.to, tag=options.tag, dtype=options.dtype, full=options.full))
+        print(export(options.run, options.output, tag=options.tag, dtype=options.dtype, full=options.full))
     except (ValueError, OSError) as error:
         print(f"rsbackbones.train.export: {error}", file=sys.stderr)
         return 2

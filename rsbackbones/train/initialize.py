@@ -65,8 +65,8 @@ def initialize_weights(objective: Objective, recipe: Recipe, previous: Recipe | 
     Raises:
         TrainingError: they are of another objective, or not finite.
     """
-    if previous is not None and previous.out is not None:
-        return _load_previous_stage(objective, previous.out.expanduser())
+    if previous is not None and previous.output is not None:
+        return _load_previous_stage(objective, previous.output.expanduser())
     if recipe.init_from is not None:
         _load_file(objective, recipe.init_from, recipe.model)
         return f"begins with {recipe.init_from}"

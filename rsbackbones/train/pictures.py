@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from rsbackbones.data.pictures import false_colours, new_figure, save_png, stretched
+from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretched
 from rsbackbones.train.engine.run_dir import read_log
 
 # What is no curve of interest on its own.
@@ -55,7 +55,7 @@ def draw_reconstructions(
     for row, (name, by_modality, bands) in enumerate(examples):
         column = 0
         for modality, images in by_modality.items():
-            pictures = [false_colours(image.float().cpu().numpy(), bands[modality]) for image in images]
+            pictures = [false_colors(image.float().cpu().numpy(), bands[modality]) for image in images]
             for title, picture in zip(
                 (f"{modality}, {name}"[-36:], "seen", "reconstructed"), pictures, strict=True
             ):

@@ -35,7 +35,7 @@ _PROBED_SAMPLES = 8
 
 
 def pretrain(recipe: Recipe) -> Summary:
-    """Pretrain as a recipe says, or go on with the run in ``recipe.out``, in the stage that it was in.
+    """Pretrain as a recipe says, or go on with the run in ``recipe.output``, in the stage that it was in.
 
     One process needs no launcher; under torchrun every process calls this.
 
@@ -124,7 +124,7 @@ class PretrainRun(TrainRun):
         self.clip_grad, self.workers = config.optim.clip_grad, config.data.workers
         self.max_bad_share = config.data.max_bad_share
         self.objective = build_objective(config)
-        if not (config.out is not None and finished(config.out.expanduser() / "checkpoints")):
+        if not (config.output is not None and finished(config.output.expanduser() / "checkpoints")):
             self.beginning = initialize_weights(self.objective, config, previous)  # a resumed run has its own
         backbone, options = self.objective.backbone, config.objective
         self.streams = open_sources(config, backbone)

@@ -124,7 +124,7 @@ class Recipe(RunOptions):
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (none) to below 1, got {self.ema}")
         for i, changes in enumerate(self.stages):
-            if fixed := [name for name in ("name", "out", "stages", "max_steps") if name in changes]:
+            if fixed := [name for name in ("name", "output", "stages", "max_steps") if name in changes]:
                 raise ValueError(
                     f"stages.{i} cannot change {', '.join(fixed)}: they are of the run as a whole"
                 )
@@ -151,7 +151,7 @@ class Recipe(RunOptions):
         resolved = []
         for i, changes in enumerate(self.stages):
             own = {**to_json(self), "stages": []}
-            own["out"] = self.out and str(stage_folder(self.out, i, len(self.stages)))
+            own["output"] = self.output and str(stage_folder(self.output, i, len(self.stages)))
             if i:
                 own["init_from"] = None
             try:

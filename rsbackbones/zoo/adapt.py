@@ -1,35 +1,40 @@
-"""Fitting weights to the user's bands, patches and sizes. Pure functions; what they do is in a table.
+"""Adapt pretrained weights to the user's bands and patch size. Pure functions that report what they did.
 
-*Which weights a band gets.* On one sensor the user's channels meet the weights' bands by name. Between two
-sensors names mean nothing: a band of the user's whose centre lies within half the width of a band of the
-weights counts as that band (of several as the nearest), by wavelength; the name of a radar's band is its
-polarisation, and has to agree as well. What any other band gets, ``missing`` says:
+*Matching.* Requested bands are matched to pretrained bands: by name within one sensor, by wavelength across
+sensors. Across sensors the center of the requested band must lie inside the pretrained band (within half of
+its width), and the closest one wins; radar bands must share the polarization as well. ``missing_bands`` is
+the policy for bands without a match:
 
-- ``error``: nothing, it is refused;
-- ``nearest``: the weights of the band nearest in wavelength, at most a factor of 3 away. The farthest pairs
-  that this lets through are sunlight reflected at 0.8 and at 2.2 um; thermal infrared (10.9 um) and short
-  waves (2.2 um), or L-band and C-band radar, are a factor of more than 4 apart and show other things;
-- ``mean``: the mean of the weights of all bands;
-- ``zero``: zeros, so that the band is not looked at;
-- ``new``: random weights as torch initialises them, to be trained.
+- ``error``: raise an error.
+- ``nearest``: take the kernel of the pretrained band nearest in wavelength, up to a factor of 3 away. That
+  factor lets 0.8 um stand in for 2.2 um, both of which are reflected sunlight. It keeps apart thermal
+  infrared (10.9 um) and shortwave infrared (2.2 um), and L-band and C-band radar, which differ by a factor of
+  more than 4 and measure different things.
+- ``mean``: take the mean of all pretrained kernels.
+- ``zero``: take zeros, so that the model does not use the band.
+- ``reinit``: take random weights, as torch initializes them, to be trained.
 
-``all_new`` gives such weights to every band, those too that the weights know: a new tokenizer over trained
-blocks (SeaMo, section 4.5.6), for the sensors whose bands the user gives, or for all. Bands keep the
-statistics of their input where the weights have them.
+``reinit_all`` re-initializes the kernel of every band, matched or not: a new stem under trained blocks
+(SeaMo, section 4.5.6). It applies to the sensors whose bands the user passes, or to all sensors. Bands keep
+the input statistics of the pretrained band that they match.
 
-Optical and radar bands never stand in for each other. Bands of the weights that serve none are left out.
+Optical and radar bands are never matched to each other. Pretrained bands without a match are dropped.
 
-*Which scale.* A token is the sum of what its bands contribute. A band of the weights that serves k bands of
-the user's gives each 1/k of its kernel, whatever the rule (the mean of all counts as one more such source):
-200 narrow bands are worth the few that they share. Where only n of the weights' N bands are sources, the
-sum lacks terms, and ``scale`` says what all kernels are multiplied by to make up for it: ``count`` N/n, as
-if bands were alike and their terms added up; ``sqrt`` the root of that, as if they were independent and
-their variances did; ``none`` 1. Under ``count``, an image that is the same in all bands has the same token
-whichever bands are given, provided that the weights treat all bands alike. ``zero`` and ``new`` bands are no
-part of this: they get no more and no less than the rule says.
+*Scaling.* A token is the sum of the contributions of its bands. Where k requested bands share one pretrained
+kernel, each gets 1/k of it under every rule (the mean of all kernels counts as one more source), so 200
+narrow bands weigh as much as the few that they share. Where only n of the N pretrained bands are sources,
+terms of the sum are missing, and ``kernel_scale`` is the rule for the factor that makes up for them:
 
-A tokenizer by wavelength (:mod:`rsbackbones.layers.wavelength_tokenizer`) makes its kernels itself, for any
-band: nothing here concerns them. A band takes only the statistics of its input from a band of the weights.
+- ``count``: N/n, as if bands were alike and their contributions added up.
+- ``sqrt``: the square root of N/n, as if bands were independent and their variances added up.
+- ``none``: 1.
+
+Under ``count``, an image that is the same in all bands keeps its token whichever bands are passed, if the
+weights treat all bands alike. Bands under ``zero`` and ``reinit`` are not scaled.
+
+A wavelength tokenizer (:mod:`rsbackbones.layers.wavelength_tokenizer`) generates the kernels of any bands.
+None of the above applies to it, except that a band takes its input statistics from the pretrained band that
+it matches.
 """
 
 import math
@@ -43,15 +48,15 @@ from torch import Tensor
 
 from rsbackbones.sensors import Band, InputSpec, get_sensor
 
-MISSING_RULES = ("error", "nearest", "mean", "zero", "new", "all_new")
+MISSING_RULES = ("error", "nearest", "mean", "zero", "reinit", "reinit_all")
 SCALE_RULES = ("count", "sqrt", "none")
-# The ratio of wavelengths up to which ``nearest`` lets a band stand in for another.
-_FARTHEST = 3.0
+# ``nearest`` takes a pretrained band whose wavelength differs by at most this factor.
+MAX_WAVELENGTH_RATIO = 3.0
 
 
 @dataclass(frozen=True)
-class Change:
-    """One thing that loading changed: ``part`` of the model, what was done, and to what."""
+class AdaptationStep:
+    """One change made while loading: the ``part`` of the model, the ``action``, and its ``detail``."""
 
     part: str
     action: str
@@ -59,11 +64,11 @@ class Change:
 
 
 @dataclass(frozen=True)
-class BandSource:
-    """Where the weights of one of the user's bands come from: a band of the weights, or a rule.
+class BandMatch:
+    """The source of one requested band's kernel: a pretrained band, or a rule.
 
-    ``factor`` is what the source's kernel is multiplied by; under the rule ``new`` a source is that of the
-    statistics alone. Wavelengths are in nm.
+    ``factor`` multiplies the source's kernel. Under the rule ``reinit`` the source gives only the input
+    statistics. Wavelengths are in nm.
     """
 
     band: str
@@ -75,74 +80,86 @@ class BandSource:
 
 
 @dataclass(frozen=True)
-class BandTable:
-    """Where the weights of all the user's bands come from, for one sensor of the model (``modality``).
+class BandMapping:
+    """The sources of all requested bands of one modality. Falsy if they are the pretrained bands themselves.
 
-    ``sensor`` is what the user's bands are of, ``weights_sensor`` what the weights' bands are of. Falsy
-    where the user's bands are the weights' own. ``made``: the weights are made from the user's wavelengths,
-    and the sources are of the statistics of the input only. ``ignored`` are bands of the weights whose
-    kernels are zeros, from the rule ``zero``.
+    ``sensor`` is the sensor of the requested bands, ``weights_sensor`` that of the pretrained bands.
+    ``generated``: the kernels are generated from wavelengths, and the sources give only input statistics.
+    ``unused_bands``: pretrained bands whose kernels are zeros (from the rule ``zero``).
     """
 
     modality: str
     sensor: str
     weights_sensor: str
     weights_bands: tuple[str, ...]
-    rows: tuple[BandSource, ...]
-    made: bool = False
-    ignored: tuple[str, ...] = ()
+    matches: tuple[BandMatch, ...]
+    generated: bool = False
+    unused_bands: tuple[str, ...] = ()
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """The bands of the weights that serve none of the user's."""
-        used = {row.source for row in self.rows if row.rule != "new"}
-        return tuple(band for band in self.weights_bands if band not in used and band not in self.ignored)
+    def dropped_bands(self) -> tuple[str, ...]:
+        """The pretrained bands that are the source of no requested band."""
+        used = {match.source for match in self.matches if match.rule != "reinit"}
+        return tuple(
+            band for band in self.weights_bands if band not in used and band not in self.unused_bands
+        )
 
     def __bool__(self) -> bool:
-        mine = tuple(row.band for row in self.rows)
-        new = any(row.rule == "new" for row in self.rows)
-        return self.sensor != self.weights_sensor or mine != self.weights_bands or new
+        requested = tuple(match.band for match in self.matches)
+        reinit = any(match.rule == "reinit" for match in self.matches)
+        return self.sensor != self.weights_sensor or requested != self.weights_bands or reinit
 
     def __str__(self) -> str:
         if not self:
-            return f"{self.modality}: the weights' own bands, as they are"
-        cells = [("band", "at", "statistics of" if self.made else "weights from", "at", "rule", "factor")]
-        for row in self.rows:
-            source, at = row.source or "-", "-"
-            if row.rule == "new" and not self.made:
+            return f"{self.modality}: the pretrained bands, unchanged"
+        source_title = "statistics from" if self.generated else "weights from"
+        cells = [("band", "at", source_title, "at", "rule", "factor")]
+        for match in self.matches:
+            source, at = match.source or "-", "-"
+            if match.rule == "reinit" and not self.generated:
                 source = "-"
-            elif row.source_wavelength is not None:
-                at = _length(row.source_wavelength)
-            cells.append((row.band, _length(row.wavelength), source, at, row.rule, f"{row.factor:.4g}"))
+            elif match.source_wavelength is not None:
+                at = _format_wavelength(match.source_wavelength)
+            cells.append(
+                (
+                    match.band,
+                    _format_wavelength(match.wavelength),
+                    source,
+                    at,
+                    match.rule,
+                    f"{match.factor:.4g}",
+                )
+            )
         widths = [max(len(line[i]) for line in cells) for i in range(5)]
         lines = [f"{self.modality}: your bands of {self.sensor}, weights for bands of {self.weights_sensor}"]
         for line in cells:
             padded = [f"{cell:<{width}}" for cell, width in zip(line[:-1], widths, strict=True)]
             lines.append("  " + "  ".join([*padded, line[-1]]))
-        if self.left_out and not self.made:
-            lines.append(f"  left out of the weights: {', '.join(self.left_out)}")
+        if self.dropped_bands and not self.generated:
+            lines.append(f"  dropped pretrained bands: {', '.join(self.dropped_bands)}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """All that loading changed, as a table a person can read. Falsy where nothing was changed.
+    """Everything that loading changed, printed as a table. Falsy if nothing was changed.
 
-    ``bands`` has a table for every sensor whose bands are not the weights' own, ``changes`` all the rest.
+    ``bands`` has a mapping for every modality whose bands differ from the pretrained ones. ``steps`` has all
+    other changes.
     """
 
-    changes: tuple[Change, ...] = ()
-    bands: tuple[BandTable, ...] = ()
+    steps: tuple[AdaptationStep, ...] = ()
+    bands: tuple[BandMapping, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.bands)
+        return bool(self.steps or self.bands)
 
     def __str__(self) -> str:
         if not self:
-            return "nothing changed: the weights are used as the file holds them"
-        lines = [str(table) for table in self.bands]
-        if self.changes:
-            rows = [("part", "action", "detail")] + [(c.part, c.action, c.detail) for c in self.changes]
+            return "nothing changed: the weights are used as they are stored"
+        lines = [str(mapping) for mapping in self.bands]
+        if self.steps:
+            rows = [("part", "action", "detail")] + [(s.part, s.action, s.detail) for s in self.steps]
             widths = [max(len(row[i]) for row in rows) for i in range(2)]
             lines += [
                 f"{part:<{widths[0]}}  {action:<{widths[1]}}  {detail}" for part, action, detail in rows
@@ -150,208 +167,218 @@ class Adaptation:
         return "\n".join(lines)
 
 
-def check_rules(missing: str, scale: str) -> None:
-    """Raise a ValueError unless these are rules for missing bands and for the scale."""
-    if missing not in MISSING_RULES:
-        raise ValueError(f"bands_missing must be one of {', '.join(MISSING_RULES)}, got {missing!r}")
-    if scale not in SCALE_RULES:
-        raise ValueError(f"bands_scale must be one of {', '.join(SCALE_RULES)}, got {scale!r}")
+def check_rules(missing_bands: str, kernel_scale: str) -> None:
+    """Check the names of the two rules.
+
+    Raises:
+        ValueError: a rule is unknown.
+    """
+    if missing_bands not in MISSING_RULES:
+        raise ValueError(f"missing_bands must be one of {', '.join(MISSING_RULES)}, got {missing_bands!r}")
+    if kernel_scale not in SCALE_RULES:
+        raise ValueError(f"kernel_scale must be one of {', '.join(SCALE_RULES)}, got {kernel_scale!r}")
 
 
 def match_bands(
     modality: str,
-    mine: Sequence[str],
-    theirs: Sequence[str],
+    target_bands: Sequence[str],
+    source_bands: Sequence[str],
     *,
     sensor: str | None = None,
     weights_sensor: str | None = None,
-    missing: str = "error",
-    scale: str = "count",
-    ignored: Sequence[str] = (),
-) -> BandTable:
-    """Find for each of the user's bands (``mine``) its source among the weights' bands (``theirs``).
+    missing_bands: str = "error",
+    kernel_scale: str = "count",
+    unused_bands: Sequence[str] = (),
+) -> BandMapping:
+    """Match requested bands to pretrained bands.
 
     Args:
-        modality: the sensor as the model calls it.
-        mine: the user's bands, in order.
-        theirs: the bands of the weights, in order.
-        sensor: what the user's bands are of; default ``modality`` itself.
-        weights_sensor: what the weights' bands are of; default ``modality`` itself.
-        missing, scale: see the top of this file.
-        ignored: bands of the weights that are zeros. They serve no other band, and stay zeros themselves but
-            under ``all_new``.
+        modality: the model's name for the input.
+        target_bands: the requested bands, in order.
+        source_bands: the pretrained bands, in order.
+        sensor: the sensor of the requested bands; default ``modality`` itself.
+        weights_sensor: the sensor of the pretrained bands; default ``modality`` itself.
+        missing_bands, kernel_scale: rules, see the top of this file.
+        unused_bands: pretrained bands whose kernels are zeros. No other band is matched to them, and they
+            stay zeros unless the rule is ``reinit_all``.
 
     Raises:
-        ValueError: an unknown rule, sensor or band, sensors of different kinds, a band without weights
-            under the rule ``error``, or with none near enough under ``nearest``.
+        ValueError: a rule, sensor or band is unknown, the sensors are of different kinds, a band has no match
+            under the rule ``error``, or no pretrained band is close enough under ``nearest``.
     """
-    check_rules(missing, scale)
-    my_sensor, their_sensor = get_sensor(sensor or modality), get_sensor(weights_sensor or modality)
-    if my_sensor.kind != their_sensor.kind:
+    check_rules(missing_bands, kernel_scale)
+    target_sensor, source_sensor = get_sensor(sensor or modality), get_sensor(weights_sensor or modality)
+    if target_sensor.kind != source_sensor.kind:
         raise ValueError(
-            f"{modality}: {my_sensor.name} is {my_sensor.kind} and the weights are for {their_sensor.name}, "
-            f"which is {their_sensor.kind}; they cannot stand in for each other"
+            f"{modality}: {target_sensor.name} is {target_sensor.kind}, but the weights are for "
+            f"{source_sensor.name}, which is {source_sensor.kind}; optical and radar bands cannot be matched"
         )
-    bands = [my_sensor.band(name) for name in my_sensor.canonical(mine)]
-    known = [their_sensor.band(name) for name in their_sensor.canonical(theirs)]
-    seeing = [band for band in known if band.name not in ignored]
-    rows: list[BandSource] = []
-    lacking = []
-    for band in bands:
-        if my_sensor.name == their_sensor.name:
-            rule, candidates = "by name", [other for other in seeing if other.name == band.name]
+    targets = [target_sensor.band(name) for name in target_sensor.canonical(target_bands)]
+    sources = [source_sensor.band(name) for name in source_sensor.canonical(source_bands)]
+    used = [band for band in sources if band.name not in unused_bands]
+    matches: list[BandMatch] = []
+    unmatched = []
+    for band in targets:
+        if target_sensor.name == source_sensor.name:
+            rule, candidates = "by name", [source for source in used if source.name == band.name]
         else:
             rule = "by wavelength"
-            candidates = [other for other in seeing if _counts_as(band, other, my_sensor.kind == "radar")]
-        if my_sensor is their_sensor and band.name in ignored:
+            candidates = [source for source in used if _is_same_band(band, source, target_sensor.kind)]
+        if target_sensor is source_sensor and band.name in unused_bands:
             rule = "zero"
         elif not candidates:
-            lacking.append(band.name)
-            rule, candidates = missing, seeing if missing == "nearest" else []
-        if missing == "all_new":
-            rule = "new"
-        source = min(candidates, key=lambda other: _distance(band, other)) if candidates else None
-        if rule == "nearest" and source is not None:
-            _check_near(modality, band, source)
-        at = source.wavelength if source else None
-        rows.append(BandSource(band.name, band.wavelength, source.name if source else None, at, rule, 1.0))
-    if lacking and missing == "error":
-        them = "it" if len(lacking) == 1 else "them"
-        other = "" if my_sensor is their_sensor else f" (of {their_sensor.name}) near enough in wavelength to"
+            unmatched.append(band.name)
+            rule, candidates = missing_bands, used if missing_bands == "nearest" else []
+        if missing_bands == "reinit_all":
+            rule = "reinit"
+        best = min(candidates, key=lambda source: _distance(band, source)) if candidates else None
+        if rule == "nearest" and best is not None:
+            _check_wavelength_ratio(modality, band, best)
+        at = best.wavelength if best else None
+        matches.append(BandMatch(band.name, band.wavelength, best.name if best else None, at, rule, 1.0))
+    if unmatched and missing_bands == "error":
+        them = "it" if len(unmatched) == 1 else "them"
+        close = "" if target_sensor is source_sensor else f" (of {source_sensor.name}) close in wavelength to"
         raise ValueError(
-            f"{modality}: the weights have no band{other} {', '.join(lacking)}; they have "
-            f"{', '.join(band.name for band in seeing)}. Leave {them} out of your tensor and of bands=, or "
-            "choose what such a band gets: bands_missing='nearest', 'mean', 'zero' or 'new' ('all_new': all; "
-            "in a command --missing)"
+            f"{modality}: the weights have no band{close} {', '.join(unmatched)}; they have "
+            f"{', '.join(band.name for band in used)}. Remove {them} from your tensor and from bands=, or "
+            "choose a rule for bands without a match: missing_bands='nearest', 'mean', 'zero', 'reinit' or "
+            "'reinit_all' (command line: --missing-bands)"
         )
-    return BandTable(
+    return BandMapping(
         modality,
-        my_sensor.name,
-        their_sensor.name,
-        tuple(band.name for band in known),
-        _scaled(rows, len(seeing), scale),
-        ignored=tuple(band.name for band in known if band not in seeing),
+        target_sensor.name,
+        source_sensor.name,
+        tuple(band.name for band in sources),
+        _scaled(matches, len(used), kernel_scale),
+        unused_bands=tuple(band.name for band in sources if band not in used),
     )
 
 
-def _scaled(rows: Sequence[BandSource], total: int, scale: str) -> tuple[BandSource, ...]:
-    """The rows with their factors, for weights of ``total`` bands; see the top of this file."""
-    own = {"zero": 0.0, "new": 1.0}
-    shared = Counter(row.source for row in rows if row.rule not in own)  # None: the mean of all
-    lost = total / len(shared) if shared else 1.0
-    whole = {"count": lost, "sqrt": math.sqrt(lost), "none": 1.0}[scale]
+def _scaled(matches: Sequence[BandMatch], total: int, kernel_scale: str) -> tuple[BandMatch, ...]:
+    """Set the factors of the matches, for weights of ``total`` bands; see the top of this file."""
+    fixed = {"zero": 0.0, "reinit": 1.0}
+    shared = Counter(match.source for match in matches if match.rule not in fixed)  # None: the mean of all
+    ratio = total / len(shared) if shared else 1.0
+    scale = {"count": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[kernel_scale]
     return tuple(
-        replace(row, factor=own[row.rule] if row.rule in own else whole / shared[row.source]) for row in rows
+        replace(match, factor=fixed[match.rule] if match.rule in fixed else scale / shared[match.source])
+        for match in matches
     )
 
 
-def made_from_wavelengths(table: BandTable) -> BandTable:
-    """Return the table of a tokenizer that makes the kernels of any bands from their wavelengths.
+def from_wavelengths(mapping: BandMapping) -> BandMapping:
+    """Return the mapping for a wavelength tokenizer, which generates the kernels of any bands.
 
-    The rule of its rows is ``made``, or ``extrapolated`` for wavelengths beyond those of the weights' bands.
+    The rule of a match becomes ``generated``, or ``extrapolated`` outside the range of the pretrained bands.
     """
-    known = [get_sensor(table.weights_sensor).band(name) for name in table.weights_bands]
-    low = min(band.wavelength - band.width / 2 for band in known)
-    high = max(band.wavelength + band.width / 2 for band in known)
-    rows = tuple(
-        replace(row, rule="made" if low <= row.wavelength <= high else "extrapolated", factor=1.0)
-        for row in table.rows
+    sources = [get_sensor(mapping.weights_sensor).band(name) for name in mapping.weights_bands]
+    low = min(band.wavelength - band.width / 2 for band in sources)
+    high = max(band.wavelength + band.width / 2 for band in sources)
+    matches = tuple(
+        replace(match, rule="generated" if low <= match.wavelength <= high else "extrapolated", factor=1.0)
+        for match in mapping.matches
     )
-    return replace(table, rows=rows, made=True)
+    return replace(mapping, matches=matches, generated=True)
 
 
-def _counts_as(band: Band, other: Band, radar: bool) -> bool:
-    near = abs(band.wavelength - other.wavelength) <= other.width / 2
-    return near and (band.name == other.name or not radar)
+def _is_same_band(band: Band, source: Band, kind: str) -> bool:
+    inside = abs(band.wavelength - source.wavelength) <= source.width / 2
+    return inside and (band.name == source.name or kind != "radar")
 
 
-def _distance(band: Band, other: Band) -> tuple[float, bool, bool]:
-    # At one wavelength (a radar's polarisations) the same name comes first, then one that is alike or crossed
-    # as well: HV is more like VH than like VV.
-    crossed = [len(set(each.name)) > 1 for each in (band, other)]
-    return abs(band.wavelength - other.wavelength), band.name != other.name, crossed[0] != crossed[1]
+def _distance(band: Band, source: Band) -> tuple[float, bool, bool]:
+    # At equal wavelength (the polarizations of a radar) prefer the same name, then a band that is also co- or
+    # cross-polarized: HV is closer to VH than to VV.
+    crossed = [len(set(each.name)) > 1 for each in (band, source)]
+    return abs(band.wavelength - source.wavelength), band.name != source.name, crossed[0] != crossed[1]
 
 
-def _check_near(modality: str, band: Band, source: Band) -> None:
+def _check_wavelength_ratio(modality: str, band: Band, source: Band) -> None:
     ratio = band.wavelength / source.wavelength
-    if not 1 / _FARTHEST <= ratio <= _FARTHEST:
+    if not 1 / MAX_WAVELENGTH_RATIO <= ratio <= MAX_WAVELENGTH_RATIO:
         raise ValueError(
-            f"{modality}: {band.name} at {_length(band.wavelength)} is too far from every band of the "
-            f"weights (the nearest is {source.name} at {_length(source.wavelength)}, and 'nearest' goes up "
-            f"to a factor of {_FARTHEST:g}); leave it out, or choose bands_missing='mean', 'zero' or 'new' "
-            "(--missing)"
+            f"{modality}: {band.name} at {_format_wavelength(band.wavelength)} is too far from every "
+            f"pretrained band. The nearest is {source.name} at {_format_wavelength(source.wavelength)}, and "
+            f"'nearest' allows a factor of {MAX_WAVELENGTH_RATIO:g}. Leave the band out, or choose "
+            "missing_bands='mean', 'zero' or 'reinit' (--missing-bands)"
         )
 
 
-def _length(nanometres: float) -> str:
-    return f"{nanometres:.1f} nm" if nanometres < 1e6 else f"{nanometres / 1e7:.2f} cm"
+def _format_wavelength(nanometers: float) -> str:
+    return f"{nanometers:.1f} nm" if nanometers < 1e6 else f"{nanometers / 1e7:.2f} cm"
 
 
-def adapt_bands(kernel: Tensor, table: BandTable, fresh: Tensor) -> Tensor:
-    """Return the kernel of a stem for the user's bands.
+def adapt_kernel(kernel: Tensor, mapping: BandMapping, fresh: Tensor) -> Tensor:
+    """Return a stem's kernel for the requested bands.
 
     Args:
-        kernel: [D, C, ...] for the bands ``table.weights_bands``: [D, C, p, p] of patches, [D, C, kh, kw] or
+        kernel: [D, C, ...] for the pretrained bands: [D, C, p, p] of patches, [D, C, kh, kw] or
             [D, C, kt, kh, kw] of convolutions.
-        table: from :func:`match_bands`.
-        fresh: a randomly initialized kernel for the user's bands, [D, C', ...] with C' =
-            ``len(table.rows)``; the source of ``new`` bands.
+        mapping: from :func:`match_bands`.
+        fresh: a randomly initialized kernel for the requested bands, [D, C', ...] with C' =
+            ``len(mapping.matches)``; bands under ``reinit`` take theirs from it.
 
     Raises:
-        ValueError: the kernels are not for these bands.
+        ValueError: the kernels have other shapes.
     """
-    theirs, expected = table.weights_bands, (kernel.shape[0], len(table.rows), *kernel.shape[2:])
-    if kernel.ndim < 2 or kernel.shape[1] != len(theirs) or tuple(fresh.shape) != expected:
+    source_bands, expected = (
+        mapping.weights_bands,
+        (kernel.shape[0], len(mapping.matches), *kernel.shape[2:]),
+    )
+    if kernel.ndim < 2 or kernel.shape[1] != len(source_bands) or tuple(fresh.shape) != expected:
         raise ValueError(
-            f"{table.modality}: expected kernels [D, {len(theirs)}, ...] of the weights and "
-            f"[D, {len(table.rows)}, ...] of new ones, got {list(kernel.shape)} and {list(fresh.shape)}"
+            f"{mapping.modality}: expected a pretrained kernel [D, {len(source_bands)}, ...] and a fresh "
+            f"kernel [D, {len(mapping.matches)}, ...], got {list(kernel.shape)} and {list(fresh.shape)}"
         )
     columns = []
-    for i, row in enumerate(table.rows):
-        if row.source is not None and row.rule != "new":
-            column = kernel[:, theirs.index(row.source)]
-        elif row.rule == "mean":
-            column = kernel[:, [n for n, band in enumerate(theirs) if band not in table.ignored]].mean(dim=1)
-        else:  # new, or zero, whose factor is 0
+    for i, match in enumerate(mapping.matches):
+        if match.source is not None and match.rule != "reinit":
+            column = kernel[:, source_bands.index(match.source)]
+        elif match.rule == "mean":
+            used = [n for n, band in enumerate(source_bands) if band not in mapping.unused_bands]
+            column = kernel[:, used].mean(dim=1)
+        else:  # reinit, or zero, whose factor is 0
             column = fresh[:, i]
-        columns.append(column * row.factor)
+        columns.append(column * match.factor)
     return torch.stack(columns, dim=1)
 
 
-def adapt_contract(spec: InputSpec, table: BandTable) -> InputSpec:
-    """Return the input contract for the user's bands.
+def adapt_input_spec(spec: InputSpec, mapping: BandMapping) -> InputSpec:
+    """Return the input contract for the requested bands.
 
-    A band takes the statistics of its source, ``mean`` the mean of all bands' means and of their standard
-    deviations. ``zero`` and ``new`` bands have none, and are not among the bands of the result; those that
-    are not looked at are its ``ignored``.
+    A band takes the statistics of its source. Under ``mean`` it takes the mean of all means and the mean of
+    all standard deviations. Bands under ``zero`` and ``reinit`` have no statistics and are not among the
+    result's ``bands``. Bands whose kernels are zeros are its ``unused_bands``.
     """
-    if not table:
+    if not mapping:
         return spec
     known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
-    every = [known[band] for band in table.weights_bands if band in known]
-    found, ignored = {}, []
-    for row in table.rows:
-        if row.rule == "zero" or (row.source in spec.ignored and row.rule != "new" and not table.made):
-            ignored.append(row.band)
-        elif row.source in known:
-            found[row.band] = known[row.source]
-        elif row.rule == "mean" and every:
-            found[row.band] = (sum(m for m, _ in every) / len(every), sum(s for _, s in every) / len(every))
+    every = [known[band] for band in mapping.weights_bands if band in known]
+    found, unused = {}, []
+    for match in mapping.matches:
+        source_unused = match.source in spec.unused_bands and match.rule != "reinit"
+        if match.rule == "zero" or (source_unused and not mapping.generated):
+            unused.append(match.band)
+        elif match.source in known:
+            found[match.band] = known[match.source]
+        elif match.rule == "mean" and every:
+            found[match.band] = (sum(m for m, _ in every) / len(every), sum(s for _, s in every) / len(every))
     return replace(
         spec,
         bands=tuple(found),
         mean=tuple(m for m, _ in found.values()),
         std=tuple(s for _, s in found.values()),
-        ignored=tuple(ignored),
+        unused_bands=tuple(unused),
     )
 
 
 def resize_kernel(kernel: Tensor, patch_size: int) -> Tensor:
-    """Return a tokenizer's kernel [D, C, p, p] for another patch size, [D, C, q, q].
+    """Resize a patch embedding kernel [D, C, p, p] to another patch size, [D, C, q, q].
 
-    The pseudo-inverse resize of FlexiViT (Beyer et al., CVPR 2023, section 3.4): if R resizes a patch
-    bilinearly, the new kernel is the least-squares solution of <R x, new> = <x, old> for all patches x. For
-    a larger patch it solves it exactly: patches that are resized one by one give the old tokens.
+    This is the pseudo-inverse resize of FlexiViT (Beyer et al., CVPR 2023, section 3.4). Let R resize a patch
+    bilinearly. The new kernel is the least-squares solution of <R x, new> = <x, old> for all patches x. For
+    larger patches the solution is exact: a resized patch has the token of the original patch.
     """
     old, new = kernel.shape[-1], patch_size
     if old == new:

@@ -1,6 +1,6 @@
-"""What people read about weights, generated from the manifest: the table of the README and the cards.
+"""The weights table of the README and the model cards, generated from the manifest.
 
-``python -m rsbackbones.zoo.cards`` in a checkout writes both; a test keeps them true.
+``python -m rsbackbones.zoo.cards`` writes both in a checkout; a test checks that they are up to date.
 """
 
 import json
@@ -22,23 +22,24 @@ def weights_table(entries: Sequence[WeightsEntry]) -> str:
         params = f"{entry.params / 1e6:.1f} M" if entry.params else ""
         sensors = ", ".join(f"{m} {len(spec['bands'])}" for m, spec in entry.inputs.items())
         where = {"hub": f"Hub `{entry.source.repo_id}`", "bundled": "in the package"}.get(
-            entry.state, f"none: {entry.source.reason}"
+            entry.availability, f"unreleased: {entry.source.reason}"
         )
         rows.append((f"`{entry.id}`", params, sensors, where, entry.license))
-    return markdown_table(("weights", "parameters", "sensors and bands", "where", "licence"), rows, "lrlll")
+    return markdown_table(("weights", "parameters", "sensors and bands", "where", "license"), rows, "lrlll")
 
 
 def model_card(entry: WeightsEntry) -> str:
-    """Return all that the manifest says of one entry, as Markdown."""
+    """Return the model card of an entry, as Markdown."""
     config = replace_config(architectures()[entry.architecture].config, entry.config, entry.id)
+    unreleased = entry.availability == "unreleased"
     facts = [
         ("architecture", f"`{entry.architecture}`: {config.summary()}"),
         ("parameters", f"{entry.params:,}" if entry.params else "not stated"),
         ("trained at", f"{entry.image_size} px" if entry.image_size else "not stated"),
-        ("source", f"`{entry.source}`" if entry.state != "none" else f"none: {entry.source.reason}"),
+        ("source", f"unreleased: {entry.source.reason}" if unreleased else f"`{entry.source}`"),
         ("sha256", entry.sha256 or (f"begins `{entry.sha256_prefix}`" if entry.sha256_prefix else "none")),
         ("format", f"`{entry.format}`, {entry.dtype}"),
-        ("licence", entry.license),
+        ("license", entry.license),
         ("golden activations", "recorded" if entry.golden else "none recorded"),
     ]  # fmt: skip
     lines = [f"# {entry.id}", "", entry.provenance, ""]
@@ -48,10 +49,10 @@ def model_card(entry: WeightsEntry) -> str:
         statistics = zip(spec["bands"], spec["mean"], spec["std"], strict=True)
         rows = [(band, f"{mean:.2f}", f"{std:.2f}") for band, mean, std in statistics]
         for band in entry.config.get("bands", {}).get(modality, ()):
-            if band in spec.get("ignored", ()):
-                rows.append((band, "not looked at", ""))
+            if band in spec.get("unused_bands", ()):
+                rows.append((band, "zeroed: not used", ""))
             elif band not in spec["bands"]:
-                rows.append((band, "not known: give yours", ""))
+                rows.append((band, "unknown: pass your own", ""))
         lines += [
             "",
             f"## Input `{modality}`: {spec['product']} in {spec['unit']}, {spec['normalize']}{eight}",
@@ -68,7 +69,7 @@ def model_card(entry: WeightsEntry) -> str:
 
 
 def repository_card(entry: WeightsEntry, num_classes: int) -> str:
-    """Return the README of a repository on the Hub that holds ``entry``: its metadata, use, and card."""
+    """Return the README of the Hub repository for ``entry``: metadata, model card and usage."""
     name = f"hf-hub:{entry.source.repo_id}"
     head = f", num_classes=None)  # with its head of {num_classes} classes" if num_classes else ")"
     lines = [
@@ -89,8 +90,8 @@ def repository_card(entry: WeightsEntry, num_classes: int) -> str:
         "preprocess = rsb.create_preprocess(model)  # from raw values to its input",
         "```",
         "",
-        f'`"{name}@COMMIT"`, with a commit of 40 digits, gives the same weights for ever; without one the',
-        "name gives the newest. The bytes are compared with the sha256 above before they are used.",
+        f'`"{name}@COMMIT"`, with a commit of 40 digits, always gives the same weights; without a',
+        "commit you get the newest. The bytes are checked against the sha256 above before they are used.",
     ]
     return "\n".join(lines) + "\n"
 

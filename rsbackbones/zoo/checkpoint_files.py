@@ -1,7 +1,7 @@
-"""Checkpoint files: safetensors, and pickles read as tensors only. Nothing in them is ever executed.
+"""Checkpoint files: safetensors, and pickles that are read as tensors only. No code in them is executed.
 
-A file is looked at before it is read: names, shapes and dtypes are known from the header (of a pickle,
-after a ``weights_only`` load), so that a wrong file is refused before a model is touched.
+Names, shapes and dtypes are read from the header first (for a pickle after a ``weights_only`` load), so that
+a wrong file is refused before the model is changed.
 """
 
 import json
@@ -22,10 +22,10 @@ from rsbackbones.zoo.errors import (
     WeightsNotFound,
 )
 
-# A header of 67 MB with a million empty tensors takes 17 s to parse; a real one is far below this.
+# Real headers are far smaller. A header of 67 MB with a million empty tensors takes 17 s to parse.
 MAX_HEADER_BYTES = 5 * 2**20
 MAX_TENSORS = 10_000
-# Under this key our own safetensors files describe what they hold.
+# The metadata key of native safetensors files.
 METADATA_KEY = "rsbackbones"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _DTYPES = {
@@ -44,14 +44,16 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype of a stored tensor; ``dtype`` is torch's, or the file's own name for a rare one."""
+    """Shape and dtype of a stored tensor. ``dtype`` is a torch dtype, or the file's name for an unknown
+    one.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
 
 
 class SafetensorsFile:
-    """A safetensors file: header checked when opened, tensors read by name."""
+    """A safetensors file. The header is checked on opening; tensors are read by name."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
@@ -60,7 +62,7 @@ class SafetensorsFile:
         header = _read_header(path)
         metadata = header.pop("__metadata__", {})
         try:
-            # The library checks offsets, sizes and dtypes against the length of the file.
+            # The library checks offsets, sizes and dtypes against the file size.
             with safe_open(path, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
@@ -72,7 +74,7 @@ class SafetensorsFile:
         }
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the named tensors, on the CPU; they may be mapped onto the file."""
+        """Return the named tensors, on the CPU. They may be mapped onto the file."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -117,14 +119,14 @@ def _twice(names: Iterable[str]) -> list[str]:
 
 
 class PickleFile:
-    """A ``torch.save`` file of tensors, nested dictionaries flattened to dotted names."""
+    """A ``torch.save`` file of tensors. Nested dictionaries are flattened to dotted names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
         try:
-            # weights_only is passed explicitly: without it an environment variable turns the check off.
-            # An archive is mapped, so that only the tensors that are read take memory.
+            # weights_only is explicit, because an environment variable can change its default.
+            # An archive is memory-mapped, so that only tensors that are read take memory.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             # torch's own text goes on to recommend loading the file without the check.
@@ -149,12 +151,12 @@ class PickleFile:
         self.tensors = {n: TensorInfo(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the named tensors, on the CPU; they may share memory, and be mapped onto the file."""
+        """Return the named tensors, on the CPU. They may share memory and be mapped onto the file."""
         return {name: self._tensors[name] for name in names}
 
 
 def _is_torch_archive(path: Path) -> bool:
-    """Tell a pickle (in a zip archive, or bare) from something else, such as a web page."""
+    """Return whether the file is a pickle (bare or in a zip archive), and not a web page, for example."""
     with path.open("rb") as file:
         start = file.read(2)
     return start == b"PK" or start[:1] in (b"\x80", b"c", b"(", b"]", b"}")
@@ -188,13 +190,13 @@ def open_checkpoint(path: Path, *, allow_pickle: bool) -> CheckpointFile:
 
     Args:
         path: the file.
-        allow_pickle: whether a pickle may be opened (with ``weights_only``): for a local file that the
-            user names, or a manifest entry that says so.
+        allow_pickle: allow pickles (read with ``weights_only``), for a local file named by the user or a
+            manifest entry with a foreign format.
 
     Raises:
-        WeightsNotFound: there is no such file.
+        WeightsNotFound: the file does not exist.
         CorruptCheckpointError: it is damaged, or not a checkpoint.
-        UnsafeCheckpointError: it is a pickle of more than tensors, or pickles are not allowed here.
+        UnsafeCheckpointError: it is a pickle with more than tensors, or pickles are not allowed.
     """
     if not path.is_file():
         raise WeightsNotFound(f"there is no checkpoint file {path}")
@@ -210,5 +212,5 @@ def open_checkpoint(path: Path, *, allow_pickle: bool) -> CheckpointFile:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that hold NaN or infinity."""
+    """Return the names of tensors with NaN or infinite values."""
     return [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all().item()]

@@ -6,32 +6,32 @@ class WeightsError(ValueError):
 
 
 class WeightsNotFound(WeightsError):
-    """There are no such weights: none were published, or the pinned file is not where it should be."""
+    """The weights do not exist: none were published, or the pinned file is missing."""
 
 
 class WeightsAccessError(WeightsError):
-    """The weights exist, and the Hub or a proxy refuses them to this user."""
+    """The weights exist, but the Hub or a proxy denies access to them."""
 
 
 class WeightsUnavailable(WeightsError):
-    """The weights could not be fetched: no network, offline mode, or a server that fails."""
+    """The weights could not be fetched: no network, offline mode, or a server error."""
 
 
 class WeightsIntegrityError(WeightsError):
-    """The bytes are not the ones that the manifest pins."""
+    """The bytes of the file differ from those pinned in the manifest."""
 
 
 class WeightsCacheError(WeightsError):
-    """The cache cannot be used: disk full, read-only, or not permitted."""
+    """The cache cannot be used: the disk is full, read-only, or access is denied."""
 
 
 class CorruptCheckpointError(WeightsError):
-    """The file is damaged: truncated, not a checkpoint, or holding values that are not finite."""
+    """The file is damaged: it is truncated, not a checkpoint, or has NaN or infinite values."""
 
 
 class UnsafeCheckpointError(WeightsError):
-    """The file is a pickle that holds more than tensors; nothing of it was executed."""
+    """The file is a pickle that contains more than tensors. None of it was executed."""
 
 
 class WeightsMismatchError(WeightsError):
-    """The tensors are not those of the model: missing, extra, or of another shape or type."""
+    """The tensors do not fit the model: some are missing, unexpected, or have another shape or dtype."""

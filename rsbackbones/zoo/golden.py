@@ -1,6 +1,6 @@
-"""Golden activations: what a model gives for a fixed input, to notice a port that changes features.
+"""Golden activations: reference features of a fixed input, to detect changes by a port or a library upgrade.
 
-The input is arithmetic, not random, so that it is the same under every version of every library.
+The input is computed arithmetically, not randomly, so that it does not depend on library versions.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _DATES = 3
 def golden_input(model: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
     """Return images in [0, 1] for every sensor of the model, [1, C, H, W], textured in 256 steps.
 
-    For a model that consumes series three dates, [1, 3, C, H, W], each with another texture.
+    A model that consumes series gets three dates, [1, 3, C, H, W], with different textures.
     """
     height, width = size
     images = {}

@@ -1,12 +1,13 @@
 """A repository on the Hub that holds one model: ``hf-hub:ORG/NAME``, or ``hf-hub:ORG/NAME@REVISION``.
 
-It has ``model.safetensors``, which ``save_model`` wrote, and ``config.json``, which says what that is and
-pins its bytes; :mod:`rsbackbones.zoo.publish` makes one. Here ``config.json`` becomes an entry like those of
-the manifest, and from there on the weights go the way of all weights. The names of the two files are fixed,
-and the architecture is looked up in the registry: nothing in a repository decides which code runs.
+The repository contains ``model.safetensors``, written by ``save_model``, and ``config.json``, which describes
+the model and pins the bytes of the weights. :mod:`rsbackbones.zoo.publish` creates such repositories. Here
+``config.json`` is read as a manifest entry; the weights are then loaded like those of any entry. The names of
+the two files are fixed and the architecture comes from the registry, so a repository cannot choose which code
+runs.
 
-A branch may move, and then the same name gives other weights; a commit of 40 hexadecimal digits as the
-revision cannot. Either way the entry names the commit.
+If the revision is a branch, its weights may change. A commit (40 hexadecimal digits) always gives the same
+weights. The entry states the commit in both cases.
 """
 
 import json
@@ -30,17 +31,17 @@ from rsbackbones.zoo.manifest import SCHEMA_VERSION, Source, WeightsEntry
 
 PREFIX = "hf-hub:"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-# A real one has a few kilobytes.
+# Real files have a few kilobytes.
 _MAX_CONFIG_BYTES = 2**20
-# What the repository's place says, and config.json therefore does not.
-_ELSEWHERE = ("id", "source", "format", "default", "folder")
+# Fields that follow from the repository itself, and are not written to config.json.
+LOCAL_ONLY_FIELDS = ("id", "source", "format", "default", "folder")
 
 
-def source_of(name: str) -> Source:
-    """Return the place that ``hf-hub:ORG/NAME[@REVISION]`` names; the revision is ``main`` where none is.
+def hub_repo(name: str) -> Source:
+    """Parse ``hf-hub:ORG/NAME[@REVISION]``. The default revision is ``main``.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: the name has another form.
     """
     match = re.fullmatch(re.escape(PREFIX) + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if not match or ".." in name:
@@ -49,18 +50,17 @@ def source_of(name: str) -> Source:
 
 
 def read_entry(name: str) -> WeightsEntry:
-    """Return the entry of the weights in a repository, with the commit that its revision is now.
+    """Return the weights entry of a repository, with the current commit of its revision.
 
-    No token is sent, unless the repository is not open without and the user is logged in: then it may be
-    the user's own.
+    The user's token is sent only if the repository cannot be read without it.
 
     Raises:
-        WeightsError: there is no such repository, it cannot be had, or it holds no model of ours.
-        ValueError: the name is not of the form, see :func:`source_of`.
+        WeightsError: the repository does not exist, cannot be read, or was not made by rsbackbones.
+        ValueError: the name does not have the form, see :func:`hub_repo`.
     """
     from huggingface_hub import get_token
 
-    source = source_of(name)
+    source = hub_repo(name)
     _check_offline(source)
     try:
         path = _download_config(source)
@@ -69,7 +69,7 @@ def read_entry(name: str) -> WeightsEntry:
             raise
         source = replace(source, private=True)
         path = _download_config(source)
-    # The client's cache keeps a file under the commit that it found.
+    # The client's cache stores a file in a folder named after its commit.
     return parse_config(path, replace(source, revision=path.parent.name))
 
 
@@ -82,8 +82,8 @@ def _check_offline(source: Source) -> None:
         if not isinstance(try_to_load_from_cache(source.repo_id, file, revision=source.revision), str):
             raise WeightsUnavailable(
                 f"{source.repo_id}/{file}@{source.revision} is not in the cache {constants.HF_HUB_CACHE}, "
-                "and HF_HUB_OFFLINE forbids the network. Load the model once where there is network, and "
-                f"carry its HF_HOME along, or {WEIGHTS_FILE} alone, for create_model(..., checkpoint=FILE)"
+                "and HF_HUB_OFFLINE forbids the network. Load the model once on a machine with network and "
+                f"copy its HF_HOME here, or only {WEIGHTS_FILE}, for create_model(..., checkpoint=FILE)"
             )
 
 
@@ -96,14 +96,14 @@ def _download_config(source: Source) -> Path:
 
 
 def entry_id(architecture: str, repo_id: str) -> str:
-    """Return the id that the weights of a repository go by: ``architecture.org_name``."""
+    """Return the entry id of the weights in a repository: ``architecture.org_name``."""
     return f"{architecture}.{re.sub('[^a-z0-9]+', '_', repo_id.lower())}"
 
 
 def config_json(entry: WeightsEntry) -> str:
     """Return the text of ``config.json`` for an entry."""
-    stated = {name: value for name, value in asdict(entry).items() if name not in _ELSEWHERE}
-    # A required field is there also where it is empty.
+    stated = {name: value for name, value in asdict(entry).items() if name not in LOCAL_ONLY_FIELDS}
+    # Required fields are written even if they are empty.
     fields = {name: value for name, value in stated.items() if value or name == "inputs"}
     content = {"library_name": "rsbackbones", "schema_version": SCHEMA_VERSION, "weights": fields}
     return json.dumps(content, indent=1) + "\n"
@@ -113,8 +113,8 @@ def parse_config(path: Path, source: Source) -> WeightsEntry:
     """Return the entry that a ``config.json`` describes, for the weights at ``source``.
 
     Raises:
-        WeightsMismatchError: it is not of ours, or of a newer version of this package.
-        CorruptCheckpointError: it is of ours and damaged.
+        WeightsMismatchError: it was not written by rsbackbones, or by a newer version.
+        CorruptCheckpointError: it is damaged.
     """
     here = f"{source.repo_id}/{CONFIG_FILE}@{source.revision}"
     try:
@@ -125,13 +125,13 @@ def parse_config(path: Path, source: Source) -> WeightsEntry:
         raise CorruptCheckpointError(f"{here} is not JSON: {error}") from error
     if not isinstance(content, Mapping) or content.get("library_name") != "rsbackbones":
         raise WeightsMismatchError(
-            f"{here} describes no model of rsbackbones; repositories for {PREFIX} are made with push_to_hub. "
-            "Weights of another form can be named in a manifest of your own (RSBACKBONES_MANIFEST)"
+            f"{here} is not from rsbackbones; repositories for {PREFIX} are made with push_to_hub. Other "
+            "weights can be listed in your own manifest (RSBACKBONES_MANIFEST)"
         )
     if content.get("schema_version") != SCHEMA_VERSION:
         raise WeightsMismatchError(
-            f"{here} has schema_version {content.get('schema_version')!r}, this rsbackbones reads "
-            f"{SCHEMA_VERSION}: try a newer one"
+            f"{here} has schema_version {content.get('schema_version')!r}, but this rsbackbones reads "
+            f"{SCHEMA_VERSION}: try a newer version"
         )
     try:
         return _checked(content["weights"], source, here)
@@ -142,11 +142,11 @@ def parse_config(path: Path, source: Source) -> WeightsEntry:
 
 
 def check_contract(entry: WeightsEntry, metadata: Mapping[str, str]) -> None:
-    """Compare the input contract of ``config.json`` with that in the weights file, whose bytes are hashed.
+    """Compare the input contract of ``config.json`` with that of the weights file, whose bytes are hashed.
 
     Raises:
         WeightsMismatchError: they differ.
-        CorruptCheckpointError: the file states none that can be read.
+        CorruptCheckpointError: the contract in the file is missing or damaged.
     """
     sensors = entry.config.get("sensors", {})
     try:
@@ -155,21 +155,21 @@ def check_contract(entry: WeightsEntry, metadata: Mapping[str, str]) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpointError(f"{entry.source}: its input contract is damaged: {error}") from error
     stated = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in entry.inputs.items()}
-    if differing := [m for m, spec in stated.items() if m not in held or _differ(spec, held[m])]:
+    if differing := [m for m, spec in stated.items() if m not in held or _specs_differ(spec, held[m])]:
         raise WeightsMismatchError(
             f"{entry.source} and its {CONFIG_FILE} state different input contracts for {', '.join(differing)}"
         )
 
 
-def _differ(one: InputSpec, other: InputSpec) -> bool:
-    """Whether two contracts say different things of the bands that both have."""
-    rules = [(s.product, s.unit, s.normalize, s.eight_bit, s.ignored) for s in (one, other)]
+def _specs_differ(one: InputSpec, other: InputSpec) -> bool:
+    """Return whether two contracts differ in their rules or in the statistics of common bands."""
+    rules = [(s.product, s.unit, s.normalize, s.eight_bit, s.unused_bands) for s in (one, other)]
     known = [dict(zip(s.bands, zip(s.mean, s.std, strict=True), strict=True)) for s in (one, other)]
     return rules[0] != rules[1] or any(known[0][b] != known[1][b] for b in {*known[0]} & {*known[1]})
 
 
 def _checked(fields: Mapping[str, Any], source: Source, here: str) -> WeightsEntry:
-    kept = {name: value for name, value in fields.items() if name not in _ELSEWHERE}
+    kept = {name: value for name, value in fields.items() if name not in LOCAL_ONLY_FIELDS}
     place = {name: value for name, value in asdict(source).items() if value}
     own = {"id": entry_id(kept["architecture"], source.repo_id), "source": place, "format": "rsbackbones"}
     entry = WeightsEntry.from_json({**kept, **own}, here, Path())

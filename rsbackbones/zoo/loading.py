@@ -1,4 +1,4 @@
-"""From a checkpoint file to the parameters of a model: compared first, then adapted, then loaded strictly."""
+"""Load a checkpoint file into a model: check its tensors, adapt them, then load them strictly."""
 
 import dataclasses
 import json
@@ -11,30 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsbackbones.models import checkpoint_format as layouts
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.checkpoint_format import CheckpointFormat, detect_format
 from rsbackbones.sensors import SENSORS, InputSpec, get_sensor
 from rsbackbones.zoo import adapt
 from rsbackbones.zoo import checkpoint_files as checkpoints
-from rsbackbones.zoo.adapt import Adaptation, BandTable, Change
+from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.registry import Architecture
 
-# So many tensors are named in an error; a wrong size concerns hundreds.
-_NAMED = 8
+# An error names at most this many tensors; a wrong model size affects hundreds.
+_MAX_NAMED = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
-    """What a file holds, as the file itself, the manifest, or else the architecture says.
+class CheckpointInfo:
+    """The contents of a checkpoint, according to its metadata, else its manifest entry, else the
+    architecture.
 
-    ``stated`` is False where only the architecture speaks: a file of others without a manifest entry.
+    ``is_explicit`` is False if only the architecture is known: a foreign file without a manifest entry.
     """
 
     config: Any
     inputs: Mapping[str, InputSpec]
-    stated: bool = True
+    is_explicit: bool = True
     num_classes: int = 0
     dtype: torch.dtype = torch.float32
 
@@ -53,36 +54,37 @@ def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def describe(
+def inspect_checkpoint(
     architecture: Architecture, file: checkpoints.CheckpointFile | None, entry: WeightsEntry | None
-) -> Description:
-    """Read what a file of our own and the manifest say; one that says nothing is as the architecture is.
+) -> CheckpointInfo:
+    """Read the metadata of a checkpoint and its manifest entry. Without either, assume the architecture's
+    defaults.
 
     Raises:
-        CorruptCheckpointError: the file's description of itself is damaged.
-        WeightsMismatchError: the file holds another architecture, or not what the manifest says.
-        ValueError: the manifest's configuration is not one of the architecture.
+        CorruptCheckpointError: the metadata of the file is damaged.
+        WeightsMismatchError: the file holds another architecture, or contradicts the manifest.
+        ValueError: the manifest entry's configuration does not fit the architecture.
     """
     inputs: Mapping[str, InputSpec] = architecture.family.INPUTS
-    says: dict[str, Any] = {}
+    entry_config: dict[str, Any] = {}
     if entry:
         sensors = entry.config.get("sensors", {})
         inputs = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in entry.inputs.items()}
-        # The order of the weights' bands is the one that the manifest states.
-        stated = {**architecture.config.bands, **{m: spec.bands for m, spec in inputs.items()}}
-        says = {"bands": stated, **entry.config}
-    base = replace_config(architecture.config, says, architecture.name)
-    # A band without statistics is in the config alone.
+        # The manifest states the order of the pretrained bands.
+        bands = {**architecture.config.bands, **{m: spec.bands for m, spec in inputs.items()}}
+        entry_config = {"bands": bands, **entry.config}
+    base = replace_config(architecture.config, entry_config, architecture.name)
+    # A band without statistics is listed in the config only.
     if entry and any(
         spec.of(base.bands[m]).bands != spec.bands for m, spec in inputs.items() if m in base.bands
     ):
         raise WeightsMismatchError(f"{entry.id}: its config and its inputs state different bands")
     dtype = entry.dtype if entry else "float32"
     if file is None or checkpoints.METADATA_KEY not in file.metadata:
-        # A state dict of ours without a description still shows whether it has a head.
+        # The tensors of a native file without metadata show whether it has a head.
         head = file.tensors.get("head.weight") if file else None
         classes = head.shape[0] if head and len(head.shape) == 2 else 0
-        return Description(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
+        return CheckpointInfo(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
     try:
         own = json.loads(file.metadata[checkpoints.METADATA_KEY])
         name, fields, classes, stored = (own[k] for k in ("architecture", "config", "num_classes", "dtype"))
@@ -90,12 +92,12 @@ def describe(
             raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
         if unknown := [s for s in fields.get("sensors", {}).values() if s not in SENSORS]:
             raise WeightsMismatchError(
-                f"{file.path} takes bands of {', '.join(map(repr, unknown))}, which is no known sensor; "
+                f"{file.path} was trained on bands of {', '.join(map(repr, unknown))}, an unknown sensor; "
                 "register it before loading: rsbackbones.register_sensor(Sensor(...))"
             )
         _check_wavelengths(own.get("wavelengths", {}), fields.get("sensors", {}), file.path)
         config = replace_config(architecture.config, fields, architecture.name)
-        # What would be built must be no more than what is there.
+        # Refuse to build a model larger than the file.
         if not 0 <= int(classes) <= 2**20 or config.min_tensors() > len(file.tensors):
             raise ValueError(f"{config.summary()}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
@@ -108,18 +110,18 @@ def describe(
     except WeightsMismatchError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{file.path}: its description is damaged: {error}") from error
-    if entry and (stored != dtype or replace_config(config, says, entry.id) != config):
+        raise CorruptCheckpointError(f"{file.path}: its metadata is damaged: {error}") from error
+    if entry and (stored != dtype or replace_config(config, entry_config, entry.id) != config):
         raise WeightsMismatchError(
-            f"{file.path} says {stored} and {config}, the manifest says {dtype} and {says}"
+            f"{file.path} states {stored} and {config}, but the manifest states {dtype} and {entry_config}"
         )
-    return Description(config, inputs, True, int(classes), getattr(torch, stored))
+    return CheckpointInfo(config, inputs, True, int(classes), getattr(torch, stored))
 
 
 def _check_wavelengths(
     wavelengths: Mapping[str, Mapping[str, float]], sensors: Mapping[str, str], path: Path
 ) -> None:
-    """Compare the bands that a file was written for with those that its sensors have here."""
+    """Check that the sensors registered here have the bands that the file was written for."""
     for modality, stated in wavelengths.items():
         sensor = get_sensor(sensors.get(modality, modality))
         here = {band.name: band for band in sensor.bands}
@@ -127,139 +129,144 @@ def _check_wavelengths(
             if name not in here or abs(here[name].wavelength - wavelength) > here[name].width / 2:
                 found = f"at {here[name].wavelength:g} nm" if name in here else "missing"
                 raise WeightsMismatchError(
-                    f"{path} takes the band {name} of {sensor.name} at {wavelength:g} nm; the sensor "
-                    f"registered here under this name has it {found}: it is another one. Register the "
-                    "sensor that the file was written for"
+                    f"{path} was trained on band {name} of {sensor.name} at {wavelength:g} nm, but in the "
+                    f"sensor registered here under this name it is {found}. Register the sensor that the "
+                    "file was written for"
                 )
 
 
-def plan_bands(
-    theirs: Any,
-    mine: Any,
-    missing: str,
-    scale: str,
+def match_model_bands(
+    source_config: Any,
+    target_config: Any,
+    missing_bands: str,
+    kernel_scale: str,
     *,
-    named: Collection[str] = (),
+    requested: Collection[str] = (),
     inputs: Mapping[str, InputSpec] = MappingProxyType({}),
-) -> tuple[BandTable, ...]:
-    """Say for every modality of the configuration ``mine`` which weights of ``theirs`` its bands get.
+) -> tuple[BandMapping, ...]:
+    """Match the bands of ``target_config`` to those of ``source_config``, for every modality of the target.
 
-    ``named`` are the modalities whose bands or sensor the user gave: where there are any, ``all_new`` is of
-    those only. ``inputs`` are the contracts of the weights, which tell the bands that they do not look at.
+    ``requested`` are the modalities whose bands or sensor the user passed. If there are any, ``reinit_all``
+    applies to them only. ``inputs`` are the input contracts of the weights; they list the bands whose kernels
+    are zeros.
 
     Raises:
-        ValueError: as :func:`rsbackbones.zoo.adapt.match_bands`, or a rule that makes kernels where they are
-            made from wavelengths.
+        ValueError: as :func:`rsbackbones.zoo.adapt.match_bands`, or a rule for kernels was passed although
+            the weights generate kernels from wavelengths.
     """
-    tables = []
-    for modality in mine.modalities:
-        if modality not in theirs.modalities:
-            continue  # a sensor that a model without weights is built for
-        rule, made = missing, theirs.takes_wavelengths(modality)
-        if missing == "all_new" and named and modality not in named:
-            rule = "error"  # these are the weights' own bands, and lack none
-        if made and rule in ("mean", "zero", "all_new"):
+    mappings = []
+    for modality in target_config.modalities:
+        if modality not in source_config.modalities:
+            continue  # an extra sensor of a model without weights
+        rule, generated = missing_bands, source_config.takes_wavelengths(modality)
+        if missing_bands == "reinit_all" and requested and modality not in requested:
+            rule = "error"  # these are the pretrained bands: all of them match
+        if generated and rule in ("mean", "zero", "reinit_all"):
             raise ValueError(
-                f"{modality}: these weights make the kernels of any bands from their wavelengths, so "
-                f"bands_missing={missing!r} has no meaning; leave it (--missing) out, or say 'nearest' for "
-                "the input statistics of the nearest bands"
+                f"{modality}: these weights generate kernels from wavelengths, so "
+                f"missing_bands={missing_bands!r} does not apply; leave out missing_bands= "
+                "(--missing-bands), or choose 'nearest' to take the input statistics of the nearest bands"
             )
-        if made and rule == "error":
-            rule = "new"  # only the statistics of the input can be missing, and create_preprocess asks
-        table = adapt.match_bands(
-            modality, mine.bands[modality], theirs.bands[modality], sensor=mine.sensors[modality],
-            weights_sensor=theirs.sensors[modality], missing=rule, scale=scale,
-            ignored=inputs[modality].ignored if modality in inputs else (),
+        if generated and rule == "error":
+            rule = "reinit"  # only input statistics can be missing, and create_preprocess checks those
+        mapping = adapt.match_bands(
+            modality, target_config.bands[modality], source_config.bands[modality],
+            sensor=target_config.sensors[modality], weights_sensor=source_config.sensors[modality],
+            missing_bands=rule, kernel_scale=kernel_scale,
+            unused_bands=inputs[modality].unused_bands if modality in inputs else (),
         )  # fmt: skip
-        tables.append(adapt.made_from_wavelengths(table) if made else table)
-    return tuple(tables)
+        mappings.append(adapt.from_wavelengths(mapping) if generated else mapping)
+    return tuple(mappings)
 
 
-def adapted_inputs(described: Description, theirs: Any, tables: Sequence[BandTable]) -> dict[str, InputSpec]:
-    """Return the input contracts for the bands of a model whose weights are as ``theirs`` says."""
-    inputs = dict(described.inputs)
-    for table in tables:
-        spec = inputs.get(table.modality)
+def adapt_input_specs(
+    info: CheckpointInfo, source_config: Any, mappings: Sequence[BandMapping]
+) -> dict[str, InputSpec]:
+    """Return the input contracts of a model's bands, from those of weights with ``source_config``."""
+    inputs = dict(info.inputs)
+    for mapping in mappings:
+        spec = inputs.get(mapping.modality)
         if spec is None:
             continue
-        stated = described.config.sensors.get(table.modality, table.modality)
-        if stated != table.weights_sensor:  # overrides= say that the weights are of another sensor
+        stated = info.config.sensors.get(mapping.modality, mapping.modality)
+        if stated != mapping.weights_sensor:  # overrides= changed the sensor of the weights
             known = adapt.match_bands(
-                table.modality, theirs.bands[table.modality], spec.bands, sensor=table.weights_sensor,
-                weights_sensor=stated, missing="new",
+                mapping.modality, source_config.bands[mapping.modality], spec.bands,
+                sensor=mapping.weights_sensor, weights_sensor=stated, missing_bands="reinit",
             )  # fmt: skip
-            spec = adapt.adapt_contract(spec, known)
-        inputs[table.modality] = adapt.adapt_contract(spec, table)
+            spec = adapt.adapt_input_spec(spec, known)
+        inputs[mapping.modality] = adapt.adapt_input_spec(spec, mapping)
     return inputs
 
 
 def load_weights(
     model: Backbone,
     file: checkpoints.CheckpointFile,
-    described: Description,
-    theirs: Any,
+    info: CheckpointInfo,
+    source_config: Any,
     architecture: Architecture,
     entry: WeightsEntry | None,
-    tables: Sequence[BandTable],
+    mappings: Sequence[BandMapping],
 ) -> Adaptation:
-    """Fill a model that was built on the meta device; return what was changed on the way.
+    """Load a file into a model that was built on the meta device. Return what was adapted.
 
-    ``theirs`` is the configuration of the whole model that the file must hold, no more and no less;
-    ``tables`` say what the bands of each of the model's sensors get, from :func:`plan_bands`.
+    ``source_config`` is the configuration of the full model: the file must hold exactly its tensors.
+    ``mappings`` are the band mappings of the model's modalities, from :func:`match_model_bands`.
 
     Raises:
         WeightsMismatchError: the file holds other tensors.
         CorruptCheckpointError: a tensor holds NaN or infinity.
     """
     with torch.device("meta"):
-        whole: Backbone = architecture.family.build(theirs, num_classes=described.num_classes)
+        whole: Backbone = architecture.family.build(source_config, num_classes=info.num_classes)
     full = whole.state_dict()
-    known = architecture.layouts
+    known = architecture.formats
     what = f"{entry.id} ({file.path})" if entry else str(file.path)
-    layout = entry.format if entry else layouts.recognise(file.tensors, known)
-    if layout != "rsbackbones" and layout not in known:
-        raise WeightsMismatchError(f"{what}: unknown format {layout!r}; known: {', '.join(known)}")
-    changes: list[Change] = []
-    if not described.stated:
-        changes.append(Change("configuration", "assumed", f"{theirs.summary()}: the file does not say"))
-    if layout == "rsbackbones":
+    format = entry.format if entry else detect_format(file.tensors, known)
+    if format != "rsbackbones" and format not in known:
+        raise WeightsMismatchError(f"{what}: unknown format {format!r}; known: {', '.join(known)}")
+    steps: list[AdaptationStep] = []
+    if not info.is_explicit:
+        detail = f"{source_config.summary()}: the file has no metadata"
+        steps.append(AdaptationStep("configuration", "assumed", detail))
+    if format == "rsbackbones":
         names = {name: name for name in file.tensors}
     else:
-        names = known[layout].to_ours(file.tensors)
-        changes += _check_rest(file, known[layout], names, theirs, what)
+        names = known[format].to_native(file.tensors)
+        steps += _check_unused_tensors(file, known[format], names, source_config, what)
     params = sum(parameter.numel() for parameter in whole.parameters())
-    _compare(what, file, names, full, described.dtype, entry, params)
+    _check_tensors(what, file, names, full, info.dtype, entry, params)
 
     built = model.state_dict()
-    needed = {name: ours for name, ours in names.items() if ours in built}
+    needed = {name: native for name, native in names.items() if native in built}
     state = {needed[name]: tensor for name, tensor in file.read(needed).items()}
     if bad := checkpoints.not_finite(state):
         raise CorruptCheckpointError(f"{what}: NaN or infinity in {', '.join(bad)}")
-    # A copy of our own: what was read is mapped onto the file, and would follow its changes.
+    # Copy: the tensors are mapped onto the file, and would follow its changes.
     state = {
         name: tensor.to(built[name].dtype, copy=True, memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
 
-    for table in tables:
-        changes += _adapt_stem(model, whole, state, table)
-    if left_out := [m for m in theirs.modalities if m not in model.modalities]:
-        changes.append(Change("modalities", "left out", ", ".join(left_out)))
-    changes += _adapt_head(model, state, described.num_classes)
+    for mapping in mappings:
+        steps += _adapt_stem(model, whole, state, mapping)
+    if dropped := [m for m in source_config.modalities if m not in model.modalities]:
+        steps.append(AdaptationStep("modalities", "dropped", ", ".join(dropped)))
+    steps += _adapt_head(model, state, info.num_classes)
     model.load_state_dict(state, strict=True, assign=True)
     if empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
         raise WeightsMismatchError(
             f"{what}: no file holds the buffers {', '.join(empty)}, which are not persistent: let the "
             'network compute them when they are needed, or build them with device="cpu"'
         )
-    return Adaptation(tuple(changes), tuple(table for table in tables if table))
+    return Adaptation(tuple(steps), tuple(mapping for mapping in mappings if mapping))
 
 
-def zero_stem_channels(model: Backbone, tables: Sequence[BandTable]) -> None:
-    """Set to zero what a model of random weights has for bands under the rule ``zero``."""
-    for table in tables:
-        if zero := [i for i, row in enumerate(table.rows) if row.rule == "zero"]:
-            stem = model.stem(table.modality)
+def zero_stem_channels(model: Backbone, mappings: Sequence[BandMapping]) -> None:
+    """Zero the stem kernels of bands under the rule ``zero``, in a model with random weights."""
+    for mapping in mappings:
+        if zero := [i for i, match in enumerate(mapping.matches) if match.rule == "zero"]:
+            stem = model.stem(mapping.modality)
             weight = model.get_parameter(stem.weight)
             with torch.no_grad():
                 kernel = stem.to_kernel(weight).clone()
@@ -267,19 +274,21 @@ def zero_stem_channels(model: Backbone, tables: Sequence[BandTable]) -> None:
                 weight.copy_(stem.from_kernel(kernel))
 
 
-def _adapt_stem(model: Backbone, whole: Backbone, state: dict[str, Tensor], table: BandTable) -> list[Change]:
-    """Turn the weight of a stem of the ``whole`` model into that of ``model``: its bands and patches."""
-    stem, stored = model.stem(table.modality), whole.stem(table.modality)
+def _adapt_stem(
+    model: Backbone, whole: Backbone, state: dict[str, Tensor], mapping: BandMapping
+) -> list[AdaptationStep]:
+    """Adapt a stem's weight from the ``whole`` pretrained model to the bands and patch size of ``model``."""
+    stem, stored = model.stem(mapping.modality), whole.stem(mapping.modality)
     kernel = stored.to_kernel(state[stem.weight])
     sides = stem.to_kernel(model.get_parameter(stem.weight)).shape[2:]
-    if table and not table.made:
-        fan_in = len(table.rows) * kernel[0, 0].numel()
-        fresh = kernel.new_empty(kernel.shape[0], len(table.rows), *kernel.shape[2:])
-        if any(row.rule == "new" for row in table.rows):
-            fresh.uniform_(-(fan_in**-0.5), fan_in**-0.5)  # as torch initialises linear maps and convolutions
+    if mapping and not mapping.generated:
+        fan_in = len(mapping.matches) * kernel[0, 0].numel()
+        fresh = kernel.new_empty(kernel.shape[0], len(mapping.matches), *kernel.shape[2:])
+        if any(match.rule == "reinit" for match in mapping.matches):
+            fresh.uniform_(-(fan_in**-0.5), fan_in**-0.5)  # as torch initializes linear maps and convolutions
         else:
             fresh.zero_()
-        kernel = adapt.adapt_bands(kernel, table, fresh)
+        kernel = adapt.adapt_kernel(kernel, mapping, fresh)
     before = kernel.shape[2:]
     if before != sides:
         kernel = adapt.resize_kernel(kernel, sides[-1])
@@ -287,18 +296,18 @@ def _adapt_stem(model: Backbone, whole: Backbone, state: dict[str, Tensor], tabl
     if before == sides:
         return []
     detail = f"{before[-1]} to {sides[-1]} pixels, pseudo-inverse resize"
-    return [Change(f"{table.modality} tokenizer", "patch resized", detail)]
+    return [AdaptationStep(f"{mapping.modality} tokenizer", "patch resized", detail)]
 
 
-def _check_rest(
+def _check_unused_tensors(
     file: checkpoints.CheckpointFile,
-    layout: layouts.Layout,
+    format: CheckpointFormat,
     names: Mapping[str, str],
     config: Any,
     what: str,
-) -> list[Change]:
-    """Check the tables that a foreign file stores and we compute; report what is no part of the model."""
-    for name, check in layout.derived.items():
+) -> list[AdaptationStep]:
+    """Check the mappings that a foreign file stores and we compute; report what is no part of the model."""
+    for name, check in format.derived.items():
         if name in file.tensors:
             try:
                 check(file.read([name])[name], config)
@@ -307,10 +316,10 @@ def _check_rest(
     rest = [name for name in file.tensors if name not in names]
     parts = sorted({name.split(".")[0] for name in rest})
     detail = f"{', '.join(parts)} ({len(rest)} tensors)"
-    return [Change("checkpoint", "not part of the model", detail)] if rest else []
+    return [AdaptationStep("checkpoint", "not part of the model", detail)] if rest else []
 
 
-def _compare(
+def _check_tensors(
     what: str,
     file: checkpoints.CheckpointFile,
     names: Mapping[str, str],
@@ -319,49 +328,49 @@ def _compare(
     entry: WeightsEntry | None,
     params: int,
 ) -> None:
-    """Compare a file with the model it must hold, before anything is loaded."""
-    ours = Counter(names.values())
-    twice = sorted(name for name, count in ours.items() if count > 1)
-    problems = [("given twice", twice)] if twice else []
-    problems.append(("missing", sorted(set(full) - set(ours))))
+    """Compare the tensors of a file with those of the model, before anything is loaded."""
+    native = Counter(names.values())
+    twice = sorted(name for name, count in native.items() if count > 1)
+    problems = [("stored twice", twice)] if twice else []
+    problems.append(("missing", sorted(set(full) - set(native))))
     problems.append(("not in the model", sorted(t for t, name in names.items() if name not in full)))
     shapes, dtypes = [], []
-    for name, our_name in names.items():
+    for name, native_name in names.items():
         info = file.tensors[name]
-        if our_name not in full:
+        if native_name not in full:
             continue
-        if info.shape != tuple(full[our_name].shape):
-            shapes.append(f"{name} {list(info.shape)} instead of {list(full[our_name].shape)}")
-        own = full[our_name].dtype
+        if info.shape != tuple(full[native_name].shape):
+            shapes.append(f"{name} {list(info.shape)} instead of {list(full[native_name].shape)}")
+        own = full[native_name].dtype
         expected = dtype if own.is_floating_point else own  # counters keep their type
         if info.dtype != expected:
             dtypes.append(f"{name} {info.dtype} instead of {expected}")
-    problems += [("of another shape", shapes), ("of another type", dtypes)]
+    problems += [("wrong shape", shapes), ("wrong dtype", dtypes)]
     if any(found for _, found in problems):
-        lines = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems if found)
+        lines = "; ".join(f"{kind}: {_shorten(found)}" for kind, found in problems if found)
         raise WeightsMismatchError(
-            f"{what} does not hold this model: {lines}. A file without a description of "
-            "its own is taken to hold the architecture as it is; where it differs in size, sensors or bands "
-            "say so: overrides={'dim': ..., 'modalities': ('s2',)} (on the command line: --override dim=...)"
+            f"{what} does not hold this model: {lines}. A file without metadata is assumed to hold the "
+            "default configuration of the architecture. If its size, sensors or bands differ, pass them: "
+            "overrides={'dim': ..., 'modalities': ('s2',)} (command line: --override dim=...)"
         )
     if entry is not None and entry.params and entry.params != params:
-        raise WeightsMismatchError(f"{what}: {params} parameters, the manifest says {entry.params}")
+        raise WeightsMismatchError(f"{what}: {params} parameters, but the manifest states {entry.params}")
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _shorten(names: list[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _adapt_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[Change]:
-    """Give the model a new head, or drop a stored one, where the numbers of classes differ."""
+def _adapt_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[AdaptationStep]:
+    """Add a new head, or drop the stored one, if the numbers of classes differ."""
     if model.num_classes == stored_classes:
         return []
     for name in [name for name in state if name.startswith("head.")]:
         del state[name]
     if not model.num_classes:
-        return [Change("head", "left out", f"{stored_classes} classes")]
+        return [AdaptationStep("head", "dropped", f"{stored_classes} classes")]
     with torch.device("cpu"):
         model.reset_classifier(model.num_classes)
     state |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
-    return [Change("head", "new", f"{model.num_classes} classes, to be trained")]
+    return [AdaptationStep("head", "new", f"{model.num_classes} classes, to be trained")]

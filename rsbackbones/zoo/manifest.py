@@ -1,9 +1,8 @@
-"""The weights manifest: every weights file the zoo knows, pinned.
+"""The weights manifest: all weights of the zoo, pinned to bytes.
 
-``weights_manifest.json`` lies at the top of the repository and inside the installed package. The
-variable ``RSBACKBONES_MANIFEST`` names a second one of the user's own, of the same schema (a private
-zoo, a mirror, a test). Where both have an entry of one id, the user's counts, and so does the user's
-default for an architecture.
+``weights_manifest.json`` is at the top of the repository and inside the installed package. The environment
+variable ``RSBACKBONES_MANIFEST`` names a second manifest of the user, with the same schema (for a private
+zoo, a mirror, a test). Its entries and its default for an architecture take precedence.
 """
 
 import json
@@ -22,10 +21,11 @@ _PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a file is: on the Hub, bundled with its manifest, or nowhere, for a stated reason.
+    """The location of a file: ``hub``, ``bundled`` with its manifest, or ``unreleased`` with a reason.
 
-    ``path``, of a bundled file, is below the folder of the manifest, for the package's own below the package.
-    ``private`` asks for the user's Hub token to be sent; it is not sent otherwise.
+    ``path`` of a bundled file is relative to the folder of the manifest (to the package for its own
+    manifest).
+    ``private``: send the user's Hub token; otherwise it is not sent.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class WeightsEntry:
     citation: str | None = None
     metrics: Mapping[str, Any] | None = None
     golden: Mapping[str, Any] | None = None
-    # Where bundled files lie. It is no field of the manifest: read_manifest sets it.
+    # The folder of bundled files. read_manifest sets it; it is not a field of the manifest.
     folder: Path = field(default=Path(), compare=False)
 
     @property
@@ -73,18 +73,18 @@ class WeightsEntry:
         return self.id.partition(".")[2]
 
     @property
-    def state(self) -> str:
-        """``hub``, ``bundled`` or ``none``."""
+    def availability(self) -> str:
+        """``hub``, ``bundled`` or ``unreleased``."""
         return self.source.kind
 
     @property
     def file_name(self) -> str:
-        """The name of the file in a folder made by ``rsbackbones download --to``."""
+        """The name of the file in a folder made by ``rsbackbones download --output``."""
         return self.id + Path(self.source.filename or self.source.path).suffix
 
     @staticmethod
     def from_json(entry: Mapping[str, Any], where: str, folder: Path) -> "WeightsEntry":
-        """Check one entry of a manifest; ``where`` names the manifest in errors, ``folder`` has its files.
+        """Parse and check an entry. ``where`` names the manifest in errors; ``folder`` has its bundled files.
 
         Raises:
             ValueError: a field is missing, unknown or malformed.
@@ -110,8 +110,8 @@ def _problem(entry: WeightsEntry) -> str | None:
         entry.architecture + "."
     ):
         return f"id must be architecture.tag in lower case, got architecture {entry.architecture!r}"
-    if source.kind == "none":
-        return None if source.reason else "source.kind 'none' needs a reason"
+    if source.kind == "unreleased":
+        return None if source.reason else "source.kind 'unreleased' needs a reason"
     if source.kind == "hub":
         if not re.fullmatch(r"[0-9a-f]{40}", source.revision):
             return f"source.revision must be a full 40-digit commit, got {source.revision!r}"
@@ -121,7 +121,7 @@ def _problem(entry: WeightsEntry) -> str | None:
         if not source.path or Path(source.path).is_absolute() or ".." in Path(source.path).parts:
             return f"source.path must lie below the manifest (or inside the package), got {source.path!r}"
     else:
-        return f"source.kind must be hub, bundled or none, got {source.kind!r}"
+        return f"source.kind must be hub, bundled or unreleased, got {source.kind!r}"
     if entry.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
         return f"sha256 must be 64 hexadecimal digits, got {entry.sha256!r}"
     if entry.sha256 is None and not re.fullmatch(r"[0-9a-f]{8,64}", entry.sha256_prefix or ""):
@@ -134,16 +134,16 @@ def _problem(entry: WeightsEntry) -> str | None:
 
 
 def _packaged_manifest() -> Path:
-    # A wheel has it inside the package; in a checkout (an editable install) it lies above the package.
+    # It is inside the package in a wheel, and above the package in a checkout (an editable install).
     inside = _PACKAGE / "weights_manifest.json"
     return inside if inside.exists() else _PACKAGE.parent / "weights_manifest.json"
 
 
 def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
-    """Read and check a manifest; its bundled files lie beside it, the package's own inside the package.
+    """Read and check a manifest. Its bundled files are in its folder (in the package for its own manifest).
 
     Raises:
-        ValueError: it is not there, not JSON, of another schema, or an entry is malformed.
+        ValueError: it is missing, not JSON, has another schema, or an entry is malformed.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +161,9 @@ def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
 
 
 def all_entries() -> tuple[WeightsEntry, ...]:
-    """Return every entry that counts: the user's own manifest first, then the package's."""
+    """Return all entries: those of the user's manifest, then those of the package that it does not
+    replace.
+    """
     entries: dict[str, WeightsEntry] = {}
     if own := os.environ.get("RSBACKBONES_MANIFEST"):
         entries = {entry.id: entry for entry in read_manifest(Path(own).expanduser())}
@@ -174,20 +176,20 @@ def find_entry(name: str) -> WeightsEntry:
     """Return the entry for ``architecture.tag``, or the default one for ``architecture``.
 
     Raises:
-        WeightsNotFound: there is none, or none was ever published; lists what there is.
+        WeightsNotFound: there is none, or none was published; the message lists the available weights.
     """
     entries = all_entries()
     architecture, _, tag = name.partition(".")
-    mine = [entry for entry in entries if entry.architecture == architecture]
-    chosen = [entry for entry in mine if (entry.tag == tag if tag else entry.default)]
-    if chosen and chosen[0].state != "none":
+    candidates = [entry for entry in entries if entry.architecture == architecture]
+    chosen = [entry for entry in candidates if (entry.tag == tag if tag else entry.default)]
+    if chosen and chosen[0].availability != "unreleased":
         return chosen[0]
-    available = [entry.id for entry in entries if entry.state != "none"]
+    available = [entry.id for entry in entries if entry.availability != "unreleased"]
     why = chosen[0].source.reason if chosen else f"no weights are known under the name {name!r}"
-    if reasons := [entry.source.reason for entry in mine if entry.state == "none"]:
+    if reasons := [entry.source.reason for entry in candidates if entry.availability == "unreleased"]:
         why = why if chosen else f"{why}: {reasons[0]}"
     raise WeightsNotFound(
         f"{name}: {why}. Weights exist for: {', '.join(available) or 'no model yet'}. "
-        "For a randomly initialised model leave out pretrained=True (commands: --random-weights; "
+        "For a randomly initialized model leave out pretrained=True (commands: --random-weights; "
         "finetune: pretrained=false)."
     )

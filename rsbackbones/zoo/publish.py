@@ -1,8 +1,8 @@
-"""From a model to a repository on the Hub, in one commit; ``create_model("hf-hub:...")`` reads it back.
+"""Publish a model on the Hub, in one commit; ``create_model("hf-hub:...")`` loads it.
 
-What the client leaves open: the reply to a commit may be lost, and then nobody knows whether it took place.
-So after every failure the head of the branch is looked at before another try, and every try names the
-commit that it builds upon; there is one new commit or none, and never one on top of somebody else's.
+The reply to a commit may be lost, so that the client does not know whether the commit succeeded. Therefore
+the head of the branch is checked after every failure, and every attempt states its parent commit. The result
+is one new commit or none, and never a commit on top of someone else's.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 CARD_FILE = "README.md"
-# What a repository may hold and be written to: nothing of another's.
-_OURS = {hub.WEIGHTS_FILE, hub.CONFIG_FILE, CARD_FILE, ".gitattributes"}
+# The files that publishing writes. A repository with other files is not overwritten.
+MANAGED_FILES = {hub.WEIGHTS_FILE, hub.CONFIG_FILE, CARD_FILE, ".gitattributes"}
 T = TypeVar("T")
 
 
@@ -48,29 +48,29 @@ def push_to_hub(
 ) -> str:
     """Publish a model on the Hub: weights, their description and a model card, in one commit.
 
-    The token is that of ``hf auth login`` or of the environment (``HF_TOKEN``). A repository that does not
-    exist is made; one of the same architecture gets a new version.
+    The token comes from ``hf auth login`` or the environment variable ``HF_TOKEN``. The repository is created
+    if it does not exist. A repository of the same architecture gets a new version.
 
     Args:
-        model: from ``create_model``; wrappers are taken off as by ``save_model``.
+        model: from ``create_model``; wrappers are removed as in ``save_model``.
         repo_id: ``ORG/NAME``.
-        license: of the weights, by the Hub's name for it (``cc-by-4.0``); default that of the weights that
-            the model was made from.
-        provenance: how the weights came about, a sentence or two for the model card.
+        license: the license of the weights, as the Hub names it (``cc-by-4.0``); default that of the
+            pretrained weights of the model.
+        provenance: how the weights were trained, a sentence or two for the model card.
         citation: a BibTeX entry.
-        metrics: what was measured, name to value.
+        metrics: measured values by name.
         private: make the repository private.
-        dtype: what to store; reading casts back up.
-        message: the message of the commit.
+        dtype: the dtype to store; loading casts back to float32.
+        message: the commit message.
 
     Returns:
-        ``hf-hub:ORG/NAME@COMMIT``, the name that always gives these weights.
+        ``hf-hub:ORG/NAME@COMMIT``, which always gives these weights.
 
     Raises:
-        ValueError: an unknown licence, or a model that cannot be written; see ``save_model``.
-        WeightsAccessError: nobody is logged in, or the token may not write there.
-        WeightsUnavailable: the network or the Hub failed, or somebody else committed at the same time.
-        WeightsError: the repository holds something else.
+        ValueError: an unknown license, or a model that cannot be written; see ``save_model``.
+        WeightsAccessError: you are not logged in, or the token has no write access.
+        WeightsUnavailable: the network or the Hub failed, or someone else committed at the same time.
+        WeightsError: the repository has other content.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -93,19 +93,17 @@ def write_repository(
     metrics: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> WeightsEntry:
-    """Write the files of a repository into a folder, without any network; see :func:`push_to_hub`."""
+    """Write the files of a repository into a folder, without network; see :func:`push_to_hub`."""
     # Here, so that `python -m rsbackbones.zoo.cards` is not imported before it runs.
     from rsbackbones.zoo.cards import repository_card
 
     source = Source(kind="hub", repo_id=repo_id, revision="main", filename=hub.WEIGHTS_FILE)
-    hub.source_of(hub.PREFIX + repo_id)  # refuses what is no repo_id
+    hub.hub_repo(hub.PREFIX + repo_id)  # checks repo_id
     model = unwrap_model(model)
     origin = model.weights_entry
     license = license or (origin.license if origin else "")
     if license in ("", "not stated"):
-        raise ValueError(
-            "nothing says under which licence these weights are: pass license='cc-by-4.0', 'mit', ..."
-        )
+        raise ValueError("the license of these weights is unknown: pass license='cc-by-4.0', 'mit', ...")
     if not provenance:
         provenance = f"Made from `{origin.id}` ({origin.source})." if origin else "Not stated."
     file = save_model(model, folder / hub.WEIGHTS_FILE, dtype=dtype)
@@ -135,7 +133,7 @@ def write_repository(
 
 
 def _upload(entry: WeightsEntry, files: list[Path], private: bool, message: str) -> str:
-    """Make the repository if need be, and one commit with all files; return its hash."""
+    """Create the repository if needed, commit all files at once, and return the hash of the commit."""
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     if not get_token():
@@ -144,7 +142,7 @@ def _upload(entry: WeightsEntry, files: list[Path], private: bool, message: str)
             "token that may write"
         )
     api, repo_id = HfApi(), entry.source.repo_id
-    _translated(entry, lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    _call_hub(entry, lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
     before = _head(api, entry)
     _check_contents(entry, before, private)
     for attempt in range(weights.TRIES):
@@ -153,7 +151,7 @@ def _upload(entry: WeightsEntry, files: list[Path], private: bool, message: str)
             return api.create_commit(repo_id, added, commit_message=message, parent_commit=before.sha).oid
         except Exception as error:
             after = _head(api, entry)
-            if all(_same(path, after) for path in files):
+            if all(_unchanged(path, after) for path in files):
                 assert after.sha is not None
                 return after.sha
             if after.sha != before.sha:
@@ -161,17 +159,17 @@ def _upload(entry: WeightsEntry, files: list[Path], private: bool, message: str)
                     f"{repo_id}: somebody else committed {after.sha} on top of {before.sha} meanwhile, so "
                     "nothing was committed; look at it, and push again"
                 ) from error
-            fault = _explain(entry, error)
-            if fault is None:
+            failure = _describe_error(entry, error)
+            if failure is None:
                 raise
-            if not fault.transient or attempt == weights.TRIES - 1:
-                raise fault.error from error
+            if not failure.transient or attempt == weights.TRIES - 1:
+                raise failure.error from error
         time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
 
 
 def _head(api: "HfApi", entry: WeightsEntry) -> "ModelInfo":
-    return _translated(entry, lambda: api.model_info(entry.source.repo_id, files_metadata=True))
+    return _call_hub(entry, lambda: api.model_info(entry.source.repo_id, files_metadata=True))
 
 
 def _check_contents(entry: WeightsEntry, head: "ModelInfo", private: bool) -> None:
@@ -182,7 +180,7 @@ def _check_contents(entry: WeightsEntry, head: "ModelInfo", private: bool) -> No
             f"{repo_id} exists and is public; make it private on its page, or leave out private=True"
         )
     names = {file.rfilename for file in head.siblings or []}
-    if others := sorted(names - _OURS):
+    if others := sorted(names - MANAGED_FILES):
         raise WeightsError(
             f"{repo_id} holds other things ({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}); "
             "choose another name"
@@ -193,7 +191,7 @@ def _check_contents(entry: WeightsEntry, head: "ModelInfo", private: bool) -> No
             raise WeightsError(f"{repo_id} holds {held}, not {entry.architecture}; choose another name")
 
 
-def _same(path: Path, head: "ModelInfo") -> bool:
+def _unchanged(path: Path, head: "ModelInfo") -> bool:
     """Whether the repository holds this file, by the hashes that the Hub states."""
     held: list[RepoSibling] = [file for file in head.siblings or [] if file.rfilename == path.name]
     if not held:
@@ -204,26 +202,26 @@ def _same(path: Path, head: "ModelInfo") -> bool:
     return held[0].blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _translated(entry: WeightsEntry, ask: Callable[[], T]) -> T:
-    """Ask the Hub; its client's errors become ours."""
+def _call_hub(entry: WeightsEntry, ask: Callable[[], T]) -> T:
+    """Send a request to the Hub. Raise errors of its client as WeightsError."""
     try:
         return ask()
     except Exception as error:
-        fault = _explain(entry, error)
-        if fault is None:
+        failure = _describe_error(entry, error)
+        if failure is None:
             raise
-        raise fault.error from error
+        raise failure.error from error
 
 
-def _explain(entry: WeightsEntry, error: Exception) -> weights.Fault | None:
+def _describe_error(entry: WeightsEntry, error: Exception) -> weights.ErrorClass | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         repo_id = entry.source.repo_id
-        return weights.Fault(
+        return weights.ErrorClass(
             WeightsAccessError(
                 f"{repo_id}: the Hub refuses to write (HTTP {status}). Does the token have write permission, "
                 f"and may its user write to {repo_id.partition('/')[0]}? `hf auth whoami` tells, "
                 "`hf auth login` changes it"
             )
         )
-    return weights.explain(entry, error)
+    return weights.describe_error(entry, error)

@@ -1,4 +1,7 @@
-"""The names of the zoo: architectures, and the weights that exist for them."""
+"""Names: architectures, the weights that exist for them, and what a name given by the user refers to.
+
+A name is ``croma_vit_b``, ``croma_vit_b.TAG``, or ``hf-hub:ORG/NAME[@REVISION]``.
+"""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -8,14 +11,15 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from rsbackbones.models.checkpoint_format import Layout
-from rsbackbones.zoo.manifest import WeightsEntry, all_entries
+from rsbackbones.models.checkpoint_format import CheckpointFormat
+from rsbackbones.zoo import hub
+from rsbackbones.zoo.manifest import WeightsEntry, all_entries, find_entry
 
-# A family is a module, imported when its name is first needed.
+# Modules of the model families, imported when a name is first needed.
 FAMILIES = ["rsbackbones.models.croma", "rsbackbones.models.seamo"]
-# What the module of a family has: configurations by name, input contracts by modality, and the builder.
+# Attributes of a family's module: configurations by name, input contracts by modality, and the builder.
 _REQUIRED = ("CONFIGS", "INPUTS", "build")
-# Called when a family has been added.
+# Callbacks for newly registered families.
 on_new_family: list[Callable[[], None]] = []
 
 
@@ -28,35 +32,36 @@ class Architecture:
     config: Any
 
     @property
-    def layouts(self) -> Mapping[str, Layout]:
-        """The checkpoints of others that the family reads, by the name of their layout."""
-        layouts: Mapping[str, Layout] = getattr(self.family, "LAYOUTS", {})
-        return layouts
+    def formats(self) -> Mapping[str, CheckpointFormat]:
+        """The foreign checkpoint formats that the family reads, by name."""
+        formats: Mapping[str, CheckpointFormat] = getattr(self.family, "CHECKPOINT_FORMATS", {})
+        return formats
 
     @property
     def small(self) -> Mapping[str, Any]:
-        """The fields of the configuration that make a model small enough for a test."""
+        """Configuration fields that make the model small enough for tests."""
         small: Mapping[str, Any] = getattr(self.family, "SMALL", {})
         return small
 
 
 def register_family(module: str) -> None:
-    """Add the family in a module of your own, ``"mypackage.mymodel"``, to those that ``create_model`` knows.
+    """Register the model family in your own module, such as ``"mypackage.mymodel"``, with ``create_model``.
 
-    For commands, which import nothing of yours, see :mod:`rsbackbones.plugins`.
+    Commands do not run your code: for them see :mod:`rsbackbones.plugins`.
 
     Raises:
-        ValueError: the module lacks what a family has, or a name is taken.
+        ValueError: the module lacks an attribute of a family, or a name is already in use.
     """
     if module in FAMILIES:
         return
     family = import_module(module)
     if lacking := [name for name in _REQUIRED if not hasattr(family, name)]:
         raise ValueError(
-            f"{module} is no model family: it lacks {', '.join(lacking)}; a family has {', '.join(_REQUIRED)}"
+            f"{module} is not a model family: it has no {', '.join(lacking)}; "
+            f"a family defines {', '.join(_REQUIRED)}"
         )
     if taken := sorted(set(family.CONFIGS) & set(architectures())):
-        raise ValueError(f"{module}: there is another architecture called {', '.join(taken)}; rename yours")
+        raise ValueError(f"{module}: the architecture names {', '.join(taken)} are in use; rename yours")
     FAMILIES.append(module)
     for listener in on_new_family:
         listener()
@@ -76,14 +81,14 @@ def find_architecture(name: str) -> Architecture:
     """Return the architecture called ``name``.
 
     Raises:
-        ValueError: there is none; names the closest ones.
+        ValueError: it is unknown; the message lists the closest names.
     """
     known = architectures()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"unknown model {name!r}; {hint}known: {', '.join(sorted(known))}. (A family of your own: "
+            f"unknown model {name!r}; {hint}known: {', '.join(sorted(known))}. (To add your own family call "
             "rsbackbones.register_family, for commands in a module that RSBACKBONES_PLUGINS names)"
         )
     return known[name]
@@ -92,19 +97,53 @@ def find_architecture(name: str) -> Architecture:
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """Return the names of the architectures that match a shell-style ``pattern``, sorted.
 
-    With ``pretrained`` the names are ``architecture.tag``, for weights that can be had.
+    With ``pretrained``, return ``architecture.tag`` of the weights that are available.
     """
     if not pretrained:
         return sorted(name for name in architectures() if fnmatchcase(name, pattern))
-    return sorted(entry.id for entry in list_weights(pattern) if entry.state != "none")
+    return sorted(entry.id for entry in list_weights(pattern) if entry.availability != "unreleased")
 
 
 def list_weights(pattern: str = "*") -> list[WeightsEntry]:
-    """Return the weights entries whose id or architecture matches a shell-style ``pattern``, by id.
+    """Return the weights entries whose id or architecture matches a shell-style ``pattern``, sorted by id.
 
-    Entries of state ``none`` say why an architecture has no weights.
+    Unreleased entries state why an architecture has no weights.
     """
     return sorted(
         (e for e in all_entries() if fnmatchcase(e.id, pattern) or fnmatchcase(e.architecture, pattern)),
         key=lambda entry: entry.id,
     )
+
+
+def resolve_weights(name: str) -> WeightsEntry:
+    """Return the weights entry that ``name`` refers to. For a repository, ``config.json`` is fetched.
+
+    Raises:
+        WeightsError: there are none, or the repository cannot be read or was not made by rsbackbones.
+        ValueError: ``hf-hub:`` is not followed by the name of a repository.
+    """
+    return hub.read_entry(name) if name.startswith(hub.PREFIX) else find_entry(name)
+
+
+def resolve_architecture(name: str) -> Architecture:
+    """Return the architecture that ``name`` refers to. It need not have weights.
+
+    Raises:
+        WeightsError: the repository cannot be read or was not made by rsbackbones.
+        ValueError: there is no such architecture.
+    """
+    if name.startswith(hub.PREFIX):
+        return find_architecture(hub.read_entry(name).architecture)
+    return find_architecture(name.partition(".")[0])
+
+
+def resolve_random_init(name: str) -> str:
+    """Return the name of the architecture to initialize randomly. A tag or repository in ``name`` must exist.
+
+    Raises:
+        WeightsError: the repository cannot be read or was not made by rsbackbones.
+        ValueError: there is no such architecture, or no entry with this tag.
+    """
+    if not name.startswith(hub.PREFIX) and "." in name and not list_weights(name):
+        raise ValueError(f"there are no weights {name}; see: rsbackbones list")
+    return resolve_architecture(name).name

@@ -1,4 +1,4 @@
-"""From a model to a file: our own safetensors, or the layouts of others. Written whole or not at all."""
+"""Save a model: as native safetensors, or in a foreign checkpoint format. Files are written atomically."""
 
 import dataclasses
 import json
@@ -18,31 +18,31 @@ from rsbackbones.zoo.registry import find_architecture
 
 
 def save_model(model: Backbone | nn.Module, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a model to a safetensors file that ``create_model(..., checkpoint=path)`` reads back.
+    """Write a model to a safetensors file. ``create_model(..., checkpoint=path)`` loads it.
 
-    The file holds the configuration, the bands, the input contract and the head as well. A wrapper
-    (``torch.compile``, data parallelism, ``features_only``) is taken off. ``dtype`` may be a half-precision
-    type; the file says so, and reading casts back up.
+    The file also holds the configuration, the bands, the input contract and the head. Wrappers
+    (``torch.compile``, data parallelism, ``features_only``) are removed first. ``dtype`` may be a
+    half-precision type; loading casts the weights back to float32.
 
     Raises:
-        ValueError: the path is no ``.safetensors``, or a tensor holds NaN or infinity.
+        ValueError: the path does not end in ``.safetensors``, or a tensor holds NaN or infinity.
     """
-    path = target_path(path, (".safetensors",))
+    path = resolve_output(path, (".safetensors",))
     model = unwrap_model(model)
-    said = description(model) | {"dtype": str(dtype).removeprefix("torch.")}
-    write_safetensors(model.state_dict(), path, dtype, {checkpoints.METADATA_KEY: json.dumps(said)})
+    stored = metadata(model) | {"dtype": str(dtype).removeprefix("torch.")}
+    write_safetensors(model.state_dict(), path, dtype, {checkpoints.METADATA_KEY: json.dumps(stored)})
     return path
 
 
-def description(model: Backbone) -> dict[str, Any]:
-    """Say what a model is and what it takes, for the metadata of a file."""
+def metadata(model: Backbone) -> dict[str, Any]:
+    """Return the configuration, bands and input contract of a model, for the metadata of a file."""
     entry = model.weights_entry
     return {
         "architecture": model.architecture,
         "config": as_json(model.config),
         "num_classes": model.num_classes,
         "inputs": {m: dataclasses.asdict(spec) for m, spec in model.inputs.items() if m in model.modalities},
-        # A sensor is known by its name only where it is registered, and there it may be another.
+        # The reader may have registered another sensor under the same name; wavelengths tell them apart.
         "wavelengths": {
             m: {name: get_sensor(model.config.sensors[m]).band(name).wavelength for name in model.bands[m]}
             for m in model.modalities
@@ -51,32 +51,37 @@ def description(model: Backbone) -> dict[str, Any]:
     }
 
 
-def save_foreign(model: Backbone | nn.Module, path: str | Path, layout: str, *, flat: bool = False) -> Path:
-    """Write a model's weights under the names of a foreign layout, as a ``torch.save`` file.
+def save_in_format(model: Backbone | nn.Module, path: str | Path, format: str, *, flat: bool = False) -> Path:
+    """Write a model's weights in a foreign checkpoint format, with ``torch.save``.
 
-    A layout that nests its state dicts is written so, or with ``flat`` as one dictionary.
+    Args:
+        model: from ``create_model``; wrappers are removed.
+        path: a file that ends in ``.pt``, ``.pth``, ``.bin`` or ``.ckpt``.
+        format: a format of the model's family, such as ``croma_official``.
+        flat: write one dictionary, even if the format nests its state dicts.
 
     Raises:
-        ValueError: an unknown layout, a model with a head (foreign layouts have none), another suffix, or
-            a tensor that holds NaN or infinity.
+        ValueError: the format is unknown or cannot store the model (foreign formats have no head), the suffix
+            is another one, or a tensor holds NaN or infinity.
     """
-    path = target_path(path, checkpoints.PICKLE_SUFFIXES)
+    path = resolve_output(path, checkpoints.PICKLE_SUFFIXES)
     model = unwrap_model(model)
-    known = find_architecture(model.architecture).layouts
-    if layout not in known:
-        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(known)}")
-    implied = known[layout].implies
+    known = find_architecture(model.architecture).formats
+    if format not in known:
+        raise ValueError(f"unknown checkpoint format {format!r}; known: {', '.join(known)}")
+    implied = known[format].implies
     if lost := [
         f"{name}={getattr(model.config, name)!r}"
         for name in implied
         if getattr(model.config, name) != implied[name]
     ]:
-        raise ValueError(f"a file of layout {layout} cannot say {', '.join(lost)}; use save_model")
+        raise ValueError(f"format {format} cannot store {', '.join(lost)}; use save_model")
     state = model.state_dict()
     _check_finite(state)
-    renamed = {theirs: state[ours].cpu() for ours, theirs in known[layout].from_ours(state).items()}
+    names = known[format].from_native(state)
+    renamed = {foreign: state[native].cpu() for native, foreign in names.items()}
     content: dict[str, Any] = renamed
-    if known[layout].nested and not flat:
+    if known[format].nested and not flat:
         content = {}
         for name, tensor in renamed.items():
             part, _, rest = name.partition(".")
@@ -91,10 +96,10 @@ def save_foreign(model: Backbone | nn.Module, path: str | Path, layout: str, *, 
 def write_safetensors(
     state: Mapping[str, Tensor], path: Path, dtype: torch.dtype, metadata: dict[str, str]
 ) -> None:
-    """Write tensors to a safetensors file: to a temporary name, then renamed.
+    """Write tensors to a safetensors file atomically.
 
     Raises:
-        ValueError: a tensor holds NaN or infinity, or shares its memory with another.
+        ValueError: a tensor holds NaN or infinity, or shares memory with another one.
     """
     from safetensors.torch import save_file
 
@@ -113,17 +118,17 @@ def write_safetensors(
         part.replace(path)
 
 
-def target_path(path: str | Path, suffixes: tuple[str, ...]) -> Path:
-    """Return a path to write to.
+def resolve_output(path: str | Path, suffixes: tuple[str, ...]) -> Path:
+    """Return the path of an output file, with ``~`` expanded.
 
     Raises:
-        ValueError: it has another suffix, or there is no such folder.
+        ValueError: it has another suffix, or its folder does not exist.
     """
     path = Path(path).expanduser()
     if path.suffix not in suffixes:
         raise ValueError(f"expected a path that ends in {' or '.join(suffixes)}, got {path}")
     if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} to write {path.name} to")
+        raise ValueError(f"the folder {path.parent} for {path.name} does not exist")
     return path
 
 

@@ -1,10 +1,10 @@
-"""From a manifest entry to a verified file: the Hub, its faults, and the hash of every byte.
+"""Fetch the file of a manifest entry and verify its bytes.
 
-The Hub client checks sizes only and trusts its cache. Here the bytes are hashed before they are used,
-fresh or cached; faults are retried within bounds and reported as one of our own errors.
+The Hub client only checks file sizes and trusts its cache. Here the bytes are hashed on every use, downloaded
+or cached. Failures are retried a limited number of times and raised as a WeightsError.
 
-Environment: ``RSBACKBONES_WEIGHTS`` names a folder made by ``rsbackbones download --to`` that is looked
-at first. ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HUB_ETAG_TIMEOUT`` and
+Environment: ``RSBACKBONES_WEIGHTS`` is a folder made by ``rsbackbones download --output`` that is searched
+first. ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HUB_ETAG_TIMEOUT`` and
 ``HF_HUB_DOWNLOAD_TIMEOUT`` are the Hub client's own.
 """
 
@@ -33,7 +33,7 @@ from rsbackbones.zoo.manifest import WeightsEntry
 
 __all__ = [
     "CorruptCheckpointError",
-    "Fault",
+    "ErrorClass",
     "UnsafeCheckpointError",
     "WeightsAccessError",
     "WeightsCacheError",
@@ -43,21 +43,21 @@ __all__ = [
     "WeightsMismatchError",
     "WeightsNotFound",
     "WeightsUnavailable",
+    "describe_error",
     "download",
     "download_to",
-    "explain",
     "fetch",
     "verify",
 ]
 
 TRIES = 4
-# The client retries some faults itself, for up to a minute; we add no tries after this many seconds.
-RETRY_WITHIN_S = 20.0
+# The client itself retries some failures for up to a minute; no attempt is added after this many seconds.
+RETRY_DEADLINE_S = 20.0
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def _mismatch(path: Path, entry: WeightsEntry) -> str | None:
-    """Say how the bytes at ``path`` differ from the pinned ones; ``None`` where they do not."""
+    """Describe how the bytes at ``path`` differ from the pinned ones; ``None`` if they are equal."""
     size = path.stat().st_size
     digest = sha256_of(path)
     if entry.bytes is not None and size != entry.bytes:
@@ -65,7 +65,7 @@ def _mismatch(path: Path, entry: WeightsEntry) -> str | None:
     if entry.sha256 is not None and digest != entry.sha256:
         return f"expected sha256 {entry.sha256}, got {digest}"
     if not digest.startswith(entry.sha256_prefix or ""):
-        return f"expected a sha256 that begins {entry.sha256_prefix}, got {digest}"
+        return f"expected a sha256 that begins with {entry.sha256_prefix}, got {digest}"
     return None
 
 
@@ -73,24 +73,24 @@ def verify(path: Path, entry: WeightsEntry) -> None:
     """Compare the size and sha256 of a file with its entry.
 
     Raises:
-        WeightsIntegrityError: they differ; both digests are named.
+        WeightsIntegrityError: they differ; the message has both digests.
     """
     if problem := _mismatch(path, entry):
         raise WeightsIntegrityError(f"{path} is not {entry.id} ({entry.source}): {problem}")
 
 
 def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
-    """Return a local file with the bytes that ``entry`` pins, from the first place that has them.
+    """Return a local, verified file for ``entry``, from the first location that has it.
 
     Args:
         entry: what to fetch.
-        folder: a folder made by ``rsbackbones download --to``; only this one is looked at. By default
-            that of ``RSBACKBONES_WEIGHTS``, then the package or the Hub (through its cache).
+        folder: a folder made by ``rsbackbones download --output``; only this one is searched. By default
+            ``RSBACKBONES_WEIGHTS`` is searched, then the package or the Hub (through its cache).
 
     Raises:
         WeightsError: one of its subclasses, see :mod:`rsbackbones.zoo.errors`.
     """
-    if entry.state == "none":
+    if entry.availability == "unreleased":
         raise WeightsNotFound(f"{entry.id}: {entry.source.reason}")
     named = os.environ.get("RSBACKBONES_WEIGHTS")
     local = folder or (Path(named).expanduser() if named else None)
@@ -99,7 +99,7 @@ def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
             raise WeightsNotFound(
                 f"{entry.id}: there is no folder {local}"
                 + ("" if folder else " (named by RSBACKBONES_WEIGHTS)")
-                + f"; make one with: rsbackbones download {entry.id} --to {local}"
+                + f"; make one with: rsbackbones download {entry.id} --output {local}"
             )
         if (path := local / entry.file_name).exists():
             verify(path, entry)
@@ -107,9 +107,9 @@ def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
         if folder is not None:
             raise WeightsNotFound(
                 f"{entry.id}: {folder} has no {entry.file_name}; "
-                f"put it there with: rsbackbones download {entry.id} --to {folder}"
+                f"put it there with: rsbackbones download {entry.id} --output {folder}"
             )
-    if entry.state == "bundled":
+    if entry.availability == "bundled":
         path = entry.folder / entry.source.path
         if not path.exists():
             raise WeightsNotFound(
@@ -124,7 +124,7 @@ def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
 
 
 def download_to(entry: WeightsEntry, folder: Path) -> Path:
-    """Copy the verified file of ``entry`` into ``folder`` (made if need be), for machines without network.
+    """Copy the verified file of ``entry`` into ``folder`` (created if needed), for use without network.
 
     Raises:
         WeightsError: as :func:`fetch`, or ``WeightsCacheError`` where ``folder`` cannot be written.
@@ -160,21 +160,21 @@ def _from_hub(entry: WeightsEntry) -> Path:
         if problem is None:
             return cached
         if offline:
-            raise _not_intact(entry, cached, f"{problem}; offline, so it cannot be fetched anew")
+            raise _integrity_error(entry, cached, f"{problem}; offline, so it cannot be fetched anew")
     elif offline:
         raise WeightsUnavailable(
             f"{entry.id}: {entry.source} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE "
-            f"forbids the network. On a machine with network run: rsbackbones download {entry.id} --to "
+            f"forbids the network. On a machine with network run: rsbackbones download {entry.id} --output "
             "DIR, then pass checkpoint=DIR here or set RSBACKBONES_WEIGHTS=DIR"
         )
-    # A clean download replaces the file in one step, so that other processes never miss it.
+    # A download replaces the file atomically, so that it is never missing for other processes.
     path = download(entry, force=problem is not None)
     again = _mismatch(path, entry)
     if again is not None and problem is None:
         path = download(entry, force=True)
         again = _mismatch(path, entry)
     if again is not None:
-        raise _not_intact(entry, path, f"{again}, after a second download")
+        raise _integrity_error(entry, path, f"{again}, after a second download")
     return path
 
 
@@ -189,8 +189,8 @@ def _cached(entry: WeightsEntry) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _not_intact(entry: WeightsEntry, path: Path, problem: str) -> WeightsIntegrityError:
-    """Remove a bad file with all that its link leads to, and return the error to raise."""
+def _integrity_error(entry: WeightsEntry, path: Path, problem: str) -> WeightsIntegrityError:
+    """Remove a corrupt file and the files it links to, and return the error to raise."""
     message = f"{entry.id}: {entry.source}: {problem}"
     try:
         while True:
@@ -207,7 +207,7 @@ def _not_intact(entry: WeightsEntry, path: Path, problem: str) -> WeightsIntegri
 
 
 def download(entry: WeightsEntry, *, force: bool = False) -> Path:
-    """Return the file of ``entry`` from the Hub or its cache, not verified; :func:`fetch` is for weights.
+    """Return the unverified file of ``entry`` from the Hub or its cache. Use :func:`fetch` for weights.
 
     Raises:
         WeightsError: one of its subclasses.
@@ -220,7 +220,7 @@ def download(entry: WeightsEntry, *, force: bool = False) -> Path:
     for attempt in range(TRIES):
         try:
             with warnings.catch_warnings():
-                # The client only warns of a full disk, after it has asked for the size.
+                # The client only warns about a full disk, once it knows the size.
                 warnings.filterwarnings("error", message="Not enough free disk space")
                 return Path(
                     hf_hub_download(
@@ -232,12 +232,12 @@ def download(entry: WeightsEntry, *, force: bool = False) -> Path:
                     )
                 )
         except Exception as error:
-            fault = explain(entry, error)
-            late = time.monotonic() - start > RETRY_WITHIN_S
-            if fault is None:
+            failure = describe_error(entry, error)
+            late = time.monotonic() - start > RETRY_DEADLINE_S
+            if failure is None:
                 raise
-            if not fault.transient or late or attempt == TRIES - 1:
-                raise fault.error from error
+            if not failure.transient or late or attempt == TRIES - 1:
+                raise failure.error from error
         time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
 
@@ -257,8 +257,8 @@ def _check_space(entry: WeightsEntry) -> None:
         )
 
 
-class Fault(NamedTuple):
-    """What to raise for an error of the Hub client; ``transient`` where trying again may help."""
+class ErrorClass(NamedTuple):
+    """The error to raise for an error of the Hub client. ``transient``: another attempt may succeed."""
 
     error: WeightsError
     transient: bool = False
@@ -279,55 +279,55 @@ def _cache_error(entry: WeightsEntry, error: OSError) -> WeightsCacheError:
     )
 
 
-def explain(entry: WeightsEntry, error: BaseException) -> Fault | None:
-    """Translate an error of the Hub client; ``None`` for one that is not the network's or the disk's."""
+def describe_error(entry: WeightsEntry, error: BaseException) -> ErrorClass | None:
+    """Translate an error of the Hub client; ``None`` if neither network nor disk caused it."""
     from huggingface_hub import errors as hub
 
     what = f"{entry.id}: {entry.source}"
     page = f"https://huggingface.co/{entry.source.repo_id}"
-    # The client's HTTP library differs between its major versions; its error base class is what
-    # HfHubHTTPError derives from.
+    # The HTTP library differs between major versions of the client. Its base error is the parent of
+    # HfHubHTTPError.
     http_error = hub.HfHubHTTPError.__mro__[1]
 
     if isinstance(error, hub.GatedRepoError):
         text = f"{what}: access is restricted. Accept the terms at {page}, log in with `hf auth login`"
         text += ' (for an entry of your own manifest also set "private": true)'
-        return Fault(WeightsAccessError(text))
+        return ErrorClass(WeightsAccessError(text))
     if isinstance(error, hub.RepositoryNotFoundError):
         text = f"{what}: the repository is missing, or private and not open to you; see {page}"
-        return Fault(WeightsNotFound(text))
-    # A failed HEAD is reported as "not in the cache" or "force download failed", caused by the fault.
+        return ErrorClass(WeightsNotFound(text))
+    # A failed HEAD is reported as "not in the cache" or "force download failed", caused by the failure.
     wrapped = isinstance(error, (hub.LocalEntryNotFoundError, ValueError))
     if wrapped and not isinstance(error, http_error) and error.__cause__ is not None:
-        return explain(entry, error.__cause__)
+        return describe_error(entry, error.__cause__)
     if isinstance(error, (hub.RevisionNotFoundError, hub.EntryNotFoundError)):
         text = f"{what}: the pinned revision or file is no longer there ({error})"
-        return Fault(WeightsNotFound(text))
+        return ErrorClass(WeightsNotFound(text))
     if isinstance(error, hub.HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
             text = f"{what}: refused with HTTP {status}, by the Hub or a proxy on the way; see {page}"
-            return Fault(WeightsAccessError(text))
-        if status == 404:  # a mirror that does not say what is missing
-            return Fault(WeightsNotFound(f"{what}: {error.response.url} is not there (HTTP 404)"))
+            return ErrorClass(WeightsAccessError(text))
+        if status == 404:  # a mirror that does not state what is missing
+            return ErrorClass(WeightsNotFound(f"{what}: {error.response.url} is not there (HTTP 404)"))
         transient = status in (408, 416, 429) or status >= 500
         text = f"{what}: {error.response.url} answered HTTP {status}; try again later"
-        return Fault(WeightsUnavailable(text), transient)
+        return ErrorClass(WeightsUnavailable(text), transient)
     if isinstance(error, hub.FileMetadataError):
         text = f"{what}: what answered is not a Hub: {error} A login page of the network, perhaps?"
-        return Fault(WeightsUnavailable(text))
+        return ErrorClass(WeightsUnavailable(text))
     if isinstance(error, UserWarning):
-        return Fault(WeightsCacheError(f"{what}: {error} Make room, or set HF_HOME to a larger disk"))
+        return ErrorClass(WeightsCacheError(f"{what}: {error} Make room, or set HF_HOME to a larger disk"))
     if isinstance(error, (http_error, ConnectionError, TimeoutError)):
         name = type(error).__name__
         text = f"{what}: the network failed ({name}: {error}); check the connection and try again"
-        return Fault(WeightsUnavailable(text), transient=name != "TooManyRedirects")
+        return ErrorClass(WeightsUnavailable(text), transient=name != "TooManyRedirects")
     if isinstance(error, OSError):
         if "Consistency check failed" in str(error):
             text = f"{what}: the server sent another size than it announced: {error}"
-            return Fault(WeightsIntegrityError(text), transient=True)
-        return Fault(_cache_error(entry, error))
+            return ErrorClass(WeightsIntegrityError(text), transient=True)
+        return ErrorClass(_cache_error(entry, error))
     if isinstance(error, RuntimeError):
         text = f"{what}: the client's xet storage failed ({error}); set HF_HUB_DISABLE_XET=1 to use HTTP"
-        return Fault(WeightsUnavailable(text))
+        return ErrorClass(WeightsUnavailable(text))
     return None

@@ -209,7 +209,7 @@ def zoo(run, tmp_path, monkeypatch):
 @pytest.fixture
 def no_weights(tmp_path, monkeypatch):
     """A manifest in which croma_vit_tiny has no weights, whatever the package's says."""
-    source = {"kind": "none", "reason": "the dog ate them"}
+    source = {"kind": "unreleased", "reason": "the dog ate them"}
     fields = {"id": "croma_vit_tiny.none", "architecture": "croma_vit_tiny", "config": {}, "default": True}
     zoo = Zoo(tmp_path)
     zoo.add(source=source, **fields)
@@ -233,7 +233,7 @@ def test_list_names_every_model_and_its_weights(run, zoo):
 
 def test_list_says_why_there_are_none(run, no_weights):
     _, out, _ = run("list", "croma_vit_tiny")
-    assert re.search(r"croma_vit_tiny\.none +none: the dog ate them", out)
+    assert re.search(r"croma_vit_tiny\.none +unreleased: the dog ate them", out)
 
 
 def test_list_json_is_the_manifest_in_short(run):
@@ -242,11 +242,11 @@ def test_list_json_is_the_manifest_in_short(run):
     found = json.loads(out)
     manifest = json.loads(MANIFEST.read_text())["weights"]
     assert set(found["models"]) >= {"croma_vit_tiny", "croma_vit_s", "croma_vit_b", "croma_vit_l"}
-    assert {w["id"]: (w["state"], w["license"]) for w in found["weights"]} == {
+    assert {w["id"]: (w["availability"], w["license"]) for w in found["weights"]} == {
         e["id"]: (e["source"]["kind"], e["license"]) for e in manifest
     }
     for weights in found["weights"]:
-        assert bool(weights["reason"]) == (weights["state"] == "none")
+        assert bool(weights["reason"]) == (weights["availability"] == "unreleased")
     base = next(w for w in found["weights"] if w["id"] == "croma_vit_b.ssl4eo_s12")
     assert base["bands"] == {"s2": list(S2), "s1": list(S1)}
 
@@ -310,7 +310,7 @@ def test_verify_hashes_loads_and_compares_features(run, zoo):
     code, out, _ = run("verify", "croma_vit_b.mine", "--checkpoint", zoo.folder)
     assert code == 0
     assert f"sha256 {zoo.entries[0]['sha256']}, as pinned in full" in out
-    assert "within 0.0001 of the golden activations" in out
+    assert "within 0.0001 of those recorded" in out
 
 
 @pytest.mark.parametrize("number", ["pooled", "first_token", "last_token", "mean_abs"])
@@ -323,7 +323,7 @@ def test_verify_fails_where_features_are_not_those_recorded(run, zoo, number):
     zoo.manifest.write_text(json.dumps({"schema_version": 1, "weights": zoo.entries}))
     code, out, _ = run("verify", "croma_vit_b.mine", "--checkpoint", zoo.folder)
     assert code == 1
-    assert re.search(rf"features: NOT those recorded\n  joint {number}: differs by 0\.000", out)
+    assert re.search(rf"features: DIFFERENT from those recorded\n  joint {number}: differs by 0\.000", out)
 
 
 def test_verify_fails_where_a_recorded_number_is_not_a_number(run, zoo):
@@ -355,13 +355,13 @@ def test_verify_names_what_a_folder_lacks(fails, zoo, tmp_path):
     empty.mkdir()
     for folder in (empty, tmp_path / "absent"):
         message = fails("verify", "croma_vit_b.mine", "--checkpoint", folder)
-        assert f"rsbackbones download croma_vit_b.mine --to {folder}" in message
+        assert f"rsbackbones download croma_vit_b.mine --output {folder}" in message
 
 
 def test_download_copies_verified_weights_to_carry_along(run, zoo, pair, tmp_path, monkeypatch):
     carried = tmp_path / "new" / "folder"
     monkeypatch.setenv("RSBACKBONES_WEIGHTS", str(zoo.folder))
-    code, out, _ = run("download", "croma_vit_b.mine", "--to", carried)
+    code, out, _ = run("download", "croma_vit_b.mine", "--output", carried)
     assert code == 0
     assert zoo.entries[0]["sha256"] in out
     assert f"RSBACKBONES_WEIGHTS={carried}" in out
@@ -442,10 +442,10 @@ def test_embed_leaves_out_the_weights_of_missing_bands_when_asked(run, fails, tm
     options = ["--model", "croma_vit_tiny", "--checkpoint", file, "--quiet", "--output", tmp_path / "map.tif"]
     message = fails("embed", source, *options)
     assert "B01, B05, B06, B07, B8A, B09, B11, B12" in message
-    assert "--allow-missing-bands" in message
-    code, _, err = run("embed", source, *options, "--allow-missing-bands")
+    assert "--allow-dropped-bands" in message
+    code, _, err = run("embed", source, *options, "--allow-dropped-bands")
     assert code == 0
-    assert re.search(r"left out of the weights: B01, B05, B06, B07, B8A, B09, B11, B12", err)
+    assert re.search(r"dropped pretrained bands: B01, B05, B06, B07, B8A, B09, B11, B12", err)
     # The same as all bands with nothing in these columns of the tokenizer, and the others 12 / 4 times.
     with torch.no_grad():
         weight = model.encoders["s2"].tokenizer.proj.weight.unflatten(1, (12, 64))
@@ -550,7 +550,7 @@ def test_embed_takes_units(run, fails, pair, tmp_path):
     output = tmp_path / "map.tif"
     assert run("embed", a, b, *RANDOM, "--output", output)[0] == 0
     expected = read_map(output)
-    units = ["--units", "s2=dn+1000", "--units", "s1=linear"]
+    units = ["--units", "s2=dn_baseline_0400", "--units", "s1=linear"]
     assert run("embed", offset, linear, *RANDOM, *units, "--output", output)[0] == 0
     # The logarithm in float32 puts a few values on the other side of an 8-bit step.
     np.testing.assert_allclose(read_map(output), expected, atol=0.02)
@@ -699,7 +699,7 @@ def test_convert_there_and_back_changes_nothing(run, tmp_path, chain):
     current = ours
     for i, (layout, more) in enumerate(chain):
         following = tmp_path / f"{i}.pt"
-        assert run("convert", current, following, *SMALL, "--to", layout, *more)[0] == 0
+        assert run("convert", current, following, *SMALL, "--format", layout, *more)[0] == 0
         current = following
     back = tmp_path / "back.safetensors"
     assert run("convert", current, back, *SMALL)[0] == 0
@@ -717,12 +717,12 @@ def test_convert_there_and_back_changes_nothing(run, tmp_path, chain):
 
 def test_convert_writes_the_authors_file_again(run, tmp_path):
     theirs = torch.load(OFFICIAL, weights_only=True)
-    assert run("convert", OFFICIAL, tmp_path / "nested.pt", *SMALL, "--to", "croma_official")[0] == 0
+    assert run("convert", OFFICIAL, tmp_path / "nested.pt", *SMALL, "--format", "croma_official")[0] == 0
     nested = torch.load(tmp_path / "nested.pt", weights_only=True)
     assert set(nested) == set(theirs)
     for part, tensors in theirs.items():
         assert_same_tensors(nested[part], tensors)
-    options = ["--to", "croma_official", "--flat"]
+    options = ["--format", "croma_official", "--flat"]
     assert run("convert", OFFICIAL, tmp_path / "flat.pt", *SMALL, *options)[0] == 0
     assert_same_tensors(torch.load(tmp_path / "flat.pt", weights_only=True), flattened(theirs))
 
@@ -731,7 +731,7 @@ def test_convert_takes_the_encoders_out_of_a_pretraining_file(run, tmp_path):
     code, _, err = run("convert", PRETRAIN, tmp_path / "ours.safetensors", *SMALL)
     assert code == 0
     assert re.search(r"not part of the model +decoder, global_contrast_loss", err)
-    again = [tmp_path / "ours.safetensors", tmp_path / "again.pt", *SMALL, "--to", "croma_pretrain"]
+    again = [tmp_path / "ours.safetensors", tmp_path / "again.pt", *SMALL, "--format", "croma_pretrain"]
     assert run("convert", *again)[0] == 0
     theirs = torch.load(PRETRAIN, weights_only=True)
     kept = {k: v for k, v in theirs.items() if not k.startswith(("decoder.", "global_contrast_loss."))}
@@ -739,7 +739,7 @@ def test_convert_takes_the_encoders_out_of_a_pretraining_file(run, tmp_path):
     assert_same_tensors(torch.load(tmp_path / "again.pt", weights_only=True), kept)
 
     # The same encoders under the released names compute what the plain version does.
-    released = [tmp_path / "ours.safetensors", tmp_path / "released.pt", *SMALL, "--to", "croma_official"]
+    released = [tmp_path / "ours.safetensors", tmp_path / "released.pt", *SMALL, "--format", "croma_official"]
     assert run("convert", *released)[0] == 0
     state = torch.load(tmp_path / "released.pt", weights_only=True)
     images = {"s2": torch.rand(1, 12, 16, 24), "s1": torch.rand(1, 2, 16, 24)}
@@ -767,7 +767,7 @@ def test_convert_keeps_only_the_sensors_asked_for(run, tmp_path):
     ours = tmp_path / "s2.safetensors"
     code, _, err = run("convert", OFFICIAL, ours, *SMALL, "--modalities", "s2")
     assert code == 0
-    assert re.search(r"left out +s1", err)
+    assert re.search(r"dropped +s1", err)
     state = torch.load(OFFICIAL, weights_only=True)
     kept = {k for k in flattened(state) if k.startswith("s2_")}
     assert len(load_file(ours)) == len(kept)
@@ -778,13 +778,13 @@ def test_convert_keeps_only_the_sensors_asked_for(run, tmp_path):
     expected = croma_plain.croma({"s2": image}, state, heads=16)[1]["s2"]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
-    options = ["--modalities", "s2", "--to", "croma_official", "--flat"]
+    options = ["--modalities", "s2", "--format", "croma_official", "--flat"]
     assert run("convert", OFFICIAL, tmp_path / "s2.pt", *SMALL, *options)[0] == 0
     assert set(torch.load(tmp_path / "s2.pt", weights_only=True)) == kept
 
 
 def test_a_foreign_file_of_one_sensor_is_read_back_with_that_sensor(run, tmp_path):
-    options = ["--modalities", "s2", "--to", "croma_official"]
+    options = ["--modalities", "s2", "--format", "croma_official"]
     assert run("convert", OFFICIAL, tmp_path / "s2.pt", *SMALL, *options)[0] == 0
     only = ["--override", 'modalities=["s2"]']
     assert run("convert", tmp_path / "s2.pt", tmp_path / "back.safetensors", *SMALL, *only)[0] == 0
@@ -800,9 +800,9 @@ def test_convert_refuses_what_does_not_fit(fails, tmp_path):
 
     x, pt = tmp_path / "x.safetensors", tmp_path / "x.pt"
     assert ".safetensors" in refused(OFFICIAL, pt, *SMALL)
-    assert ".pt" in refused(OFFICIAL, x, *SMALL, "--to", "croma_official")
-    assert "croma_official, croma_pretrain" in refused(OFFICIAL, pt, *SMALL, "--to", "timm")
-    half = ["--to", "croma_official", "--dtype", "float16"]
+    assert ".pt" in refused(OFFICIAL, x, *SMALL, "--format", "croma_official")
+    assert "croma_official, croma_pretrain" in refused(OFFICIAL, pt, *SMALL, "--format", "timm")
+    half = ["--format", "croma_official", "--dtype", "float16"]
     assert "--dtype float16" in refused(OFFICIAL, pt, *SMALL, *half)
     assert "no checkpoint file" in refused(DATA / "absent.pt", x, *SMALL)
     assert "is a folder" in refused(DATA, x, *SMALL)
@@ -821,7 +821,7 @@ def test_convert_refuses_another_architecture(run, fails, tmp_path):
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
 def test_convert_names_a_folder_that_is_not_there(fails, tmp_path, name):
-    to = ["--to", "croma_official"] if name.endswith(".pt") else []
+    to = ["--format", "croma_official"] if name.endswith(".pt") else []
     message = fails("convert", OFFICIAL, tmp_path / "absent" / name, *SMALL, *to)
     # Not the temporary name that was tried inside it.
-    assert re.search(rf"no folder {re.escape(str(tmp_path / 'absent'))}(?!/\.)", message)
+    assert re.search(rf"the folder {re.escape(str(tmp_path / 'absent'))}(?!/\.)", message)

@@ -35,7 +35,7 @@ def file(tmp_path):
 
 
 def test_the_bands_of_a_file_meet_the_weights(file, capsys):
-    assert main(["bands", "croma_vit_tiny", "--sensor", f"s2={file}", "--mine", "late,bleu"]) == 0
+    assert main(["bands", "croma_vit_tiny", "--sensor", f"s2={file}", "--bands", "late,bleu"]) == 0
     printed = capsys.readouterr().out
     expected = rsb.Sensor(
         name="two_bands",
@@ -49,7 +49,7 @@ def test_the_bands_of_a_file_meet_the_weights(file, capsys):
     assert SENSORS["two_bands"] == expected
     plan = plan_adaptation("croma_vit_tiny", sensors={"s2": expected}, bands={"s2": ("late", "early")})
     assert printed == f"{plan}\n"
-    assert [row.source for row in plan.bands[0].rows] == ["B08", "B02"]
+    assert [match.source for match in plan.bands[0].matches] == ["B08", "B02"]
 
 
 def test_a_checkpoint_says_its_own_bands(file, tmp_path, capsys):
@@ -63,11 +63,11 @@ def test_a_checkpoint_says_its_own_bands(file, tmp_path, capsys):
     saved = rsb.save_model(model, tmp_path / "m.safetensors")
     capsys.readouterr()
     bands = ["bands", "croma_vit_tiny", "--checkpoint", str(saved), "--sensor", f"s2={file}"]
-    assert main([*bands, "--mine", "early"]) == 0
+    assert main([*bands, "--bands", "early"]) == 0
     assert "weights for bands of one" in capsys.readouterr().out
-    assert main([*bands, "--mine", "early,late"]) == 2
-    assert "no band (of one) near enough in wavelength to late" in capsys.readouterr().err
-    assert main(["bands", "seamo_vit_tiny", "--checkpoint", str(saved), "--mine", "B02"]) == 2
+    assert main([*bands, "--bands", "early,late"]) == 2
+    assert "no band (of one) close in wavelength to late" in capsys.readouterr().err
+    assert main(["bands", "seamo_vit_tiny", "--checkpoint", str(saved), "--bands", "B02"]) == 2
     assert "holds croma_vit_tiny" in capsys.readouterr().err
 
 
@@ -75,16 +75,16 @@ def test_a_checkpoint_says_its_own_bands(file, tmp_path, capsys):
     ("change", "said"),
     [
         (lambda s: s.pop("name"), "missing fields: name"),
-        (lambda s: s.update(colour="red"), "unknown or missing fields: colour"),
+        (lambda s: s.update(color="red"), "unknown or missing fields: color"),
         (lambda s: s["bands"][1].pop("width"), r"bands\[1\]: unknown or missing fields: width"),
         (lambda s: s["bands"][0].update(wavelength="492"), r"bands\[0\]: wavelength must be a number"),
         (lambda s: s["bands"][0].update(gsd=True), "gsd must be a number"),
         (lambda s: s["bands"][0].update(aliases=[1]), "aliases must be names"),
-        (lambda s: s["bands"][0].update(wavelength=0.49), "nanometres"),
+        (lambda s: s["bands"][0].update(wavelength=0.49), "nanometers"),
         (lambda s: s["bands"][0].update(name="late"), "names more than one band"),
         (lambda s: s.update(bands=[]), "has no bands"),
         (lambda s: s.update(bands=[5]), r"bands\[0\]: expected an object"),
-        (lambda s: s.update(name="s2"), "is known already"),
+        (lambda s: s.update(name="s2"), "is already registered"),
         (lambda s: s.update(kind="sonar"), "optical or radar"),
     ],
 )

@@ -89,8 +89,8 @@ def test_a_resized_view_shows_the_places_it_should(seed):
     view = draw_view(generator(seed), 64, 48, crop=(16, 48), flips=True, turns=True)
     size = 16
     got = resize_and_turn(view, torch.from_numpy(cut(view, coordinates(64, 48))), size).double().numpy()
-    centres = (np.arange(size) + 0.5) * view.side / size - 0.5
-    expected = np.stack(np.meshgrid(view.top + centres, view.left + centres, indexing="ij"))
+    centers = (np.arange(size) + 0.5) * view.side / size - 0.5
+    expected = np.stack(np.meshgrid(view.top + centers, view.left + centers, indexing="ij"))
     expected = expected[:, ::-1] if view.flip_rows else expected
     expected = expected[:, :, ::-1] if view.flip_columns else expected
     expected = np.rot90(expected, view.quarter_turns, (1, 2))
@@ -265,7 +265,7 @@ def test_the_sensors_of_a_season_share_its_view(region, tmp_path):
             assert (what // 10 == t).all()  # in order of time
             assert len(np.unique(what)) == 1
             row, column = where % 100, where // 100
-            assert np.ptp(row) == np.ptp(column) == 15  # a square of 16 x 16 neighbours
+            assert np.ptp(row) == np.ptp(column) == 15  # a square of 16 x 16 neighbors
             seen.append({*zip(row.ravel().tolist(), column.ravel().tolist(), strict=True)})
             assert len(seen[-1]) == 256
         alike = all(np.array_equal(sample[t, 0], sample[0, 0]) for t in range(4))

@@ -107,7 +107,7 @@ def test_ndvi_orders_forest_soil_water() -> None:
 
 
 @pytest.mark.parametrize("day", [20, 180])
-def test_water_is_darkest_in_swir_and_cross_polarisation(day: int) -> None:
+def test_water_is_darkest_in_swir_and_cross_polarization(day: int) -> None:
     s = scene(day)
     for image in (band(s, "B11"), band(s, "B12"), 10 ** (s.s1[1] / 10)):
         level = {c: np.median(image[s.land_cover == k]) for k, c in enumerate(s.classes)}
@@ -133,7 +133,7 @@ def test_speckle_has_the_stated_number_of_looks() -> None:
         assert 10 * np.log10(linear.mean()) == pytest.approx(level, abs=0.3)
 
 
-def test_speckle_is_shared_by_neighbours_but_not_by_days_or_channels() -> None:
+def test_speckle_is_shared_by_neighbors_but_not_by_days_or_channels() -> None:
     lake = interior(scene(), "water", margin=4)
 
     def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

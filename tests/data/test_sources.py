@@ -155,7 +155,7 @@ def test_npz_brings_coarser_bands_to_the_finest_grid(tmp_path):
 
 
 def test_a_linear_ramp_stays_where_it_is():
-    """Resizing must not shift: the centre of a 20 m pixel is between two 10 m pixels."""
+    """Resizing must not shift: the center of a 20 m pixel is between two 10 m pixels."""
     fine = np.arange(24, dtype=np.float32)
     coarse = fine.reshape(12, 2).mean(1)
     resized = to_grid(np.broadcast_to(coarse, (1, 12, 12)), 24, 24)
@@ -187,13 +187,16 @@ def test_npz_series_are_in_order_of_time(tmp_path):
 def test_npz_units_and_no_data(tmp_path):
     s2, s1 = dn(1, 8, 8) + np.uint16(1000), np.array([[[500, 2000], [3000, 14125]]], np.uint16)
     s1 = np.tile(s1, (1, 4, 4))
-    options = {"units": {"s2": "dn+1000", "s1": "worldcereal_db"}, "nodata": {"s2": 65535, "s1": 65535}}
+    options = {
+        "units": {"s2": "dn_baseline_0400", "s1": "worldcereal_db"},
+        "nodata": {"s2": 65535, "s1": 65535},
+    }
     images = {"s2": {"a": ("B02",)}, "s1": {"b": ("VV",)}}
     source = npz(tmp_path / "a.npz", images, {"a": s2, "b": s1}, **options)
     sample = source.read(0, 0)
     np.testing.assert_array_equal(sample.images["s2"], s2.astype(int) - 1000)
     np.testing.assert_allclose(sample.images["s1"][0, 1, 1], 0.0, atol=1e-3)  # 20 log10(14125) = 83
-    assert source.notes == ("s2: dn+1000 brought to dn", "s1: worldcereal_db brought to db")
+    assert source.notes == ("s2: dn_baseline_0400 brought to dn", "s1: worldcereal_db brought to db")
     for array, what in (("a", s2), ("b", s1)):
         holed = what.copy()
         holed[0, 2, 3] = 65535

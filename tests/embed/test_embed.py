@@ -26,7 +26,7 @@ from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.embed import (
     embed_patches,
     embed_scene,
-    principal_colours,
+    principal_colors,
 )
 from rsbackbones.zoo.fingerprint import weights_digest
 from tests.data.test_rasters import GRID, S1, S2, write_tif
@@ -135,7 +135,7 @@ def test_windows_cover_everything_and_stay_inside(length, sizes):
         covered[start : start + size] += 1
     assert covered.min() >= 1
     assert starts == sorted(set(starts))
-    # Neighbours share at least the overlap asked for.
+    # Neighbors share at least the overlap asked for.
     assert all(b - a <= window - overlap for a, b in itertools.pairwise(starts))
     assert starts == plain_windows(length, size, window - overlap)
 
@@ -383,7 +383,7 @@ def test_exactly_the_patches_without_data_are_nan(tiny_s2, tmp_path):
 
 
 def test_a_hole_is_filled_with_what_lies_around_it(tiny_s2, tmp_path):
-    # Of a field of one colour the rest of it has the features that it would have without the hole:
+    # Of a field of one color the rest of it has the features that it would have without the hole:
     # attention must not see a black patch there.
     data = np.broadcast_to(np.arange(500, 2900, 200, dtype=np.uint16)[:, None, None], (12, 48, 48)).copy()
     whole = plain_map(tiny_s2, {"s2": data}, "s2")
@@ -449,7 +449,7 @@ def test_values_in_another_unit_are_refused(tiny, tmp_path):
     # Converted back in float32 a few values fall on the other side of an 8-bit step.
     converted = run(reflectance, power, s2="reflectance", s1="linear")
     np.testing.assert_allclose(converted, expected, atol=0.02)
-    np.testing.assert_array_equal(run(dn + 1000, db, s2="dn+1000"), expected)
+    np.testing.assert_array_equal(run(dn + 1000, db, s2="dn_baseline_0400"), expected)
 
 
 def test_the_unit_is_judged_by_the_whole_scene(tiny_s2, tmp_path):
@@ -662,7 +662,7 @@ CHANGES = {
     "window": {"window": 40},
     "overlap": {"overlap": 16},
     "nodata": {"nodata": 0.0},
-    "units": {"units": {"s2": "dn+1000"}},
+    "units": {"units": {"s2": "dn_baseline_0400"}},
     "weights": change_weights,
     "input": change_input,
 }
@@ -761,9 +761,9 @@ def planes(height, width, dim=20):
     return features.astype(np.float32), patterns
 
 
-def test_the_colours_are_the_principal_components():
+def test_the_colors_are_the_principal_components():
     features, patterns = planes(60, 64)
-    image = principal_colours(features)
+    image = principal_colors(features)
     assert image.shape == (4, 60, 64)
     assert image.dtype == np.uint8
     assert (image[3] == 255).all()
@@ -775,28 +775,28 @@ def test_the_colours_are_the_principal_components():
         assert np.corrcoef(image[i].ravel(), expected.ravel())[0, 1] > 0.99
 
 
-def test_colours_do_not_depend_on_where_the_map_lies():
+def test_colors_do_not_depend_on_where_the_map_lies():
     features, _ = planes(40, 40)
-    shifted = principal_colours(features + 5)
-    difference = np.abs(shifted.astype(int) - principal_colours(features))
+    shifted = principal_colors(features + 5)
+    difference = np.abs(shifted.astype(int) - principal_colors(features))
     assert difference.max() <= 1
 
 
-def test_missing_patches_are_transparent_and_change_no_other_colour():
+def test_missing_patches_are_transparent_and_change_no_other_color():
     features, _ = planes(30, 40)
     lost = np.zeros((30, 40), bool)
     lost[3, 4] = lost[20:, 35:] = True
     holes = np.where(lost[..., None], np.float32(np.nan), features)
-    image = principal_colours(holes)
+    image = principal_colors(holes)
     np.testing.assert_array_equal(image[3], np.where(lost, 0, 255))
     assert (image[:3, lost] == 0).all()
     rest = features[~lost][:, None]  # the other patches, as a map of one column
-    np.testing.assert_array_equal(image[:, ~lost], principal_colours(rest)[..., 0])
+    np.testing.assert_array_equal(image[:, ~lost], principal_colors(rest)[..., 0])
 
 
 def test_a_map_of_more_patches_than_are_sampled():
     features, patterns = planes(230, 200)
-    image = principal_colours(features)
+    image = principal_colors(features)
     assert np.corrcoef(image[0].ravel(), patterns[0].ravel())[0, 1] > 0.99
     assert (image[3] == 255).all()
 
@@ -804,11 +804,11 @@ def test_a_map_of_more_patches_than_are_sampled():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 3), (2, 2)])
 def test_a_map_of_a_few_patches_is_not_transparent(shape):
     features = np.random.default_rng(0).normal(size=(*shape, 8)).astype(np.float32)
-    assert (principal_colours(features)[3] == 255).all()
+    assert (principal_colors(features)[3] == 255).all()
 
 
 def test_a_map_without_data_is_transparent():
-    assert not principal_colours(np.full((4, 5, 8), np.nan, np.float32)).any()
+    assert not principal_colors(np.full((4, 5, 8), np.nan, np.float32)).any()
 
 
 # -- many patches -------------------------------------------------------------------------------------
@@ -984,7 +984,7 @@ def test_a_pair_of_grids_that_differ_by_rounding_is_a_pair(tiny, tmp_path):
         np.testing.assert_allclose(rows["joint"][0], plain_pooled(tiny, images)["joint"], atol=1e-5)
 
 
-def test_neighbouring_places_are_not_one(tiny_s2, tiny, tmp_path):
+def test_neighboring_places_are_not_one(tiny_s2, tiny, tmp_path):
     # In degrees a pixel is a small number, and so is the distance to the next place.
     step = 1e-4
     images = [{"s2": optical(8, 8, seed=i), "s1": radar(8, 8, seed=i)} for i in range(2)]

@@ -16,7 +16,7 @@ from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.subject import model_for
-from rsbackbones.sensors import NORMALISED
+from rsbackbones.sensors import UINT8_RGB
 from tests.data.test_rasters import GRID, S2, write_tif
 
 LANDSAT = ("B1", "B2", "B3", "B4", "B5", "B6", "B7")
@@ -139,9 +139,9 @@ def test_scale_and_the_units_of_landsat(run, tmp_path, weights):
     data = noise(7, high=6000)
     stored = np.round((data / 10000 + 0.2) / 0.0000275).astype(np.uint16)
     source = write_tif(tmp_path / "scene.tif", stored, LANDSAT)
-    model = build(weights, sensors={"s2": "landsat_oli"}, bands={"s2": LANDSAT}, bands_scale="sqrt")
+    model = build(weights, sensors={"s2": "landsat_oli"}, bands={"s2": LANDSAT}, kernel_scale="sqrt")
     expected = features_of(model, stored, units={"s2": "landsat_c2"})
-    options = ["--sensor", "s2=landsat_oli", "--scale", "sqrt", "--units", "s2=landsat_c2"]
+    options = ["--sensor", "s2=landsat_oli", "--kernel-scale", "sqrt", "--units", "s2=landsat_c2"]
     assert_embeds(run, source, options, expected, tmp_path)
     # The tags that say the same: what is read are reflectances.
     with rasterio.open(source, "r+") as raster:
@@ -164,15 +164,15 @@ def test_a_checkpoint_of_landsat_says_so_itself(run, tmp_path, weights):
     data = noise(12)
     source = write_tif(tmp_path / "scene.tif", data, S2)
     other = rsb.create_model(
-        "croma_vit_tiny", checkpoint=file, sensors={"s2": "s2"}, bands={"s2": S2}, bands_missing="nearest"
+        "croma_vit_tiny", checkpoint=file, sensors={"s2": "s2"}, bands={"s2": S2}, missing_bands="nearest"
     )
-    options = ["--checkpoint", file, "--sensor", "s2=s2", "--missing", "nearest"]
+    options = ["--checkpoint", file, "--sensor", "s2=s2", "--missing-bands", "nearest"]
     assert_embeds(run, source, options, features_of(other, data), tmp_path)
 
 
 def test_patches_of_superdove_through_python(tmp_path, weights):
     names = ("coastal_blue", "blue", "green_i", "green", "yellow", "red", "rededge", "nir")
-    model = build(weights, sensors={"s2": "superdove"}, bands_missing="nearest")
+    model = build(weights, sensors={"s2": "superdove"}, missing_bands="nearest")
     data = [noise(8, seed=i) for i in range(2)]
     sources = [write_tif(tmp_path / f"{i}.tif", x, names) for i, x in enumerate(data)]
     embed_patches(model, sources, tmp_path / "rows.npz", **QUIET)
@@ -190,18 +190,18 @@ def test_what_a_band_gets_that_the_weights_lack(run, tmp_path, weights):
     assert code == 2
     assert "B8" in err.splitlines()[-1]
     model = build(
-        weights, sensors={"s2": "landsat_oli"}, bands={"s2": (*LANDSAT, "B8")}, bands_missing="nearest"
+        weights, sensors={"s2": "landsat_oli"}, bands={"s2": (*LANDSAT, "B8")}, missing_bands="nearest"
     )
-    assert_embeds(run, source, [*options, "--missing", "nearest"], features_of(model, data), tmp_path)
+    assert_embeds(run, source, [*options, "--missing-bands", "nearest"], features_of(model, data), tmp_path)
 
     # A band of the weights' own sensor is left alone, unless it is said what it gets.
     data = noise(13)
     source = write_tif(tmp_path / "scene.tif", data, (*S2[:10], "B10", *S2[10:]))
     plain = features_of(build(weights), np.delete(data, 10, axis=0))
     assert "not used: B10" in assert_embeds(run, source, [], plain, tmp_path)
-    model = build(weights, bands={"s2": (*S2, "B10")}, bands_missing="nearest")
+    model = build(weights, bands={"s2": (*S2, "B10")}, missing_bands="nearest")
     expected = features_of(model, data, bands={"s2": (*S2[:10], "B10", *S2[10:])})
-    assert "not used" not in assert_embeds(run, source, ["--missing", "nearest"], expected, tmp_path)
+    assert "not used" not in assert_embeds(run, source, ["--missing-bands", "nearest"], expected, tmp_path)
 
 
 def test_bands_that_the_rasters_lack_advise_the_sensor(run, tmp_path):
@@ -210,14 +210,14 @@ def test_bands_that_the_rasters_lack_advise_the_sensor(run, tmp_path):
     output = ["--output", tmp_path / "map.tif"]
     code, err = run(source, *output)
     assert code == 2
-    assert "--allow-missing-bands" in err
+    assert "--allow-dropped-bands" in err
     assert "--sensor s2=" in err
-    code, err = run(source, *output, "--allow-missing-bands")
+    code, err = run(source, *output, "--allow-dropped-bands")
     assert code == 0
     assert "s2: read as Sentinel-2 MSI: B01, B02, B03, B04, B05, B06, B07" in err
-    code, err = run(source, *output, "--sensor", "s2=landsat_oli", "--missing", "none")
+    code, err = run(source, *output, "--sensor", "s2=landsat_oli", "--missing-bands", "none")
     assert code == 2
-    assert "bands_missing" in err
+    assert "missing_bands" in err
     for wrong, words in [("s3=landsat_oli", "not s3"), ("s2=landsat", "unknown sensor 'landsat'"),
                          ("s1=s1", "no raster holds bands of s1")]:  # fmt: skip
         code, err = run(source, *output, "--random-weights", "--sensor", wrong)
@@ -225,7 +225,7 @@ def test_bands_that_the_rasters_lack_advise_the_sensor(run, tmp_path):
         assert words in err
     code, err = run(write_tif(tmp_path / "b10.tif", noise(1), ["B10"]), *output)
     assert code == 2
-    assert "--missing nearest" in err
+    assert "--missing-bands nearest" in err
 
 
 def test_unused_bands_are_said_once_for_all_files(run, tmp_path):
@@ -241,7 +241,7 @@ def test_unused_bands_are_said_once_for_all_files(run, tmp_path):
 
 # -- 8-bit rasters ------------------------------------------------------------------------------------
 
-REFUSED = r"8bit\.tif: s2.*: 8-bit values are a picture, not digital numbers; .*normalised"
+REFUSED = r"8bit\.tif: s2.*: 8-bit values are a picture, not digital numbers; .*uint8_rgb"
 
 
 def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
@@ -251,9 +251,9 @@ def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
         embed_scene(model, [path], tmp_path / "map.tif", **QUIET)
     with pytest.raises(ValueError, match=REFUSED):
         embed_patches(model, [path], tmp_path / "rows.npz", **QUIET)
-    code, err = run(path, "--allow-missing-bands", "--output", tmp_path / "m.tif")
+    code, err = run(path, "--allow-dropped-bands", "--output", tmp_path / "m.tif")
     assert code == 2
-    assert "--units s2=normalised" in err
+    assert "--units s2=uint8_rgb" in err
     with pytest.raises(ValueError, match=r"s2 \(rgb\): 8-bit"):
         find_bands(path, {"s2": "rgb"})
 
@@ -267,12 +267,12 @@ def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
         open_labelled(tmp_path / "folders")
     rows = ["path,label,split", "8bit.tif,a,test", *(f"folders/{x}/8bit.tif,{x},train" for x in "ab")]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    pictures = open_labelled(tmp_path, sensors={"s2": "rgb"}, units={"s2": NORMALISED})
-    assert (pictures.bands, pictures.units) == ({"s2": ("B04", "B03", "B02")}, {"s2": NORMALISED})
+    pictures = open_labelled(tmp_path, sensors={"s2": "rgb"}, units={"s2": UINT8_RGB})
+    assert (pictures.bands, pictures.units) == ({"s2": ("B04", "B03", "B02")}, {"s2": UINT8_RGB})
     np.testing.assert_array_equal(pictures.read(0)["s2"], picture())
     with pytest.raises(ValueError, match=REFUSED):
         open_source(tmp_path / "folders" / "a")
-    source = open_source(tmp_path / "folders" / "a", named={"s2": NORMALISED})
+    source = open_source(tmp_path / "folders" / "a", named={"s2": UINT8_RGB})
     np.testing.assert_array_equal(source.read(0, 0).images["s2"], picture())
 
 
@@ -310,11 +310,11 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
             ]
         )
     evaluated = open_labelled(tmp_path / "set", classes=("a", "b"))
-    assert evaluated.units == {"s2": NORMALISED}
+    assert evaluated.units == {"s2": UINT8_RGB}
     expected = encode(model_for(evaluated, "croma_vit_tiny", checkpoint=weights), evaluated).features["s2"]
 
     described = write_tif(tmp_path / "described.tif", data, ("red", "green", "blue"))
-    options = ["--sensor", "s2=rgb", "--units", "s2=normalised"]
+    options = ["--sensor", "s2=rgb", "--units", "s2=uint8_rgb"]
     model = build(weights, sensors={"s2": "rgb"})
     images = torch.from_numpy(data[None].astype(np.float32) / 255)
     with torch.inference_mode():
@@ -324,7 +324,7 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
     for source, more in [
         (described, options),
         (tmp_path / "set" / "p.tif", [*options, "--bands", "red,green,blue"]),
-        (described, ["--units", "s2=normalised", "--allow-missing-bands"]),  # as three bands of Sentinel-2
+        (described, ["--units", "s2=uint8_rgb", "--allow-dropped-bands"]),  # as three bands of Sentinel-2
     ]:
         code, err = run(source, *more, "--output", tmp_path / "rows.npz")
         assert code == 0, err

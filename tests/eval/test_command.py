@@ -18,18 +18,18 @@ from rsbackbones.cli import main
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Three classes of noisy colours, 15 pictures of 16 x 16 each."""
+    """Three classes of noisy colors, 15 pictures of 16 x 16 each."""
     root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for name, colour in {"field": (40, 120, 40), "sea": (20, 40, 120), "town": (130, 110, 100)}.items():
+    for name, color in {"field": (40, 120, 40), "sea": (20, 40, 120), "town": (130, 110, 100)}.items():
         (root / name).mkdir()
         for i in range(15):
-            image = np.clip(np.array(colour) + draw.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8)
+            image = np.clip(np.array(color) + draw.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(image).save(root / name / f"{i}.png")
     return root
 
 
 def run(out, data, *more):
-    common = ["--model", "croma_vit_tiny", "--data", str(data), "--out", str(out), "--quiet"]
+    common = ["--model", "croma_vit_tiny", "--data", str(data), "--output", str(out), "--quiet"]
     return main(["eval", *more[:1], *common, *more[1:]])
 
 
@@ -37,7 +37,7 @@ def test_pictures_in_class_folders_give_one_table(pictures, tmp_path, capsys):
     assert run(tmp_path / "a", pictures, "knn,kmeans,linear", "--baselines") == 0
     out = capsys.readouterr()
     assert "croma_vit_tiny" in out.out
-    assert "random initialisation" in out.out
+    assert "random initialization" in out.out
     assert "B08" in out.err  # whose weights were left out
     found = json.loads((tmp_path / "a" / "result.json").read_text())
     protocols = {(row["subject"], row["protocol"]) for row in found["rows"]}
@@ -45,7 +45,7 @@ def test_pictures_in_class_folders_give_one_table(pictures, tmp_path, capsys):
     assert ("croma_vit_tiny", "logistic") in protocols  # compared by the same
     assert all(0 <= row["intervals"]["top1"][0] <= row["metrics"]["top1"] + 1e-9 for row in found["rows"])
     best = next(r for r in found["rows"] if r["subject"].startswith("mean"))
-    assert best["metrics"]["top1"] == 1  # colours are told apart by their means
+    assert best["metrics"]["top1"] == 1  # colors are told apart by their means
     assert found["data"]["samples"] == {"train": 36, "test": 9}
     header = (tmp_path / "a" / "result.csv").read_text().splitlines()[0]
     assert header == "subject,stream,protocol,seed,metric,value,low,high"
@@ -72,7 +72,7 @@ def test_a_damaged_row_is_said_and_made_again(content, pictures, tmp_path):
 
 
 def test_progress_is_shown_within_a_protocol(pictures, tmp_path, capsys):
-    options = ["--model", "croma_vit_tiny", "--data", str(pictures), "--out", str(tmp_path)]
+    options = ["--model", "croma_vit_tiny", "--data", str(pictures), "--output", str(tmp_path)]
     assert main(["eval", "linear,sparse", *options]) == 0
     shown = capsys.readouterr().err
     epochs = {int(n) for n in re.findall(r"linear (\d+)/210", shown)}
@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
     assert run(tmp_path / "whole", pictures, "knn,kmeans,linear") == 0
     command = [
         *(sys.executable, "-m", "rsbackbones.cli", "eval", "knn,kmeans,linear", "--quiet"),
-        *("--model", "croma_vit_tiny", "--data", str(pictures), "--out", str(tmp_path / "killed")),
+        *("--model", "croma_vit_tiny", "--data", str(pictures), "--output", str(tmp_path / "killed")),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     parts = tmp_path / "killed" / "parts"
@@ -335,8 +335,8 @@ def test_statistics_stand_beside_random_weights_alone(pictures, tmp_path):
     assert run(tmp_path, pictures, "knn", "--random-weights", "--baselines") == 0
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["subject"], row["protocol"]) for row in rows] == [
-        ("random initialisation", "knn"),
-        ("random initialisation", "logistic"),
+        ("random initialization", "knn"),
+        ("random initialization", "logistic"),
         ("mean and deviation per band", "logistic"),
     ]
 
@@ -345,9 +345,9 @@ def test_statistics_stand_beside_random_weights_alone(pictures, tmp_path):
     ("options", "said"),
     [
         (("--pool", "mean"), "--pool mean makes one embedding"),
-        (("--sparse-k", "1,2"), "name sparse too"),
-        (("--sizes", "16,24"), "--sizes and --train-size are of extrapolation"),
-        (("--train-size", "16"), "--sizes and --train-size are of extrapolation"),
+        (("--sparse-k", "1,2"), "add it to the protocols or drop --sparse-k"),
+        (("--sizes", "16,24"), "--sizes and --train-size only apply to the extrapolation protocol"),
+        (("--train-size", "16"), "--sizes and --train-size only apply to the extrapolation protocol"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options, said, tmp_path, capsys):

@@ -16,7 +16,7 @@ from rsbackbones.eval.diversity import (
     probe_positions,
 )
 from rsbackbones.eval.sweep import ProbeOptions
-from rsbackbones.sensors import NORMALISED
+from rsbackbones.sensors import UINT8_RGB
 from tests.eval.dense_sets import pixel_set, simulated
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
@@ -102,7 +102,7 @@ def test_a_model_with_absolute_positions_gives_them_away(positions, known):
     generator = np.random.default_rng(0)
     images = [{"s2": generator.integers(96, 160, (3, 32, 32)).astype(np.uint8)} for _ in range(60)]
     data = pixel_set(
-        images, [None] * 60, bands={"s2": ("B04", "B03", "B02")}, units={"s2": NORMALISED},
+        images, [None] * 60, bands={"s2": ("B04", "B03", "B02")}, units={"s2": UINT8_RGB},
         splits={"train": np.arange(40), "test": np.arange(40, 60)},
     )  # fmt: skip
     torch.manual_seed(0)
@@ -126,5 +126,5 @@ def test_bad_encodings_are_refused():
         position_probing(model, data)
     splits = {"train": np.array([0]), "test": np.array([1])}
     data = pixel_set([data.read(i) for i in range(2)], [None] * 2, splits=splits)
-    with pytest.raises(ValueError, match=r"stream .s1. cannot be served from s2.*possible here: s2"):
+    with pytest.raises(ValueError, match=r"stream .s1. is not available for s2.*available: s2"):
         position_probing(model, data, streams=("s1",))

@@ -24,7 +24,7 @@ from rsbackbones.layers.sincos import (
     interpolated_from,
     sincos_embedding,
 )
-from rsbackbones.sensors import NORMALISED
+from rsbackbones.sensors import UINT8_RGB
 from tests.eval.dense_sets import pixel_set
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
@@ -38,7 +38,7 @@ def model(positions="alibi"):
     return rsb.create_model("croma_vit_tiny", overrides=overrides, modalities=("s2",), bands={"s2": RGB})
 
 
-def two_colours(sizes, *, splits, seed=0):
+def two_colors(sizes, *, splits, seed=0):
     """Pictures of dark and bright patches; which of the two a pixel is, is its label."""
     generator = np.random.default_rng(seed)
     images, labels = [], []
@@ -49,7 +49,7 @@ def two_colours(sizes, *, splits, seed=0):
         labels.append(label)
     splits = {name: np.array(indices) for name, indices in splits.items()}
     return pixel_set(
-        images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": NORMALISED}, splits=splits
+        images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": UINT8_RGB}, splits=splits
     )
 
 
@@ -77,7 +77,7 @@ def test_crops_are_parts_that_do_not_overlap_as_many_as_fit(height, width, down,
 
 def one_label_each(images, labels, **changes):
     data = pixel_set(images, [None] * len(images), task="classes", bands={"s2": RGB}, **changes)
-    return replace(data, labels=np.asarray(labels), units={"s2": NORMALISED}, read=lambda i: dict(images[i]))
+    return replace(data, labels=np.asarray(labels), units={"s2": UINT8_RGB}, read=lambda i: dict(images[i]))
 
 
 def test_crops_keep_splits_and_labels_and_say_what_they_are():
@@ -99,7 +99,7 @@ def test_crops_keep_splits_and_labels_and_say_what_they_are():
 
 
 def test_a_probe_of_patches_is_scored_by_pixels_at_every_size():
-    data = two_colours([(64, 96)] * 6, splits={"train": range(4), "test": (4, 5)})
+    data = two_colors([(64, 96)] * 6, splits={"train": range(4), "test": (4, 5)})
     sizes = (16, 32, (16, 96))
     found = extrapolate(model(), data, train_size=32, sizes=sizes, options=QUICK, draws=50)
     assert [row.size for row in found] == [(16, 16), (32, 32), (16, 96)]
@@ -114,7 +114,7 @@ def test_the_probe_is_the_one_that_was_trained_at_the_training_size():
     """The score at a size, against the same probe run by hand on features of that size."""
     from rsbackbones.eval.probe import probe
 
-    data = two_colours([(32, 48)] * 8, splits={"train": range(4), "val": (4, 5), "test": (6, 7)}, seed=1)
+    data = two_colors([(32, 48)] * 8, splits={"train": range(4), "val": (4, 5), "test": (6, 7)}, seed=1)
     data = pixel_set(  # labels that features do not give away, so that scores differ between sizes
         [data.read(i) for i in range(8)],
         [np.roll(data.read(i)["label"], 8, axis=1) for i in range(8)],
@@ -146,14 +146,14 @@ def test_images_with_one_label_each():
 
 
 def test_a_single_test_image_has_no_interval():
-    data = two_colours([(32, 32)] * 3, splits={"train": (0, 1), "test": (2,)})
+    data = two_colors([(32, 32)] * 3, splits={"train": (0, 1), "test": (2,)})
     (row,) = extrapolate(model(), data, train_size=16, sizes=(16,), options=QUICK, draws=10)
     assert row.images == 4
     assert not row.intervals
 
 
 def test_a_trained_model_at_every_size():
-    data = two_colours([(48, 64)] * 3, splits={"test": range(3)})
+    data = two_colors([(48, 64)] * 3, splits={"test": range(3)})
     dense = dense_model(model(), head="linear", num_classes=2).eval()
 
     def score(crops):
@@ -209,7 +209,7 @@ def test_interpolation_is_a_choice_of_use():
 
 def test_cached_features_know_of_interpolation(tmp_path):
     """The weights are the same; features of one must not be taken for those of the other."""
-    data = two_colours([(32, 32)] * 2, splits={"test": (0, 1)})
+    data = two_colors([(32, 32)] * 2, splits={"test": (0, 1)})
     net = model("sincos")
     plain = encode(net, data, level="patch", cache=tmp_path)
     interpolate_positions(net, (2, 2))
@@ -220,7 +220,7 @@ def test_cached_features_know_of_interpolation(tmp_path):
 
 @pytest.mark.parametrize("positions", ["alibi", "sincos", "peg"])
 def test_all_positions_serve_all_sizes(positions):
-    data = two_colours([(40, 80)] * 3, splits={"train": (0, 1), "test": (2,)})
+    data = two_colors([(40, 80)] * 3, splits={"train": (0, 1), "test": (2,)})
     net = model(positions)
     if positions == "sincos":
         interpolate_positions(net, (2, 2))
@@ -263,9 +263,9 @@ def test_the_picture_is_a_png_with_a_line_for_each_model(tmp_path):
     draw_extrapolation({"2D-ALiBi": rows(0.5, 0.6, 0.7), "PEG": rows(0.4, 0.2, 0.3)}, "miou", two)
     pictures = [imread(path)[..., :3] for path in (one, two)]
 
-    def coloured(picture, rgb):
+    def colored(picture, rgb):
         return (np.abs(picture - np.array(rgb) / 255).max(-1) < 0.02).sum()
 
-    assert all(coloured(picture, (31, 119, 180)) > 50 for picture in pictures)
-    assert [coloured(picture, (255, 127, 14)) > 50 for picture in pictures] == [False, True]
+    assert all(colored(picture, (31, 119, 180)) > 50 for picture in pictures)
+    assert [colored(picture, (255, 127, 14)) > 50 for picture in pictures] == [False, True]
     assert not list(tmp_path.glob("*.tmp"))

@@ -7,7 +7,7 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.sensors import NORMALISED
+from rsbackbones.sensors import UINT8_RGB
 from tests.eval.dense_sets import pixel_set
 
 
@@ -43,7 +43,7 @@ def test_measured_values_are_what_create_preprocess_makes_of_them():
 def test_pictures_are_divided_by_255_and_gathered_by_name():
     pictures = model(modalities=("s2",), bands={"s2": ("B02", "B03", "B04")})
     raw = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16)).astype(np.uint8)
-    data = set_of({"s2": ("B04", "B08", "B03", "B02")}, {"s2": NORMALISED})
+    data = set_of({"s2": ("B04", "B08", "B03", "B02")}, {"s2": UINT8_RGB})
     made = model_inputs(pictures, data)({"s2": raw})["s2"]
     np.testing.assert_array_equal(made.numpy(), raw[:, [3, 2, 0]].astype(np.float32) / 255)
     assert torch.equal(model_inputs(pictures, data)({"s2": torch.from_numpy(raw)})["s2"], made)
@@ -56,7 +56,7 @@ def test_a_set_that_lacks_what_the_model_takes_is_refused_with_the_fix():
         model_inputs(model(modalities=("s2",)), set_of({"s1": S1_BANDS}))
     with pytest.raises(ValueError, match=r"the model takes .*B12.*create_model\(..., bands="):
         model_inputs(model(modalities=("s2",)), set_of({"s2": S2_BANDS[:-1]}))
-    rgb = set_of({"s2": ("B04", "B03", "B02")}, {"s2": NORMALISED})
+    rgb = set_of({"s2": ("B04", "B03", "B02")}, {"s2": UINT8_RGB})
     with pytest.raises(ValueError, match=r"takes B01, .*lack.*bands=\{'s2': \('B04', 'B03', 'B02'\)\}"):
         model_inputs(model(modalities=("s2",)), rgb)
 
@@ -65,7 +65,7 @@ def test_a_set_that_lacks_what_the_model_takes_is_refused_with_the_fix():
 def test_values_that_no_picture_has_are_refused(value, message):
     inputs = model_inputs(
         model(modalities=("s2",), bands={"s2": ("red", "green", "blue")}),
-        set_of({"s2": ("red", "green", "blue")}, {"s2": NORMALISED}),
+        set_of({"s2": ("red", "green", "blue")}, {"s2": UINT8_RGB}),
     )
     raw = np.full((3, 16, 16), 9.0)
     raw[1, 2, 3] = value

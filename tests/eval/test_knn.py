@@ -10,7 +10,7 @@ from tests.eval.blobs import blobs, several_labels
 
 
 def plain(train, test, classes, k, temperature):
-    """Scores of every test sample, one neighbour at a time."""
+    """Scores of every test sample, one neighbor at a time."""
     labels = train.labels if train.labels.ndim == 2 else np.eye(classes)[train.labels]
     out = []
     for query in test.features.astype(np.float64):

@@ -42,7 +42,7 @@ def test_the_command_prints_a_table_each_and_keeps_what_is_done(maps, tmp_path, 
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert list(found["measurements"]) == ["invariance", "patches", "extrapolation"]
     for rows in found["measurements"].values():
-        assert [row["subject"] for row in rows] == ["croma_vit_tiny", "random initialisation"]
+        assert [row["subject"] for row in rows] == ["croma_vit_tiny", "random initialization"]
     # A crop of 32 pixels is a whole image: there the probe is that of the protocol.
     linear = {r["subject"]: r["metrics"]["miou"] for r in found["rows"] if r["protocol"] == "linear"}
     for row in found["measurements"]["extrapolation"]:
@@ -95,7 +95,7 @@ def test_only_what_has_a_model_is_measured(maps, tmp_path):
     model = model_for(data, "croma_vit_tiny")
     subjects = [of_statistics(model, {"level": "patch"}), of_random_weights(lambda: model, {})]
     found = measure(["patches"], subjects, lambda seed: data, tmp_path, progress=False)
-    assert [row["subject"] for row in found["patches"]] == ["random initialisation"]
+    assert [row["subject"] for row in found["patches"]] == ["random initialization"]
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_only_what_has_a_model_is_measured(maps, tmp_path):
         (("extrapolation", "--train-size", "16"), "no crop of 48 x 48"),
         (("extrapolation", "--sizes", "1x2x3"), "got '1x2x3'"),
         (("extrapolation", "--sizes", "big"), "got 'big'"),
-        (("knn,patches", "--size", "64"), "run them apart"),
-        (("patches", "--pool", "mean"), "run them apart"),
+        (("knn,patches", "--size", "64"), "in a separate command without them"),
+        (("patches", "--pool", "mean"), "in a separate command without them"),
         (("patches", "--streams", "s2+s2"), "single streams"),
         (("patches", "--streams", "s1"), "no stream s1"),
         (("patterns",), "patches, positions"),

@@ -54,17 +54,17 @@ def test_features_are_those_of_the_model_for_the_sensor(key, tmp_path):
     assert "s2: not used: B1, B6, B7" in said_of(data, model)
 
 
-@pytest.mark.parametrize(("rule", "scale"), [("nearest", "count"), ("mean", "sqrt"), ("all_new", "none")])
+@pytest.mark.parametrize(("rule", "scale"), [("nearest", "count"), ("mean", "sqrt"), ("reinit_all", "none")])
 def test_other_rules_take_all_bands_of_the_set(rule, scale, tmp_path):
     images = landsat(tmp_path / "set.npz")
     data = open_labelled(tmp_path / "set.npz", sensors={"s2": "landsat_oli"})
     torch.manual_seed(0)
-    bands = {"s2": KNOWN} if rule == "all_new" else None  # others of its bands have no statistics
-    model = model_for(data, "croma_vit_tiny", bands=bands, bands_missing=rule, bands_scale=scale)
+    bands = {"s2": KNOWN} if rule == "reinit_all" else None  # others of its bands have no statistics
+    model = model_for(data, "croma_vit_tiny", bands=bands, missing_bands=rule, kernel_scale=scale)
     torch.manual_seed(0)
     expected = tiny(
-        sensors={"s2": "landsat_oli"}, bands={"s2": KNOWN if bands else OLI}, bands_missing=rule,
-        bands_scale=scale,
+        sensors={"s2": "landsat_oli"}, bands={"s2": KNOWN if bands else OLI}, missing_bands=rule,
+        kernel_scale=scale,
     )  # fmt: skip
     found = encode(model, data)
     np.testing.assert_allclose(found.features["s2"], features_of(expected, images, OLI), atol=1e-5)
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_the_sensor_meets_its_bands_by_name(tmp_path, capsys):
     assert said_of(data, model)[-1] == "s2: not used: B1, B4, B6, B7"
     found = encode(model, data)
     np.testing.assert_allclose(found.features["s2"], features_of(kept, images, OLI), atol=1e-5)
-    common = ["--data", str(tmp_path / "set.npz"), "--out", str(tmp_path / "out"), "--quiet"]
+    common = ["--data", str(tmp_path / "set.npz"), "--output", str(tmp_path / "out"), "--quiet"]
     checkpoint = ["--checkpoint", str(tmp_path / "landsat.safetensors"), "--sensor", "s2=landsat_oli"]
     assert main(["eval", "knn", "--model", "croma_vit_tiny", *common, *checkpoint, "--baselines"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -93,28 +93,30 @@ def test_a_checkpoint_of_the_sensor_meets_its_bands_by_name(tmp_path, capsys):
 
 def test_the_command_takes_the_rules(tmp_path, capsys):
     landsat(tmp_path / "set.npz")
-    common = ["--data", str(tmp_path / "set.npz"), "--out", str(tmp_path / "out"), "--quiet"]
+    common = ["--data", str(tmp_path / "set.npz"), "--output", str(tmp_path / "out"), "--quiet"]
     command = ["eval", "knn", "--model", "croma_vit_tiny", *common]
     assert main(command) == 2
     assert "(--sensor s2=landsat_oli)" in capsys.readouterr().err
-    rules = ["--sensor", "s2=landsat_oli", "--missing", "nearest", "--scale", "sqrt"]
+    rules = ["--sensor", "s2=landsat_oli", "--missing-bands", "nearest", "--kernel-scale", "sqrt"]
     assert main([*command, *rules, "--baselines"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     expected = tiny(
-        sensors={"s2": "landsat_oli"}, bands={"s2": OLI}, bands_missing="nearest", bands_scale="sqrt"
+        sensors={"s2": "landsat_oli"}, bands={"s2": OLI}, missing_bands="nearest", kernel_scale="sqrt"
     )
     facts = result["subjects"]["croma_vit_tiny"]
     assert facts["adaptation"] == str(expected.adaptation)
-    assert {row["subject"] for row in result["rows"]} > {"croma_vit_tiny", "random initialisation"}
+    assert {row["subject"] for row in result["rows"]} > {"croma_vit_tiny", "random initialization"}
 
 
 def test_sentinel_2_and_landsat_beside_each_other_are_not_mixed_up(tmp_path):
     s2 = np.random.default_rng(4).integers(300, 4000, (12, 4, 16, 16)).astype(np.uint16)
     landsat(tmp_path / "set.npz", s2=s2, s2_bands=np.array(["B02", "B03", "B04", "B08"]))
-    both = open_labelled(tmp_path / "set.npz", units={"s2": "dn+1000"})
-    assert both.units == {"s2": "dn+1000", "landsat_oli": "landsat_c2"}
+    both = open_labelled(tmp_path / "set.npz", units={"s2": "dn_baseline_0400"})
+    assert both.units == {"s2": "dn_baseline_0400", "landsat_oli": "landsat_c2"}
     assert model_for(both, "croma_vit_tiny").bands["s2"] == ("B02", "B03", "B04", "B08")
-    data = open_labelled(tmp_path / "set.npz", sensors={"s2": "landsat_oli"}, units={"s2": "dn+1000"})
+    data = open_labelled(
+        tmp_path / "set.npz", sensors={"s2": "landsat_oli"}, units={"s2": "dn_baseline_0400"}
+    )
     assert data.bands == {"s2": OLI}
     assert data.units == {"s2": "landsat_c2"}
     assert "not used: images of s2" in data.notes
@@ -123,7 +125,9 @@ def test_sentinel_2_and_landsat_beside_each_other_are_not_mixed_up(tmp_path):
     rsb.save_model(tiny(sensors={"s2": "landsat_oli"}, bands={"s2": KNOWN}), tmp_path / "oli.safetensors")
     model = model_for(both, "croma_vit_tiny", checkpoint=tmp_path / "oli.safetensors")
     assert model.config.sensors["s2"] == "s2"
-    assert [row.rule for row in model.adaptation.bands[0].rows] == ["by wavelength"] * len(model.bands["s2"])
+    assert [match.rule for match in model.adaptation.bands[0].matches] == ["by wavelength"] * len(
+        model.bands["s2"]
+    )
 
 
 def test_a_model_of_another_sensor_than_the_set_is_refused(tmp_path):
@@ -169,7 +173,7 @@ def test_pictures_of_another_sensor(tmp_path):
         folder.mkdir(exist_ok=True)
         image_module.fromarray(draw.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(folder / f"{i}.png")
     data = open_labelled(tmp_path, sensors={"s2": "superdove"})
-    assert data.bands == {"s2": ("red", "green", "blue")}  # B4, B3 and B2 are other colours there
+    assert data.bands == {"s2": ("red", "green", "blue")}  # B4, B3 and B2 are other colors there
     assert sorted(model_for(data, "croma_vit_tiny").bands["s2"]) == ["blue", "green", "red"]
 
 
@@ -191,7 +195,7 @@ def test_bands_are_named_by_modality_for_arrays_named_after_the_sensor(tmp_path)
 def test_bands_that_weights_do_not_look_at_serve_no_other(tmp_path):
     """Adapted under ``zero``, saved, and adapted once more: as if adapted once."""
     of_landsat = {"sensors": {"s2": "landsat_oli"}}
-    model = tiny(**of_landsat, bands={"s2": OLI}, bands_missing="zero")
+    model = tiny(**of_landsat, bands={"s2": OLI}, missing_bands="zero")
     file = rsb.save_model(model, tmp_path / "zero.safetensors")
     assert not rsb.create_model("croma_vit_tiny", checkpoint=file).adaptation
     x = torch.rand(2, 4, 16, 16)
@@ -201,7 +205,7 @@ def test_bands_that_weights_do_not_look_at_serve_no_other(tmp_path):
     y = torch.rand(2, 5, 16, 16)
     for rule in ("nearest", "mean"):  # B8 is nearest to B4, and B9 to the zeros of B6
         for band in ("B8", "B9"):
-            more = {"bands": {"s2": (*KNOWN, band)}, "bands_missing": rule}
+            more = {"bands": {"s2": (*KNOWN, band)}, "missing_bands": rule}
             built, expected = (
                 rsb.create_model("croma_vit_tiny", checkpoint=f, **more) for f in (file, known)
             )
@@ -218,7 +222,7 @@ def test_the_random_baseline_is_of_the_shape_of_the_checkpoint(tmp_path, capsys)
     small = rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides={"dim": 48, "depth": 2})
     file = rsb.save_model(small, tmp_path / "small.safetensors")
     arguments = ["--data", str(tmp_path / "set.npz"), "--sensor", "s2=landsat_oli", "--quiet"]
-    arguments += ["--model", "croma_vit_tiny", "--checkpoint", str(file), "--out", str(tmp_path / "out")]
+    arguments += ["--model", "croma_vit_tiny", "--checkpoint", str(file), "--output", str(tmp_path / "out")]
     assert main(["eval", "knn", *arguments, "--baselines", "--cache", str(tmp_path / "cache")]) == 0
     jobs = [json.loads(f.read_text()) for f in (tmp_path / "cache").glob("*/job.json")]
     shapes = [job["layout"][0][2] for job in jobs if job["job"]["what"] == "features"]

@@ -11,8 +11,8 @@ from tests.eval.blobs import blobs, several_labels
 NAMES = ("water", "wood", "field", "town")
 
 
-def colours(path):
-    """The distinct colours of a PNG that cover at least 20 pixels."""
+def colors(path):
+    """The distinct colors of a PNG that cover at least 20 pixels."""
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     values, counts = np.unique(pixels, axis=0, return_counts=True)
     return {tuple(v) for v, c in zip(values.tolist(), counts, strict=True) if c >= 20}
@@ -21,11 +21,11 @@ def colours(path):
 TAB = [(31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40)]
 
 
-def test_features_are_drawn_in_a_colour_per_class(tmp_path):
+def test_features_are_drawn_in_a_color_per_class(tmp_path):
     draw_features(blobs(10), NAMES, tmp_path / "tsne.png")
-    assert set(TAB) <= colours(tmp_path / "tsne.png")
+    assert set(TAB) <= colors(tmp_path / "tsne.png")
     draw_features(blobs(10, classes=2), NAMES, tmp_path / "two.png")
-    assert not set(TAB[2:]) & colours(tmp_path / "two.png")
+    assert not set(TAB[2:]) & colors(tmp_path / "two.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tsne.png", "two.png"]
 
 
@@ -41,7 +41,7 @@ def test_a_picture_of_many_samples_draws_some_and_of_several_labels_none(tmp_pat
 @pytest.mark.slow  # numba compiles for half a minute
 def test_umap_draws_the_same_and_says_what_is_missing(tmp_path, monkeypatch):
     draw_features(blobs(10), NAMES, tmp_path / "umap.png", method="umap")
-    assert set(TAB) <= colours(tmp_path / "umap.png")
+    assert set(TAB) <= colors(tmp_path / "umap.png")
     monkeypatch.setitem(sys.modules, "umap", None)  # as where it is not installed
     with pytest.raises(ImportError, match=r"rsbackbones\[umap\]"):
         draw_features(blobs(10), NAMES, tmp_path / "umap.png", method="umap")
@@ -55,7 +55,7 @@ def test_segmentations_show_image_label_and_prediction(tmp_path):
         prediction=np.full((16, 16), 3),
     )  # fmt: skip
     draw_segmentations([example], NAMES, tmp_path / "maps.png")
-    assert set(TAB) <= colours(tmp_path / "maps.png")
+    assert set(TAB) <= colors(tmp_path / "maps.png")
     other = Segmented(**{**vars(example), "prediction": np.zeros((8, 8), int)})
     with pytest.raises(ValueError, match=r"one: .* differ in size"):
         draw_segmentations([other], NAMES, tmp_path / "maps.png")
@@ -71,4 +71,4 @@ def test_sparse_curves_have_a_line_for_each_of_the_features(tmp_path):
         for name, noise in (("clear", 0.1), ("noisy", 2))
     }
     draw_sparse(curves, NAMES[:3], tmp_path / "sparse.png")
-    assert set(TAB[:2]) <= colours(tmp_path / "sparse.png")
+    assert set(TAB[:2]) <= colors(tmp_path / "sparse.png")

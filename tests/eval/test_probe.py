@@ -24,7 +24,7 @@ def test_the_sweep_is_the_papers():
     assert RATES[-1] == 9e-2
     paper = ProbeOptions()
     assert (paper.hidden, paper.warmup, paper.epochs, paper.batch) == (2048, 5, 100, 1024)
-    assert (paper.weight_decay, paper.standardise) == (0.01, False)
+    assert (paper.weight_decay, paper.standardize) == (0.01, False)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -146,10 +146,10 @@ def test_a_fifth_is_held_out_of_every_class_and_whole_groups():
         hold_out(Samples(samples.features, samples.labels, np.zeros(203, int)), 0)
 
 
-def test_standardised_features_may_have_any_scale():
+def test_standardized_features_may_have_any_scale():
     train, test = blobs(25, spread=1.5), blobs(25, spread=1.5, seed=1)
     scale = np.array([1e4, 1, 1e-3, 1, 1, 1, 1, 1], np.float32)
-    options = replace(SHORT, standardise=True)
+    options = replace(SHORT, standardize=True)
     plain = fit_probes(train, classes=4, options=options)
     scaled = fit_probes(Samples(train.features * scale + 7, train.labels), classes=4, options=options)
     for rate in (1e-3, 5e-2):

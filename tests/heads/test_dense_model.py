@@ -291,7 +291,7 @@ def test_change_is_learned_by_heart():
     ({"depth": 2}, "upernet has none"),
     ({"head": "vit_lite", "width": 18}, "multiple of 4 and its depth at least 1, got 18"),
     ({"head": "vit_lite", "depth": 0}, "got 512 and 0"),
-    ({"stream": "thermal"}, "stream 'thermal' cannot be served"),
+    ({"stream": "thermal"}, "stream 'thermal' is not available"),
     ({"stream": "s1", "indices": (0, 0, 1, 2)}, "stream 's1' has 2 stages"),
     ({"indices": (0, 1)}, "maps of 4 depths, got 2"),
     ({"head": "linear", "indices": (0, 1)}, "takes the map of one stage, got 2"),
@@ -312,7 +312,7 @@ def test_other_bodies_are_refused():
 def test_images_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="30 x 44 pixels are not a multiple of 8, as this model needs"):
         model("linear")(images(30, 44))
-    with pytest.raises(ValueError, match="stream 'joint' cannot be served from s2"):
+    with pytest.raises(ValueError, match="stream 'joint' is not available for s2"):
         model("linear", stream="joint")({"s2": images(16, 16)["s2"]})
     change = model("linear", task="change")
     with pytest.raises(ValueError, match=r"two dates must be \[B, 2, C, H, W\].*got \[2, 12, 16, 16\]"):

@@ -199,12 +199,12 @@ def test_bands_are_gathered_by_name():
     x = torch.rand(1, 3, 16, 16)
     assert close(model(x), own(x))
     assert model.pretrained_cfg["input_size"][0] == 3
-    filled = timm.create_model(TINY, pretrained=True, bands=("B01", "B02"), bands_missing="nearest")
+    filled = timm.create_model(TINY, pretrained=True, bands=("B01", "B02"), missing_bands="nearest")
     assert filled.backbone.bands["s2"] == ("B01", "B02")
 
 
 def test_channels_of_another_sensor_meet_the_weights_by_wavelength():
-    options = {"bands": ("B2", "B5", "B6"), "bands_missing": "nearest", "bands_scale": "none"}
+    options = {"bands": ("B2", "B5", "B6"), "missing_bands": "nearest", "kernel_scale": "none"}
     model = timm.create_model(TINY, pretrained=True, in_chans=3, sensor="landsat_oli", **options)
     bands = {"s2": options.pop("bands")}
     own = rsb.create_model(

@@ -19,7 +19,7 @@ from rsbackbones.train.distill_tokenizer import (
     main,
     read_images,
 )
-from rsbackbones.zoo.saving import save_foreign
+from rsbackbones.zoo.saving import save_in_format
 from tests.conftest import close
 
 OWN = ("B02", "B03", "B04", "B08")
@@ -102,7 +102,7 @@ def test_kept_patches_and_channels_are_those_of_the_whole():
 @pytest.mark.parametrize(
     ("wavelengths", "widths", "named"),
     [
-        ([0.665], [0.031], "nanometres"),
+        ([0.665], [0.031], "nanometers"),
         ([5.5e7], [1e6], "radar"),
         ([10895], [590], "got one at 10895"),
         ([float("nan")], [10], "got one at nan"),
@@ -150,20 +150,20 @@ def test_adaptation_and_contract_say_what_is_made_and_what_is_known(tmp_path):
     mine = {"modalities": ("s2",), "bands": {"s2": ("B04", "B05", "B11")}, "checkpoint": path}
     model = rsb.create_model("croma_vit_tiny", **mine)
     (table,) = model.adaptation.bands
-    assert [(r.band, r.source, r.rule, r.factor) for r in table.rows] == [
-        ("B04", "B04", "made", 1.0), ("B05", None, "made", 1.0), ("B11", None, "extrapolated", 1.0),
+    assert [(r.band, r.source, r.rule, r.factor) for r in table.matches] == [
+        ("B04", "B04", "generated", 1.0), ("B05", None, "generated", 1.0), ("B11", None, "extrapolated", 1.0),
     ]  # fmt: skip
     assert "statistics of" in str(table)
     assert "left out" not in str(table)
     assert model.inputs["s2"].bands == ("B04",)
     with pytest.raises(ValueError, match="B05, B11"):
         rsb.create_preprocess(model)
-    near = rsb.create_model("croma_vit_tiny", **mine, bands_missing="nearest")
+    near = rsb.create_model("croma_vit_tiny", **mine, missing_bands="nearest")
     x = torch.rand(1, 3, 16, 16)
     assert close(near(x), model(x))
     assert near.inputs["s2"].bands == ("B04", "B05", "B11")
-    with pytest.raises(ValueError, match="bands_missing='zero' has no meaning"):
-        rsb.create_model("croma_vit_tiny", **mine, bands_missing="zero")
+    with pytest.raises(ValueError, match="missing_bands='zero' has no meaning"):
+        rsb.create_model("croma_vit_tiny", **mine, missing_bands="zero")
     with pytest.raises(ValueError, match="got one at 10895"):
         rsb.create_model("croma_vit_tiny", checkpoint=path, sensors={"s2": "hls_l30"}, modalities=("s2",))
 
@@ -189,7 +189,7 @@ def test_patches_are_resized_as_those_of_a_linear_tokenizer(tmp_path):
 
 def test_foreign_layouts_cannot_say_it(tmp_path):
     with pytest.raises(ValueError, match="tokenizer='wavelength'"):
-        save_foreign(random_model(), tmp_path / "x.pt", "croma_official")
+        save_in_format(random_model(), tmp_path / "x.pt", "croma_official")
 
 
 def test_a_model_is_exported_with_free_sizes():
@@ -202,7 +202,7 @@ def test_a_model_is_exported_with_free_sizes():
 
 
 def test_seamo_takes_it_too(tmp_path):
-    """Its authors name it as future work (section 5): other bands by one file, MAE's initialisation else."""
+    """Its authors name it as future work (section 5): other bands by one file, MAE's initialization else."""
     few = {"modalities": ("s2",), "bands": {"s2": OWN}}
     torch.manual_seed(0)
     model = rsb.create_model("seamo_vit_tiny", overrides=BY_WAVELENGTH, bands={"s2": OWN})
@@ -319,14 +319,14 @@ def test_distillation_is_reproducible(bundled, simulated):
 
 def test_the_command_writes_a_checkpoint_for_any_bands(bundled, tmp_path, capsys):
     path = tmp_path / "any.safetensors"
-    main(["croma_vit_tiny", "--steps", "2", "--to", str(path)])
+    main(["croma_vit_tiny", "--steps", "2", "--output", str(path)])
     assert "B02, B03, B04, B08" in capsys.readouterr().out
     model = rsb.create_model("croma_vit_tiny", checkpoint=path)
     x = {"s2": torch.rand(1, 4, 16, 16), "s1": torch.rand(1, 2, 16, 16)}
     assert torch.allclose(model(x), bundled(x), atol=1e-3)
     assert model.inputs["s2"] == bundled.inputs["s2"]
     with pytest.raises(SystemExit):
-        main(["croma_vit_tiny", "--checkpoint", str(path), "--to", str(path)])
+        main(["croma_vit_tiny", "--checkpoint", str(path), "--output", str(path)])
     assert "expected an optical sensor with a linear tokenizer" in capsys.readouterr().err
     dove = rsb.create_model(
         "croma_vit_tiny", checkpoint=path, modalities=("s2",), sensors={"s2": "superdove"}
@@ -336,7 +336,7 @@ def test_the_command_writes_a_checkpoint_for_any_bands(bundled, tmp_path, capsys
 
 def test_seamo_is_distilled_by_the_same_command(tmp_path, capsys):
     path = tmp_path / "any.safetensors"
-    main(["seamo_vit_tiny", "--steps", "2", "--to", str(path)])
+    main(["seamo_vit_tiny", "--steps", "2", "--output", str(path)])
     assert "from any bands" in capsys.readouterr().out
     before = rsb.create_model("seamo_vit_tiny", True)
     after = rsb.create_model("seamo_vit_tiny", checkpoint=path)
@@ -353,7 +353,13 @@ def test_images_that_cannot_be_read_are_named(tmp_path, capsys):
     for name, said in (("nosuch.npz", "cannot read"), ("nameless.npz", "has no array 'bands'")):
         with pytest.raises(SystemExit):
             main(
-                ["croma_vit_tiny", "--images", str(tmp_path / name), "--to", str(tmp_path / "x.safetensors")]
+                [
+                    "croma_vit_tiny",
+                    "--images",
+                    str(tmp_path / name),
+                    "--output",
+                    str(tmp_path / "x.safetensors"),
+                ]
             )
         error = capsys.readouterr().err
         assert name in error
@@ -365,7 +371,7 @@ def test_what_cannot_be_distilled_is_refused(bundled, simulated):
         distill_tokenizer(bundled, simulated[:, :2], modality="s1")
     with pytest.raises(ValueError, match="no modality 'rgb'; the model has s2, s1"):
         distill_tokenizer(bundled, simulated, modality="rgb")
-    with pytest.raises(ValueError, match=r"expected normalised images \[B, 4, H, W\] of B02, B03, B04, B08"):
+    with pytest.raises(ValueError, match=r"expected normalized images \[B, 4, H, W\] of B02, B03, B04, B08"):
         distill_tokenizer(bundled, simulated[:, :3])
 
 

@@ -298,7 +298,7 @@ def test_a_head_serves_its_stream_only_and_missing_images_do_not_reach_it(name):
     x = batch(classifier, 32, 48, times=3)
     m = classifier.modalities[0]
     if len(classifier.modalities) > 1:
-        with pytest.raises(ValueError, match="the head is of stream"):
+        with pytest.raises(ValueError, match="the head belongs to stream"):
             classifier({m: x[m]})
     valid = torch.tensor([[True, False, True], [True, True, True]])
     x[m][0, 1] = float("nan")
@@ -399,7 +399,7 @@ def test_layer_groups_hold_every_parameter_once_the_stem_first_and_the_head_last
 def test_layer_groups_that_forget_or_repeat_a_layer_are_refused(model, monkeypatch):
     groups = model.layer_groups()
     monkeypatch.setattr(model, "layer_groups", lambda: groups[1:])
-    with pytest.raises(ValueError, match="leaves out"):
+    with pytest.raises(ValueError, match="omits"):
         model.parameter_depths()
     monkeypatch.setattr(model, "layer_groups", lambda: [*groups, groups[0]])
     with pytest.raises(ValueError, match="twice"):
@@ -506,7 +506,7 @@ def test_sensors_that_do_not_agree_are_refused(model):
     if len(model.modalities) == 1:
         pytest.skip(f"{model.architecture} takes one sensor")
     x = batch(model)
-    with pytest.raises(ValueError, match="name the sensor"):
+    with pytest.raises(ValueError, match="pass a mapping by modality"):
         model(x["s2"])
     for spoil in (lambda v: v[:1], lambda v: v[..., :32], lambda v: v[:, None]):
         with pytest.raises(ValueError, match="agree on batch"):
@@ -547,7 +547,7 @@ def test_bad_streams_and_indices_are_refused(model):
         model.forward_features(x).maps("s3")
     for stream, needed in model.stream_inputs.items():
         if len(needed) > 1:
-            with pytest.raises(ValueError, match="it needs s2 and s1"):
+            with pytest.raises(ValueError, match="it requires s2 and s1"):
                 model.forward_intermediates({m: x[m]}, stream=stream)
 
 
@@ -581,7 +581,7 @@ def test_drop_path_rises_from_nothing_in_the_first_block_to_the_rate_in_the_last
         rates = [m.drop_path for m in modules if hasattr(m, "drop_path")]
         expected = [0.2 * i / max(1, len(rates) - 1) for i in range(len(rates))]
         assert rates == pytest.approx(expected), stream
-    with pytest.raises(ValueError, match="from 0 to below 1"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
         model.set_drop_path(1)
 
 

@@ -13,9 +13,9 @@ def with_plain_state(tmp_path):
     """A random model of 3 heads (no power of two) in float64, and its weights in the released layout."""
     torch.manual_seed(3)
     model = rsb.create_model("croma_vit_tiny", overrides={"num_heads": 3, "dim": 48})
-    from rsbackbones.zoo.saving import save_foreign
+    from rsbackbones.zoo.saving import save_in_format
 
-    path = save_foreign(model, tmp_path / "plain.pt", "croma_official")
+    path = save_in_format(model, tmp_path / "plain.pt", "croma_official")
     state = torch.load(path, weights_only=True)
     state = {part: {k: v.double() for k, v in tensors.items()} for part, tensors in state.items()}
     return model.double(), state
@@ -38,7 +38,7 @@ def test_equals_the_plain_version_on_squares_and_rectangles(with_plain_state, si
 
 
 def constant_patches(channels, rows, columns, seed):
-    """An image whose patches are each of one colour."""
+    """An image whose patches are each of one color."""
     values = torch.rand(1, channels, rows, columns, generator=torch.Generator().manual_seed(seed))
     return values.double().repeat_interleave(8, -2).repeat_interleave(8, -1)
 

@@ -500,7 +500,7 @@ def test_temporal_features_survive_a_file(tmp_path, form):
     found = again.forward_features(x, dates=dates, temporal=True)
     for stream, tokens in expected.tokens.items():
         assert close(found.tokens[stream], tokens)
-    with pytest.raises(rsb.WeightsError, match="overrides cannot change"):
+    with pytest.raises(rsb.WeightsError, match="overrides cannot contradict"):
         rsb.create_model("seamo_vit_tiny", checkpoint=file, overrides={"temporal": False})
     radar = rsb.create_model("seamo_vit_tiny", checkpoint=file, modalities=["s1"])
     assert close(
@@ -522,17 +522,17 @@ def test_new_tokenizers_over_pretrained_blocks(own_sensors, tmp_path):
         torch.manual_seed(seed)
         loaded.append(
             rsb.create_model(
-                "seamo_vit_tiny", checkpoint=file, sensors={"s2": other}, bands_missing="new"
+                "seamo_vit_tiny", checkpoint=file, sensors={"s2": other}, missing_bands="reinit"
             )
         )  # fmt: skip
-    with pytest.raises(ValueError, match="bands_missing"):
+    with pytest.raises(ValueError, match="missing_bands"):
         rsb.create_model("seamo_vit_tiny", checkpoint=file, sensors={"s2": other})
     before, first, second = model.state_dict(), *(m.state_dict() for m in loaded)
     differing = {n for n in before if before[n].shape != first[n].shape or not before[n].equal(first[n])}
     assert differing == {"tokenizers.s2.proj.weight"}
     assert first["tokenizers.s2.proj.weight"].shape == (48, 5 * 64)
     assert not torch.equal(first["tokenizers.s2.proj.weight"], second["tokenizers.s2.proj.weight"])
-    assert [row.rule for row in loaded[0].adaptation.bands[0].rows] == ["new"] * 5
+    assert [match.rule for match in loaded[0].adaptation.bands[0].matches] == ["reinit"] * 5
     x = torch.rand(2, 5, 32, 48)
     assert loaded[0]({"s2": x, "s1": pictures()["s1"]}).shape == (2, 48)
     radar = {"s1": pictures()["s1"]}

@@ -136,7 +136,16 @@ def test_evaluation_commands_take_every_name(model, tmp_path, capsys):
     file = saved(data, tmp_path / "small.npz")
     arguments = ["--random-weights", "--model", model.architecture]
     main(
-        ["eval", "knn,linear", *arguments, "--data", str(file), "--out", str(tmp_path / "out"), "--baselines"]
+        [
+            "eval",
+            "knn,linear",
+            *arguments,
+            "--data",
+            str(file),
+            "--output",
+            str(tmp_path / "out"),
+            "--baselines",
+        ]
     )
     table = capsys.readouterr().out
     assert "knn" in table

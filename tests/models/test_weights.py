@@ -71,7 +71,7 @@ def test_another_number_of_classes_gets_a_new_head(model, tmp_path):
     file = rsb.save_model(model, tmp_path / "model.safetensors")
     for classes in (0, 5):
         other = rsb.create_model(model.architecture, checkpoint=file, num_classes=classes)
-        assert [c.part for c in other.adaptation.changes] == ["head"]
+        assert [c.part for c in other.adaptation.steps] == ["head"]
         features = other.forward_features(batch(model))
         assert close(features.maps(), model.forward_features(batch(model)).maps())
 
@@ -81,9 +81,9 @@ def test_bands_are_gathered_by_name_in_any_stem(model, tmp_path):
     m = model.modalities[0]
     file = rsb.save_model(model, tmp_path / "model.safetensors")
     four = rsb.create_model(
-        model.architecture, checkpoint=file, modalities=(m,), bands={m: FOUR}, bands_scale="none"
+        model.architecture, checkpoint=file, modalities=(m,), bands={m: FOUR}, kernel_scale="none"
     )
-    assert four.adaptation.bands[0].left_out
+    assert four.adaptation.bands[0].dropped_bands
     x = batch(model)[m]
     where = [model.bands[m].index(band) for band in FOUR]
     zeroed = torch.zeros_like(x)
@@ -105,30 +105,30 @@ def test_reordered_bands_are_the_same_model(model, tmp_path):
     assert close(other({**x, m: x[m].flip(1)}), model(x))
 
 
-@pytest.mark.parametrize("rule", ["nearest", "mean", "zero", "new", "all_new"])
+@pytest.mark.parametrize("rule", ["nearest", "mean", "zero", "reinit", "reinit_all"])
 def test_bands_that_the_weights_lack_follow_the_rules_in_any_stem(model, tmp_path, rule):
     m = model.modalities[0]
     file = rsb.save_model(model, tmp_path / "model.safetensors")
     wanted = (*FOUR, "B10")
     torch.manual_seed(1)
     other = rsb.create_model(
-        model.architecture, checkpoint=file, modalities=(m,), bands={m: wanted}, bands_missing=rule,
-        bands_scale="none",
+        model.architecture, checkpoint=file, modalities=(m,), bands={m: wanted}, missing_bands=rule,
+        kernel_scale="none",
     )  # fmt: skip
     kernel = other.stem(m).to_kernel(other.get_parameter(other.stem(m).weight))
     whole = model.stem(m).to_kernel(model.get_parameter(model.stem(m).weight))
     known = [model.bands[m].index(band) for band in FOUR]
     bound = (kernel.shape[1] * kernel[0, 0].numel()) ** -0.5
     added = kernel[:, -1]
-    if rule == "all_new":
+    if rule == "reinit_all":
         assert not torch.allclose(kernel[:, :4], whole[:, known], atol=1e-3)
         assert kernel.abs().max() <= bound
         return
-    if rule in ("zero", "new"):
+    if rule in ("zero", "reinit"):
         assert torch.allclose(kernel[:, :4], whole[:, known])
     if rule == "zero":
         assert not added.any()
-    elif rule == "new":
+    elif rule == "reinit":
         assert 0 < added.abs().max() <= bound
     elif rule == "mean":
         assert torch.allclose(added, whole.mean(dim=1), atol=1e-6)

@@ -20,7 +20,7 @@ State = Mapping[str, Tensor]
 
 
 def cross_attention(queries: Tensor, context: Tensor, s: State, name: str, heads: int) -> Tensor:
-    """[Nq, D] asks, [Nk, D] answers: [Nq, D], of normalised tokens."""
+    """[Nq, D] asks, [Nk, D] answers: [Nq, D], of normalized tokens."""
     q = linear(layer_norm(queries, s, f"{name}.norm_query"), s, f"{name}.cross.q")
     context = layer_norm(context, s, f"{name}.norm_context")
     k, v = linear(context, s, f"{name}.cross.k"), linear(context, s, f"{name}.cross.v")
@@ -156,7 +156,7 @@ def losses(
     decoder_heads: int,
     siamese: bool,
     tm: bool,
-    normalised: bool = True,
+    normalized: bool = True,
     valid: Mapping[str, Tensor] | None = None,
     fusion: str = "fuse",
     query: str = "algorithm",
@@ -210,7 +210,7 @@ def losses(
                     if n in kept[t][m]:
                         continue
                     target = cut(images[m][b, t], *divmod(n, grid[1]))
-                    if normalised:
+                    if normalized:
                         target = (target - target.mean()) / (target.var() + 1e-6) ** 0.5
                     errors.append(((pixels[n][which] - target) ** 2).mean())
                 totals[m] = totals[m] + sum(errors) / len(errors)

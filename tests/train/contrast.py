@@ -171,7 +171,7 @@ def full_state(run):
 def fit(config, processes):
     """Train a run; save its last state, or its error and the state that it left, beside it."""
     run, error = ContrastRun(config, processes), None
-    with RunDir(config.out, processes) as folder, StopSignal() as stop:
+    with RunDir(config.output, processes) as folder, StopSignal() as stop:
         try:
             Trainer(run, folder, stop, max_steps=config.max_steps).fit()
         except TrainingError as problem:
@@ -180,7 +180,7 @@ def fit(config, processes):
     buffers = processes.gather({name: x.clone() for name, x in run.objective.named_buffers()})
     state = full_state(run)
     if processes.is_main_process:
-        torch.save({"state": state, "buffers": buffers, "error": error}, config.out / "state.pt")
+        torch.save({"state": state, "buffers": buffers, "error": error}, config.output / "state.pt")
     return run
 
 

@@ -4,8 +4,8 @@ import torch
 
 from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.sincos import sincos_embedding
-from rsbackbones.models.checkpoint_format import Layout
-from rsbackbones.models.croma import LAYOUTS
+from rsbackbones.models.checkpoint_format import CheckpointFormat
+from rsbackbones.models.croma import CHECKPOINT_FORMATS
 
 
 def _check_positions(table, _config):
@@ -16,9 +16,12 @@ def _check_positions(table, _config):
     )
 
 
-LAYOUT = Layout(
+FORMAT = CheckpointFormat(
     modules={
-        **{f"backbone.{ours}": theirs for ours, theirs in LAYOUTS["croma_pretrain"].modules.items()},
+        **{
+            f"backbone.{ours}": theirs
+            for ours, theirs in CHECKPOINT_FORMATS["croma_pretrain"].modules.items()
+        },
         "decoder": "decoder",
         "decoder.embed": "decoder.encoder_to_decoder",
         "decoder.blocks.#.norm1": "decoder.decoder.layers.#.0.input_norm",
@@ -39,8 +42,8 @@ LAYOUT = Layout(
 
 def load_published(objective, state):
     """Load the authors' ``state`` into ``objective``, every tensor of it; positions are compared only."""
-    for name, check in LAYOUT.derived.items():
+    for name, check in FORMAT.derived.items():
         check(state[name], None)
-    ours = {mine: state[theirs] for theirs, mine in LAYOUT.to_ours(state).items()}
+    ours = {mine: state[theirs] for theirs, mine in FORMAT.to_native(state).items()}
     ours["contrast.logit_scale"] = ours["contrast.logit_scale"].reshape(1)
     objective.load_state_dict(ours, strict=True)

@@ -125,7 +125,7 @@ def small_recipe(out: Path | None = None, **changes: object) -> FinetuneRecipe:
         },
     )  # fmt: skip
     options = {name.replace("__", "."): value for name, value in changes.items()}
-    return apply_overrides(recipe, options | ({"out": str(out)} if out else {}))
+    return apply_overrides(recipe, options | ({"output": str(out)} if out else {}))
 
 
 def seamo_with_block(folder: Path) -> dict[str, object]:

@@ -77,4 +77,4 @@ def two_phases(data: Path, out: Path | None = None, **changes: object) -> Recipe
         },
     )
     options = {name.replace("__", "."): value for name, value in changes.items()}
-    return apply_overrides(recipe, options | ({"out": str(out)} if out else {}))
+    return apply_overrides(recipe, options | ({"output": str(out)} if out else {}))

@@ -266,7 +266,7 @@ def test_folders_that_cannot_be_used(data, tmp_path):
     (damaged / "recipe.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"recipe\.json"):
         pretrain(small_recipe(data, damaged))
-    with pytest.raises(TrainingError, match="out=FOLDER"):
+    with pytest.raises(TrainingError, match="output=FOLDER"):
         pretrain(small_recipe(data))
 
 

@@ -116,7 +116,7 @@ def test_how_it_is_trained_may_be_another(seamo_begin, croma_begin):
     """Other masks, targets and losses train the same parameters on; so do sizes of the same grid."""
     for (recipe, file), changes in (
         (seamo_begin, {"objective__mask_ratio": 0.25, "objective__masking": "independent"}),
-        (seamo_begin, {"objective__normalised_targets": False, "objective__length": 3}),
+        (seamo_begin, {"objective__normalized_targets": False, "objective__length": 3}),
         (seamo_begin, {"data__size": 16, "overrides__position_grid": [4, 4]}),
         (croma_begin, {"objective__mask_ratio_s2": 0.25, "data__size": 16}),
         (croma_begin, {"objective__contrast_weight": 2.0, "objective__joint_self_bias": "published"}),

@@ -40,7 +40,7 @@ BROKEN = {
 
 
 def options_of(out, **changes):
-    return ContrastOptions(out=out, **changes)
+    return ContrastOptions(output=out, **changes)
 
 
 def held(out):
@@ -59,7 +59,7 @@ def two(tmp_path_factory):
         stops = [options_of(folder / name, **options, max_steps=stop) for stop in (5, 6, None)]
         runs += [to_json(one) for one in (whole, *stops)]
     for name, options in BROKEN.items():
-        runs.append({**to_json(options_of(folder / name)), **options, "out": str(folder / name)})
+        runs.append({**to_json(options_of(folder / name)), **options, "output": str(folder / name)})
     file = folder / "runs.json"
     file.write_text(json.dumps(runs))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]

@@ -232,7 +232,7 @@ OPTIONS = {
     "contrast only": {"reconstruction_weight": 0},
     "target s1": {"reconstruction_target": "s1"},
     "target s2": {"reconstruction_target": "s2"},
-    "pixels as they are": {"normalised_targets": False},
+    "pixels as they are": {"normalized_targets": False},
     "deeper decoder": {"decoder_depth": 2},
     "wider decoder": {"decoder_dim": 32},
     "more heads": {"decoder_heads": 4},
@@ -363,7 +363,7 @@ def test_draws_are_what_the_options_need():
 # -- reconstruction -------------------------------------------------------------------------------
 
 
-def test_pictures_show_what_was_seen_and_undo_the_normalisation():
+def test_pictures_show_what_was_seen_and_undo_the_normalization():
     objective = build()
     batch = make_batch(objective.options, bands={"s2": FOUR, "s1": ("VV", "VH")})
     masks = objective._masks(batch)
@@ -386,7 +386,7 @@ def test_a_perfect_prediction_is_the_image():
     objective = build()
     batch = make_batch(objective.options)
     target, scale = objective._target(batch)
-    perfect = torch.cat([scale.normalise(target[m]) for m in ("s2", "s1")], dim=-1)
+    perfect = torch.cat([scale.normalize(target[m]) for m in ("s2", "s1")], dim=-1)
     objective.decoder.forward = lambda *_: perfect
     for image, _, prediction in objective.reconstruct(batch).values():
         torch.testing.assert_close(prediction, image, atol=1e-12, rtol=0)
@@ -396,11 +396,11 @@ def test_a_perfect_prediction_is_the_image():
 def test_targets_have_mean_0_and_variance_1_over_all_bands_of_a_patch():
     objective = build()
     target, scale = objective._target(make_batch(objective.options))
-    both = torch.cat([scale.normalise(x) for x in target.values()], dim=-1)
+    both = torch.cat([scale.normalize(x) for x in target.values()], dim=-1)
     assert both.shape == (3, 24, 14 * 64)
     torch.testing.assert_close(both.mean(-1), torch.zeros(3, 24).double(), atol=1e-12, rtol=0)
     torch.testing.assert_close(both.var(-1), torch.ones(3, 24).double(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(scale.undo(scale.normalise(target["s1"])), target["s1"])
+    torch.testing.assert_close(scale.undo(scale.normalize(target["s1"])), target["s1"])
 
 
 # -- state, precision -----------------------------------------------------------------------------
@@ -477,7 +477,7 @@ BAD_OPTIONS = [
     ({"reconstruction_weight": math.nan}, "0 or more"),
     ({"contrast_weight": 0, "reconstruction_weight": 0}, "nothing to train"),
     ({"reconstruction_target": "joint"}, "one of 'both', 's1', 's2'"),
-    ({"normalised_targets": 1}, "true or false"),
+    ({"normalized_targets": 1}, "true or false"),
     ({"decoder_dim": 0}, "must be positive"),
     ({"decoder_dim": 18}, "multiple of 4"),
     ({"decoder_dim": 16, "decoder_heads": 3}, "multiple of 4 and of decoder_heads"),

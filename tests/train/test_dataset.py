@@ -1,4 +1,4 @@
-"""Samples: normalised as for inference, the same in every batch, and replaced where they are bad."""
+"""Samples: normalized as for inference, the same in every batch, and replaced where they are bad."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def set_of(folder, images, views, *, preprocess=None, seed=0):
     return TrainingSet([use], stride=8, sample_noise=draw, seed=seed), model
 
 
-def test_pixels_are_normalised_as_for_inference(data, tmp_path):
+def test_pixels_are_normalized_as_for_inference(data, tmp_path):
     held = np.load(data / "paired.npz")
     images = {"s2": held["s2"][:4], "s1": held["s1"][:4]}
     views = Views(crop=(32, 32), size=32, flips=False, turns=False)

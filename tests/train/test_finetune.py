@@ -215,7 +215,7 @@ def test_a_sweep_reports_the_best_rate_and_goes_on(tmp_path, monkeypatch):
     assert curve(folders[0]) == curve(tmp_path / "alone")
     assert alone["metrics"] == result["metrics"]
     with pytest.raises(ValueError, match="holds a single run"):
-        finetune(replace(recipe, out=tmp_path / "alone"), data)
+        finetune(replace(recipe, output=tmp_path / "alone"), data)
     assert max(line["lr"] for line in curve_lines(folders[1])) == pytest.approx(1e-5 * 4 / 256)
     # Finished runs are not run again.
     monkeypatch.setattr("rsbackbones.train.engine.train_step.TrainRun.forward_backward", None)
@@ -334,7 +334,7 @@ def test_splits_that_are_missing_are_named_before_training(tmp_path):
     data = replace(data, splits={name: data.splits[name] for name in ("train", "val")})
     with pytest.raises(ValueError, match="no test samples; its splits: train, val; select=paper reports"):
         finetune(small_recipe(tmp_path / "run"), data)
-    with pytest.raises(ValueError, match=r"no output folder is named: say out=FOLDER"):
+    with pytest.raises(ValueError, match=r"no output folder is named: say output=FOLDER"):
         finetune(small_recipe(), data)
     with pytest.raises(ValueError, match=r"no data is named: say data=PATH"):
         finetune(small_recipe(tmp_path / "run"))
@@ -382,15 +382,15 @@ def test_the_commands(tmp_path, capsys):
     """``python -m rsbackbones.train.finetune`` and ``rsbackbones finetune`` are one."""
     file = saved(labelled(), tmp_path / "small.npz")
     arguments = ["recipe=croma_eurosat", f"data={file}", *COMMAND]
-    assert main([*arguments, f"out={tmp_path / 'a'}"]) == 0
+    assert main([*arguments, f"output={tmp_path / 'a'}"]) == 0
     assert "chosen by val top1" in capsys.readouterr().out
-    assert cli(["finetune", *arguments, f"out={tmp_path / 'b'}"]) == 0
+    assert cli(["finetune", *arguments, f"output={tmp_path / 'b'}"]) == 0
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     assert checkpoints(tmp_path / "a") == ["step_000000006"]
     assert json.loads((tmp_path / "a" / "best" / "about.json").read_text())["classes"] == list(CLASSES)
     assert main(["--list"]) == 0
     assert "| `seamo_oscd` | adamw, 0.0001 x b/256 |" in capsys.readouterr().out
-    assert cli(["finetune", "recipe=nothing", "out=x"]) == 2
+    assert cli(["finetune", "recipe=nothing", "output=x"]) == 2
     assert "unknown recipe 'nothing'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown option --fast"):
         main(["--fast"])
@@ -407,7 +407,7 @@ def test_images_of_another_sensor(tmp_path):
     )  # fmt: skip
     fields = {
         "data": str(tmp_path / "oli.npz"), "sensors": '{"s2": "landsat_oli"}', "pretrained": "true",
-        "bands": '{"s2": ["B2", "B4", "B5", "B6"]}', "bands_missing": "nearest", "bands_scale": "sqrt",
+        "bands": '{"s2": ["B2", "B4", "B5", "B6"]}', "missing_bands": "nearest", "kernel_scale": "sqrt",
         "overrides": "{}", "epochs": "1",
     }  # fmt: skip
     recipe = apply_overrides(small_recipe(tmp_path / "run", optim__warmup_epochs=0), fields)
@@ -418,7 +418,7 @@ def test_images_of_another_sensor(tmp_path):
     data = open_labelled(tmp_path / "oli.npz", sensors={"s2": "landsat_oli"})
     expected = rsb.create_model(
         "croma_vit_tiny", True, modalities=("s2",), sensors={"s2": "landsat_oli"},
-        bands={"s2": ("B2", "B4", "B5", "B6")}, bands_missing="nearest", bands_scale="sqrt",
+        bands={"s2": ("B2", "B4", "B5", "B6")}, missing_bands="nearest", kernel_scale="sqrt",
     )  # fmt: skip
     began = build_model(recipe, data).state_dict()
     assert all(torch.equal(began[name], x) for name, x in expected.state_dict().items())
@@ -426,13 +426,13 @@ def test_images_of_another_sensor(tmp_path):
     assert model.config.sensors == {"s2": "landsat_oli"}
     assert accuracy(model, data, "test") == result["metrics"]["top1"]
     with pytest.raises(ValueError, match="says that s2 is superdove; oli was opened as landsat_oli"):
-        finetune(apply_overrides(recipe, {"sensors.s2": "superdove", "out": str(tmp_path / "b")}), data)
+        finetune(apply_overrides(recipe, {"sensors.s2": "superdove", "output": str(tmp_path / "b")}), data)
     # Zeros that are trained would see bands without statistics: 1 everywhere.
-    zero = apply_overrides(recipe, {"bands": '{"s2": ["B2", "B3", "B4", "B6"]}', "bands_missing": "zero"})
-    with pytest.raises(ValueError, match=r"do not look at B6 \(bands_missing='zero'\).*or freeze=true"):
+    zero = apply_overrides(recipe, {"bands": '{"s2": ["B2", "B3", "B4", "B6"]}', "missing_bands": "zero"})
+    with pytest.raises(ValueError, match=r"do not look at B6 \(missing_bands='zero'\).*or freeze=true"):
         build_model(zero, data)
     frozen = build_model(apply_overrides(zero, {"freeze": "true"}), data)
-    assert frozen.inputs["s2"].ignored == ("B6",)
+    assert frozen.inputs["s2"].unused_bands == ("B6",)
 
 
 @pytest.mark.parametrize("task", ["classes", "pixels"])

@@ -259,5 +259,5 @@ def test_drop_path_rates_rise_with_depth():
     assert not torch.equal(model(images), before)
     model.set_drop_path(0)
     assert torch.equal(model(images), before)
-    with pytest.raises(ValueError, match="from 0 to below 1, got 1"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 1"):
         model.set_drop_path(1)

@@ -99,8 +99,8 @@ def test_two_processes_fine_tune_a_seamo_with_its_block_for_dates(task, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_with_batch_normalisation_go_on_to_the_same_numbers(tmp_path):
-    """On CPUs it sees the batch of its process: what was normalised by is the first process's everywhere."""
+def test_two_processes_with_batch_normalization_go_on_to_the_same_numbers(tmp_path):
+    """On CPUs it sees the batch of its process: what was normalized by is the first process's everywhere."""
     file = saved(labelled("pixels", count=28), tmp_path / "small.npz")
     options = {**DENSE, "head": "upernet", "head_options": {"width": 16}, "data": str(file), "batch_size": 8,
                "epochs": 8, "evaluate_every": 2}  # fmt: skip

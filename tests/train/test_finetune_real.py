@@ -24,7 +24,7 @@ def test_classes_of_eurosat(real_data, tmp_path):
         RECIPES["croma_eurosat"],
         SMALL | {
             "data": str(real_data / "eurosat_ms_200.npz"), "data_options": {"mapping": mapping},
-            "out": str(tmp_path / "run"), "views.size": None, "views.mixup": 0, "views.cutmix": 0,
+            "output": str(tmp_path / "run"), "views.size": None, "views.mixup": 0, "views.cutmix": 0,
             "freeze": True, "epochs": 8, "batch_size": 16,
         },
     )  # fmt: skip
@@ -48,7 +48,7 @@ def test_water_of_sen1floods11(real_data, tmp_path):
         SMALL | {
             "data": str(folder / "USA_905409.npz"), "data_options": {"mapping": mapping}, "select": "paper",
             "views.tile": 256, "views.overlap": 0, "head_options": {"width": 16},
-            "out": str(tmp_path / "run"), "epochs": 4, "batch_size": 2, "metric": "pixel_accuracy",
+            "output": str(tmp_path / "run"), "epochs": 4, "batch_size": 2, "metric": "pixel_accuracy",
             "modalities": ["s1"],
         },
     )  # fmt: skip

@@ -143,7 +143,7 @@ def test_the_commands_of_the_page_are_understood():
     for line in commands:
         recipe = parse_arguments(shlex.split(line, comments=True), RECIPES)
         assert recipe.data
-        assert recipe.out
+        assert recipe.output
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {"labelled_set": None}
     exec(code.split("result =")[0], names)

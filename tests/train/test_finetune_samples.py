@@ -126,7 +126,7 @@ def test_what_is_mixed_leaves_numpys_generator_alone():
 
 
 def test_label_smoothing():
-    """A tenth is spread over the classes; of several labels each moves towards 1/2."""
+    """A tenth is spread over the classes; of several labels each moves toward 1/2."""
     views = Views(mixup=0, cutmix=0, smoothing=0.1)
     one = samples(labelled(), views).__getitems__(keys([1])).target
     assert one.tolist() == [pytest.approx([0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3])]

@@ -23,7 +23,7 @@ def data(tmp_path_factory):
 
 
 def plain_lr(step, steps, warmup, top):
-    """Of the step, counted from 0: up in equal parts to ``top``, then half a cosine towards zero."""
+    """Of the step, counted from 0: up in equal parts to ``top``, then half a cosine toward zero."""
     if step < warmup:
         return top * (step + 1) / warmup
     return top * 0.5 * (1 + math.cos(math.pi * (step + 1 - warmup) / (steps - warmup + 1)))

@@ -72,7 +72,7 @@ def recipe_of(data, out=None, **changes):
         name="means", model="croma_vit_tiny", objective=MeansObjective(), epochs=3, batch_size=4,
         data=replace(RECIPES["croma_vit_tiny"].data, parts=(replace(PAIRED, repeat=1),), root=data, size=SIDE,
                      crop=(16, SIDE), workers=0, task_schedule="alternate"),
-        overrides={"dim": 32, "depth": 2, "num_heads": 4}, precision="fp32", log_every=1, out=out,
+        overrides={"dim": 32, "depth": 2, "num_heads": 4}, precision="fp32", log_every=1, output=out,
         optim=replace(RECIPES["croma_vit_tiny"].optim, base_lr=0.1),
     )  # fmt: skip
     return apply_overrides(recipe, {name.replace("__", "."): value for name, value in changes.items()})

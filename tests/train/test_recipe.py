@@ -27,14 +27,14 @@ def parse(*arguments):
 def test_arguments_replace_single_fields():
     recipe = parse(
         "batch_size=32", "optim.base_lr=1e-5", "optim.betas=0.9,0.95", "data.crop=60,180", "data.size=120",
-        "data.root=/d", "out=/o", "optim.clip_grad=none", "data.flips=false", "overrides.dim=32",
+        "data.root=/d", "output=/o", "optim.clip_grad=none", "data.flips=false", "overrides.dim=32",
         'data.units={"s2": "reflectance"}', "objective.masking=shared", "max_steps=7", "precision=bf16",
         "save.asynchronous=False", "overrides.positions=sincos",
     )  # fmt: skip
     assert recipe == replace(
         TINY,
         batch_size=32,
-        out=Path("/o"),
+        output=Path("/o"),
         max_steps=7,
         precision="bf16",
         overrides={**TINY.overrides, "dim": 32, "positions": "sincos"},
@@ -170,7 +170,7 @@ def test_the_papers_numbers_of_seamo():
     assert (base.optim.name, base.optim.base_lr, base.optim.warmup) == ("adamw", 1e-4, 0)
     assert (base.objective.strategy, base.objective.length) == ("multimodal_temporal_tm", 4)
     assert (base.objective.mask_ratio, base.objective.masking) == (0.75, "shared")
-    assert base.objective.normalised_targets
+    assert base.objective.normalized_targets
     assert base.objective.decoder_depth == 4
     assert (base.data.crop, base.data.size, base.data.region) == ((0.5, 1.0), 128, "partial")
     assert (base.data.flips, base.data.turns, base.data.mixup) == ("horizontal", False, 0)
@@ -188,7 +188,7 @@ def seamo(*arguments):
 def test_a_recipes_own_fields_are_the_defaults_of_its_stages():
     recipe = seamo(
         "stages.0.epochs=3", "stages.0.objective.mask_ratio=0.5", "stages.0.optim.base_lr=1e-3",
-        "stages.0.data.crop=0.25,1", "data.region=same", "optim.weight_decay=0.1", "out=/o", "seed=5",
+        "stages.0.data.crop=0.25,1", "data.region=same", "optim.weight_decay=0.1", "output=/o", "seed=5",
         "data.root=/d", "stages.1.data.root=/e", "stages.1.overrides.depth=3", "init_from=/f",
     "batch_size=64", )  # fmt: skip
     first, second = recipe.resolve_stages()
@@ -202,7 +202,7 @@ def test_a_recipes_own_fields_are_the_defaults_of_its_stages():
     for stage in (first, second):
         assert (stage.batch_size, stage.seed, stage.optim.weight_decay) == (64, 5, 0.1)
         assert (stage.data.region, stage.stages) == ("same", ())
-    assert (first.out, second.out) == (Path("/o/stage_1"), Path("/o"))
+    assert (first.output, second.output) == (Path("/o/stage_1"), Path("/o"))
     assert (first.init_from, second.init_from) == (Path("/f"), None)  # the second begins with the first
     assert from_json(to_json(recipe), Recipe) == recipe
     for name in ("seamo_vit_b", "seamo_vit_l", "seamo_vit_tiny"):
@@ -214,16 +214,16 @@ def test_a_recipes_own_fields_are_the_defaults_of_its_stages():
 def test_any_number_of_stages():
     none = seamo("stages=[]")
     assert none.resolve_stages() == (none,)
-    (one,) = seamo('stages=[{"epochs": 4}]', "out=/o").resolve_stages()
-    assert (one.epochs, one.out) == (4, Path("/o"))
+    (one,) = seamo('stages=[{"epochs": 4}]', "output=/o").resolve_stages()
+    assert (one.epochs, one.output) == (4, Path("/o"))
     three = parse(
-        'stages=[{"epochs": 1}, {"data": {"size": 32}}, {"seed": 7}]', "stages.2.epochs=9", "out=/o"
+        'stages=[{"epochs": 1}, {"data": {"size": 32}}, {"seed": 7}]', "stages.2.epochs=9", "output=/o"
     )
     stages = three.resolve_stages()
     assert [stage.epochs for stage in stages] == [1, TINY.epochs, 9]
     assert [stage.data.size for stage in stages] == [TINY.data.size, 32, TINY.data.size]
     assert [stage.seed for stage in stages] == [0, 0, 7]
-    assert [str(stage.out) for stage in stages] == ["/o/stage_1", "/o/stage_2", "/o"]
+    assert [str(stage.output) for stage in stages] == ["/o/stage_1", "/o/stage_2", "/o"]
     assert apply_overrides(three, {"stages": ({"epochs": 2}, {})}).resolve_stages()[0].epochs == 2
     assert parse("stages=[{},{}]", 'stages.0={"epochs": 5}').resolve_stages()[0].epochs == 5
 
@@ -242,7 +242,7 @@ def test_an_element_of_a_list_is_named_by_its_index():
         ("stages.0.objective.ratio=1", "'stages.0.objective.ratio'"),
         ("stages.0.epochs=0", "stages.0: epochs must be at least 1"),
         ("stages.0.objective.mask_ratio=2", "stages.0: objective: mask_ratio must be between 0 and 1"),
-        ("stages.0.out=/o", "stages.0 cannot change out"),
+        ("stages.0.output=/o", "stages.0 cannot change output"),
         ("stages.1.max_steps=3", "stages.1 cannot change max_steps"),
         ('stages.0.stages=[{"epochs": 2}]', "stages.0 cannot change stages"),
         (
@@ -281,7 +281,7 @@ def test_stages_of_a_recipe_that_has_none():
 
 def test_what_makes_another_run():
     recipe = small_recipe(Path("/data"), Path("/out"))
-    free = {"out": "/b", "data.root": "/b", "data.workers": 3, "parallel": "fsdp", "log_every": 3,
+    free = {"output": "/b", "data.root": "/b", "data.workers": 3, "parallel": "fsdp", "log_every": 3,
             "max_steps": 4, "save.keep": 4, "save.asynchronous": False, "timeout": 3, "compile": True,
             "activation_checkpointing": True, "tensorboard": True, "data.max_bad_share": 0.5}  # fmt: skip
     assert differences(recipe, apply_overrides(recipe, free)) == []

@@ -78,7 +78,7 @@ def test_one_command_runs_both_phases(unbroken):
     assert (before["objective"]["length"], before["epochs"], before["stages"]) == (1, 3, [])
     assert (after["objective"]["length"], after["epochs"]) == (4, 4)
     differing = {name for name in before if before[name] != after[name]}
-    assert differing == {"objective", "epochs", "stages", "out"}
+    assert differing == {"objective", "epochs", "stages", "output"}
     assert {k for k, v in before["objective"].items() if v != after["objective"][k]} == {"length"}
     names = ("step", "loss", "reconstruction_s2", "reconstruction_s1")
     for path, seasons in ((out / "stage_1", 1), (out, 4)):
@@ -86,7 +86,7 @@ def test_one_command_runs_both_phases(unbroken):
         assert [line[0] for line in lines] == list(range(1, len(lines) + 1))
         for _, loss, optical, radar in lines:
             assert loss == pytest.approx(optical + radar, rel=1e-5)
-        # Normalised targets: a season and a sensor begin at about 1 each.
+        # Normalized targets: a season and a sensor begin at about 1 each.
         assert lines[0][1] / (2 * seasons) == pytest.approx(1, abs=0.6)
         assert lines[-1][1] < lines[0][1]
 
@@ -113,7 +113,7 @@ def test_a_run_that_stops_in_either_phase_goes_on_as_the_unbroken_one(data, unbr
         in_first = min(stop, FIRST)
         assert len(curve(out / "stage_1")) == in_first
         assert summary.step == (stop if stop <= FIRST else stop - FIRST)
-        assert summary.out == str(out / "stage_1" if stop <= FIRST else out)
+        assert summary.output == str(out / "stage_1" if stop <= FIRST else out)
         assert steps_logged(out) == max(0, stop - FIRST)
         assert (out / "checkpoints").exists() is (stop > FIRST)
     summary = pretrain(two_phases(data, out))

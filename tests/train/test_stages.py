@@ -41,7 +41,7 @@ def recipe_of(data, out=None, **changes):
 def unbroken(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
     summary = pretrain(recipe_of(data, out))
-    assert (summary.status, summary.step, summary.out) == ("finished", STEPS[2], str(out))
+    assert (summary.status, summary.step, summary.output) == ("finished", STEPS[2], str(out))
     return out
 
 
@@ -77,7 +77,7 @@ def test_a_run_goes_on_in_the_stage_that_it_was_in(data, unbroken, tmp_path, sto
         at = [min(max(stop - before, 0), steps) for before, steps in zip((0, 8, 12), STEPS, strict=True)]
         index = max(i for i, steps in enumerate(at) if steps)
         assert (summary.step, summary.total_steps) == (at[index], STEPS[index])
-        assert summary.out == str((out / FOLDERS[index]).resolve() if index < 2 else out)
+        assert summary.output == str((out / FOLDERS[index]).resolve() if index < 2 else out)
         logged = [(out / folder / "metrics.jsonl").exists() for folder in FOLDERS]
         assert logged == [steps > 0 for steps in at]
     assert pretrain(recipe_of(data, out)).step == STEPS[2]

@@ -78,7 +78,7 @@ def test_the_files_of_a_run(data, finished):
     assert lines[-1]["reconstruction"] < lines[0]["reconstruction"]
     assert json.loads((out / "summary.json").read_text()) == {
         "status": "finished", "step": 24, "total_steps": 24, "samples_seen": 192,
-        "seconds": summary.seconds, "out": str(out),
+        "seconds": summary.seconds, "output": str(out),
     }  # fmt: skip
     for name in ("loss.png", "reconstruction.png"):
         header = (out / name).read_bytes()[:24]
@@ -152,7 +152,7 @@ def test_a_sensor_that_no_source_feeds_is_refused(data, tmp_path):
     with pytest.raises(TrainingError, match="no source has s1"):
         pretrain(small_recipe(data, tmp_path / "run", data__parts=only))
     with pytest.raises(TrainingError, match=r"data\.units names S2"):
-        pretrain(small_recipe(data, tmp_path / "run", data__units={"S2": "dn+1000"}))
+        pretrain(small_recipe(data, tmp_path / "run", data__units={"S2": "dn_baseline_0400"}))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
@@ -243,7 +243,7 @@ def test_a_dry_run_says_and_writes_nothing(data, tmp_path):
     [
         (["recipe=croma_vit_tiny", "optim.lr=3"], "unknown key 'optim.lr'"),
         (["recipe=croma_vit_tiny", "--dry"], "unknown option --dry"),
-        (["recipe=croma_vit_tiny", "data.root=/nowhere", "out=OUT"], "/nowhere"),
+        (["recipe=croma_vit_tiny", "data.root=/nowhere", "output=OUT"], "/nowhere"),
     ],
 )
 def test_what_is_wrong_on_the_command_line(tmp_path, arguments, expected):
@@ -347,7 +347,9 @@ def test_the_whole_objective_can_be_begun_with(data, finished, exported, tmp_pat
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_of_half_precision(finished, tmp_path, dtype):
     _, out = finished
-    assert export_command([str(out), "--to", str(tmp_path / "half"), "--tag", "half", "--dtype", dtype]) == 0
+    assert (
+        export_command([str(out), "--output", str(tmp_path / "half"), "--tag", "half", "--dtype", dtype]) == 0
+    )
     model = rsb.create_model(
         "croma_vit_tiny", checkpoint=tmp_path / "half" / "croma_vit_tiny.half.safetensors"
     )
@@ -364,10 +366,10 @@ def test_exports_that_cannot_be(finished, tmp_path, capsys):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "empty" / "recipe.json").write_text((out / "recipe.json").read_text())
     for arguments, expected in (
-        ([str(tmp_path / "nowhere"), "--to", str(tmp_path / "a")], "is no run"),
-        ([str(out), "--to", str(tmp_path / "full")], "not an empty folder"),
-        ([str(out), "--to", str(tmp_path / "a"), "--tag", "A b"], "a tag is lower-case"),
-        ([str(tmp_path / "empty"), "--to", str(tmp_path / "a")], "no whole checkpoint"),
+        ([str(tmp_path / "nowhere"), "--output", str(tmp_path / "a")], "is no run"),
+        ([str(out), "--output", str(tmp_path / "full")], "not an empty folder"),
+        ([str(out), "--output", str(tmp_path / "a"), "--tag", "A b"], "a tag is lower-case"),
+        ([str(tmp_path / "empty"), "--output", str(tmp_path / "a")], "no whole checkpoint"),
     ):
         assert export_command(arguments) == 2
         assert expected in capsys.readouterr().err

@@ -66,7 +66,7 @@ def small_recipe(data: Path, out: Path | None = None, **changes: object) -> Reci
         },
     )
     options = {name.replace("__", "."): value for name, value in changes.items()}
-    return apply_overrides(recipe, options | ({"out": str(out)} if out else {}))
+    return apply_overrides(recipe, options | ({"output": str(out)} if out else {}))
 
 
 def command(recipe: Recipe, file: Path, ranks: int = 0, *, restarts: int = 0) -> list[str]:

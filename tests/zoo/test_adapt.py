@@ -19,8 +19,8 @@ from rsbackbones.sensors import S2, SENSORS, SSL4EO_S12, Band, InputSpec, Sensor
 from rsbackbones.zoo.adapt import (
     MISSING_RULES,
     SCALE_RULES,
-    adapt_bands,
-    adapt_contract,
+    adapt_input_spec,
+    adapt_kernel,
     match_bands,
     resize_kernel,
 )
@@ -33,8 +33,8 @@ FOUR = ("B02", "B03", "B04", "B08")
 ENMAP = np.concatenate([np.linspace(418, 993, 91), np.linspace(902, 2445, 133)])  # 224, overlapping
 
 subsets = st.lists(st.sampled_from(ALL), min_size=1, unique=True)
-# ``all_new`` is not about bands that are missing; it has a test of its own.
-rules = st.sampled_from([rule for rule in MISSING_RULES if rule not in ("error", "all_new")])
+# ``reinit_all`` is not about bands that are missing; it has a test of its own.
+rules = st.sampled_from([rule for rule in MISSING_RULES if rule not in ("error", "reinit_all")])
 scales = st.sampled_from(SCALE_RULES)
 
 
@@ -123,11 +123,11 @@ def test_every_rule_is_its_plain_version(mine, theirs, missing, scale, seed):
             missing=missing, scale=scale,
         )  # fmt: skip
         if expected is None:
-            with pytest.raises(ValueError, match="too far from every band of the weights"):
-                match_bands("s2", names, theirs, sensor=sensor, missing=missing, scale=scale)
+            with pytest.raises(ValueError, match="too far from every pretrained band"):
+                match_bands("s2", names, theirs, sensor=sensor, missing_bands=missing, kernel_scale=scale)
         else:
-            table = match_bands("s2", names, theirs, sensor=sensor, missing=missing, scale=scale)
-            torch.testing.assert_close(adapt_bands(kernel, table, fresh), expected, atol=1e-12, rtol=0)
+            table = match_bands("s2", names, theirs, sensor=sensor, missing_bands=missing, kernel_scale=scale)
+            torch.testing.assert_close(adapt_kernel(kernel, table, fresh), expected, atol=1e-12, rtol=0)
 
 
 @given(theirs=st.permutations(TWELVE), mine=subsets)
@@ -135,7 +135,7 @@ def test_every_rule_is_its_plain_version(mine, theirs, missing, scale, seed):
 def test_gathering_reordering_and_dropping_is_a_loop_over_names(theirs, mine):
     mine = [band for band in mine if band in theirs] or ["B04"]
     kernel, fresh = kernels(len(mine), 12)
-    got = adapt_bands(kernel, match_bands("s2", mine, theirs, scale="none"), fresh)
+    got = adapt_kernel(kernel, match_bands("s2", mine, theirs, kernel_scale="none"), fresh)
     for i, band in enumerate(mine):
         assert torch.equal(got[:, i], kernel[:, theirs.index(band)])
 
@@ -146,16 +146,16 @@ def test_bands_and_input_permuted_together_give_the_same_token(mine, missing, sc
     turned = data.draw(st.permutations(range(len(mine))))
     kernel, fresh = kernels(len(mine), 12)
     patch = torch.randn(len(mine), 2, 2, dtype=torch.float64)
-    a = match_bands("s2", mine, TWELVE, missing=missing, scale=scale)
-    b = match_bands("s2", [mine[i] for i in turned], TWELVE, missing=missing, scale=scale)
+    a = match_bands("s2", mine, TWELVE, missing_bands=missing, kernel_scale=scale)
+    b = match_bands("s2", [mine[i] for i in turned], TWELVE, missing_bands=missing, kernel_scale=scale)
     torch.testing.assert_close(
-        token(adapt_bands(kernel, a, fresh), patch),
-        token(adapt_bands(kernel, b, fresh[:, turned]), patch[turned]),
+        token(adapt_kernel(kernel, a, fresh), patch),
+        token(adapt_kernel(kernel, b, fresh[:, turned]), patch[turned]),
     )
 
 
 def sources(table):
-    return {row.band: row.source for row in table.rows}
+    return {match.band: match.source for match in table.matches}
 
 
 def test_sensors_meet_by_wavelength_and_never_by_name():
@@ -164,8 +164,8 @@ def test_sensors_meet_by_wavelength_and_never_by_name():
     assert sources(table) == {
         "B1": "B01", "B2": "B02", "B3": "B03", "B4": "B04", "B5": "B8A", "B6": "B11", "B7": "B12"
     }  # fmt: skip
-    assert {row.rule for row in table.rows} == {"by wavelength"}
-    assert table.left_out == ("B05", "B06", "B07", "B08", "B09")
+    assert {match.rule for match in table.matches} == {"by wavelength"}
+    assert table.dropped_bands == ("B05", "B06", "B07", "B08", "B09")
     assert sources(match_bands("s2", ["B5"], FOUR, sensor="landsat_oli")) == {"B5": "B08"}
     same = match_bands("s2", ALL, ALL, sensor="hls_s30")
     assert sources(same) == dict(zip(ALL, ALL, strict=True))
@@ -177,33 +177,33 @@ def test_sensors_meet_by_wavelength_and_never_by_name():
     # Weights of Landsat serve Sentinel-2 as well.
     back = match_bands("s2", ["B8A", "B11"], mine, weights_sensor="landsat_oli")
     assert sources(back) == {"B8A": "B5", "B11": "B6"}
-    with pytest.raises(
-        ValueError, match=r"no band \(of s2\) near enough in wavelength to B8, B9; they have B01"
-    ):
+    with pytest.raises(ValueError, match=r"no band \(of s2\) close in wavelength to B8, B9; they have B01"):
         match_bands("s2", ["B8", "B2", "B9"], TWELVE, sensor="landsat_oli")
 
 
 def test_what_is_absurdly_far_is_refused():
     for rule, message in (("nearest", r"B10 at 10895.0 nm is too far.*B12 at 2202.4 nm"), ("error", "B10")):
         with pytest.raises(ValueError, match=message):
-            match_bands("s2", ["B10"], TWELVE, sensor="hls_l30", missing=rule)
-    assert sources(match_bands("s2", ["B12"], FOUR, missing="nearest")) == {"B12": "B08"}  # 2.6 times as long
-    with pytest.raises(ValueError, match="s2 is optical and the weights are for s1, which is radar"):
+            match_bands("s2", ["B10"], TWELVE, sensor="hls_l30", missing_bands=rule)
+    assert sources(match_bands("s2", ["B12"], FOUR, missing_bands="nearest")) == {
+        "B12": "B08"
+    }  # 2.6 times as long
+    with pytest.raises(ValueError, match="s2 is optical, but the weights are for s1, which is radar"):
         match_bands("s2", ["B04"], ["VV"], weights_sensor="s1")
 
 
-def test_radar_bands_meet_by_wavelength_and_polarisation(own_sensors):
+def test_radar_bands_meet_by_wavelength_and_polarization(own_sensors):
     bands = tuple(Band(name=name, wavelength=55.5e6, width=1e6, gsd=5) for name in ("HH", "VH"))
     rsb.register_sensor(Sensor(name="other_c_band", title="", kind="radar", bands=bands))
     both = ["VV", "VH"]
     assert sources(match_bands("s1", ["VH"], both, sensor="other_c_band")) == {"VH": "VH"}
     with pytest.raises(ValueError, match="HH"):
         match_bands("s1", ["HH"], both, sensor="other_c_band")
-    assert sources(match_bands("s1", ["VH"], ["VV"], missing="nearest")) == {"VH": "VV"}
+    assert sources(match_bands("s1", ["VH"], ["VV"], missing_bands="nearest")) == {"VH": "VV"}
     long = tuple(Band(name=name, wavelength=236e6, width=8e6, gsd=10) for name in both)
     rsb.register_sensor(Sensor(name="l_band", title="", kind="radar", bands=long))
     with pytest.raises(ValueError, match=r"VV at 23.60 cm is too far .*5.55 cm"):
-        match_bands("s1", both, both, sensor="l_band", missing="nearest")
+        match_bands("s1", both, both, sensor="l_band", missing_bands="nearest")
 
 
 # -- which scale ----------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def test_where_all_bands_weigh_alike_a_flat_image_keeps_its_token(mine, missing,
     """Under ``count``; the others keep what they state of it: the root, and the share of the bands."""
     one = torch.randn(3, 1, 2, 2, dtype=torch.float64)
     patch = torch.randn(1, 2, 2, dtype=torch.float64)
-    table = match_bands("s2", mine, TWELVE, missing=missing, scale=scale)
-    kernel = adapt_bands(one.expand(3, 12, 2, 2), table, torch.zeros(3, len(mine), 2, 2))
-    used = {(row.source, row.rule == "mean") for row in table.rows}
+    table = match_bands("s2", mine, TWELVE, missing_bands=missing, kernel_scale=scale)
+    kernel = adapt_kernel(one.expand(3, 12, 2, 2), table, torch.zeros(3, len(mine), 2, 2))
+    used = {(match.source, match.rule == "mean") for match in table.matches}
     share = {"count": 1, "sqrt": (len(used) / 12) ** 0.5, "none": len(used) / 12}[scale]
     torch.testing.assert_close(
         token(kernel, patch.expand(len(mine), 2, 2)),
@@ -230,31 +230,31 @@ def test_224_narrow_bands_are_worth_the_twelve_that_they_share(own_sensors, scal
     rsb.register_sensor(rsb.hyperspectral("enmap", ENMAP, 30))
     mine = [band.name for band in get_sensor("enmap").bands]
     assert (len(mine), mine[0], mine[-1]) == (224, "B001", "B224")
-    table = match_bands("s2", mine, TWELVE, sensor="enmap", missing="nearest", scale=scale)
-    assert not table.left_out
+    table = match_bands("s2", mine, TWELVE, sensor="enmap", missing_bands="nearest", kernel_scale=scale)
+    assert not table.dropped_bands
     kernel, fresh = kernels(224, 12)
     patch = torch.randn(1, 2, 2, dtype=torch.float64)
-    flat = token(adapt_bands(kernel, table, fresh), patch.expand(224, 2, 2))
+    flat = token(adapt_kernel(kernel, table, fresh), patch.expand(224, 2, 2))
     torch.testing.assert_close(flat, token(kernel, patch.expand(12, 2, 2)))
 
 
 def test_zero_and_new_bands_take_nothing_from_the_others():
-    for missing, factor in (("zero", 0), ("new", 1)):
-        table = match_bands("s2", ["B04", "B10"], TWELVE, missing=missing)
+    for missing, factor in (("zero", 0), ("reinit", 1)):
+        table = match_bands("s2", ["B04", "B10"], TWELVE, missing_bands=missing)
         alone = match_bands("s2", ["B04"], TWELVE)
-        assert table.rows[0] == alone.rows[0]
-        assert table.rows[1].factor == factor
-    only = match_bands("s2", ["B10"], TWELVE, missing="new")
+        assert table.matches[0] == alone.matches[0]
+        assert table.matches[1].factor == factor
+    only = match_bands("s2", ["B10"], TWELVE, missing_bands="reinit")
     kernel, fresh = kernels(1, 12)
-    assert torch.equal(adapt_bands(kernel, only, fresh), fresh)
+    assert torch.equal(adapt_kernel(kernel, only, fresh), fresh)
 
 
 def test_kernels_of_other_bands_are_refused():
     kernel, fresh = kernels(2, 12)
     table = match_bands("s2", ["B04", "B03"], TWELVE)
     for a, b in ((kernel[:, :11], fresh), (kernel, fresh[:, :1]), (kernel.flatten(1), fresh)):
-        with pytest.raises(ValueError, match=r"s2: expected kernels \[D, 12, \.\.\.\]"):
-            adapt_bands(a, table, b)
+        with pytest.raises(ValueError, match=r"s2: expected a pretrained kernel \[D, 12, \.\.\.\]"):
+            adapt_kernel(a, table, b)
 
 
 # -- models ---------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_kernels_of_other_bands_are_refused():
 def test_a_model_of_landsat_is_the_model_of_sentinel_2_with_renamed_bands(tiny, saved):
     model = rsb.create_model(
         "croma_vit_tiny", checkpoint=saved, modalities=["s2"], sensors={"s2": "landsat_oli"},
-        bands={"s2": ("SR_B4", "nir", "B7")}, bands_scale="none",
+        bands={"s2": ("SR_B4", "nir", "B7")}, kernel_scale="none",
     )  # fmt: skip
     assert model.bands == {"s2": ("B4", "B5", "B7")}
     assert model.config.sensors == {"s2": "landsat_oli"}
@@ -283,19 +283,19 @@ def test_the_input_contract_follows_the_bands(saved):
     known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
     common = {"modalities": ["s2"], "sensors": {"s2": "landsat_oli"}, "bands": {"s2": ["B5", "B9", "B2"]}}
     for checkpoint in (saved, None):
-        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="nearest")
+        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, missing_bands="nearest")
         contract = model.inputs["s2"]
         assert contract.bands == model.bands["s2"] == ("B5", "B9", "B2")
         for i, source in enumerate(("B8A", "B11", "B02")):
             assert (contract.mean[i], contract.std[i]) == known[source]
-        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="mean")
+        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, missing_bands="mean")
         assert model.inputs["s2"].mean[1] == pytest.approx(np.mean(spec.mean))
         assert model.inputs["s2"].std[1] == pytest.approx(np.mean(spec.std))
-        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, bands_missing="new")
+        model = rsb.create_model("croma_vit_tiny", checkpoint=checkpoint, **common, missing_bands="reinit")
         with pytest.raises(ValueError, match=r"no statistics for B9.*statistics=\{'s2': \{'B9'"):
             rsb.create_preprocess(model)
         rsb.create_preprocess(model, statistics={"s2": {"cirrus": (20.0, 50.0)}})
-    none = adapt_contract(spec, match_bands("s2", ["B10"], TWELVE, missing="new"))
+    none = adapt_input_spec(spec, match_bands("s2", ["B10"], TWELVE, missing_bands="reinit"))
     assert (none.bands, none.mean, none.std) == ((), (), ())
 
 
@@ -322,11 +322,11 @@ def test_landsat_numbers_become_reflectances(saved):
         preprocess(np.full((1, 9, 8, 8), 3000, np.uint16))
 
 
-@pytest.mark.parametrize("missing", ["nearest", "mean", "zero", "new"])
+@pytest.mark.parametrize("missing", ["nearest", "mean", "zero", "reinit"])
 def test_adapted_models_are_saved_and_read_back(saved, tmp_path, missing):
     model = rsb.create_model(
         "croma_vit_tiny", checkpoint=saved, sensors={"s2": "landsat_oli"}, bands={"s2": ("B9", "B4", "B8")},
-        bands_missing=missing,
+        missing_bands=missing,
     )  # fmt: skip
     again = rsb.create_model("croma_vit_tiny", checkpoint=rsb.save_model(model, tmp_path / "m.safetensors"))
     assert not again.adaptation
@@ -347,7 +347,7 @@ def test_only_a_band_of_zeros_needs_no_statistics(saved, tmp_path):
             rsb.create_preprocess(model)
         return True
 
-    model = built(checkpoint=saved, bands_missing="zero")
+    model = built(checkpoint=saved, missing_bands="zero")
     preprocess = rsb.create_preprocess(model, eight_bit=False)
     raw = torch.full((2, 2, 8, 8), 500.0)
     raw[1, 1] = 9000  # the band that nothing looks at
@@ -359,14 +359,14 @@ def test_only_a_band_of_zeros_needs_no_statistics(saved, tmp_path):
     assert read.inputs["s2"] == model.inputs["s2"]
     assert torch.equal(read(rsb.create_preprocess(read, eight_bit=False)(raw)), model(preprocess(raw)))
     # From there on: what has other weights than zeros, or is a mean of others, is as it was.
-    assert asks(built(checkpoint=again, bands_missing="all_new"))
-    mean = built(checkpoint=again, bands={"s2": ("B04", "B10", "B11")}, bands_missing="mean")
+    assert asks(built(checkpoint=again, missing_bands="reinit_all"))
+    mean = built(checkpoint=again, bands={"s2": ("B04", "B10", "B11")}, missing_bands="mean")
     assert mean.inputs["s2"].mean == (SSL4EO_S12["s2"].mean[3],) * 2
-    assert mean.inputs["s2"].ignored == ("B10",)
-    assert asks(built(checkpoint=saved, bands_missing="new"))
+    assert mean.inputs["s2"].unused_bands == ("B10",)
+    assert asks(built(checkpoint=saved, missing_bands="reinit"))
     # Random weights under the rule are zeros as well.
     assert asks(built())
-    random = built(bands_missing="zero")
+    random = built(missing_bands="zero")
     assert torch.equal(*random(rsb.create_preprocess(random, eight_bit=False)(raw)))
     seen = raw.flip(0) * torch.tensor([2.0, 1.0])[:, None, None]
     other = random(rsb.create_preprocess(random, eight_bit=False)(seen))
@@ -374,7 +374,7 @@ def test_only_a_band_of_zeros_needs_no_statistics(saved, tmp_path):
 
 
 def test_no_statistics_at_all_is_saved_and_read_back_too(saved, tmp_path):
-    common = {"checkpoint": saved, "modalities": ["s2"], "bands": {"s2": ["B10"]}, "bands_missing": "new"}
+    common = {"checkpoint": saved, "modalities": ["s2"], "bands": {"s2": ["B10"]}, "missing_bands": "reinit"}
     path = rsb.save_model(rsb.create_model("croma_vit_tiny", **common), tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="no statistics for B10"):
         rsb.create_preprocess(rsb.create_model("croma_vit_tiny", checkpoint=path))
@@ -383,16 +383,14 @@ def test_no_statistics_at_all_is_saved_and_read_back_too(saved, tmp_path):
 def test_a_sensor_of_ones_own_is_registered_by_its_use_and_before_loading(own_sensors, saved, tmp_path):
     sensor = rsb.hyperspectral("enmap", ENMAP, 30)
     model = rsb.create_model(
-        "croma_vit_tiny", checkpoint=saved, modalities=["s2"], sensors={"s2": sensor}, bands_missing="nearest"
+        "croma_vit_tiny", checkpoint=saved, modalities=["s2"], sensors={"s2": sensor}, missing_bands="nearest"
     )
     assert model(torch.rand(1, 224, 16, 16)).shape == (1, 96)
     assert rsb.create_preprocess(model)(torch.randint(0, 4000, (1, 224, 8, 8))).shape == (1, 224, 8, 8)
     assert len(str(model.adaptation).splitlines()) > 224
     path = rsb.save_model(model, tmp_path / "enmap.safetensors")
     del SENSORS["enmap"]
-    with pytest.raises(
-        rsb.WeightsMismatchError, match=r"'enmap', which is no known sensor; register it before"
-    ):
+    with pytest.raises(rsb.WeightsMismatchError, match=r"'enmap', an unknown sensor; register it before"):
         rsb.create_model("croma_vit_tiny", checkpoint=path)
     rsb.register_sensor(sensor)
     again = rsb.create_model("croma_vit_tiny", checkpoint=path)
@@ -420,7 +418,7 @@ def test_weights_of_another_sensor_serve_sentinel_2(tmp_path):
     )
     weight = landsat.encoders["s2"].tokenizer.proj.weight.detach().unflatten(1, (4, -1))
     ours = model.encoders["s2"].tokenizer.proj.weight.detach().unflatten(1, (2, -1))
-    torch.testing.assert_close(ours, weight[:, [3, 2]] * model.adaptation.bands[0].rows[0].factor)
+    torch.testing.assert_close(ours, weight[:, [3, 2]] * model.adaptation.bands[0].matches[0].factor)
     assert model.inputs["s2"].bands == ("B8A", "B04")
     plain = rsb.create_model("croma_vit_tiny", checkpoint=path)
     assert plain.config.sensors["s2"] == "landsat_oli"
@@ -429,19 +427,19 @@ def test_weights_of_another_sensor_serve_sentinel_2(tmp_path):
 def test_the_adaptation_is_a_table_with_a_row_per_band(saved):
     model = rsb.create_model(
         "croma_vit_tiny", checkpoint=saved, bands={"s2": ("B10", "B11", "B02"), "s1": ("VH",)},
-        bands_missing="nearest", bands_scale="none", num_classes=3,
+        missing_bands="nearest", kernel_scale="none", num_classes=3,
     )  # fmt: skip
     s2, s1 = model.adaptation.bands
-    assert [(r.band, r.source, r.rule, r.factor) for r in s2.rows] == [
+    assert [(r.band, r.source, r.rule, r.factor) for r in s2.matches] == [
         ("B10", "B11", "nearest", 0.5), ("B11", "B11", "by name", 0.5), ("B02", "B02", "by name", 1)
     ]  # fmt: skip
-    assert (s1.modality, s1.left_out) == ("s1", ("VV",))
+    assert (s1.modality, s1.dropped_bands) == ("s1", ("VV",))
     text = str(model.adaptation)
     for line in (
         r"band +at +weights from +at +rule +factor",
         r"B10 +1373.5 nm +B11 +1613.7 nm +nearest +0.5",
         r"VH +5.55 cm +VH +5.55 cm +by name +1",
-        r"left out of the weights: B01, B03",
+        r"dropped pretrained bands: B01, B03",
         r"head +new +3 classes",
     ):
         assert re.search(line, text), (line, text)
@@ -454,8 +452,8 @@ def test_the_adaptation_is_a_table_with_a_row_per_band(saved):
     "arguments",
     [
         {"bands": {"s2": ("B08", "B02")}},
-        {"bands": {"s2": ("B08", "B10"), "s1": ("VH",)}, "bands_missing": "nearest", "bands_scale": "sqrt"},
-        {"sensors": {"s2": "superdove"}, "bands_missing": "mean"},
+        {"bands": {"s2": ("B08", "B10"), "s1": ("VH",)}, "missing_bands": "nearest", "kernel_scale": "sqrt"},
+        {"sensors": {"s2": "superdove"}, "missing_bands": "mean"},
         {"bands": {"s1": ("VV", "VH")}},
     ],
 )
@@ -469,30 +467,39 @@ def test_rsbackbones_bands_prints_the_table_without_loading(capsys, monkeypatch)
         raise AssertionError("weights were fetched")
 
     monkeypatch.setattr("rsbackbones.zoo.weights.fetch", refuse)
-    assert main(["bands", "croma_vit_b", "--mine", "B2,B3,B4,B8", "--mine", "s1=VV"]) == 0
+    assert main(["bands", "croma_vit_b", "--bands", "B2,B3,B4,B8", "--bands", "s1=VV"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"B08 +832.8 nm +B08 +832.8 nm +by name +\S+\n +left out of the weights: B01, B05", out)
+    assert re.search(r"B08 +832.8 nm +B08 +832.8 nm +by name +\S+\n +dropped pretrained bands: B01, B05", out)
     assert re.search(r"VV +5.55 cm +VV", out)
     assert (
         main(
-            ["bands", "croma_vit_b", "--sensor", "s2=landsat_oli", "--missing", "nearest", "--scale", "none"]
+            [
+                "bands",
+                "croma_vit_b",
+                "--sensor",
+                "s2=landsat_oli",
+                "--missing-bands",
+                "nearest",
+                "--kernel-scale",
+                "none",
+            ]
         )
         == 0
     )
     assert re.search(r"B8 +589.5 nm +B03 +559.8 nm +nearest +0.5", capsys.readouterr().out)
-    assert main(["bands", "croma_vit_b", "--mine", ",".join(TWELVE)]) == 0
+    assert main(["bands", "croma_vit_b", "--bands", ",".join(TWELVE)]) == 0
     assert "nothing changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say which bands are yours"),
-        (["--mine", "B10"], "no band B10"),
-        (["--mine", "s3=B10"], "bands names s3"),
-        (["--sensor", "landsat_oli"], "--sensor takes MODALITY=SENSOR"),
-        (["--mine", "B02", "--missing", "guess"], "bands_missing must be one of"),
-        (["--mine", "B02", "--scale", "guess"], "bands_scale must be one of"),
+        ([], "pass your bands"),
+        (["--bands", "B10"], "no band B10"),
+        (["--bands", "s3=B10"], "bands has s3"),
+        (["--sensor", "landsat_oli"], "--sensor expects MODALITY=SENSOR"),
+        (["--bands", "B02", "--missing-bands", "guess"], "missing_bands must be one of"),
+        (["--bands", "B02", "--kernel-scale", "guess"], "kernel_scale must be one of"),
     ],
 )
 def test_rsbackbones_bands_names_what_is_wrong(capsys, arguments, message):
@@ -537,22 +544,25 @@ def test_a_model_of_larger_patches_has_the_tokens_of_patches_made_larger(saved, 
     assert not again.adaptation
 
 
-def test_all_new_is_a_new_tokenizer_over_trained_blocks_and_keeps_the_statistics(saved, tiny):
+def test_reinit_all_is_a_new_tokenizer_over_trained_blocks_and_keeps_the_statistics(saved, tiny):
     """SeaMo, section 4.5.6."""
     torch.manual_seed(1)
-    model = rsb.create_model("croma_vit_tiny", checkpoint=saved, bands_missing="all_new")
+    model = rsb.create_model("croma_vit_tiny", checkpoint=saved, missing_bands="reinit_all")
     before, after = tiny.state_dict(), model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"encoders.{m}.tokenizer.proj.weight" for m in ("s2", "s1")}
     assert model.inputs == tiny.inputs
     few = rsb.create_model(
-        "croma_vit_tiny", checkpoint=saved, bands={"s2": ("B04", "B10")}, bands_missing="all_new"
+        "croma_vit_tiny", checkpoint=saved, bands={"s2": ("B04", "B10")}, missing_bands="reinit_all"
     )
     radar = "encoders.s1.tokenizer.proj.weight"
     assert torch.equal(few.state_dict()[radar], before[radar])  # nothing was asked of it
     (table,) = few.adaptation.bands
-    assert [(row.band, row.rule, row.factor) for row in table.rows] == [("B04", "new", 1), ("B10", "new", 1)]
-    assert table.left_out == tiny.bands["s2"]
+    assert [(match.band, match.rule, match.factor) for match in table.matches] == [
+        ("B04", "reinit", 1),
+        ("B10", "reinit", 1),
+    ]
+    assert table.dropped_bands == tiny.bands["s2"]
     assert few.inputs["s2"].bands == ("B04",)
     bound = (2 * 64) ** -0.5  # torch's, for the bands that there are
     weight = few.encoders["s2"].tokenizer.proj.weight
@@ -564,7 +574,7 @@ def test_patches_and_bands_change_together(saved, tiny):
         "croma_vit_tiny", checkpoint=saved, modalities=["s2"], bands={"s2": ("B04", "B02")}, patch_size=4,
     )  # fmt: skip
     kernel = tiny.encoders["s2"].tokenizer.proj.weight.detach().view(96, 12, 8, 8)
-    expected = resize_kernel(kernel[:, [3, 1]] * model.adaptation.bands[0].rows[0].factor, 4)
+    expected = resize_kernel(kernel[:, [3, 1]] * model.adaptation.bands[0].matches[0].factor, 4)
     got = model.encoders["s2"].tokenizer.proj.weight.detach().view(96, 2, 4, 4)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
@@ -633,7 +643,7 @@ def test_a_saved_model_refuses_another_sensor_of_the_same_name(saved, tmp_path):
         "croma_vit_tiny", checkpoint=saved, modalities=("s2",), sensors={"s2": drone(490, 560, 665, 842)}
     )
     path = rsb.save_model(model, tmp_path / "drone.safetensors")
-    for other, found in (((665, 560, 490, 842), "it at 665 nm"), ((490, 560, 665), "it missing")):
+    for other, found in (((665, 560, 490, 842), "it is at 665 nm"), ((490, 560, 665), "it is missing")):
         SENSORS.pop("a_drone")
         rsb.register_sensor(drone(*other))
         with pytest.raises(rsb.WeightsMismatchError, match=found):
@@ -644,23 +654,23 @@ def test_a_saved_model_refuses_another_sensor_of_the_same_name(saved, tmp_path):
     SENSORS.pop("a_drone")
 
 
-def test_crossed_polarisations_stand_in_for_crossed_ones():
+def test_crossed_polarizations_stand_in_for_crossed_ones():
     names = ("HH", "HV", "VH", "VV")
     bands = tuple(
         Band(name=n, wavelength=get_sensor("s1").band("VV").wavelength, width=1e6, gsd=10) for n in names
     )
     rsb.register_sensor(Sensor(name="quad_pol", title="", kind="radar", bands=bands))
-    table = match_bands("s1", names, ("VV", "VH"), sensor="quad_pol", missing="nearest")
-    assert [row.source for row in table.rows] == ["VV", "VH", "VH", "VV"]
+    table = match_bands("s1", names, ("VV", "VH"), sensor="quad_pol", missing_bands="nearest")
+    assert [match.source for match in table.matches] == ["VV", "VH", "VH", "VV"]
 
 
 def test_only_new_bands_draw_random_numbers(saved):
-    for missing, draws in (("nearest", False), ("new", True)):
+    for missing, draws in (("nearest", False), ("reinit", True)):
         torch.manual_seed(0)
         before = torch.get_rng_state()
         rsb.create_model(
             "croma_vit_tiny", checkpoint=saved, modalities=("s2",), bands={"s2": ("B02", "B10")},
-            bands_missing=missing,
+            missing_bands=missing,
         )  # fmt: skip
         assert torch.equal(before, torch.get_rng_state()) is not draws
 
@@ -668,8 +678,8 @@ def test_only_new_bands_draw_random_numbers(saved):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bands": ["B02"]}, "bands must be given by modality"),
-        ({"sensors": "landsat_oli"}, "sensors must be given by modality"),
+        ({"bands": ["B02"]}, "bands must be a mapping by modality"),
+        ({"sensors": "landsat_oli"}, "sensors must be a mapping by modality"),
         ({"bands": {"s2": (1, 2)}}, r"names such as 'B01', got \[1, 2\]"),
     ],
 )

@@ -31,7 +31,7 @@ from rsbackbones import (
     create_model,
 )
 from rsbackbones.zoo.manifest import read_manifest
-from rsbackbones.zoo.saving import save_foreign
+from rsbackbones.zoo.saving import save_in_format
 
 ARCHITECTURE = "croma_vit_tiny"
 SMALL = {"dim": 32, "depth": 2}
@@ -459,7 +459,7 @@ def test_manifest_weights_are_checked_as_files_are(
         pretrained(flipped, sha256="ab" * 32)
     with pytest.raises(WeightsIntegrityError, match=f"expected {len(good) + 1} bytes"):
         pretrained(good, bytes=len(good) + 1)
-    with pytest.raises(WeightsMismatchError, match="the manifest says 7"):
+    with pytest.raises(WeightsMismatchError, match="the manifest states 7"):
         pretrained(good, params=7)
     with pytest.raises(WeightsMismatchError):
         pretrained(good, config={"dim": 64, "depth": 2})
@@ -473,11 +473,11 @@ def test_manifest_weights_are_checked_as_files_are(
 def test_every_published_row_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSBACKBONES_MANIFEST", raising=False)
     for entry in rsbackbones.list_weights():
-        if entry.state == "none":
+        if entry.availability == "unreleased":
             assert entry.source.reason
             continue
         name = entry.source.filename or entry.source.path
-        if entry.state == "hub":
+        if entry.availability == "hub":
             assert re.fullmatch("[0-9a-f]{40}", entry.source.revision), entry.id
         if entry.format == "rsbackbones":
             assert re.fullmatch("[0-9a-f]{64}", entry.sha256 or ""), entry.id
@@ -558,7 +558,7 @@ def test_package_never_loads_unsafely() -> None:
 # --- publishing ----------------------------------------------------------------------------------
 WRITERS: dict[str, Callable[[Any, Path], Path]] = {
     "a.safetensors": rsbackbones.save_model,
-    "a.pt": lambda model, path: save_foreign(model, path, "croma_official"),
+    "a.pt": lambda model, path: save_in_format(model, path, "croma_official"),
 }
 
 

@@ -14,7 +14,7 @@ import rsbackbones as rsb
 from rsbackbones.zoo.golden import compare_golden
 from rsbackbones.zoo.weights import fetch
 
-ENTRIES = [entry for entry in rsb.list_weights() if entry.state == "bundled"]
+ENTRIES = [entry for entry in rsb.list_weights() if entry.availability == "bundled"]
 
 OFFLINE = """
 import socket

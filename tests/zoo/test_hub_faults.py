@@ -346,7 +346,7 @@ def test_offline(zoo: Zoo) -> None:
     zoo.plant("cached")
     found = zoo.fetch("cached", "uncached", HF_HUB_OFFLINE="1")
     assert errors(found) == {"cached": None, "uncached": "WeightsUnavailable"}
-    for hint in ("HF_HUB_OFFLINE", "rsbackbones download croma_vit_tiny.uncached --to"):
+    for hint in ("HF_HUB_OFFLINE", "rsbackbones download croma_vit_tiny.uncached --output"):
         assert hint in found["uncached"]["text"]
     assert zoo.hub.log == []
 

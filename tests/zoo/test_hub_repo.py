@@ -155,12 +155,12 @@ def contract(loaded):
 statistics = {"s2": {"B05": (1500.0, 900.0), "B11": (1000.0, 500.0)}}
 own, more, none = ("B08", "B02"), ("B02", "B03", "B04", "B08", "B11"), ("B05", "B11")
 raw = torch.randint(1, 4000, (2, 5, 16, 16))
-cases = [("error", own), *((rule, more) for rule in ("nearest", "mean", "zero", "new", "all_new"))]
+cases = [("error", own), *((rule, more) for rule in ("nearest", "mean", "zero", "reinit", "reinit_all"))]
 found = {}
-for rule, bands in [*cases, ("zero", none), ("new", none)]:
+for rule, bands in [*cases, ("zero", none), ("reinit", none)]:
     for modalities in ("s2",), ("s2", "s1"):
         mine = rsb.create_model("croma_vit_tiny", True, modalities=modalities, bands={"s2": bands},
-                                bands_missing=rule)
+                                missing_bands=rule)
         name = rsb.push_to_hub(mine, f"zoo/{rule}_{len(bands)}_{len(modalities)}", license="mit")
         theirs = rsb.create_model(name, True)
         asked = contract(theirs)
@@ -181,7 +181,9 @@ report(found=found)
     found = ask(hub, tmp_path, code)["found"]
     assert len(found) == 16
     asks = {name for name, what in found.items() if what.pop("asks")}
-    assert asks == {f"hf-hub:zoo/{rule}_{n}" for rule in ("new_5", "all_new_5", "new_2") for n in (1, 2)}
+    assert asks == {
+        f"hf-hub:zoo/{rule}_{n}" for rule in ("reinit_5", "reinit_all_5", "reinit_2") for n in (1, 2)
+    }
     assert all(what == {"same": True, "contract": True} for what in found.values()), found
 
 
@@ -207,13 +209,13 @@ name = "hf-hub:zoo/small"
 weights = folder / "out" / "croma_vit_tiny.zoo_small.safetensors"
 report(
     pinned=pinned,
-    bands=run("bands", pinned, "--mine", "B04,B08"),
+    bands=run("bands", pinned, "--bands", "B04,B08"),
     info=run("info", name),
     verify=run("verify", name),
-    download=run("download", name, "--to", folder / "out"),
+    download=run("download", name, "--output", folder / "out"),
     same=total(rsb.create_model("croma_vit_tiny", checkpoint=weights)) == total(mine),
     carried=run("verify", name, "--checkpoint", folder / "out"),
-    eval=run("eval", "linear", "--model", name, "--data", folder / "set.npz", "--out", folder / "table",
+    eval=run("eval", "linear", "--model", name, "--data", folder / "set.npz", "--output", folder / "table",
              "--quiet", "--batch-size", 4, "--baselines"),
     nosuch=[run(command, "hf-hub:zoo/nosuch") for command in ("info", "verify", "download")],
 )
@@ -223,14 +225,14 @@ report(
     assert found["pinned"].endswith(commit)
     for command in ("bands", "info", "verify", "download", "carried", "eval"):
         assert found[command][0] == 0, found[command]
-    assert "left out of the weights: B03" in found["bands"][1]
+    assert "dropped pretrained bands: B03" in found["bands"][1]
     assert "Of a test." in found["info"][1]
     assert commit in found["info"][1]
     assert "tensors: " in found["verify"][1]
     assert "as pinned in full" in found["verify"][1]
     assert "croma_vit_tiny.zoo_small.safetensors'" in found["download"][1]
     assert found["same"]
-    assert "random initialisation" in found["eval"][1]
+    assert "random initialization" in found["eval"][1]
     assert "not used: B05" in found["eval"][1]
     assert all(code == 2 and "zoo/nosuch" in said for code, said in found["nosuch"])
 
@@ -335,7 +337,7 @@ def written(tmp_path_factory):
 
 def test_an_entry_survives_its_config(written):
     entry, path = written
-    source = hub_module.source_of("hf-hub:zoo/small")
+    source = hub_module.hub_repo("hf-hub:zoo/small")
     commit = "0" * 40
     again = hub_module.parse_config(path, replace(source, revision=commit))
     assert (again.source.revision, again.sha256, again.bytes) == (commit, entry.sha256, entry.bytes)
@@ -354,7 +356,7 @@ def test_no_config_does_worse_than_an_error_of_ours(written, data):
     place[data.draw(st.sampled_from([*place, "other"]))] = data.draw(json_values)
     broken = path.with_name("broken.json")
     broken.write_text(json.dumps(content))
-    source = replace(hub_module.source_of("hf-hub:zoo/small"), revision="0" * 40)
+    source = replace(hub_module.hub_repo("hf-hub:zoo/small"), revision="0" * 40)
     try:
         entry = hub_module.parse_config(broken, source)
     except ValueError:
@@ -416,7 +418,7 @@ def test_pushes_that_are_refused(hub, tmp_path):
     code = """
 report(other=attempt(push, "zoo/other"), foreign=attempt(push, "zoo/foreign"), base=attempt(push, "zoo/base"),
        public=attempt(push, "zoo/public", private=True), name=attempt(push, "small"),
-       licence=attempt(push, license=""))
+       license=attempt(push, license=""))
 """
     found = ask(hub, tmp_path, code)
     assert {name: answer["error"] for name, answer in found.items()} == {
@@ -425,12 +427,12 @@ report(other=attempt(push, "zoo/other"), foreign=attempt(push, "zoo/foreign"), b
         "base": "WeightsError",
         "public": "WeightsError",
         "name": "ValueError",
-        "licence": "ValueError",
+        "license": "ValueError",
     }
     assert "pytorch_model.bin" in found["other"]["text"]
     assert "croma_vit_b" in found["base"]["text"]
     assert "public" in found["public"]["text"]
-    assert "licence" in found["licence"]["text"]
+    assert "license" in found["license"]["text"]
     assert {name: repo.commits for name, repo in hub.repos.items()} == before
 
 

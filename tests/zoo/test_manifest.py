@@ -92,7 +92,7 @@ BAD = [
     ({"source": GOOD["source"] | {"filename": "../x.safetensors"}}, "inside the repository"),
     ({"source": GOOD["source"] | {"branch": "main"}}, "source.*branch"),
     ({"source": {"kind": "ftp"}}, "source.kind"),
-    ({"source": {"kind": "none"}}, "needs a reason"),
+    ({"source": {"kind": "unreleased"}}, "needs a reason"),
     ({"source": {"kind": "bundled", "path": "/etc/passwd"}}, "inside the package"),
     ({"sha256": "abc"}, "64 hexadecimal"),
     ({"sha256": None}, "sha256_prefix"),
@@ -100,7 +100,7 @@ BAD = [
     ({"dtype": "float64"}, "dtype must be"),
     ({"id": "croma_vit_b.mine"}, "id must be architecture.tag"),
     ({"id": "croma_vit_tiny"}, "id must be architecture.tag"),
-    ({"colour": "red"}, "unknown or missing fields: colour"),
+    ({"color": "red"}, "unknown or missing fields: color"),
 ]
 
 

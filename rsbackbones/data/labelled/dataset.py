@@ -30,7 +30,7 @@ class LabelledSet:
         task: what a label is.
         classes: their names; K of them.
         bands: by modality (``s2``, ``s1``) the names of the channels, in the order of the images.
-        units: by modality, as ``create_preprocess`` knows them, or ``"normalised"``.
+        units: by modality, as ``create_preprocess`` knows them, or ``"uint8_rgb"``.
         sensors: by modality the sensor that its bands are of, where it is not the modality's own.
         ids: of every sample, unique.
         splits: of ``train``, ``val`` and ``test``, those that exist: the indices of their samples.

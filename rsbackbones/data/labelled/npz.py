@@ -39,7 +39,7 @@ def read_npz(
     - ``label``: [N] integers or names, one class each; [N, K] of 0 and 1, any number of classes; [N, H, W], a
       class for every pixel, of two dates: whether it changed. Maps may be [N, 1, H, W]. One place without N.
     - ``classes``: the names of the classes. ``split``: [N] words. ``id``: [N] integers or names, unique.
-    - ``units``: words like ``s2=dn+1000``.
+    - ``units``: words like ``s2=dn_baseline_0400``.
 
     A mapping (:func:`read_mapping` reads one from YAML) may have these keys:
 

@@ -127,12 +127,12 @@ def find_ids(ids: Sequence[str], wanted: Iterable[str], where: str) -> list[int]
     found = [places.get(name, places.get(_stem(name))) for name in wanted]
     if missing := [name for name, place in zip(wanted, found, strict=True) if place is None]:
         raise ValueError(
-            f"{where}: {len(missing)} of {len(wanted)} ids are not in the set: {_some(missing)}; its ids "
+            f"{where}: {len(missing)} of {len(wanted)} ids are not in the set: {_shorten(missing)}; its ids "
             f"look like {ids[0]!r}"
         )
     held = [place for place in found if place is not None]
     if twice := [ids[place] for place, count in Counter(held).items() if count > 1]:
-        raise ValueError(f"{where}: {len(twice)} ids are named more than once: {_some(twice)}")
+        raise ValueError(f"{where}: {len(twice)} ids are named more than once: {_shorten(twice)}")
     return held
 
 
@@ -170,7 +170,7 @@ def _listed(ids: Sequence[str], lists: Lists, own: dict[str, Indices]) -> dict[s
             if name < other and len(both := np.intersect1d(named[name], named[other])):
                 raise ValueError(
                     f"{len(both)} samples are in the {name} and the {other} list: "
-                    f"{_some([ids[i] for i in both])}"
+                    f"{_shorten([ids[i] for i in both])}"
                 )
     if "test" in named:
         return named
@@ -182,7 +182,7 @@ def _listed(ids: Sequence[str], lists: Lists, own: dict[str, Indices]) -> dict[s
             if len(both := np.intersect1d(named[name], kept[other])):
                 raise ValueError(
                     f"{len(both)} samples of the {name} list are in the set's {other} split: "
-                    f"{_some([ids[i] for i in both])}"
+                    f"{_shorten([ids[i] for i in both])}"
                 )
     return {**kept, **named}
 
@@ -234,7 +234,7 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).stem
 
 
-def _some(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 

@@ -59,11 +59,11 @@ class RunOptions:
 
     Attributes:
         name: of the recipe.
-        out: the run's folder.
+        output: the run's folder.
         batch_size: of the global batch, over all processes and passes.
         accumulate: forward passes per step.
         max_steps: stop after so many steps, with the schedule of the whole run.
-        seed: of initialisation and of every sample.
+        seed: of initialization and of every sample.
         precision: ``bf16`` is autocast: parameters, gradients and optimizer stay in float32.
         parallel: ``ddp``, or ``fsdp`` (``fully_shard``), where there is more than one process.
         batch_norm: whose statistics BatchNorm normalizes by, see :mod:`rsbackbones.train.engine.batch_norm`:
@@ -75,7 +75,7 @@ class RunOptions:
 
     name: str
     save: SaveOptions = field(default_factory=SaveOptions)
-    out: Path | None = None
+    output: Path | None = None
     batch_size: int
     accumulate: int = 1
     max_steps: int | None = None
@@ -108,6 +108,6 @@ class RunOptions:
     def resumable_fields(self) -> tuple[str, ...]:
         """Return the keys that may change when a run goes on: none of them changes what is computed."""
         return (
-            "out", "max_steps", "parallel", "activation_checkpointing", "compile", "log_every", "tensorboard",
-            "timeout", "save",
+            "output", "max_steps", "parallel", "activation_checkpointing", "compile", "log_every",
+            "tensorboard", "timeout", "save",
         )  # fmt: skip

@@ -46,7 +46,7 @@ class RunDir:
                 if self._lock is None:
                     problem = f"another job is running in {path} (it holds {path / 'lock'})"
         if problem := processes.broadcast_from_rank0(problem):
-            raise TrainingError(f"{problem}; choose another with out=")
+            raise TrainingError(f"{problem}; choose another with output=")
 
     def __enter__(self) -> "RunDir":
         return self
@@ -71,13 +71,13 @@ class RunDir:
                 raise TrainingError(f"{file} is no recipe of a run that could go on: {error}") from error
             if changed := differences(before, recipe):
                 raise TrainingError(
-                    f"{self.path} holds a run of another recipe ({'; '.join(changed)}); choose another out=, "
-                    "or delete it"
+                    f"{self.path} holds a run of another recipe ({'; '.join(changed)}); choose another "
+                    "output=, or delete it"
                 )
             if held != (now := [_content(source) for source in sources]):
                 raise TrainingError(
                     f"{self.path} holds a run on other data: {held}, now {now}. Its steps would be others; "
-                    "choose another out="
+                    "choose another output="
                 )
             return
         if foreign := sorted(
@@ -88,7 +88,7 @@ class RunDir:
             raise TrainingError(
                 f"{self.path} is not empty and not an rsbackbones run: it holds {', '.join(foreign[:8])}; "
                 "choose "
-                "another out="
+                "another output="
             )
         content = {"recipe": to_json(recipe), "sources": sources, "environment": environment()}
         write_text(file, json.dumps(content, indent=1))

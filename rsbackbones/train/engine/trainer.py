@@ -34,11 +34,11 @@ class Summary:
     total_steps: int
     samples_seen: int
     seconds: float
-    out: str
+    output: str
 
 
 class StageBuilder(Protocol):
-    """A stage of a run that is built when its turn comes. ``config.out`` is its own folder."""
+    """A stage of a run that is built when its turn comes. ``config.output`` is its own folder."""
 
     @property
     def config(self) -> RunOptions:
@@ -57,7 +57,7 @@ class StageBuilder(Protocol):
 def train(run: TrainRun | Sequence[StageBuilder]) -> Summary:
     """Train a run, or stages one after another; go on where the folders say that it was.
 
-    ``max_steps`` counts the steps of all stages. The last stage is kept in ``out`` of its options, the
+    ``max_steps`` counts the steps of all stages. The last stage is kept in ``output`` of its options, the
     earlier ones in folders within. One process needs no launcher; under torchrun every process calls this.
 
     Args:
@@ -72,10 +72,10 @@ def train(run: TrainRun | Sequence[StageBuilder]) -> Summary:
             written, or all are damaged.
     """
     config = run.config if isinstance(run, TrainRun) else run[-1].config
-    if config.out is None:
-        raise TrainingError("no output folder is named: say out=FOLDER")
+    if config.output is None:
+        raise TrainingError("no output folder is named: say output=FOLDER")
     processes = run.processes if isinstance(run, TrainRun) else init_distributed(config.timeout)
-    with RunDir(config.out.expanduser(), processes) as folder, StopSignal() as stop:
+    with RunDir(config.output.expanduser(), processes) as folder, StopSignal() as stop:
         if isinstance(run, TrainRun):
             summary = Trainer(run, folder, stop, max_steps=config.max_steps).fit()
         else:
@@ -87,7 +87,7 @@ def train(run: TrainRun | Sequence[StageBuilder]) -> Summary:
 def _train_stages(
     stages: Sequence[StageBuilder], processes: DistributedContext, last: RunDir, stop: StopSignal
 ) -> Summary:
-    folders = [stage.config.out.expanduser() for stage in stages if stage.config.out is not None]
+    folders = [stage.config.output.expanduser() for stage in stages if stage.config.output is not None]
     begun = [i for i, folder in enumerate(folders) if finished(folder / "checkpoints")]
     start: int = processes.broadcast_from_rank0(max(begun, default=0))
     for stage in stages[start + 1 :]:
@@ -227,7 +227,7 @@ class Trainer:
         checkpoints.wait()
         summary = Summary(
             status=status, step=step, total_steps=run.total_steps, samples_seen=step * config.batch_size,
-            seconds=time.perf_counter() - began, out=str(self.folder.path),
+            seconds=time.perf_counter() - began, output=str(self.folder.path),
         )  # fmt: skip
         if processes.is_main_process:
             write_text(self.folder.path / "summary.json", json.dumps(asdict(summary), indent=1))

@@ -1,4 +1,4 @@
-"""``torchrun -m rsbackbones.train.finetune recipe=NAME model=... data=... out=... key=value``."""
+"""``torchrun -m rsbackbones.train.finetune recipe=NAME model=... data=... output=... key=value``."""
 
 import json
 import os
@@ -8,14 +8,14 @@ from rsbackbones.train.engine.config_io import parse_arguments, to_json
 from rsbackbones.train.finetune.recipes import RECIPES
 from rsbackbones.train.finetune.table import recipe_table
 
-USAGE = """usage: [torchrun ...] -m rsbackbones.train.finetune recipe=NAME data=PATH out=DIR [key=value ...]
+USAGE = """usage: [torchrun ...] -m rsbackbones.train.finetune recipe=NAME data=PATH output=DIR [key=value]
 
   --list       the recipes
   sweep=true   a run for each of the recipe's learning rates, the best of which is reported
 
 data is a folder of class folders, a table of labels beside images, a described .npz or .yaml, or
 torchgeo:NAME with data_options.root=FOLDER. model=MODEL is another than the recipe's. Running the same
-command again goes on with the run in out=."""
+command again goes on with the run in output=."""
 
 
 def main(arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
-from rsbackbones.train.finetune.samples import normalised
+from rsbackbones.train.finetune.samples import normalized
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _given(
     batches: list[Tensor] = []
     for first in range(0, len(mine), recipe.evaluation_batch):
         places = [int(i) for i in mine[first : first + recipe.evaluation_batch]]
-        samples = [normalised(inputs, data, data.read(i), i, views.size) for i in places]
+        samples = [normalized(inputs, data, data.read(i), i, views.size) for i in places]
         if len({tuple(x.shape[-2:]) for sample in samples for x in sample.values()}) > 1:
             raise ValueError(f"{data.name}: images vary in size; bring them to one with views.size")
         stacked = {m: torch.stack([sample[m] for sample in samples]).to(device) for m in samples[0]}

@@ -14,7 +14,7 @@ class Views:
     Attributes:
         size: side in pixels that labelled images are resized to; ``None``: as they are.
         tile: side of the squares that images with labels of pixels are cut into; ``None``: whole.
-        overlap: of neighbouring tiles, in pixels; ``None``: half a tile.
+        overlap: of neighboring tiles, in pixels; ``None``: half a tile.
         flips, turns: along both axes, each with probability 1/2; by quarters. A label map goes along.
         mixup, cutmix: alpha of their Beta distributions, 0 for none; ``switch`` is the probability of cutmix
             where there are both. Labels of images only.
@@ -105,8 +105,8 @@ class FinetuneRecipe(RunOptions):
         modalities: the sensors to use; default all that the data and the model have.
         sensors: by modality the sensor of the images, where it is not the modality's own:
             ``{"s2": "landsat_oli"}``, as for ``open_labelled``.
-        bands, bands_missing, bands_scale: by modality the bands to use, and what meets those that the weights
-            lack, as for ``rsbackbones.eval.subject.model_for``.
+        bands, missing_bands, kernel_scale: by modality the bands to use, and what meets those that the
+            weights lack, as for ``rsbackbones.eval.subject.model_for``.
         pretrained: whether to begin with the model's weights; ``checkpoint``: with those of a local file.
         freeze: train the head alone.
         head, head_options: of pixel labels and change, as for ``rsbackbones.heads.dense_model``.
@@ -132,8 +132,8 @@ class FinetuneRecipe(RunOptions):
     modalities: tuple[str, ...] = ()
     sensors: dict[str, str] = field(default_factory=dict)
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    bands_missing: str = "error"
-    bands_scale: str = "count"
+    missing_bands: str = "error"
+    kernel_scale: str = "count"
     pretrained: bool = True
     checkpoint: Path | None = None
     freeze: bool = False

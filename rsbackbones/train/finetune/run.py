@@ -161,18 +161,18 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
-    """Return the model of a recipe for a set, its head newly initialised from the seed."""
+    """Return the model of a recipe for a set, its head newly initialized from the seed."""
     torch.manual_seed(recipe.seed)
     backbone = model_for(
         data, recipe.model, modalities=recipe.modalities or None, bands=recipe.bands or None,
-        bands_missing=recipe.bands_missing, bands_scale=recipe.bands_scale, pretrained=recipe.pretrained,
+        missing_bands=recipe.missing_bands, kernel_scale=recipe.kernel_scale, pretrained=recipe.pretrained,
         checkpoint=recipe.checkpoint, image_size=recipe.views.size or recipe.views.tile,
         overrides=recipe.overrides,
     )  # fmt: skip
-    unseen = [b for m in backbone.modalities if m in backbone.inputs for b in backbone.inputs[m].ignored]
+    unseen = [b for m in backbone.modalities if m in backbone.inputs for b in backbone.inputs[m].unused_bands]
     if unseen and not recipe.freeze:
         raise ValueError(
-            f"the weights do not look at {', '.join(unseen)} (bands_missing='zero'), and training would make "
+            f"the weights do not look at {', '.join(unseen)} (missing_bands='zero'), and training would make "
             "them look at values without statistics: leave these bands out with bands=, choose nearest or "
             "mean, or freeze=true"
         )

@@ -1,4 +1,4 @@
-"""Labelled samples as batches: read, normalised, resized or cut, turned, mixed.
+"""Labelled samples as batches: read, normalized, resized or cut, turned, mixed.
 
 A sample is a function of (seed, epoch, index), and how samples are mixed of (seed, step): neither depends on
 how many processes there are, nor on when a run was interrupted.
@@ -26,7 +26,7 @@ from rsbackbones.train.finetune.recipe import Views
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledBatch(Batch):
-    """Images and what they are trained towards.
+    """Images and what they are trained toward.
 
     ``target``: [B, K] float of labels of images, soft where smoothed or mixed; [B, H, W] int64 of pixels.
     ``counted``: what the losses of its pixels are divided by; ``None``: how many of them are labelled.
@@ -127,7 +127,7 @@ class LabelledSamples(Dataset[Batch]):
     def _view(self, index: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return a sample as the model sees it, and the map [H, W] of its labels where they are one."""
         raw = self.data.read(index)
-        images = normalised(self.inputs, self.data, raw, index, self.views.size)
+        images = normalized(self.inputs, self.data, raw, index, self.views.size)
         label = torch.from_numpy(raw["label"].astype(np.int64))[None] if "label" in raw else None
         height, width = next(iter(images.values())).shape[-2:]
         if label is not None and label.shape[1:] != (height * self.scale, width * self.scale):
@@ -167,7 +167,7 @@ class LabelledSamples(Dataset[Batch]):
         return {m: part.contiguous() for m, part in zip(images, parts, strict=True)}, soft
 
 
-def normalised(
+def normalized(
     inputs: Inputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
 ) -> dict[str, Tensor]:
     """Return a raw sample as a model takes it, resized to ``size`` where that is a number.

@@ -25,14 +25,15 @@ RESULT = "result.json"
 
 
 def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[str, Any]:
-    """Fine-tune, or go on with what is in ``recipe.out``; under torchrun every process calls this.
+    """Fine-tune, or go on with what is in ``recipe.output``; under torchrun every process calls this.
 
     Args:
-        recipe: with ``out``; with ``sweep`` there is a run for every rate in a folder ``lr_RATE`` below it.
+        recipe: with ``output``; with ``sweep`` there is a run for every rate in a folder ``lr_RATE`` below
+            it.
         data: the set; default: what ``recipe.data`` names.
 
     Returns:
-        What ``result.json`` in ``out`` holds: metrics and intervals of the chosen epoch, the best single
+        What ``result.json`` in ``output`` holds: metrics and intervals of the chosen epoch, the best single
         evaluation, recipe, versions, seed and hashes. Of a run that a signal or ``max_steps`` ended before
         its last step: its ``status`` and ``step`` alone, and no file.
 
@@ -40,8 +41,8 @@ def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[st
         ValueError: the recipe, the data or the folder are not usable.
         TrainingError: (a ``ValueError``) as :func:`rsbackbones.train.train`.
     """
-    if recipe.out is None:
-        raise TrainingError("no output folder is named: say out=FOLDER")
+    if recipe.output is None:
+        raise TrainingError("no output folder is named: say output=FOLDER")
     if data is None:
         if recipe.data is None:
             raise TrainingError("no data is named: say data=PATH")
@@ -56,7 +57,7 @@ def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[st
             f"sensors says that {wrong[0]} is {recipe.sensors[wrong[0]]}; {data.name} was opened as "
             f"{data.sensor(wrong[0]).name}"
         )
-    out = recipe.out.expanduser()
+    out = recipe.output.expanduser()
     if recipe.sweep and (out / RECIPE).exists():
         raise TrainingError(f"{out} holds a single run; name another folder for a sweep")
     processes = init_distributed(recipe.timeout)

@@ -6,7 +6,7 @@ Autoencoders", NeurIPS 2023, arXiv 2311.00566: section 2, and for the options se
 What the paper leaves open, and what we do:
 
 - Of N patches int(N * (1 - ratio)) are kept; the joint tokens, which lie at the radar's kept patches, are
-  put back there for the decoder; targets are normalised over all bands of a patch together; the sensors'
+  put back there for the decoder; targets are normalized over all bands of a patch together; the sensors'
   reconstruction losses are added, each a mean over its own bands and masked patches; the temperature is
   learned and not clamped: as the public code.
 - The public code's contrast lets no gradient through the keys that it gathers from other processes, so that
@@ -67,7 +67,7 @@ class CromaObjective(ObjectiveConfig):
         local: the objective between the sensors' encodings of a patch; needs shared masks.
         contrast_weight, reconstruction_weight: factors of the two losses.
         reconstruction_target: the sensors whose pixels are predicted.
-        normalised_targets: whether every patch of the target is brought to mean 0 and variance 1.
+        normalized_targets: whether every patch of the target is brought to mean 0 and variance 1.
         decoder_dim, decoder_depth, decoder_heads: the size of the decoder.
 
     Raises:
@@ -76,7 +76,7 @@ class CromaObjective(ObjectiveConfig):
 
     # Bias and scale of targets change what is asked of the same outputs, which training goes on to learn.
     stage_options: ClassVar[tuple[str, ...]] = (
-        "mask_ratio_s2", "mask_ratio_s1", "masking", "normalised_targets", "contrast", "local",
+        "mask_ratio_s2", "mask_ratio_s1", "masking", "normalized_targets", "contrast", "local",
         "contrast_weight", "reconstruction_weight", "gather", "hard_negatives", "joint_self_bias",
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ class CromaObjective(ObjectiveConfig):
     contrast_weight: float = 1.0
     reconstruction_weight: float = 1.0
     reconstruction_target: Literal["both", "s1", "s2"] = "both"
-    normalised_targets: bool = True
+    normalized_targets: bool = True
     decoder_dim: int = 512
     decoder_depth: int = 1
     decoder_heads: int = 8
@@ -247,7 +247,7 @@ class CromaPretraining(Objective):
             predicted = self._predict(self.decoder, tokens, channels, masks, batch_grid(self.backbone, batch))
             target, scale = self._target(batch)
             for m, x in predicted.items():
-                y = scale.normalise(target[m]) if options.normalised_targets else target[m]
+                y = scale.normalize(target[m]) if options.normalized_targets else target[m]
                 parts[f"reconstruction_{m}"] = _masked_mse(full_precision(x), y, masks[m].masked)
             parts["reconstruction"] = torch.stack([parts[f"reconstruction_{m}"] for m in predicted]).sum()
             weighted.append(options.reconstruction_weight * parts["reconstruction"])
@@ -269,7 +269,7 @@ class CromaPretraining(Objective):
         pictures = {}
         for modality, prediction in predicted.items():
             patches, masked = target[modality], masks[modality].masked[..., None]
-            pixels = scale.undo(prediction) if self.options.normalised_targets else prediction
+            pixels = scale.undo(prediction) if self.options.normalized_targets else prediction
             seen = patches.masked_fill(masked, float("nan"))
             filled = torch.where(masked, full_precision(pixels), patches)
             pictures[modality] = (

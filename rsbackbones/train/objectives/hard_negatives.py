@@ -14,14 +14,14 @@ MOST_OF_QUERY = 0.5  # beta: the query's share is uniform in (0, beta), so the n
 
 
 def mix_hard_negatives(queries: Tensor, keys: Tensor, own: Tensor, picks: Tensor, mixes: Tensor) -> Tensor:
-    """Return synthetic negatives of every query, [M, S, D], normalised, without gradients.
+    """Return synthetic negatives of every query, [M, S, D], normalized, without gradients.
 
     As in MoCHi they are data: the gradient of the loss reaches the query that meets them, not what they
     were mixed from.
 
     Args:
-        queries: normalised, [M, D].
-        keys: normalised, [G, D]: the positive of every query, and its negatives.
+        queries: normalized, [M, D].
+        keys: normalized, [G, D]: the positive of every query, and its negatives.
         own: which of the keys is the positive of each query, [M].
         picks: uniform in [0, 1), which of the hardest negatives is mixed, [M, S].
         mixes: uniform in [0, 1), how much of the query goes into the mixture, [M, S].

@@ -21,7 +21,7 @@ SENSORS = ("s2", "s1")
 class InfoNCE(nn.Module):
     """Tell the matching row of the other sensor from all other rows of all processes.
 
-    Rows are projected linearly, one projection per sensor, and normalised. The temperature is
+    Rows are projected linearly, one projection per sensor, and normalized. The temperature is
     ``exp(-logit_scale)``, initially 0.07, not clamped.
     """
 

@@ -14,9 +14,9 @@ What the paper leaves open, and what we do:
   Of every season anew.
 - Of N patches int(N * (1 - ratio)) are kept, as in MAE's code.
 - Without the block, nothing passes between seasons but the weights: their losses are added.
-- Targets are normalised by patch over all bands of one sensor (there is a decoder for each).
+- Targets are normalized by patch over all bands of one sensor (there is a decoder for each).
 - The decoders are as wide as MAE's, 512 with 16 heads; the paper gives their depth, 4. They are those of
-  CROMA's pretraining otherwise: no bias of query, key and value, torch's initialisation.
+  CROMA's pretraining otherwise: no bias of query, key and value, torch's initialization.
 - A loss is the mean over the masked pixels of an image, added over seasons and sensors, the mean over the
   batch. An image that is missing adds nothing.
 
@@ -65,7 +65,7 @@ class SeamoObjective(ObjectiveConfig):
             table 14: nothing is to be joined over time.
         mask_ratio: the part of the patches that is masked.
         masking: ``shared`` by the sensors of a season, or ``independent``.
-        normalised_targets: whether every patch of the target is brought to mean 0 and variance 1.
+        normalized_targets: whether every patch of the target is brought to mean 0 and variance 1.
         decoder_dim, decoder_depth, decoder_heads: the size of each decoder.
 
     Raises:
@@ -73,7 +73,7 @@ class SeamoObjective(ObjectiveConfig):
     """
 
     stage_options: ClassVar[tuple[str, ...]] = (
-        "strategy", "length", "mask_ratio", "masking", "normalised_targets",
+        "strategy", "length", "mask_ratio", "masking", "normalized_targets",
     )  # fmt: skip
 
     method: Literal["seamo"] = "seamo"
@@ -81,7 +81,7 @@ class SeamoObjective(ObjectiveConfig):
     length: int = 4
     mask_ratio: float = 0.75
     masking: Literal["shared", "independent"] = "shared"
-    normalised_targets: bool = True
+    normalized_targets: bool = True
     decoder_dim: int = 512
     decoder_depth: int = 4
     decoder_heads: int = 16
@@ -159,8 +159,8 @@ class SeamoPretraining(Objective):
         losses = {}
         for m, predicted in self._predict(batch, masks).items():
             target = patchify(full_precision(batch.images[m].flatten(0, 1)), self.backbone.patch_size)
-            if self.options.normalised_targets:
-                target = PatchScale.of(target).normalise(target)
+            if self.options.normalized_targets:
+                target = PatchScale.of(target).normalize(target)
             of_patch = (full_precision(predicted) - target).square().mean(dim=-1)  # [B * T, N]
             masked = masks[m].masked
             of_image = ((of_patch * masked).sum(dim=1) / masked.sum(dim=1)).view(len(batch), -1)  # [B, T]
@@ -202,7 +202,7 @@ class SeamoPretraining(Objective):
         pictures = {}
         for m, predicted in self._predict(batch, masks).items():
             patches = patchify(full_precision(batch.images[m].flatten(0, 1)), p)
-            pixels = PatchScale.of(patches).undo(predicted) if self.options.normalised_targets else predicted
+            pixels = PatchScale.of(patches).undo(predicted) if self.options.normalized_targets else predicted
             masked = masks[m].masked
             if m in batch.valid:  # of an image that is missing nothing was seen
                 masked = masked | ~batch.valid[m].flatten()[:, None]
@@ -241,7 +241,7 @@ class SeamoPretraining(Objective):
     def _restore(self, m: str, batch: Batch, masks: dict[str, Mask]) -> Tensor:
         """Return where the tokens of a sensor go after the TM block, [B * T, N]."""
         assert self.backbone.temporal is not None
-        elsewhere = self.backbone.temporal.lies_at_partner(m, tuple(masks), batch.valid)
+        elsewhere = self.backbone.temporal.at_paired_position(m, tuple(masks), batch.valid)
         other = next((masks[o].restore for o in masks if o != m), masks[m].restore)
         if isinstance(elsewhere, bool):
             return other if elsewhere else masks[m].restore

@@ -1,4 +1,4 @@
-"""Pixels as a masked autoencoder's targets: every patch normalised by itself.
+"""Pixels as a masked autoencoder's targets: every patch normalized by itself.
 
 Source: He et al., Masked autoencoders are scalable vision learners, CVPR 2022, section 4.1; CROMA, section 2.
 """
@@ -24,10 +24,10 @@ class PatchScale:
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return cls(mean, (variance + EPSILON).sqrt())
 
-    def normalise(self, patches: Tensor) -> Tensor:
+    def normalize(self, patches: Tensor) -> Tensor:
         """Bring [B, N, C * p * p] to mean 0 and standard deviation 1."""
         return (patches - self.mean) / self.std
 
     def undo(self, patches: Tensor) -> Tensor:
-        """Bring normalised [B, N, C * p * p] back to pixels."""
+        """Bring normalized [B, N, C * p * p] back to pixels."""
         return patches * self.std + self.mean

@@ -50,6 +50,6 @@ def _variance(x: Tensor) -> Tensor:
 
 
 def _covariance(x: Tensor) -> Tensor:
-    centred = x - x.mean(dim=0)
-    covariance = centred.T @ centred / (len(x) - 1)  # [D, D]
+    centered = x - x.mean(dim=0)
+    covariance = centered.T @ centered / (len(x) - 1)  # [D, D]
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]

@@ -48,7 +48,7 @@ RECIPES = (
         model="croma_vit_tiny",
         overrides={"bands": {"s2": ["B02", "B03", "B04", "B08"], "s1": ["VV", "VH"]}},
         objective=CromaObjective(
-            mask_ratio_s2=0.5, mask_ratio_s1=0.5, normalised_targets=False, reconstruction_weight=2,
+            mask_ratio_s2=0.5, mask_ratio_s1=0.5, normalized_targets=False, reconstruction_weight=2,
             decoder_dim=128, decoder_heads=4,
         ),
         data=DataOptions(parts=(*PAIRS, *OPTICAL), crop=(32, 96), size=64, mixup=0),

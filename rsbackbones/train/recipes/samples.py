@@ -66,7 +66,7 @@ CLOUDY = (
     ),
 )
 SEASONS = (
-    # A square kilometre in Belgium, 12 monthly composites; three of Sentinel-2's are missing.
+    # A square kilometer in Belgium, 12 monthly composites; three of Sentinel-2's are missing.
     Part(
         file=NpzFile(
             path="worldcereal/belgium_101_12months.npz",

@@ -5,7 +5,7 @@ The data of the paper's recipes is SSL4EO-S12 (``data.root=``), four seasons of 
 block, phase 2 is 200 of all seasons. They were not run here on the full set.
 
 The paper states no warm-up and no weight decay: none ("a half-cycle cosine decay over 200 epochs"), and
-MAE's 0.05, with its betas (0.9, 0.95). It says "the same normalisation" as SSL4EO-S12.
+MAE's 0.05, with its betas (0.9, 0.95). It says "the same normalization" as SSL4EO-S12.
 """
 
 from dataclasses import replace
@@ -43,7 +43,7 @@ RECIPES = (
         model="seamo_vit_tiny",
         overrides={"bands": {"s2": ["B02", "B03", "B04", "B08"], "s1": ["VV", "VH"]}},
         objective=SeamoObjective(
-            normalised_targets=False,
+            normalized_targets=False,
             decoder_dim=128,
             decoder_depth=1,
             decoder_heads=4,

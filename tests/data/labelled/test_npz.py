@@ -22,7 +22,7 @@ def described(tmp_path):
     return write(
         tmp_path / "set.npz", s2=S2, s2_bands=BANDS, label=np.arange(12) % 3,
         classes=np.array(["a", "b", "c"]), id=np.array([f"place {i}" for i in range(12)]),
-        split=np.array(["train"] * 9 + ["test"] * 3), units=np.array(["s2=dn+1000"]),
+        split=np.array(["train"] * 9 + ["test"] * 3), units=np.array(["s2=dn_baseline_0400"]),
     )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_described(described):
     data = open_labelled(described)
     assert (data.name, data.task, data.classes) == ("set", "classes", ("a", "b", "c"))
     assert data.bands == {"s2": ("B02", "B03", "B8A")}
-    assert data.units == {"s2": "dn+1000"}
+    assert data.units == {"s2": "dn_baseline_0400"}
     assert data.labels.tolist() == [0, 1, 2] * 4
     assert {k: v.tolist() for k, v in data.splits.items()} == {"train": list(range(9)), "test": [9, 10, 11]}
     assert np.array_equal(data.read(7)["s2"], S2[7])

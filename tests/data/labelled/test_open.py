@@ -44,7 +44,7 @@ def test_class_folders(folders):
     data = open_labelled(folders)
     assert (data.task, data.classes) == ("classes", ("forest", "river"))
     assert data.bands == {"s2": ("B04", "B03", "B02")}
-    assert data.units == {"s2": "normalised"}
+    assert data.units == {"s2": "uint8_rgb"}
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 8, "test": 2}
     assert any("value / 255" in note for note in data.notes)
     index = data.ids.index("river/river_3.png")
@@ -222,7 +222,7 @@ def test_bad_folders(tmp_path, folders):
         open_labelled(folders, mapping={"s2": "x"}, classes=("a", "b"))
 
 
-def test_grey_pictures_are_refused(tmp_path):
+def test_gray_pictures_are_refused(tmp_path):
     for name in ("a", "b"):
         picture(tmp_path / name / f"{name}.png", 0, mode="L")
     with pytest.raises(ValueError, match="mode L; expected RGB"):

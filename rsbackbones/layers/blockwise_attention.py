@@ -1,9 +1,11 @@
-"""Attention by blocks: some queries of some heads at a time, so that scores never leave the caches.
+"""Blockwise (chunked) attention: a few queries and heads at a time, so that the scores stay in the CPU
+caches.
 
-Scores of all pairs of patches, and an ALiBi bias for them, grow with the square of the patches: 17 GB at
-1024 px of patch 8 with 16 heads. Here a block's bias is computed (or cut from a table), its scores are made,
-used and forgotten, and the backward pass makes them again: memory grows with the patches. On CPUs this is
-also faster than a kernel that reads a mask, most of all in bfloat16 (benchmarks/encode.md).
+The scores of all pairs of patches and their ALiBi bias grow quadratically with the number of patches: 17 GB
+at 1024 px, patch size 8 and 16 heads. Here the bias of one block is computed (or sliced from a table), its
+scores are computed, used and discarded, and the backward pass recomputes them. Memory grows linearly with the
+number of patches. On CPUs this is also faster than a kernel that reads a mask, especially in bfloat16
+(benchmarks/encode.md).
 
 Shapes: B images, h heads of width d, Nq queries and Nk keys, [B, N, h, d] as projections leave them.
 """
@@ -19,18 +21,18 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rsbackbones.layers.alibi import AlibiBias, alibi_slopes, distances
 
-# A block has so many queries of a head, and more heads and images while its scores take so many bytes.
+# Queries of one head per block. A block takes more heads and images up to this many bytes of scores.
 _ROWS = 128
 _SCORES = 4 * 2**20
-# Distances are made so many at a time: their steps stay in the caches.
+# Distances computed at a time, so that intermediate results stay in the caches.
 _DISTANCES = 2**17
-# With fewer keys the softmax of PyTorch for half precision takes longer than that for float32.
+# With fewer keys, PyTorch's softmax is slower in half precision than in float32.
 _SHORT = 128
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Pairs of an image and a head, some of one image or all of some, and some queries of each."""
+    """A range of (image, head) pairs and a range of queries: some heads of one image, or several images."""
 
     pairs: slice
     images: slice
@@ -38,20 +40,20 @@ class _Block:
     rows: slice
 
 
-def attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | AlibiBias | None) -> Tensor:
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | AlibiBias | None) -> Tensor:
     """Softmax attention of [B, Nq, h, d] over [B, Nk, h, d]: [B, Nq, h, d].
 
-    ``bias`` is added to the scores: a table [h, Nq, Nk] or [B, h, Nq, Nk] without a gradient, or one to be
-    computed.
+    ``bias`` is added to the scores. It is a table [h, Nq, Nk] or [B, h, Nq, Nk] without a gradient, or an
+    :class:`AlibiBias`, which is computed block by block.
     """
     table = bias if isinstance(bias, Tensor) else None
     queries, keys = (bias.queries, bias.keys) if isinstance(bias, AlibiBias) else (None, None)
-    out: Tensor = torch.ops.rsbackbones.attend_by_blocks(q, k, v, table, queries, keys)
+    out: Tensor = torch.ops.rsbackbones.blockwise_attention(q, k, v, table, queries, keys)
     return out
 
 
-# Operators of our own, so that torch.compile keeps the loops out of its graphs.
-@torch.library.custom_op("rsbackbones::attend_by_blocks", mutates_args=())
+# Custom operators, so that torch.compile does not trace the loops.
+@torch.library.custom_op("rsbackbones::blockwise_attention", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, queries: Tensor | None, keys: Tensor | None
 ) -> Tensor:
@@ -65,7 +67,7 @@ def _forward(
     return _of_images(out, heads)
 
 
-@torch.library.custom_op("rsbackbones::attend_by_blocks_backward", mutates_args=())
+@torch.library.custom_op("rsbackbones::blockwise_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor,
     q: Tensor,
@@ -80,7 +82,7 @@ def _backward(
         work = _Work(q, k, table, queries, keys)
         grad, v = _of_pairs(grad), _of_pairs(v)
         dq = torch.empty_like(work.q)
-        # Summed over the blocks of queries in float32, whatever the factors are.
+        # Accumulate over query blocks in float32, whatever the input dtype is.
         dk, dv = (torch.zeros(v.shape, dtype=torch.float32, device=v.device) for _ in range(2))
         for block in work.blocks():
             pairs, rows = block.pairs, block.rows
@@ -95,9 +97,9 @@ def _backward(
 
 
 class _Work:
-    """What the blocks of one call share: queries and keys laid out by head, and memory used again and again.
+    """State shared by the blocks of one call: queries and keys grouped by head, and reused buffers.
 
-    Freshly allocated memory costs more than the sums that are written to it.
+    Allocating fresh memory for each block would cost more than the computation.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class _Work:
         self.distance = q.new_empty(0)
 
     def blocks(self) -> Iterator[_Block]:
-        """All blocks: whole heads and whole images where they are small."""
+        """Yield all blocks. Small heads and images are combined into one block."""
         for rows in _slices(self.num_queries, self.step):
             for images in _slices(self.images, self.images_step):
                 if self.queries is not None and self.keys is not None:
@@ -130,7 +132,7 @@ class _Work:
                     yield _Block(slice(first, first + count), images, heads, rows)
 
     def weights(self, block: _Block) -> Tensor:
-        """The attention weights of a block, [pairs, n, Nk], in memory that the next block takes."""
+        """Return the attention weights [pairs, n, Nk] of a block. The next block overwrites them."""
         q, k = self.q[block.pairs, block.rows], self.k[block.pairs]
         scores = _part(self.scores, (*q.shape[:2], k.shape[2]))
         torch.bmm(q, k, out=scores)
@@ -145,7 +147,9 @@ class _Work:
         return torch.softmax(scores, dim=-1, out=scores)
 
     def _measure(self, queries: Tensor, keys: Tensor, images: slice, rows: slice) -> None:
-        """Set the distances of some queries to all keys: [n, Nk], or [B', 1, n, Nk] of positions by image."""
+        """Compute the distances from a block's queries to all keys: [n, Nk], or [B', 1, n, Nk] with positions
+        per image.
+        """
         q = queries[rows] if queries.ndim == 2 else queries[images, rows]
         k = keys if keys.ndim == 2 else keys[images]
         shape = (*q.shape[:-1], k.shape[-2])
@@ -162,7 +166,7 @@ def _part(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _of_pairs(x: Tensor) -> Tensor:
-    """[B, N, h, d] to [B * h, N, d], laid out so."""
+    """[B, N, h, d] to contiguous [B * h, N, d]."""
     return x.transpose(1, 2).contiguous().flatten(0, 1)
 
 
@@ -192,20 +196,20 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dq, dk, dv = torch.ops.rsbackbones.attend_by_blocks_backward(grad, *ctx.saved_tensors)
+    dq, dk, dv = torch.ops.rsbackbones.blockwise_attention_backward(grad, *ctx.saved_tensors)
     return dq, dk, dv, None, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_keep)
 
 
-# Two matrix products; five more make the scores and their gradients again.
-@register_flop_formula(torch.ops.rsbackbones.attend_by_blocks)
+# Two matrix products forward. Backward has five: one recomputes the scores.
+@register_flop_formula(torch.ops.rsbackbones.blockwise_attention)
 def _forward_flops(q: Any, k: Any, *_: Any, **__: Any) -> int:
     images, queries, heads, width = q
     return int(2 * 2 * images * heads * queries * k[1] * width)
 
 
-@register_flop_formula(torch.ops.rsbackbones.attend_by_blocks_backward)
+@register_flop_formula(torch.ops.rsbackbones.blockwise_attention_backward)
 def _backward_flops(grad: Any, q: Any, k: Any, *_: Any, **__: Any) -> int:
     return 5 * _forward_flops(q, k) // 2

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import rsbackbones as rsb
-from rsbackbones.layers import alibi, attend_by_blocks
+from rsbackbones.layers import alibi, blockwise_attention
 from rsbackbones.layers.alibi import AlibiBias, alibi_bias, bias_between, grid_positions
 from rsbackbones.layers.attention import SelfAttention
 from rsbackbones.layers.flex import attend_with_flex
@@ -59,9 +59,9 @@ def test_blocks_equal_the_dense_table_forward_and_backward(attention, scores, ro
     ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
     table = alibi_bias(bias.queries, bias.keys, bias.num_heads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attend_by_blocks, "_SCORES", scores)  # from one query of one head up to all at once
-        patch.setattr(attend_by_blocks, "_ROWS", rows)
-        out = attend_by_blocks.attend_by_blocks(*ours, table if as_table else bias)
+        patch.setattr(blockwise_attention, "_SCORES", scores)  # from one query of one head up to all at once
+        patch.setattr(blockwise_attention, "_ROWS", rows)
+        out = blockwise_attention.blockwise_attention(*ours, table if as_table else bias)
         weights = torch.linspace(-1, 1, out.numel()).view_as(out)
         (out * weights).sum().backward()
     expected = dense(*theirs, bias)
@@ -82,7 +82,7 @@ def test_blocks_in_bfloat16_are_as_exact_as_the_formula_step_by_step():
     *inputs, bias = some_attention((9, 9), None, 4, 1)
     exact, low = dense(*inputs, bias), [x.bfloat16() for x in inputs]
     of_steps = (dense(*low, bias).float() - exact).abs()
-    of_blocks = (attend_by_blocks.attend_by_blocks(*low, bias).float() - exact).abs()
+    of_blocks = (blockwise_attention.blockwise_attention(*low, bias).float() - exact).abs()
     assert of_blocks.mean() <= 1.1 * of_steps.mean()
     assert of_blocks.max() < 0.02
 
@@ -93,7 +93,7 @@ def test_its_floating_point_operations_are_counted_as_those_of_the_kernel():
     )
     counts = []
     for attend in (
-        lambda: attend_by_blocks.attend_by_blocks(q, k, v, None),
+        lambda: blockwise_attention.blockwise_attention(q, k, v, None),
         lambda: F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))),
     ):
         with FlopCounterMode(display=False) as forward:
@@ -115,14 +115,14 @@ def test_a_learned_bias_gets_its_gradient(dtype):
 def test_blocks_without_a_bias_are_plain_attention():
     q, k, v, _ = some_attention((4, 5), (9, 14), 3, 3)
     expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    assert torch.allclose(attend_by_blocks.attend_by_blocks(q, k, v, None), expected, atol=1e-6)
+    assert torch.allclose(blockwise_attention.blockwise_attention(q, k, v, None), expected, atol=1e-6)
 
 
 def test_the_operator_is_registered_as_pytorch_wants_it():
     *inputs, bias = some_attention((3, 4), (5, 7), 2, 2)
     inputs = [x.requires_grad_() for x in inputs]
     torch.library.opcheck(
-        torch.ops.rsbackbones.attend_by_blocks.default, (*inputs, None, bias.queries, bias.keys)
+        torch.ops.rsbackbones.blockwise_attention.default, (*inputs, None, bias.queries, bias.keys)
     )
 
 
