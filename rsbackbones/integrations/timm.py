@@ -28,7 +28,8 @@ from timm.models._features import FeatureGetterNet
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import Tensor, nn
 
-from rsbackbones.models.backbone import Backbone, Encoded, Wanted
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.encoding import Encoded, Wanted, encode_validated
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.models.features import evenly_spaced, flatten_map, resolve_indices, unflatten_tokens
 from rsbackbones.models.input_validation import validate_inputs
@@ -157,7 +158,7 @@ class TimmEncoder(nn.Module):
         if x.ndim != 4:
             raise ValueError(f"timm's models take images [B, C, H, W], got {list(x.shape)}")
         images, valid = validate_inputs(self.backbone, x, None, None)
-        streams, _ = self.backbone.encode_validated(images, valid, wanted)
+        streams, _ = encode_validated(self.backbone, images, valid, wanted)
         return streams[self.stream]
 
     def _final(self, encoded: Encoded) -> Tensor:
