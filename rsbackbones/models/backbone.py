@@ -18,6 +18,7 @@ from rsbackbones.models.encoding import Encoded, Inputs, Stage, Wanted, encode_v
 from rsbackbones.models.features import Features, evenly_spaced, resolve_indices
 from rsbackbones.models.input_validation import validate_inputs
 from rsbackbones.models.stem import Stem
+from rsbackbones.models.unused import called_units
 from rsbackbones.sensors import InputSpec
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Backbone(nn.Module):
     def units(self) -> list[nn.Module]:
         """Return the modules that are checkpointed, compiled and sharded one by one.
 
-        ``encode`` must call these modules themselves, not their parts.
+        ``encode`` must call these modules themselves, not their parts; :func:`called_units` checks it where
+        they are used. By default they are the modules of all stages.
         """
         names = dict.fromkeys(stage.module for s in self.stream_inputs for stage in self.stages(s))
         return [self.get_submodule(name) for name in names]
@@ -336,8 +338,11 @@ class Backbone(nn.Module):
         """Enable activation checkpointing: store only the inputs of :meth:`units` and recompute the rest.
 
         Training takes less memory and more time. Gradients do not change.
+
+        Raises:
+            ValueError: ``encode`` does not call one of the units.
         """
-        checkpoint_activations(self.units(), enable)
+        checkpoint_activations(called_units(self) if enable else self.units(), enable)
 
     def set_drop_path(self, rate: float) -> None:
         """Set stochastic depth, with rates that grow linearly from 0 in the first block to ``rate`` in the

@@ -15,6 +15,9 @@ import rsbackbones as rsb
 from rsbackbones.models.croma import Croma
 from rsbackbones.models.encoding import _padded
 from rsbackbones.models.features import evenly_spaced
+from rsbackbones.models.unused import called_units
+from rsbackbones.train.engine.config import RunOptions
+from rsbackbones.train.engine.parallel import parallelize
 from rsbackbones.train.finetune.objective import Finetuning
 from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
@@ -418,11 +421,39 @@ def test_units_hold_the_stages_and_no_module_twice(model):
 
 def test_encoding_calls_every_unit(model):
     """What replaces a unit's forward (activation checkpointing, FSDP) would have no effect otherwise."""
-    called = set()
-    for unit in model.units():
-        unit.register_forward_pre_hook(lambda module, _: called.add(id(module)))
-    model.forward_features(batch(model))
-    assert called == {id(unit) for unit in model.units()}
+    modes = [(m.eval() if i % 3 else m.train()).training for i, m in enumerate(model.modules())]
+    before = {n: x.clone() for n, x in model.state_dict().items()}
+    assert called_units(model) == model.units()
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
+    assert not any(unit._forward_pre_hooks for unit in model.units())
+
+
+class PartsOnly(ToyCNN):
+    """A network that calls the parts of its last stage and not the stage."""
+
+    def encode(self, inputs, wanted):
+        last = self.layers[-1]
+        self.layers[-1] = nn.Identity()
+        self.layers[-1].forward = lambda x: last.forward(x)
+        try:
+            return super().encode(inputs, wanted)
+        finally:
+            self.layers[-1] = last
+
+
+def test_units_that_are_never_called_are_refused():
+    model = PartsOnly(find_architecture("toy_cnn").config).train()
+    assert model(batch(model)).shape == (2, 256)
+    with pytest.raises(ValueError, match=r"PartsOnly.encode does not call layers.3, which.*no effect"):
+        model.set_grad_checkpointing()
+    tuned = Finetuning(model, "classes").train()
+    cpu, options = torch.device("cpu"), {"name": "run", "batch_size": 2}
+    for asked in ("activation_checkpointing", "compile"):
+        with pytest.raises(ValueError, match=r"does not call layers\.3"):
+            parallelize(tuned, RunOptions(**options, **{asked: True}), cpu, unused=False)
+    assert all(module.training for module in tuned.modules())
+    assert parallelize(tuned, RunOptions(**options), cpu, unused=False) is tuned
 
 
 def test_missing_images_are_not_trained_on_with_batch_norm():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.unused import called_units
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.module import TrainModule
 
@@ -22,7 +23,7 @@ class Objective(TrainModule):
 
     def units(self) -> list[nn.Module]:
         """See :meth:`TrainModule.units`: those of the backbone; a decoder adds its own."""
-        return self.backbone.units()
+        return called_units(self.backbone)
 
     def export_backbone(self) -> Backbone:
         """Return the backbone that users get: without what only pretraining needs."""
