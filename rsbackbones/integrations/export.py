@@ -5,6 +5,7 @@ Attention biases are whole tables in these files, so memory grows with the squar
 """
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -57,9 +58,11 @@ def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward")
     multiple = backbone.size_multiple
     unit = next(iter(images.values())).shape[-2] // 2
     if backbone.pad or multiple == 1:
-        height, width = Dim("height", min=unit + 1), Dim("width", min=unit + 1)
+        least = max(unit + 1, backbone.min_size)
+        height, width = Dim("height", min=least), Dim("width", min=least)
     else:
-        height, width = multiple * Dim("rows", min=2), multiple * Dim("columns", min=2)
+        least = max(2, math.ceil(backbone.min_size / multiple))
+        height, width = multiple * Dim("rows", min=least), multiple * Dim("columns", min=least)
     free: dict[int, Any] = {0: Dim("batch"), 2: height, 3: width}
     if backbone.consumes == "series":
         free = {0: Dim("batch"), 1: Dim("dates"), 3: height, 4: width}

@@ -172,9 +172,7 @@ class TimmEncoder(nn.Module):
         """Put on a new head of ``num_classes``, or none for 0, and choose another pooling."""
         if global_pool is not None:
             self.set_pool(global_pool)
-        place = next(self.parameters())
         self.backbone.reset_classifier(num_classes)
-        self.backbone.head.to(place.device, place.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See :meth:`Backbone.set_grad_checkpointing`."""
@@ -320,6 +318,12 @@ def _create(
         levels = len(PYRAMID) if out_indices is None else out_indices
         model = Pyramid(encoder, resolve_indices(levels, len(PYRAMID), f"there are {len(PYRAMID)} levels"))
     else:
+        strides = [stage["reduction"] for stage in encoder.feature_info]
+        if strides != sorted(strides):
+            raise ValueError(
+                f"timm's features_only requires strides that never fall, and {architecture.name} has "
+                f"{strides}; rsbackbones.create_model({architecture.name!r}, features_only=True) serves any"
+            )
         model = FeatureGetterNet(encoder, FeatureMaps(backbone, indices=out_indices).indices)
     model.pretrained_cfg = model.default_cfg = encoder.pretrained_cfg
     return cast(nn.Module, model)

@@ -42,6 +42,7 @@ class Backbone(nn.Module):
             ``"series"``: all dates are encoded at once, and features have no T axis; a single image is
             treated as a series of one date.
         size_multiple: H and W must be multiples of this: 1 for most CNNs, the patch size for a ViT.
+        min_size: H and W must be at least this, such as the stride of a CNN's last stage.
         modalities: the inputs that this model was built for.
         bands: by modality, the channels of its input, in order. They are bands of the sensor in
             ``config.sensors``.
@@ -63,6 +64,7 @@ class Backbone(nn.Module):
     has_final_norm: ClassVar[bool] = False
     architecture: str = ""
     size_multiple: int = 1
+    min_size: int = 1
     pad: bool = False
     stream_inputs: dict[str, tuple[str, ...]]
     default_stream: str
@@ -322,11 +324,17 @@ class Backbone(nn.Module):
         return {s: self.forward_features({m: x[m] for m in self.stream_inputs[s]}) for s in wanted}
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a new linear one with ``num_classes`` outputs, or remove it for 0."""
+        """Replace the head by a new linear one with ``num_classes`` outputs, or remove it for 0.
+
+        The new head has the device and dtype of the model.
+        """
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}")
+        place = next(self.parameters(), None)
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        if place is not None and not place.is_meta:  # a model on meta is still to be loaded
+            self.head.to(place.device, place.dtype)
 
     def get_classifier(self) -> nn.Module:
         """Return the head: an ``nn.Linear``, or ``nn.Identity`` if ``num_classes`` is 0."""
@@ -362,7 +370,7 @@ class Backbone(nn.Module):
         Parameters of the backbone itself (class tokens, position tables) belong to the stem.
 
         Raises:
-            ValueError: ``layer_groups`` omits a layer or lists one twice.
+            ValueError: ``layer_groups`` omits a layer, lists one twice, or lists one of another model.
         """
         return training.parameter_depths(self)
 
@@ -371,6 +379,7 @@ class Backbone(nn.Module):
         weight = self.get_parameter(self.stem(self.modalities[0]).weight)
         strides = [stage.stride for s in self.stream_inputs for stage in self.stages(s)]
         unit = math.lcm(self.size_multiple, *strides)
+        unit *= math.ceil(self.min_size / (2 * unit))
         lead = (2, 3) if self.consumes == "series" else (2,)
         return {m: weight.new_zeros(*lead, len(b), 2 * unit, 3 * unit) for m, b in self.bands.items()}
 

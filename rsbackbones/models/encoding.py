@@ -31,7 +31,7 @@ class Inputs:
 
     Attributes:
         images: by modality, [B, C, H, W], or [B, T, C, H, W] for a model that consumes series. All are on one
-            grid, and H and W are multiples of ``size_multiple``.
+            grid, and H and W are multiples of ``size_multiple`` and at least ``min_size``.
         valid: by modality, a mask [B] ([B, T] for series), False for missing images. These are zero-filled
             and must not affect the features of other images. Modalities that are not in the mapping are
             complete.

@@ -89,7 +89,12 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"{', '.join(bands)}. {hint}"
         )
     height, width = image.shape[-2:]
-    if not height or not width or (not model.pad and (height % p or width % p)):
+    if height < model.min_size or width < model.min_size:
+        raise ValueError(
+            f"{modality}: {height} x {width} pixels are too few, this model needs at least "
+            f"{model.min_size} x {model.min_size}; use larger images, or interpolate them"
+        )
+    if not model.pad and (height % p or width % p):
         cropped = f"crop to {height // p * p} x {width // p * p}"
         raise ValueError(
             f"{modality}: {height} x {width} pixels are not a multiple of {p}, as this model needs; "

@@ -24,14 +24,20 @@ def set_drop_path(model: "Backbone", rate: float) -> None:
 
 def parameter_depths(model: "Backbone") -> dict[str, int]:
     """See :meth:`Backbone.parameter_depths`."""
+    family = type(model).__name__
     names = {id(p): name for name, p in model.named_parameters()}
     depths = {name: 0 for name in names.values() if "." not in name}
     for depth, group in enumerate(model.layer_groups()):
         for module in group:
             for parameter in module.parameters():
-                name = names[id(parameter)]
+                name = names.get(id(parameter))
+                if name is None:
+                    raise ValueError(
+                        f"{family}.layer_groups lists a {type(module).__name__} that is not part of the "
+                        "model: list modules that the model has registered, such as self.stem"
+                    )
                 if depths.setdefault(name, depth) != depth:
-                    raise ValueError(f"{type(model).__name__}.layer_groups lists {name} twice")
+                    raise ValueError(f"{family}.layer_groups lists {name} twice")
     if lacking := [name for name in names.values() if name not in depths]:
-        raise ValueError(f"{type(model).__name__}.layer_groups omits {', '.join(lacking[:8])}")
+        raise ValueError(f"{family}.layer_groups omits {', '.join(lacking[:8])}")
     return depths

@@ -86,7 +86,7 @@ def test_the_embedding_is_what_pool_makes_of_the_map(model):
 
 def test_sizes_may_differ_from_call_to_call(model):
     unit = model.size_multiple
-    for height, width in ((64, 96), (32, 32), (40, 16 + 3 * unit)):
+    for height, width in ((64, 96), (32, 32), (40, 32 + 3 * unit)):
         grid = model.forward_features(batch(model, height, width)).grid
         assert grid == (cells(height, model.stride), cells(width, model.stride))
 
@@ -291,6 +291,11 @@ def test_a_head_gives_logits_and_can_be_replaced(model):
     lead = (2,) if model.consumes == "series" else (2, 2)
     assert classifier(batch(classifier, times=2)).shape == (*lead, 7)
     assert classifier.get_classifier().out_features == 7
+    classifier.double().reset_classifier(4)
+    doubles = {m: v.double() for m, v in x.items()}
+    assert classifier(doubles).shape == (2, 4)
+    assert classifier(doubles).dtype == torch.float64
+    classifier.float()
     classifier.reset_classifier(0)
     features = classifier.forward_features(x)
     assert close(classifier(x), features.pooled[features.default_stream])
@@ -344,6 +349,7 @@ def test_autocast_and_half_precision_stay_close(model):
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 48), (33, 41), (32, 48)])
 def test_padding_repeats_the_edge_and_maps_cover_the_image(model, size):
+    size = tuple(max(side, model.min_size) for side in size)
     x = {m: image[..., : size[0], : size[1]] for m, image in batch(model, height=48, width=56).items()}
     unit = model.size_multiple
     rows, columns = (cells(side, unit) * unit for side in size)
@@ -407,6 +413,9 @@ def test_layer_groups_that_forget_or_repeat_a_layer_are_refused(model, monkeypat
         model.parameter_depths()
     monkeypatch.setattr(model, "layer_groups", lambda: [*groups, groups[0]])
     with pytest.raises(ValueError, match="twice"):
+        model.parameter_depths()
+    monkeypatch.setattr(model, "layer_groups", lambda: [*groups, [nn.Linear(2, 2)]])
+    with pytest.raises(ValueError, match="layer_groups lists a Linear that is not part of the model"):
         model.parameter_depths()
 
 
@@ -510,7 +519,7 @@ BAD_INPUTS = [
     (lambda x, m: x[m].numpy(), "create_preprocess"),
     (lambda x, m: {m: (x[m] * 255).to(torch.uint8)}, "create_preprocess"),
     (lambda x, m: {m: x[m].double()}, r"got torch.float64.*x\.to\(torch.float32\)"),
-    (lambda x, m: {m: x[m][..., :0]}, "pixels are not a multiple of"),
+    (lambda x, m: {m: x[m][..., :0]}, "64 x 0 pixels are too few, this model needs at least"),
 ]
 
 
@@ -532,6 +541,20 @@ def test_sides_that_a_model_cannot_serve_are_refused_with_the_fix(model):
         model(x)
     with pytest.raises(ValueError, match="enlarge them"):
         model({m: x[m][..., :3, :3]})
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_images_smaller_than_the_minimum_size_are_refused(pad):
+    model = small("toy_cnn", pad=pad)
+    x = batch(model, 32, 40)
+    assert model(x).shape == (2, model.num_features)
+    for smaller in (x["s2"][..., :31], x["s2"][..., :31, :]):
+        with pytest.raises(
+            ValueError, match="pixels are too few, this model needs at least 32 x 32; use larger"
+        ):
+            model(smaller)
+    model.min_size = 100
+    assert min(model.example_inputs()["s2"].shape[-2:]) >= 100
 
 
 def test_sensors_that_do_not_agree_are_refused(model):
@@ -650,14 +673,26 @@ assert rsb.create_model("my_net").num_features == 32
 assert "rsb_mine_s2_my_net" in timm.list_models("rsb_mine*")
 with pytest.raises(ValueError, match="it has no INPUTS, build"):
     rsb.register_family("broken")
-with pytest.raises(ValueError, match="another architecture called my_net"):
+with pytest.raises(ValueError, match="letters, digits, _ and -, got 'my.net'; rename"):
+    rsb.register_family("dotted")
+with pytest.raises(ValueError, match="INPUTS has no input contract for 's2'"):
+    rsb.register_family("without_inputs")
+assert rsb.list_models("my*") == ["my_net"]
+with pytest.raises(ValueError, match="architecture names my_net are in use; rename yours"):
     rsb.register_family("again")
 """
 
 
 def test_a_family_of_ones_own_module_enters_by_name(tmp_path):
     """By a call; under timm's names too, also once those are loaded."""
-    for name, code in {"mine": FAMILY, "again": FAMILY, "broken": "CONFIGS = {}"}.items():
+    modules = {
+        "mine": FAMILY,
+        "again": FAMILY,
+        "broken": "CONFIGS = {}",
+        "dotted": FAMILY.replace("my_net", "my.net"),
+        "without_inputs": FAMILY + "INPUTS = {}",
+    }
+    for name, code in modules.items():
         (tmp_path / f"{name}.py").write_text(code)
     root = str(Path(rsb.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
@@ -718,6 +753,19 @@ def test_streams_whose_final_maps_differ_are_refused(monkeypatch):
     monkeypatch.setattr(Croma, "stages", coarser)
     with pytest.raises(ValueError, match="must have the same channels and stride"):
         small("croma_vit_tiny")
+
+
+def test_sensors_that_share_a_weight_are_refused(monkeypatch, tmp_path):
+    """Early fusion by one kernel over the bands of both; a sum of two convolutions is the same."""
+    file = rsb.save_model(small("croma_vit_tiny"), tmp_path / "model.safetensors")
+    stem = Croma.stem
+    monkeypatch.setattr(Croma, "stem", lambda self, modality: stem(self, "s2"))
+    for given in ({}, {"checkpoint": file}):
+        with pytest.raises(
+            ValueError, match=r"stems of s2 and s1 have one weight, .*\. For early fusion add"
+        ):
+            small("croma_vit_tiny", **given)
+    assert small("croma_vit_tiny", modalities=("s2",)).modalities == ("s2",)
 
 
 def test_drop_path_leaves_alone_blocks_that_have_none():
