@@ -197,8 +197,8 @@ def test_a_model_is_exported_with_free_sizes():
     program = rsb.export_program(model, method="forward_features").module()
     for size in ((1, 12, 16, 24), (3, 12, 40, 32)):
         x = torch.rand(size)
-        found = program({"s2": x})["tokens_s2"]
-        assert torch.allclose(found, model.forward_features(x).tokens["s2"], atol=1e-5)
+        found = program({"s2": x})["maps_s2"]
+        assert torch.allclose(found, model.forward_features(x).maps("s2"), atol=1e-5)
 
 
 def test_seamo_takes_it_too(tmp_path):

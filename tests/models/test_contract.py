@@ -507,7 +507,7 @@ def test_a_model_made_in_inference_mode_can_be_trained(model):
 
 
 BAD_INPUTS = [
-    (lambda x, m: {}, "no sensor"),
+    (lambda x, m: {}, "no modality"),
     (lambda x, m: {"s3": x[m]}, "'s3'"),
     (lambda x, m: {m: x[m][0]}, r"x\[None\]"),
     (lambda x, m: {m: x[m][:, :4]}, "got 4 channels, this model takes 12"),

@@ -174,7 +174,7 @@ def test_programs_of_torch_export_serve_other_batches_and_sizes(name, kind):
         elif kind == "maps":
             expected = {f"maps_{i}": m for i, m in zip(given.indices, given(x), strict=True)}
         else:
-            expected = {f"tokens_{s}": t for s, t in features.tokens.items()}
+            expected = {f"maps_{s}": x for s, x in features.feature_maps.items()}
             expected |= {f"pooled_{s}": p for s, p in features.pooled.items()}
         assert found.keys() == expected.keys()
         for name in expected:

@@ -37,9 +37,7 @@ def make_batch(options, count=3, grid=(4, 6), bands=None, seed=0, dtype=torch.fl
         m: torch.rand(count, len(names), 8 * grid[0], 8 * grid[1], generator=generator).to(dtype)
         for m, names in bands.items()
     }
-    return Batch(
-        images=images, bands=dict(bands), noise=draw(options, count, grid, tuple(bands), seed)
-    )
+    return Batch(images=images, bands=dict(bands), noise=draw(options, count, grid, tuple(bands), seed))
 
 
 def gradients(objective, batch):
