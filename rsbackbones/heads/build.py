@@ -102,14 +102,14 @@ def dense_model(
     else:
         decoder = ViTLiteHead(channels[0], reductions[0], num_classes, scale=scale, **options)
     kind = ChangeModel if task == "change" else DenseModel
-    ours = isinstance(source, FeatureMaps)
+    is_backbone = isinstance(source, FeatureMaps)
     return kind(
-        source.backbone if ours else backbone,
+        source.backbone if is_backbone else backbone,
         decoder,
         num_classes=num_classes,
-        stream=source.stream if ours else None,
-        indices=source.indices if ours else None,
-        norm=head != "upernet" and ours and source.backbone.has_final_norm,
+        stream=source.stream if is_backbone else None,
+        indices=source.indices if is_backbone else None,
+        norm=head != "upernet" and is_backbone and source.backbone.has_final_norm,
         scale=scale,
         frozen=freeze,
     )

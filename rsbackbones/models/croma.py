@@ -313,20 +313,20 @@ def _module_names(
 ) -> dict[str, str]:
     """Map native module names to those of a file of the authors; ``#`` is the index of a block."""
     names: dict[str, str] = {}
-    for ours, theirs in (("s1", s1), ("s2", s2)):
-        vit = encoder.format(theirs)
+    for native, foreign in (("s1", s1), ("s2", s2)):
+        vit = encoder.format(foreign)
         names |= {
-            f"encoders.{ours}.tokenizer.proj": f"{vit}.linear_input",
-            f"encoders.{ours}.blocks.#.norm1": f"{vit}.transformer.layers.#.0.input_norm",
-            f"encoders.{ours}.blocks.#.attn.qkv": f"{vit}.transformer.layers.#.0.{qkv}",
-            f"encoders.{ours}.blocks.#.attn.proj": f"{vit}.transformer.layers.#.0.{out}",
-            f"encoders.{ours}.blocks.#.norm2": f"{vit}.transformer.layers.#.1.input_norm",
-            f"encoders.{ours}.blocks.#.mlp.fc1": f"{vit}.transformer.layers.#.1.net.0",
-            f"encoders.{ours}.blocks.#.mlp.fc2": f"{vit}.transformer.layers.#.1.net.{fc2}",
-            f"encoders.{ours}.norm": f"{vit}.transformer.norm_out",
-            f"embeddings.{ours}.norm": f"{embedding.format(theirs)}.0",
-            f"embeddings.{ours}.mlp.fc1": f"{embedding.format(theirs)}.1",
-            f"embeddings.{ours}.mlp.fc2": f"{embedding.format(theirs)}.3",
+            f"encoders.{native}.tokenizer.proj": f"{vit}.linear_input",
+            f"encoders.{native}.blocks.#.norm1": f"{vit}.transformer.layers.#.0.input_norm",
+            f"encoders.{native}.blocks.#.attn.qkv": f"{vit}.transformer.layers.#.0.{qkv}",
+            f"encoders.{native}.blocks.#.attn.proj": f"{vit}.transformer.layers.#.0.{out}",
+            f"encoders.{native}.blocks.#.norm2": f"{vit}.transformer.layers.#.1.input_norm",
+            f"encoders.{native}.blocks.#.mlp.fc1": f"{vit}.transformer.layers.#.1.net.0",
+            f"encoders.{native}.blocks.#.mlp.fc2": f"{vit}.transformer.layers.#.1.net.{fc2}",
+            f"encoders.{native}.norm": f"{vit}.transformer.norm_out",
+            f"embeddings.{native}.norm": f"{embedding.format(foreign)}.0",
+            f"embeddings.{native}.mlp.fc1": f"{embedding.format(foreign)}.1",
+            f"embeddings.{native}.mlp.fc2": f"{embedding.format(foreign)}.3",
         }
     return names | {
         "joint.blocks.#.norm1": f"{joint}.layers.#.0.input_norm",

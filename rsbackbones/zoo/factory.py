@@ -213,7 +213,7 @@ def create_model(
 
 
 def _check_contract(model: Backbone, name: str) -> None:
-    """Check what a family's model states about itself.
+    """Check the streams and stems of a newly built model.
 
     Raises:
         ValueError: streams end in different maps, or two modalities share a stem.

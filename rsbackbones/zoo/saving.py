@@ -109,8 +109,8 @@ def write_safetensors(
 ) -> None:
     """Write tensors to a safetensors file atomically.
 
-    Floating-point tensors are cast to ``dtype``, except for single float64 ones: a model computes in lower
-    precision, so these are buffers that need theirs.
+    Floating-point tensors are cast to ``dtype``. Tensors in float64 are not cast if others have lower
+    precision: they are buffers that need it.
 
     Raises:
         ValueError: a tensor holds NaN or infinity, or shares memory with another one.

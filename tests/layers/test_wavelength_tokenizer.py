@@ -106,7 +106,7 @@ def test_kept_patches_and_channels_are_those_of_the_whole():
         ([5.5e7], [1e6], "radar"),
         ([10895], [590], "got one at 10895"),
         ([float("nan")], [10], "got one at nan"),
-        ([665], [0], "width of a band is positive"),
+        ([665], [0], "width of a band must be positive"),
         ([665, 833], [31], "2 wavelengths and 1 widths"),
         ([], [], "0 wavelengths"),
     ],
@@ -153,8 +153,8 @@ def test_adaptation_and_contract_say_what_is_made_and_what_is_known(tmp_path):
     assert [(r.band, r.source, r.rule, r.factor) for r in table.matches] == [
         ("B04", "B04", "generated", 1.0), ("B05", None, "generated", 1.0), ("B11", None, "extrapolated", 1.0),
     ]  # fmt: skip
-    assert "statistics of" in str(table)
-    assert "left out" not in str(table)
+    assert "statistics from" in str(table)
+    assert "dropped" not in str(table)
     assert model.inputs["s2"].bands == ("B04",)
     with pytest.raises(ValueError, match="B05, B11"):
         rsb.create_preprocess(model)
