@@ -1,5 +1,6 @@
 """Saving, loading and adapting weights of every architecture: buffers, bands by name, heads, goldens."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -13,6 +14,7 @@ from rsbackbones.models.config import as_json
 from rsbackbones.zoo import registry
 from rsbackbones.zoo.golden import compare_golden, compute_golden
 from rsbackbones.zoo.manifest import SCHEMA_VERSION
+from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
 from tests.models.examples import ALL, batch, small
 from tests.models.toy_cnn import INPUTS, ToyCNN, ToyCNNConfig
@@ -240,6 +242,16 @@ def test_goldens_notice_changed_weights_and_changed_statistics(model):
         assert compare_golden(model, golden)
         with torch.no_grad():
             tensor.copy_(before)
+
+
+def test_a_file_without_metadata_is_refused_with_the_fields_of_its_own_family(model, tmp_path):
+    """No advice to change the ``dim`` of a CNN."""
+    if not find_architecture(model.architecture).small:
+        pytest.skip("the small model is the model itself")
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "bare.safetensors")
+    fields = ", ".join(field.name for field in dataclasses.fields(model.config))
+    with pytest.raises(rsb.WeightsMismatchError, match=rf"--override FIELD=VALUE\); fields: {fields}$"):
+        rsb.create_model(model.architecture, checkpoint=tmp_path / "bare.safetensors", num_classes=None)
 
 
 def test_weights_of_another_shape_are_refused(model, tmp_path):
