@@ -1,17 +1,17 @@
-"""Modules of your own that commands import first, so that they know your families, objectives and sensors."""
+"""Plugins: modules with a user's families, objectives and sensors, which commands import before they run."""
 
 import os
 from importlib import import_module
 
 
 def load_plugins() -> None:
-    """Import the modules that ``RSBACKBONES_PLUGINS`` names, separated by commas.
+    """Import the modules listed in the environment variable ``RSBACKBONES_PLUGINS``, separated by commas.
 
-    They call ``rsbackbones.register_family``, ``rsbackbones.train.register_objective`` or
+    These modules call ``rsbackbones.register_family``, ``rsbackbones.train.register_objective`` or
     ``rsbackbones.register_sensor``.
 
     Raises:
-        ImportError: one cannot be imported.
+        ImportError: a module cannot be imported.
     """
     for name in os.environ.get("RSBACKBONES_PLUGINS", "").split(","):
         if name.strip():

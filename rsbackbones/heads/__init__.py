@@ -1,6 +1,6 @@
-"""What a downstream task puts on top of a backbone: classes, or change, of every pixel.
+"""Dense heads: semantic segmentation and change detection on a backbone.
 
-:func:`dense_model` puts a head on any backbone; the heads can be had alone.
+:func:`dense_model` adds a head to any backbone. The heads are also available as modules.
 """
 
 from rsbackbones.heads.build import HEADS, dense_model

@@ -1,4 +1,4 @@
-"""``dense_model``: a backbone and the name of a head make a model of every pixel."""
+"""``dense_model``: build a dense prediction model from a backbone and the name of a head."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -32,32 +32,31 @@ def dense_model(
     width: int | None = None,
     depth: int | None = None,
 ) -> DenseModel:
-    """Put a head on a backbone that classifies every pixel.
+    """Add a head for dense prediction to a backbone.
 
-    The backbone is used itself, not copied. Of its parameters those that the head's maps do not depend on get
-    no gradients any more (``requires_grad`` is False), all of them with ``freeze``. The head is newly
-    initialized.
+    The model uses the backbone itself, not a copy. Backbone parameters that do not affect the head's input
+    are frozen (``requires_grad`` is False); with ``freeze`` all of them are. The head is newly initialized.
 
     Args:
-        backbone: from ``create_model``, with or without ``features_only=True``; or a module that gives a list
-            of maps and has a ``feature_info``, as timm's with ``features_only=True`` (a ResNet, say).
-        head: ``upernet``, over four depths; ``linear``, of the last stage's map, cell by cell,
-            interpolated to pixels; ``vit_lite``, a few transformer blocks over the last stage's map and
-            transposed convolutions. The last two see the map after the final norm, where there is one.
+        backbone: from ``create_model``, with or without ``features_only=True``; or a module that returns a
+            list of maps and has a ``feature_info``, such as a timm model with ``features_only=True``.
+        head: ``upernet`` takes the maps of four depths. ``linear`` classifies every cell of the last map and
+            interpolates to pixels. ``vit_lite`` applies a few transformer blocks and transposed convolutions
+            to the last map. The last two apply the final norm of the backbone first, if it has one.
         num_classes: K, at least 2: a binary mask has two classes.
-        task: ``pixels``: forward takes images. ``change``: images of two dates, and it gives
+        task: ``pixels``: the model takes images. ``change``: it takes images of two dates and returns
             log-probabilities; see :class:`rsbackbones.heads.ChangeModel`.
-        stream: one of the model's ``stream_inputs``; by default the one that all of its sensors feed.
-        indices: which stages, as in ``forward_intermediates``; default four evenly spaced (UPerNet), the
-            last.
-        scale: super-resolution: pixels of the result per pixel of the images, along each side. ``vit_lite``
-            learns it (powers of two), the others interpolate.
-        freeze: train the head alone.
+        stream: one of the model's ``stream_inputs``; by default its default stream.
+        indices: stage indices, as in ``forward_intermediates``; default four evenly spaced ones for UPerNet,
+            the last one for other heads.
+        scale: super-resolution: pixels of the result per image pixel, along each side. ``vit_lite`` learns
+            it (powers of two), other heads interpolate.
+        freeze: train the head only.
         width: channels of the decoder; default 256 (``upernet``), 512 (``vit_lite``).
-        depth: blocks of ``vit_lite``; default 6.
+        depth: number of blocks of ``vit_lite``; default 6.
 
     Raises:
-        ValueError: an unknown head, task or stream, indices out of range, or a number that cannot be.
+        ValueError: a head, task or stream is unknown, an index or a number is out of range.
         ImportError: ``upernet`` without segmentation-models-pytorch (the extra ``heads``).
     """
     if head not in HEADS:
@@ -69,9 +68,11 @@ def dense_model(
     if scale < 1:
         raise ValueError(f"scale must be 1 or more, got {scale}")
     if width is not None and (head == "linear" or width < 1):
-        raise ValueError(f"width is that of upernet or vit_lite and positive, got {width} for {head}")
+        raise ValueError(
+            f"width applies to upernet and vit_lite and must be positive, got {width} for {head}"
+        )
     if depth is not None and head != "vit_lite":
-        raise ValueError(f"depth is the number of blocks of vit_lite; {head} has none")
+        raise ValueError(f"depth is the number of blocks of vit_lite; leave it out for {head}")
     if isinstance(backbone, FeatureMaps) or not isinstance(backbone, Backbone):
         if stream is not None or indices is not None:
             raise ValueError(
@@ -79,8 +80,8 @@ def dense_model(
             )
         if not hasattr(backbone, "feature_info"):
             raise ValueError(
-                "expected a model of create_model, or one with a feature_info as timm's features_only=True "
-                f"has, got {type(backbone).__name__}"
+                "expected a model from create_model, or a module with a feature_info, such as a timm "
+                f"model with features_only=True, got {type(backbone).__name__}"
             )
     source: Any = backbone
     if isinstance(backbone, Backbone):
@@ -89,8 +90,8 @@ def dense_model(
     channels, reductions = list(info.channels()), list(info.reduction())
     if head != "upernet" and len(channels) != 1:
         raise ValueError(
-            f"{head} takes the map of one stage, got {len(channels)}: name one with indices= (or "
-            "with out_indices= of create_model)"
+            f"{head} takes the map of one stage, got {len(channels)}: choose one with indices= (or "
+            "out_indices= of create_model)"
         )
     options = {name: value for name, value in (("width", width), ("depth", depth)) if value is not None}
     decoder: DenseHead
@@ -101,14 +102,14 @@ def dense_model(
     else:
         decoder = ViTLiteHead(channels[0], reductions[0], num_classes, scale=scale, **options)
     kind = ChangeModel if task == "change" else DenseModel
-    ours = isinstance(source, FeatureMaps)
+    is_backbone = isinstance(source, FeatureMaps)
     return kind(
-        source.backbone if ours else backbone,
+        source.backbone if is_backbone else backbone,
         decoder,
         num_classes=num_classes,
-        stream=source.stream if ours else None,
-        indices=source.indices if ours else None,
-        norm=head != "upernet" and ours and source.backbone.has_final_norm,
+        stream=source.stream if is_backbone else None,
+        indices=source.indices if is_backbone else None,
+        norm=head != "upernet" and is_backbone and source.backbone.has_final_norm,
         scale=scale,
         frozen=freeze,
     )
@@ -117,7 +118,7 @@ def dense_model(
 def _feature_layers(
     backbone: Backbone, head: Head, stream: str | None, indices: int | Sequence[int] | None
 ) -> FeatureMaps:
-    """The backbone with the stages that a head takes by default."""
+    """Return the backbone with the requested stages, or the default stages of a head."""
     if indices is not None:
         return FeatureMaps(backbone, indices=indices, stream=stream)
     if head != "upernet":
@@ -126,7 +127,7 @@ def _feature_layers(
     strides = {stage.stride for stage in backbone.stages(maps.stream)}
     if len(maps.indices) == len(SCALES) or len(strides) > 1:
         return maps
-    # A stream of fewer stages gives some of them twice.
+    # A stream with fewer stages repeats some of them.
     depth = len(backbone.stages(maps.stream))
     spread = [-(-(i + 1) * depth // len(SCALES)) - 1 for i in range(len(SCALES))]
     return FeatureMaps(backbone, indices=spread, stream=stream)

@@ -1,8 +1,9 @@
-"""Change detection: the difference of what a backbone sees at two dates, into a dense head.
+"""Change detection: a dense head on the difference of the features of two dates.
 
-Source: SeaMo, section 4.2.4 (OSCD): one backbone for both dates, UPerNet over the difference of their
-features, negative log-likelihood. The paper leaves open whether the difference is signed: it is in the
-published code of SpectralGPT, which the paper follows, and here (the later date minus the earlier).
+Source: SeaMo, section 4.2.4 (OSCD): one backbone encodes both dates, and UPerNet takes the difference of
+their features; the loss is the negative log-likelihood. The paper leaves open whether the difference is
+signed. Here it is (the later date minus the earlier), as in the published code of SpectralGPT, which the
+paper follows.
 """
 
 from collections.abc import Mapping
@@ -15,18 +16,18 @@ from rsbackbones.models.backbone import Images
 
 
 class ChangeModel(DenseModel):
-    """Images of two dates to log-probabilities of every pixel. Made by ``dense_model(task="change")``."""
+    """Predicts change between two dates, per pixel. Created by ``dense_model(task="change")``."""
 
     def forward(self, x: Images, later: Images | None = None) -> Tensor:
-        """Return log-probabilities [B, K, H * scale, W * scale], for a negative log-likelihood.
+        """Return log-probabilities [B, K, H * scale, W * scale], for the negative log-likelihood loss.
 
         Args:
-            x: normalized images [B, 2, C, H, W] by modality, the earlier date first; or those of the earlier
-                date alone, [B, C, H, W].
-            later: in that case, those of the later date.
+            x: normalized images [B, 2, C, H, W] by modality, the earlier date first; or the images of the
+                earlier date, [B, C, H, W].
+            later: in the second case, the images of the later date.
 
         Raises:
-            ValueError: not two dates, or images that the backbone cannot serve.
+            ValueError: there are not two dates, or the backbone does not accept the images.
         """
         both = _both_dates(x, later)
         features = self.maps(both)  # each [2B, D, h, w], all earlier dates first
@@ -37,14 +38,16 @@ class ChangeModel(DenseModel):
 
 
 def _both_dates(x: Images, later: Images | None) -> Images:
-    """[B, 2, C, H, W], or two of [B, C, H, W], to [2B, C, H, W]: the earlier dates, then the later."""
+    """Convert [B, 2, C, H, W], or two of [B, C, H, W], to [2B, C, H, W]: earlier dates, then later ones."""
     if isinstance(x, Tensor):
         if later is not None and not isinstance(later, Tensor):
-            raise ValueError("the earlier date is a bare tensor and the later is not; give both alike")
+            raise ValueError(
+                "the earlier date is a bare tensor and the later one is not; pass both in the same form"
+            )
         return _stacked("images", x, later)
     if later is not None and (isinstance(later, Tensor) or later.keys() != x.keys()):
         given = "a bare tensor" if isinstance(later, Tensor) else ", ".join(later)
-        raise ValueError(f"both dates must be of the same sensors: {', '.join(x)} and {given}")
+        raise ValueError(f"both dates must have the same modalities, got {', '.join(x)} and {given}")
     return {m: _stacked(m, image, None if later is None else later[m]) for m, image in x.items()}
 
 
@@ -52,7 +55,7 @@ def _stacked(modality: str, x: Tensor, later: Tensor | None) -> Tensor:
     if later is not None:
         if x.ndim != 4 or x.shape != later.shape:
             raise ValueError(
-                f"{modality}: two dates must be [B, C, H, W] of one shape, got {list(x.shape)} and "
+                f"{modality}: two dates must have one shape [B, C, H, W], got {list(x.shape)} and "
                 f"{list(later.shape)}"
             )
         return torch.cat((x, later))

@@ -1,4 +1,4 @@
-"""A backbone with a head that gives every pixel its classes."""
+"""A backbone with a dense head: logits per pixel."""
 
 from collections.abc import Mapping
 
@@ -12,15 +12,15 @@ from rsbackbones.models.unused import freeze_unused
 
 
 class DenseModel(nn.Module):
-    """Images to logits of every pixel. Made by :func:`rsbackbones.heads.dense_model`.
+    """Predicts logits per pixel. Created by :func:`rsbackbones.heads.dense_model`.
 
     Attributes:
-        backbone: what gives the maps.
-        head: what turns them into logits.
+        backbone: outputs the maps.
+        head: converts them to logits.
         num_classes: K.
-        scale: pixels of the result per pixel of the images, along each side.
-        stream, indices: which stages of which stream of the backbone; ``None`` where it decides itself.
-        frozen: whether the backbone stays as it is: no gradients, always in ``eval()`` mode.
+        scale: pixels of the result per image pixel, along each side.
+        stream, indices: the stream and stages of a :class:`Backbone`; ``None`` for other modules.
+        frozen: the backbone has no gradients and stays in ``eval()`` mode.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class DenseModel(nn.Module):
         self.train(backbone.training)
 
     def train(self, mode: bool = True) -> "DenseModel":
-        """Set the mode, of a frozen backbone never to training."""
+        """Set the mode. A frozen backbone stays in ``eval()`` mode."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
         return self
 
     def maps(self, x: Images) -> list[Tensor]:
-        """Return what the head sees, each [B, D_i, h_i, w_i]."""
+        """Return the input of the head, maps [B, D_i, h_i, w_i]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._maps(x)
 
@@ -66,11 +66,10 @@ class DenseModel(nn.Module):
         """Return logits [B, K, H * scale, W * scale].
 
         Args:
-            x: normalized images [B, C, H, W] by modality (``rsbackbones.eval.inputs``), as the backbone takes
-                them.
+            x: normalized images [B, C, H, W] by modality, as for :meth:`Backbone.forward_features`.
 
         Raises:
-            ValueError: images that the backbone cannot serve.
+            ValueError: the backbone does not accept the images.
         """
         return self._to_pixels(self.head(self.maps(x)), _size(x))
 
@@ -81,7 +80,7 @@ class DenseModel(nn.Module):
         return self.backbone.forward_intermediates(x, self.indices, stream=self.stream, norm=self.norm)
 
     def _to_pixels(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """[B, K, h, w] to [B, K, H * scale, W * scale], without what the backbone padded."""
+        """Resize [B, K, h, w] to [B, K, H * scale, W * scale], and crop the padding of the backbone."""
         pixels = self.head.reduction * self.scale
         full = [round(side * pixels) for side in logits.shape[-2:]]
         if full != list(logits.shape[-2:]):

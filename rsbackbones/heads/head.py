@@ -1,4 +1,4 @@
-"""What a dense head is to the model that holds it."""
+"""The contract of a dense head."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 
 class DenseHead(nn.Module):
-    """Maps of a backbone, each [B, D_i, h_i, w_i], to logits [B, K, h, w].
+    """Converts maps of a backbone, each [B, D_i, h_i, w_i], to logits [B, K, h, w].
 
     Attributes:
-        reduction: pixels of the image per pixel of the logits, along each side.
+        reduction: the stride of the logits in image pixels.
     """
 
     reduction: float
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """See the class."""
+        """Convert maps to logits, [B, K, h, w]."""
         raise NotImplementedError
 
     def units(self) -> list[nn.Module]:
-        """Return the modules that activation checkpointing, compilation and FSDP treat one by one."""
+        """Return the modules that are checkpointed, compiled and sharded one by one; by default none."""
         return []

@@ -1,4 +1,4 @@
-"""A linear classifier of every patch: the plainest dense head, and the probe of patch encodings.
+"""A linear classifier of every cell of a map: the simplest dense head, and the probe of dense features.
 
 Source: Fuller, Millard and Green, CROMA, NeurIPS 2023, section 4.1 (segmentation by a linear probe of frozen
 patch encodings).
@@ -12,7 +12,7 @@ from rsbackbones.heads.head import DenseHead
 
 
 class LinearHead(DenseHead):
-    """One map [B, D, h, w], of ``reduction`` pixels each, to logits [B, K, h, w]."""
+    """A 1 x 1 convolution of one map with the stride ``reduction``."""
 
     def __init__(self, channels: int, reduction: float, num_classes: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""A pyramid of maps from a ViT, all of whose blocks work at one scale.
+"""A feature pyramid from a network with a single scale, such as a ViT.
 
-Source: Bao et al., BEiT, ICLR 2022, and the segmentation code of MAE and of mmsegmentation after it: maps of
-four depths at 4, 2, 1 and 1/2 of their size, by transposed convolutions and a max-pooling. Between the two
-convolutions of the first they have a batch normalization; we a LayerNorm, as Li et al., ViTDet, ECCV 2022, so
-that nothing depends on the batch.
+Source: Bao et al., BEiT, ICLR 2022, and after it the segmentation code of MAE and mmsegmentation. The maps of
+four depths are resized to 4, 2, 1 and 1/2 of their size by transposed convolutions and a max-pooling. Between
+the two convolutions of the first level, they use BatchNorm. We use a LayerNorm, as in Li et al., ViTDet, ECCV
+2022, so that results do not depend on the batch.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ SCALES = (4, 2, 1, 0.5)
 
 
 class Pyramid(nn.Module):
-    """Four maps [B, D, h, w] to maps of 4, 2, 1 and 1/2 of that size, the last rounded up."""
+    """Resizes four maps [B, D, h, w] to 4, 2, 1 and 1/2 of their size, the last rounded up."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
         if len(channels) != len(SCALES):
             raise ValueError(
-                f"a pyramid from one scale needs maps of {len(SCALES)} depths, got {len(channels)}: name as "
-                "many stages in indices=, one of them twice if need be"
+                f"a pyramid from one scale requires maps of {len(SCALES)} depths, got {len(channels)}: "
+                "pass that many stages in indices= (a stage may be repeated)"
             )
         first, second = channels[:2]
         self.levels = nn.ModuleList(

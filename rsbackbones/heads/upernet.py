@@ -1,10 +1,10 @@
 """UPerNet: pooled context at the coarsest scale, merged top-down with all finer ones.
 
-Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018. The decoder is that of
-segmentation_models_pytorch (256 channels, batch normalization, a LayerNorm on every map it is given, which
-the paper has not). The maps are a ResNet's, or a ViT's at four depths (:mod:`rsbackbones.heads.pyramid`).
+Source: Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018. The decoder is that of
+segmentation_models_pytorch: 256 channels, BatchNorm, and a LayerNorm on every input map, which the paper does
+not have. The input is the pyramid of a CNN, or four depths of a ViT (:mod:`rsbackbones.heads.pyramid`).
 
-Needs the extra ``heads`` (segmentation-models-pytorch).
+Requires the extra ``heads`` (segmentation-models-pytorch).
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,16 @@ from rsbackbones.heads.pyramid import SCALES, Pyramid
 
 
 class UPerNet(DenseHead):
-    """Maps of several depths to logits at the scale of the finest.
+    """Merges maps of several depths into logits at the finest scale.
 
     Args:
-        channels: of every map, the earliest first.
-        reductions: pixels of the image per pixel of every map: all the same (a ViT, four maps), or each
-            larger than the one before (a ResNet, two maps or more).
+        channels: the channels of every map, from the first stage to the last.
+        reductions: the strides of the maps: four equal ones (a ViT), or at least two that increase (a CNN).
         num_classes: K.
-        width: channels of the decoder.
+        width: the channels of the decoder.
 
     Raises:
-        ValueError: maps that are neither of one scale nor a pyramid, or of one scale but not four.
+        ValueError: the strides are neither equal nor increasing, or equal but not four.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class UPerNet(DenseHead):
             from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
         except ImportError as error:
             raise ImportError(
-                "UPerNet needs segmentation-models-pytorch: pip install 'rsbackbones[heads]'"
+                "UPerNet requires segmentation-models-pytorch: pip install 'rsbackbones[heads]'"
             ) from error
         steps = list(pairwise(reductions))
         self.pyramid: Pyramid | None = None
@@ -49,11 +48,10 @@ class UPerNet(DenseHead):
             self.reduction /= SCALES[0]
         elif not all(a < b for a, b in steps):
             raise ValueError(
-                "UPerNet takes maps of one scale or of ever coarser ones, got pixels of "
-                f"{list(reductions)}; give indices= in rising order, and leave out one of two "
-                "stages of the same scale"
+                "UPerNet requires equal or increasing strides, got "
+                f"{list(reductions)}; pass indices= in increasing order, with one stage per stride"
             )
-        # The decoder expects an encoder's two finest maps before those that it uses.
+        # The decoder ignores the first two maps of an encoder.
         self.decoder = UPerNetDecoder((0, 0, *channels), len(channels) + 1, decoder_channels=width)
         self.classify = nn.Conv2d(width, num_classes, kernel_size=1)
         initialize_decoder(self.decoder)
@@ -63,17 +61,17 @@ class UPerNet(DenseHead):
         """Maps [B, D_i, h_i, w_i] to logits [B, K, h, w], at the finest scale.
 
         Raises:
-            ValueError: in training, a batch of one: its normalization is over the batch.
+            ValueError: a batch of one image in training, where BatchNorm has no statistics.
         """
         levels = self.pyramid(maps) if self.pyramid is not None else list(maps)
         if self.training and len(levels[0]) == 1 and not self._synchronized():
             raise ValueError(
-                "UPerNet normalizes over the batch and cannot train on one image alone; use batches of 2 or "
+                "UPerNet has BatchNorm and cannot train on a batch of one image; use batches of 2 or "
                 "more, and drop a last batch of one"
             )
         logits: Tensor = self.classify(self.decoder([levels[0], levels[0], *levels]))
         return logits
 
     def _synchronized(self) -> bool:
-        """Whether batches are normalized across processes."""
+        """Return whether BatchNorm is synchronized across processes."""
         return any(isinstance(m, nn.SyncBatchNorm) for m in self.decoder.modules())

@@ -1,16 +1,16 @@
-"""ViT-Lite: a small transformer over patch tokens, then transposed convolutions up to (or beyond) the pixels.
+"""ViT-Lite: a small transformer over the cells of a map, then transposed convolutions to finer resolutions.
 
-Source: AuxMAE and MixMAE, section 4.2: the segmentation tasks put ViT-Lite, of about 21M parameters, and a
-segmentation head on the encoder; one task has labels four times as fine as its images. The rest is left open,
-and ours:
+Source: AuxMAE and MixMAE, section 4.2. For segmentation they add ViT-Lite, with about 21M parameters, and a
+segmentation head to the encoder; the labels of one task are four times as fine as its images. The papers
+leave the rest open. Our choices:
 
-- 6 blocks of width 512 with 16 heads: MAE's decoder width, with which a decoder of 768-wide tokens into
-  13 bands x 16 x 16 pixels has 21.0M parameters. Fixed sine-cosine positions, Xavier-uniform linear layers:
-  as MAE's decoder.
-- The segmentation head doubles the resolution twice by transposed convolutions, once more for every doubling
-  of super-resolution, and halves the channels each time (to no fewer than 32). A linear layer gives the
-  classes, and bilinear interpolation does the rest: the finest features are at a quarter of a patch, divided
-      by the scale.
+- 6 blocks of width 512 with 16 heads. This is the width of MAE's decoder; a decoder from 768-wide tokens to
+  13 bands x 16 x 16 pixels then has 21.0M parameters. As in MAE's decoder: fixed sine-cosine positions and
+  Xavier-uniform linear layers.
+- The segmentation head doubles the resolution twice by transposed convolutions, and once more for every
+  doubling of super-resolution. It halves the channels each time, to no fewer than 32. A linear layer outputs
+  the classes. The finest features thus have a quarter of the map's stride, divided by the scale; bilinear
+  interpolation resizes the logits to pixels.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,17 @@ from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.block import Block
 from rsbackbones.layers.sincos import sincos_embedding
 
-# Of one attention head, as in MAE's decoder.
+# The width of an attention head, as in MAE's decoder.
 _HEAD_WIDTH = 32
 _FEWEST_CHANNELS = 32
 
 
 class ViTLite(nn.Module):
-    """[B, D, h, w] to [B, W, h, w] by a few transformer blocks over all patches.
+    """A few transformer blocks over all cells of a map: [B, D, h, w] to [B, W, h, w].
 
     Raises:
-        ValueError: ``width`` is not a multiple of 4, or not of its heads (one for every 32).
+        ValueError: ``width`` is not a multiple of 4 or of the number of heads (one per 32 channels), or
+            ``depth`` is less than 1.
     """
 
     def __init__(self, channels: int, *, width: int = 512, depth: int = 6) -> None:

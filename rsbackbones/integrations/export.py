@@ -1,10 +1,12 @@
-"""A model as one file that runs without this package: a program of torch.export, or ONNX.
+"""Export a model to run without this package: as a torch.export program, or as ONNX.
 
-The number of images (of a model that consumes series: and of dates), their height and width stay free.
-Attention biases are whole tables in these files, so memory grows with the square of the patches.
+The batch size, height and width are dynamic, and the number of dates for a model that consumes series.
+Exported ViTs build the full table of their attention bias, so memory grows with the square of the number of
+patches.
 """
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ Method = Literal["forward", "forward_features"]
 
 
 class _Named(nn.Module):
-    """A model that returns a dictionary of tensors, by the names that files give them."""
+    """Wraps a model to return a dictionary of tensors, by output name."""
 
     def __init__(self, model: Backbone | FeatureMaps, method: Method) -> None:
         super().__init__()
@@ -35,31 +37,37 @@ class _Named(nn.Module):
         if self.method == "forward":
             return {"logits" if self.model.num_classes else "embedding": self.model(images)}
         features = self.model.forward_features(images)
-        tokens = {f"tokens_{stream}": x for stream, x in features.tokens.items()}
-        return tokens | {f"pooled_{stream}": x for stream, x in features.pooled.items()}
+        maps = {f"maps_{stream}": x for stream, x in features.feature_maps.items()}
+        return maps | {f"pooled_{stream}": x for stream, x in features.pooled.items()}
 
 
 def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward") -> ExportedProgram:
-    """Return a model as a program of ``torch.export``, for images of all its sensors.
+    """Return a model as a ``torch.export`` program for images of all its modalities.
 
-    ``program.module()(images)`` takes a dictionary by sensor, each [B, C, H, W], of a model that consumes
-    series [B, T, C, H, W] with all dates present, and returns one of tensors: ``embedding`` [B, D], or
-    ``logits`` [B, num_classes] of a model with a head. With ``method="forward_features"`` they are
-    ``tokens_STREAM`` [B, N, D] and ``pooled_STREAM`` [B, D], and of a model that was built with
-    ``features_only`` ``maps_INDEX`` [B, D, h, w], by index of the stage. H and W are multiples of
-    ``Backbone.size_multiple``, or anything where the model pads; of more than one cell of the coarsest map,
-    as torch.export tells one from many.
+    ``program.module()(images)`` takes a dictionary by modality, each [B, C, H, W]; for a model that consumes
+    series [B, T, C, H, W], with all dates present. It returns a dictionary of tensors:
+
+    - ``embedding`` [B, D], or ``logits`` [B, num_classes] for a model with a head;
+    - with ``method="forward_features"``: ``maps_STREAM`` [B, D, h, w] and ``pooled_STREAM`` [B, D];
+    - for a model built with ``features_only``: ``maps_INDEX`` [B, D_i, h_i, w_i], by stage index.
+
+    H and W are multiples of ``Backbone.size_multiple`` (any size if the model pads) and at least
+    ``Backbone.min_size``. They span more than one cell of the coarsest map, because torch.export specializes
+    programs to sizes of 1.
 
     Raises:
-        ValueError: an unknown method, or ``forward_features`` of a model that gives maps only.
+        ValueError: the method is unknown, or ``forward_features`` is requested from a ``features_only``
+        model.
     """
     images, backbone = _example(model), unwrap_model(model)
     multiple = backbone.size_multiple
     unit = next(iter(images.values())).shape[-2] // 2
     if backbone.pad or multiple == 1:
-        height, width = Dim("height", min=unit + 1), Dim("width", min=unit + 1)
+        least = max(unit + 1, backbone.min_size)
+        height, width = Dim("height", min=least), Dim("width", min=least)
     else:
-        height, width = multiple * Dim("rows", min=2), multiple * Dim("columns", min=2)
+        least = max(2, math.ceil(backbone.min_size / multiple))
+        height, width = multiple * Dim("rows", min=least), multiple * Dim("columns", min=least)
     free: dict[int, Any] = {0: Dim("batch"), 2: height, 3: width}
     if backbone.consumes == "series":
         free = {0: Dim("batch"), 1: Dim("dates"), 3: height, 4: width}
@@ -69,21 +77,21 @@ def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward")
 
 
 def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Method = "forward") -> Path:
-    """Write a model to an ONNX file, for images of all its sensors.
+    """Write a model to an ONNX file, for images of all its modalities.
 
-    Its inputs are named as the sensors, its outputs as those of :func:`export_program`. Its metadata says
-    under ``rsbackbones``, in JSON, what the model is and which bands and values it takes. Weights of more
-    than 2 GB lie beside it, in ``NAME.onnx.data``.
+    Inputs have the names of the modalities, outputs those of :func:`export_program`. The metadata entry
+    ``rsbackbones`` (JSON) has the configuration, the bands and the input contract. Weights of more than 2 GB
+    are stored in a second file, ``NAME.onnx.data``.
 
     Raises:
         ImportError: the extra ``onnx`` is not installed.
-        ValueError: the path is no ``.onnx``, or as for :func:`export_program`.
+        ValueError: the path does not end in ``.onnx``, or as for :func:`export_program`.
     """
     path = resolve_output(path, (".onnx",))
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError("ONNX needs more packages: pip install 'rsbackbones[onnx]'") from error
+        raise ImportError("ONNX export requires more packages: pip install 'rsbackbones[onnx]'") from error
     images = _example(model)
     with torch.no_grad():
         outputs = list(_named(model, method)(images))
@@ -95,7 +103,7 @@ def export_onnx(model: Backbone | FeatureMaps, path: str | Path, *, method: Meth
     file.model.metadata_props[METADATA_KEY] = json.dumps(metadata(unwrap_model(model)))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         file.save(Path(folder) / path.name)
-        for part in sorted(Path(folder).iterdir(), reverse=True):  # the file itself after its data
+        for part in sorted(Path(folder).iterdir(), reverse=True):  # the data first
             part.replace(path.with_name(part.name))
     return path
 
@@ -104,12 +112,14 @@ def _named(model: Backbone | FeatureMaps, method: Method) -> _Named:
     if method not in ("forward", "forward_features"):
         raise ValueError(f"method must be forward or forward_features, got {method!r}")
     if isinstance(model, FeatureMaps) and method != "forward":
-        raise ValueError("a features_only model gives maps only: leave out method, or features_only")
+        raise ValueError(
+            f"a features_only model has no method {method}: leave out method=, or features_only="
+        )
     return _Named(model, method)
 
 
 def _example(model: Backbone | FeatureMaps) -> dict[str, Tensor]:
-    """Images of all sensors that the model needs: other sizes than 0 and 1, which are not generalized."""
+    """Return example images of the modalities that the model requires."""
     backbone = unwrap_model(model)
     sensors = backbone.stream_inputs[model.stream] if isinstance(model, FeatureMaps) else backbone.modalities
     return {m: x for m, x in backbone.example_inputs().items() if m in sensors}

@@ -1,4 +1,4 @@
-"""The encoders of single sensors under timm's names and methods. Importing this module registers them.
+"""timm integration: encoders of single sensors with timm's names and methods. Importing this registers them.
 
     import timm
     import rsbackbones.integrations.timm
@@ -6,16 +6,15 @@
     timm.list_models("rsb_*")
     timm.create_model("rsb_croma_s2_vit_b", pretrained=True, features_only=True, out_indices=(2, 5, 8, 11))
 
-A name is ``rsb_FAMILY_SENSOR_REST`` for the architecture ``FAMILY_REST``, with ``.TAG`` for particular
-weights of the manifest. Four arguments say what timm does not know: ``bands``, the channels of your tensors
-in order (``in_chans`` alone does not say which they are, so another number than the weights' own is refused
-without it), ``sensor``, what they are of where it is not the encoder's own (``"landsat_oli"``),
-``missing_bands`` and ``kernel_scale``; see :func:`rsbackbones.create_model`. Inputs are normalized by
-``create_preprocess(model.backbone)``; timm's transforms are told to leave the values alone.
+The architecture ``FAMILY_REST`` is registered as ``rsb_FAMILY_SENSOR_REST``; append ``.TAG`` for specific
+weights of the manifest. Four arguments are not timm's: ``bands``, the channels of your tensors in order
+(``in_chans`` does not tell which bands they are, so it must equal the number of pretrained bands unless
+``bands`` is passed); ``sensor``, their sensor, if it is not the encoder's own (``"landsat_oli"``);
+``missing_bands`` and ``kernel_scale``; see :func:`rsbackbones.create_model`. Normalize inputs with
+``create_preprocess(model.backbone)``. The ``pretrained_cfg`` makes timm's transforms leave values unchanged.
 
-A ViT has one scale, so the maps of ``features_only=True`` are all of one size. A decoder that wants a
-pyramid (a U-Net, an FPN) takes the name with ``_pyramid`` at its end: maps at 4, 8, 16 and 32 pixels from
-four stages, resized without parameters.
+A ViT outputs one resolution. For decoders that expect a feature pyramid (a U-Net, an FPN), use the
+``*_pyramid`` models: the maps of four stages, resized without parameters to strides 4, 8, 16 and 32.
 """
 
 from collections import deque
@@ -28,7 +27,8 @@ from timm.models._features import FeatureGetterNet
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import Tensor, nn
 
-from rsbackbones.models.backbone import Backbone, Encoded, Wanted
+from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.encoding import Encoded, Wanted, encode_validated
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.models.features import evenly_spaced, flatten_map, resolve_indices, unflatten_tokens
 from rsbackbones.models.input_validation import validate_inputs
@@ -46,9 +46,10 @@ PYRAMID = (4, 8, 16, 32)
 class TimmEncoder(nn.Module):
     """A backbone of one sensor with the methods of timm's models.
 
-    Features are what they are of timm's: of a ViT tokens [B, N, D], of other networks maps [B, D, h, w].
-    ``global_pool`` is ``embedding`` (the architecture's own embedding of an image), ``avg`` (the mean of all
-    places) or ``""`` (none: logits or features of every place). There is no class token.
+    As in timm, the features of a ViT are tokens [B, N, D], and those of other networks maps [B, D, h, w].
+    ``global_pool`` is ``embedding`` (the architecture's own pooling), ``avg`` (the mean over all positions)
+    or
+    ``""`` (none: logits or features per position). There is no class token.
     """
 
     num_prefix_tokens = 0
@@ -71,7 +72,7 @@ class TimmEncoder(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, 0 without a head."""
+        """The number of classes; 0 without a head."""
         return self.backbone.num_classes
 
     @property
@@ -80,16 +81,20 @@ class TimmEncoder(nn.Module):
         return self.pretrained_cfg
 
     def set_pool(self, global_pool: str) -> None:
-        """Choose how tokens are pooled."""
+        """Choose the pooling, one of ``embedding``, ``avg`` and ``""``.
+
+        Raises:
+            ValueError: the pooling is unknown.
+        """
         if global_pool not in POOLINGS:
             known = ", ".join(map(repr, POOLINGS))
             raise ValueError(f"global_pool must be one of {known}, got {global_pool!r}")
         self.global_pool = global_pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to logits [B, num_classes], or pooled features [B, D]; unpooled, of every place."""
+        """[B, C, H, W] to logits [B, num_classes], or embeddings [B, D]; per position without pooling."""
         encoded = self._encode(x, Wanted())
-        if self.global_pool == "embedding":  # of a padded image it is that of all cells
+        if self.global_pool == "embedding":  # the embedding of a padded image covers the padding
             logits: Tensor = self.backbone.head(encoded.pooled)
             return logits
         return self.forward_head(self._final(encoded))
@@ -98,12 +103,12 @@ class TimmEncoder(nn.Module):
         """[B, C, H, W] to the final features: tokens [B, N, D] or maps [B, D, h, w].
 
         Raises:
-            ValueError: as :meth:`Backbone.forward_features`, or not four dimensions.
+            ValueError: as :meth:`Backbone.forward_features`, or the input does not have four dimensions.
         """
         return self._final(self._encode(x, Wanted()))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features to what :meth:`forward` returns; with ``pre_logits`` to what the head is given."""
+        """Pool features and apply the head, as :meth:`forward` does; with ``pre_logits`` only pool them."""
         if self.global_pool == "embedding":
             backbone = self.backbone
             pool = backbone.pool_tokens if isinstance(backbone, ViTBackbone) else backbone.pool
@@ -127,25 +132,25 @@ class TimmEncoder(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the maps of some stages, and before them the final features unless ``intermediates_only``.
+        """Return the final features and the maps of some stages, or only the maps (``intermediates_only``).
 
         Args:
             x: [B, C, H, W].
             indices: stage indices; a number n means the last n stages, ``None`` all.
-            return_prefix_tokens: as in timm without effect, where there are none.
-            norm: apply the final norm to each.
-            stop_early: without effect: all stages are run.
+            return_prefix_tokens: no effect, since there are no prefix tokens.
+            norm: apply the final norm to each map.
+            stop_early: no effect; all stages are computed.
             output_fmt: ``NCHW`` for maps [B, D, h, w], ``NLC`` for tokens [B, N, D].
-            intermediates_only: leave out the final features.
+            intermediates_only: return only the maps.
 
         Raises:
-            ValueError: an unknown format, an index out of range, a norm that the model does not have, or as
+            ValueError: the format is unknown, an index is out of range, the model has no final norm, or as
                 for :meth:`forward_features`.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         if norm and not self.backbone.has_final_norm:
-            raise ValueError(f"{self.backbone.architecture} ends without a norm: leave out norm=True")
+            raise ValueError(f"{self.backbone.architecture} has no final norm: leave out norm=True")
         depth = len(self.feature_info)
         wanted = self.backbone.stage_indices(depth if indices is None else indices, self.stream)
         encoded = self._encode(x, Wanted(stages={self.stream: wanted}, norm=norm))
@@ -157,32 +162,30 @@ class TimmEncoder(nn.Module):
         if x.ndim != 4:
             raise ValueError(f"timm's models take images [B, C, H, W], got {list(x.shape)}")
         images, valid = validate_inputs(self.backbone, x, None, None)
-        streams, _ = self.backbone.encode_validated(images, valid, wanted)
+        streams, _ = encode_validated(self.backbone, images, valid, wanted)
         return streams[self.stream]
 
     def _final(self, encoded: Encoded) -> Tensor:
         return flatten_map(encoded.features) if self.gives_tokens else encoded.features
 
     def get_classifier(self) -> nn.Module:
-        """Return the head: an ``nn.Linear``, or ``nn.Identity`` where ``num_classes`` is 0."""
+        """Return the head: an ``nn.Linear``, or ``nn.Identity`` if ``num_classes`` is 0."""
         return self.backbone.get_classifier()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put on a new head of ``num_classes``, or none for 0, and choose another pooling."""
+        """Replace the head by a new one for ``num_classes`` (0: remove it), and optionally the pooling."""
         if global_pool is not None:
             self.set_pool(global_pool)
-        place = next(self.parameters())
         self.backbone.reset_classifier(num_classes)
-        self.backbone.head.to(place.device, place.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See :meth:`Backbone.set_grad_checkpointing`."""
         self.backbone.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
-        """Return what tells timm's layer-wise learning rates the depth of a parameter by its name.
+        """Return a function from a parameter name to its layer index, for timm's layer decay.
 
-        The head is a layer of its own, as it is of timm's models.
+        As in timm's models, the head is its own layer.
         """
         depths, above = self.backbone.parameter_depths(), len(self.backbone.layer_groups())
 
@@ -193,15 +196,18 @@ class TimmEncoder(nn.Module):
         return depth
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay, besides biases and norms: none."""
+        """Return the names of parameters without weight decay in addition to biases and norms: none."""
         return set()
 
 
 class Pyramid(nn.Module):
-    """Maps [B, D_i, ceil(H / r), ceil(W / r)] for r = 4, 8, 16 and 32 from four stages of an encoder.
+    """Resizes the maps of four stages to [B, D_i, ceil(H / r), ceil(W / r)] for the strides r = 4, 8, 16, 32.
 
-    Finer than the stage they are interpolated (bilinear), coarser they are averaged. ``out_indices`` choose
-    among the four.
+    To finer strides, maps are interpolated bilinearly; to coarser ones they are averaged. ``out_indices``
+    selects among the four levels.
+
+    Raises:
+        ValueError: the encoder has fewer than four stages, or strides that are not powers of two.
     """
 
     def __init__(self, encoder: TimmEncoder, out_indices: Sequence[int]) -> None:
@@ -213,9 +219,7 @@ class Pyramid(nn.Module):
             raise ValueError(f"a pyramid needs {len(PYRAMID)} stages, this encoder has {len(info)}")
         self.strides = [info[index]["reduction"] for index in indices]
         if any(stride % r and r % stride for stride, r in zip(self.strides, PYRAMID, strict=True)):
-            raise ValueError(
-                f"a pyramid of {PYRAMID} pixels needs stages of powers of two, got {self.strides} pixels"
-            )
+            raise ValueError(f"a pyramid requires stages whose strides are powers of two, got {self.strides}")
         levels = [{**info[i], "reduction": r} for i, r in zip(indices, PYRAMID, strict=True)]
         self.feature_info = FeatureInfo(levels, tuple(out_indices))
         self.stages = [indices[i] for i in out_indices]
@@ -229,9 +233,9 @@ class Pyramid(nn.Module):
 
 
 def _at(maps: Tensor, stride: int, reduction: int, size: Sequence[int]) -> Tensor:
-    """Maps of a stride to cells of ``reduction`` pixels that cover an image of ``size``, at their places."""
+    """Resize aligned maps from ``stride`` to the stride ``reduction``, to cover an image of ``size``."""
     if reduction >= stride:
-        # At the edges the mean of what there is.
+        # At the edges, average only the existing cells.
         return F.avg_pool2d(maps, reduction // stride, ceil_mode=True, count_include_pad=False)
     fine = F.interpolate(maps, scale_factor=stride / reduction, mode="bilinear", align_corners=False)
     return fine[..., : -(-size[0] // reduction), : -(-size[1] // reduction)]
@@ -259,10 +263,10 @@ def _create(
     out_indices: int | Sequence[int] | None = None,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
-    dynamic_img_size: bool = True,  # always: any size is served
+    dynamic_img_size: bool = True,  # no effect: models accept any size
     **others: Any,
 ) -> nn.Module:
-    # timm passes its own arguments whether they are used or not, and 0 is what switches most of them off.
+    # timm always passes its own arguments; most of them are off if they are 0 or None.
     if unknown := sorted(name for name, value in others.items() if value):
         raise ValueError(
             f"rsb_ models do not support {', '.join(unknown)}; they accept in_chans, bands, sensor, "
@@ -270,28 +274,30 @@ def _create(
             "out_indices and pretrained_cfg_overlay={'file': ...}"
         )
     if pyramid and not features_only:
-        raise ValueError("the names that end in _pyramid are for features_only=True; leave out _pyramid")
+        raise ValueError(
+            "names that end in _pyramid require features_only=True; otherwise leave out _pyramid"
+        )
     if features_only and num_classes:
-        raise ValueError("features_only gives maps and has no head: leave out num_classes")
+        raise ValueError("features_only returns maps and has no head: leave out num_classes")
     if out_indices is not None and not features_only:
-        raise ValueError("out_indices goes with features_only=True")
+        raise ValueError("out_indices requires features_only=True")
     overlay = dict(pretrained_cfg_overlay or {})
     checkpoint = overlay.pop("file", None) if pretrained else None
     if overlay or not isinstance(pretrained_cfg or "", str):
         raise ValueError(
-            "of timm's pretrained_cfg the tag (a string) is supported, and pretrained_cfg_overlay={'file': "
-            f"PATH}}; got {pretrained_cfg!r} and {pretrained_cfg_overlay!r}"
+            "pretrained_cfg must be a tag (a string) and pretrained_cfg_overlay {'file': PATH}; "
+            f"got {pretrained_cfg!r} and {pretrained_cfg_overlay!r}"
         )
     tagged = pretrained_cfg and pretrained and not checkpoint
     name = f"{architecture.name}.{pretrained_cfg}" if tagged else architecture.name
     if checkpoint is None:
-        # Before anything is fetched.
+        # Check the channels before fetching weights.
         weights = inspect_checkpoint(architecture, None, find_entry(name) if pretrained else None).config
         own = weights.bands.get(modality, ())
         if sensor is not None:
-            mine = register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)
-            if mine.name != weights.sensors.get(modality, modality):
-                own = tuple(band.name for band in mine.bands)
+            given = register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)
+            if given.name != weights.sensors.get(modality, modality):
+                own = tuple(band.name for band in given.bands)
         _check_channels(name, modality, own, in_chans, bands)
     backbone = create_model(
         name,
@@ -319,6 +325,12 @@ def _create(
         levels = len(PYRAMID) if out_indices is None else out_indices
         model = Pyramid(encoder, resolve_indices(levels, len(PYRAMID), f"there are {len(PYRAMID)} levels"))
     else:
+        strides = [stage["reduction"] for stage in encoder.feature_info]
+        if strides != sorted(strides):
+            raise ValueError(
+                f"timm's features_only requires strides that never fall, and {architecture.name} has "
+                f"{strides}; rsbackbones.create_model({architecture.name!r}, features_only=True) serves any"
+            )
         model = FeatureGetterNet(encoder, FeatureMaps(backbone, indices=out_indices).indices)
     model.pretrained_cfg = model.default_cfg = encoder.pretrained_cfg
     return cast(nn.Module, model)
@@ -327,21 +339,21 @@ def _create(
 def _check_channels(
     name: str, modality: str, own: Sequence[str], in_chans: int | None, bands: Sequence[str] | None
 ) -> None:
-    """Refuse a number of channels that says nothing about which they are."""
+    """Refuse ``in_chans`` if it is not the number of the pretrained bands and the bands are not named."""
     if in_chans is None or not own or in_chans == len(bands or own):
         return
     if bands:
-        raise ValueError(f"in_chans is {in_chans}, and bands names {len(bands)}: {', '.join(bands)}")
+        raise ValueError(f"in_chans is {in_chans}, but bands has {len(bands)}: {', '.join(bands)}")
     raise ValueError(
-        f"{name} takes {len(own)} channels of {modality}: {', '.join(own)}. in_chans={in_chans} does not say "
-        "which yours are: name them in order, bands=('B02', 'B03', ...)"
+        f"{name} takes {len(own)} channels of {modality}: {', '.join(own)}. in_chans={in_chans} does not "
+        "tell which bands yours are: pass their names in order, bands=('B02', 'B03', ...)"
     )
 
 
 def _pretrained_cfg(
     architecture: Architecture, modality: str, channels: int, entry: WeightsEntry | None
 ) -> PretrainedCfg:
-    """What timm keeps of a model's weights; ``mean`` and ``std`` are for a transform that changes nothing."""
+    """Return timm's record of a model's weights. Its ``mean`` and ``std`` leave values unchanged."""
     size = (entry.image_size if entry else 0) or architecture.config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return PretrainedCfg(
@@ -362,7 +374,7 @@ def _pretrained_cfg(
 
 
 def timm_name(architecture: Architecture, modality: str) -> str:
-    """Return the name of an architecture's encoder of one sensor: ``rsb_croma_s2_vit_b``."""
+    """Return timm's name for the encoder of one sensor, such as ``rsb_croma_s2_vit_b``."""
     family = architecture.family.__name__.rpartition(".")[2]
     return f"rsb_{family}_{modality}_{architecture.name.removeprefix(family + '_')}"
 
@@ -373,9 +385,7 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
 
     name = timm_name(architecture, modality) + ("_pyramid" if pyramid else "")
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = (
-        f"``{architecture.name}`` for ``{modality}`` alone; see :mod:`rsbackbones.integrations.timm`."
-    )
+    create.__doc__ = f"``{architecture.name}`` for ``{modality}``; see :mod:`rsbackbones.integrations.timm`."
     known = [
         entry
         for entry in all_entries()
@@ -389,7 +399,7 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
         entry.tag: _pretrained_cfg(architecture, modality, len(entry.inputs[modality]["bands"]), entry)
         for entry in known
     }
-    # timm finds both by the name, in the module that defines the function.
+    # timm looks up both by name in the module that defines the function.
     default_cfgs[name] = DefaultCfg(
         tags=deque(cfgs or [""]),
         cfgs=cfgs or {"": _pretrained_cfg(architecture, modality, own, None)},
@@ -403,7 +413,7 @@ default_cfgs: dict[str, DefaultCfg] = {}
 
 
 def register_encoders() -> None:
-    """Register with timm the architectures that it does not know yet."""
+    """Register all architectures with timm that are not registered yet."""
     for architecture in architectures().values():
         for modality in architecture.config.modalities:
             if timm_name(architecture, modality) not in default_cfgs:

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what modules compute is not kept for the backward pass but computed again there.
+"""Activation checkpointing: discard intermediate results, and recompute them in the backward pass.
 
 Source: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.06174, 2016.
 """
@@ -14,16 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_activations(modules: Sequence[nn.Module], enable: bool = True) -> None:
-    """Keep only the inputs of these modules for the backward pass, or again everything.
+    """Store only the inputs of these modules for the backward pass. ``enable=False`` stores everything again.
 
-    Gradients stay what they are; names of parameters and the state dict too, and the running statistics of
-    BatchNorm, which see every batch once.
+    Gradients, parameter names and the state dict do not change. Running statistics of BatchNorm are updated
+    once per batch.
 
     Raises:
         ValueError: there are no modules.
     """
     if not modules:
-        raise ValueError("this model names no modules to compute again: activation checkpointing needs some")
+        raise ValueError(
+            "activation checkpointing needs modules to recompute, and this model lists none in units()"
+        )
     for module in modules:
         forward: Any = module.forward
         wrapped = isinstance(forward, partial) and forward.func is checkpoint
@@ -36,18 +38,18 @@ def checkpoint_activations(modules: Sequence[nn.Module], enable: bool = True) ->
 
 
 def _contexts(module: nn.Module) -> tuple[Any, Any]:
-    """What the first computation and the second one run in."""
-    # Looked up now: what was there when the module was wrapped may have been replaced.
-    return nullcontext(), _statistics_kept([m for m in module.modules() if isinstance(m, _NormBase)])
+    """Return the contexts of the forward pass and of the recomputation."""
+    # Look up the norms now: the ones from when the module was wrapped may have been replaced.
+    return nullcontext(), _freeze_statistics([m for m in module.modules() if isinstance(m, _NormBase)])
 
 
 @contextmanager
-def _statistics_kept(norms: Sequence[_NormBase]) -> Iterator[None]:
-    """Let norms compute as in training and leave its running statistics alone."""
+def _freeze_statistics(norms: Sequence[_NormBase]) -> Iterator[None]:
+    """Let norms normalize as in training, without updating their running statistics."""
     before = [(norm.momentum, _copy(norm.num_batches_tracked)) for norm in norms]
     try:
         for norm in norms:
-            # Not track_running_stats: without it other tensors are kept, which torch takes for an error.
+            # Not track_running_stats: without it norms save other tensors, and torch then raises an error.
             norm.momentum = 0.0
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Stochastic depth: in training a block's branch is left out for some samples.
+"""Stochastic depth: during training, skip a block's residual branch for some samples.
 
 Source: Huang et al., Deep networks with stochastic depth, arXiv 1603.09382, 2016.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Zero the samples of a branch [B, ...] with probability ``rate``; divide the others by 1 - rate.
 
-    The identity where ``rate`` is 0 and outside of training.
+    Return ``x`` itself if ``rate`` is 0 or outside of training.
     """
     if not training or rate == 0:
         return x

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The largest hidden layer in bytes that is computed at once without gradients. Larger blocks of memory go
-# back to the system every time and come again page by page, which takes longer than the GELU in them.
+# The largest hidden layer, in bytes, that is computed at once without gradients. Larger blocks of memory are
+# returned to the system after each use, and mapping their pages again takes longer than the GELU.
 _LARGEST_HIDDEN = 16 * 2**20
 
 

@@ -1,7 +1,7 @@
-"""Positions from a convolution over the grid of tokens.
+"""A position encoding by a convolution over the grid of tokens (PEG).
 
 Source: Chu et al., Conditional positional encodings for vision transformers, ICLR 2023 (PEG). With masked
-patches as in CROMA's ablation (Fuller et al., NeurIPS 2023, section 4.1): their places are zero.
+patches, as in CROMA's ablation (Fuller et al., NeurIPS 2023, section 4.1), masked tokens are zero.
 """
 
 import torch

@@ -6,11 +6,11 @@ width. A hypernetwork thus generates the kernel [D, C, p, p] for the C input ban
 "Neural Plasticity-Inspired Multimodal Foundation Model for Earth Observation", arXiv 2403.15356), with two
 differences:
 
-- It is factorised, and so small: a kernel [D, R, p, p] of the R virtual bands times mixing weights [R, C].
-  Only the latter depend on wavelengths.
-- Where DOFA's bands meet in a transformer, they meet in the softmax here, which also sets the scale: a
-  virtual band is a weighted mean of the bands given. An image that is the same in all bands has the same
-  tokens whichever bands are given, and however many; bands that are given stand in for those that are not.
+- It is factorized and therefore small: a kernel [D, R, p, p] for R virtual bands times mixing weights
+  [R, C]. Only the mixing weights depend on wavelengths.
+- DOFA relates bands to each other in a transformer, this tokenizer in the softmax. The softmax also sets the
+  scale: a virtual band is a weighted mean of the input bands. An image with equal values in all bands
+  therefore has the same tokens for any choice and number of input bands.
 
 Optical sensors only: the polarizations of a radar have one wavelength and could not be told apart.
 """
@@ -45,19 +45,19 @@ def fourier_features(wavelengths: Sequence[float], widths: Sequence[float]) -> T
     """
     if len(wavelengths) != len(widths) or not len(wavelengths):
         raise ValueError(
-            f"every band needs a wavelength and a width, got {len(wavelengths)} wavelengths and "
+            f"each band needs a wavelength and a width, got {len(wavelengths)} wavelengths and "
             f"{len(widths)} widths"
         )
     for wavelength, width in zip(wavelengths, widths, strict=True):
         if not SHORTEST <= wavelength <= LONGEST:
             raise ValueError(
-                f"a tokenizer by wavelength takes optical bands from {SHORTEST:g} to {LONGEST:g} nm "
+                f"a wavelength tokenizer accepts optical bands from {SHORTEST:g} to {LONGEST:g} nm "
                 f"(nanometers, 1000 to the micrometer), got one at {wavelength:g}; leave it out of bands=. "
-                "The polarizations of a radar have one wavelength: they need a linear tokenizer"
+                "The polarizations of a radar share one wavelength and need a linear tokenizer"
             )
         if not 0 < width < math.inf:
-            raise ValueError(f"the width of a band is positive, in nm, got {width} at {wavelength:g} nm")
-    # On the CPU also where a model is built on the meta device: no file would fill them in.
+            raise ValueError(f"the width of a band must be positive, in nm, got {width} at {wavelength:g} nm")
+    # On the CPU even if the model is built on the meta device: they are not stored in files.
     center, width = torch.tensor([[*wavelengths], [*widths]], dtype=torch.float64, device="cpu")
     place = torch.log(center / SHORTEST) / math.log(LONGEST / SHORTEST)  # 0 to 1
     spread = torch.log(width.clamp(1, _WIDEST)) / math.log(_WIDEST)  # 0 to 1
@@ -72,8 +72,8 @@ def fourier_features(wavelengths: Sequence[float], widths: Sequence[float]) -> T
 class WavelengthTokenizer(LinearTokenizer):
     """Mix bands into virtual bands by their wavelengths, then project patches of these linearly.
 
-    ``wavelengths`` and ``widths``, in nm, are those of the input bands, in order. They are not in the state
-    dict. ``proj`` is the projection of a :class:`LinearTokenizer` for the virtual bands.
+    ``wavelengths`` and ``widths``, in nm, describe the input bands, in order. They are not in the state dict.
+    ``proj`` projects the virtual bands, as in a :class:`LinearTokenizer`.
 
     Raises:
         ValueError: as :func:`fourier_features`.
@@ -89,7 +89,7 @@ class WavelengthTokenizer(LinearTokenizer):
         last = nn.Linear(64, VIRTUAL_BANDS)
         self.scores = nn.Sequential(nn.Linear(_FEATURES, 64), nn.GELU(), last)
         with torch.no_grad():
-            # Under torch's default all virtual bands would begin as nearly the same mean.
+            # With torch's default, all virtual bands would start as nearly the same mean.
             last.weight.mul_(5)
 
     def take_bands(self, wavelengths: Sequence[float], widths: Sequence[float]) -> None:
@@ -101,12 +101,12 @@ class WavelengthTokenizer(LinearTokenizer):
         self.features = fourier_features(wavelengths, widths).to(self.proj.weight)
 
     def mixing(self, channels: Sequence[int] | None = None) -> Tensor:
-        """Return how much of each virtual band every band gives, [R, C]; each row sums to 1.
+        """Return the mixing weights [R, C] of the input bands in each virtual band. Rows sum to 1.
 
-        ``channels`` are the bands that are given, in order; by default all.
+        ``channels`` are the indices of the input bands, in order; by default all.
         """
         features = self.features if channels is None else self.features[list(channels)]
-        # An error of a score is a relative error of the weights: no half precision here.
+        # Not in half precision: the error of a score becomes a relative error of the weights.
         with torch.autocast(features.device.type, enabled=False):
             scores: Tensor = self.scores(features)  # [C, R]
             return scores.softmax(dim=0).T

@@ -7,83 +7,27 @@ shapes see :mod:`rsbackbones.models.features`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from rsbackbones.layers.activation_checkpointing import checkpoint_activations
+from rsbackbones.models import training
 from rsbackbones.models.config import ModelConfig
+from rsbackbones.models.encoding import Encoded, Inputs, Stage, Wanted, encode_validated
 from rsbackbones.models.features import Features, evenly_spaced, resolve_indices
 from rsbackbones.models.input_validation import validate_inputs
 from rsbackbones.models.stem import Stem
+from rsbackbones.models.unused import called_units
 from rsbackbones.sensors import InputSpec
 
 if TYPE_CHECKING:
     from rsbackbones.zoo.adapt import Adaptation
     from rsbackbones.zoo.manifest import WeightsEntry
 
+__all__ = ["Backbone", "Encoded", "Images", "Inputs", "Stage", "Wanted", "unwrap_model"]
+
 Images = Tensor | Mapping[str, Tensor]
-
-
-class Stage(NamedTuple):
-    """A feature map that can be requested: its channels, its stride in pixels, and the module that outputs
-    it.
-    """
-
-    channels: int
-    stride: int
-    module: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The inputs of :meth:`Backbone.encode`.
-
-    Attributes:
-        images: by modality, [B, C, H, W], or [B, T, C, H, W] for a model that consumes series. All are on one
-            grid, and H and W are multiples of ``size_multiple``.
-        valid: by modality, a mask [B] ([B, T] for series), False for missing images. These are zero-filled
-            and must not affect the features of other images. Modalities that are not in the mapping are
-            complete.
-        dates: days since 1970-01-01, [B, T], for a model that consumes series, if they are known.
-    """
-
-    images: dict[str, Tensor]
-    valid: Mapping[str, Tensor] = field(default_factory=dict)
-    dates: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Outputs requested from :meth:`Backbone.encode`, in addition to the final maps and embeddings.
-
-    Attributes:
-        stages: by stream, the indices of the requested stages.
-        norm: apply the final norm of the stream to their maps.
-    """
-
-    stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    norm: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """The outputs of :meth:`Backbone.encode` for one stream.
-
-    Attributes:
-        features: the final map, [B, D, h, w], with the stride of the last stage.
-        pooled: the embedding, [B, D].
-        maps: the requested maps by stage index, [B, D_i, h_i, w_i].
-        series: tokens per date, [B, T, N, D], if the model consumes series and has them.
-    """
-
-    features: Tensor
-    pooled: Tensor
-    maps: dict[int, Tensor] = field(default_factory=dict)
-    series: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -98,6 +42,7 @@ class Backbone(nn.Module):
             ``"series"``: all dates are encoded at once, and features have no T axis; a single image is
             treated as a series of one date.
         size_multiple: H and W must be multiples of this: 1 for most CNNs, the patch size for a ViT.
+        min_size: H and W must be at least this, such as the stride of a CNN's last stage.
         modalities: the inputs that this model was built for.
         bands: by modality, the channels of its input, in order. They are bands of the sensor in
             ``config.sensors``.
@@ -119,6 +64,7 @@ class Backbone(nn.Module):
     has_final_norm: ClassVar[bool] = False
     architecture: str = ""
     size_multiple: int = 1
+    min_size: int = 1
     pad: bool = False
     stream_inputs: dict[str, tuple[str, ...]]
     default_stream: str
@@ -169,7 +115,8 @@ class Backbone(nn.Module):
     def units(self) -> list[nn.Module]:
         """Return the modules that are checkpointed, compiled and sharded one by one.
 
-        ``encode`` must call these modules themselves, not their parts.
+        ``encode`` must call these modules themselves, not their parts; :func:`called_units` checks it where
+        they are used. By default they are the modules of all stages.
         """
         names = dict.fromkeys(stage.module for s in self.stream_inputs for stage in self.stages(s))
         return [self.get_submodule(name) for name in names]
@@ -264,7 +211,7 @@ class Backbone(nn.Module):
         given, valid = validate_inputs(self, x, dates, valid)
         if self._default_of(given) is None:
             self._check_fed(given)
-        streams, present = self.encode_validated(given, valid, Wanted(), dates=dates, temporal=temporal)
+        streams, present = encode_validated(self, given, valid, Wanted(), dates=dates, temporal=temporal)
         first, default = next(iter(given.values())), self._default_of(given)
         return Features(
             feature_maps={s: e.features for s, e in streams.items()},
@@ -307,71 +254,14 @@ class Backbone(nn.Module):
         stream = self.choose_stream(stream, given)
         indices = self.stage_indices(indices, stream)
         seen = given if self.cross_modal else self.stream_inputs[stream]
-        streams, _ = self.encode_validated(
+        streams, _ = encode_validated(
+            self,
             {m: given[m] for m in seen},
             {m: mask for m, mask in valid.items() if m in seen},
             Wanted(stages={stream: indices}, norm=norm),
             dates=dates,
         )
         return [streams[stream].maps[i] for i in indices]
-
-    def encode_validated(
-        self,
-        images: Mapping[str, Tensor],
-        valid: Mapping[str, Tensor],
-        wanted: Wanted,
-        *,
-        dates: Tensor | None = None,
-        temporal: bool = False,
-    ) -> tuple[dict[str, Encoded], dict[str, Tensor]]:
-        """Pad images, fold dates into the batch (unless the model consumes series), and :meth:`encode` them.
-
-        Args:
-            images, valid: from :func:`validate_inputs`.
-            wanted: requested maps of single stages.
-            dates, temporal: as for :meth:`forward_features`.
-
-        Returns:
-            The features by stream, with a T axis if dates were folded and NaN for missing images; and the
-            masks by stream (``Features.valid``).
-
-        Raises:
-            ValueError: ``temporal`` without a series, or for a model that cannot fuse dates.
-        """
-        first = next(iter(images.values()))
-        size, is_series = (first.shape[-2], first.shape[-1]), first.ndim == 5
-        if temporal and (not is_series or self.consumes == "series"):
-            raise ValueError(
-                "temporal=True fuses the dates of a series [B, T, C, H, W] in a model that consumes images; "
-                f"got {list(first.shape)} for a model that consumes {self.consumes}s"
-            )
-        images = {m: _fill_missing(self._padded(x), valid.get(m)) for m, x in images.items()}
-        if valid and self.training and any(isinstance(m, _BatchNorm) and m.training for m in self.modules()):
-            raise ValueError(
-                "missing images would be part of the statistics of BatchNorm: train this model on images "
-                "that are all there (valid=None), or with its BatchNorm in eval() mode"
-            )
-        batch = None
-        if self.consumes == "series":
-            images = images if is_series else {m: x[:, None] for m, x in images.items()}
-            streams = self.encode(Inputs(images=images, valid=valid, dates=dates), wanted)
-            by_date = self._present(valid, streams)
-            present = self._present({m: mask.any(dim=1) for m, mask in valid.items()}, streams)
-        elif is_series:
-            batch = (first.shape[0], first.shape[1])
-            folded = {m: x.flatten(0, 1) for m, x in images.items()}
-            masks = {m: mask.flatten() for m, mask in valid.items()}
-            streams = self.encode(Inputs(images=folded, valid=masks), wanted)
-            if temporal:
-                streams = self.fuse_dates(streams, batch, valid, dates)
-            present = by_date = self._present(valid, streams)
-        else:
-            streams = self.encode(Inputs(images=images), wanted)
-            present = by_date = {}
-        return {
-            s: self._finished(s, encoded, size, batch, present.get(s), by_date.get(s))
-            for s, encoded in streams.items()
-        }, present
 
     def choose_stream(self, stream: str | None = None, given: Mapping[str, Any] | None = None) -> str:
         """Return a stream: the one named, else the model's default, else the only one available.
@@ -434,11 +324,17 @@ class Backbone(nn.Module):
         return {s: self.forward_features({m: x[m] for m in self.stream_inputs[s]}) for s in wanted}
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a new linear one with ``num_classes`` outputs, or remove it for 0."""
+        """Replace the head by a new linear one with ``num_classes`` outputs, or remove it for 0.
+
+        The new head has the device and dtype of the model.
+        """
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}")
+        place = next(self.parameters(), None)
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        if place is not None and not place.is_meta:  # a model on meta is still to be loaded
+            self.head.to(place.device, place.dtype)
 
     def get_classifier(self) -> nn.Module:
         """Return the head: an ``nn.Linear``, or ``nn.Identity`` if ``num_classes`` is 0."""
@@ -450,8 +346,11 @@ class Backbone(nn.Module):
         """Enable activation checkpointing: store only the inputs of :meth:`units` and recompute the rest.
 
         Training takes less memory and more time. Gradients do not change.
+
+        Raises:
+            ValueError: ``encode`` does not call one of the units.
         """
-        checkpoint_activations(self.units(), enable)
+        checkpoint_activations(called_units(self) if enable else self.units(), enable)
 
     def set_drop_path(self, rate: float) -> None:
         """Set stochastic depth, with rates that grow linearly from 0 in the first block to ``rate`` in the
@@ -463,18 +362,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the rate is not in [0, 1), or no stream has such a block.
         """
-        if not 0 <= rate < 1:
-            raise ValueError(f"the drop path rate must be in [0, 1), got {rate}")
-        found = {}
-        for stream in self.stream_inputs:
-            stages = [self.get_submodule(stage.module) for stage in self.stages(stream)]
-            modules = [m for stage in stages for m in stage.modules()]
-            found[stream] = [m for m in modules if isinstance(getattr(m, "drop_path", None), float)]
-        if rate and not any(found.values()):
-            raise ValueError(f"{self.architecture} has no residual blocks with drop path; set its rate to 0")
-        for blocks in found.values():
-            for i, block in enumerate(blocks):
-                block.drop_path = rate * i / max(1, len(blocks) - 1)  # type: ignore[assignment]
+        training.set_drop_path(self, rate)
 
     def parameter_depths(self) -> dict[str, int]:
         """Return the index of the layer group of every parameter; the stem is 0.
@@ -482,25 +370,16 @@ class Backbone(nn.Module):
         Parameters of the backbone itself (class tokens, position tables) belong to the stem.
 
         Raises:
-            ValueError: ``layer_groups`` omits a layer or lists one twice.
+            ValueError: ``layer_groups`` omits a layer, lists one twice, or lists one of another model.
         """
-        names = {id(p): name for name, p in self.named_parameters()}
-        depths = {name: 0 for name in names.values() if "." not in name}
-        for depth, group in enumerate(self.layer_groups()):
-            for module in group:
-                for parameter in module.parameters():
-                    name = names[id(parameter)]
-                    if depths.setdefault(name, depth) != depth:
-                        raise ValueError(f"{type(self).__name__}.layer_groups lists {name} twice")
-        if lacking := [name for name in names.values() if name not in depths]:
-            raise ValueError(f"{type(self).__name__}.layer_groups omits {', '.join(lacking[:8])}")
-        return depths
+        return training.parameter_depths(self)
 
     def example_inputs(self) -> dict[str, Tensor]:
         """Return small zero inputs: two images of every modality, or two series of three dates."""
         weight = self.get_parameter(self.stem(self.modalities[0]).weight)
         strides = [stage.stride for s in self.stream_inputs for stage in self.stages(s)]
         unit = math.lcm(self.size_multiple, *strides)
+        unit *= math.ceil(self.min_size / (2 * unit))
         lead = (2, 3) if self.consumes == "series" else (2,)
         return {m: weight.new_zeros(*lead, len(b), 2 * unit, 3 * unit) for m, b in self.bands.items()}
 
@@ -517,70 +396,6 @@ class Backbone(nn.Module):
             return self.default_stream
         return possible[0] if len(possible) == 1 else None
 
-    def _padded(self, image: Tensor) -> Tensor:
-        """Pad [..., H, W] to multiples of ``size_multiple``; see ``pad``."""
-        if not self.pad:
-            return image
-        for dim in (-2, -1):
-            whole = _ceil_div(image.shape[dim], self.size_multiple) * self.size_multiple
-            # A traced program must work for all sizes.
-            if torch.compiler.is_compiling() or whole != image.shape[dim]:
-                places = torch.arange(whole, device=image.device).clamp(max=image.shape[dim] - 1)
-                image = image.index_select(dim, places)
-        return image
-
-    def _present(self, valid: Mapping[str, Tensor], streams: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return masks by stream, True where all of its modalities are valid. Complete streams have no
-        mask.
-        """
-        masks = {s: [valid[m] for m in self.stream_inputs[s] if m in valid] for s in streams}
-        return {s: torch.stack(of_sensors).all(0) for s, of_sensors in masks.items() if of_sensors}
-
-    def _finished(
-        self,
-        stream: str,
-        encoded: Encoded,
-        size: tuple[int, int],
-        batch: tuple[int, int] | None,
-        present: Tensor | None,
-        by_date: Tensor | None,
-    ) -> Encoded:
-        """Crop maps to the cells that cover the images, unfold dates, and set missing images to NaN."""
-        stages = self.stages(stream)
-
-        def finished(x: Tensor, there: Tensor | None, stride: int | None = None) -> Tensor:
-            if stride is not None and self.pad and self.size_multiple not in (1, stride):
-                for dim, length in zip((-2, -1), size, strict=True):
-                    # Gathered, not sliced: a traced program cannot tell that a slice lies within the map.
-                    x = x.index_select(dim, torch.arange(_ceil_div(length, stride), device=x.device))
-            x = x if batch is None else x.unflatten(0, batch)
-            if there is None:
-                return x
-            return x.masked_fill(~there.view(*there.shape, *[1] * (x.ndim - there.ndim)), float("nan"))
-
-        if not torch.compiler.is_compiling():
-            for i, x in ((len(stages) - 1, encoded.features), *encoded.maps.items()):
-                self._check_map(stages[i], x, size)
-        return replace(
-            encoded,
-            features=finished(encoded.features, present, stages[-1].stride),
-            pooled=finished(encoded.pooled, present),
-            maps={i: finished(x, present, stages[i].stride) for i, x in encoded.maps.items()},
-            series=None if encoded.series is None else finished(encoded.series, by_date),
-        )
-
-    def _check_map(self, stage: Stage, x: Tensor, size: tuple[int, int]) -> None:
-        """Compare a map with what its stage states: maps of another size would be used at wrong places."""
-        unit = self.size_multiple if self.pad else 1
-        sides = [_ceil_div(_ceil_div(n, unit) * unit, stage.stride) for n in size]
-        if list(x.shape[-3:]) != [stage.channels, *sides]:
-            raise ValueError(
-                f"{type(self).__name__}.encode gave a map {list(x.shape[-3:])} for {stage.module}, and its "
-                f"stage states [{stage.channels}, {sides[0]}, {sides[1]}] for {size[0]} x {size[1]} pixels: "
-                "a map of stride s has ceil(H / s) x ceil(W / s) cells, and size_multiple says which "
-                "sizes are served"
-            )
-
 
 def unwrap_model(model: Any) -> Backbone:
     """Remove the wrappers of torch.compile, data parallelism, ``features_only`` and timm from a model."""
@@ -592,16 +407,3 @@ def unwrap_model(model: Any) -> Backbone:
         else:
             raise ValueError(f"expected a model from create_model, got {type(model).__name__}")
     return model
-
-
-def _fill_missing(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Replace the missing images of a series [B, T, C, H, W] by zeros.
-
-    Their values (often NaN) must affect neither the features nor the gradients.
-    """
-    return x if valid is None else x.masked_fill(~valid[..., None, None, None], 0)
-
-
-def _ceil_div(length: int, unit: int) -> int:
-    # Without negative numbers, whose division ONNX rounds towards zero.
-    return (length + unit - 1) // unit

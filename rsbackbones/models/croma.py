@@ -9,24 +9,24 @@ cross-attends to the optical tokens. No position embeddings: all attention is bi
 cross-attention by X-ALiBi, so any grid is served. The embedding of an image is an MLP of the mean token
 for each sensor, and the mean token itself for joint.
 
-What the paper leaves open, and what the public code and we do:
+What the paper leaves open, and the choices of the public code and of this file:
 
-- Pre-norm blocks, query/key/value without bias, one LayerNorm for the query and the context of a
-  cross-attention, a LayerNorm at the end of each encoder, MLP ratio 4, exact GELU: as the public code.
-- The MLP of the embedding begins with a LayerNorm of its own and has no residual: as the public code.
-- Initialization: torch's defaults, as the public code, whose published numbers come from them.
+- As in the public code: pre-norm blocks, query/key/value without bias, one LayerNorm for the query and the
+  context of a cross-attention, a LayerNorm at the end of each encoder, MLP ratio 4, exact GELU.
+- As in the public code: the MLP of the embedding starts with its own LayerNorm and has no residual.
+- Initialization: torch's defaults, as in the public code, with which the published numbers were obtained.
 - Image series are encoded date by date; dates are not used.
-- The position encodings that section 4.1 compares with are ``positions="sincos"`` (added to the tokens of
-  both sensors) and ``"peg"`` (after the first block of all three encoders), both without any attention
-  bias. ``cross_alibi=False`` is 2D-ALiBi without X-ALiBi.
-- In pretraining the encoders see some of the patches, and the biases are those between the kept ones. The
-  joint encoder's self-attention has the bias between radar and radar patches. The public code, and so the
-  published weights, has X-ALiBi's table there (radar and optical), which differs under independent masks:
+- Section 4.1 compares other position encodings: ``positions="sincos"`` (added to the tokens of both sensors)
+  and ``"peg"`` (after the first block of all three encoders), both without an attention bias.
+  ``cross_alibi=False`` is 2D-ALiBi without X-ALiBi.
+- In pretraining the encoders process only the kept patches, with the biases between those. The joint
+  encoder's self-attention uses the bias between radar patches. The public code, and thus the published
+  weights, uses the X-ALiBi table (radar to optical) there, which differs for independent masks:
   ``joint_self_bias="published"``.
 
-``croma_vit_b`` and ``croma_vit_l`` are the paper's, with 16 heads. ``croma_vit_s`` and ``croma_vit_tiny``
-are ours. ``s`` has 8 heads: the head width of ``b``, 48, and a power of two, so that the slopes are one
-geometric sequence. ``tiny`` has 4 heads of width 24 for the same reason.
+``croma_vit_b`` and ``croma_vit_l`` are from the paper, with 16 heads. ``croma_vit_s`` and ``croma_vit_tiny``
+are our own. ``s`` has 8 heads: this gives the head width of ``b``, 48, and a power of two, for which the
+slopes are one geometric sequence. ``tiny`` has 4 heads of width 24 for the same reason.
 
 Shapes: B images, N = h * w patches in row-major order, D = dim.
 """
@@ -54,9 +54,9 @@ POSITIONS = ("alibi", "sincos", "peg")
 
 @dataclass(frozen=True, kw_only=True)
 class CromaConfig(ViTConfig):
-    """Everything that decides the shape of a CROMA model; ``depth`` is the optical encoder's.
+    """The configuration of a CROMA model. ``depth`` is the depth of the optical encoder.
 
-    ``positions`` is how positions are encoded, ``cross_alibi`` whether X-ALiBi is part of ``"alibi"``.
+    ``positions`` is the position encoding; ``cross_alibi``: use X-ALiBi with ``"alibi"``.
     """
 
     patch_size: int = 8
@@ -74,8 +74,8 @@ class CromaConfig(ViTConfig):
             raise ValueError(f"CROMA's modalities are {', '.join(INPUTS)}, got {', '.join(unknown)}")
         if self.depth % 2:
             raise ValueError(
-                f"depth must be even and at least 2 (the radar and the joint encoder have half of the "
-                f"blocks), got {self.depth}"
+                f"depth must be even and at least 2 (the radar and the joint encoder have half the blocks), "
+                f"got {self.depth}"
             )
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
@@ -85,7 +85,7 @@ class CromaConfig(ViTConfig):
             raise ValueError(f"cross_alibi must be true or false, got {self.cross_alibi!r}")
 
     def stream_depths(self) -> dict[str, int]:
-        """Return the number of blocks of every stream that the modalities feed."""
+        """Return the number of blocks of every available stream."""
         depths = {"s2": self.depth, "s1": self.depth // 2, "joint": self.depth // 2}
         streams = (*self.modalities, "joint") if len(self.modalities) == 2 else self.modalities
         return {stream: depths[stream] for stream in streams}
@@ -93,7 +93,7 @@ class CromaConfig(ViTConfig):
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of one sensor that are encoded: all of a grid (h, w), or ``kept`` ones of it, [B, K].
+    """The patches of one sensor to encode: all of a grid (h, w), or the ``kept`` ones, [B, K].
 
     ``positions`` are their (row, column), [N, 2] or [B, K, 2].
     """
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         channels: Sequence[int] | None,
         intermediates: Intermediates,
     ) -> Tensor:
-        """[B, C, H, W] and a bias between its patches to [B, K, D]."""
+        """[B, C, H, W] and the bias between its patches to [B, K, D]."""
         x = self.tokenizer(image, kept=patches.kept, channels=channels)
         if self.sincos is not None:
             x = self.sincos(x, patches.grid, patches.kept)
@@ -220,15 +220,16 @@ class Croma(ViTBackbone):
         joint: bool = True,
         joint_self_bias: Literal["radar", "published"] = "radar",
     ) -> dict[str, Tensor]:
-        """See :meth:`ViTBackbone.encode_tokens`; joint tokens are at the radar's kept patches.
+        """See :meth:`ViTBackbone.encode_tokens`; joint tokens are at the kept radar patches.
 
-        The joint stream mixes sensors and has no meaning where one is missing, so ``valid`` decides nothing.
+        ``valid`` is not used: a stream with a missing sensor has no meaningful tokens, and the other streams
+        do not depend on that sensor.
 
         Args:
-            images, kept, channels, valid, intermediates: as there.
-            joint: whether to encode jointly, where both sensors are given.
-            joint_self_bias: ``radar``, or ``published`` as the public code has it; of kept patches only,
-                as many of each sensor.
+            images, kept, channels, valid, intermediates: as in :meth:`ViTBackbone.encode_tokens`.
+            joint: compute the joint tokens, if both sensors are passed.
+            joint_self_bias: ``radar``, or ``published`` for the bias of the public code; that requires equal
+                numbers of kept patches of both sensors.
         """
         intermediates = {} if intermediates is None else intermediates
         channels = channels or {}
@@ -239,7 +240,7 @@ class Croma(ViTBackbone):
             m: Patches(grid, positions, None) if kept is None else Patches(grid, positions[kept[m]], kept[m])
             for m in images
         }
-        # The sensors are aligned, so on a whole grid 2D-ALiBi and X-ALiBi are one table (section 2).
+        # The sensors are aligned, so on a whole grid 2D-ALiBi and X-ALiBi have the same table (section 2).
         whole = self._bias(positions, positions, grid) if kept is None else None
 
         def bias(queries: str, keys: str) -> Bias:
@@ -267,7 +268,7 @@ class Croma(ViTBackbone):
         if self.config.positions != "alibi":
             return None
         device = queries.device.type
-        # Cast once: what every block casts for itself is kept until its backward pass.
+        # Cast once: if every block cast the bias itself, each copy would be kept for the backward pass.
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
         return bias_between(queries, keys, self.num_heads, dtype, grid=grid)
@@ -281,9 +282,9 @@ class Croma(ViTBackbone):
         return f"encoders.{modality}.tokenizer"
 
     def layer_groups(self) -> list[list[nn.Module]]:
-        """See :meth:`Backbone.layer_groups`: the sensors' blocks end where the joint ones begin.
+        """See :meth:`Backbone.layer_groups`: the last blocks of both sensors precede the first joint block.
 
-        What pools and what ends a stream are in one layer with the last block before it.
+        Final norms and poolings belong to the group of the last block before them.
         """
         encoders: list[Any] = list(self.encoders.values())
         joint = [] if self.joint is None else list(self.joint.blocks)
@@ -310,22 +311,22 @@ class Croma(ViTBackbone):
 def _module_names(
     *, encoder: str, embedding: str, joint: str, s1: str, s2: str, qkv: str, out: str, q: str, fc2: int
 ) -> dict[str, str]:
-    """Pair our module names with those of one of the authors' files; ``#`` is the index of a block."""
+    """Map native module names to those of a file of the authors; ``#`` is the index of a block."""
     names: dict[str, str] = {}
-    for ours, theirs in (("s1", s1), ("s2", s2)):
-        vit = encoder.format(theirs)
+    for native, foreign in (("s1", s1), ("s2", s2)):
+        vit = encoder.format(foreign)
         names |= {
-            f"encoders.{ours}.tokenizer.proj": f"{vit}.linear_input",
-            f"encoders.{ours}.blocks.#.norm1": f"{vit}.transformer.layers.#.0.input_norm",
-            f"encoders.{ours}.blocks.#.attn.qkv": f"{vit}.transformer.layers.#.0.{qkv}",
-            f"encoders.{ours}.blocks.#.attn.proj": f"{vit}.transformer.layers.#.0.{out}",
-            f"encoders.{ours}.blocks.#.norm2": f"{vit}.transformer.layers.#.1.input_norm",
-            f"encoders.{ours}.blocks.#.mlp.fc1": f"{vit}.transformer.layers.#.1.net.0",
-            f"encoders.{ours}.blocks.#.mlp.fc2": f"{vit}.transformer.layers.#.1.net.{fc2}",
-            f"encoders.{ours}.norm": f"{vit}.transformer.norm_out",
-            f"embeddings.{ours}.norm": f"{embedding.format(theirs)}.0",
-            f"embeddings.{ours}.mlp.fc1": f"{embedding.format(theirs)}.1",
-            f"embeddings.{ours}.mlp.fc2": f"{embedding.format(theirs)}.3",
+            f"encoders.{native}.tokenizer.proj": f"{vit}.linear_input",
+            f"encoders.{native}.blocks.#.norm1": f"{vit}.transformer.layers.#.0.input_norm",
+            f"encoders.{native}.blocks.#.attn.qkv": f"{vit}.transformer.layers.#.0.{qkv}",
+            f"encoders.{native}.blocks.#.attn.proj": f"{vit}.transformer.layers.#.0.{out}",
+            f"encoders.{native}.blocks.#.norm2": f"{vit}.transformer.layers.#.1.input_norm",
+            f"encoders.{native}.blocks.#.mlp.fc1": f"{vit}.transformer.layers.#.1.net.0",
+            f"encoders.{native}.blocks.#.mlp.fc2": f"{vit}.transformer.layers.#.1.net.{fc2}",
+            f"encoders.{native}.norm": f"{vit}.transformer.norm_out",
+            f"embeddings.{native}.norm": f"{embedding.format(foreign)}.0",
+            f"embeddings.{native}.mlp.fc1": f"{embedding.format(foreign)}.1",
+            f"embeddings.{native}.mlp.fc2": f"{embedding.format(foreign)}.3",
         }
     return names | {
         "joint.blocks.#.norm1": f"{joint}.layers.#.0.input_norm",
@@ -360,7 +361,7 @@ def _check_attention_table(table: Tensor, config: CromaConfig) -> None:
 
 
 CHECKPOINT_FORMATS = {
-    # The released files: a dictionary of state dicts, or the same in one flat dictionary.
+    # The released files: a dictionary of state dicts, or one flat dictionary.
     "croma_official": CheckpointFormat(
         modules=_module_names(
             encoder="{}_encoder", embedding="{}_GAP_FFN", joint="joint_encoder", s1="s1", s2="s2",
@@ -370,7 +371,8 @@ CHECKPOINT_FORMATS = {
         implies={"positions": "alibi", "cross_alibi": True, "tokenizer": "linear"},
         derived={"attn_bias": _check_attention_table},
     ),
-    # The state dict of the authors' pretraining model; decoder and projections are no part of ours.
+    # The state dict of the authors' pretraining model; its decoder and projections are not part of a
+    # backbone.
     "croma_pretrain": CheckpointFormat(
         modules=_module_names(
             encoder="{}_encoder", embedding="GAP_FFN_{}", joint="cross_encoder", s1="radar", s2="optical",
@@ -381,7 +383,7 @@ CHECKPOINT_FORMATS = {
     ),
 }  # fmt: skip
 
-# What tests build of every architecture of the family.
+# Overrides for the tests, which build small models of every architecture.
 SMALL = {"dim": 48, "depth": 2, "num_heads": 4}
 
 CONFIGS = {

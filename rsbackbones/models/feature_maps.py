@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 
 
 class FeatureInfo:
-    """Which maps a :class:`FeatureMaps` gives: the part of timm's ``FeatureInfo`` that decoders read."""
+    """Describes the maps of a :class:`FeatureMaps`: the part of timm's ``FeatureInfo`` that decoders read."""
 
     def __init__(self, entries: Sequence[Mapping[str, Any]]) -> None:
         self._entries = [dict(entry) for entry in entries]
 
     def channels(self) -> list[int]:
-        """Return the number of channels of every map."""
+        """Return the number of channels of each map."""
         return [entry["num_chs"] for entry in self._entries]
 
     def reduction(self) -> list[int]:
-        """Return the number of input pixels per map pixel, for every map."""
+        """Return the stride of each map, in input pixels."""
         return [entry["reduction"] for entry in self._entries]
 
     def module_name(self) -> list[str]:
-        """Return the module that gives every map."""
+        """Return the name of the module that outputs each map."""
         return [entry["module"] for entry in self._entries]
 
     def get_dicts(self) -> list[dict[str, Any]]:
-        """Return all of it, one dictionary per map."""
+        """Return one dictionary per map."""
         return [dict(entry) for entry in self._entries]
 
     def __len__(self) -> int:
@@ -44,8 +44,8 @@ class FeatureInfo:
 class FeatureMaps(nn.Module):
     """A backbone that returns a list of maps [B, D, h, w], as timm's ``features_only=True`` does.
 
-    ``indices`` and ``stream`` are those of :meth:`Backbone.forward_intermediates`, with the final
-    LayerNorm left out; ``stream`` defaults to the one that all of the model's sensors feed.
+    ``indices`` and ``stream`` are those of :meth:`Backbone.forward_intermediates`. The final norm is not
+    applied to the maps.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FeatureMaps(nn.Module):
         dates: Tensor | None = None,
         valid: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return the maps. For the arguments see :meth:`Backbone.forward_features`."""
+        """Return the maps, one per index. For the arguments see :meth:`Backbone.forward_features`."""
         return self.backbone.forward_intermediates(
             x, self.indices, stream=self.stream, dates=dates, valid=valid
         )

@@ -1,7 +1,6 @@
 """The output of a backbone.
 
-A *stream* is one output of features: there is one per modality, and more if the architecture fuses
-    modalities.
+A *stream* is one output of a model: there is one per modality, and more if the architecture fuses modalities.
 Shapes: B images (or series), T dates, C bands, H x W pixels, h x w cells of a map, N = h * w, D channels.
 """
 

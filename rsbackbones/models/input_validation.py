@@ -32,16 +32,15 @@ def validate_inputs(
     unknown = [m for m in x if m not in model.modalities]
     if unknown or not x:
         raise ValueError(
-            f"got {', '.join(map(repr, unknown)) or 'no sensor'}; this model was built for "
-            f"{', '.join(map(repr, model.modalities))} (create_model(..., modalities=...) decides)"
+            f"got {', '.join(map(repr, unknown)) or 'no modality'}; this model was built for "
+            f"{', '.join(map(repr, model.modalities))}; to change that pass modalities= to create_model"
         )
     images = {m: _checked_image(model, m, x[m]) for m in model.modalities if m in x}
     shapes = [(*image.shape[:-3], *image.shape[-2:]) for image in images.values()]
-    if any(
-        shape != shapes[0] for shape in shapes[1:]
-    ):  # a set would specialize a traced program to these shapes
+    # Not a set: it would specialize a traced program to these shapes.
+    if any(shape != shapes[0] for shape in shapes[1:]):
         raise ValueError(
-            "sensors must agree on batch, dates and size in pixels, got "
+            "modalities must agree on batch, dates and size in pixels, got "
             + ", ".join(f"{m} {tuple(images[m].shape)}" for m in images)
             + "; resample them onto one grid"
         )
@@ -60,15 +59,18 @@ def validate_inputs(
     if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
         raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
     if valid is not None and not isinstance(valid, Mapping):
-        raise ValueError("valid goes by sensor: valid={'" + next(iter(images)) + "': mask}")
+        raise ValueError(
+            f"valid must be a mapping by modality, valid={{{next(iter(images))!r}: mask}}, got "
+            f"{type(valid).__name__}"
+        )
     valid = dict(valid or {})
     for m, mask in valid.items():
         if not isinstance(mask, Tensor):
             raise ValueError(f"valid[{m!r}] must be a tensor of booleans, got {type(mask).__name__}")
         if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
             raise ValueError(
-                f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series of a given "
-                f"sensor, got {mask.dtype} {list(mask.shape)}; sensors given: {', '.join(images)}"
+                f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series among "
+                f"the images, got {mask.dtype} {list(mask.shape)}; images: {', '.join(images)}"
             )
     return images, valid
 
@@ -89,7 +91,12 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"{', '.join(bands)}. {hint}"
         )
     height, width = image.shape[-2:]
-    if not height or not width or (not model.pad and (height % p or width % p)):
+    if height < model.min_size or width < model.min_size:
+        raise ValueError(
+            f"{modality}: {height} x {width} pixels are too few, this model needs at least "
+            f"{model.min_size} x {model.min_size}; use larger images, or interpolate them"
+        )
+    if not model.pad and (height % p or width % p):
         cropped = f"crop to {height // p * p} x {width // p * p}"
         raise ValueError(
             f"{modality}: {height} x {width} pixels are not a multiple of {p}, as this model needs; "
@@ -98,7 +105,7 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
         )
     if not image.is_floating_point():
         raise ValueError(
-            f"{modality}: got {image.dtype}, expected normalized floats; raw values go through "
+            f"{modality}: got {image.dtype}, expected normalized floats; convert raw values with "
             "rsbackbones.create_preprocess(model)"
         )
     weight = model.get_parameter(model.stem(modality).weight)
@@ -120,8 +127,8 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
 
 def _not_a_tensor(what: str, given: object) -> str:
     return (
-        f"{what}: expected a tensor, or tensors by sensor, got {type(given).__name__}; "
-        "rsbackbones.create_preprocess(model) makes tensors of arrays"
+        f"{what}: expected a tensor, or tensors by modality, got {type(given).__name__}; "
+        "rsbackbones.create_preprocess(model) converts arrays"
     )
 
 
@@ -132,7 +139,7 @@ def _channel_hint(modality: str, sensor: str, channels: int, bands: tuple[str, .
         keep = [i for i, name in enumerate(every) if name in bands]
         return (
             f"{channels} channels look like all of {', '.join(every)}: drop {', '.join(extra)} "
-            f"(x[:, {keep}]), or name your bands and have them gathered: "
+            f"(x[:, {keep}]), or name your bands, and have them selected by "
             f"create_preprocess(model, bands={{'{modality}': (...)}})"
         )
     return (

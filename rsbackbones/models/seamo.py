@@ -3,30 +3,30 @@
 Li, Li, Vivone and Hong, "SeaMo: A Season-Aware Multimodal Foundation Model for Remote Sensing", arXiv
 2412.19237, section 3.
 
-Each sensor has a patch tokenizer; the tokens of both sensors at one date are put one after the other and go
-through one ViT, whose self-attention mixes them. It takes either sensor alone as well. Fixed sine-cosine
-positions tell where a patch lies, the same for both sensors; the tokenizers tell the sensors apart. There is
-no class token: an embedding is the mean of the final tokens, and ``joint``, with both sensors, is the mean of
-theirs, patch by patch.
+Each sensor has a patch tokenizer. The tokens of both sensors at one date are concatenated and pass through
+one ViT, whose self-attention mixes them. A single sensor works as well. Fixed sine-cosine position
+embeddings are shared by both sensors, which only their tokenizers distinguish. There is no class token: an
+embedding is the mean of the final tokens. The ``joint`` stream is the patchwise mean of both sensors.
 
-After pretraining the encoder is the backbone. The temporal-multimodal (TM) block of the pretraining
+After pretraining, the encoder is the backbone. The temporal-multimodal (TM) block of the pretraining
 (:mod:`rsbackbones.layers.temporal_multimodal`) can be kept: ``temporal=True`` builds it, and
-``forward_features(series, temporal=True)`` lets each date of a series see the one before it (the
-last that is there).
+``forward_features(series, temporal=True)`` lets each date of a series attend to the last available date
+before it.
 
-What the paper leaves open, and what we do:
+What the paper leaves open, and our choices:
 
-- The patch size is not in the paper. 8 by default, as CROMA on the same images: 16 x 16 patches of 128 pixels
-  (with 16 there would be 64, of which 16 are seen under the mask). ``patch_size=16`` is the option.
+- The patch size is not in the paper. The default is 8, as CROMA uses for the same images: 16 x 16 patches for
+  128 pixels. (With 16 there would be 64 patches, of which 16 are visible under the mask.)
 - The blocks are those of "standard vision transformers": pre-norm, query, key and value with bias, MLP ratio
-  4, exact GELU, a LayerNorm at the end. ViT-B has 12 heads, ViT-L 16. Initialization is MAE's, whose code the
-  paper builds on: Xavier uniform weights, zero biases.
-- For another size the table of positions of the pretraining's grid is interpolated (section 4.5.6; bicubic,
-  as MAE's code does it). ``position_grid`` is that grid.
-  :func:`rsbackbones.layers.sincos.interpolate_positions` with ``None`` computes it again instead.
+  4, exact GELU, a LayerNorm at the end. ViT-B has 12 heads, ViT-L 16. Initialization follows MAE, whose code
+  the paper builds on: Xavier uniform weights, zero biases.
+- For other image sizes, the position table of the pretraining grid is interpolated (section 4.5.6; bicubic,
+  as in MAE's code). ``position_grid`` is that grid. To compute positions for the new grid instead, call
+  :func:`rsbackbones.layers.sincos.interpolate_positions` with ``None``.
 - A sensor that is missing at a date is masked out of the attention.
 
-``seamo_vit_tiny`` is ours, for two CPU cores: as wide and deep as ``croma_vit_tiny``, and for 64 pixels.
+``seamo_vit_tiny`` is our own, for two CPU cores: it has the width and depth of ``croma_vit_tiny``, and 64
+pixels.
 
 Shapes: B images, T dates, N = h * w patches in row-major order, K kept ones, D = dim.
 """
@@ -51,7 +51,7 @@ from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_t
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
-CHECKPOINT_FORMATS: dict[str, CheckpointFormat] = {}  # nobody else has published weights of this architecture
+CHECKPOINT_FORMATS: dict[str, CheckpointFormat] = {}  # no weights are published in another format
 _CHOICES = {
     "positions": ("sincos", "learned"),
     "fusion": ("fuse", "decouple"),
@@ -59,18 +59,18 @@ _CHOICES = {
 }
 
 _TRAINED_BLOCK = (
-    "a trained temporal-multimodal block is in what `python -m rsbackbones.train.export RUN --full` writes; "
-    "without pretrained=True overrides={'temporal': True} builds one of random weights"
+    "`python -m rsbackbones.train.export RUN --full` writes a file with a trained temporal-multimodal block; "
+    "without pretrained=True, overrides={'temporal': True} builds one with random weights"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeamoConfig(ViTConfig):
-    """Everything that decides the shape of a SeaMo model.
+    """The configuration of a SeaMo model.
 
-    ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d), ``position_grid`` the grid (h, w) of
-    patches that they are made for, by default that of ``image_size``. ``temporal`` builds the TM block, of
-    the form ``fusion`` (``"fuse"`` or ``"decouple"``) and ``query`` (``"algorithm"`` or ``"text"``).
+    ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d). ``position_grid`` is the grid (h, w)
+    of that table in patches, by default the grid of ``image_size``. ``temporal`` builds the TM block, whose
+    variants are ``fusion`` (``"fuse"`` or ``"decouple"``) and ``query`` (``"algorithm"`` or ``"text"``).
     """
 
     patch_size: int = 8
@@ -100,12 +100,12 @@ class SeamoConfig(ViTConfig):
             grid: Any = self.position_grid
             if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(map(is_count, grid)):
                 raise ValueError(f"position_grid must be (rows, columns) of patches, got {grid!r}")
-            # One form for one thing: configurations are compared, and the images' own grid is not said.
+            # The grid of image_size is always stored as None, so that equal configurations compare equal.
             object.__setattr__(self, "position_grid", None if tuple(grid) == self._own_grid else tuple(grid))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The grid (h, w), in patches, that the positions are made for."""
+        """The grid (h, w) of the position table, in patches."""
         return self.position_grid or self._own_grid
 
     @property
@@ -119,7 +119,7 @@ class SeamoConfig(ViTConfig):
 
 
 class Seamo(ViTBackbone):
-    """SeaMo's encoder of ``s2`` and ``s1``, with their mean, ``joint``; and its TM block, where built."""
+    """SeaMo's encoder with the streams ``s2``, ``s1`` and their mean ``joint``; its optional TM block."""
 
     cross_modal = True
     config: SeamoConfig
@@ -145,7 +145,7 @@ class Seamo(ViTBackbone):
                 config.modalities, config.dim, config.num_heads, mlp_ratio=config.mlp_ratio,
                 fusion=config.fusion, query=config.query,
             )  # fmt: skip
-        # What scores wavelengths, where it does, is no part of MAE, and begins in its own way.
+        # MAE's initialization. The scores of wavelength tokenizers are not part of MAE and keep their own.
         for part in (*(tokenizer.proj for tokenizer in made.values()), self.blocks, self.temporal):
             for module in part.modules() if part is not None else ():
                 if isinstance(module, nn.Linear):
@@ -193,7 +193,7 @@ class Seamo(ViTBackbone):
         return dict(zip(images, self.norm(x).split(counts, dim=1), strict=True))
 
     def _mask(self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the bias that hides the tokens of missing images, where any sensor may miss some."""
+        """Return the bias that masks the tokens of missing images; ``None`` if no image is missing."""
         if len(tokens) == 1 or not any(m in valid for m in tokens):
             return None
         first = next(iter(tokens.values()))
@@ -208,7 +208,7 @@ class Seamo(ViTBackbone):
         valid: Mapping[str, Tensor],
         dates: Tensor | None,
     ) -> dict[str, Encoded]:
-        """See :meth:`Backbone.fuse_dates`: the TM block, each date with the one before it."""
+        """See :meth:`Backbone.fuse_dates`: the TM block fuses each date with the one before it."""
         if self.temporal is None:
             raise ValueError(
                 f"temporal=True needs the temporal-multimodal block, and this {self.architecture} has none: "
@@ -248,7 +248,7 @@ class Seamo(ViTBackbone):
         return f"tokenizers.{modality}"
 
     def layer_groups(self) -> list[list[nn.Module]]:
-        """See :meth:`Backbone.layer_groups`: what follows the last block is in one layer with it."""
+        """See :meth:`Backbone.layer_groups`: the modules after the last block belong to its group."""
         groups: list[list[nn.Module]] = [[self.tokenizers, self.positions]]
         groups += [[block] for block in self.blocks]
         groups[-1] += [self.norm, *([] if self.temporal is None else [self.temporal]), self.head]
@@ -256,14 +256,14 @@ class Seamo(ViTBackbone):
 
 
 def _order_of_dates(dates: Tensor, there: Tensor) -> Tensor:
-    """Return the indices [B, T] that put dates [B, T] in order of time.
+    """Return the indices [B, T] that sort dates [B, T].
 
     Args:
         dates: days.
         there: [B, T] booleans, False where a date is missing in all sensors.
 
     Raises:
-        ValueError: two dates of a series are the same, and neither of them is missing in all sensors.
+        ValueError: two dates of a series are equal, and neither is missing in all sensors.
     """
     order = dates.argsort(dim=1, stable=True)
     if torch.compiler.is_compiling():
@@ -272,13 +272,13 @@ def _order_of_dates(dates: Tensor, there: Tensor) -> Tensor:
         known = [day for day, here in zip(days, held, strict=True) if here]
         if twice := sorted({day for day in known if known.count(day) > 1}):
             raise ValueError(
-                f"dates[{b}] has day {twice[0]} twice, so its order cannot be told; leave one of the two "
-                "out, or leave out dates= where the series is in order of time as it stands"
+                f"dates[{b}] has day {twice[0]} twice, so its dates cannot be ordered; remove one of the "
+                "two, or leave out dates= if the series is already in order"
             )
     return order
 
 
-# What tests build of every architecture of the family.
+# Overrides for the tests, which build small models of every architecture.
 SMALL = {"dim": 48, "depth": 2, "num_heads": 4}
 
 CONFIGS = {

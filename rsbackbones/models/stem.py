@@ -12,11 +12,14 @@ def _unchanged(kernel: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Stem:
-    """A weight and its *kernel* [D, C, ...], with C bands followed by the spatial sides.
+    """A weight of one modality and its *kernel* [D, C, ...], with C bands followed by the spatial sides.
 
     The kernel of a convolution is its weight, [D, C, kh, kw] or [D, C, kt, kh, kw]. A linear patch embedding
     has a kernel [D, C, p, p]. Adaptation to bands and patch sizes (:mod:`rsbackbones.zoo.adapt`) works on
     kernels and does not depend on how they are stored.
+
+    Two modalities cannot share a weight. For early fusion add the outputs of one convolution per modality:
+    the sum is that of one convolution over the bands of all.
 
     Attributes:
         module: the name of the layer in the backbone.

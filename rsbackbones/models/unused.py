@@ -1,15 +1,17 @@
-"""Parameters that do not affect an output: those of other streams, poolings, norms and blocks."""
+"""Parts of a backbone that a forward pass does not use: parameters without effect, modules never called."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rsbackbones.models.backbone import Backbone
+if TYPE_CHECKING:
+    from rsbackbones.models.backbone import Backbone
 
 
-def freeze_unused(backbone: Backbone, run: Callable[[dict[str, Tensor]], Iterable[Tensor]]) -> None:
+def freeze_unused(backbone: "Backbone", run: Callable[[dict[str, Tensor]], Iterable[Tensor]]) -> None:
     """Freeze the parameters of a backbone that do not affect the tensors returned by ``run``.
 
     Data parallelism does not support trainable parameters without a gradient. ``run`` is called once, in
@@ -18,14 +20,50 @@ def freeze_unused(backbone: Backbone, run: Callable[[dict[str, Tensor]], Iterabl
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if not trained:
         return
-    was_training = backbone.training
-    backbone.eval()  # BatchNorm must not learn from zeros
+    with _eval_mode(backbone), torch.inference_mode(False), torch.enable_grad():
+        total: Any = sum(x.float().sum() for x in run(backbone.example_inputs()))
+        if total.requires_grad:
+            gradients = torch.autograd.grad(total, trained, allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.requires_grad_(gradient is not None)
+
+
+def called_units(backbone: "Backbone") -> list[nn.Module]:
+    """Return :meth:`Backbone.units`, after a forward pass on small images has called every one of them.
+
+    Activation checkpointing, compile and FSDP act when a unit is called; on one that is never called they
+    would have no effect.
+
+    Raises:
+        ValueError: ``encode`` does not call a unit.
+    """
+    units = backbone.units()
+    called: set[int] = set()
+    hooks = [unit.register_forward_pre_hook(lambda module, _: called.add(id(module))) for unit in units]
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            total: Any = sum(x.float().sum() for x in run(backbone.example_inputs()))
-            if total.requires_grad:
-                gradients = torch.autograd.grad(total, trained, allow_unused=True)
-                for parameter, gradient in zip(trained, gradients, strict=True):
-                    parameter.requires_grad_(gradient is not None)
+        with _eval_mode(backbone), torch.no_grad():
+            backbone.forward_features(backbone.example_inputs())
     finally:
-        backbone.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    names = {id(module): name for name, module in backbone.named_modules()}
+    if missed := [names.get(id(unit), type(unit).__name__) for unit in units if id(unit) not in called]:
+        family = type(backbone).__name__
+        raise ValueError(
+            f"{family}.encode does not call {', '.join(missed[:8])}, which {family}.units() returns: "
+            "activation checkpointing, compile and FSDP would have no effect there. Let encode call these "
+            "modules themselves (not only their parts), or let units() return the modules that it calls"
+        )
+    return units
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set ``eval()`` mode, so that BatchNorm does not learn from the zeros of ``example_inputs``."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

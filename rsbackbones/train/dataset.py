@@ -29,7 +29,7 @@ from rsbackbones.preprocess import Preprocess
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import Key
 
-SampleNoise = Callable[[torch.Generator, tuple[str, ...], int], dict[str, Tensor]]
+SampleNoise = Callable[[torch.Generator, tuple[str, ...], tuple[int, int]], dict[str, Tensor]]
 
 # After so many unusable samples in a row a source is taken to be broken as a whole.
 _MOST_IN_A_ROW = 64
@@ -156,8 +156,8 @@ class TrainingSet(Dataset[Batch]):
         for key in keys:
             generator = sample_generator(self.seed, key)
             # The objective's numbers first: they must not depend on what a sample's views need.
-            patches = (-(-stream.views.size // self.stride)) ** 2
-            for name, value in self.sample_noise(generator, modalities, patches).items():
+            side = -(-stream.views.size // self.stride)
+            for name, value in self.sample_noise(generator, modalities, (side, side)).items():
                 noise.setdefault(name, []).append(value)
             sample, place = self._take(stream, key[2], skipped, generator)
             seen, held = [_view(stream, sample, generator) for _ in views], _held(stream, sample)

@@ -376,16 +376,26 @@ def adapt_input_spec(spec: InputSpec, mapping: BandMapping) -> InputSpec:
 def resize_kernel(kernel: Tensor, patch_size: int) -> Tensor:
     """Resize a patch embedding kernel [D, C, p, p] to another patch size, [D, C, q, q].
 
+    A kernel over dates as well, [D, C, t, p, p], is resized date by date.
+
     This is the pseudo-inverse resize of FlexiViT (Beyer et al., CVPR 2023, section 3.4). Let R resize a patch
     bilinearly. The new kernel is the least-squares solution of <R x, new> = <x, old> for all patches x. For
     larger patches the solution is exact: a resized patch has the token of the original patch.
+
+    Raises:
+        ValueError: the kernel is not square.
     """
     old, new = kernel.shape[-1], patch_size
+    if kernel.ndim < 4 or kernel.shape[-2] != old:
+        raise ValueError(
+            f"only square kernels [D, C, p, p] or [D, C, t, p, p] are resized, got {list(kernel.shape)}; "
+            "leave out patch_size="
+        )
     if old == new:
         return kernel
     basis = torch.eye(old * old, dtype=torch.float64, device=kernel.device).view(-1, 1, old, old)
     # [p * p, q * q]: every pixel of a patch, resized. With antialias, as images are made smaller.
     resize = F.interpolate(basis, (new, new), mode="bilinear", antialias=True).flatten(1)
-    solved: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(resize).T
-    resized: Tensor = solved.to(kernel.dtype).unflatten(2, (new, new))
+    solved: Tensor = kernel.flatten(-2).double() @ torch.linalg.pinv(resize).T
+    resized: Tensor = solved.to(kernel.dtype).unflatten(-1, (new, new))
     return resized

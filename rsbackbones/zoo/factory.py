@@ -197,23 +197,42 @@ def create_model(
     with torch.inference_mode(False):  # parameters created in inference mode cannot be trained
         if file is None:
             model: Backbone = build(target_config, num_classes=classes)
+            _check_contract(model, architecture.name)
             zero_stem_channels(model, mappings)
         else:
             with torch.device("meta"):
                 model = build(target_config, num_classes=classes)
+            _check_contract(model, architecture.name)
             model.adaptation = load_weights(model, file, info, source_config, architecture, entry, mappings)
     model.architecture = architecture.name
-    last = {stream: model.stages(stream)[-1][:2] for stream in model.stream_inputs}
-    if len(set(last.values())) > 1:
-        raise ValueError(
-            f"{architecture.name}: the final maps of all streams must have the same channels and stride, got "
-            f"{last}"
-        )
     model.inputs = adapt_input_specs(info, source_config, mappings)
     model.weights_entry = entry
     model.pad = pad
     model.eval()
     return FeatureMaps(model, indices=out_indices, stream=stream) if features_only else model
+
+
+def _check_contract(model: Backbone, name: str) -> None:
+    """Check the streams and stems of a newly built model.
+
+    Raises:
+        ValueError: streams end in different maps, or two modalities share a stem.
+    """
+    last = {stream: model.stages(stream)[-1][:2] for stream in model.stream_inputs}
+    if len(set(last.values())) > 1:
+        raise ValueError(
+            f"{name}: the final maps of all streams must have the same channels and stride, got {last}"
+        )
+    owner: dict[str, str] = {}
+    for modality in model.modalities:
+        weight = model.stem(modality).weight
+        other = owner.setdefault(weight, modality)
+        if other != modality:
+            raise ValueError(
+                f"{name}: the stems of {other} and {modality} have one weight, {weight}. Bands are adapted "
+                "modality by modality, so each needs a weight of its own. For early fusion add the outputs "
+                "of one convolution per modality: the sum is that of one convolution over all bands"
+            )
 
 
 def plan_adaptation(

@@ -1,4 +1,4 @@
-"""Weights as they are now, in one number."""
+"""A digest of a model's current weights."""
 
 import hashlib
 
@@ -8,9 +8,9 @@ from rsbackbones.models.backbone import Backbone
 
 
 def weights_digest(model: Backbone) -> str:
-    """Return the sha256 of a model's weights as they are now, without its head, which features do not see.
+    """Return the sha256 of a model's current weights, without its head, which does not affect features.
 
-    That of the file does not do: bands adapt weights, and training changes them.
+    It differs from the digest of the weights file if adaptation or training changed the weights.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

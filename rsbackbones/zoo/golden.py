@@ -33,7 +33,7 @@ def golden_input(model: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def compute_golden(model: Backbone, size: tuple[int, int]) -> dict[str, Any]:
-    """Return what the manifest records: some numbers of the features of every stream."""
+    """Return the golden record for the manifest: a few numbers from the features of every stream."""
     device = next(model.parameters()).device
     images = {modality: x.to(device) for modality, x in golden_input(model, size).items()}
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def _round(x: Tensor) -> list[float]:
 
 
 def compare_golden(model: Backbone, golden: Mapping[str, Any]) -> list[str]:
-    """Return the differences beyond the tolerance, one line each; none where the features hold.
+    """Return the differences beyond the tolerance, one line each; an empty list if the features agree.
 
     Streams that the model was built without are not compared.
     """
@@ -67,8 +67,8 @@ def compare_golden(model: Backbone, golden: Mapping[str, Any]) -> list[str]:
     problems = []
     for stream, numbers in found.items():
         for what, values in golden["streams"][stream].items():
-            ours, theirs = torch.tensor(numbers[what]), torch.tensor(values)
-            difference = float((ours - theirs).abs().max())
+            computed, expected = torch.tensor(numbers[what]), torch.tensor(values)
+            difference = float((computed - expected).abs().max())
             if not difference <= golden["tolerance"]:
                 problems.append(f"{stream} {what}: differs by {difference:.3g}")
     return problems

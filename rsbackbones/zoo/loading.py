@@ -235,7 +235,8 @@ def load_weights(
         names = known[format].to_native(file.tensors)
         steps += _check_unused_tensors(file, known[format], names, source_config, what)
     params = sum(parameter.numel() for parameter in whole.parameters())
-    _check_tensors(what, file, names, full, info.dtype, entry, params)
+    fields = [f.name for f in dataclasses.fields(source_config)]
+    _check_tensors(what, file, names, full, info.dtype, entry, params, fields)
 
     built = model.state_dict()
     needed = {name: native for name, native in names.items() if native in built}
@@ -292,11 +293,16 @@ def _adapt_stem(
     before = kernel.shape[2:]
     if before != sides:
         kernel = adapt.resize_kernel(kernel, sides[-1])
+        if kernel.shape[2:] != sides:
+            raise WeightsMismatchError(
+                f"{mapping.modality}: the model has a kernel of {list(sides)}, and that of the weights, "
+                f"{list(before)}, can only be resized to other square patches; leave out patch_size="
+            )
     state[stem.weight] = stem.from_kernel(kernel).contiguous()
     if before == sides:
         return []
     detail = f"{before[-1]} to {sides[-1]} pixels, pseudo-inverse resize"
-    return [AdaptationStep(f"{mapping.modality} tokenizer", "patch resized", detail)]
+    return [AdaptationStep(f"{mapping.modality} stem", "patch resized", detail)]
 
 
 def _check_unused_tensors(
@@ -327,6 +333,7 @@ def _check_tensors(
     dtype: torch.dtype,
     entry: WeightsEntry | None,
     params: int,
+    fields: Sequence[str],
 ) -> None:
     """Compare the tensors of a file with those of the model, before anything is loaded."""
     native = Counter(names.values())
@@ -342,8 +349,9 @@ def _check_tensors(
         if info.shape != tuple(full[native_name].shape):
             shapes.append(f"{name} {list(info.shape)} instead of {list(full[native_name].shape)}")
         own = full[native_name].dtype
-        expected = dtype if own.is_floating_point else own  # counters keep their type
-        if info.dtype != expected:
+        expected = dtype if own.is_floating_point else own  # counters keep their dtype
+        # Buffers in float64 are stored as they are, unless the whole model was cast to another dtype.
+        if info.dtype != expected and not info.dtype == own == torch.float64:
             dtypes.append(f"{name} {info.dtype} instead of {expected}")
     problems += [("wrong shape", shapes), ("wrong dtype", dtypes)]
     if any(found for _, found in problems):
@@ -351,7 +359,8 @@ def _check_tensors(
         raise WeightsMismatchError(
             f"{what} does not hold this model: {lines}. A file without metadata is assumed to hold the "
             "default configuration of the architecture. If its size, sensors or bands differ, pass them: "
-            "overrides={'dim': ..., 'modalities': ('s2',)} (command line: --override dim=...)"
+            f"overrides={{'modalities': ('s2',), ...}} (command line: --override FIELD=VALUE); "
+            f"fields: {', '.join(fields)}"
         )
     if entry is not None and entry.params and entry.params != params:
         raise WeightsMismatchError(f"{what}: {params} parameters, but the manifest states {entry.params}")

@@ -173,7 +173,7 @@ def _head(api: "HfApi", entry: WeightsEntry) -> "ModelInfo":
 
 
 def _check_contents(entry: WeightsEntry, head: "ModelInfo", private: bool) -> None:
-    """Refuse a repository that holds something else, or is public where it should be private."""
+    """Refuse a repository with other contents, or a public one if ``private`` is requested."""
     repo_id = entry.source.repo_id
     if private and not head.private:
         raise WeightsError(
@@ -192,7 +192,7 @@ def _check_contents(entry: WeightsEntry, head: "ModelInfo", private: bool) -> No
 
 
 def _unchanged(path: Path, head: "ModelInfo") -> bool:
-    """Whether the repository holds this file, by the hashes that the Hub states."""
+    """Return whether the repository has this file, by the hashes that the Hub reports."""
     held: list[RepoSibling] = [file for file in head.siblings or [] if file.rfilename == path.name]
     if not held:
         return False

@@ -4,6 +4,7 @@ A name is ``croma_vit_b``, ``croma_vit_b.TAG``, or ``hf-hub:ORG/NAME[@REVISION]`
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,7 +51,8 @@ def register_family(module: str) -> None:
     Commands do not run your code: for them see :mod:`rsbackbones.plugins`.
 
     Raises:
-        ValueError: the module lacks an attribute of a family, or a name is already in use.
+        ValueError: the module lacks an attribute of a family or the input contract of a modality, or a name
+            is already in use or contains other characters than letters, digits, ``_`` and ``-``.
     """
     if module in FAMILIES:
         return
@@ -59,6 +61,18 @@ def register_family(module: str) -> None:
         raise ValueError(
             f"{module} is not a model family: it has no {', '.join(lacking)}; "
             f"a family defines {', '.join(_REQUIRED)}"
+        )
+    # A dot separates the tag of weights, and a colon starts the name of a repository.
+    if bad := [name for name in family.CONFIGS if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name))]:
+        raise ValueError(
+            f"{module}: architecture names consist of letters, digits, _ and -, got "
+            f"{', '.join(map(repr, bad))}; rename them in CONFIGS"
+        )
+    needed = dict.fromkeys(m for config in family.CONFIGS.values() for m in config.modalities)
+    if lacking := [m for m in needed if m not in family.INPUTS]:
+        raise ValueError(
+            f"{module}: INPUTS has no input contract for {', '.join(map(repr, lacking))}; create_preprocess "
+            "normalizes by it. Add one, such as rsbackbones.sensors.SSL4EO_S12['s2']"
         )
     if taken := sorted(set(family.CONFIGS) & set(architectures())):
         raise ValueError(f"{module}: the architecture names {', '.join(taken)} are in use; rename yours")

@@ -16,18 +16,29 @@ from rsbackbones.sensors import get_sensor
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo.registry import find_architecture
 
+# Weights are stored in one of these; loading refuses files of others.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 def save_model(model: Backbone | nn.Module, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
     """Write a model to a safetensors file. ``create_model(..., checkpoint=path)`` loads it.
 
     The file also holds the configuration, the bands, the input contract and the head. Wrappers
-    (``torch.compile``, data parallelism, ``features_only``) are removed first. ``dtype`` may be a
-    half-precision type; loading casts the weights back to float32.
+    (``torch.compile``, data parallelism, ``features_only``) are removed first.
+
+    Args:
+        model: from ``create_model``.
+        path: a file that ends in ``.safetensors``.
+        dtype: the dtype of the stored weights: float32, or float16 or bfloat16 for smaller files. Loading
+            casts them back to float32. Integer and float64 buffers keep their dtype.
 
     Raises:
-        ValueError: the path does not end in ``.safetensors``, or a tensor holds NaN or infinity.
+        ValueError: another suffix or dtype, a tensor holds NaN or infinity, or two tensors share memory.
     """
     path = resolve_output(path, (".safetensors",))
+    if dtype not in _DTYPES:
+        known = ", ".join(map(str, _DTYPES))
+        raise ValueError(f"dtype must be one of {known}, got {dtype}")
     model = unwrap_model(model)
     stored = metadata(model) | {"dtype": str(dtype).removeprefix("torch.")}
     write_safetensors(model.state_dict(), path, dtype, {checkpoints.METADATA_KEY: json.dumps(stored)})
@@ -98,6 +109,9 @@ def write_safetensors(
 ) -> None:
     """Write tensors to a safetensors file atomically.
 
+    Floating-point tensors are cast to ``dtype``. Tensors in float64 are not cast if others have lower
+    precision: they are buffers that need it.
+
     Raises:
         ValueError: a tensor holds NaN or infinity, or shares memory with another one.
     """
@@ -105,10 +119,15 @@ def write_safetensors(
 
     memory = [t.untyped_storage().data_ptr() for t in state.values()]
     if shared := [n for n, t in state.items() if memory.count(t.untyped_storage().data_ptr()) > 1]:
-        raise ValueError(f"refusing to write tensors that share memory: {', '.join(shared)}")
+        raise ValueError(
+            f"refusing to write tensors that share memory: {', '.join(shared)}. Register a module or "
+            "parameter that is used twice under one name only (a siamese network calls one backbone twice); "
+            "for views of one tensor store clones"
+        )
+    floats = {t.dtype for t in state.values() if t.is_floating_point()}
+    cast = floats if len(floats) == 1 else floats - {torch.float64}
     tensors = {
-        name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous()
-        for name, t in state.items()
+        name: (t.to(dtype) if t.dtype in cast else t).detach().cpu().contiguous() for name, t in state.items()
     }
     _check_finite(tensors)  # after the cast: half precision ends at 65504
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:

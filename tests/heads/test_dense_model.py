@@ -288,7 +288,7 @@ def test_change_is_learned_by_heart():
     ({"head": "vit_lite", "scale": 3}, "scale must be a power of two, got 3"),
     ({"head": "linear", "width": 8}, "got 8 for linear"),
     ({"width": 0}, "positive, got 0"),
-    ({"depth": 2}, "upernet has none"),
+    ({"depth": 2}, "leave it out for upernet"),
     ({"head": "vit_lite", "width": 18}, "multiple of 4 and its depth at least 1, got 18"),
     ({"head": "vit_lite", "depth": 0}, "got 512 and 0"),
     ({"stream": "thermal"}, "stream 'thermal' is not available"),
@@ -302,7 +302,7 @@ def test_what_cannot_be_built_is_refused(changes, message):
 
 
 def test_other_bodies_are_refused():
-    with pytest.raises(ValueError, match=r"expected a model of create_model, .* got Linear"):
+    with pytest.raises(ValueError, match=r"expected a model from create_model, .* got Linear"):
         dense_model(nn.Linear(2, 2), "linear", num_classes=2)
     maps = backbone(features_only=True)
     with pytest.raises(ValueError, match="leave them out here"):
@@ -319,9 +319,9 @@ def test_images_that_do_not_fit_are_refused():
         change(images(16, 16))
     with pytest.raises(ValueError, match=r"\[B, 2, C, H, W\].*got \[2, 3, 12, 16, 16\]"):
         change(images(16, 16, batch=(2, 3)))
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="must have one shape"):
         change(images(16, 16), images(16, 24))
-    with pytest.raises(ValueError, match="of the same sensors: s2, s1 and s2"):
+    with pytest.raises(ValueError, match="have the same modalities, got s2, s1 and s2"):
         change(images(16, 16), {"s2": images(16, 16)["s2"]})
-    with pytest.raises(ValueError, match="the later is not"):
+    with pytest.raises(ValueError, match="the later one is not"):
         change(images(16, 16)["s2"], images(16, 16))

@@ -68,8 +68,8 @@ def test_a_batch_of_one_cannot_be_trained_on():
 
 
 @pytest.mark.parametrize(("reductions", "message"), [
-    ([8, 4, 16, 32], "maps of one scale or of ever coarser ones"),
-    ([8, 8, 16, 32], "maps of one scale or of ever coarser ones"),
+    ([8, 4, 16, 32], "requires equal or increasing strides"),
+    ([8, 8, 16, 32], "requires equal or increasing strides"),
     ([8, 8, 8], "maps of 4 depths, got 3"),
     ([8], "maps of 4 depths, got 1"),
 ])  # fmt: skip

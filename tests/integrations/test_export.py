@@ -216,11 +216,13 @@ def named_outputs(kind, model, x):
         return {f"maps_{i}": maps for i, maps in zip(model.indices, model(x), strict=True)}
     if kind == "padded":
         return {"logits": model(x)}
-    return {f"{kind}_{stream}": v for (kind, stream), v in outputs(model, x).items()}
+    features = model.forward_features(x)
+    maps = {f"maps_{stream}": features.maps(stream) for stream in features.pooled}
+    return maps | {f"pooled_{stream}": v for stream, v in features.pooled.items()}
 
 
 def test_bad_exports_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="leave out method, or features_only"):
+    with pytest.raises(ValueError, match="has no method forward_features: leave out method="):
         rsb.export_program(small(features_only=True), method="forward_features")
     with pytest.raises(ValueError, match="forward or forward_features, got 'tokens'"):
         rsb.export_program(small(), method="tokens")

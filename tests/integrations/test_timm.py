@@ -222,9 +222,9 @@ def test_channels_of_another_sensor_meet_the_weights_by_wavelength():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"in_chans": 3}, "name them in order, bands="),
+        ({"in_chans": 3}, "pass their names in order, bands="),
         ({"in_chans": 12, "pretrained": True}, "takes 4 channels of s2: B02, B03, B04, B08"),
-        ({"in_chans": 3, "bands": ("B02", "B03")}, "in_chans is 3, and bands names 2"),
+        ({"in_chans": 3, "bands": ("B02", "B03")}, "in_chans is 3, but bands has 2"),
         ({"bands": ("B01",), "pretrained": True}, "no band B01"),
         ({"bands": ("B99",)}, "no band 'B99'"),
         ({"drop_path_rate": 0.1}, "do not support drop_path_rate"),
@@ -236,7 +236,7 @@ def test_channels_of_another_sensor_meet_the_weights_by_wavelength():
         ({"out_indices": (4,), "features_only": True}, "indices go from"),
         ({"num_classes": 3, "features_only": True}, "no head"),
         ({"pretrained_cfg_overlay": {"url": "https://example.org"}}, "pretrained_cfg_overlay"),
-        ({"pretrained_cfg": {"architecture": "vit"}}, "the tag (a string)"),
+        ({"pretrained_cfg": {"architecture": "vit"}}, "must be a tag (a string)"),
         ({"cache_dir": "elsewhere"}, "cache_dir"),
     ],
 )

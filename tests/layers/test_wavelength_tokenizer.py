@@ -106,7 +106,7 @@ def test_kept_patches_and_channels_are_those_of_the_whole():
         ([5.5e7], [1e6], "radar"),
         ([10895], [590], "got one at 10895"),
         ([float("nan")], [10], "got one at nan"),
-        ([665], [0], "width of a band is positive"),
+        ([665], [0], "width of a band must be positive"),
         ([665, 833], [31], "2 wavelengths and 1 widths"),
         ([], [], "0 wavelengths"),
     ],
@@ -197,8 +197,8 @@ def test_a_model_is_exported_with_free_sizes():
     program = rsb.export_program(model, method="forward_features").module()
     for size in ((1, 12, 16, 24), (3, 12, 40, 32)):
         x = torch.rand(size)
-        found = program({"s2": x})["tokens_s2"]
-        assert torch.allclose(found, model.forward_features(x).tokens["s2"], atol=1e-5)
+        found = program({"s2": x})["maps_s2"]
+        assert torch.allclose(found, model.forward_features(x).maps("s2"), atol=1e-5)
 
 
 def test_seamo_takes_it_too(tmp_path):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 import tests.conftest  # noqa: F401  (registers the families of the tests)
-from rsbackbones.models.unused import freeze_unused
+from rsbackbones.models.unused import called_units, freeze_unused
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
 from rsbackbones.train.engine.config import RunOptions
@@ -29,7 +29,7 @@ class Classify(TrainModule):
         freeze_unused(backbone, lambda images: [backbone(images)])
 
     def units(self):
-        return self.backbone.units()
+        return called_units(self.backbone)
 
     def forward(self, batch):
         return {"loss": F.cross_entropy(self.backbone(batch.images), batch.noise["target"])}

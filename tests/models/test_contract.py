@@ -13,7 +13,11 @@ from torch import nn
 
 import rsbackbones as rsb
 from rsbackbones.models.croma import Croma
+from rsbackbones.models.encoding import _padded
 from rsbackbones.models.features import evenly_spaced
+from rsbackbones.models.unused import called_units
+from rsbackbones.train.engine.config import RunOptions
+from rsbackbones.train.engine.parallel import parallelize
 from rsbackbones.train.finetune.objective import Finetuning
 from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
@@ -82,7 +86,7 @@ def test_the_embedding_is_what_pool_makes_of_the_map(model):
 
 def test_sizes_may_differ_from_call_to_call(model):
     unit = model.size_multiple
-    for height, width in ((64, 96), (32, 32), (40, 16 + 3 * unit)):
+    for height, width in ((64, 96), (32, 32), (40, 32 + 3 * unit)):
         grid = model.forward_features(batch(model, height, width)).grid
         assert grid == (cells(height, model.stride), cells(width, model.stride))
 
@@ -164,7 +168,7 @@ def test_intermediates_end_in_the_features(model):
 def test_a_norm_that_a_model_does_not_have_is_refused():
     for name in sorted(set(ALL) - set(VITS)):
         model = small(name)
-        with pytest.raises(ValueError, match="has no final norm"):
+        with pytest.raises(ValueError, match="no final norm"):
             model.forward_intermediates(batch(model), norm=True)
 
 
@@ -287,6 +291,11 @@ def test_a_head_gives_logits_and_can_be_replaced(model):
     lead = (2,) if model.consumes == "series" else (2, 2)
     assert classifier(batch(classifier, times=2)).shape == (*lead, 7)
     assert classifier.get_classifier().out_features == 7
+    classifier.double().reset_classifier(4)
+    doubles = {m: v.double() for m, v in x.items()}
+    assert classifier(doubles).shape == (2, 4)
+    assert classifier(doubles).dtype == torch.float64
+    classifier.float()
     classifier.reset_classifier(0)
     features = classifier.forward_features(x)
     assert close(classifier(x), features.pooled[features.default_stream])
@@ -340,6 +349,7 @@ def test_autocast_and_half_precision_stay_close(model):
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 48), (33, 41), (32, 48)])
 def test_padding_repeats_the_edge_and_maps_cover_the_image(model, size):
+    size = tuple(max(side, model.min_size) for side in size)
     x = {m: image[..., : size[0], : size[1]] for m, image in batch(model, height=48, width=56).items()}
     unit = model.size_multiple
     rows, columns = (cells(side, unit) * unit for side in size)
@@ -404,6 +414,9 @@ def test_layer_groups_that_forget_or_repeat_a_layer_are_refused(model, monkeypat
     monkeypatch.setattr(model, "layer_groups", lambda: [*groups, groups[0]])
     with pytest.raises(ValueError, match="twice"):
         model.parameter_depths()
+    monkeypatch.setattr(model, "layer_groups", lambda: [*groups, [nn.Linear(2, 2)]])
+    with pytest.raises(ValueError, match="layer_groups lists a Linear that is not part of the model"):
+        model.parameter_depths()
 
 
 def test_units_hold_the_stages_and_no_module_twice(model):
@@ -417,11 +430,39 @@ def test_units_hold_the_stages_and_no_module_twice(model):
 
 def test_encoding_calls_every_unit(model):
     """What replaces a unit's forward (activation checkpointing, FSDP) would have no effect otherwise."""
-    called = set()
-    for unit in model.units():
-        unit.register_forward_pre_hook(lambda module, _: called.add(id(module)))
-    model.forward_features(batch(model))
-    assert called == {id(unit) for unit in model.units()}
+    modes = [(m.eval() if i % 3 else m.train()).training for i, m in enumerate(model.modules())]
+    before = {n: x.clone() for n, x in model.state_dict().items()}
+    assert called_units(model) == model.units()
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
+    assert not any(unit._forward_pre_hooks for unit in model.units())
+
+
+class PartsOnly(ToyCNN):
+    """A network that calls the parts of its last stage and not the stage."""
+
+    def encode(self, inputs, wanted):
+        last = self.layers[-1]
+        self.layers[-1] = nn.Identity()
+        self.layers[-1].forward = lambda x: last.forward(x)
+        try:
+            return super().encode(inputs, wanted)
+        finally:
+            self.layers[-1] = last
+
+
+def test_units_that_are_never_called_are_refused():
+    model = PartsOnly(find_architecture("toy_cnn").config).train()
+    assert model(batch(model)).shape == (2, 256)
+    with pytest.raises(ValueError, match=r"PartsOnly.encode does not call layers.3, which.*no effect"):
+        model.set_grad_checkpointing()
+    tuned = Finetuning(model, "classes").train()
+    cpu, options = torch.device("cpu"), {"name": "run", "batch_size": 2}
+    for asked in ("activation_checkpointing", "compile"):
+        with pytest.raises(ValueError, match=r"does not call layers\.3"):
+            parallelize(tuned, RunOptions(**options, **{asked: True}), cpu, unused=False)
+    assert all(module.training for module in tuned.modules())
+    assert parallelize(tuned, RunOptions(**options), cpu, unused=False) is tuned
 
 
 def test_missing_images_are_not_trained_on_with_batch_norm():
@@ -466,7 +507,7 @@ def test_a_model_made_in_inference_mode_can_be_trained(model):
 
 
 BAD_INPUTS = [
-    (lambda x, m: {}, "no sensor"),
+    (lambda x, m: {}, "no modality"),
     (lambda x, m: {"s3": x[m]}, "'s3'"),
     (lambda x, m: {m: x[m][0]}, r"x\[None\]"),
     (lambda x, m: {m: x[m][:, :4]}, "got 4 channels, this model takes 12"),
@@ -478,7 +519,7 @@ BAD_INPUTS = [
     (lambda x, m: x[m].numpy(), "create_preprocess"),
     (lambda x, m: {m: (x[m] * 255).to(torch.uint8)}, "create_preprocess"),
     (lambda x, m: {m: x[m].double()}, r"got torch.float64.*x\.to\(torch.float32\)"),
-    (lambda x, m: {m: x[m][..., :0]}, "pixels are not a multiple of"),
+    (lambda x, m: {m: x[m][..., :0]}, "64 x 0 pixels are too few, this model needs at least"),
 ]
 
 
@@ -500,6 +541,20 @@ def test_sides_that_a_model_cannot_serve_are_refused_with_the_fix(model):
         model(x)
     with pytest.raises(ValueError, match="enlarge them"):
         model({m: x[m][..., :3, :3]})
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_images_smaller_than_the_minimum_size_are_refused(pad):
+    model = small("toy_cnn", pad=pad)
+    x = batch(model, 32, 40)
+    assert model(x).shape == (2, model.num_features)
+    for smaller in (x["s2"][..., :31], x["s2"][..., :31, :]):
+        with pytest.raises(
+            ValueError, match="pixels are too few, this model needs at least 32 x 32; use larger"
+        ):
+            model(smaller)
+    model.min_size = 100
+    assert min(model.example_inputs()["s2"].shape[-2:]) >= 100
 
 
 def test_sensors_that_do_not_agree_are_refused(model):
@@ -561,7 +616,7 @@ def test_padding_is_asked_for_and_leaves_whole_patches_alone():
     model = rsb.create_model("croma_vit_tiny", modalities=("s2",), pad=True, features_only=True)
     assert [m.shape[-2:] for m in model(torch.rand(1, 12, 20, 24))] == [(3, 3)] * 4
     x = torch.rand(1, 12, 16, 24)
-    assert model.backbone._padded(x) is x
+    assert _padded(model.backbone, x) is x
     with pytest.raises(ValueError, match="pad=True"):
         rsb.create_model("croma_vit_tiny", modalities=("s2",))(torch.rand(1, 12, 20, 24))
 
@@ -618,14 +673,26 @@ assert rsb.create_model("my_net").num_features == 32
 assert "rsb_mine_s2_my_net" in timm.list_models("rsb_mine*")
 with pytest.raises(ValueError, match="it has no INPUTS, build"):
     rsb.register_family("broken")
-with pytest.raises(ValueError, match="architecture names my_net are in use"):
+with pytest.raises(ValueError, match="letters, digits, _ and -, got 'my.net'; rename"):
+    rsb.register_family("dotted")
+with pytest.raises(ValueError, match="INPUTS has no input contract for 's2'"):
+    rsb.register_family("without_inputs")
+assert rsb.list_models("my*") == ["my_net"]
+with pytest.raises(ValueError, match="architecture names my_net are in use; rename yours"):
     rsb.register_family("again")
 """
 
 
 def test_a_family_of_ones_own_module_enters_by_name(tmp_path):
     """By a call; under timm's names too, also once those are loaded."""
-    for name, code in {"mine": FAMILY, "again": FAMILY, "broken": "CONFIGS = {}"}.items():
+    modules = {
+        "mine": FAMILY,
+        "again": FAMILY,
+        "broken": "CONFIGS = {}",
+        "dotted": FAMILY.replace("my_net", "my.net"),
+        "without_inputs": FAMILY + "INPUTS = {}",
+    }
+    for name, code in modules.items():
         (tmp_path / f"{name}.py").write_text(code)
     root = str(Path(rsb.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
@@ -686,6 +753,19 @@ def test_streams_whose_final_maps_differ_are_refused(monkeypatch):
     monkeypatch.setattr(Croma, "stages", coarser)
     with pytest.raises(ValueError, match="must have the same channels and stride"):
         small("croma_vit_tiny")
+
+
+def test_sensors_that_share_a_weight_are_refused(monkeypatch, tmp_path):
+    """Early fusion by one kernel over the bands of both; a sum of two convolutions is the same."""
+    file = rsb.save_model(small("croma_vit_tiny"), tmp_path / "model.safetensors")
+    stem = Croma.stem
+    monkeypatch.setattr(Croma, "stem", lambda self, modality: stem(self, "s2"))
+    for given in ({}, {"checkpoint": file}):
+        with pytest.raises(
+            ValueError, match=r"stems of s2 and s1 have one weight, .*\. For early fusion add"
+        ):
+            small("croma_vit_tiny", **given)
+    assert small("croma_vit_tiny", modalities=("s2",)).modalities == ("s2",)
 
 
 def test_drop_path_leaves_alone_blocks_that_have_none():

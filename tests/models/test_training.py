@@ -87,7 +87,7 @@ def test_activation_checkpointing_changes_no_gradient_and_no_statistic(model):
 
 
 def test_activation_checkpointing_without_units_is_refused():
-    with pytest.raises(ValueError, match="names no modules"):
+    with pytest.raises(ValueError, match="lists none in units"):
         checkpoint_activations([])
 
 

@@ -21,6 +21,7 @@ from tests.conftest import close
 from tests.data.test_rasters import write_tif
 from tests.embed.test_embed import optical, radar, read_map
 from tests.models.examples import ALL, VITS, batch, cells, small
+from tests.models.toy_cnn import ToyCNN
 
 register_encoders()
 
@@ -114,6 +115,15 @@ def test_timms_features_only_states_the_true_channels_and_reductions(model):
         assert each.shape == (2, channels, cells(64, reduction), cells(96, reduction))
 
 
+def test_timms_features_only_of_falling_strides_is_refused(monkeypatch):
+    stages = ToyCNN.stages
+    monkeypatch.setattr(ToyCNN, "stages", lambda self, stream: stages(self, stream)[::-1])
+    name = timm_name(find_architecture("toy_cnn"), "s2")
+    with pytest.raises(ValueError, match=r"strides that never fall, and toy_cnn has \[32, 16, 8, 4\]"):
+        timm.create_model(name, features_only=True)
+    assert timm.create_model(name).feature_info[0]["reduction"] == 32
+
+
 def test_timms_layer_decay_lowers_the_rate_towards_the_stem(model):
     from timm.optim import param_groups_layer_decay
 
@@ -164,7 +174,7 @@ def test_programs_of_torch_export_serve_other_batches_and_sizes(name, kind):
         elif kind == "maps":
             expected = {f"maps_{i}": m for i, m in zip(given.indices, given(x), strict=True)}
         else:
-            expected = {f"tokens_{s}": t for s, t in features.tokens.items()}
+            expected = {f"maps_{s}": x for s, x in features.feature_maps.items()}
             expected |= {f"pooled_{s}": p for s, p in features.pooled.items()}
         assert found.keys() == expected.keys()
         for name in expected:

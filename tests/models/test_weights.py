@@ -1,6 +1,9 @@
 """Saving, loading and adapting weights of every architecture: buffers, bands by name, heads, goldens."""
 
+import dataclasses
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -8,10 +11,13 @@ from safetensors.torch import load_file, save_file
 
 import rsbackbones as rsb
 from rsbackbones.models.config import as_json
+from rsbackbones.zoo import registry
 from rsbackbones.zoo.golden import compare_golden, compute_golden
 from rsbackbones.zoo.manifest import SCHEMA_VERSION
+from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
 from tests.models.examples import ALL, batch, small
+from tests.models.toy_cnn import INPUTS, ToyCNN, ToyCNNConfig
 
 FOUR = ("B08", "B02", "B03", "B04")
 
@@ -51,6 +57,62 @@ def test_half_precision_casts_floats_and_leaves_counters(model, tmp_path):
     for name, tensor in again.state_dict().items():
         half = model.state_dict()[name]
         assert torch.equal(tensor, half.half().float() if half.is_floating_point() else half), name
+
+
+@pytest.fixture
+def toy_with_doubles(monkeypatch):
+    """A family with a buffer that needs float64."""
+
+    class Doubles(ToyCNN):
+        def __init__(self, config, **arguments):
+            super().__init__(config, **arguments)
+            self.register_buffer("sums", torch.zeros(3, dtype=torch.float64))
+
+    family = types.ModuleType("toy_doubles")
+    family.CONFIGS = {"toy_doubles": ToyCNNConfig(width=4)}
+    family.INPUTS, family.build = INPUTS, Doubles
+    monkeypatch.setitem(sys.modules, "toy_doubles", family)
+    monkeypatch.setattr(registry, "FAMILIES", [*registry.FAMILIES, "toy_doubles"])
+    model = rsb.create_model("toy_doubles")
+    model.sums += 1 / torch.tensor([3, 7, 1e-60], dtype=torch.float64)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_buffers_in_float64_come_back_as_they_were(toy_with_doubles, tmp_path, dtype):
+    model = toy_with_doubles
+    file = rsb.save_model(model, tmp_path / "model.safetensors", dtype=dtype)
+    stored = load_file(file)
+    assert stored["conv.weight"].dtype == dtype
+    again = rsb.create_model("toy_doubles", checkpoint=file)
+    for sums in (stored["sums"], again.sums):
+        assert torch.equal(sums, model.sums)  # float32 ends at 3e38
+        assert sums.dtype == torch.float64
+    assert again.conv.weight.dtype == torch.float32
+    assert again.norm.num_batches_tracked.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_model_cast_as_a_whole_is_saved_in_float32(toy_with_doubles, tmp_path, dtype):
+    model = toy_with_doubles
+    model.sums.zero_()
+    file = rsb.save_model(model.to(dtype), tmp_path / "model.safetensors")
+    again = rsb.create_model("toy_doubles", checkpoint=file)
+    assert torch.equal(again.conv.weight, model.conv.weight.float())
+    assert again.sums.dtype == torch.float64
+
+
+def test_a_file_in_a_dtype_that_loading_refuses_is_not_written(model, tmp_path):
+    with pytest.raises(ValueError, match=r"dtype must be one of torch.float32.*, got torch.float64"):
+        rsb.save_model(model, tmp_path / "model.safetensors", dtype=torch.float64)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_under_two_names_is_refused_with_the_fix(tmp_path):
+    model = small("toy_cnn")
+    model.later = model.layers
+    with pytest.raises(ValueError, match=r"share memory: .*later\.0.*under one name only"):
+        rsb.save_model(model, tmp_path / "model.safetensors")
 
 
 def test_a_counter_of_another_type_is_refused(tmp_path):
@@ -180,6 +242,16 @@ def test_goldens_notice_changed_weights_and_changed_statistics(model):
         assert compare_golden(model, golden)
         with torch.no_grad():
             tensor.copy_(before)
+
+
+def test_a_file_without_metadata_is_refused_with_the_fields_of_its_own_family(model, tmp_path):
+    """No advice to change the ``dim`` of a CNN."""
+    if not find_architecture(model.architecture).small:
+        pytest.skip("the small model is the model itself")
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "bare.safetensors")
+    fields = ", ".join(field.name for field in dataclasses.fields(model.config))
+    with pytest.raises(rsb.WeightsMismatchError, match=rf"--override FIELD=VALUE\); fields: {fields}$"):
+        rsb.create_model(model.architecture, checkpoint=tmp_path / "bare.safetensors", num_classes=None)
 
 
 def test_weights_of_another_shape_are_refused(model, tmp_path):

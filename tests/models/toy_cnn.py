@@ -47,6 +47,8 @@ class ResidualBlock(nn.Module):
 class ToyCNN(Backbone):
     """A stem of stride 2 and four stages of strides 4 to 32."""
 
+    min_size = 32
+
     def __init__(self, config: ToyCNNConfig, *, num_classes: int = 0) -> None:
         widths = [config.width * 2**i for i in range(4)]
         super().__init__(config, num_features=widths[-1], num_classes=num_classes)

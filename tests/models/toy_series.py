@@ -49,6 +49,9 @@ class ToySeries(Backbone):
     def layer_groups(self) -> list[list[nn.Module]]:
         return [[self.conv], [self.down], [self.up, self.head]]
 
+    def units(self) -> list[nn.Module]:
+        return [self.conv, self.down, self.up]
+
     def encode(self, inputs: Inputs, wanted: Wanted) -> dict[str, Encoded]:
         ((stream, x),) = inputs.images.items()  # [B, T, C, H, W]
         there = inputs.valid.get(stream, torch.ones_like(x[:, :, 0, 0, 0], dtype=torch.bool))

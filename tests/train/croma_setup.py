@@ -20,10 +20,10 @@ def build(dtype=torch.float64, seed=0, model=None, **options):
     return objective.to(dtype)
 
 
-def draw(options, count, num_patches, modalities=("s2", "s1"), seed=0):
+def draw(options, count, grid, modalities=("s2", "s1"), seed=0):
     """The draws of ``count`` samples, each of its own generator, as a loader would collate them."""
     each = [
-        options.sample_noise(torch.Generator().manual_seed(1000 * seed + i), modalities, num_patches)
+        options.sample_noise(torch.Generator().manual_seed(1000 * seed + i), modalities, grid)
         for i in range(count)
     ]
     return {name: torch.stack([draws[name] for draws in each]) for name in each[0]}
@@ -37,9 +37,7 @@ def make_batch(options, count=3, grid=(4, 6), bands=None, seed=0, dtype=torch.fl
         m: torch.rand(count, len(names), 8 * grid[0], 8 * grid[1], generator=generator).to(dtype)
         for m, names in bands.items()
     }
-    return Batch(
-        images=images, bands=dict(bands), noise=draw(options, count, grid[0] * grid[1], tuple(bands), seed)
-    )
+    return Batch(images=images, bands=dict(bands), noise=draw(options, count, grid, tuple(bands), seed))
 
 
 def gradients(objective, batch):

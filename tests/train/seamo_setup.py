@@ -42,5 +42,5 @@ def make_batch(objective, *, count=2, grid=(4, 4), bands=None, valid=None, seed=
     }  # fmt: skip
     for m, present in (valid or {}).items():
         images[m][~present] = 0
-    draws = draw(options, count, grid[0] * grid[1], tuple(bands), seed)
+    draws = draw(options, count, grid, tuple(bands), seed)
     return Batch(images=images, bands=dict(bands), noise=draws, valid=valid or {})

@@ -26,8 +26,8 @@ def keys(count, source=0, epoch=0):
     return [(epoch, source, i) for i in range(count)]
 
 
-def draw(generator, modalities, patches):
-    return {"noise": torch.rand(patches, generator=generator)}
+def draw(generator, modalities, grid):
+    return {"noise": torch.rand(grid[0] * grid[1], generator=generator)}
 
 
 def set_of(folder, images, views, *, preprocess=None, seed=0):

@@ -160,8 +160,8 @@ def test_noise_decides_the_masks_alone():
     least = batch.noise["s1_noise"].argsort(dim=-1)[..., :4]
     expected = torch.ones(2, 3, 16, dtype=torch.bool).scatter(2, least, False)
     assert torch.equal(hidden(objective, batch)["s1"], expected)
-    assert list(SeamoObjective().sample_noise(torch.Generator(), ("s2", "s1"), 16)) == ["noise"]
-    alone = SeamoObjective(masking="independent").sample_noise(torch.Generator(), ("s1",), 16)
+    assert list(SeamoObjective().sample_noise(torch.Generator(), ("s2", "s1"), (4, 4))) == ["noise"]
+    alone = SeamoObjective(masking="independent").sample_noise(torch.Generator(), ("s1",), (2, 8))
     assert {name: x.shape for name, x in alone.items()} == {"s1_noise": (4, 16)}
 
 

@@ -528,10 +528,27 @@ def test_kernels_are_resized_as_timm_does(old, new):
     torch.testing.assert_close(resize_kernel(kernel, new), theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_kernels_over_dates_are_resized_date_by_date():
+    kernel = torch.randn(4, 3, 2, 8, 8)
+    resized = resize_kernel(kernel, 12)
+    assert resized.shape == (4, 3, 2, 12, 12)
+    for date in range(2):
+        expected = resize_kernel(kernel[:, :, date], 12)
+        torch.testing.assert_close(resized[:, :, date], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8, 4), (4, 3, 2, 4, 8), (4, 192, 8)])
+def test_kernels_that_are_not_square_are_not_resized(shape):
+    with pytest.raises(ValueError, match=r"only square kernels.*leave out patch_size="):
+        resize_kernel(torch.zeros(shape), 16)
+
+
 def test_a_model_of_larger_patches_has_the_tokens_of_patches_made_larger(saved, tiny, tmp_path):
     model = rsb.create_model("croma_vit_tiny", checkpoint=saved, patch_size=16, image_size=128)
     assert (model.patch_size, model.config.image_size) == (16, 128)
-    assert "8 to 16 pixels" in str(model.adaptation)
+    assert [(s.part, s.detail[:14]) for s in model.adaptation.steps] == [
+        (f"{m} stem", "8 to 16 pixels") for m in ("s2", "s1")
+    ]
     x = {"s2": torch.rand(1, 12, 24, 16), "s1": torch.rand(1, 2, 24, 16)}
     larger = {}
     for m, image in x.items():

@@ -35,7 +35,7 @@ def parallelize(module: TrainModule, config: RunOptions, device: torch.device, *
         "compile=true": config.compile,
         "parallel=fsdp": sharded,
     }
-    units = module.units()
+    units = module.units() if any(needs.values()) else []
     if not units and (asked := [name for name, needed in needs.items() if needed]):
         raise TrainingError(
             f"{', '.join(asked)} treats a module's units one by one, and {type(module).__name__}.units() "

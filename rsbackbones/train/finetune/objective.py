@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rsbackbones.data.labelled.dataset import IGNORED, Task
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, unwrap_model
-from rsbackbones.models.unused import freeze_unused
+from rsbackbones.models.unused import called_units, freeze_unused
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.engine.module import TrainModule
@@ -60,7 +60,7 @@ class Finetuning(TrainModule):
     def units(self) -> list[nn.Module]:
         """See :meth:`TrainModule.units`."""
         head = getattr(self.model, "head", None)
-        return [*self.backbone.units(), *(head.units() if isinstance(head, DenseHead) else [])]
+        return [*called_units(self.backbone), *(head.units() if isinstance(head, DenseHead) else [])]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and what else is logged."""

@@ -132,6 +132,6 @@ def mask_of(batch: Batch, name: str, shape: tuple[int, ...], ratio: float) -> Ma
     if noise.shape != shape:
         raise ValueError(
             f"noise[{name!r}] must be {'[B, N]' if len(shape) == 2 else '[B, T, N]'} = {list(shape)}, got "
-            f"{list(noise.shape)}: sample_noise() needs the number of patches"
+            f"{list(noise.shape)}: sample_noise() needs the grid of patches"
         )
     return random_mask(noise.flatten(0, -2), ratio)

@@ -159,12 +159,12 @@ class CromaObjective(ObjectiveConfig):
         return "noise" if self.masking == "shared" else f"{modality}_noise"
 
     def sample_noise(
-        self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
+        self, generator: torch.Generator, modalities: tuple[str, ...], grid: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """See :meth:`ObjectiveConfig.sample_noise`: noise [N]; for S hard negatives [S] twice per sensor."""
+        """See :meth:`ObjectiveConfig.sample_noise`: noise [h * w], and for S hard negatives [S]."""
         present = [m for m in SENSORS if m in modalities]
         names = dict.fromkeys(self.noise_name(m) for m in present)
-        noise = {name: torch.rand(num_patches, generator=generator) for name in names}
+        noise = {name: torch.rand(grid[0] * grid[1], generator=generator) for name in names}
         if self.hard_negatives and len(present) == 2:
             for modality in present:
                 for name in (f"{modality}_hard_picks", f"{modality}_hard_mixes"):

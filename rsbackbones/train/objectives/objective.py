@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.unused import called_units
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.module import TrainModule
 
@@ -22,7 +23,7 @@ class Objective(TrainModule):
 
     def units(self) -> list[nn.Module]:
         """See :meth:`TrainModule.units`: those of the backbone; a decoder adds its own."""
-        return self.backbone.units()
+        return called_units(self.backbone)
 
     def export_backbone(self) -> Backbone:
         """Return the backbone that users get: without what only pretraining needs."""
@@ -73,9 +74,18 @@ class ObjectiveConfig:
         return {}
 
     def sample_noise(
-        self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
+        self, generator: torch.Generator, modalities: tuple[str, ...], grid: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Return the random numbers of a sample, by name, whose images have ``num_patches`` patches."""
+        """Return the random numbers of a sample, by name. The default needs none.
+
+        The design names a number of patches. A grid also serves networks without patches, and block masks.
+
+        Args:
+            generator: that of the sample. All randomness must come from it, so that one process and many
+                compute the same.
+            modalities: those of the sample.
+            grid: the cells (h, w) of the backbone's final map for the sample's images; the patches of a ViT.
+        """
         return {}
 
     def build(self, backbone: Backbone) -> Objective:

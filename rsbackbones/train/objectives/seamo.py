@@ -109,11 +109,11 @@ class SeamoObjective(ObjectiveConfig):
         return "noise" if self.masking == "shared" else f"{modality}_noise"
 
     def sample_noise(
-        self, generator: torch.Generator, modalities: tuple[str, ...], num_patches: int
+        self, generator: torch.Generator, modalities: tuple[str, ...], grid: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """See :meth:`ObjectiveConfig.sample_noise`: noise [T, N]."""
+        """See :meth:`ObjectiveConfig.sample_noise`: noise [T, N], N = h * w."""
         names = dict.fromkeys(self.noise_name(m) for m in ("s2", "s1") if m in modalities)
-        return {name: torch.rand(self.seasons, num_patches, generator=generator) for name in names}
+        return {name: torch.rand(self.seasons, grid[0] * grid[1], generator=generator) for name in names}
 
     def build(self, backbone: Backbone) -> "SeamoPretraining":
         """Build the objective around ``backbone``.

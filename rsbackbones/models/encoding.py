@@ -1,0 +1,213 @@
+"""What :meth:`Backbone.encode` takes and returns, and the steps around it that all networks share.
+
+These are padding, the dates of a series, missing images, and the check that maps have the stated shapes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+if TYPE_CHECKING:
+    from rsbackbones.models.backbone import Backbone
+
+
+class Stage(NamedTuple):
+    """A feature map that can be requested: its channels, its stride in pixels, and the module that outputs
+    it.
+    """
+
+    channels: int
+    stride: int
+    module: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs of :meth:`Backbone.encode`.
+
+    Attributes:
+        images: by modality, [B, C, H, W], or [B, T, C, H, W] for a model that consumes series. All are on one
+            grid, and H and W are multiples of ``size_multiple`` and at least ``min_size``.
+        valid: by modality, a mask [B] ([B, T] for series), False for missing images. These are zero-filled
+            and must not affect the features of other images. Modalities that are not in the mapping are
+            complete.
+        dates: days since 1970-01-01, [B, T], for a model that consumes series, if they are known.
+    """
+
+    images: dict[str, Tensor]
+    valid: Mapping[str, Tensor] = field(default_factory=dict)
+    dates: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Outputs requested from :meth:`Backbone.encode`, in addition to the final maps and embeddings.
+
+    Attributes:
+        stages: by stream, the indices of the requested stages.
+        norm: apply the final norm of the stream to their maps.
+    """
+
+    stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    norm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """The outputs of :meth:`Backbone.encode` for one stream.
+
+    Attributes:
+        features: the final map, [B, D, h, w], with the stride of the last stage.
+        pooled: the embedding, [B, D].
+        maps: the requested maps by stage index, [B, D_i, h_i, w_i].
+        series: tokens per date, [B, T, N, D], if the model consumes series and has them.
+    """
+
+    features: Tensor
+    pooled: Tensor
+    maps: dict[int, Tensor] = field(default_factory=dict)
+    series: Tensor | None = None
+
+
+def encode_validated(
+    model: "Backbone",
+    images: Mapping[str, Tensor],
+    valid: Mapping[str, Tensor],
+    wanted: Wanted,
+    *,
+    dates: Tensor | None = None,
+    temporal: bool = False,
+) -> tuple[dict[str, Encoded], dict[str, Tensor]]:
+    """Pad images, fold dates into the batch (unless the model consumes series), and encode them.
+
+    Args:
+        images, valid: from :func:`validate_inputs`.
+        wanted: requested maps of single stages.
+        dates, temporal: as for :meth:`Backbone.forward_features`.
+
+    Returns:
+        The features by stream, with a T axis if dates were folded and NaN for missing images; and the
+        masks by stream (``Features.valid``).
+
+    Raises:
+        ValueError: ``temporal`` without a series, or for a model that cannot fuse dates.
+    """
+    first = next(iter(images.values()))
+    size, is_series = (first.shape[-2], first.shape[-1]), first.ndim == 5
+    if temporal and (not is_series or model.consumes == "series"):
+        raise ValueError(
+            "temporal=True fuses the dates of a series [B, T, C, H, W] in a model that consumes images; "
+            f"got {list(first.shape)} for a model that consumes {model.consumes}s"
+        )
+    images = {m: _fill_missing(_padded(model, x), valid.get(m)) for m, x in images.items()}
+    if valid and model.training and any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        raise ValueError(
+            "missing images would be part of the statistics of BatchNorm: train this model on images "
+            "that are all there (valid=None), or with its BatchNorm in eval() mode"
+        )
+    batch = None
+    if model.consumes == "series":
+        images = images if is_series else {m: x[:, None] for m, x in images.items()}
+        streams = model.encode(Inputs(images=images, valid=valid, dates=dates), wanted)
+        by_date = _present(model, valid, streams)
+        present = _present(model, {m: mask.any(dim=1) for m, mask in valid.items()}, streams)
+    elif is_series:
+        batch = (first.shape[0], first.shape[1])
+        folded = {m: x.flatten(0, 1) for m, x in images.items()}
+        masks = {m: mask.flatten() for m, mask in valid.items()}
+        streams = model.encode(Inputs(images=folded, valid=masks), wanted)
+        if temporal:
+            streams = model.fuse_dates(streams, batch, valid, dates)
+        present = by_date = _present(model, valid, streams)
+    else:
+        streams = model.encode(Inputs(images=images), wanted)
+        present = by_date = {}
+    return {
+        s: _finished(model, s, encoded, size, batch, present.get(s), by_date.get(s))
+        for s, encoded in streams.items()
+    }, present
+
+
+def _padded(model: "Backbone", image: Tensor) -> Tensor:
+    """Pad [..., H, W] to multiples of ``size_multiple``; see ``pad``."""
+    if not model.pad:
+        return image
+    for dim in (-2, -1):
+        whole = _ceil_div(image.shape[dim], model.size_multiple) * model.size_multiple
+        # A traced program must work for all sizes.
+        if torch.compiler.is_compiling() or whole != image.shape[dim]:
+            places = torch.arange(whole, device=image.device).clamp(max=image.shape[dim] - 1)
+            image = image.index_select(dim, places)
+    return image
+
+
+def _present(model: "Backbone", valid: Mapping[str, Tensor], streams: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return masks by stream, True where all of its modalities are valid. Complete streams have no
+    mask.
+    """
+    masks = {s: [valid[m] for m in model.stream_inputs[s] if m in valid] for s in streams}
+    return {s: torch.stack(of_sensors).all(0) for s, of_sensors in masks.items() if of_sensors}
+
+
+def _finished(
+    model: "Backbone",
+    stream: str,
+    encoded: Encoded,
+    size: tuple[int, int],
+    batch: tuple[int, int] | None,
+    present: Tensor | None,
+    by_date: Tensor | None,
+) -> Encoded:
+    """Crop maps to the cells that cover the images, unfold dates, and set missing images to NaN."""
+    stages = model.stages(stream)
+
+    def finished(x: Tensor, there: Tensor | None, stride: int | None = None) -> Tensor:
+        if stride is not None and model.pad and model.size_multiple not in (1, stride):
+            for dim, length in zip((-2, -1), size, strict=True):
+                # Gathered, not sliced: a traced program cannot tell that a slice lies within the map.
+                x = x.index_select(dim, torch.arange(_ceil_div(length, stride), device=x.device))
+        x = x if batch is None else x.unflatten(0, batch)
+        if there is None:
+            return x
+        return x.masked_fill(~there.view(*there.shape, *[1] * (x.ndim - there.ndim)), float("nan"))
+
+    if not torch.compiler.is_compiling():
+        for i, x in ((len(stages) - 1, encoded.features), *encoded.maps.items()):
+            _check_map(model, stages[i], x, size)
+    return replace(
+        encoded,
+        features=finished(encoded.features, present, stages[-1].stride),
+        pooled=finished(encoded.pooled, present),
+        maps={i: finished(x, present, stages[i].stride) for i, x in encoded.maps.items()},
+        series=None if encoded.series is None else finished(encoded.series, by_date),
+    )
+
+
+def _check_map(model: "Backbone", stage: Stage, x: Tensor, size: tuple[int, int]) -> None:
+    """Compare a map with what its stage states: maps of another size would be used at wrong places."""
+    unit = model.size_multiple if model.pad else 1
+    sides = [_ceil_div(_ceil_div(n, unit) * unit, stage.stride) for n in size]
+    if list(x.shape[-3:]) != [stage.channels, *sides]:
+        raise ValueError(
+            f"{type(model).__name__}.encode gave a map {list(x.shape[-3:])} for {stage.module}, and its "
+            f"stage states [{stage.channels}, {sides[0]}, {sides[1]}] for {size[0]} x {size[1]} pixels: "
+            "a map of stride s has ceil(H / s) x ceil(W / s) cells, and size_multiple says which "
+            "sizes are served"
+        )
+
+
+def _fill_missing(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Replace the missing images of a series [B, T, C, H, W] by zeros.
+
+    Their values (often NaN) must affect neither the features nor the gradients.
+    """
+    return x if valid is None else x.masked_fill(~valid[..., None, None, None], 0)
+
+
+def _ceil_div(length: int, unit: int) -> int:
+    # Without negative numbers, whose division ONNX rounds towards zero.
+    return (length + unit - 1) // unit
