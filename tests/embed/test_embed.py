@@ -495,7 +495,7 @@ def test_sources_and_outputs_that_do_not_fit_are_refused(tiny, tiny_s2, tmp_path
         embed_scene(tiny_s2, [small], output, **QUIET)
     with pytest.raises(ValueError, match="no raster holds bands of s1"):
         embed_scene(tiny, [source], output, **QUIET)
-    with pytest.raises(ValueError, match=r"B04, B05, .*lack"):
+    with pytest.raises(ValueError, match=r"lack B04, B05, "):
         embed_scene(tiny_s2, [few], output, **QUIET)
     with pytest.raises(ValueError, match=r"B01 is in .* and in another raster"):
         embed_scene(tiny_s2, [source, source], output, **QUIET)

@@ -376,7 +376,7 @@ def test_a_missing_dark_pixel_is_judged_over_all_images():
             labels=np.arange(4) % 2, read=lambda i: {"s2": images[i]}, digest=digest,
         )  # fmt: skip
 
-    with pytest.warns(UserWarning, match="bright, all images: .*dn.1000"):
+    with pytest.warns(UserWarning, match="bright, all images: .*dn_baseline_0400"):
         encode(model, of(bright, "bright"))
     one_dark = bright.copy()
     one_dark[2, 0, 0, 0] = 200

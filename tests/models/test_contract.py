@@ -164,7 +164,7 @@ def test_intermediates_end_in_the_features(model):
 def test_a_norm_that_a_model_does_not_have_is_refused():
     for name in sorted(set(ALL) - set(VITS)):
         model = small(name)
-        with pytest.raises(ValueError, match="without a norm"):
+        with pytest.raises(ValueError, match="has no final norm"):
             model.forward_intermediates(batch(model), norm=True)
 
 
@@ -616,9 +616,9 @@ rsb.register_family("mine")
 rsb.register_family("mine")  # a second time is nothing new
 assert rsb.create_model("my_net").num_features == 32
 assert "rsb_mine_s2_my_net" in timm.list_models("rsb_mine*")
-with pytest.raises(ValueError, match="it lacks INPUTS, build"):
+with pytest.raises(ValueError, match="it has no INPUTS, build"):
     rsb.register_family("broken")
-with pytest.raises(ValueError, match="another architecture called my_net"):
+with pytest.raises(ValueError, match="architecture names my_net are in use"):
     rsb.register_family("again")
 """
 

@@ -433,10 +433,13 @@ def test_temporal_features_that_cannot_be_had_say_how():
         ValueError, match=r"has none: a trained .*export RUN --full.*overrides=\{'temporal': True\} builds"
     ):
         seamo().forward_features(pictures(times=2), temporal=True)
-    with pytest.raises(ValueError, match=r"temporal=True joins the dates of a series.*got \[2, 12,"):
+    with pytest.raises(ValueError, match=r"temporal=True fuses the dates of a series.*got \[2, 12,"):
         seamo(temporal=True)(pictures(), temporal=True)
     croma = rsb.create_model("croma_vit_tiny")
-    with pytest.raises(ValueError, match=r"block that joins encoded dates.*SeaMo has one, built with"):
+    with pytest.raises(
+        ValueError,
+        match=r"requires a model that fuses encoded dates.*SeaMo does, with overrides=\{'temporal': True\}",
+    ):
         croma(pictures(times=2), temporal=True)
 
 
