@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from rsbackbones.layers.alibi import AlibiBias
 from rsbackbones.layers.blockwise_attention import blockwise_attention
 from rsbackbones.layers.flex import attend_with_flex
+from rsbackbones.layers.tracing import is_exporting
 
 # A table that broadcasts to [B, heads, Nq, Nk], or ALiBi, whose table would be too large.
 Bias = Tensor | AlibiBias | None
@@ -33,7 +34,7 @@ def _prefers_blocks(q: Tensor, bias: Tensor | None) -> bool:
     PyTorch's kernel is slow in half precision and with a mask, but its float32 backward pass is fast.
     Blockwise attention has no gradient for the bias, so a learned bias excludes it.
     """
-    if q.device.type != "cpu" or torch.compiler.is_exporting() or (bias is not None and bias.requires_grad):
+    if q.device.type != "cpu" or is_exporting() or (bias is not None and bias.requires_grad):
         return False
     return q.dtype == torch.bfloat16 or (bias is not None and not torch.is_grad_enabled())
 

@@ -14,7 +14,7 @@ from rsbackbones.train.recipe import Recipe
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak memory of the GPU, or else of the process, in bytes; ``None`` on Windows without a GPU."""
+    """Return the peak memory of the GPU, or else of the process, in bytes; ``None`` on Windows (CPU)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
