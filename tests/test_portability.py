@@ -46,13 +46,17 @@ def test_every_module_is_imported():
 def test_a_scene_is_embedded(tmp_path):
     """By the bundled model, from Python, to the same features as with them."""
     scene = write_tif(tmp_path / "scene.tif", simulate_scene(64, 64, seed=1).s2, S2)
-    run_without("""
+    run_without(
+        """
         from pathlib import Path
         import rsbackbones as rsb
         from rsbackbones.embed import embed_scene
         model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
         embed_scene(model, [Path(sys.argv[1])], Path(sys.argv[2]), progress=False)
-    """, scene, tmp_path / "out.tif")
+    """,
+        scene,
+        tmp_path / "out.tif",
+    )
     model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
     embed_scene(model, [scene], tmp_path / "here.tif", progress=False)
     with rasterio.open(tmp_path / "out.tif") as without, rasterio.open(tmp_path / "here.tif") as here:

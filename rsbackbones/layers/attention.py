@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from rsbackbones.layers.alibi import AlibiBias
 from rsbackbones.layers.blockwise_attention import blockwise_attention
 from rsbackbones.layers.flex import attend_with_flex
-from rsbackbones.layers.tracing import is_exporting
+from rsbackbones.layers.tracing import SINCE_2_7, is_exporting
 
 # A table that broadcasts to [B, heads, Nq, Nk], or ALiBi, whose table would be too large.
 Bias = Tensor | AlibiBias | None
@@ -16,7 +16,7 @@ Bias = Tensor | AlibiBias | None
 def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Bias) -> Tensor:
     """Softmax attention of [B, Nq, D] over [B, Nk, D]."""
     q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (q, k, v))  # [B, N, h, d]
-    if isinstance(bias, AlibiBias) and q.is_cuda:
+    if isinstance(bias, AlibiBias) and q.is_cuda and SINCE_2_7:
         return attend_with_flex(q, k, v, bias).flatten(2)
     if isinstance(bias, AlibiBias) or _prefers_blocks(q, bias):
         if isinstance(bias, Tensor) and bias.ndim == 4:

@@ -2,8 +2,10 @@
 
 import torch
 
+# torch 2.7 and newer. Exported programs and FlexAttention were not found to work before.
+SINCE_2_7 = hasattr(torch.compiler, "is_exporting")
+
 
 def is_exporting() -> bool:
     """Return whether ``torch.export`` traces this call; torch 2.6 cannot tell it from ``torch.compile``."""
-    found: bool = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
-    return found
+    return torch.compiler.is_exporting() if SINCE_2_7 else torch.compiler.is_compiling()
