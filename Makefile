@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint tables bench build clean
+.PHONY: demo test check lint tables pictures bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +30,14 @@ tables: .venv/installed
 	$(BIN)/python -m rsbackbones.zoo.cards
 	$(BIN)/python -m benchmarks.encode_page
 	$(BIN)/python -m tests.test_api_surface
+
+# The pictures of the README, by the committed examples.
+pictures: .venv/installed
+	$(BIN)/python examples/demo.py --output demo
+	$(BIN)/python examples/land_cover_map.py --output demo/land_cover
+	$(BIN)/python -c "from PIL import Image; \
+	  Image.open('demo/demo.png').convert('RGB').save('docs/images/demo.jpg', quality=85); \
+	  Image.open('demo/land_cover/map.png').convert('RGB').quantize(64).save('docs/images/land_cover.png')"
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
 bench: .venv/installed

@@ -17,6 +17,7 @@ from rsbackbones.data.simulator import simulate_scene
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_HERE = (
     "embed_folder.py",
+    "land_cover_map.py",
     "linear_probe.py",
     "own_objective.py",
     "segmentation_smp.py",
@@ -31,6 +32,13 @@ def run(name, *arguments, cwd):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_the_map_is_better_than_the_most_frequent_class(tmp_path):
+    said = run("land_cover_map.py", cwd=tmp_path)
+    right, frequent = map(float, re.findall(r"([\d.]+)%", said))
+    assert right > frequent + 10
+    assert (tmp_path / "land_cover" / "map.png").stat().st_size > 10_000
 
 
 def test_the_probe_knows_more_than_the_most_frequent_class(tmp_path):

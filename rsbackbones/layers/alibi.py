@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rsbackbones.layers.tracing import is_exporting
+
 # The largest table in bytes, by kind of device: on two CPU cores blocks are faster than a larger one; on CUDA
 # (not measured) it is what a GPU has to spare.
 LARGEST_TABLE = {"cpu": 64 * 2**20, "cuda": 2**30}
@@ -101,7 +103,7 @@ def bias_between(
     """
     size = queries[..., 0].numel() * keys.shape[-2] * num_heads * dtype.itemsize
     largest = LARGEST_TABLE.get(queries.device.type, LARGEST_TABLE["cpu"])
-    if not torch.compiler.is_exporting() and size > largest:
+    if not is_exporting() and size > largest:
         return AlibiBias(queries, keys, num_heads)
     if grid is None or torch.compiler.is_compiling():
         return alibi_bias(queries, keys, num_heads).to(dtype)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from rsbackbones.layers.alibi import AlibiBias
 from rsbackbones.layers.blockwise_attention import blockwise_attention
 from rsbackbones.layers.flex import attend_with_flex
+from rsbackbones.layers.tracing import SINCE_2_7, is_exporting
 
 # A table that broadcasts to [B, heads, Nq, Nk], or ALiBi, whose table would be too large.
 Bias = Tensor | AlibiBias | None
@@ -15,7 +16,7 @@ Bias = Tensor | AlibiBias | None
 def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Bias) -> Tensor:
     """Softmax attention of [B, Nq, D] over [B, Nk, D]."""
     q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (q, k, v))  # [B, N, h, d]
-    if isinstance(bias, AlibiBias) and q.is_cuda:
+    if isinstance(bias, AlibiBias) and q.is_cuda and SINCE_2_7:
         return attend_with_flex(q, k, v, bias).flatten(2)
     if isinstance(bias, AlibiBias) or _prefers_blocks(q, bias):
         if isinstance(bias, Tensor) and bias.ndim == 4:
@@ -33,7 +34,7 @@ def _prefers_blocks(q: Tensor, bias: Tensor | None) -> bool:
     PyTorch's kernel is slow in half precision and with a mask, but its float32 backward pass is fast.
     Blockwise attention has no gradient for the bias, so a learned bias excludes it.
     """
-    if q.device.type != "cpu" or torch.compiler.is_exporting() or (bias is not None and bias.requires_grad):
+    if q.device.type != "cpu" or is_exporting() or (bias is not None and bias.requires_grad):
         return False
     return q.dtype == torch.bfloat16 or (bias is not None and not torch.is_grad_enabled())
 

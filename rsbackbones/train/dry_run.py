@@ -1,6 +1,5 @@
 """``--dry-run``: everything is built and two steps are run; what they took is printed."""
 
-import resource
 import sys
 import time
 from typing import TextIO
@@ -14,10 +13,14 @@ from rsbackbones.train.pretraining import PretrainRun
 from rsbackbones.train.recipe import Recipe
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory that was in use so far, in bytes: the GPU's, or the process's."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory of the GPU, or else of the process, in bytes; ``None`` on Windows (CPU)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024)
 
@@ -55,10 +58,11 @@ def _two_steps(recipe: Recipe, processes: DistributedContext, print_to: TextIO |
     samples = sum(len(batch) for batch in of_step)
     total = sum(p.numel() for p in run.objective.parameters())
     encoder = sum(p.numel() for p in run.objective.backbone.parameters())
+    peak = peak_memory(processes.device)
     hours = seconds * run.total_steps / 3600
     lines = {
         "parameters": f"{total / 1e6:.2f} M, of which the encoder's {encoder / 1e6:.2f} M",
-        "peak memory": f"{peak_memory(processes.device) / 2**30:.2f} GiB per process",
+        "peak memory": "not measured on Windows" if peak is None else f"{peak / 2**30:.2f} GiB per process",
         "FLOPs": f"{counter.get_total_flops() / samples / 1e9:.2f} G per sample, forward and backward",
         "step": f"{seconds:.2f} s, {recipe.batch_size / seconds:.1f} samples/s, loss {loss:.4f}",
         "run": f"{run.total_steps} steps of {recipe.batch_size}, {recipe.epochs} epochs of "

@@ -18,6 +18,9 @@ from rsbackbones.layers import alibi, blockwise_attention
 from rsbackbones.layers.alibi import AlibiBias, alibi_bias, bias_between, grid_positions
 from rsbackbones.layers.attention import SelfAttention
 from rsbackbones.layers.flex import attend_with_flex
+from rsbackbones.layers.tracing import SINCE_2_7
+
+needs_torch_2_7 = pytest.mark.skipif(not SINCE_2_7, reason="needs torch 2.7")
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, bias: AlibiBias) -> Tensor:
@@ -71,6 +74,7 @@ def test_blocks_equal_the_dense_table_forward_and_backward(attention, scores, ro
         assert torch.allclose(a.grad, b.grad, atol=1e-5, rtol=1e-5)
 
 
+@needs_torch_2_7
 @pytest.mark.parametrize("kept", [None, (7, 12)])
 def test_flex_attention_scores_as_the_dense_table(kept):
     *inputs, bias = some_attention((4, 6), kept, 3, 0)
@@ -87,6 +91,7 @@ def test_blocks_in_bfloat16_are_as_exact_as_the_formula_step_by_step():
     assert of_blocks.max() < 0.02
 
 
+@needs_torch_2_7  # which counts the kernel of CPUs
 def test_its_floating_point_operations_are_counted_as_those_of_the_kernel():
     q, k, v, _ = (
         x.requires_grad_() if isinstance(x, Tensor) else x for x in some_attention((4, 5), (9, 14), 3, 3)

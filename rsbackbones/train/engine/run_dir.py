@@ -1,8 +1,8 @@
 """The folder of a run: one job at a time, one recipe, and a log that ends where the run goes on."""
 
-import fcntl
 import json
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,8 +123,7 @@ def _locked(path: Path) -> TextIO | None:
     end = time.monotonic() + _LOCK_PATIENCE_S
     while True:
         try:
-            # Not flock, which the loader's workers would inherit and hold when this process is killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_file(file)
         except (BlockingIOError, PermissionError):
             if time.monotonic() > end:
                 file.close()
@@ -132,3 +131,15 @@ def _locked(path: Path) -> TextIO | None:
             time.sleep(0.2)
         else:
             return file
+
+
+def _lock_file(file: TextIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        # Not flock, which the loader's workers would inherit and hold when this process is killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
