@@ -112,4 +112,4 @@ def _example(model: Backbone | FeatureMaps) -> dict[str, Tensor]:
     """Images of all sensors that the model needs: other sizes than 0 and 1, which are not generalized."""
     backbone = unwrap_model(model)
     sensors = backbone.stream_inputs[model.stream] if isinstance(model, FeatureMaps) else backbone.modalities
-    return {m: x for m, x in backbone.example_inputs().items() if m in sensors}
+    return {m: x for m, x in backbone.example_inputs().images.items() if m in sensors}

@@ -6,6 +6,7 @@ its source and named in the batch; the loop decides when these are too many.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from rsbackbones.data.augment import (
     mix,
     resize_and_turn,
 )
+from rsbackbones.data.series import stack_padded
 from rsbackbones.data.source import BadSample, Sample, Source
 from rsbackbones.preprocess import Preprocess
 from rsbackbones.train.engine.batch import Batch
@@ -53,24 +55,36 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class DataStream:
-    """A source in use: what is normalized how, and how it is viewed. ``repeat``: times per epoch.
+    """A source with the normalization and augmentation of its samples.
 
-    ``seasons``: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`. ``task``: what samples
-        are for.
+    Attributes:
+        source: where samples are read.
+        preprocess: normalizes the bands that are used.
+        views: how samples are cropped and mixed.
+        repeat: how often an epoch goes over the source.
+        seasons: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`.
+        task: the task of its samples.
 
     Raises:
-        ValueError: the source has fewer dates.
+        ValueError: the source has fewer dates, or the views do not apply to series of all dates.
     """
 
     source: Source
     preprocess: Preprocess
     views: Views
     repeat: int = 1
-    seasons: int | None = None
+    seasons: int | Literal["all"] | None = None
     task: str = ""
 
     def __post_init__(self) -> None:
-        if self.seasons is not None and self.source.frames < self.seasons:
+        if self.seasons == "all":
+            if self.views.mixup or self.views.region != "same":
+                raise ValueError(
+                    "samples of all dates of a place have one crop and cannot be mixed with another place, "
+                    f"whose dates differ: data.region=same data.mixup=0, got {self.views.region} and "
+                    f"{self.views.mixup}"
+                )
+        elif self.seasons is not None and self.source.frames < self.seasons:
             raise ValueError(
                 f"{self.source.name} has {self.source.frames} date(s) for each place, and samples are series "
                 f"of {self.seasons}: leave it out, or train on fewer (objective.length=; 1 with stages=[])"
@@ -99,10 +113,11 @@ class DataStream:
             raise BadSample(str(error)) from error
 
     def draw_views(self, generator: torch.Generator, height: int, width: int) -> list[View]:
-        """Draw the views of a sample: one, or one for each of its seasons."""
+        """Draw the views of a sample: one, or one for each of its seasons; one for a series of all dates."""
         views = self.views
+        count = 1 if self.seasons is None or self.seasons == "all" else self.seasons
         return draw_views(
-            generator, height, width, self.seasons or 1, region=views.region, crop=views.crop,
+            generator, height, width, count, region=views.region, crop=views.crop,
             flips=views.flips, turns=views.turns,
         )  # fmt: skip
 
@@ -149,6 +164,7 @@ class TrainingSet(Dataset[Batch]):
         modalities = tuple(stream.preprocess.specs)
         views = self.views or ("",)
         images: dict[str, dict[str, list[Tensor]]] = {view: {m: [] for m in modalities} for view in views}
+        dates: dict[str, list[Tensor]] = {}
         valid: dict[str, list[Tensor]] = {m: [] for m in modalities}
         noise: dict[str, list[Tensor]] = {}
         names: list[str] = []
@@ -166,6 +182,9 @@ class TrainingSet(Dataset[Batch]):
                 partner, _ = self._take(stream, index, skipped, generator)
                 seen = [mix(one, _view(stream, partner, generator), share) for one in seen]
                 held = {m: present & _held(stream, partner)[m] for m, present in held.items()}
+            elif stream.seasons is not None:
+                for m, days in sample.dates.items():
+                    dates.setdefault(m, []).append(torch.from_numpy(days.astype(np.int64)))
             for m, present in held.items():
                 for one in seen:
                     one[m][~present] = 0  # normalized, what is missing would be some value
@@ -174,13 +193,16 @@ class TrainingSet(Dataset[Batch]):
                 for m in modalities:
                     images[view][m].append(one[m])
             names.append(place)
-        stacked = {view: {m: torch.stack(x) for m, x in each.items()} for view, each in images.items()}
+        # Series of unequal length end with zeros, which are not valid.
+        stacked = {view: {m: stack_padded(x) for m, x in each.items()} for view, each in images.items()}
+        masks = {m: stack_padded(x) for m, x in valid.items() if x}
         return Batch(
             images={} if self.views else stacked[""],
             views=stacked if self.views else {},
             bands={m: stream.preprocess.specs[m].bands for m in modalities},
             noise={name: torch.stack(x) for name, x in noise.items()},
-            valid={m: torch.stack(x) for m, x in valid.items() if x and not all(row.all() for row in x)},
+            dates={m: stack_padded(x) for m, x in dates.items()},
+            valid={m: mask for m, mask in masks.items() if not mask.all()},
             task=stream.task,
             names=tuple(names),
             skipped=tuple(skipped.items()),
@@ -194,7 +216,7 @@ class TrainingSet(Dataset[Batch]):
     ) -> tuple[Sample, str]:
         """Read a sample; of a place with more dates than are used, some."""
         sample, name = self._read(stream, index, skipped)
-        if stream.seasons is not None and stream.seasons > 1:
+        if isinstance(stream.seasons, int) and stream.seasons > 1:
             sample = _some_seasons(sample, stream.seasons, stream.source.frames, generator)
         return sample, name
 
@@ -212,6 +234,7 @@ class TrainingSet(Dataset[Batch]):
                 sample = replace(
                     sample,
                     images={m: sample.images[m] for m in used},
+                    dates={m: days for m, days in sample.dates.items() if m in used},
                     valid={m: held for m, held in sample.valid.items() if m in used},
                 )
                 stream.check_size(*next(iter(sample.images.values())).shape[-2:])
@@ -228,8 +251,8 @@ def _held(stream: DataStream, sample: Sample) -> dict[str, Tensor]:
     """Return by sensor at which dates of a sample it has an image, [T]; nothing where dates are samples."""
     if stream.seasons is None:
         return {}
-    every = np.ones(stream.seasons, bool)
-    return {m: torch.from_numpy(sample.valid.get(m, every)) for m in sample.images}
+    lengths = {m: 1 if x.ndim == 3 else len(x) for m, x in sample.images.items()}
+    return {m: torch.from_numpy(sample.valid.get(m, np.ones(n, bool))) for m, n in lengths.items()}
 
 
 def _dates_of(stream: DataStream, place: int) -> Sample:
@@ -276,6 +299,10 @@ def _view(stream: DataStream, sample: Sample, generator: torch.Generator) -> dic
     """Cut, normalize and turn: [C, H, W] to [C, size, size]; with seasons [T, C, H, W] to as many."""
     height, width = next(iter(sample.images.values())).shape[-2:]
     drawn = stream.draw_views(generator, height, width)
+    if stream.seasons == "all":
+        view, size = drawn[0], stream.views.size
+        series = stream.preprocess({m: cut(view, x) for m, x in sample.images.items()})
+        return {m: torch.stack([resize_and_turn(view, one, size) for one in x]) for m, x in series.items()}
     of_seasons = []
     for t, view in enumerate(drawn):
         of_season = {m: x if x.ndim == 3 else x[t] for m, x in sample.images.items()}

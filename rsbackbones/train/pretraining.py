@@ -148,10 +148,12 @@ class PretrainRun(TrainRun):
 
         self.objective.to(processes.device)
         set_batch_norm(self.objective, config.batch_norm, config.batch_norm_group)
-        # A batch without one of the sensors, or of one of several tasks, leaves some parameters without
-        # gradients.
-        unused = len(self.plan.task_names) > 1 or any(
-            set(stream.preprocess.specs) != set(backbone.modalities) for stream in self.streams
+        # A batch without one of the sensors, of one of several tasks, or of series without dates or missing
+        # images, leaves some parameters without gradients.
+        unused = (
+            len(self.plan.task_names) > 1
+            or backbone.consumes == "series"
+            or any(set(stream.preprocess.specs) != set(backbone.modalities) for stream in self.streams)
         )
         self.module = parallelize(self.objective, config, processes.device, unused=unused)
         if isinstance(self.module, FSDPModule):
@@ -300,7 +302,7 @@ def task_names(recipe: Recipe) -> tuple[str, ...]:
 
 def _probe_samples(stream: DataStream, preprocess: Any) -> None:
     """Read some samples with all checks: wrong units, and crops that do not fit, show before a run."""
-    source, series = stream.source, (stream.seasons or 1) > 1
+    source, series = stream.source, stream.seasons not in (None, 1)
     too_small: list[BadSample | None] = []
     for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
         try:

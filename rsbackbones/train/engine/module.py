@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from rsbackbones.layers.weight_decay import collect_no_weight_decay
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.step import Step
 
@@ -31,6 +32,13 @@ class TrainModule(nn.Module):
         module.
         """
         return []
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters of two or more dimensions that are not decayed.
+
+        By default those that the modules inside state (a position table, a mask token).
+        """
+        return collect_no_weight_decay(self)
 
     def after_step(self, batches: Sequence[Batch], step: Step) -> None:
         """Update what the optimizer does not: a momentum encoder, a queue. By default nothing.

@@ -8,13 +8,14 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer
 
+from rsbackbones.layers.weight_decay import find_no_weight_decay
 from rsbackbones.train.engine.config import OptimOptions
 
 
 def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:
     """Build the optimizer of a module, its learning rate scaled to the global batch (base x batch / 256)."""
     groups = param_groups_weight_decay(
-        module, options.weight_decay, no_weight_decay_list=no_decay_names(module)
+        module, options.weight_decay, no_weight_decay_list=no_weight_decay_names(module)
     )
     lr = options.base_lr * batch_size / 256
     extra: dict[str, Any] = {"betas": options.betas}
@@ -23,9 +24,9 @@ def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -
     return create_optimizer_v2(groups, opt=options.name, lr=lr, weight_decay=0.0, **extra)
 
 
-def no_decay_names(module: nn.Module) -> list[str]:
-    """Return the parameters of two or more dimensions that are not decayed: tokens and positions."""
-    return [name for name, _ in module.named_parameters() if name.endswith(("token", "positions.table"))]
+def no_weight_decay_names(module: nn.Module) -> list[str]:
+    """Return the parameters of two or more dimensions that are not decayed, as the module states them."""
+    return sorted(find_no_weight_decay(module))
 
 
 def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> CosineLRScheduler:

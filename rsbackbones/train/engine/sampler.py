@@ -50,6 +50,9 @@ class BatchPlan:
         schedule: how the tasks take turns.
         batch_size: of the global batch.
         seed: of the run.
+
+    Raises:
+        ValueError: a source has less than one batch, or a task has no source.
     """
 
     lengths: tuple[int, ...]
@@ -63,6 +66,19 @@ class BatchPlan:
     schedule: TaskSchedule = "proportional"
 
     def __post_init__(self) -> None:
+        if not self.lengths:
+            raise ValueError("a plan needs one source or more, got none")
+        if len(self.task_names) > 1:
+            if len(self.tasks) != len(self.lengths) or (set(self.tasks) - set(self.task_names)):
+                raise ValueError(
+                    f"with the tasks {', '.join(self.task_names)} each of {len(self.lengths)} sources needs "
+                    f"one of them, got tasks={self.tasks}"
+                )
+            if idle := [name for name in self.task_names if name not in self.tasks]:
+                raise ValueError(
+                    f"no source is for the task {', '.join(idle)} (tasks={self.tasks}): give it a source, or "
+                    "leave it out of task_names"
+                )
         for i, (length, repeat) in enumerate(zip(self.lengths, self.repeats, strict=True)):
             if length * repeat < self.batch_size:
                 raise ValueError(

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.series import model_arguments, stack_dated
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.inputs import dated_inputs
 from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
+from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import normalized
@@ -141,15 +143,16 @@ def _given(
         return predict(
             model, share, split, tile=views.tile, overlap=views.overlap, batch_size=recipe.evaluation_batch
         )
-    inputs = model_inputs(model, data)
+    inputs, modalities = dated_inputs(model, data), unwrap_model(model).modalities
     batches: list[Tensor] = []
     for first in range(0, len(mine), recipe.evaluation_batch):
         places = [int(i) for i in mine[first : first + recipe.evaluation_batch]]
         samples = [normalized(inputs, data, data.read(i), i, views.size) for i in places]
-        if len({tuple(x.shape[-2:]) for sample in samples for x in sample.values()}) > 1:
+        if len({tuple(x.shape[-2:]) for sample in samples for x in sample.images.values()}) > 1:
             raise ValueError(f"{data.name}: images vary in size; bring them to one with views.size")
-        stacked = {m: torch.stack([sample[m] for sample in samples]).to(device) for m in samples[0]}
-        batches.append(model(stacked).float().cpu())
+        stacked = stack_dated(samples).to(device)
+        series = model_arguments(stacked.dates, stacked.valid, modalities)
+        batches.append(model(stacked.images, **series).float().cpu())
     logits = torch.cat(batches)
     scores: Any = logits.sigmoid() if data.task == "multilabel" else logits.softmax(dim=1)
     return np.asarray(scores.numpy())

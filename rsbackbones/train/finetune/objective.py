@@ -10,6 +10,7 @@ from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy  # type: ignore
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import IGNORED, Task
+from rsbackbones.data.series import model_arguments
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.unused import freeze_unused
@@ -40,7 +41,7 @@ class Finetuning(TrainModule):
         self.soft, self.binary = SoftTargetCrossEntropy(), BinaryCrossEntropy(smoothing=0.0)
         # Parameters that never get a gradient must not wait for one (DDP) nor decay (AdamW).
         if isinstance(model, Backbone):
-            freeze_unused(model, lambda images: [model(images)])
+            freeze_unused(model, lambda images, **series: [model(images, **series)])
         if self.freeze:
             self.backbone.requires_grad_(False)
             self.backbone.get_classifier().requires_grad_(True)
@@ -65,7 +66,8 @@ class Finetuning(TrainModule):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and what else is logged."""
         assert isinstance(batch, LabelledBatch)
-        output = self.model(batch.images)
+        series = model_arguments(batch.dates, batch.valid, self.backbone.modalities)
+        output = self.model(batch.images, **series)
         with no_autocast(output):
             return self._losses(full_precision(output), batch.target, batch.counted)
 

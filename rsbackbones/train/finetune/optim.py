@@ -8,7 +8,7 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler  # type: ignore[at
 from torch import nn
 from torch.optim import Optimizer
 
-from rsbackbones.train.engine.optim import no_decay_names
+from rsbackbones.train.engine.optim import no_weight_decay_names
 from rsbackbones.train.engine.train_step import Schedule
 from rsbackbones.train.finetune.recipe import FinetuneOptim
 
@@ -23,7 +23,7 @@ def build_optimizer(module: nn.Module, options: FinetuneOptim, batch_size: int) 
 
     With layer decay ``module.group_matcher`` says which block a parameter belongs to, as timm's models do.
     """
-    decay, exempt = options.weight_decay, no_decay_names(module)
+    decay, exempt = options.weight_decay, no_weight_decay_names(module)
     if options.layer_decay < 1:
         groups = param_groups_layer_decay(module, decay, exempt, layer_decay=options.layer_decay)
     else:

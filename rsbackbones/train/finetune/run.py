@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.data.tiles import tiles_of
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.inputs import dated_inputs
 from rsbackbones.eval.subject import model_for, said_of
 from rsbackbones.heads import dense_model
 from rsbackbones.models.backbone import unwrap_model
@@ -66,7 +66,7 @@ class FinetuneRun(TrainRun):
             tile, overlap = recipe.views.tile, recipe.views.overlap
             training = tiles_of(data, "train", tile=tile, overlap=tile // 2 if overlap is None else overlap)
         indices = training.splits["train"]
-        inputs = model_inputs(model, training)
+        inputs = dated_inputs(model, training)
         self.dataset = LabelledSamples(
             training, indices, inputs, recipe.views, scale=recipe.scale, seed=recipe.seed
         )
@@ -84,7 +84,9 @@ class FinetuneRun(TrainRun):
 
         self.objective = Finetuning(model, data.task, freeze=recipe.freeze).to(processes.device).train()
         set_batch_norm(self.objective, recipe.batch_norm, recipe.batch_norm_group)
-        self.module = parallelize(self.objective, recipe, processes.device, unused=False)
+        # Parameters of dates and missing images get no gradient from a batch without them.
+        unused = self.objective.backbone.consumes == "series"
+        self.module = parallelize(self.objective, recipe, processes.device, unused=unused)
         self.optimizer = build_optimizer(self.objective, recipe.optim, recipe.batch_size)
         start_state(self.objective, self.optimizer)
         self.schedule = build_schedule(
@@ -210,6 +212,11 @@ def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: Labelled
         raise TrainingError(
             f"views.size resizes images with one label; {data.name} has labels of pixels: cut them, "
             "views.tile=..."
+        )
+    if _mixes(recipe, data) and data.series:
+        raise TrainingError(
+            f"{data.name} holds series, and series of different dates cannot be mixed: views.mixup=0 "
+            "views.cutmix=0"
         )
     if _mixes(recipe, data) and recipe.batch_norm == "grouped" and pieces > 1:
         raise TrainingError(

@@ -4,7 +4,7 @@ A sample is a function of (seed, epoch, index), and how samples are mixed of (se
 how many processes there are, nor on when a run was interrupted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -16,12 +16,14 @@ from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
 from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.series import DatedImages, stack_dated
 from rsbackbones.eval.image_reader import resized
-from rsbackbones.eval.inputs import Inputs
 from rsbackbones.train.dataset import sample_generator
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
 from rsbackbones.train.finetune.recipe import Views
+
+DatedInputs = Callable[[Mapping[str, Array]], DatedImages]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +78,14 @@ class LabelledSamples(Dataset[Batch]):
     Args:
         data: the set; tiles of images where they are cut.
         indices: of its samples, those to train on.
-        inputs: what turns raw images into the model's.
+        inputs: from :func:`rsbackbones.eval.inputs.dated_inputs`.
         views: how they are seen.
         scale: label pixels per image pixel.
         seed: of everything random.
     """
 
     def __init__(
-        self, data: LabelledSet, indices: Array, inputs: Inputs, views: Views, *, scale: int, seed: int
+        self, data: LabelledSet, indices: Array, inputs: DatedInputs, views: Views, *, scale: int, seed: int
     ) -> None:
         self.data, self.indices, self.inputs, self.views = data, indices, inputs, views
         self.scale, self.seed = scale, seed
@@ -104,12 +106,13 @@ class LabelledSamples(Dataset[Batch]):
             self._view(place, sample_generator(self.seed, (epoch, 0, index)))
             for place, (epoch, _, index) in zip(places, keys, strict=True)
         ]
-        if len(sizes := {tuple(x.shape[-2:]) for view, _ in views for x in view.values()}) > 1:
+        if len(sizes := {tuple(x.shape[-2:]) for view, _ in views for x in view.images.values()}) > 1:
             raise ValueError(
                 f"{data.name}: images of {', '.join(f'{h} x {w}' for h, w in sorted(sizes))} pixels in one "
                 "batch; bring them to one size with views.size (labels of images) or views.tile (of pixels)"
             )
-        images = {m: torch.stack([view[m] for view, _ in views]) for m in views[0][0]}
+        stacked = stack_dated([view for view, _ in views])
+        images = stacked.images
         maps = [label for _, label in views if label is not None]
         if maps:
             target = torch.stack(maps)
@@ -118,16 +121,17 @@ class LabelledSamples(Dataset[Batch]):
             images, target = self._mixed(images, torch.from_numpy(data.labels[places]), step=keys[0][1])
         return LabelledBatch(
             images=images, bands={m: data.bands[m] for m in images}, noise={}, target=target,
-            names=tuple(data.ids[place] for place in places),
+            dates=stacked.dates, valid=stacked.valid, names=tuple(data.ids[place] for place in places),
         )  # fmt: skip
 
     def __getitem__(self, key: Key) -> LabelledBatch:
         return self.__getitems__([key])
 
-    def _view(self, index: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _view(self, index: int, generator: torch.Generator) -> tuple[DatedImages, Tensor | None]:
         """Return a sample as the model sees it, and the map [H, W] of its labels where they are one."""
         raw = self.data.read(index)
-        images = normalized(self.inputs, self.data, raw, index, self.views.size)
+        sample = normalized(self.inputs, self.data, raw, index, self.views.size)
+        images = sample.images
         label = torch.from_numpy(raw["label"].astype(np.int64))[None] if "label" in raw else None
         height, width = next(iter(images.values())).shape[-2:]
         if label is not None and label.shape[1:] != (height * self.scale, width * self.scale):
@@ -141,7 +145,7 @@ class LabelledSamples(Dataset[Batch]):
         if height != width:  # a quarter turn would change the shape
             view = replace(view, quarter_turns=view.quarter_turns // 2 * 2)
         return (
-            {m: turn(view, image) for m, image in images.items()},
+            replace(sample, images={m: turn(view, image) for m, image in images.items()}),
             None if label is None else turn(view, label)[0],
         )
 
@@ -168,15 +172,16 @@ class LabelledSamples(Dataset[Batch]):
 
 
 def normalized(
-    inputs: Inputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
-) -> dict[str, Tensor]:
+    inputs: DatedInputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
+) -> DatedImages:
     """Return a raw sample as a model takes it, resized to ``size`` where that is a number.
 
     Raises:
         ValueError: its values are not usable; names the sample.
     """
     try:
-        images = inputs(raw)
+        sample = inputs(raw)
     except ValueError as error:
         raise ValueError(f"{data.name}: {data.ids[index]}: {error}") from error
-    return {m: resized(x, None if size is None else (size, size)) for m, x in images.items()}
+    side = None if size is None else (size, size)
+    return replace(sample, images={m: resized(x, side) for m, x in sample.images.items()})

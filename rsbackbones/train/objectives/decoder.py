@@ -35,6 +35,10 @@ class Decoder(nn.Module):
         """See :meth:`TrainModule.units`."""
         return list(self.blocks)
 
+    def no_weight_decay(self) -> set[str]:
+        """See :mod:`rsbackbones.layers.weight_decay`."""
+        return {"mask_token"}
+
     def forward(
         self, tokens: Tensor, restore: Tensor, grid: tuple[int, int], channels: Sequence[int] | None = None
     ) -> Tensor:
