@@ -68,8 +68,8 @@ def read_series(
     if (given := sample.get(f"{modality}_dates")) is None:
         return stack, None, valid
     days = given.astype("datetime64[D]").astype(np.int64) if given.dtype.kind == "M" else given
-    unknown = np.isnat(given) if given.dtype.kind == "M" else ~np.isfinite(given)
-    if days.shape != (length,) or days.dtype.kind not in "iuf" or (days % 1 != 0)[~unknown].any():
+    unknown = np.isnat(given) if given.dtype.kind == "M" else given != given
+    if days.shape != (length,) or days.dtype.kind not in "iuf" or (days[~unknown] % 1 != 0).any():
         raise ValueError(
             f"{modality}_dates must be one date for each of {length} images, datetime64 or whole days since "
             f"1970-01-01, got {given.dtype} {list(given.shape)}"
@@ -97,7 +97,7 @@ def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
                 + "; ".join(", ".join(getattr(sample, what)) or "none" for sample in samples)
             )
     for m in first.images:
-        if len({sample.images[m].shape[-3:] for sample in samples}) > 1:
+        if len({(x.ndim, *x.shape[-3:]) for x in (sample.images[m] for sample in samples)}) > 1:
             raise ValueError(
                 f"samples of one batch must have {m} images of one size, got "
                 + ", ".join(str(list(sample.images[m].shape)) for sample in samples)
