@@ -94,9 +94,8 @@ def labelled_series(task="classes", count=24, *, dates=True, seed=0):
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 2
-    images = [
-        rng.uniform(400, 1200, (2 + i // 2 % 4, 4, SIDE, SIDE)).astype(np.float32) for i in range(count)
-    ]
+    lengths = 2 + np.arange(count) // 2 % 4
+    images = [rng.uniform(400, 1200, (n, 4, SIDE, SIDE)).astype(np.float32) for n in lengths]
     days = []
     for i, x in enumerate(images):
         days.append(18262 + 183 * labels[i] + np.sort(rng.choice(60, len(x), replace=False)))

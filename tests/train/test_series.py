@@ -164,7 +164,8 @@ def test_every_image_of_a_series_has_the_same_crop():
     class Plain:
         """Leaves values as they are."""
 
-        specs = small("toy_series").inputs
+        def __init__(self):
+            self.specs = {"s2": small("toy_series").inputs["s2"]}
 
         def __call__(self, given):
             return {m: torch.from_numpy(np.ascontiguousarray(x)) for m, x in given.items()}
@@ -326,7 +327,7 @@ def test_what_does_not_go_with_series_is_said(tmp_path):
     with pytest.raises(TrainingError, match=r"series of different dates cannot be mixed: views\.mixup=0"):
         finetune(series_tuning(tmp_path / "a", views__mixup=0.2), data)
     single = series_tuning(tmp_path / "b", model="croma_vit_tiny", overrides={
-        "dim": 32, "depth": 2, "num_heads": 4, "bands": {"s2": list(data.bands["s2"])},
+        "dim": 32, "depth": 2, "num_heads": 4, "bands": {"s2": list(data.bands["s2"]), "s1": ["VV", "VH"]},
     })  # fmt: skip
     with pytest.raises(ValueError, match="series holds series, and croma_vit_tiny encodes single images"):
         finetune(single, data)
