@@ -124,16 +124,17 @@ def predict_tiled(
         ValueError: tiles that the model cannot serve, or as :class:`rsbackbones.data.tiles.Tiling`.
     """
     first = next(iter(images.values()))
+    modalities = unwrap_model(model).modalities if dates or valid else ()
     tiling = Tiling(first.shape[-2], first.shape[-1], tile, tile // 2 if overlap is None else overlap)
 
     def predictions() -> Iterator[Tensor]:
         for start in range(0, len(tiling.corners), batch_size):
             corners = tiling.corners[start : start + batch_size]
             tiles = {m: tiling.cut(image, corners) for m, image in images.items()}
-            of_tiles = (
-                {m: x.expand(len(corners), -1) for m, x in (known or {}).items()} for known in (dates, valid)
+            known, masks = (
+                {m: x.expand(len(corners), -1) for m, x in (given or {}).items()} for given in (dates, valid)
             )
-            series = model_arguments(*of_tiles, unwrap_model(model).modalities if dates or valid else ())
+            series = model_arguments(known, masks, modalities)
             yield model(tiles, **series).float().softmax(dim=1)
 
     return tiling.merge(predictions())

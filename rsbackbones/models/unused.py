@@ -1,7 +1,7 @@
 """Parameters that do not affect an output: those of other streams, poolings, norms and blocks."""
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,21 +9,14 @@ from torch import Tensor
 from rsbackbones.models.backbone import Backbone
 
 
-class Run(Protocol):
-    """The outputs of a model for images by modality, called as :meth:`Backbone.forward` is."""
-
-    def __call__(self, images: dict[str, Tensor], **series: Any) -> Iterable[Tensor]:
-        """Return the outputs; ``series`` is empty, or holds ``dates`` and ``valid``."""
-        ...
-
-
-def freeze_unused(backbone: Backbone, run: Run) -> None:
+def freeze_unused(backbone: Backbone, run: Callable[..., Iterable[Tensor]]) -> None:
     """Freeze the parameters of a backbone that do not affect the tensors returned by ``run``.
 
     Data parallelism does not support trainable parameters without a gradient. ``run`` is called in ``eval()``
-    mode on small images of all modalities (:meth:`Backbone.example_inputs`); for a model that consumes series
-    once without and once with dates and missing images. Parameters that affect either output stay
-    trainable; a batch without dates may then leave some of them without a gradient.
+    mode on small images of all modalities (:meth:`Backbone.example_inputs`), ``run(images)``; for a model
+    that consumes series also with ``dates=`` and ``valid=`` as :meth:`Backbone.forward` takes them.
+    Parameters that affect either output stay trainable; a batch without dates may then leave some of them
+    without a gradient.
     """
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if not trained:
