@@ -13,21 +13,21 @@ class Batch:
     """Normalized samples of one source. All tensors have B in front.
 
     Attributes:
-        images: by modality [B, C, H, W] float32, or series [B, T, C, H, W], all sensors on one grid; a
-            source may lack a sensor of the model. Empty where there are ``views``. Series of fewer dates
-            than the longest of the batch end with zeros, which ``valid`` masks.
-        bands: the names of the channels, by modality: all of the model's or some.
-        noise: the random numbers of every sample, made by the objective's ``sample_noise`` from the sample's
-            own generator, so that they are the same for any number of processes.
-        views: ``{view: images}``: independently augmented images of the same samples, for objectives whose
+        images: by modality [B, C, H, W] float32, or series [B, T, C, H, W], all modalities on one grid. A
+            source may lack a modality of the model. Empty if there are ``views``. Series shorter than the
+            longest of the batch are padded with zeros, which ``valid`` masks.
+        bands: by modality, the names of the channels: all bands of the model, or some.
+        noise: the random numbers of every sample, from the objective's ``sample_noise`` with the sample's
+            own generator. They do not depend on the number of processes.
+        views: ``{view: images}``: independently augmented images of the same samples, if the objective's
             options name ``views``.
         dates: by modality [B, T], days since 1970-01-01 of the images of a series, where the source knows
             them and images of several samples are not mixed. The date of a missing image is arbitrary.
         valid: by modality, booleans: [B, T], False for missing images of a series (which are zeros); or
             pixel masks, [B, H, W] or [B, T, H, W]. Modalities that are not in the mapping are complete.
-        task: what the samples are for; "" where a run has one task.
-        names: what a person finds each sample by.
-        skipped: (name, reason) of samples that could not be used; others are in their places.
+        task: the task of the samples; "" if the run has one task.
+        names: of every sample, a name that identifies it to a person.
+        skipped: (name, reason) of samples that could not be used and were replaced.
 
     Raises:
         ValueError: ``dates`` or ``valid`` do not fit the images.
@@ -53,11 +53,11 @@ class Batch:
         return self._mapped(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """Return the batch in page-locked memory, from which copies to a GPU run beside computation."""
+        """Return the batch in page-locked memory, from which copies to a GPU overlap with computation."""
         return self._mapped(lambda x: x.pin_memory())
 
     def content(self) -> dict[str, Any]:
-        """Return what is saved of a batch that a person should look at."""
+        """Return the content that is saved if a batch needs inspection."""
         bands = {m: list(names) for m, names in self.bands.items()}
         return {"images": self.images, "views": self.views, "noise": self.noise,
                 "dates": self.dates, "valid": self.valid,

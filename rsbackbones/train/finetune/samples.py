@@ -1,7 +1,7 @@
-"""Labelled samples as batches: read, normalized, resized or cut, turned, mixed.
+"""Batches of labelled samples: read, normalized, resized or cropped, augmented, mixed.
 
-A sample is a function of (seed, epoch, index), and how samples are mixed of (seed, step): neither depends on
-how many processes there are, nor on when a run was interrupted.
+A sample is a function of (seed, epoch, index), and mixing of (seed, step). Neither depends on the number of
+processes or on interruptions of the run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +28,11 @@ DatedInputs = Callable[[Mapping[str, Array]], DatedImages]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledBatch(Batch):
-    """Images and what they are trained toward.
+    """A batch with labels.
 
-    ``target``: [B, K] float of labels of images, soft where smoothed or mixed; [B, H, W] int64 of pixels.
-    ``counted``: what the losses of its pixels are divided by; ``None``: how many of them are labelled.
+    Attributes:
+        target: [B, K] float for labels of images, soft if smoothed or mixed; [B, H, W] int64 for label maps.
+        counted: the divisor of the loss of label maps; ``None``: the number of labelled pixels of the batch.
     """
 
     target: Tensor
@@ -46,15 +47,15 @@ class LabelledBatch(Batch):
         return replace(super().pin_memory(), target=self.target.pin_memory())
 
     def content(self) -> dict[str, Any]:
-        """Return what is saved of a batch that a person should look at."""
+        """See :meth:`Batch.content`."""
         return super().content() | {"target": self.target}
 
 
 class PairedSampler(StepSampler):
-    """Pieces from both ends of a global batch: half of each from the front, half from the back.
+    """Micro-batches from both ends of a global batch: half from the front, half from the back.
 
-    timm mixes the first of a batch with the last, the second with the last but one, and so on. So dealt, the
-    pairs of all pieces are those of the whole batch.
+    timm mixes the first sample of a batch with the last, the second with the last but one, and so on. With
+    these micro-batches the mixed pairs are those of the global batch.
     """
 
     def piece(self, keys: Sequence[Key], number: int) -> list[Key]:
@@ -65,7 +66,7 @@ class PairedSampler(StepSampler):
 
 
 class LabelledPlan(BatchPlan):
-    """A plan for one set, whose keys are (epoch, step, index): what is mixed follows from the step."""
+    """A plan of a single source with keys (epoch, step, index): mixing depends on the step."""
 
     def batch(self, step: int) -> list[Key]:
         """See :meth:`BatchPlan.batch`."""
@@ -73,15 +74,15 @@ class LabelledPlan(BatchPlan):
 
 
 class LabelledSamples(Dataset[Batch]):
-    """Batches of keys to batches of samples of a set.
+    """A dataset of batches: maps lists of keys to :class:`LabelledBatch`.
 
     Args:
-        data: the set; tiles of images where they are cut.
-        indices: of its samples, those to train on.
+        data: the labelled set, possibly cut into tiles.
+        indices: the indices of the training samples.
         inputs: from :func:`rsbackbones.eval.inputs.dated_inputs`.
-        views: how they are seen.
-        scale: label pixels per image pixel.
-        seed: of everything random.
+        views: size and augmentation of the images.
+        scale: label pixels per image pixel, along each side.
+        seed: the seed of all random numbers.
     """
 
     def __init__(
@@ -95,10 +96,10 @@ class LabelledSamples(Dataset[Batch]):
         return len(self.indices)
 
     def __getitems__(self, keys: Sequence[Key]) -> LabelledBatch:
-        """Make the batch of these keys, all of one step.
+        """Return the batch of these keys, which all belong to one step.
 
         Raises:
-            ValueError: a sample cannot be used, or images vary in size.
+            ValueError: a sample cannot be used, or images have different sizes.
         """
         data = self.data
         places = [int(self.indices[key[2]]) for key in keys]
@@ -128,7 +129,7 @@ class LabelledSamples(Dataset[Batch]):
         return self.__getitems__([key])
 
     def _view(self, index: int, generator: torch.Generator) -> tuple[DatedImages, Tensor | None]:
-        """Return a sample as the model sees it, and the map [H, W] of its labels where they are one."""
+        """Return an augmented sample, and its label map [H, W] if it has one."""
         raw = self.data.read(index)
         sample = normalized(self.inputs, self.data, raw, index, self.views.size)
         images = sample.images
@@ -152,7 +153,7 @@ class LabelledSamples(Dataset[Batch]):
     def _mixed(
         self, images: Mapping[str, Tensor], target: Tensor, *, step: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Mix the samples of a batch with each other, and smooth and mix their labels, [B] or [B, K]."""
+        """Mix the images of a batch, and smooth and mix their labels, [B] or [B, K]."""
         views, classes = self.views, len(self.data.classes)
         if not (views.mixup or views.cutmix):
             return dict(images), mixup_target(target, classes, 1.0, views.smoothing, self.multilabel)
@@ -160,7 +161,7 @@ class LabelledSamples(Dataset[Batch]):
             views.mixup, views.cutmix, switch_prob=views.switch, label_smoothing=views.smoothing,
             num_classes=classes, multi_label=self.multilabel,
         )  # fmt: skip
-        # timm draws from numpy's global generator: all pieces of a step must draw the same.
+        # timm draws from numpy's global generator; all micro-batches of a step must draw the same numbers.
         before = np.random.get_state()
         try:
             np.random.seed(np.random.SeedSequence((self.seed, step)).generate_state(4))
@@ -174,10 +175,10 @@ class LabelledSamples(Dataset[Batch]):
 def normalized(
     inputs: DatedInputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
 ) -> DatedImages:
-    """Return a raw sample as a model takes it, resized to ``size`` where that is a number.
+    """Return the model's inputs of a raw sample, resized to ``size`` unless it is ``None``.
 
     Raises:
-        ValueError: its values are not usable; names the sample.
+        ValueError: its values cannot be used; the message names the sample.
     """
     try:
         sample = inputs(raw)
