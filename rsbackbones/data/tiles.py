@@ -134,6 +134,9 @@ def tiles_of(data: LabelledSet, split: str, *, tile: int = TILE, overlap: int = 
         index, tiling, (top, left) = places[number]
         sample, whole = {}, read_image(index)
         for name, image in whole.items():
+            if image.ndim == 1:  # the dates of a series, and which of its images are missing
+                sample[name] = image
+                continue
             s = label_scale(whole) if name == "label" else 1
             part = image[..., top * s : (top + tile) * s, left * s : (left + tile) * s]
             missing = [(0, tile * s - side) for side in part.shape[-2:]]

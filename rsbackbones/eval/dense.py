@@ -6,18 +6,20 @@ there.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.series import DatedImages, model_arguments, stack_dated
 from rsbackbones.data.tiles import Tiling
 from rsbackbones.eval.batches import frozen
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.inputs import dated_inputs
 from rsbackbones.eval.metrics import confusion
 from rsbackbones.files.progress import progress_bar
+from rsbackbones.models.backbone import unwrap_model
 
 
 def predict(
@@ -58,20 +60,20 @@ def predict(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if overlap is not None and tile is None:
         raise ValueError("overlap is that of tiles; name their size with tile=")
-    inputs = model_inputs(model, data)
+    inputs, modalities = dated_inputs(model, data), unwrap_model(model).modalities
     classes = len(data.classes)
     device = next(model.parameters()).device
     indices = [int(i) for i in data.splits[split]]
     counts = []
 
-    def samples() -> Iterator[tuple[int, dict[str, Tensor], Array]]:
+    def samples() -> Iterator[tuple[int, DatedImages, Array]]:
         for index in indices:
             raw = data.read(index)
             try:
                 images = inputs(raw)
             except ValueError as error:
                 raise ValueError(f"{data.ids[index]}: {error}") from error
-            yield index, {m: image.to(device) for m, image in images.items()}, raw["label"]
+            yield index, images.to(device), raw["label"]
 
     def count(index: int, scores: Tensor, label: Array) -> None:
         if len(scores) != classes:
@@ -84,13 +86,17 @@ def predict(
     with frozen(model), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
         if tile is not None:
             for index, images, label in samples():
-                scores = predict_tiled(model, images, tile=tile, overlap=overlap, batch_size=batch_size)
+                scores = predict_tiled(
+                    model, images.images, dates=images.dates, valid=images.valid, tile=tile, overlap=overlap,
+                    batch_size=batch_size,
+                )  # fmt: skip
                 count(index, scores, label)
                 bar.update()
         else:
             for batch in _batches(samples(), batch_size):
-                stacked = {m: torch.stack([images[m] for _, images, _ in batch]) for m in batch[0][1]}
-                for (index, _, label), scores in zip(batch, model(stacked), strict=True):
+                stacked = stack_dated([images for _, images, _ in batch])
+                series = model_arguments(stacked.dates, stacked.valid, modalities)
+                for (index, _, label), scores in zip(batch, model(stacked.images, **series), strict=True):
                     count(index, scores, label)
                 bar.update(len(batch))
     return np.stack(counts)
@@ -100,6 +106,8 @@ def predict_tiled(
     model: nn.Module,
     images: Mapping[str, Tensor],
     *,
+    dates: Mapping[str, Tensor] | None = None,
+    valid: Mapping[str, Tensor] | None = None,
     tile: int,
     overlap: int | None = None,
     batch_size: int = 16,
@@ -108,33 +116,41 @@ def predict_tiled(
 
     Args:
         model, tile, overlap, batch_size: as for :func:`predict`; the model in ``eval()`` mode.
-        images: normalized, by modality [C, H, W], or [2, C, H, W] for change, on the model's device.
+        images: normalized, by modality [C, H, W], [2, C, H, W] for change, or a series [T, C, H, W], on the
+            model's device.
+        dates, valid: of a series, by modality [T].
 
     Raises:
         ValueError: tiles that the model cannot serve, or as :class:`rsbackbones.data.tiles.Tiling`.
     """
     first = next(iter(images.values()))
+    modalities = unwrap_model(model).modalities if dates or valid else ()
     tiling = Tiling(first.shape[-2], first.shape[-1], tile, tile // 2 if overlap is None else overlap)
 
     def predictions() -> Iterator[Tensor]:
         for start in range(0, len(tiling.corners), batch_size):
             corners = tiling.corners[start : start + batch_size]
             tiles = {m: tiling.cut(image, corners) for m, image in images.items()}
-            yield model(tiles).float().softmax(dim=1)
+            known, masks = (
+                {m: x.expand(len(corners), -1) for m, x in (given or {}).items()} for given in (dates, valid)
+            )
+            series = model_arguments(known, masks, modalities)
+            yield model(tiles, **series).float().softmax(dim=1)
 
     return tiling.merge(predictions())
 
 
 def _batches(
-    samples: Iterator[tuple[int, dict[str, Tensor], Array]], batch_size: int
-) -> Iterator[list[tuple[int, dict[str, Tensor], Array]]]:
-    """Put neighbors of one size together."""
-    pending: list[tuple[int, dict[str, Tensor], Array]] = []
+    samples: Iterator[tuple[int, DatedImages, Array]], batch_size: int
+) -> Iterator[list[tuple[int, DatedImages, Array]]]:
+    """Put neighbors of one size together; series may differ in length."""
+
+    def size(sample: tuple[int, DatedImages, Array]) -> dict[str, Any]:
+        return {m: (image.ndim, image.shape[-2:]) for m, image in sample[1].images.items()}
+
+    pending: list[tuple[int, DatedImages, Array]] = []
     for sample in samples:
-        shapes = {m: image.shape for m, image in sample[1].items()}
-        if pending and (
-            len(pending) == batch_size or shapes != {m: image.shape for m, image in pending[0][1].items()}
-        ):
+        if pending and (len(pending) == batch_size or size(sample) != size(pending[0])):
             yield pending
             pending = []
         pending.append(sample)

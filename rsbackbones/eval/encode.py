@@ -23,7 +23,7 @@ from rsbackbones.eval.cache import RowStore
 from rsbackbones.eval.encoded import Encoded, Level, as_rows, count_pixels, encoded_rows
 from rsbackbones.eval.identity import identity
 from rsbackbones.eval.image_reader import ImageReader, resized
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.inputs import check_single_images, model_inputs
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import unwrap_model
 
@@ -148,6 +148,7 @@ def statistics_features(
     Raises:
         ValueError: as :func:`encode`.
     """
+    check_single_images(data)
     target = None if size is None else pair(size)
     used = {m: list(range(len(b))) for m, b in data.bands.items()}
     used = used if channels is None else {m: list(c) for m, c in channels.items()}

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.series import DatedImages, read_series
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import preprocess_for
 
@@ -12,21 +14,31 @@ from rsbackbones.preprocess import preprocess_for
 Inputs = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
 
 
-def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
+def model_inputs(model: nn.Module, data: LabelledSet, *, series: bool = False) -> Inputs:
     """Return what turns raw images of ``data`` into the inputs of ``model``.
 
     The model's bands are gathered from the set's by name. Values are normalized by the model's input contract
     (:func:`rsbackbones.create_preprocess`); those of the unit ``uint8_rgb`` (8-bit pictures) become value /
     255. The images that it takes are arrays or tensors [..., C, H, W] by modality, stacked or not; those of
     sensors that the model does not take, and ``"label"``, are left out. It gives float32 tensors of the same
-    leading shape, on the device of the images.
+    leading shape, on the device of the images. ``series``: the caller passes dates and masks of series to the
+    model, see :func:`dated_inputs`.
 
     Raises:
-        ValueError: the set lacks a sensor or a band of the model, or its bands are of another sensor. By what
-            is returned: NaN or infinity, another number of channels, or values that cannot be in the stated
-            unit.
+        ValueError: the set holds series and the caller or the model takes single images, or it lacks a sensor
+            or a band of the model, or its bands are of another sensor. By what is returned:
+            NaN or infinity, another number of channels, or values that cannot be in the stated unit.
     """
     backbone = unwrap_model(model)
+    if not series:
+        check_single_images(data)
+    if data.series and data.task == "change":
+        raise ValueError(f"{data.name} holds series, and change is between two images: [2, C, H, W]")
+    if data.series and backbone.consumes == "image":
+        raise ValueError(
+            f"{data.name} holds series, and {backbone.architecture} encodes single images: choose a model "
+            "that consumes series, or open a set of single dates"
+        )
     if lacking := [m for m in backbone.modalities if m not in data.bands]:
         held = tuple(m for m in backbone.modalities if m in data.bands)
         fix = f"build the model for the others: create_model(..., modalities={held})" if held else (
@@ -61,6 +73,47 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
         return preprocess({m: raw[m] for m in backbone.modalities})
 
     return inputs
+
+
+def dated_inputs(model: nn.Module, data: LabelledSet) -> Callable[[Mapping[str, Array]], DatedImages]:
+    """Return what turns raw samples of ``data`` into the inputs of ``model``, with dates and masks of series.
+
+    Raises:
+        ValueError: as :func:`model_inputs`. By what is returned: as :func:`read_series`, or as by what
+            :func:`model_inputs` returns.
+    """
+    inputs, modalities = model_inputs(model, data, series=True), unwrap_model(model).modalities
+
+    def dated(raw: Mapping[str, Array]) -> DatedImages:
+        if not data.series:
+            return DatedImages(images=inputs(raw))
+        read = {m: read_series(raw, m) for m in modalities if m in raw}
+        masks = {m: torch.from_numpy(held) for m, (_, _, held) in read.items()}
+        images = inputs({m: stack[held] for m, (stack, _, held) in read.items()})
+        for m, mask in masks.items():
+            series = images[m].new_zeros(len(mask), *images[m].shape[1:])
+            series[mask] = images[m]
+            images[m] = series
+        return DatedImages(
+            images=images,
+            dates={m: torch.from_numpy(days) for m, (_, days, _) in read.items() if days is not None},
+            valid={m: mask for m, mask in masks.items() if not mask.all()},
+        )
+
+    return dated
+
+
+def check_single_images(data: LabelledSet) -> None:
+    """Refuse a set of series.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if data.series:
+        raise ValueError(
+            f"{data.name} holds series, and features of frozen models are computed from single images: "
+            "fine-tune a model that consumes series, or open a set of single dates"
+        )
 
 
 def channels_of(backbone: Backbone, modality: str, data: LabelledSet) -> list[int]:

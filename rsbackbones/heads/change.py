@@ -18,17 +18,31 @@ from rsbackbones.models.backbone import Images
 class ChangeModel(DenseModel):
     """Predicts change between two dates, per pixel. Created by ``dense_model(task="change")``."""
 
-    def forward(self, x: Images, later: Images | None = None) -> Tensor:
-        """Return log-probabilities [B, K, H * scale, W * scale], for the negative log-likelihood loss.
+    def forward(
+        self,
+        x: Images,
+        later: Images | None = None,
+        *,
+        dates: Tensor | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return log-probabilities [B, K, H * scale, W * scale], for a negative log-likelihood.
 
         Args:
             x: normalized images [B, 2, C, H, W] by modality, the earlier date first; or the images of the
                 earlier date, [B, C, H, W].
             later: in the second case, the images of the later date.
+            dates, valid: not supported: both dates must be complete, and their order is that of the images.
 
         Raises:
-            ValueError: there are not two dates, or the backbone does not accept the images.
+            ValueError: not two dates, two series, ``dates`` or ``valid``, or images that the backbone cannot
+                serve.
         """
+        if dates is not None or valid:
+            raise ValueError(
+                "change detection takes two complete images in the order of their dates: leave out dates and "
+                "valid, and samples with a missing image"
+            )
         both = _both_dates(x, later)
         features = self.maps(both)  # each [2B, D, h, w], all earlier dates first
         differences = [second - first for first, second in (f.chunk(2) for f in features)]
@@ -53,6 +67,12 @@ def _both_dates(x: Images, later: Images | None) -> Images:
 
 def _stacked(modality: str, x: Tensor, later: Tensor | None) -> Tensor:
     if later is not None:
+        if x.ndim == 5 and later.ndim == 5:
+            raise ValueError(
+                f"{modality}: change between two series, {list(x.shape)} and {list(later.shape)}, is not "
+                "supported: pass one image for each date, [B, C, H, W]; or classify the pixels of one series "
+                'over both periods, dense_model(..., task="pixels")'
+            )
         if x.ndim != 4 or x.shape != later.shape:
             raise ValueError(
                 f"{modality}: two dates must have one shape [B, C, H, W], got {list(x.shape)} and "

@@ -57,27 +57,45 @@ class DenseModel(nn.Module):
             self.backbone.eval()
         return self
 
-    def maps(self, x: Images) -> list[Tensor]:
-        """Return the input of the head, maps [B, D_i, h_i, w_i]."""
+    def maps(
+        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        """Return the maps that the head receives, each [B, D_i, h_i, w_i]. See :meth:`forward`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self._maps(x)
+            return self._maps(x, dates=dates, valid=valid)
 
-    def forward(self, x: Images) -> Tensor:
+    def forward(
+        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Return logits [B, K, H * scale, W * scale].
 
         Args:
-            x: normalized images [B, C, H, W] by modality, as for :meth:`Backbone.forward_features`.
+            x: normalized images [B, C, H, W] by modality; for a backbone that
+                consumes series also [B, T, C, H, W].
+            dates, valid: of a series, as for :meth:`Backbone.forward_features`. The logits of a series of
+                which all images are missing are NaN.
 
         Raises:
-            ValueError: the backbone does not accept the images.
+            ValueError: the backbone does not accept the images, such as a series if it consumes images.
         """
-        return self._to_pixels(self.head(self.maps(x)), _size(x))
+        return self._to_pixels(self.head(self.maps(x, dates=dates, valid=valid)), _size(x))
 
-    def _maps(self, x: Images) -> list[Tensor]:
+    def _maps(
+        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        if not (isinstance(self.backbone, Backbone) and self.backbone.consumes == "series"):
+            _check_single_images(self.backbone, x)
         if not isinstance(self.backbone, Backbone):
+            if dates is not None or valid:
+                raise ValueError(
+                    f"dates and valid are those of a series, and {type(self.backbone).__name__} takes single "
+                    "images: leave them out, or put the head on a model of create_model that consumes series"
+                )
             maps: list[Tensor] = list(self.backbone(x))
             return maps
-        return self.backbone.forward_intermediates(x, self.indices, stream=self.stream, norm=self.norm)
+        return self.backbone.forward_intermediates(
+            x, self.indices, stream=self.stream, norm=self.norm, dates=dates, valid=valid
+        )
 
     def _to_pixels(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize [B, K, h, w] to [B, K, H * scale, W * scale], and crop the padding of the backbone."""
@@ -86,6 +104,17 @@ class DenseModel(nn.Module):
         if full != list(logits.shape[-2:]):
             logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
         return logits[..., : size[0] * self.scale, : size[1] * self.scale]
+
+
+def _check_single_images(backbone: nn.Module, x: Images) -> None:
+    images = x.values() if isinstance(x, Mapping) else [x]
+    if any(isinstance(image, Tensor) and image.ndim == 5 for image in images):
+        name = getattr(backbone, "architecture", type(backbone).__name__)
+        raise ValueError(
+            f"{name} encodes single images, and a dense head takes one map per sample: pass [B, C, H, W] "
+            "(the dates of a series as x.flatten(0, 1)), or put the head on a model that consumes series "
+            '(model.consumes == "series")'
+        )
 
 
 def _size(x: Images) -> tuple[int, int]:

@@ -122,4 +122,4 @@ def _example(model: Backbone | FeatureMaps) -> dict[str, Tensor]:
     """Return example images of the modalities that the model requires."""
     backbone = unwrap_model(model)
     sensors = backbone.stream_inputs[model.stream] if isinstance(model, FeatureMaps) else backbone.modalities
-    return {m: x for m, x in backbone.example_inputs().items() if m in sensors}
+    return {m: x for m, x in backbone.example_inputs().images.items() if m in sensors}

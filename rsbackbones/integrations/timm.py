@@ -196,8 +196,8 @@ class TimmEncoder(nn.Module):
         return depth
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay in addition to biases and norms: none."""
-        return set()
+        """Return the names of parameters without weight decay, besides biases and norms."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
 
 class Pyramid(nn.Module):

@@ -55,6 +55,10 @@ class LearnedPositions(nn.Module):
         self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim))
         nn.init.normal_(self.table, std=0.02)
 
+    def no_weight_decay(self) -> set[str]:
+        """See :mod:`rsbackbones.layers.weight_decay`."""
+        return {"table"}
+
     def forward(self, x: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
         """[B, N, D] on a grid (h, w) to the same; or [B, K, D] at the places ``kept``, [B, K]."""
         table = resize_position_table(self.table, self.grid, grid)[0].to(x.dtype)

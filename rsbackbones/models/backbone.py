@@ -9,9 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from rsbackbones.layers.activation_checkpointing import checkpoint_activations
+from rsbackbones.layers.weight_decay import collect_no_weight_decay
 from rsbackbones.models import training
 from rsbackbones.models.config import ModelConfig
 from rsbackbones.models.encoding import Encoded, Inputs, Stage, Wanted, encode_validated
@@ -374,14 +376,32 @@ class Backbone(nn.Module):
         """
         return training.parameter_depths(self)
 
-    def example_inputs(self) -> dict[str, Tensor]:
-        """Return small zero inputs: two images of every modality, or two series of three dates."""
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters of two or more dimensions that weight decay must not shrink.
+
+        By default those that the layers state (see :mod:`rsbackbones.layers.weight_decay`). A family with
+        tokens of its own adds their names.
+        """
+        return collect_no_weight_decay(self)
+
+    def example_inputs(self) -> Inputs:
+        """Return small zero inputs: two images of every modality.
+
+        A model that consumes series gets two series of three dates, with their dates, and a mask of each
+        modality in which one image is missing.
+        """
         weight = self.get_parameter(self.stem(self.modalities[0]).weight)
         strides = [stage.stride for s in self.stream_inputs for stage in self.stages(s)]
         unit = math.lcm(self.size_multiple, *strides)
         unit *= math.ceil(self.min_size / (2 * unit))
         lead = (2, 3) if self.consumes == "series" else (2,)
-        return {m: weight.new_zeros(*lead, len(b), 2 * unit, 3 * unit) for m, b in self.bands.items()}
+        size = (2 * unit, 3 * unit)
+        images = {m: weight.new_zeros(*lead, len(bands), *size) for m, bands in self.bands.items()}
+        if self.consumes == "image":
+            return Inputs(images=images)
+        dates = torch.tensor([[0, 10, 20], [5, 95, 365]], device=weight.device)
+        present = torch.tensor([[True, True, True], [True, False, True]], device=weight.device)
+        return Inputs(images=images, dates=dates, valid=dict.fromkeys(images, present))
 
     # -- private helpers ------------------------------------------------------------------------
 

@@ -11,17 +11,24 @@ if TYPE_CHECKING:
     from rsbackbones.models.backbone import Backbone
 
 
-def freeze_unused(backbone: "Backbone", run: Callable[[dict[str, Tensor]], Iterable[Tensor]]) -> None:
+def freeze_unused(backbone: "Backbone", run: Callable[..., Iterable[Tensor]]) -> None:
     """Freeze the parameters of a backbone that do not affect the tensors returned by ``run``.
 
-    Data parallelism does not support trainable parameters without a gradient. ``run`` is called once, in
-    ``eval()`` mode, on small images of all modalities (``Backbone.example_inputs``).
+    Data parallelism does not support trainable parameters without a gradient. ``run`` is called in ``eval()``
+    mode on small images of all modalities (:meth:`Backbone.example_inputs`), ``run(images)``; for a model
+    that consumes series also with ``dates=`` and ``valid=`` as :meth:`Backbone.forward` takes them.
+    Parameters that affect either output stay trainable; a batch without dates may then leave some of them
+    without a gradient.
     """
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if not trained:
         return
+    inputs = backbone.example_inputs()
     with _eval_mode(backbone), torch.inference_mode(False), torch.enable_grad():
-        total: Any = sum(x.float().sum() for x in run(backbone.example_inputs()))
+        outputs = [*run(inputs.images)]
+        if backbone.consumes == "series":
+            outputs += run(inputs.images, dates=inputs.dates, valid=inputs.valid)
+        total: Any = sum(x.float().sum() for x in outputs)
         if total.requires_grad:
             gradients = torch.autograd.grad(total, trained, allow_unused=True)
             for parameter, gradient in zip(trained, gradients, strict=True):
@@ -42,7 +49,7 @@ def called_units(backbone: "Backbone") -> list[nn.Module]:
     hooks = [unit.register_forward_pre_hook(lambda module, _: called.add(id(module))) for unit in units]
     try:
         with _eval_mode(backbone), torch.no_grad():
-            backbone.forward_features(backbone.example_inputs())
+            backbone.forward_features(backbone.example_inputs().images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,7 +1,8 @@
-"""What trained parameters mean, and the check that they mean the same where they are carried to.
+"""Compatibility of trained parameters with the objective that loads them.
 
-From phase to phase and through ``objective.safetensors`` parameters go by name. Names and shapes do not tell
-which band a column of a tokenizer is of, or how many heads share a projection: this does.
+Between stages and through ``objective.safetensors`` parameters are matched by name and shape. These do not
+determine the meaning of parameters, e.g. the band of a tokenizer's column or the number of attention heads.
+The signature of an objective does.
 """
 
 import dataclasses
@@ -13,52 +14,52 @@ from rsbackbones.models.config import as_json
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.objective import Objective
 
-# Under this key ``objective.safetensors`` says what its parameters mean.
+# The metadata key of the signature in ``objective.safetensors``.
 OBJECTIVE_KEY = "rsbackbones.objective"
-# A block for dates has parameters of its own names. Of sizes the grid of positions is compared, which they
-# decide unless it is said; where there is none, nothing is made for a size.
+# Fields that may differ. The temporal block has parameters with names of its own. Instead of image sizes the
+# grid of the position table is compared, which depends on them unless it is set.
 _IGNORED_FIELDS = ("temporal", "image_size", "position_grid")
-# The form of the block for dates, which says nothing where either has none.
+# Fields of the temporal block, which are compared if both objectives have one.
 _FORM_OF_BLOCK = ("fusion", "query")
 
 
 def objective_signature(objective: Objective) -> dict[str, Any]:
-    """Return what an objective's parameters mean, in values of JSON."""
+    """Return the options that determine the meaning of an objective's parameters, as JSON values."""
     config = objective.backbone.config
-    meaning = {
+    signature = {
         "config": as_json(config),
         "grid": getattr(config, "grid", None),
         "objective": dataclasses.asdict(objective.options),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(meaning))
+    plain: dict[str, Any] = json.loads(json.dumps(signature))
     return plain
 
 
 def check_compatible(
-    theirs: Mapping[str, Any],
-    ours: Mapping[str, Any],
+    source: Mapping[str, Any],
+    target: Mapping[str, Any],
     *,
     stage_options: Sequence[str],
     names: tuple[str, str],
     fix: str,
 ) -> None:
-    """Check that parameters that mean ``theirs`` can go on as those that mean ``ours``.
+    """Check that parameters with one signature can be loaded into an objective with another.
 
     Args:
-        theirs, ours: from :func:`objective_signature`.
+        source, target: signatures from :func:`objective_signature`.
         stage_options: the options that may differ; see :class:`ObjectiveConfig`.
-        names: of the two, for the message.
-        fix: what to do where they differ.
+        names: names of source and target, for the message.
+        fix: the fix to suggest if they differ.
 
     Raises:
-        TrainingError: they are of models, decoders or targets that differ in what shapes do not show, or of
-            positions on another grid.
+        TrainingError: models, decoders or targets differ in options that shapes do not show, or position
+            tables have different grids.
     """
-    blocks = theirs["config"].get("temporal") and ours["config"].get("temporal")
+    blocks = source["config"].get("temporal") and target["config"].get("temporal")
     free = {"config": (*_IGNORED_FIELDS, *(() if blocks else _FORM_OF_BLOCK)), "objective": stage_options}
     differing = []
     for part, may_differ in free.items():
-        before, now = theirs[part], ours[part]
+        before, now = source[part], target[part]
         differing += [
             f"{field} ({before.get(field)}, {now.get(field)})"
             for field in dict.fromkeys([*before, *now])
@@ -66,9 +67,9 @@ def check_compatible(
         ]
     if differing:
         raise TrainingError(f"{names[0]} and {names[1]} differ in {', '.join(differing)}: {fix}")
-    if theirs["grid"] != ours["grid"]:
+    if source["grid"] != target["grid"]:
         raise TrainingError(
-            f"the positions of {names[0]} are of a grid of {theirs['grid']}, those of {names[1]} of "
-            f"{ours['grid']}: say overrides.position_grid={theirs['grid']} to interpolate them, or train on "
-            "one size"
+            f"the position table of {names[0]} has the grid {source['grid']}, that of {names[1]} "
+            f"{target['grid']}: set overrides.position_grid={source['grid']} to interpolate them, or train "
+            "on one size"
         )

@@ -1,11 +1,12 @@
-"""From sources to batches: read, cut, normalize, turn, mix, and draw the objective's random numbers.
+"""From sources to batches: read, crop, normalize, augment, mix, and draw the objective's random numbers.
 
-A sample is a function of (seed, epoch, source, index). A sample that cannot be used is replaced by another of
-its source and named in the batch; the loop decides when these are too many.
+A sample is a function of (seed, epoch, source, index). A sample that cannot be used is replaced by another
+sample of its source and listed in the batch. The trainer stops a run with too many of them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from rsbackbones.data.augment import (
     mix,
     resize_and_turn,
 )
+from rsbackbones.data.series import stack_padded
 from rsbackbones.data.source import BadSample, Sample, Source
 from rsbackbones.preprocess import Preprocess
 from rsbackbones.train.engine.batch import Batch
@@ -31,16 +33,20 @@ from rsbackbones.train.engine.sampler import Key
 
 SampleNoise = Callable[[torch.Generator, tuple[str, ...], tuple[int, int]], dict[str, Tensor]]
 
-# After so many unusable samples in a row a source is taken to be broken as a whole.
+# After this many unusable samples in a row the whole source is considered broken.
 _MOST_IN_A_ROW = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How samples are cut and mixed; see :mod:`rsbackbones.data.augment`.
+    """How samples are cropped and mixed; see :mod:`rsbackbones.data.augment`.
 
-    ``crop``: smallest and largest side in pixels of the source; ``size``: side of what the model gets.
-    ``region``: how the crops of the seasons of a place lie to each other. ``mixup`` 0 is none.
+    Attributes:
+        crop: the smallest and largest side of a crop, in pixels of the source.
+        size: the side of the model's input.
+        flips, turns: random flips and quarter turns.
+        region: the relative position of the crops of a location's dates.
+        mixup: the parameter of the beta distribution; 0 disables it.
     """
 
     crop: CropRange
@@ -53,24 +59,36 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class DataStream:
-    """A source in use: what is normalized how, and how it is viewed. ``repeat``: times per epoch.
+    """A source with the normalization and augmentation of its samples.
 
-    ``seasons``: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`. ``task``: what samples
-        are for.
+    Attributes:
+        source: where samples are read.
+        preprocess: normalizes the bands that are used.
+        views: how samples are cropped and mixed.
+        repeat: how often an epoch goes over the source.
+        seasons: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`.
+        task: the task of its samples.
 
     Raises:
-        ValueError: the source has fewer dates.
+        ValueError: the source has fewer dates, or the views do not apply to series of all dates.
     """
 
     source: Source
     preprocess: Preprocess
     views: Views
     repeat: int = 1
-    seasons: int | None = None
+    seasons: int | Literal["all"] | None = None
     task: str = ""
 
     def __post_init__(self) -> None:
-        if self.seasons is not None and self.source.frames < self.seasons:
+        if self.seasons == "all":
+            if self.views.mixup or self.views.region != "same":
+                raise ValueError(
+                    "samples of all dates of a place have one crop and cannot be mixed with another place, "
+                    f"whose dates differ: data.region=same data.mixup=0, got {self.views.region} and "
+                    f"{self.views.mixup}"
+                )
+        elif self.seasons is not None and self.source.frames < self.seasons:
             raise ValueError(
                 f"{self.source.name} has {self.source.frames} date(s) for each place, and samples are series "
                 f"of {self.seasons}: leave it out, or train on fewer (objective.length=; 1 with stages=[])"
@@ -78,17 +96,17 @@ class DataStream:
 
     @property
     def frames(self) -> int:
-        """How many samples a place is."""
+        """The number of samples per location."""
         return self.source.frames if self.seasons is None else 1
 
     def __len__(self) -> int:
         return len(self.source) * self.frames
 
     def check_size(self, height: int, width: int) -> None:
-        """Check that the views fit into an image.
+        """Check that an image is large enough for the crops.
 
         Raises:
-            BadSample: the image is too small for them.
+            BadSample: it is too small.
         """
         side, (low, high) = min(height, width), crop_sides(self.views.crop, min(height, width))
         if high < low:
@@ -99,29 +117,30 @@ class DataStream:
             raise BadSample(str(error)) from error
 
     def draw_views(self, generator: torch.Generator, height: int, width: int) -> list[View]:
-        """Draw the views of a sample: one, or one for each of its seasons."""
+        """Draw one view per date of a sample; a single one for series of all dates."""
         views = self.views
+        count = 1 if self.seasons is None or self.seasons == "all" else self.seasons
         return draw_views(
-            generator, height, width, self.seasons or 1, region=views.region, crop=views.crop,
+            generator, height, width, count, region=views.region, crop=views.crop,
             flips=views.flips, turns=views.turns,
         )  # fmt: skip
 
 
 def sample_generator(seed: int, key: Key) -> torch.Generator:
-    """Return the generator that everything random about a sample comes from."""
+    """Return the generator of all random numbers of a sample."""
     state = np.random.SeedSequence((seed, *key)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 
 class TrainingSet(Dataset[Batch]):
-    """Batches of keys to batches of samples.
+    """A dataset of batches: maps lists of keys to :class:`Batch`.
 
     Args:
         streams: the sources.
-        stride: pixels per cell of the model's final map, of a ViT the patch size.
-        sample_noise: makes the objective's random numbers of a sample.
-        views: names of the augmented views of a sample, each drawn for itself; by default one without a name.
-        seed: of the run.
+        stride: pixels per cell of the model's final map (the patch size of a ViT).
+        sample_noise: draws the objective's random numbers of a sample.
+        views: names of independently augmented views of a sample; by default a single unnamed one.
+        seed: the seed of the run.
     """
 
     def __init__(
@@ -140,22 +159,23 @@ class TrainingSet(Dataset[Batch]):
         self.seed = seed
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """Make the batch of these keys; all are of one source.
+        """Return the batch of these keys, which all belong to one source.
 
         Raises:
-            BadSample: so many samples in a row cannot be used that the source must be broken.
+            BadSample: too many samples in a row cannot be used.
         """
         stream = self.streams[keys[0][1]]
         modalities = tuple(stream.preprocess.specs)
         views = self.views or ("",)
         images: dict[str, dict[str, list[Tensor]]] = {view: {m: [] for m in modalities} for view in views}
+        dates: dict[str, list[Tensor]] = {}
         valid: dict[str, list[Tensor]] = {m: [] for m in modalities}
         noise: dict[str, list[Tensor]] = {}
         names: list[str] = []
         skipped: dict[str, str] = {}
         for key in keys:
             generator = sample_generator(self.seed, key)
-            # The objective's numbers first: they must not depend on what a sample's views need.
+            # First, so that the numbers do not depend on how many the views need.
             side = -(-stream.views.size // self.stride)
             for name, value in self.sample_noise(generator, modalities, (side, side)).items():
                 noise.setdefault(name, []).append(value)
@@ -166,21 +186,27 @@ class TrainingSet(Dataset[Batch]):
                 partner, _ = self._take(stream, index, skipped, generator)
                 seen = [mix(one, _view(stream, partner, generator), share) for one in seen]
                 held = {m: present & _held(stream, partner)[m] for m, present in held.items()}
+            elif stream.seasons is not None:
+                for m, days in sample.dates.items():
+                    dates.setdefault(m, []).append(torch.from_numpy(days.astype(np.int64)))
             for m, present in held.items():
                 for one in seen:
-                    one[m][~present] = 0  # normalized, what is missing would be some value
+                    one[m][~present] = 0  # after normalization: zeros are not mapped to zeros by it
                 valid[m].append(present)
             for view, one in zip(views, seen, strict=True):
                 for m in modalities:
                     images[view][m].append(one[m])
             names.append(place)
-        stacked = {view: {m: torch.stack(x) for m, x in each.items()} for view, each in images.items()}
+        # Series of unequal length end with zeros, which are not valid.
+        stacked = {view: {m: stack_padded(x) for m, x in each.items()} for view, each in images.items()}
+        masks = {m: stack_padded(x) for m, x in valid.items() if x}
         return Batch(
             images={} if self.views else stacked[""],
             views=stacked if self.views else {},
             bands={m: stream.preprocess.specs[m].bands for m in modalities},
             noise={name: torch.stack(x) for name, x in noise.items()},
-            valid={m: torch.stack(x) for m, x in valid.items() if x and not all(row.all() for row in x)},
+            dates={m: stack_padded(x) for m, x in dates.items()},
+            valid={m: mask for m, mask in masks.items() if not mask.all()},
             task=stream.task,
             names=tuple(names),
             skipped=tuple(skipped.items()),
@@ -192,14 +218,14 @@ class TrainingSet(Dataset[Batch]):
     def _take(
         self, stream: DataStream, index: int, skipped: dict[str, str], generator: torch.Generator
     ) -> tuple[Sample, str]:
-        """Read a sample; of a place with more dates than are used, some."""
+        """Read a sample. If its location has more dates than a sample, draw some of them."""
         sample, name = self._read(stream, index, skipped)
-        if stream.seasons is not None and stream.seasons > 1:
+        if isinstance(stream.seasons, int) and stream.seasons > 1:
             sample = _some_seasons(sample, stream.seasons, stream.source.frames, generator)
         return sample, name
 
     def _read(self, stream: DataStream, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
-        """Read a sample, or the next one (in the next file); note those that were not usable."""
+        """Read a sample; if it cannot be used, record it and read another one (from the next file)."""
         source = stream.source
         in_file = source.block * stream.frames
         stride = in_file + (in_file > 1)
@@ -212,6 +238,7 @@ class TrainingSet(Dataset[Batch]):
                 sample = replace(
                     sample,
                     images={m: sample.images[m] for m in used},
+                    dates={m: days for m, days in sample.dates.items() if m in used},
                     valid={m: held for m, held in sample.valid.items() if m in used},
                 )
                 stream.check_size(*next(iter(sample.images.values())).shape[-2:])
@@ -225,27 +252,27 @@ class TrainingSet(Dataset[Batch]):
 
 
 def _held(stream: DataStream, sample: Sample) -> dict[str, Tensor]:
-    """Return by sensor at which dates of a sample it has an image, [T]; nothing where dates are samples."""
+    """Return masks [T] of the valid images of a series, by modality; empty if every date is a sample."""
     if stream.seasons is None:
         return {}
-    every = np.ones(stream.seasons, bool)
-    return {m: torch.from_numpy(sample.valid.get(m, every)) for m in sample.images}
+    lengths = {m: 1 if x.ndim == 3 else len(x) for m, x in sample.images.items()}
+    return {m: torch.from_numpy(sample.valid.get(m, np.ones(n, bool))) for m, n in lengths.items()}
 
 
 def _dates_of(stream: DataStream, place: int) -> Sample:
-    """Read all dates of a place; or, for samples of one season, the first that a sensor in use has.
+    """Read all dates of a location; for samples of one date, the first with an image of any used sensor.
 
-    Another sensor may be missing at it, and is marked.
+    Other sensors may be missing at that date; ``valid`` marks them.
 
     Raises:
-        BadSample: it cannot be used.
+        BadSample: the location cannot be used.
     """
     if stream.seasons != 1:
         return stream.source.read(place)
     try:
         return stream.source.read(place, 0)
     except BadSample:
-        whole = stream.source.read(place)  # here what is missing is marked
+        whole = stream.source.read(place)  # marks missing images instead of raising
         every = np.ones(stream.source.frames, bool)
         held = np.stack([whole.valid.get(m, every) for m in stream.preprocess.specs]).any(axis=0)
         if not held.any():
@@ -260,7 +287,7 @@ def _dates_of(stream: DataStream, place: int) -> Sample:
 
 
 def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Generator) -> Sample:
-    """Take ``seasons`` of all dates of a place, evenly apart, from a random one on: in order of time."""
+    """Select ``seasons`` evenly spaced dates of a location with a random offset, in order of time."""
     step = frames // seasons
     first = int(torch.randint(frames - step * (seasons - 1), (1,), generator=generator))
     taken = slice(first, first + step * (seasons - 1) + 1, step)
@@ -273,13 +300,17 @@ def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Ge
 
 
 def _view(stream: DataStream, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
-    """Cut, normalize and turn: [C, H, W] to [C, size, size]; with seasons [T, C, H, W] to as many."""
+    """Crop, normalize and augment: [C, H, W] to [C, size, size]; a series [T, C, H, W] date by date."""
     height, width = next(iter(sample.images.values())).shape[-2:]
     drawn = stream.draw_views(generator, height, width)
+    if stream.seasons == "all":
+        view, size = drawn[0], stream.views.size
+        series = stream.preprocess({m: cut(view, x) for m, x in sample.images.items()})
+        return {m: torch.stack([resize_and_turn(view, one, size) for one in x]) for m, x in series.items()}
     of_seasons = []
     for t, view in enumerate(drawn):
         of_season = {m: x if x.ndim == 3 else x[t] for m, x in sample.images.items()}
-        # Cut before normalizing: the same values, from less of them.
+        # Cropped before normalization, which gives the same values at less cost.
         squares = stream.preprocess({m: cut(view, image) for m, image in of_season.items()})
         of_seasons.append({m: resize_and_turn(view, x, stream.views.size) for m, x in squares.items()})
     if stream.seasons is None:

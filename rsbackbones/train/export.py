@@ -131,7 +131,7 @@ def _seen(recipe: Recipe, record: Mapping[str, Any], step: int) -> str:
         f"{s['name']} ({s['places']} places"
         + (f" x {s['frames']} dates" if s["frames"] > 1 else "")
         + (", the first of each" if s["frames"] > 1 and s.get("seasons") == 1 else "")
-        + (f", {s['seasons']} in a series" if s.get("seasons", 1) > 1 else "")
+        + (f", {s['seasons']} in a series" if s.get("seasons", 1) != 1 else "")
         + "".join(f", {note}" for note in s["notes"])
         + ")"
         for s in record["sources"]

@@ -1,7 +1,4 @@
-"""What a run begins with: a model from the seed, from a file, or from the stage before.
-
-And the way back: a run's objective as it was trained.
-"""
+"""Initialization of a run from the seed, a file, or the previous stage; and loading of a trained run."""
 
 import json
 import warnings
@@ -29,9 +26,9 @@ from rsbackbones.zoo.factory import create_model
 
 
 def build_objective(recipe: Recipe) -> Objective:
-    """Build the model and what is trained around it, from the recipe's seed."""
+    """Build the model and its objective, randomly initialized from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    # What the size decides (a grid of positions) is that of the training's images.
+    # The grid of position tables is that of the training images.
     overrides = {"image_size": recipe.data.size, **recipe.objective.overrides, **recipe.overrides}
     model = create_model(recipe.model, overrides=overrides)
     if recipe.data.statistics:
@@ -44,7 +41,7 @@ def build_objective(recipe: Recipe) -> Objective:
 def _with_statistics(
     model: Backbone, own: Mapping[str, Mapping[str, tuple[float, float]]]
 ) -> dict[str, InputSpec]:
-    """Return the input contract with statistics of the recipe's: the trained model keeps them."""
+    """Return the input contract with the statistics of the recipe, which the trained model keeps."""
     specs = preprocess_for(model.inputs, model.bands, sensors=model.config.sensors, statistics=own).specs
     return {
         m: replace(spec, statistics=f"{spec.statistics}; {', '.join(own[m])}: stated by the recipe")
@@ -55,15 +52,15 @@ def _with_statistics(
 
 
 def initialize_weights(objective: Objective, recipe: Recipe, previous: Recipe | None = None) -> str | None:
-    """Load the weights that a run begins with, where there are some; say what was done.
+    """Load the initial weights of a run, if there are any. Return a description of them, or ``None``.
 
     Args:
-        objective: gets the weights.
-        recipe: of the run; ``init_from`` names a file.
-        previous: the recipe of the stage before, where there is one.
+        objective: the objective to initialize.
+        recipe: the recipe of the run; ``init_from`` names a file.
+        previous: the recipe of the previous stage, if there is one.
 
     Raises:
-        TrainingError: they are of another objective, or not finite.
+        TrainingError: the weights belong to another objective, or are not finite.
     """
     if previous is not None and previous.output is not None:
         return _load_previous_stage(objective, previous.output.expanduser())
@@ -74,11 +71,10 @@ def initialize_weights(objective: Objective, recipe: Recipe, previous: Recipe | 
 
 
 def check_stages(recipe: Recipe) -> list[Objective]:
-    """Return the objectives of a recipe's stages without memory, after a check that each can begin with the
-    one before.
+    """Return the objectives of a recipe's stages on the meta device. Check that each can initialize the next.
 
     Raises:
-        TrainingError: what a stage trains has no place in the next, or another meaning there.
+        TrainingError: parameters of a stage are missing in the next one, or incompatible with it.
     """
     with torch.device("meta"):
         objectives = [build_objective(stage) for stage in recipe.resolve_stages()]
@@ -88,10 +84,10 @@ def check_stages(recipe: Recipe) -> list[Objective]:
 
 
 def check_previous_stage(before: Objective, after: Objective, *, names: tuple[str, str]) -> None:
-    """Check that all that a stage trains has its place in the next one, and means the same there.
+    """Check that all parameters of a stage exist in the next one, with the same shape and meaning.
 
     Raises:
-        TrainingError: something is not in the next one, or of another shape, or means something else.
+        TrainingError: some are missing, have another shape, or are incompatible.
     """
     fix = "stages= may change what is trained, not the model"
     check_compatible(
@@ -107,7 +103,7 @@ def check_previous_stage(before: Objective, after: Objective, *, names: tuple[st
 
 
 def _load_previous_stage(objective: Objective, out: Path) -> str:
-    """Load all of what the stage before trained; parts that it did not have stay as the seed made them."""
+    """Load all weights of the previous stage. Modules that it did not have keep their initialization."""
     _, _, before, step = read_run(out)
     check_previous_stage(before, objective, names=(out.name.replace("_", " "), "this stage"))
     source, target = before.state_dict(), objective.state_dict()
@@ -121,7 +117,7 @@ def _load_file(objective: Objective, path: Path, model: str) -> None:
     check_compatible(
         _read_signature(file), objective_signature(objective),
         stage_options=objective.options.stage_options, names=(f"init_from={path}", "this recipe"),
-        fix="say what the file was trained with (its recipe.json does), or train from the start",
+        fix="use the options that the file was trained with (see its recipe.json), or train from the start",
     )  # fmt: skip
     ours = objective.state_dict()
     differing = sorted(set(file.tensors) ^ set(ours)) + [
@@ -143,36 +139,34 @@ def _read_signature(file: CheckpointFile) -> dict[str, Any]:
     export = "`python -m rsbackbones.train.export RUN --full`"
     if OBJECTIVE_KEY not in file.metadata:
         raise TrainingError(
-            f"init_from={file.path} does not say what its parameters mean (bands, heads, grid); it must be "
-            f"objective.safetensors as {export} writes it: export the run once more"
+            f"init_from={file.path} does not state the options of its parameters (bands, heads, grid); it "
+            f"must be objective.safetensors as {export} writes it: export the run again"
         )
     try:
         said = json.loads(file.metadata[OBJECTIVE_KEY])
         meaning = {name: dict(said[name]) for name in ("config", "objective")} | {"grid": said["grid"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainingError(
-            f"init_from={file.path}: what it says of itself is damaged ({error!r}); export the run once "
-            "more, "
-            f"{export}"
+            f"init_from={file.path}: its metadata is damaged ({error!r}); export the run again, {export}"
         ) from error
     return meaning
 
 
 def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
-    """Return a run's recipe, all that is recorded with it, its objective as trained, and the step.
+    """Return the recipe of a run, its saved record, its trained objective, and the step.
 
-    Of a run of several stages the recipe is that of the whole, and the rest is of the last stage.
+    For a run of several stages the recipe is the whole one; the rest belongs to the last stage.
 
-    The newest whole checkpoint is read, its moving average where the run keeps one. Runs are your own: a
-    distributed checkpoint can execute code when it is read, so never read one that was downloaded.
+    The weights are those of the newest intact checkpoint, or their moving average if the run has one. Only
+    read runs of your own: loading a distributed checkpoint can execute code.
 
     Raises:
-        TrainingError: there is no run or no whole checkpoint.
+        TrainingError: there is no run or no intact checkpoint.
     """
     try:
         record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        told = f"{run} is no run: {error}"
+        told = f"{run} is not a run: {error}"
         if stages := sorted(p for p in run.glob("stage_*") if p.is_dir()):
             told = f"{run} is still in an earlier stage, which is a run as well: {stages[-1]}"
         raise TrainingError(told) from error

@@ -1,4 +1,4 @@
-"""The pictures of a run: loss curves, and what was seen and reconstructed."""
+"""Plots of a run: loss curves, and reconstructions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from torch import Tensor
 from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretched
 from rsbackbones.train.engine.run_dir import read_log
 
-# What is no curve of interest on its own.
+# Values without a panel of their own.
 _NOT_DRAWN = ("step", "epoch", "samples_per_s", "data_wait")
 
 
 def draw_losses(folder: Path) -> None:
-    """Draw ``loss.png`` from ``metrics.jsonl``: a panel for every number that is logged."""
+    """Draw ``loss.png`` from ``metrics.jsonl``, with one panel per logged value."""
     lines = read_log(folder)
     names = [name for name in dict.fromkeys(n for line in lines for n in line) if name not in _NOT_DRAWN]
     if not names:
@@ -26,7 +26,7 @@ def draw_losses(folder: Path) -> None:
         axis = figure.add_subplot(rows, columns, number + 1)
         steps, values = zip(*((line["step"], line[name]) for line in lines if name in line), strict=True)
         axis.plot(steps, values, linewidth=0.4, color="tab:blue", alpha=0.4 if len(steps) > 100 else 1)
-        if len(steps) > 100:  # single steps are noisy: the mean of fiftieths of the run over them
+        if len(steps) > 100:  # single steps are noisy: also plot means over 50 parts of the run
             parts = np.array_split(np.stack([steps, values]), 50, axis=1)
             axis.plot(*np.stack([part.mean(axis=1) for part in parts], axis=1), color="tab:blue")
         axis.set_title(name.replace("_", " "), fontsize=10)
@@ -39,7 +39,7 @@ def draw_reconstructions(
     folder: Path,
     examples: Sequence[tuple[str, Mapping[str, tuple[Tensor, Tensor, Tensor]], Mapping[str, Sequence[str]]]],
 ) -> None:
-    """Draw ``reconstruction.png``: for every example image, what the encoder saw, and the prediction.
+    """Draw ``reconstruction.png``: every example image, its visible patches, and the prediction.
 
     An example is (name, {modality: (image, seen, predicted), each [C, H, W]}, {modality: bands}).
     """

@@ -1,4 +1,4 @@
-"""Pretraining: a recipe made real (data, objective, optimizer, schedule), and its stages trained."""
+"""Pretraining: builds the data, objective, optimizer and schedule of a recipe, and trains its stages."""
 
 import json
 from dataclasses import dataclass, replace
@@ -30,20 +30,20 @@ from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.pictures import draw_losses, draw_reconstructions
 from rsbackbones.train.recipe import Part, Recipe
 
-# So many samples of each source are read before a run begins: are the values in the stated unit?
+# The number of samples of each source that are checked before a run, e.g. for wrong units.
 _PROBED_SAMPLES = 8
 
 
 def pretrain(recipe: Recipe) -> Summary:
-    """Pretrain as a recipe says, or go on with the run in ``recipe.output``, in the stage that it was in.
+    """Pretrain with a recipe, resuming the run in ``recipe.output`` if there is one, in its stage.
 
-    One process needs no launcher; under torchrun every process calls this.
+    A single process needs no launcher; with torchrun, call this in every process.
 
     Returns:
         The summary of the stage in which the run ended.
 
     Raises:
-        ValueError: the recipe, the data or the folder are not usable.
+        ValueError: the recipe, the data or the folder cannot be used.
         TrainingError: (a ``ValueError``) as :func:`rsbackbones.train.engine.trainer.train`.
     """
     return train(stages_of(recipe))
@@ -51,13 +51,13 @@ def pretrain(recipe: Recipe) -> Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage of a recipe, to be built.
+    """A stage of a recipe that is not built yet.
 
     Attributes:
-        config: its own recipe.
-        saved: the recipe in its folder: of the last stage the whole one, of others their own.
+        config: the recipe of the stage alone.
+        saved: the recipe that is saved in its folder: the whole one for the last stage, else its own.
         recipe: the whole recipe; this is its stage ``index``.
-        previous: the recipe of the stage before.
+        previous: the recipe of the previous stage.
     """
 
     config: Recipe
@@ -67,20 +67,20 @@ class Stage:
     previous: Recipe | None
 
     def check(self) -> None:
-        """Raise what would stop this stage, before an earlier one is trained.
+        """Raise errors that would stop this stage, before earlier stages are trained.
 
         Raises:
-            ValueError: the data or the model are not usable, or the weights of the stage before do not fit.
+            ValueError: the data or the model cannot be used, or the weights of the previous stage do not fit.
         """
         open_sources(self.config, check_stages(self.recipe)[self.index].backbone)
 
     def build(self, processes: DistributedContext) -> "PretrainRun":
-        """Build the run; the stage before is trained."""
+        """Build the run, after the previous stage is trained."""
         return PretrainRun(self.config, processes, saved=self.saved, previous=self.previous)
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
-    """Return the stages of a recipe, to be built one after another."""
+    """Return the stages of a recipe, not built yet."""
     configs = recipe.resolve_stages()
     return [
         Stage(
@@ -95,13 +95,13 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 
 class PretrainRun(TrainRun):
-    """What a recipe of one stage builds.
+    """The run of a recipe with one stage.
 
     Args:
         config: the recipe.
-        processes: this process among all.
-        saved: what is saved with the run, where it is a stage of another recipe.
-        previous: the recipe of the stage whose weights it begins with.
+        processes: the process group, and this process in it.
+        saved: the recipe to save with the run, if it is a stage of another recipe.
+        previous: the recipe of the stage whose weights initialize it.
     """
 
     config: Recipe
@@ -125,7 +125,8 @@ class PretrainRun(TrainRun):
         self.max_bad_share = config.data.max_bad_share
         self.objective = build_objective(config)
         if not (config.output is not None and finished(config.output.expanduser() / "checkpoints")):
-            self.beginning = initialize_weights(self.objective, config, previous)  # a resumed run has its own
+            # A resumed run loads its own weights.
+            self.beginning = initialize_weights(self.objective, config, previous)
         backbone, options = self.objective.backbone, config.objective
         self.streams = open_sources(config, backbone)
         self.places = sum(len(source) for source in {id(s.source): s.source for s in self.streams}.values())
@@ -148,10 +149,12 @@ class PretrainRun(TrainRun):
 
         self.objective.to(processes.device)
         set_batch_norm(self.objective, config.batch_norm, config.batch_norm_group)
-        # A batch without one of the sensors, or of one of several tasks, leaves some parameters without
-        # gradients.
-        unused = len(self.plan.task_names) > 1 or any(
-            set(stream.preprocess.specs) != set(backbone.modalities) for stream in self.streams
+        # A batch without one of the sensors, of one of several tasks, or of series without dates or missing
+        # images, leaves some parameters without gradients.
+        unused = (
+            len(self.plan.task_names) > 1
+            or backbone.consumes == "series"
+            or any(set(stream.preprocess.specs) != set(backbone.modalities) for stream in self.streams)
         )
         self.module = parallelize(self.objective, config, processes.device, unused=unused)
         if isinstance(self.module, FSDPModule):
@@ -178,12 +181,12 @@ class PretrainRun(TrainRun):
 
     @torch.no_grad()
     def plot(self, folder: Path) -> None:
-        """Draw the pictures; all processes compute, as their parameters may be sharded."""
+        """Plot reconstructions and losses. All processes compute, as parameters may be sharded."""
         device = self.processes.device
         examples = []
         for batch in self.examples():
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-            # Forked: a run that goes on from this checkpoint does not draw, and must not differ.
+            # Random state is restored: a run that resumes from this checkpoint does not plot.
             with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
                 images = self.objective.reconstruct(batch.to(device))
             for i, name in enumerate(batch.names):
@@ -194,7 +197,7 @@ class PretrainRun(TrainRun):
             draw_losses(folder)
 
     def examples(self, per_source: int = 2) -> list[Batch]:
-        """Return some samples of every source, always the same ones, for pictures."""
+        """Return a fixed set of samples of every source, for plots."""
         return [
             self.dataset.__getitems__([(0, i, k * len(stream) // count) for k in range(count)])
             for i, stream in enumerate(self.streams)
@@ -203,13 +206,13 @@ class PretrainRun(TrainRun):
 
 
 def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
-    """Open the recipe's sources and say how each is normalized, viewed, and for which task it is used.
+    """Open the recipe's sources, with the normalization, augmentation and task of each.
 
-    A source that is for every one of several tasks is a stream of samples for each.
+    A source without a task of its own is used once for every task.
 
     Raises:
-        ValueError: no data is named, a source has nothing that the model takes, a band has no statistics,
-            values are not in the stated unit, or tasks do not fit.
+        ValueError: there is no data, a source has no band of the model, a band has no statistics, values are
+            not in the stated unit, or tasks do not match.
     """
     data, sensors = recipe.data, backbone.config.sensors
     if data.root is None:
@@ -283,10 +286,10 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
 
 
 def task_names(recipe: Recipe) -> tuple[str, ...]:
-    """Return the objective's tasks; where it names none, those of the sources.
+    """Return the tasks of the objective; if it has none, those of the sources.
 
     Raises:
-        TrainingError: a source names a task that the objective does not have.
+        TrainingError: a source has a task that the objective does not have.
     """
     named = tuple(dict.fromkeys(part.task for part in recipe.data.parts if part.task))
     tasks = recipe.objective.tasks or named or ("",)
@@ -299,14 +302,14 @@ def task_names(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _probe_samples(stream: DataStream, preprocess: Any) -> None:
-    """Read some samples with all checks: wrong units, and crops that do not fit, show before a run."""
-    source, series = stream.source, (stream.seasons or 1) > 1
+    """Read some samples with all checks, to detect wrong units and too small images before a run."""
+    source, series = stream.source, stream.seasons not in (None, 1)
     too_small: list[BadSample | None] = []
     for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
         try:
             sample = source.read(place, None if series else 0)
         except BadSample:
-            continue  # the run reports it when it comes to it
+            continue  # the run reports it
         images = {m: sample.images[m] for m in preprocess.specs}
         try:
             preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
@@ -320,5 +323,5 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
             too_small.append(problem)
         else:
             too_small.append(None)
-    if too_small and all(too_small):  # some are left out in the run
+    if too_small and all(too_small):  # if only some are, the run skips them
         raise TrainingError(f"{source.name}: {too_small[0]}")

@@ -11,6 +11,7 @@ from torch import nn
 import rsbackbones as rsb
 from rsbackbones.data.simulator import simulate_scene
 from rsbackbones.heads import HEADS, ViTLite, dense_model
+from tests.models.examples import small
 
 SMALL = {"upernet": {"width": 16}, "linear": {}, "vit_lite": {"width": 16, "depth": 2}}
 K = 3
@@ -325,3 +326,54 @@ def test_images_that_do_not_fit_are_refused():
         change(images(16, 16), {"s2": images(16, 16)["s2"]})
     with pytest.raises(ValueError, match="the later one is not"):
         change(images(16, 16)["s2"], images(16, 16))
+
+
+# -- series ---------------------------------------------------------------------------------------------
+
+
+def test_a_series_for_a_backbone_of_single_images_is_refused():
+    net, series = model("linear"), images(32, 48, batch=(2, 3))
+    match = r"croma_vit_tiny encodes single images, .*x\.flatten\(0, 1\)"
+    with pytest.raises(ValueError, match=match):
+        net(series)
+    with pytest.raises(ValueError, match="dates must be"):
+        net(images(32, 48), dates=torch.zeros(2, 3).long())
+    resnet = timm.create_model("resnet18", features_only=True, out_indices=(1, 2), pretrained=False)
+    other = dense_model(resnet, "upernet", num_classes=K, width=16).eval()
+    with pytest.raises(ValueError, match="encodes single images"):
+        other(torch.rand(2, 3, 3, 32, 32))
+    with pytest.raises(ValueError, match="takes single images: leave them out"):
+        other(torch.rand(2, 3, 32, 32), dates=torch.zeros(2, 3).long())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_dates_and_missing_images_of_a_series_reach_the_maps(head):
+    net = model(head, body=small("toy_series")).eval()
+    x = {"s2": torch.rand(2, 3, 12, 32, 32, generator=torch.Generator().manual_seed(0))}
+    dates, valid = torch.tensor([[0, 90, 180]] * 2), torch.tensor([[True, False, True], [True, True, False]])
+    with torch.no_grad():
+        found = net(x, dates=dates, valid={"s2": valid})
+        assert not torch.allclose(net(x, valid={"s2": valid}), found, atol=1e-4)
+        broken = {"s2": x["s2"].masked_fill(~valid[..., None, None, None], float("nan"))}
+        assert torch.equal(net(broken, dates=dates, valid={"s2": valid}), found)
+        # The last image of the second series is missing: as if it were not there.
+        alone = net({"s2": x["s2"][1:, :2]}, dates=dates[1:, :2])
+        torch.testing.assert_close(found[1:], alone, atol=1e-5, rtol=0)
+
+
+def test_parameters_of_dates_are_trained():
+    net = model("linear", body=small("toy_series"))
+    assert all(p.requires_grad for name, p in net.named_parameters() if "season" in name)
+    x = {"s2": torch.rand(2, 3, 12, 32, 32)}
+    net(x, dates=torch.tensor([[0, 90, 180]] * 2)).square().sum().backward()
+    assert net.backbone.season.weight.grad.abs().sum() > 0
+
+
+def test_change_of_two_series_is_refused():
+    net = model("linear", body=small("toy_series"), task="change")
+    one, series = ({"s2": torch.rand(2, *lead, 12, 32, 32)} for lead in ((), (3,)))
+    assert net(one, one).shape == (2, K, 32, 32)
+    with pytest.raises(ValueError, match=r"change between two series, .*pass one image for each date"):
+        net(series, series)
+    with pytest.raises(ValueError, match="leave out dates and valid"):
+        net(one, one, dates=torch.zeros(2, 2).long())

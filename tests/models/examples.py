@@ -26,6 +26,17 @@ def batch(model, height=64, width=96, *, times=None, seed=0):
     }
 
 
+def dated(model, times=None):
+    """The dates of :func:`batch`, as arguments of a model that consumes series; of no other."""
+    days = torch.tensor([[0, 90, 180, 270], [30, 200, 400, 500]])
+    return {"dates": days[:, :times]} if model.consumes == "series" and times is not None else {}
+
+
+def times_of(model, times=3):
+    """How many dates the images of a model have in tests of all models: series where it consumes them."""
+    return times if model.consumes == "series" else None
+
+
 def cells(side, stride):
     """How many cells of a map cover a side."""
     return -(-side // stride)

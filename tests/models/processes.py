@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 import tests.conftest  # noqa: F401  (registers the families of the tests)
+from rsbackbones.data.series import model_arguments
 from rsbackbones.models.unused import called_units, freeze_unused
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
@@ -14,7 +15,7 @@ from rsbackbones.train.engine.distributed import end_process
 from rsbackbones.train.engine.ema import ParameterEma
 from rsbackbones.train.engine.module import TrainModule
 from rsbackbones.train.engine.parallel import parallelize
-from tests.models.examples import ALL, batch, small
+from tests.models.examples import ALL, batch, dated, small, times_of
 
 GLOBAL_BATCH, STEPS, DECAY = 4, 3, 0.5
 KINDS = ("ddp", "fsdp")
@@ -26,13 +27,14 @@ class Classify(TrainModule):
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
-        freeze_unused(backbone, lambda images: [backbone(images)])
+        freeze_unused(backbone, lambda images, **series: [backbone(images, **series)])
 
     def units(self):
         return called_units(self.backbone)
 
     def forward(self, batch):
-        return {"loss": F.cross_entropy(self.backbone(batch.images), batch.noise["target"])}
+        series = model_arguments(batch.dates, batch.valid, self.backbone.modalities)
+        return {"loss": F.cross_entropy(self.backbone(batch.images, **series), batch.noise["target"])}
 
 
 def run(name, kind, rank=0, world_size=1):
@@ -50,10 +52,15 @@ def run(name, kind, rank=0, world_size=1):
     mine = slice(rank * each, (rank + 1) * each)
     losses = []
     for step in range(STEPS):
-        x = [batch(module.backbone, 32, 32, seed=10 * step + half) for half in range(GLOBAL_BATCH // 2)]
+        backbone, halves = module.backbone, range(GLOBAL_BATCH // 2)
+        times = times_of(backbone)
+        x = [batch(backbone, 32, 32, times=times, seed=10 * step + half) for half in halves]
         images = {m: torch.cat([part[m] for part in x])[mine].double() for m in x[0]}
+        days = [dated(backbone, times) for _ in halves]
+        dates = {m: torch.cat([d["dates"] + step for d in days])[mine] for m in images if days[0]}
         target = torch.arange(GLOBAL_BATCH)[mine] % 3
-        loss = parallel(Batch(images=images, bands=module.backbone.bands, noise={"target": target}))["loss"]
+        given = Batch(images=images, dates=dates, bands=backbone.bands, noise={"target": target})
+        loss = parallel(given)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

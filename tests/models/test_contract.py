@@ -21,7 +21,7 @@ from rsbackbones.train.engine.parallel import parallelize
 from rsbackbones.train.finetune.objective import Finetuning
 from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
-from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, small
+from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, dated, small, times_of
 from tests.models.toy_cnn import ToyCNN
 
 
@@ -278,7 +278,7 @@ def test_a_model_that_consumes_series_masks_missing_dates(name):
     assert torch.equal(features.maps(m)[0], again.maps(m)[0])
     assert not torch.allclose(features.maps(m)[0], model.forward_features(x).maps(m)[0], atol=1e-4)
     classifier = small(name, num_classes=3)
-    logits = classifier(broken, valid={m: valid})
+    logits = classifier(broken, valid={m: valid}, **dated(model, 3))
     assert logits[1].isnan().all()
     logits[0].square().sum().backward()
     assert all(p.grad.isfinite().all() for p in classifier.parameters())
@@ -320,9 +320,9 @@ def test_a_head_serves_its_stream_only_and_missing_images_do_not_reach_it(name):
 
 def test_gradients_reach_every_parameter(model):
     classifier = small(model.architecture, num_classes=3).train()
-    x = batch(classifier, times=3 if model.consumes == "series" else None)
-    features = classifier.forward_features(x)
-    loss = classifier(x).square().sum() + sum(p.square().sum() for p in features.pooled.values())
+    x, series = batch(classifier, times=times_of(model)), dated(model, times_of(model))
+    features = classifier.forward_features(x, **series)
+    loss = classifier(x, **series).square().sum() + sum(p.square().sum() for p in features.pooled.values())
     loss.backward()
     assert not [n for n, p in classifier.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
@@ -554,7 +554,7 @@ def test_images_smaller_than_the_minimum_size_are_refused(pad):
         ):
             model(smaller)
     model.min_size = 100
-    assert min(model.example_inputs()["s2"].shape[-2:]) >= 100
+    assert min(model.example_inputs().images["s2"].shape[-2:]) >= 100
 
 
 def test_sensors_that_do_not_agree_are_refused(model):

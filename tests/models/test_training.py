@@ -10,7 +10,7 @@ from rsbackbones.layers.activation_checkpointing import checkpoint_activations
 from rsbackbones.models.unused import freeze_unused
 from rsbackbones.train.finetune import finetune, load_finetuned
 from rsbackbones.zoo.registry import find_architecture
-from tests.models.examples import ALL, batch, small
+from tests.models.examples import ALL, batch, dated, small, times_of
 from tests.train.finetune_setup import BANDS, DENSE, labelled, small_recipe
 
 
@@ -92,12 +92,12 @@ def test_activation_checkpointing_without_units_is_refused():
 
 
 def test_unused_parameters_are_frozen_and_no_others(model):
-    """Against a backward pass: exactly those that get no gradient from the output."""
+    """Against a backward pass: exactly those that get no gradient from the output, given all it takes."""
     classifier = small(model.architecture, num_classes=2)
     buffers = {name: b.clone() for name, b in classifier.named_buffers()}
-    freeze_unused(classifier, lambda images: [classifier(images)])
+    freeze_unused(classifier, lambda images, **series: [classifier(images, **series)])
     other = small(model.architecture, num_classes=2)
-    other(batch(other)).sum().backward()
+    other(batch(other, times=times_of(other)), **dated(other, times_of(other))).sum().backward()
     for (name, p), (_, q) in zip(classifier.named_parameters(), other.named_parameters(), strict=True):
         assert p.requires_grad == (q.grad is not None), name
     assert all(torch.equal(b, buffers[name]) for name, b in classifier.named_buffers())

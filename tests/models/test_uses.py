@@ -20,7 +20,7 @@ from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
 from tests.data.test_rasters import write_tif
 from tests.embed.test_embed import optical, radar, read_map
-from tests.models.examples import ALL, VITS, batch, cells, small
+from tests.models.examples import ALL, VITS, batch, cells, dated, small, times_of
 from tests.models.toy_cnn import ToyCNN
 
 register_encoders()
@@ -38,8 +38,8 @@ def model(request):
 def test_every_head_gives_every_pixel_logits_and_trains(model, head):
     options = {"linear": {}, "upernet": {"width": 16}, "vit_lite": {"width": 32, "depth": 1}}[head]
     dense = dense_model(model, head, num_classes=3, **options).train()
-    x = batch(model, 40, 72)
-    logits = dense(x)
+    x = batch(model, 40, 72, times=times_of(model))
+    logits = dense(x, **dated(model, times_of(model)))
     assert logits.shape == (2, 3, 40, 72)
     logits.square().mean().backward()
     assert [p for p in dense.head.parameters() if p.grad is not None]

@@ -37,6 +37,7 @@ class ToySeries(Backbone):
         super().__init__(config, num_features=config.width, num_classes=num_classes)
         (modality,) = config.modalities
         self.conv = nn.Conv3d(len(config.bands[modality]), config.width, 3, padding=1)
+        self.season = nn.Linear(2, config.width)  # used where dates are known
         self.down = nn.Conv3d(config.width, config.width, (3, 4, 4), stride=(1, 4, 4), padding=(1, 0, 0))
         self.up = nn.ConvTranspose2d(config.width, config.width, 2, stride=2)
 
@@ -47,7 +48,7 @@ class ToySeries(Backbone):
         return conv_stem("conv")
 
     def layer_groups(self) -> list[list[nn.Module]]:
-        return [[self.conv], [self.down], [self.up, self.head]]
+        return [[self.conv, self.season], [self.down], [self.up, self.head]]
 
     def units(self) -> list[nn.Module]:
         return [self.conv, self.down, self.up]
@@ -56,13 +57,12 @@ class ToySeries(Backbone):
         ((stream, x),) = inputs.images.items()  # [B, T, C, H, W]
         there = inputs.valid.get(stream, torch.ones_like(x[:, :, 0, 0, 0], dtype=torch.bool))
         mask = there[:, None, :, None, None].to(x.dtype)  # [B, 1, T, 1, 1]
-        if inputs.dates is not None:  # the season, so that dates matter
-            x = (
-                x
-                + (inputs.dates / 58.1).sin()[..., None, None, None].to(x.dtype)
-                * there[..., None, None, None]
-            )
-        dates: Tensor = F.gelu(self.conv(x.transpose(1, 2))) * mask
+        hidden = self.conv(x.transpose(1, 2))  # [B, D, T, H, W]
+        if inputs.dates is not None:
+            angle = (inputs.dates / 58.1).to(x.dtype)
+            season = self.season(torch.stack([angle.sin(), angle.cos()], dim=-1))  # [B, T, D]
+            hidden = hidden + season.transpose(1, 2)[..., None, None]
+        dates: Tensor = F.gelu(hidden) * mask
         dates = F.gelu(self.down(dates)) * mask  # [B, D, T, h, w]
         mean = dates.sum(dim=2) / mask.sum(dim=2).clamp(min=1)
         features = self.up(mean)

@@ -76,9 +76,9 @@ def refused(recipe, file, changes, message):
         ({"overrides__sensors": {"s2": "landsat_oli"},
           "overrides__bands": {"s2": ["B2", "B5"], "s1": ["VV", "VH"]}}, "differ in .*sensors"),
         ({"overrides__query": "text", "overrides__fusion": "decouple"}, "differ in query"),
-        ({"overrides__num_heads": 2}, r"differ in num_heads \(4, 2\): say what the file was trained with"),
+        ({"overrides__num_heads": 2}, r"differ in num_heads \(4, 2\): use the options that the file"),
         ({"objective__decoder_heads": 2}, r"differ in decoder_heads \(4, 2\)"),
-        ({"data__size": 16}, r"grid of \[4, 4\], those of this recipe of \[2, 2\]: say overrides.position"),
+        ({"data__size": 16}, r"has the grid \[4, 4\], that of this recipe \[2, 2\]: set overrides.position"),
     ],
 )  # fmt: skip
 def test_what_shapes_do_not_show_of_seamo_is_refused(seamo_begin, tmp_path, changes, message):
@@ -137,8 +137,8 @@ def test_a_file_that_does_not_say_what_it_means_is_refused(seamo_begin, tmp_path
     recipe, file = seamo_begin
     bare = tmp_path / "objective.safetensors"
     for metadata, message in (
-        (None, "does not say what its parameters mean .* export the run once more"),
-        ({compatibility.OBJECTIVE_KEY: '{"config": {}'}, "damaged .* export the run once more"),
+        (None, "does not state the options of its parameters .* export the run again"),
+        ({compatibility.OBJECTIVE_KEY: '{"config": {}'}, "damaged .* export the run again"),
         ({compatibility.OBJECTIVE_KEY: '{"config": 3, "objective": {}, "grid": null}'}, "damaged"),
         ({compatibility.OBJECTIVE_KEY: "[]"}, "damaged"),
     ):

@@ -429,7 +429,7 @@ def test_images_of_another_sensor(tmp_path):
         finetune(apply_overrides(recipe, {"sensors.s2": "superdove", "output": str(tmp_path / "b")}), data)
     # Zeros that are trained would see bands without statistics: 1 everywhere.
     zero = apply_overrides(recipe, {"bands": '{"s2": ["B2", "B3", "B4", "B6"]}', "missing_bands": "zero"})
-    with pytest.raises(ValueError, match=r"do not look at B6 \(missing_bands='zero'\).*or freeze=true"):
+    with pytest.raises(ValueError, match=r"ignore B6 \(missing_bands='zero'\).*or freeze=true"):
         build_model(zero, data)
     frozen = build_model(apply_overrides(zero, {"freeze": "true"}), data)
     assert frozen.inputs["s2"].unused_bands == ("B6",)

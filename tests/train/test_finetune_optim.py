@@ -12,7 +12,7 @@ import rsbackbones as rsb
 from rsbackbones.layers.drop_path import drop_path
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.engine.optim import start_state
-from rsbackbones.train.finetune.objective import Finetuning, evenly_counted
+from rsbackbones.train.finetune.objective import Finetuning, normalize_by_global_pixels
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule, learning_rate
 from rsbackbones.train.finetune.recipe import FinetuneOptim
 from rsbackbones.train.finetune.run import build_model
@@ -205,7 +205,7 @@ def test_every_labelled_pixel_of_a_step_counts_the_same_whatever_pass_it_is_in(l
     whole = batch_of(target)
     passes = [replace(whole, images={"s2": whole.images["s2"][i : i + 1]}, target=target[i : i + 1])
               for i in range(2)]  # fmt: skip
-    counted = evenly_counted(passes, DistributedContext(0, 1, torch.device("cpu")))
+    counted = normalize_by_global_pixels(passes, DistributedContext(0, 1, torch.device("cpu")))
     loss = sum(module(batch)["loss"] for batch in counted) / 2
     weights = list(module.model.head.parameters())
     found = torch.autograd.grad(loss, weights)

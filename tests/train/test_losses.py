@@ -67,7 +67,7 @@ def test_hard_negatives_lie_between_the_query_and_its_hardest_negatives():
 
 
 def test_only_the_hardest_are_mixed(monkeypatch):
-    monkeypatch.setattr("rsbackbones.train.objectives.hard_negatives.HARDEST", 1)
+    monkeypatch.setattr("rsbackbones.train.objectives.hard_negatives.NUM_HARDEST", 1)
     keys = F.normalize(torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1.0, 0], [0, 0, 1.0]]), dim=-1)
     mixed = mix_hard_negatives(keys[:1], keys, torch.tensor([0]), torch.rand(1, 4), torch.zeros(1, 4))
     torch.testing.assert_close(mixed[0], keys[1].expand(4, -1))

@@ -6,12 +6,20 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
+import rsbackbones as rsb
+from rsbackbones.integrations.timm import TimmEncoder
+from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.train.engine.config import OptimOptions
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.engine.ema import ParameterEma
+from rsbackbones.train.engine.module import TrainModule
 from rsbackbones.train.engine.optim import build_optimizer, build_schedule, start_state
+from rsbackbones.train.finetune.optim import build_optimizer as finetune_optimizer
+from rsbackbones.train.finetune.recipe import FinetuneOptim
 from rsbackbones.train.initialize import build_objective
+from rsbackbones.train.objectives.decoder import Decoder
 from rsbackbones.train.pretraining import PretrainRun, pretrain
+from tests.models.toy_series import ToySeries, ToySeriesConfig
 from tests.train.training import curve, small_recipe, write_data
 
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
@@ -70,6 +78,57 @@ def test_what_decays(data):
     assert any("temperature" in n or "scale" in n for n in spared)
     assert all("weight" in n and "norm" not in n for n in by_decay[0.3])
     assert any("attn" in n or "qkv" in n for n in by_decay[0.3])
+
+
+def decayed(optimizer, module):
+    names = {p: name for name, p in module.named_parameters()}
+    return {names[p] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+
+
+def test_what_a_family_exempts_does_not_decay():
+    """Tokens of another name, and a position table; in pretraining, fine-tuning and timm."""
+
+    class Own(ToySeries):
+        def __init__(self, config):
+            super().__init__(config)
+            self.registers = torch.nn.Parameter(torch.zeros(2, 4, 8))
+            self.season_positions = LearnedPositions((2, 2), 8)
+
+        def no_weight_decay(self):
+            return super().no_weight_decay() | {"registers"}
+
+    class Trained(TrainModule):
+        def __init__(self):
+            super().__init__()
+            self.decoder = Decoder(8, 2, 4, dim=16, depth=1, num_heads=2)
+            self.backbone = Own(ToySeriesConfig(width=8))
+
+    module = Trained()
+    named = {"registers", "season_positions.table"}
+    assert module.backbone.no_weight_decay() == named
+    exempt = {f"backbone.{name}" for name in named} | {"decoder.mask_token"}
+    assert module.no_weight_decay() == exempt
+    decaying = {n for n, p in module.named_parameters() if p.ndim > 1} - exempt
+    assert decayed(build_optimizer(module, OptimOptions(weight_decay=0.1), 8), module) == decaying
+    assert decayed(
+        finetune_optimizer(module, FinetuneOptim(weight_decay=0.1, layer_decay=1.0), 8), module
+    ) == (decaying)
+    encoder = TimmEncoder.__new__(TimmEncoder)
+    torch.nn.Module.__init__(encoder)
+    encoder.backbone = module.backbone
+    assert encoder.no_weight_decay() == exempt - {"decoder.mask_token"}
+
+
+@pytest.mark.parametrize("model", ["croma_vit_tiny", "seamo_vit_tiny"])
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_no_tokens_and_tables_of_the_zoo_decay(model, positions):
+    """By their names: whatever ends in token or table is exempt, and nothing else."""
+    if (model, positions) == ("croma_vit_tiny", "learned"):
+        positions = "peg"
+    backbone = rsb.create_model(model, overrides={"positions": positions})
+    expected = {n for n, _ in backbone.named_parameters() if n.endswith(("token", "positions.table"))}
+    assert backbone.no_weight_decay() == expected
+    assert bool(expected) == (positions == "learned")
 
 
 def trained(options, with_start, steps=6):

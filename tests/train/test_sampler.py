@@ -190,3 +190,15 @@ def test_a_small_task_goes_over_more_epochs_of_its_own():
     assert tasks[5000:5100] == [replace(drawn).task(step) for step in range(5000, 5100)]  # from any step
     assert drawn.epochs(9_000)["small"] == tasks[:9_000].count("small") / 10
     assert tasks != [replace(drawn, seed=1).task(step) for step in range(10_000)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_task_without_sources_is_refused(schedule):
+    common = {"repeats": (1, 1), "lengths": (8, 8), "blocks": (1, 1), "batch_size": 4, "seed": 0}
+    with pytest.raises(ValueError, match=r"no source is for the task b .*give it a source, or leave it out"):
+        BatchPlan(**common, tasks=("a", "a"), task_names=("a", "b"), schedule=schedule)
+    for tasks in ((), ("a",), ("a", "c")):
+        with pytest.raises(ValueError, match="each of 2 sources needs one of them"):
+            BatchPlan(**common, tasks=tasks, task_names=("a", "b"), schedule=schedule)
+    with pytest.raises(ValueError, match="one source or more"):
+        BatchPlan(lengths=(), repeats=(), blocks=(), batch_size=4, seed=0)

@@ -104,7 +104,7 @@ def test_a_stage_that_is_gone(data, tmp_path):
     pretrain(recipe_of(data, out, max_steps=9))
     shutil.rmtree(out / "stage_1")
     with pytest.raises(
-        TrainingError, match=r"stage_1/summary\.json does not say .* Put stage_1 back, or leave"
+        TrainingError, match=r"stage_1/summary\.json does not state .* Restore stage_1, or leave"
     ):
         pretrain(recipe_of(data, out, max_steps=10))
     assert pretrain(recipe_of(data, out)).status == "finished"

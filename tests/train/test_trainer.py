@@ -158,7 +158,7 @@ def test_a_sensor_that_no_source_feeds_is_refused(data, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(
-        TrainingError, match=r"not finite at step .*no parameter and no buffer was changed"
+        TrainingError, match=r"not finite at step .*parameters and buffers are unchanged"
     ) as error:
         pretrain(
             small_recipe(
@@ -366,7 +366,7 @@ def test_exports_that_cannot_be(finished, tmp_path, capsys):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "empty" / "recipe.json").write_text((out / "recipe.json").read_text())
     for arguments, expected in (
-        ([str(tmp_path / "nowhere"), "--output", str(tmp_path / "a")], "is no run"),
+        ([str(tmp_path / "nowhere"), "--output", str(tmp_path / "a")], "is not a run"),
         ([str(out), "--output", str(tmp_path / "full")], "not an empty folder"),
         ([str(out), "--output", str(tmp_path / "a"), "--tag", "A b"], "a tag is lower-case"),
         ([str(tmp_path / "empty"), "--output", str(tmp_path / "a")], "no whole checkpoint"),

@@ -38,6 +38,10 @@ class LabelledSet:
         read: index -> by modality the raw image [C, H, W] (``change``: [2, C, H, W], the earlier date first),
             and under ``"label"`` the map [s H, s W] int64 of ``pixels`` and ``change``, -1 where it is
             ignored; s is 1, or more where labels are finer than images.
+        series: whether samples are series, [T, C, H, W] by modality, of any T. ``read`` then may also give
+            ``"s2_dates"``, the dates [T] of its images (days since 1970-01-01, or datetime64), and
+            ``"s2_valid"``, booleans [T], False for missing images. Images with NaN or without any value but
+            0 are missing as well.
         digest: changes with the data: images, labels, bands and units, not with the splits.
         notes: what a reader decided that a user should read beside the numbers.
     """
@@ -54,6 +58,7 @@ class LabelledSet:
     read: Callable[[int], dict[str, Array]]
     digest: str
     notes: tuple[str, ...] = ()
+    series: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

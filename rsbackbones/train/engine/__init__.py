@@ -1,6 +1,6 @@
-"""The training engine: steps, checkpoints, processes. It knows no model, no data set and no method.
+"""The training engine: steps, checkpoints and processes, independent of models, datasets and methods.
 
-A run is a :class:`~rsbackbones.train.engine.train_step.TrainRun`;
-:func:`~rsbackbones.train.engine.trainer.train` trains it. What is trained is a
+:func:`~rsbackbones.train.engine.trainer.train` trains a
+:class:`~rsbackbones.train.engine.train_step.TrainRun`, whose module is a
 :class:`~rsbackbones.train.engine.module.TrainModule`.
 """

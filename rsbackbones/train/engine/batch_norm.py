@@ -1,16 +1,16 @@
-"""Whose statistics BatchNorm normalizes by: of a process's micro-batch, of groups of samples, or of all
-processes.
+"""The samples over which BatchNorm computes statistics: a micro-batch, groups of it, or all processes.
 
-Contrastive methods with BatchNorm need this stated (He et al., MoCo, CVPR 2020, section 3.3; Grill et al.,
-BYOL, arXiv 2006.07733, appendix), and with it one process and many compute the same, as far as the choice
-allows:
+Contrastive methods with BatchNorm depend on this choice (He et al., MoCo, CVPR 2020, section 3.3; Grill et
+al., BYOL, arXiv 2006.07733, appendix):
 
-- ``local``: torch's own BatchNorm. Statistics are those of a process's micro-batch; they change with the
-  number of processes, and the running statistics that are saved are the first process's.
-- ``grouped``: statistics are those of every ``batch_norm_group`` consecutive rows of the micro-batch,
-  whichever process holds them. The running statistics take the mean over the groups of all processes.
-- ``sync``: statistics are those of the micro-batches of all processes together, and gradients go through
-  them. This is torch's ``SyncBatchNorm``, which runs on CUDA only; here it runs anywhere.
+- ``local``: torch's own BatchNorm. Statistics are computed over the micro-batch of a process. They depend on
+  the number of processes, and the running statistics of the first process are saved.
+- ``grouped``: statistics are computed over every ``batch_norm_group`` consecutive rows of a micro-batch. The
+  running statistics are updated by the mean over the groups of all processes. Results do not depend on the
+  number of processes.
+- ``sync``: statistics are computed over the micro-batches of all processes, with gradients. This is torch's
+  ``SyncBatchNorm``, which requires CUDA; this one runs on any device. Results do not depend on the number of
+  processes.
 """
 
 from collections.abc import Iterator
@@ -29,15 +29,15 @@ _KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = None) -> None:
-    """Set by whose statistics the BatchNorm of a module normalizes; parameters, buffers and names stay.
+    """Set the mode of all BatchNorm layers of a module. Parameters, buffers and names do not change.
 
     Args:
-        module: with torch's or timm's BatchNorm.
-        mode: see above.
-        group: rows of a group; an image of a series is a row.
+        module: a module with BatchNorm layers of torch or timm.
+        mode: see the module docstring.
+        group: rows per group. Every image of a series is a row.
 
     Raises:
-        TrainingError: there is no BatchNorm to set, or one of an unknown class.
+        TrainingError: there are no BatchNorm layers, or some of an unknown class.
     """
     if mode == "local":
         return
@@ -52,7 +52,7 @@ def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = N
             f"{', '.join(kind.__name__ for kind in _KNOWN)}: use one of them, or batch_norm=local"
         )
     for _, norm in found:
-        # A subclass in place: whoever holds the module, its parameters or its hooks keeps them.
+        # The class is replaced in place: references to the module, its parameters and hooks stay valid.
         norm.__class__ = type(f"Shared{type(norm).__name__}", (_SharedBatchNorm, type(norm)), {})
         norm.group = group if mode == "grouped" else None  # type: ignore[assignment]
 
@@ -62,7 +62,7 @@ def _batch_norms(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 
 
 class _SharedBatchNorm(_BatchNorm):
-    """BatchNorm by the statistics of groups of rows, or of all processes where ``group`` is ``None``."""
+    """BatchNorm with the statistics of groups of rows, or of all processes if ``group`` is ``None``."""
 
     group: int | None
 
@@ -76,15 +76,14 @@ class _SharedBatchNorm(_BatchNorm):
         return y
 
     def _normalize(self, x: Tensor) -> Tensor:
-        """[B, C, ...] to the same; statistics are computed in float32 at least."""
+        """Normalize [B, C, ...]. Statistics are computed in float32 or wider."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         groups = 1
         if self.group is not None:
             if len(x) % self.group:
                 raise TrainingError(
                     f"batch_norm_group={self.group} does not divide the {len(x)} rows of a micro-batch: "
-                    "choose "
-                    "a divisor of batch_size / (processes x accumulate)"
+                    "choose a divisor of batch_size / (processes x accumulate)"
                 )
             groups = len(x) // self.group
         rows = wide.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)  # [G, C, N]
@@ -107,7 +106,7 @@ class _SharedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
-        """Take [G, C] statistics into the running ones, as torch does: the variance is the unbiased one."""
+        """Update the running statistics with [G, C] ones, with the unbiased variance as in torch."""
         if not self.training or not self.track_running_stats or self.running_mean is None:
             return
         assert self.num_batches_tracked is not None
@@ -123,7 +122,7 @@ class _SharedBatchNorm(_BatchNorm):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose gradient is the sum of what all processes send to the result."""
+    """All-reduce (sum). Its gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: written whole or not at all, verified before they are read, the newest n kept.
+"""Checkpoints of a run: written atomically, verified before loading; the newest n are kept.
 
-A checkpoint is a folder ``step_NNNNNNNNN`` that torch.distributed.checkpoint (DCP) wrote, sharded and
-loadable by another number of processes, plus ``complete.json`` with the size and sha256 of every file. It is
-written under a temporary name and renamed. DCP does not notice a flipped byte and unpickles what it reads:
-that is why the hashes are compared first, and why only a run's own folder is ever read.
+A checkpoint is a folder ``step_NNNNNNNNN`` written by torch.distributed.checkpoint (DCP): sharded, and
+loadable with another number of processes. ``complete.json`` has the size and sha256 of every file. The folder
+is written under a temporary name and renamed. DCP does not detect flipped bytes and unpickles the files, so
+hashes are compared first, and only a run's own folder is ever read.
 """
 
 import json
@@ -42,15 +42,15 @@ def step_of(path: Path) -> int | None:
 
 
 def finished(folder: Path) -> list[Path]:
-    """Return the finished checkpoints in a folder, the newest first; none where there is no folder."""
+    """Return the finished checkpoints in a folder, newest first; none if the folder does not exist."""
     found = [p for p in folder.iterdir() if step_of(p) is not None] if folder.is_dir() else []
     return sorted(found, reverse=True)
 
 
 def problem(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
-    """Say what is wrong with the files of a checkpoint; ``None`` where their hashes are right.
+    """Return what is wrong with the files of a checkpoint, or ``None`` if their hashes match.
 
-    ``share`` (rank, world size) hashes every world-size-th file: the processes divide the work.
+    With ``share`` (rank, world size) only every world-size-th file is hashed, to divide the work.
     """
     try:
         files = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))["files"]
@@ -64,29 +64,29 @@ def problem(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
 
 
 class Checkpoints:
-    """The checkpoints of a run, for all of its processes together."""
+    """The checkpoints of a run, used by all of its processes together."""
 
     def __init__(self, folder: Path, processes: DistributedContext, options: SaveOptions) -> None:
         self.folder, self.processes, self.options = folder, processes, options
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        # The writing thread talks to its like while the main thread trains: it needs a group of its own.
+        # The writing threads communicate while the main threads train, so they need a separate group.
         self._group: Any = None
         if processes.world_size > 1:
-            # Without a timeout it would be torch's half an hour, whatever the other group was told.
+            # The default timeout is half an hour, independent of that of the other group.
             self._group = dist.new_group(backend="gloo", timeout=processes.timeout)
-        # DCP says so at every save and load of a single process.
+        # DCP warns at every save and load in a single process.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled.*single process")
         if processes.is_main_process:
             folder.mkdir(exist_ok=True)
-            self._remove_unfinished()  # what a killed process left
+            self._remove_unfinished()  # left by a killed process
         processes.barrier()
 
     def save(self, step: int, state: State) -> None:
-        """Begin to save; with ``asynchronous`` off, save.
+        """Save a checkpoint, or start to if ``asynchronous``.
 
         Raises:
-            TrainingError: this or the save before could not be written; what was there is still there.
+            TrainingError: this or the previous checkpoint could not be written. Older ones are kept.
         """
         self.wait()
         self.processes.barrier()
@@ -107,7 +107,7 @@ class Checkpoints:
         self.wait()
 
     def _finish(self, written: Any, part: Path, step: int) -> None:
-        """Wait until all processes have written; then the first one hashes, renames and removes old ones."""
+        """Wait for all processes; the first one hashes and renames the checkpoint and removes old ones."""
         if written is not None:
             written.result()
         if not self.processes.is_main_process:
@@ -118,17 +118,17 @@ class Checkpoints:
         complete = {"step": step, "world_size": self.processes.world_size, "files": files}
         write_text(part / _COMPLETE, json.dumps(complete, indent=1))
         final = part.with_suffix("")
-        if final.exists():  # one that was damaged, and trained over
+        if final.exists():  # a damaged one, whose steps were repeated
             self._remove(final)
         part.rename(final)
         _sync(self.folder)
-        # Later ones were damaged, and the run went on from before them: they are none of the newest n.
+        # Checkpoints after this step are from before a rollback; they do not count among the newest n.
         kept = [path for path in finished(self.folder) if path <= final][: self.options.keep]
         for other in set(finished(self.folder)) - set(kept):
             self._remove(other)
 
     def _remove(self, path: Path) -> None:
-        # Renamed first: a process killed while it deletes must not leave half a checkpoint under its name.
+        # Renamed first: a process killed while deleting must not leave a partial checkpoint under its name.
         going = path.with_name(path.name + ".old.tmp")
         path.rename(going)
         shutil.rmtree(going)
@@ -144,7 +144,7 @@ class Checkpoints:
         return pending is not None and pending.done() and pending.exception() is not None
 
     def wait(self) -> None:
-        """Wait until what was begun is written.
+        """Wait until a checkpoint in progress is written.
 
         Raises:
             TrainingError: it could not be written.
@@ -228,7 +228,7 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def _first_line(error: BaseException | None) -> str:
-    """The cause that a person can act on: DCP wraps what each process met in a text of many lines."""
+    """Return the cause in one line: DCP wraps the errors of all processes in a text of many lines."""
     if isinstance(error, CheckpointException) and error.failures:
         inner = next(iter(error.failures.values()))
         error = inner[0] if isinstance(inner, tuple) else inner

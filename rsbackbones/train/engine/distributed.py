@@ -1,4 +1,4 @@
-"""The process group: its beginning, its end, and how not to outlive its launcher."""
+"""The process group: initialization, collectives for numbers and objects, signals, and its end."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among all of them; one process has no group."""
+    """Rank, world size and device of this process. A single process has no group."""
 
     rank: int
     world_size: int
@@ -30,7 +30,7 @@ class DistributedContext:
     def barrier(self) -> None:
         """Wait for all."""
         if self.world_size > 1:
-            # A reduction of a CPU tensor: unlike barrier() it needs no GPU.
+            # A reduction of a CPU tensor needs no GPU, unlike dist.barrier().
             self.reduce([0.0])
 
     def reduce(self, values: Sequence[float], op: Any = dist.ReduceOp.MAX) -> list[float]:
@@ -57,9 +57,10 @@ class DistributedContext:
 
 
 def init_distributed(timeout: float) -> DistributedContext:
-    """Join the process group that a launcher started (torchrun), or be the only process.
+    """Join the process group of a launcher (torchrun), or return the context of a single process.
 
-    ``timeout`` is in seconds: torch's own half an hour is what a hanging process would cost the others.
+    ``timeout`` in seconds limits how long other processes wait for one that hangs (torch's default is half an
+    hour).
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
@@ -70,7 +71,7 @@ def init_distributed(timeout: float) -> DistributedContext:
     if "WORLD_SIZE" not in os.environ:
         return DistributedContext(0, 1, device)
     die_with_parent()
-    # Numbers and objects travel by gloo, so that reading a flag does not wait for the GPU.
+    # Numbers and objects are sent with gloo, so that reading a flag does not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     patience = timedelta(seconds=timeout)
     dist.init_process_group(backend, timeout=patience)
@@ -78,25 +79,24 @@ def init_distributed(timeout: float) -> DistributedContext:
 
 
 def die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the launcher dies: its workers would train on as orphans otherwise."""
+    """Request a SIGTERM when the launcher dies (Linux): otherwise its workers would keep training."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def destroy(processes: DistributedContext) -> None:
-    """Destroy the process group, after a run that ended well."""
+    """Destroy the process group after a successful run."""
     if dist.is_initialized():
         processes.barrier()
         dist.destroy_process_group()
 
 
 def end_process(code: int = 0) -> NoReturn:
-    """End a process of a group now, without Python's own way out.
+    """End a process of a group immediately, without the shutdown of the interpreter.
 
-    After a group has been left, the interpreter has been seen to abort while it shut down ("terminate called
-    without an active exception", about 3 in 100): its launcher takes that for a failure, and an elastic one
-    restarts a finished run.
+    After a group was destroyed, that shutdown sometimes aborts ("terminate called without an active
+    exception", about 3 in 100). A launcher would report a failure, and an elastic one restart a finished run.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -104,7 +104,7 @@ def end_process(code: int = 0) -> NoReturn:
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT, so that a step is finished and saved first. A second SIGINT interrupts."""
+    """Records SIGTERM and SIGINT, so that the step is finished and saved. A second SIGINT interrupts."""
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -1,15 +1,15 @@
-"""The exponential moving average of what is trained."""
+"""The exponential moving average of parameters and buffers."""
 
 import torch
 from torch import Tensor, nn
 
 
 class ParameterEma:
-    """Averages beside a module: average <- decay * average + (1 - decay) * value.
+    """Averages of the state of a module: average <- decay * average + (1 - decay) * value.
 
-    All of the state dict is covered: parameters and floating-point buffers (BatchNorm's running statistics)
-    are averaged in their own type, other buffers (counters) are copied. Sharded parameters have sharded
-    averages.
+    Covers the whole state dict: parameters and floating-point buffers (running statistics of BatchNorm) are
+    averaged in their own dtype, other buffers (counters) are copied. Averages of sharded parameters are
+    sharded.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -19,7 +19,7 @@ class ParameterEma:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the state after a step into the averages."""
+        """Update the averages with the state after a step."""
         for name, value in self._module.state_dict().items():
             average = self.averages[name]
             if average.is_floating_point():
@@ -28,5 +28,5 @@ class ParameterEma:
                 average.copy_(value)
 
     def buffers(self) -> list[Tensor]:
-        """Return the averages of buffers, which unlike those of parameters may differ between processes."""
+        """Return the averages of buffers. Unlike those of parameters they may differ between processes."""
         return [self.averages[name] for name, _ in self._module.named_buffers() if name in self.averages]

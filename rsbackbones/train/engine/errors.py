@@ -2,4 +2,4 @@
 
 
 class TrainingError(ValueError):
-    """A run cannot begin or cannot go on; the message says why and what to do."""
+    """A run cannot start or continue. The message states why, and the fix."""

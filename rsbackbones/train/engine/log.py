@@ -1,4 +1,4 @@
-"""What a run says: one line of progress, ``metrics.jsonl``, TensorBoard where asked for."""
+"""The log of a run: a progress bar, ``metrics.jsonl``, and optionally TensorBoard."""
 
 import json
 import sys
@@ -14,14 +14,14 @@ from rsbackbones.train.engine.run_dir import METRICS, read_log
 
 
 class StepClock:
-    """Measures how long steps take, and what share of it training waits for data."""
+    """Measures the duration of steps, and the share of it that is spent waiting for data."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
         self._waited, self._steps = 0.0, 0
 
     def waited(self, seconds: float) -> None:
-        """Count time in which no batch was at hand."""
+        """Add time spent waiting for a batch."""
         self._waited += seconds
 
     def step(self) -> None:
@@ -29,7 +29,7 @@ class StepClock:
         self._steps += 1
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """Return samples per second and the share of waiting since the last reading."""
+        """Return samples per second and the waiting share since the last call."""
         now = time.perf_counter()
         elapsed = now - self._since
         numbers = {
@@ -41,7 +41,7 @@ class StepClock:
 
 
 class RunLog:
-    """The log of the first process; the others have one that says nothing."""
+    """The log of the first process. Other processes have a disabled one."""
 
     def __init__(self, folder: Path, recipe: RunOptions, *, start: int, steps: int, enabled: bool) -> None:
         self.enabled = enabled
@@ -58,7 +58,7 @@ class RunLog:
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def step(self, line: dict[str, float] | None) -> None:
-        """Count a step; ``line`` is what is to be logged of it."""
+        """Count a step, and log ``line`` if it is given."""
         self._bar.update()
         if not self.enabled or line is None:
             return
@@ -74,12 +74,12 @@ class RunLog:
                     self._board.add_scalar(name, value, line["step"])
 
     def say(self, text: str) -> None:
-        """Print a line that does not break the progress bar."""
+        """Print a line above the progress bar."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """End the progress line and close the files."""
+        """Close the progress bar and the files."""
         self._bar.close()
         if self.enabled:
             self._file.close()
@@ -88,7 +88,7 @@ class RunLog:
 
 
 def loss_table(folder: Path, rows: int = 10) -> str:
-    """Return the means of what a run logged, for each tenth of it, as a Markdown table."""
+    """Return the means of all logged values over ``rows`` equal parts of a run, as a Markdown table."""
     lines = read_log(folder)
     if not lines:
         return ""

@@ -8,13 +8,14 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer
 
+from rsbackbones.layers.weight_decay import find_no_weight_decay
 from rsbackbones.train.engine.config import OptimOptions
 
 
 def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:
-    """Build the optimizer of a module, its learning rate scaled to the global batch (base x batch / 256)."""
+    """Build the optimizer of a module, with learning rate ``base_lr`` x ``batch_size`` / 256."""
     groups = param_groups_weight_decay(
-        module, options.weight_decay, no_weight_decay_list=no_decay_names(module)
+        module, options.weight_decay, no_weight_decay_list=no_weight_decay_names(module)
     )
     lr = options.base_lr * batch_size / 256
     extra: dict[str, Any] = {"betas": options.betas}
@@ -23,15 +24,15 @@ def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -
     return create_optimizer_v2(groups, opt=options.name, lr=lr, weight_decay=0.0, **extra)
 
 
-def no_decay_names(module: nn.Module) -> list[str]:
-    """Return the parameters of two or more dimensions that are not decayed: tokens and positions."""
-    return [name for name, _ in module.named_parameters() if name.endswith(("token", "positions.table"))]
+def no_weight_decay_names(module: nn.Module) -> list[str]:
+    """Return the parameters of two or more dimensions that are not decayed, as the module states them."""
+    return sorted(find_no_weight_decay(module))
 
 
 def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> CosineLRScheduler:
-    """Build the schedule over all steps: linear warm-up, then cosine to zero. It is a function of the step.
+    """Build the schedule over all steps: linear warm-up, then cosine to zero, as a function of the step.
 
-    It is asked for step + 1, so that the first step has a rate above zero; the last one has, too.
+    It is evaluated at step + 1, so that the first and the last step have rates above zero.
     """
     warmup = round(options.warmup * steps)
     return CosineLRScheduler(
@@ -41,10 +42,10 @@ def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> C
 
 
 def start_state(module: nn.Module, optimizer: Optimizer) -> None:
-    """Give every parameter its optimizer state before the first step.
+    """Create the optimizer state of every parameter before the first step.
 
-    A parameter that no batch has touched yet (the radar encoder, in the first batches of optical images)
-    would be missing in a checkpoint, and a checkpoint that lacks a key cannot be loaded.
+    A parameter without a gradient so far (the radar encoder, if the first batches are optical) would have no
+    state in a checkpoint, and a checkpoint with missing keys cannot be loaded.
     """
     get_optimizer_state_dict(module, optimizer)  # takes a step with zero gradients and a zero learning rate
     for state in optimizer.state.values():

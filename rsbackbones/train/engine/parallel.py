@@ -1,6 +1,6 @@
-"""What is put around a module from outside: activation checkpointing, then compile, then DDP or FSDP2.
+"""Wrappers around a module: activation checkpointing, then compilation, then DDP or FSDP2.
 
-Nothing here changes a parameter's name or the state dict.
+None of them changes parameter names or the state dict.
 """
 
 import torch
@@ -17,16 +17,16 @@ from rsbackbones.train.engine.module import TrainModule
 
 
 def parallelize(module: TrainModule, config: RunOptions, device: torch.device, *, unused: bool) -> nn.Module:
-    """Return what a step calls.
+    """Return the wrapped module, whose forward a step calls.
 
     Args:
-        module: what is trained; its :meth:`~TrainModule.units` are treated one by one.
-        config: says what is asked for.
-        device: of this process.
+        module: the module to train. Its :meth:`~TrainModule.units` are wrapped separately.
+        config: the options of the run.
+        device: the device of this process.
         unused: whether some batches leave some parameters without a gradient.
 
     Raises:
-        TrainingError: units are asked for, and the module has none.
+        TrainingError: an option requires units, and the module has none.
     """
     distributed = dist.is_initialized() and dist.get_world_size() > 1
     sharded = distributed and config.parallel == "fsdp"
@@ -38,15 +38,14 @@ def parallelize(module: TrainModule, config: RunOptions, device: torch.device, *
     units = module.units() if any(needs.values()) else []
     if not units and (asked := [name for name, needed in needs.items() if needed]):
         raise TrainingError(
-            f"{', '.join(asked)} treats a module's units one by one, and {type(module).__name__}.units() "
-            "names "
-            "none: let it return the network's blocks, or leave this out"
+            f"{', '.join(asked)} applies to the units of a module, and {type(module).__name__}.units() "
+            "returns none: return the network's blocks, or leave this option out"
         )
     if config.activation_checkpointing:
         checkpoint_activations(units)
     if config.compile:
         for unit in units:
-            # Batches of several sources differ in size.
+            # Batches of different sources may have different sizes.
             unit.compile(dynamic=None)
     if not distributed:
         return module
@@ -61,13 +60,13 @@ def parallelize(module: TrainModule, config: RunOptions, device: torch.device, *
         device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=unused,
         gradient_as_bucket_view=True,
-        # Buffers are those of the first process when they are saved; see TrainRun.state.
+        # Buffers are synchronized when they are saved; see TrainRun.state.
         broadcast_buffers=False,
     )
 
 
 def synchronize_gradients(module: nn.Module, last: bool) -> None:
-    """Say whether the next backward pass is the last one of a step, the one that averages gradients."""
+    """Average gradients over processes in the next backward pass only if it is the last one of a step."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
     elif isinstance(module, DistributedDataParallel):
@@ -75,7 +74,7 @@ def synchronize_gradients(module: nn.Module, last: bool) -> None:
 
 
 def broadcast_buffers(buffers: "list[torch.Tensor]") -> None:
-    """Give every process the first one's buffers, in place."""
+    """Copy the buffers of the first process to all others, in place."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in buffers:
             dist.broadcast(buffer, src=0)

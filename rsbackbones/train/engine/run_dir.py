@@ -1,4 +1,4 @@
-"""The folder of a run: one job at a time, one recipe, and a log that ends where the run goes on."""
+"""The folder of a run: locked by one job, with one recipe, and a log that is truncated on resume."""
 
 import json
 import re
@@ -16,21 +16,21 @@ from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.engine.errors import TrainingError
 
 RECIPE = "recipe.json"
-# A restarted job waits so long for the processes of the one before to be gone.
+# How long a restarted job waits for the processes of the previous one to end.
 _LOCK_PATIENCE_S = 10.0
-# A line per logged step; a line per evaluation, where a run has any.
+# One line per logged step, and per evaluation.
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
-# A run of several stages keeps the earlier ones, each a run in itself, in its folder.
+# The folder of a run with several stages contains those of the earlier ones, each a run in itself.
 _STAGE = re.compile(r"stage_\d+")
 
 
 def stage_folder(out: Path, index: int, count: int) -> Path:
-    """Return the folder of a stage of ``count``: ``out`` for the last, ``out/stage_1``, ... before."""
+    """Return the folder of a stage: ``out`` for the last of ``count``, else ``out/stage_1``, ..."""
     return out if index == count - 1 else out / f"stage_{index + 1}"
 
 
 class RunDir:
-    """The folder, locked by the first process until ``with`` ends."""
+    """The folder of a run, locked by the first process until the end of ``with``."""
 
     def __init__(self, path: Path, processes: DistributedContext) -> None:
         self.path = path
@@ -56,10 +56,10 @@ class RunDir:
             self._lock.close()
 
     def open(self, recipe: RunOptions, sources: list[dict[str, Any]]) -> None:
-        """Save the recipe, or compare it with the saved one. For the first process.
+        """Save the recipe, or compare it with the saved one. Called on the first process only.
 
         Raises:
-            TrainingError: the folder holds a run of another recipe, or files that are no run.
+            TrainingError: the folder contains a run of another recipe or on other data, or other files.
         """
         file = self.path / RECIPE
         if file.exists():
@@ -68,7 +68,9 @@ class RunDir:
                 before = from_json(record["recipe"], type(recipe))
                 held = [_content(source) for source in record["sources"]]
             except (ValueError, KeyError, TypeError) as error:
-                raise TrainingError(f"{file} is no recipe of a run that could go on: {error}") from error
+                raise TrainingError(
+                    f"{file} is not the recipe of a run that can be resumed: {error}"
+                ) from error
             if changed := differences(before, recipe):
                 raise TrainingError(
                     f"{self.path} holds a run of another recipe ({'; '.join(changed)}); choose another "
@@ -76,7 +78,7 @@ class RunDir:
                 )
             if held != (now := [_content(source) for source in sources]):
                 raise TrainingError(
-                    f"{self.path} holds a run on other data: {held}, now {now}. Its steps would be others; "
+                    f"{self.path} holds a run on other data: {held}, now {now}. Its steps would differ; "
                     "choose another output="
                 )
             return
@@ -87,14 +89,13 @@ class RunDir:
         ):
             raise TrainingError(
                 f"{self.path} is not empty and not an rsbackbones run: it holds {', '.join(foreign[:8])}; "
-                "choose "
-                "another output="
+                "choose another output="
             )
         content = {"recipe": to_json(recipe), "sources": sources, "environment": environment()}
         write_text(file, json.dumps(content, indent=1))
 
     def truncate_log(self, step: int) -> None:
-        """Take from the logs what comes after ``step``: it will be computed again. For the first process."""
+        """Remove log lines after ``step``, which will be computed again. Called on the first process only."""
         for file in (self.path / METRICS, self.path / EVALUATIONS):
             if file.exists():
                 kept = [line for line in read_log(self.path, file.name) if line["step"] <= step]

@@ -1,7 +1,7 @@
-"""Which task and which samples make which step: functions of the seed and the step alone.
+"""The task and the samples of every step, as functions of the seed and the step alone.
 
-Nothing is remembered from step to step. A run that is resumed, at another number of processes too, goes on
-with the samples that it would have had.
+There is no state between steps. A resumed run gets the samples that it would have had without the
+interruption, also with another number of processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,43 +13,47 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-# (epoch, source, index): where the random numbers of a sample come from, too.
+# (epoch, source, index). The random numbers of a sample are derived from it as well.
 Key = tuple[int, int, int]
 
-# In which order steps are of one task or another; see BatchPlan.
+# The order of tasks; see BatchPlan.
 TaskSchedule = Literal["proportional", "alternate", "random"]
 
-# So many blocks (shards) are shuffled together: random enough, and read file by file.
+# This many shards are shuffled together: random enough, and read file by file.
 _BLOCKS_TOGETHER = 16
-# The tasks of so many steps are drawn together, by a generator of their own.
+# The tasks of this many steps are drawn together, with a separate generator.
 _TASKS_TOGETHER, _TASK_STREAM = 4096, 0x7461736B
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The global batch of every step. One batch is of one source, and so of one task.
+    """The global batch of every step. All samples of a batch come from one source, and so have one task.
 
-    An epoch goes over every source, as often as ``repeats`` says: that is how many steps it has, whatever the
-    schedule. What differs is how these steps are shared between tasks:
+    An epoch passes over every source ``repeats`` times. This determines its number of steps for every
+    schedule. The schedule determines which task a step belongs to:
 
-    - ``proportional``: every task has as many steps as it has batches, shuffled: its epochs are the run's.
-    - ``alternate``: of n tasks, step s is of task s mod n.
-    - ``random``: each step is of a task that is drawn from the seed and the step, all equally likely.
+    - ``proportional``: every task has as many steps as it has batches, in random order. Its epochs coincide
+      with those of the run.
+    - ``alternate``: with n tasks, step s belongs to task s mod n.
+    - ``random``: the task of a step is drawn uniformly, from the seed and the step.
 
-    The latter two give every task equally many steps, so that a small one goes over more epochs of its own
-    than the run, and a large one over fewer. The sources of one task are always mixed in proportion.
+    The latter two give every task the same number of steps: small tasks have more epochs of their own than
+    the run, large ones fewer. Sources of one task are always mixed in proportion to their size.
 
     Attributes:
         lengths: samples of each source.
-        repeats: how often an epoch goes over each source. Each time is a new order, so that a sample comes
-            twice into one batch only where an order ends and the next begins.
-        blocks: for each source, places that lie in one file (1: shuffle everything).
-        frames: for each source, dates per place; a sample is a place at a date. By default 1.
-        tasks: for each source, what its samples are for: one of ``task_names``.
-        task_names: the tasks in their order. By default one, "".
-        schedule: how the tasks take turns.
-        batch_size: of the global batch.
-        seed: of the run.
+        repeats: passes over each source per epoch. Each pass has a new order, so a batch contains a sample
+            twice only if it spans the end of a pass.
+        blocks: for each source, consecutive locations per file (1: shuffle everything).
+        frames: for each source, dates per location, if every date is a sample. By default 1.
+        tasks: for each source, the task of its samples, one of ``task_names``.
+        task_names: the tasks in order. By default one, "".
+        schedule: the order of tasks.
+        batch_size: the size of the global batch.
+        seed: the seed of the run.
+
+    Raises:
+        ValueError: a source has less than one batch, or a task has no source.
     """
 
     lengths: tuple[int, ...]
@@ -63,6 +67,19 @@ class BatchPlan:
     schedule: TaskSchedule = "proportional"
 
     def __post_init__(self) -> None:
+        if not self.lengths:
+            raise ValueError("a plan needs one source or more, got none")
+        if len(self.task_names) > 1:
+            if len(self.tasks) != len(self.lengths) or (set(self.tasks) - set(self.task_names)):
+                raise ValueError(
+                    f"with the tasks {', '.join(self.task_names)} each of {len(self.lengths)} sources needs "
+                    f"one of them, got tasks={self.tasks}"
+                )
+            if idle := [name for name in self.task_names if name not in self.tasks]:
+                raise ValueError(
+                    f"no source is for the task {', '.join(idle)} (tasks={self.tasks}): give it a source, or "
+                    "leave it out of task_names"
+                )
         for i, (length, repeat) in enumerate(zip(self.lengths, self.repeats, strict=True)):
             if length * repeat < self.batch_size:
                 raise ValueError(
@@ -72,7 +89,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the rest of each source is left out, another rest every epoch."""
+        """Whole batches per epoch. The remainder of each source is dropped, a different one every epoch."""
         return self._batches(range(len(self.lengths)))
 
     def batch(self, step: int) -> list[Key]:
@@ -93,7 +110,7 @@ class BatchPlan:
         return names[self._task_index(step)]
 
     def epochs(self, step: int) -> dict[str, float]:
-        """Return how often the steps before ``step`` went over each task's sources."""
+        """Return the epochs of each task before ``step``."""
         names = self.task_names
         if len(names) == 1:
             return {names[0]: step / self.steps_per_epoch}
@@ -111,7 +128,7 @@ class BatchPlan:
         }
 
     def _locate(self, step: int) -> tuple[tuple[int, ...], int]:
-        """Return the sources that a step may be of, and how many steps were of these sources before."""
+        """Return the sources of a step's task, and the number of earlier steps with these sources."""
         names = self.task_names
         if len(names) == 1 or self.schedule == "proportional":
             return tuple(range(len(self.lengths))), step
@@ -126,7 +143,7 @@ class BatchPlan:
         return int(_random_tasks(self.seed, count, block)[position])
 
     def _steps_before(self, step: int) -> list[int]:
-        """Return for each task how many of the steps before ``step`` were its own."""
+        """Return the number of steps of each task before ``step``."""
         count = len(self.task_names)
         if self.schedule == "alternate":
             return [step // count + (k < step % count) for k in range(count)]
@@ -144,7 +161,7 @@ class BatchPlan:
 
 @lru_cache(maxsize=8)
 def _order_of_batches(plan: BatchPlan, sources: tuple[int, ...], epoch: int) -> list[tuple[int, int]]:
-    """For each step of an epoch of some sources: the source, and which of its batches."""
+    """Return (source, number of its batch) for each step of an epoch over some sources."""
     batches = [
         (source, number)
         for source in sources
@@ -162,7 +179,7 @@ def _random_tasks(seed: int, count: int, block: int) -> npt.NDArray[np.int64]:
 
 @lru_cache(maxsize=8)
 def _random_tasks_before(seed: int, count: int, block: int) -> tuple[int, ...]:
-    """For each task, how many steps of all blocks before this one are its own."""
+    """Return the number of steps of each task in all blocks before this one."""
     total = np.zeros(count, np.int64)
     for earlier in range(block):
         total += np.bincount(_random_tasks(seed, count, earlier), minlength=count)
@@ -181,8 +198,8 @@ def _order(plan: BatchPlan, epoch: int, source: int) -> npt.NDArray[np.int64]:
         if block == 1:
             orders.append(rng.permutation(length))
             continue
-        # A pass over all files for every date: the dates of a place, which lie in one file, must not become
-        # each other's negatives in one batch.
+        # One pass over all files per date. The dates of a location are in one file, and must not become
+        # negatives of each other in one batch.
         dates = rng.permuted(np.tile(np.arange(frames), (places, 1)), axis=1)
         for turn in range(frames):
             starts = rng.permutation(np.arange(0, places, block))
@@ -196,9 +213,9 @@ def _order(plan: BatchPlan, epoch: int, source: int) -> npt.NDArray[np.int64]:
 
 
 class StepSampler(Sampler[list[Key]]):
-    """The keys of one process from a given step on: a list per forward pass.
+    """The keys of one process from a given step on: one list per micro-batch.
 
-    A global batch is cut into ``accumulate`` parts, each part into one piece per process.
+    A global batch is divided into ``accumulate`` parts, and each part into one micro-batch per process.
     """
 
     def __init__(
@@ -207,8 +224,8 @@ class StepSampler(Sampler[list[Key]]):
         pieces = world_size * accumulate
         if plan.batch_size % pieces:
             raise ValueError(
-                f"batch_size {plan.batch_size} is that of all processes together and must be a multiple of "
-                f"{world_size} processes x {accumulate} accumulated passes"
+                f"batch_size {plan.batch_size} is the size of the global batch and must be a multiple of "
+                f"{world_size} processes x {accumulate} accumulated micro-batches"
             )
         self._plan, self._steps = plan, range(start, stop)
         self._rank, self._world_size, self._accumulate = rank, world_size, accumulate
@@ -221,7 +238,7 @@ class StepSampler(Sampler[list[Key]]):
                 yield self.piece(keys, part * self._world_size + self._rank)
 
     def piece(self, keys: Sequence[Key], number: int) -> list[Key]:
-        """Return one of the pieces of a global batch."""
+        """Return one micro-batch of a global batch."""
         return list(keys[number * self._piece : (number + 1) * self._piece])
 
     def __len__(self) -> int:

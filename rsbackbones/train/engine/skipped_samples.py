@@ -1,4 +1,4 @@
-"""The samples that could not be used, in ``bad_samples.jsonl``, and when they are too many."""
+"""The unusable samples of a run, listed in ``bad_samples.jsonl``, and the limit on their number."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from rsbackbones.train.engine.log import RunLog
 
 
 class SkippedSamples:
-    """What is known of unusable samples, on every process.
+    """The unusable samples of a run. Every process has the same list.
 
     Args:
-        folder: of the run.
-        processes: this process among all.
-        places: how many samples there are.
+        folder: the folder of the run.
+        processes: the process group, and this process in it.
+        places: the number of samples.
         limit: the share of them that may be unusable.
     """
 
@@ -30,11 +30,11 @@ class SkippedSamples:
         self.known: dict[str, str] = processes.broadcast_from_rank0(known)
 
     def collect(self, batches: Sequence[Batch]) -> dict[str, str]:
-        """Return the samples of these batches that were left out and are not known yet."""
+        """Return the samples that were skipped in these batches and are not listed yet."""
         return {name: why for b in batches for name, why in b.skipped if name not in self.known}
 
     def add(self, new: dict[str, str], log: RunLog) -> None:
-        """Note the new ones of all processes, and :meth:`check`."""
+        """List the new samples of all processes, and :meth:`check`."""
         for found in self.processes.gather(new):
             for name, why in found.items():
                 if self.known.setdefault(name, why) is why:
@@ -44,15 +44,15 @@ class SkippedSamples:
         self.check()
 
     def check(self) -> None:
-        """Compare their number with what the run allows.
+        """Compare their number with the limit.
 
         Raises:
-            TrainingError: there are more than the stated share of all places.
+            TrainingError: it is exceeded.
         """
         if len(self.known) > self.limit * self.places:
             shown = "\n  ".join(f"{name}: {why}" for name, why in list(self.known.items())[:20])
             raise TrainingError(
                 f"{len(self.known)} of {self.places} places cannot be used, more than data.max_bad_share="
                 f"{self.limit:g} allows; all are listed in {self.file} (delete it when "
-                f"they are mended):\n  {shown}"
+                f"they are repaired):\n  {shown}"
             )

@@ -1,16 +1,16 @@
-"""Which step of a run this is."""
+"""A step of a run."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step: a function of the run's seed and the step's number.
+    """An optimizer step. Its task is a function of the run's seed and its number.
 
     Attributes:
-        number: steps that were taken before this one; the first has 0.
-        total: steps of the whole run.
-        task: the task of the step's batches; "" where a run has one task.
+        number: the number of previous steps; 0 for the first.
+        total: the number of steps of the whole run.
+        task: the task of its batches; "" if the run has one task.
     """
 
     number: int

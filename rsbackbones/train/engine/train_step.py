@@ -1,4 +1,4 @@
-"""One step of training, and the state of a run between two steps, whatever is trained."""
+"""One training step, and the state of a run between steps, for any module."""
 
 import signal
 from collections.abc import Generator, Sequence
@@ -31,26 +31,26 @@ from rsbackbones.train.engine.step import Step
 
 
 class Schedule(Protocol):
-    """A function of the step, as timm's schedulers are."""
+    """A learning rate schedule that is a function of the step, like those of timm."""
 
     def step_update(self, num_updates: int) -> None:
         """Set the learning rates of step ``num_updates``."""
 
 
 class TrainRun:
-    """What the trainer needs of a run. A kind of run builds the attributes and adds what goes beyond steps.
+    """The interface of a run to the trainer. Subclasses set the attributes and override hooks.
 
     Attributes:
         config: the options of the run.
-        recipe: what is saved and compared with the run: ``config``, or for a stage what it is a part of.
-        processes: this process among all.
-        objective: what is trained: batch -> loss and parts.
-        module: what is called: the objective, or what parallelism put around it.
-        dataset: lists of keys to batches; ``workers`` processes call it.
-        plan: which samples make which step.
-        total_steps: of the whole schedule.
-        places: how many samples there are; ``max_bad_share`` of them may be unusable.
-        beginning: what the weights that it began with are, where they are not random.
+        recipe: the options that are saved with the run: ``config``, or the whole recipe of a last stage.
+        processes: the process group, and this process in it.
+        objective: the module to train: batch -> loss and parts.
+        module: the objective, possibly wrapped for data parallelism. A step calls it.
+        dataset: maps lists of keys to batches, in ``workers`` loader processes.
+        plan: the samples of every step.
+        total_steps: the length of the whole schedule.
+        places: the number of samples. At most the share ``max_bad_share`` of them may be unusable.
+        beginning: a description of the initial weights, if they are not random.
     """
 
     config: RunOptions
@@ -77,25 +77,25 @@ class TrainRun:
         return self.config
 
     def step(self, number: int) -> Step:
-        """Return a step by how many were taken before it."""
+        """Return the step with this number, counted from 0."""
         return Step(number, self.total_steps, self.plan.task(number))
 
     def sources(self) -> list[dict[str, Any]]:
-        """Return what is written of the data; but for their ``name`` a run goes on with the same only."""
+        """Return the saved description of the data. A resumed run must have the same (except names)."""
         raise NotImplementedError
 
     def plot(self, folder: Path) -> None:
-        """Draw the pictures of a run; called after every checkpoint on every process."""
+        """Plot the state of a run. Called on every process after every checkpoint."""
 
     def should_checkpoint(self, step: int) -> bool:
-        """Return whether a checkpoint is written after a step that the recipe does not say."""
+        """Return whether a checkpoint is due after a step, in addition to those of ``save.every``."""
         return False
 
     def on_step_end(self, step: int, folder: Path, log: RunLog) -> None:
-        """Do what is due after a step, of which there may be a checkpoint; also where a run goes on."""
+        """Called after every step and its checkpoint, and for the last step when a run is resumed."""
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """Yield this process's batches of the steps from ``start`` to ``stop``, ``accumulate`` per step."""
+        """Yield this process's micro-batches from step ``start`` to ``stop``, ``accumulate`` per step."""
         device = self.processes.device
         loader = DataLoader(
             self.dataset,
@@ -106,7 +106,7 @@ class TrainRun:
             num_workers=self.workers,
             collate_fn=_as_it_is,
             worker_init_fn=_leave_signals_to_the_run,
-            # Its own: the loader draws from the global one otherwise, and a resumed run would differ.
+            # Otherwise the loader draws from the global generator, and a resumed run would differ.
             generator=torch.Generator().manual_seed(self.config.seed),
             pin_memory=device.type == "cuda",
         )  # fmt: skip
@@ -114,12 +114,12 @@ class TrainRun:
         try:
             yield from batches
         finally:
-            # Workers ignore signals, and the traceback of an error would keep them, and this process, alive.
+            # Workers ignore signals; the traceback of an error would keep them and this process alive.
             if self.workers:
                 batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the gradients of a step; return the loss and its parts on this process, and their norm."""
+        """Compute the gradients of a step. Return the loss and its parts on this process, and the norm."""
         self._buffers = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
@@ -135,13 +135,13 @@ class TrainRun:
 
     @torch.no_grad()
     def discard(self) -> None:
-        """Undo :meth:`forward_backward`: buffers are what they were, and there are no gradients."""
+        """Undo :meth:`forward_backward`: restore buffers and clear gradients."""
         for name, buffer in self.objective.named_buffers():
             buffer.copy_(self._buffers[name])
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, batches: Sequence[Batch], step: Step, norm: Tensor) -> float:
-        """Take the optimizer's step; return the (largest) learning rate it was taken with."""
+        """Take the optimizer step. Return its (largest) learning rate."""
         if self.clip_grad is not None:
             clip_grads_with_norm_(list(self.objective.parameters()), self.clip_grad, norm)
         self.schedule.step_update(step.number + 1)
@@ -155,11 +155,10 @@ class TrainRun:
         return lr
 
     def state(self, world_size: int) -> dict[str, Any]:
-        """Return what a checkpoint holds, for one that ``world_size`` processes write or wrote.
+        """Return the content of a checkpoint that ``world_size`` processes write or wrote.
 
-        Where processes differ in buffers (statistics of their own micro-batches), the first one's are
-        everyone's
-        from here on: what is saved, evaluated and gone on with is the same.
+        If buffers differ between processes (statistics of their own micro-batches), those of the first
+        process are copied to all, so that the saved, evaluated and resumed states are the same.
         """
         broadcast_buffers([*self.objective.buffers(), *(self.ema.buffers() if self.ema else [])])
         state: dict[str, Any] = {
@@ -168,13 +167,13 @@ class TrainRun:
         }
         if self.ema:
             state["ema"] = self.ema.averages
-        # A process that the saved run did not have keeps the state that it starts with.
+        # A process that the saved run did not have keeps its initial state.
         if self.processes.rank < world_size:
             state["rng"] = {str(self.processes.rank): rng_state(self.processes.device)}
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what a checkpoint was read into."""
+        """Set the state to that of a checkpoint."""
         set_model_state_dict(self.module, state["objective"])
         set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"])
         for rng in state.get("rng", {}).values():
@@ -182,12 +181,12 @@ class TrainRun:
 
 
 def _leave_signals_to_the_run(_: int) -> None:
-    """For a loader's worker: what is sent to the whole job must not end it before the run has saved."""
+    """Ignore signals in loader workers: they must not end before the run has saved its state."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Batch:
-    """The data set makes whole batches: there is nothing to collate."""
+    """Collate nothing: the dataset returns whole batches."""
     made: Batch = batch
     return made

@@ -1,4 +1,4 @@
-"""Training: the stages of a run, and in each its steps, checkpoints, and what to do with NaN and signals."""
+"""Training: the stages of a run, their steps and checkpoints, and the handling of NaN and signals."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from rsbackbones.train.engine.train_step import TrainRun
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How a run ended: at which step of how many, and why (``finished`` or ``stopped`` by a signal)."""
+    """The end of a run: its step, and why it ended (``finished``, or ``stopped`` by a signal)."""
 
     status: str
     step: int
@@ -38,7 +38,7 @@ class Summary:
 
 
 class StageBuilder(Protocol):
-    """A stage of a run that is built when its turn comes. ``config.output`` is its own folder."""
+    """A stage of a run, built when the previous one is finished. ``config.output`` is its own folder."""
 
     @property
     def config(self) -> RunOptions:
@@ -46,30 +46,31 @@ class StageBuilder(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise what would stop this stage; called before an earlier one is trained."""
+        """Raise errors that would stop this stage. Called before earlier stages are trained."""
         ...
 
     def build(self, processes: DistributedContext) -> TrainRun:
-        """Build the run; the stages before are trained."""
+        """Build the run, after the previous stages are trained."""
         ...
 
 
 def train(run: TrainRun | Sequence[StageBuilder]) -> Summary:
-    """Train a run, or stages one after another; go on where the folders say that it was.
+    """Train a run, or stages one after another. Resume from the output folders if they hold checkpoints.
 
-    ``max_steps`` counts the steps of all stages. The last stage is kept in ``output`` of its options, the
-    earlier ones in folders within. One process needs no launcher; under torchrun every process calls this.
+    ``max_steps`` counts the steps of all stages. The last stage is saved in ``output`` of its options, the
+    earlier ones in folders within it. A single process needs no launcher; with torchrun, call this in every
+    process.
 
     Args:
-        run: a run that is built, or builders of its stages.
+        run: a run, or builders of its stages.
 
     Returns:
         The summary of the stage in which the run ended.
 
     Raises:
-        ValueError: the options, the data or the folder are not usable.
+        ValueError: the options, the data or the folder cannot be used.
         TrainingError: (a ``ValueError``) the loss is NaN, too many samples are bad, a checkpoint cannot be
-            written, or all are damaged.
+            written, or all checkpoints are damaged.
     """
     config = run.config if isinstance(run, TrainRun) else run[-1].config
     if config.output is None:
@@ -104,12 +105,12 @@ def _train_stages(
 
 
 def _rest(limit: int | None, before: int) -> int | None:
-    # At least 1: a stage that is reached with fewer has begun already, and is past it.
+    # At least 1: a stage that is reached with fewer steps left has already begun, and is past them.
     return None if limit is None else max(1, limit - before)
 
 
 def _steps_of(folders: Sequence[Path], processes: DistributedContext) -> int:
-    """Add up the steps of finished stages; read by the process that wrote them: others may not see them."""
+    """Add the steps of finished stages. The first process reads them: others may not see its files."""
     problem, steps = None, 0
     if processes.is_main_process:
         for folder in folders:
@@ -118,10 +119,9 @@ def _steps_of(folders: Sequence[Path], processes: DistributedContext) -> int:
                 steps += json.loads(file.read_text(encoding="utf-8"))["total_steps"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 problem = (
-                    f"max_steps counts the steps of all stages, and {file} does not say those of its stage "
-                    f"({type(error).__name__}). Put {folder.name} back, or leave out max_steps: the run goes "
-                    "on "
-                    "without it"
+                    f"max_steps counts the steps of all stages, and {file} does not state those of its stage "
+                    f"({type(error).__name__}). Restore {folder.name}, or leave out max_steps: the run "
+                    "resumes without it"
                 )
                 break
     if problem := processes.broadcast_from_rank0(problem):
@@ -130,10 +130,10 @@ def _steps_of(folders: Sequence[Path], processes: DistributedContext) -> int:
 
 
 class Trainer:
-    """A run in its folder, from the newest checkpoint to the end.
+    """Trains a run in its folder, from the newest checkpoint to the end.
 
     Raises:
-        TrainingError: the folder holds another run.
+        TrainingError: the folder contains another run.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Trainer:
         self.skipped = SkippedSamples(folder.path, self.processes, places=run.places, limit=run.max_bad_share)
 
     def fit(self) -> Summary:
-        """Train to the end, to ``max_steps``, or until a signal stops it."""
+        """Train to the last step, to ``max_steps``, or until a signal."""
         run, config, processes = self.run, self.config, self.processes
         self.skipped.check()
         checkpoints = Checkpoints(self.folder.path / "checkpoints", processes, config.save)
@@ -193,7 +193,7 @@ class Trainer:
                     [non_finite, bool(new_bad), checkpoints.failed(), self.stop.received is not None]
                 )
                 if flags[0] or flags[1]:
-                    checkpoints.wait()  # what is being written is whole before the run may stop here
+                    checkpoints.wait()  # a checkpoint in progress is finished before the run may stop here
                 if flags[0]:
                     run.discard()
                     self._abort_on_nan(step, of_step, parts)
@@ -235,7 +235,7 @@ class Trainer:
         return summary
 
     def _progress(self, step: int) -> dict[str, float]:
-        """Return how far the run is after so many steps; where there are several tasks, in each of them."""
+        """Return the progress of the run, and of each task if there are several."""
         plan = self.run.plan
         by_task = plan.epochs(step) if len(plan.task_names) > 1 else {}
         return {
@@ -245,7 +245,10 @@ class Trainer:
         }
 
     def _abort_on_nan(self, step: int, batches: list[Batch], parts: Mapping[str, Any]) -> None:
-        """Save the batch that gave NaN and stop; where no loss is NaN the first process saves its own."""
+        """Save the batches whose loss is NaN, and stop.
+
+        If only a gradient is, the first process saves its batches.
+        """
         lost = not math.isfinite(parts["loss"].item())
         anywhere = any(self.processes.gather(lost))
         mine = lost or (self.processes.is_main_process and not anywhere)
@@ -260,8 +263,7 @@ class Trainer:
                 torch.save(content, file)
         files = [f for f in self.processes.gather(path.name if mine else None) if f]
         raise TrainingError(
-            f"the loss or the gradient is not finite at step {step}; no parameter and no buffer was changed "
-            "by it. The "
-            f"batch is in {self.folder.path}: {', '.join(files)}. Look at its samples, lower optim.base_lr, "
-            "or set optim.clip_grad"
+            f"the loss or the gradient is not finite at step {step}; parameters and buffers are unchanged. "
+            f"The batch is in {self.folder.path}: {', '.join(files)}. Inspect its samples, lower "
+            "optim.base_lr, or set optim.clip_grad"
         )

@@ -1,4 +1,4 @@
-"""The metrics of a model that is being fine-tuned, on a split that the processes divide."""
+"""Evaluation of a model during fine-tuning, with the samples of a split divided over processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.series import model_arguments, stack_dated
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.inputs import dated_inputs
 from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
+from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import normalized
@@ -23,7 +25,7 @@ from rsbackbones.train.finetune.samples import normalized
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model gives on a split: an outcome of images, or confusion counts [n, K, K] of their pixels."""
+    """The predictions of a model on a split, or the confusion counts [n, K, K] of its label maps."""
 
     data: LabelledSet
     found: Outcome | Array
@@ -35,7 +37,7 @@ class Evaluation:
         return from_confusion(self.found.sum(0), self.data.classes)
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of each, by the bootstrap over images; of one image there is none."""
+        """Return the 95 % bootstrap interval of each metric over images; none for a single image."""
         images = len(self.found.scores if isinstance(self.found, Outcome) else self.found)
         if images < 2:
             return {}
@@ -46,10 +48,10 @@ class Evaluation:
 
 
 def main_metric(data: LabelledSet, recipe: FinetuneRecipe) -> str:
-    """Return the metric that decides: the recipe's, or the task's.
+    """Return the metric for model selection: that of the recipe, or the default of the task.
 
     Raises:
-        ValueError: the recipe's is none of the task.
+        ValueError: the task does not have the metric of the recipe.
     """
     metric = recipe.metric or headline(data.task, data.classes)
     known = list(METRICS[data.task])
@@ -64,7 +66,7 @@ def value_of(metrics: Mapping[str, float], metric: str) -> float:
     """Return one metric.
 
     Raises:
-        ValueError: it does not exist, as its class is neither among the labels nor among the predictions.
+        ValueError: it is undefined, as its class is neither among the labels nor among the predictions.
     """
     if metric not in metrics:
         raise ValueError(
@@ -74,11 +76,11 @@ def value_of(metrics: Mapping[str, float], metric: str) -> float:
     return metrics[metric]
 
 
-def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | None]:
-    """Return a set that has a validation split, and a note where it was taken from the training samples.
+def split_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | None]:
+    """Return the set with a validation split, and a note if it was taken from the training samples.
 
     Raises:
-        ValueError: there is one training sample.
+        ValueError: there are fewer than two training samples.
     """
     if "val" in data.splits:
         return data, None
@@ -100,7 +102,7 @@ def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | No
 def evaluate(
     model: nn.Module, data: LabelledSet, split: str, recipe: FinetuneRecipe, processes: DistributedContext
 ) -> Evaluation:
-    """Return what the model gives on a split; every process calls this and gets all of it.
+    """Evaluate the model on a split. Every process must call this and gets the whole result.
 
     Raises:
         ValueError: there is no such split, or a sample cannot be used.
@@ -117,14 +119,14 @@ def evaluate(
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             given = _given(model, data, split, mine, recipe, device) if len(mine) else None
     except ValueError as error:
-        problem = str(error)  # the others wait for this process: all are told
+        problem = str(error)  # raised in all processes, as the others wait for this one
     finally:
         model.train(was_training)
     if problem := next((p for p in processes.gather(problem) if p), None):
         raise ValueError(problem)
     parts = [part for part in processes.gather(given) if part is not None]
     every = np.empty((len(indices), *parts[0].shape[1:]), parts[0].dtype)
-    for rank, part in enumerate(parts):  # those of the last ranks are missing where images are few
+    for rank, part in enumerate(parts):  # with few images the last ranks have none
         every[rank :: processes.world_size] = part
     if data.labels is None:
         return Evaluation(data, every)
@@ -134,22 +136,23 @@ def evaluate(
 def _given(
     model: nn.Module, data: LabelledSet, split: str, mine: Array, recipe: FinetuneRecipe, device: torch.device
 ) -> Array:
-    """Scores [n, K] of images, or counts [n, K, K] of their pixels, of one process's share."""
+    """Return scores [n, K] of images, or confusion counts [n, K, K], of the samples of one process."""
     views = recipe.views
     if data.labels is None:
         share = replace(data, splits={split: mine})
         return predict(
             model, share, split, tile=views.tile, overlap=views.overlap, batch_size=recipe.evaluation_batch
         )
-    inputs = model_inputs(model, data)
+    inputs, modalities = dated_inputs(model, data), unwrap_model(model).modalities
     batches: list[Tensor] = []
     for first in range(0, len(mine), recipe.evaluation_batch):
         places = [int(i) for i in mine[first : first + recipe.evaluation_batch]]
         samples = [normalized(inputs, data, data.read(i), i, views.size) for i in places]
-        if len({tuple(x.shape[-2:]) for sample in samples for x in sample.values()}) > 1:
+        if len({tuple(x.shape[-2:]) for sample in samples for x in sample.images.values()}) > 1:
             raise ValueError(f"{data.name}: images vary in size; bring them to one with views.size")
-        stacked = {m: torch.stack([sample[m] for sample in samples]).to(device) for m in samples[0]}
-        batches.append(model(stacked).float().cpu())
+        stacked = stack_dated(samples).to(device)
+        series = model_arguments(stacked.dates, stacked.valid, modalities)
+        batches.append(model(stacked.images, **series).float().cpu())
     logits = torch.cat(batches)
     scores: Any = logits.sigmoid() if data.task == "multilabel" else logits.softmax(dim=1)
     return np.asarray(scores.numpy())

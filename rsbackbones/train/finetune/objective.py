@@ -1,4 +1,4 @@
-"""What is trained: a model with its head, and the loss that its labels ask for."""
+"""The training module of fine-tuning: a model with its head, and the loss of its task."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +10,7 @@ from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy  # type: ignore
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import IGNORED, Task
+from rsbackbones.data.series import model_arguments
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.unused import called_units, freeze_unused
@@ -21,16 +22,18 @@ from rsbackbones.train.objectives.precision import full_precision, no_autocast
 
 
 class Finetuning(TrainModule):
-    """A model and its loss: batch -> ``loss``, and for single labels ``accuracy`` where nothing was mixed.
+    """A model with the loss of a task: batch -> ``loss``, and ``accuracy`` for classes.
 
-    The loss is a mean over samples, classes and labelled pixels. Of pixels, a batch says by how many: by what
-    :func:`evenly_counted` gives, means over processes and passes are that of the global batch. Where none is
-    labelled the loss is 0. What has no part in the output (a stream, the block that joins dates) is frozen.
+    The loss is a mean over samples, classes and labelled pixels; it is 0 if no pixel is labelled. For label
+    maps it is divided by the number of labelled pixels of the *global* batch (see
+    :func:`normalize_by_global_pixels`), so that it does not depend on how samples are split over processes
+    and micro-batches. Parameters that do not affect the output (other streams, a temporal block) are frozen.
+    Dates and masks of series are passed to the model.
 
     Args:
         model: a backbone with a classifier, or a dense model.
-        task: what a label is.
-        freeze: train the head of a backbone alone; a dense model knows by itself.
+        task: the kind of labels.
+        freeze: train only the head of a backbone. (Dense models have their own option.)
     """
 
     def __init__(self, model: nn.Module, task: Task, *, freeze: bool = False) -> None:
@@ -38,9 +41,9 @@ class Finetuning(TrainModule):
         self.model, self.task = model, task
         self.freeze = freeze and isinstance(model, Backbone)
         self.soft, self.binary = SoftTargetCrossEntropy(), BinaryCrossEntropy(smoothing=0.0)
-        # Parameters that never get a gradient must not wait for one (DDP) nor decay (AdamW).
+        # DDP waits for the gradients of trainable parameters, and AdamW decays them.
         if isinstance(model, Backbone):
-            freeze_unused(model, lambda images: [model(images)])
+            freeze_unused(model, lambda images, **series: [model(images, **series)])
         if self.freeze:
             self.backbone.requires_grad_(False)
             self.backbone.get_classifier().requires_grad_(True)
@@ -51,7 +54,7 @@ class Finetuning(TrainModule):
         return unwrap_model(self.model)
 
     def train(self, mode: bool = True) -> "Finetuning":
-        """Set the mode, of a frozen backbone never to training."""
+        """Set the mode. A frozen backbone stays in ``eval()`` mode."""
         super().train(mode)
         if self.freeze:
             self.backbone.eval()
@@ -63,9 +66,10 @@ class Finetuning(TrainModule):
         return [*called_units(self.backbone), *(head.units() if isinstance(head, DenseHead) else [])]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss and what else is logged."""
+        """Return the loss and other logged values."""
         assert isinstance(batch, LabelledBatch)
-        output = self.model(batch.images)
+        series = model_arguments(batch.dates, batch.valid, self.backbone.modalities)
+        output = self.model(batch.images, **series)
         with no_autocast(output):
             return self._losses(full_precision(output), batch.target, batch.counted)
 
@@ -75,15 +79,15 @@ class Finetuning(TrainModule):
             return {"loss": self.soft(output, target), "accuracy": right.float().mean().detach()}
         if self.task == "multilabel":
             return {"loss": self.binary(output, target)}
-        # Log-probabilities (change) are what they were after another softmax: one loss serves both.
+        # Softmax leaves log-probabilities (change) unchanged, so that this loss applies to both tasks.
         sums = F.cross_entropy(output, target, ignore_index=IGNORED, reduction="sum")
         pixels = labelled_pixels(target) if counted is None else counted
-        return {"loss": sums / (pixels or 1)}  # of none the sum is 0
+        return {"loss": sums / (pixels or 1)}  # without labelled pixels the sum is 0
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], Any]:
-        """Return what timm asks for layer decay: from the name of a parameter to the number of its layer.
+        """Return a function from parameter name to layer index, for timm's layer decay.
 
-        Layers are the backbone's (``Backbone.layer_groups``); a dense head is one with the last of them.
+        Layers are those of the backbone (``Backbone.layer_groups``); a dense head belongs to the last.
         """
         of_backbone, last = self.backbone.parameter_depths(), len(self.backbone.layer_groups()) - 1
         depths = {id(p): of_backbone[name] for name, p in self.backbone.named_parameters()}
@@ -91,11 +95,13 @@ class Finetuning(TrainModule):
         return lambda name: (layers[name],)
 
 
-def evenly_counted(batches: Sequence[LabelledBatch], processes: DistributedContext) -> list[LabelledBatch]:
-    """Return a process's batches of a step with what an average one of all processes has of labelled pixels.
+def normalize_by_global_pixels(
+    batches: Sequence[LabelledBatch], processes: DistributedContext
+) -> list[LabelledBatch]:
+    """Set ``counted`` of a step's micro-batches to the mean number of labelled pixels per micro-batch.
 
-    A mean over processes and passes of losses that are divided by it is the mean over all labelled pixels of
-    the step: each counts the same, wherever the others are. Every process calls this.
+    If losses are divided by it, their mean over processes and micro-batches is the mean over all labelled
+    pixels of the step. Every process must call this.
     """
     mine = float(sum(labelled_pixels(batch.target) for batch in batches))
     everywhere = processes.reduce([mine], dist.ReduceOp.SUM)[0]
@@ -104,5 +110,5 @@ def evenly_counted(batches: Sequence[LabelledBatch], processes: DistributedConte
 
 
 def labelled_pixels(target: Tensor) -> int:
-    """Return how many pixels of label maps are not ignored."""
+    """Return the number of pixels of label maps that are not ignored."""
     return int((target != IGNORED).sum())

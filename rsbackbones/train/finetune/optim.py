@@ -8,22 +8,22 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler  # type: ignore[at
 from torch import nn
 from torch.optim import Optimizer
 
-from rsbackbones.train.engine.optim import no_decay_names
+from rsbackbones.train.engine.optim import no_weight_decay_names
 from rsbackbones.train.engine.train_step import Schedule
 from rsbackbones.train.finetune.recipe import FinetuneOptim
 
 
 def learning_rate(options: FinetuneOptim, batch_size: int) -> float:
-    """Return the rate that the base rate means at a global batch (Goyal et al., arXiv 1706.02677)."""
+    """Return the learning rate for a global batch size (linear scaling, Goyal et al., arXiv 1706.02677)."""
     return options.base_lr * batch_size / 256 if options.scaled else options.base_lr
 
 
 def build_optimizer(module: nn.Module, options: FinetuneOptim, batch_size: int) -> Optimizer:
-    """Build the optimizer of the parameters of a module that have gradients.
+    """Build the optimizer of the trainable parameters of a module.
 
-    With layer decay ``module.group_matcher`` says which block a parameter belongs to, as timm's models do.
+    Layer decay uses ``module.group_matcher``, as for timm's models.
     """
-    decay, exempt = options.weight_decay, no_decay_names(module)
+    decay, exempt = options.weight_decay, no_weight_decay_names(module)
     if options.layer_decay < 1:
         groups = param_groups_layer_decay(module, decay, exempt, layer_decay=options.layer_decay)
     else:
@@ -37,7 +37,7 @@ def build_optimizer(module: nn.Module, options: FinetuneOptim, batch_size: int) 
 
 
 class Constant:
-    """A rate that stays, after a linear warm-up."""
+    """A constant learning rate after a linear warm-up."""
 
     def __init__(self, optimizer: Optimizer, warmup: int) -> None:
         self.optimizer, self.warmup = optimizer, warmup
@@ -53,7 +53,7 @@ class Constant:
 def build_schedule(
     optimizer: Optimizer, options: FinetuneOptim, *, steps: int, steps_per_epoch: int
 ) -> Schedule:
-    """Build the schedule over all steps; it is asked for step + 1, as pretraining's is.
+    """Build the schedule over all steps. It is evaluated at step + 1, as in pretraining.
 
     Raises:
         ValueError: the warm-up is not shorter than the run.

@@ -1,4 +1,4 @@
-"""A fine-tuning recipe made real: data, model, optimizer and schedule, and what happens between epochs."""
+"""The run of a fine-tuning recipe: data, model, optimizer and schedule, and evaluations between epochs."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.data.tiles import tiles_of
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.inputs import dated_inputs
 from rsbackbones.eval.subject import model_for, said_of
 from rsbackbones.heads import dense_model
 from rsbackbones.models.backbone import unwrap_model
@@ -26,8 +26,8 @@ from rsbackbones.train.engine.parallel import parallelize
 from rsbackbones.train.engine.run_dir import EVALUATIONS, read_log
 from rsbackbones.train.engine.sampler import StepSampler
 from rsbackbones.train.engine.train_step import TrainRun
-from rsbackbones.train.finetune.evaluation import evaluate, main_metric, value_of, with_validation
-from rsbackbones.train.finetune.objective import Finetuning, evenly_counted
+from rsbackbones.train.finetune.evaluation import evaluate, main_metric, split_validation, value_of
+from rsbackbones.train.finetune.objective import Finetuning, normalize_by_global_pixels
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import LabelledBatch, LabelledPlan, LabelledSamples, PairedSampler
@@ -38,12 +38,12 @@ BEST = "best"
 
 
 class FinetuneRun(TrainRun):
-    """What a recipe builds for a labelled set.
+    """The run of a recipe on a labelled set.
 
     Attributes:
-        data: the set, with a validation split where one decides.
-        split: what decides which epoch is best.
-        metric: and by what.
+        data: the set, with a validation split if one is needed.
+        split: the split for model selection.
+        metric: the metric for model selection.
     """
 
     config: FinetuneRecipe
@@ -55,7 +55,7 @@ class FinetuneRun(TrainRun):
         _check(recipe, processes, data)
         note = None
         if recipe.select == "val":
-            data, note = with_validation(data, recipe.seed)
+            data, note = split_validation(data, recipe.seed)
         self.data, self.metric = data, main_metric(data, recipe)
         self.split = "val" if "val" in data.splits else "test"
 
@@ -66,12 +66,12 @@ class FinetuneRun(TrainRun):
             tile, overlap = recipe.views.tile, recipe.views.overlap
             training = tiles_of(data, "train", tile=tile, overlap=tile // 2 if overlap is None else overlap)
         indices = training.splits["train"]
-        inputs = model_inputs(model, training)
+        inputs = dated_inputs(model, training)
         self.dataset = LabelledSamples(
             training, indices, inputs, recipe.views, scale=recipe.scale, seed=recipe.seed
         )
         self.places = len(indices)
-        # A run of steps may have batches larger than the set: an epoch then goes over it several times.
+        # If the length is given in steps, batches may be larger than the set: an epoch then repeats it.
         repeat = 1 if recipe.steps is None else -(-recipe.batch_size // len(indices))
         self.plan = LabelledPlan(
             lengths=(len(indices),), repeats=(repeat,), blocks=(1,), batch_size=recipe.batch_size,
@@ -84,20 +84,22 @@ class FinetuneRun(TrainRun):
 
         self.objective = Finetuning(model, data.task, freeze=recipe.freeze).to(processes.device).train()
         set_batch_norm(self.objective, recipe.batch_norm, recipe.batch_norm_group)
-        self.module = parallelize(self.objective, recipe, processes.device, unused=False)
+        # Parameters of dates and missing images get no gradient from a batch without them.
+        unused = self.objective.backbone.consumes == "series"
+        self.module = parallelize(self.objective, recipe, processes.device, unused=unused)
         self.optimizer = build_optimizer(self.objective, recipe.optim, recipe.batch_size)
         start_state(self.objective, self.optimizer)
         self.schedule = build_schedule(
             self.optimizer, recipe.optim, steps=self.total_steps, steps_per_epoch=per_epoch
         )
-        # What drop path draws differs from process to process.
+        # Drop path draws different numbers in every process.
         torch.manual_seed(int(np.random.SeedSequence((recipe.seed, processes.rank)).generate_state(1)[0]))
 
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-        """See :meth:`TrainRun.forward_backward`; labelled pixels count the same in every process and pass."""
+        """See :meth:`TrainRun.forward_backward`. All labelled pixels of a step have equal weight."""
         if self.data.labels is None:
             held = [batch for batch in batches if isinstance(batch, LabelledBatch)]
-            batches = evenly_counted(held, self.processes)
+            batches = normalize_by_global_pixels(held, self.processes)
         return super().forward_backward(batches)
 
     def sources(self) -> list[dict[str, Any]]:
@@ -113,13 +115,13 @@ class FinetuneRun(TrainRun):
         ]  # fmt: skip
 
     def should_checkpoint(self, step: int) -> bool:
-        """See :meth:`TrainRun.should_checkpoint`: before every evaluation; only a killed one is repeated."""
+        """See :meth:`TrainRun.should_checkpoint`: before every evaluation, so that only it is repeated."""
         return step % self.evaluate_every == 0 or step == self.total_steps
 
     def on_step_end(self, step: int, folder: Path, log: RunLog) -> None:
-        """Evaluate where it is due, note it in ``evaluations.jsonl``, and keep the best model.
+        """Evaluate if it is due, log the result in ``evaluations.jsonl``, and save the best model.
 
-        The curve is drawn once, at the end: with every short epoch it would cost more than the epoch.
+        Losses are plotted once, at the end: plotting would take longer than a short epoch.
         """
         if step == self.total_steps and self.processes.is_main_process:
             draw_losses(folder)
@@ -148,7 +150,7 @@ class FinetuneRun(TrainRun):
             "task": data.task,
             "head": head if data.labels is None else None,
             "size": recipe.views.size,
-            # What it was trained on: pictures were value / 255, which the weights' own contract does not say.
+            # Of the training data: the input contract of the weights omits that pictures were value / 255.
             "bands": {m: list(bands) for m, bands in self.objective.backbone.bands.items()},
             "sensors": dict(self.objective.backbone.config.sensors),
             "units": dict(data.units),
@@ -156,12 +158,12 @@ class FinetuneRun(TrainRun):
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Return the evaluations of a run so far, the first one first."""
+    """Return the evaluations of a run so far, in order."""
     return [dict(line) for line in read_log(folder, EVALUATIONS)] if (folder / EVALUATIONS).exists() else []
 
 
 def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
-    """Return the model of a recipe for a set, its head newly initialized from the seed."""
+    """Build the model of a recipe for a set. Its head is initialized from the seed."""
     torch.manual_seed(recipe.seed)
     backbone = model_for(
         data, recipe.model, modalities=recipe.modalities or None, bands=recipe.bands or None,
@@ -172,11 +174,11 @@ def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
     unseen = [b for m in backbone.modalities if m in backbone.inputs for b in backbone.inputs[m].unused_bands]
     if unseen and not recipe.freeze:
         raise ValueError(
-            f"the weights do not look at {', '.join(unseen)} (missing_bands='zero'), and training would make "
-            "them look at values without statistics: leave these bands out with bands=, choose nearest or "
-            "mean, or freeze=true"
+            f"the weights ignore {', '.join(unseen)} (missing_bands='zero'), and training would use these "
+            "bands without statistics: leave them out with bands=, set missing_bands to nearest or mean, or "
+            "freeze=true"
         )
-    torch.manual_seed(recipe.seed)  # the same head whatever loading drew
+    torch.manual_seed(recipe.seed)  # the head must not depend on what loading draws
     backbone.set_drop_path(recipe.drop_path)
     if data.labels is not None:
         backbone.reset_classifier(len(data.classes))
@@ -196,7 +198,11 @@ def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:
 
 
 def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledSet) -> None:
-    """Refuse what does not fit the labels of a set."""
+    """Check that the recipe fits the set.
+
+    Raises:
+        TrainingError: it does not.
+    """
     views, pieces = recipe.views, processes.world_size * recipe.accumulate
     scored = ("train", "test") if recipe.select == "val" else ("train",)
     if lacking := [split for split in scored if not len(data.splits.get(split, ()))]:
@@ -211,15 +217,19 @@ def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: Labelled
             f"views.size resizes images with one label; {data.name} has labels of pixels: cut them, "
             "views.tile=..."
         )
+    if _mixes(recipe, data) and data.series:
+        raise TrainingError(
+            f"{data.name} holds series, and series of different dates cannot be mixed: views.mixup=0 "
+            "views.cutmix=0"
+        )
     if _mixes(recipe, data) and recipe.batch_norm == "grouped" and pieces > 1:
         raise TrainingError(
-            "samples are mixed in pairs from both ends of a batch, so that groups of neighbors are others in "
-            "every "
-            "number of processes and passes: batch_norm=sync, or views.mixup=0 views.cutmix=0"
+            "samples are mixed in pairs from both ends of a batch, so groups of neighbors depend on the "
+            "number of processes and micro-batches: batch_norm=sync, or views.mixup=0 views.cutmix=0"
         )
     if _mixes(recipe, data) and recipe.batch_size % (2 * pieces):
         raise TrainingError(
             f"samples are mixed in pairs: batch_size {recipe.batch_size} must be a multiple of 2 x "
-            f"{processes.world_size} processes x {recipe.accumulate} accumulated passes; or views.mixup=0 "
-            "views.cutmix=0"
+            f"{processes.world_size} processes x {recipe.accumulate} accumulated micro-batches; or "
+            "views.mixup=0 views.cutmix=0"
         )

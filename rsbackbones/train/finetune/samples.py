@@ -1,10 +1,10 @@
-"""Labelled samples as batches: read, normalized, resized or cut, turned, mixed.
+"""Batches of labelled samples: read, normalized, resized or cropped, augmented, mixed.
 
-A sample is a function of (seed, epoch, index), and how samples are mixed of (seed, step): neither depends on
-how many processes there are, nor on when a run was interrupted.
+A sample is a function of (seed, epoch, index), and mixing of (seed, step). Neither depends on the number of
+processes or on interruptions of the run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -16,20 +16,23 @@ from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
 from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.series import DatedImages, stack_dated
 from rsbackbones.eval.image_reader import resized
-from rsbackbones.eval.inputs import Inputs
 from rsbackbones.train.dataset import sample_generator
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
 from rsbackbones.train.finetune.recipe import Views
 
+DatedInputs = Callable[[Mapping[str, Array]], DatedImages]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledBatch(Batch):
-    """Images and what they are trained toward.
+    """A batch with labels.
 
-    ``target``: [B, K] float of labels of images, soft where smoothed or mixed; [B, H, W] int64 of pixels.
-    ``counted``: what the losses of its pixels are divided by; ``None``: how many of them are labelled.
+    Attributes:
+        target: [B, K] float for labels of images, soft if smoothed or mixed; [B, H, W] int64 for label maps.
+        counted: the divisor of the loss of label maps; ``None``: the number of labelled pixels of the batch.
     """
 
     target: Tensor
@@ -44,15 +47,15 @@ class LabelledBatch(Batch):
         return replace(super().pin_memory(), target=self.target.pin_memory())
 
     def content(self) -> dict[str, Any]:
-        """Return what is saved of a batch that a person should look at."""
+        """See :meth:`Batch.content`."""
         return super().content() | {"target": self.target}
 
 
 class PairedSampler(StepSampler):
-    """Pieces from both ends of a global batch: half of each from the front, half from the back.
+    """Micro-batches from both ends of a global batch: half from the front, half from the back.
 
-    timm mixes the first of a batch with the last, the second with the last but one, and so on. So dealt, the
-    pairs of all pieces are those of the whole batch.
+    timm mixes the first sample of a batch with the last, the second with the last but one, and so on. With
+    these micro-batches the mixed pairs are those of the global batch.
     """
 
     def piece(self, keys: Sequence[Key], number: int) -> list[Key]:
@@ -63,7 +66,7 @@ class PairedSampler(StepSampler):
 
 
 class LabelledPlan(BatchPlan):
-    """A plan for one set, whose keys are (epoch, step, index): what is mixed follows from the step."""
+    """A plan of a single source with keys (epoch, step, index): mixing depends on the step."""
 
     def batch(self, step: int) -> list[Key]:
         """See :meth:`BatchPlan.batch`."""
@@ -71,19 +74,19 @@ class LabelledPlan(BatchPlan):
 
 
 class LabelledSamples(Dataset[Batch]):
-    """Batches of keys to batches of samples of a set.
+    """A dataset of batches: maps lists of keys to :class:`LabelledBatch`.
 
     Args:
-        data: the set; tiles of images where they are cut.
-        indices: of its samples, those to train on.
-        inputs: what turns raw images into the model's.
-        views: how they are seen.
-        scale: label pixels per image pixel.
-        seed: of everything random.
+        data: the labelled set, possibly cut into tiles.
+        indices: the indices of the training samples.
+        inputs: from :func:`rsbackbones.eval.inputs.dated_inputs`.
+        views: size and augmentation of the images.
+        scale: label pixels per image pixel, along each side.
+        seed: the seed of all random numbers.
     """
 
     def __init__(
-        self, data: LabelledSet, indices: Array, inputs: Inputs, views: Views, *, scale: int, seed: int
+        self, data: LabelledSet, indices: Array, inputs: DatedInputs, views: Views, *, scale: int, seed: int
     ) -> None:
         self.data, self.indices, self.inputs, self.views = data, indices, inputs, views
         self.scale, self.seed = scale, seed
@@ -93,10 +96,10 @@ class LabelledSamples(Dataset[Batch]):
         return len(self.indices)
 
     def __getitems__(self, keys: Sequence[Key]) -> LabelledBatch:
-        """Make the batch of these keys, all of one step.
+        """Return the batch of these keys, which all belong to one step.
 
         Raises:
-            ValueError: a sample cannot be used, or images vary in size.
+            ValueError: a sample cannot be used, or images have different sizes.
         """
         data = self.data
         places = [int(self.indices[key[2]]) for key in keys]
@@ -104,12 +107,13 @@ class LabelledSamples(Dataset[Batch]):
             self._view(place, sample_generator(self.seed, (epoch, 0, index)))
             for place, (epoch, _, index) in zip(places, keys, strict=True)
         ]
-        if len(sizes := {tuple(x.shape[-2:]) for view, _ in views for x in view.values()}) > 1:
+        if len(sizes := {tuple(x.shape[-2:]) for view, _ in views for x in view.images.values()}) > 1:
             raise ValueError(
                 f"{data.name}: images of {', '.join(f'{h} x {w}' for h, w in sorted(sizes))} pixels in one "
                 "batch; bring them to one size with views.size (labels of images) or views.tile (of pixels)"
             )
-        images = {m: torch.stack([view[m] for view, _ in views]) for m in views[0][0]}
+        stacked = stack_dated([view for view, _ in views])
+        images = stacked.images
         maps = [label for _, label in views if label is not None]
         if maps:
             target = torch.stack(maps)
@@ -118,16 +122,17 @@ class LabelledSamples(Dataset[Batch]):
             images, target = self._mixed(images, torch.from_numpy(data.labels[places]), step=keys[0][1])
         return LabelledBatch(
             images=images, bands={m: data.bands[m] for m in images}, noise={}, target=target,
-            names=tuple(data.ids[place] for place in places),
+            dates=stacked.dates, valid=stacked.valid, names=tuple(data.ids[place] for place in places),
         )  # fmt: skip
 
     def __getitem__(self, key: Key) -> LabelledBatch:
         return self.__getitems__([key])
 
-    def _view(self, index: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return a sample as the model sees it, and the map [H, W] of its labels where they are one."""
+    def _view(self, index: int, generator: torch.Generator) -> tuple[DatedImages, Tensor | None]:
+        """Return an augmented sample, and its label map [H, W] if it has one."""
         raw = self.data.read(index)
-        images = normalized(self.inputs, self.data, raw, index, self.views.size)
+        sample = normalized(self.inputs, self.data, raw, index, self.views.size)
+        images = sample.images
         label = torch.from_numpy(raw["label"].astype(np.int64))[None] if "label" in raw else None
         height, width = next(iter(images.values())).shape[-2:]
         if label is not None and label.shape[1:] != (height * self.scale, width * self.scale):
@@ -141,14 +146,14 @@ class LabelledSamples(Dataset[Batch]):
         if height != width:  # a quarter turn would change the shape
             view = replace(view, quarter_turns=view.quarter_turns // 2 * 2)
         return (
-            {m: turn(view, image) for m, image in images.items()},
+            replace(sample, images={m: turn(view, image) for m, image in images.items()}),
             None if label is None else turn(view, label)[0],
         )
 
     def _mixed(
         self, images: Mapping[str, Tensor], target: Tensor, *, step: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Mix the samples of a batch with each other, and smooth and mix their labels, [B] or [B, K]."""
+        """Mix the images of a batch, and smooth and mix their labels, [B] or [B, K]."""
         views, classes = self.views, len(self.data.classes)
         if not (views.mixup or views.cutmix):
             return dict(images), mixup_target(target, classes, 1.0, views.smoothing, self.multilabel)
@@ -156,7 +161,7 @@ class LabelledSamples(Dataset[Batch]):
             views.mixup, views.cutmix, switch_prob=views.switch, label_smoothing=views.smoothing,
             num_classes=classes, multi_label=self.multilabel,
         )  # fmt: skip
-        # timm draws from numpy's global generator: all pieces of a step must draw the same.
+        # timm draws from numpy's global generator; all micro-batches of a step must draw the same numbers.
         before = np.random.get_state()
         try:
             np.random.seed(np.random.SeedSequence((self.seed, step)).generate_state(4))
@@ -168,15 +173,16 @@ class LabelledSamples(Dataset[Batch]):
 
 
 def normalized(
-    inputs: Inputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
-) -> dict[str, Tensor]:
-    """Return a raw sample as a model takes it, resized to ``size`` where that is a number.
+    inputs: DatedInputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
+) -> DatedImages:
+    """Return the model's inputs of a raw sample, resized to ``size`` unless it is ``None``.
 
     Raises:
-        ValueError: its values are not usable; names the sample.
+        ValueError: its values cannot be used; the message names the sample.
     """
     try:
-        images = inputs(raw)
+        sample = inputs(raw)
     except ValueError as error:
         raise ValueError(f"{data.name}: {data.ids[index]}: {error}") from error
-    return {m: resized(x, None if size is None else (size, size)) for m, x in images.items()}
+    side = None if size is None else (size, size)
+    return replace(sample, images={m: resized(x, side) for m, x in sample.images.items()})

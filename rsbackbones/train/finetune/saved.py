@@ -1,4 +1,4 @@
-"""A fine-tuned model on disk: a folder with its weights, its classes, and where it stood."""
+"""A fine-tuned model on disk: a folder with its weights, classes and metrics."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ MODEL, HEAD, ABOUT = "model.safetensors", "head.safetensors", "about.json"
 
 
 def save_finetuned(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write a model and what is known about it to a folder that takes its name when it is whole.
+    """Write a model and its metadata to a folder, under a temporary name that is then renamed.
 
-    ``model.safetensors`` is the backbone with its classifier, as ``create_model(..., checkpoint=...,
-    num_classes=None)`` reads it; ``head.safetensors`` the head of a dense model; ``about.json`` the rest, and
-    the sha256 of both. A folder of that name is replaced.
+    ``model.safetensors`` is the backbone with its classifier, readable by ``create_model(..., checkpoint=...,
+    num_classes=None)``; ``head.safetensors`` the head of a dense model; ``about.json`` the metadata, and the
+    sha256 of both. An existing folder of that name is replaced.
     """
     part, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old.tmp")
     for left in (part, old):
@@ -44,10 +44,10 @@ def save_finetuned(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> 
 
 
 def about_finetuned(folder: Path) -> dict[str, Any]:
-    """Return what ``about.json`` says, once the files are those that it was written with.
+    """Return the content of ``about.json``, after verifying the hashes of the files.
 
     Raises:
-        ValueError: there is none, or a file is not what was written.
+        ValueError: the folder has none, or a file was changed.
     """
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def about_finetuned(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:
-    """Read a fine-tuned model's weights into one that was built like it.
+    """Load the weights of a fine-tuned model into a model of the same architecture and head.
 
     Raises:
         ValueError: as :func:`about_finetuned`.
@@ -74,7 +74,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_finetuned(folder: str | Path) -> nn.Module:
-    """Return the model that :func:`save_finetuned` wrote, in ``eval()`` mode; ``about.json`` has its classes.
+    """Load a model that :func:`save_finetuned` wrote, in ``eval()`` mode. ``about.json`` has its classes.
 
     Raises:
         ValueError: as :func:`about_finetuned`.

@@ -45,7 +45,7 @@ from rsbackbones.train.objectives.infonce import SENSORS, InfoNCE
 from rsbackbones.train.objectives.masking import Mask
 from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
 from rsbackbones.train.objectives.precision import full_precision
-from rsbackbones.train.objectives.targets import PatchScale
+from rsbackbones.train.objectives.targets import PatchNormalizer
 from rsbackbones.train.objectives.vicreg import vicreg
 
 
@@ -318,14 +318,14 @@ class CromaPretraining(Objective):
         )
         return dict(zip(widths, x.split(list(widths.values()), dim=-1), strict=True))
 
-    def _target(self, batch: Batch) -> tuple[dict[str, Tensor], PatchScale]:
+    def _target(self, batch: Batch) -> tuple[dict[str, Tensor], PatchNormalizer]:
         """Return the patches of every target in the batch, [B, N, C * p * p], and their common scale."""
         patches = {
             m: patchify(full_precision(batch.images[m]), self.backbone.patch_size)
             for m in self.targets
             if m in batch.images
         }
-        return patches, PatchScale.of(torch.cat(list(patches.values()), dim=-1))
+        return patches, PatchNormalizer.of(torch.cat(list(patches.values()), dim=-1))
 
     def _hard(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]] | None:
         if not self.options.hard_negatives:

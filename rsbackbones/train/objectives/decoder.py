@@ -1,4 +1,4 @@
-"""The MAE decoder: from the tokens of kept patches to the pixels of all.
+"""The MAE decoder: reconstructs the pixels of all patches from the tokens of kept patches.
 
 Source: He et al., Masked autoencoders are scalable vision learners, CVPR 2022, section 3; CROMA, section 2.
 """
@@ -15,7 +15,7 @@ from rsbackbones.layers.sincos import sincos_embedding
 
 
 class Decoder(nn.Module):
-    """Tokens and mask tokens in their places, with sine-cosine positions, through a few blocks."""
+    """Transformer blocks over tokens and mask tokens in image order, with sine-cosine positions."""
 
     def __init__(
         self, encoder_dim: int, num_bands: int, patch_size: int, *, dim: int, depth: int, num_heads: int
@@ -35,14 +35,18 @@ class Decoder(nn.Module):
         """See :meth:`TrainModule.units`."""
         return list(self.blocks)
 
+    def no_weight_decay(self) -> set[str]:
+        """See :mod:`rsbackbones.layers.weight_decay`."""
+        return {"mask_token"}
+
     def forward(
         self, tokens: Tensor, restore: Tensor, grid: tuple[int, int], channels: Sequence[int] | None = None
     ) -> Tensor:
         """Return the predicted pixels of every patch, [B, N, C * p * p], laid out (band, row, column).
 
         Args:
-            tokens: of the kept patches, [B, K, D].
-            restore: for every patch its place in the sequence of kept, then masked ones, [B, N].
+            tokens: tokens of the kept patches, [B, K, D].
+            restore: for every patch its index in the sequence of kept, then masked patches, [B, N].
             grid: (h, w) in patches.
             channels: the bands to predict, in order; by default all.
         """

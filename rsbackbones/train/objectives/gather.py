@@ -1,4 +1,4 @@
-"""Rows of all processes, with gradients."""
+"""All-gather of rows, with gradients."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose gradient is the sum, over processes, of what each sends to a process's rows."""
+    """All-gather. The gradient of a process's rows is the sum of their gradients over all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -24,11 +24,11 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """[M, ...] of this process to [W * M, ...] of all W processes, in order of rank.
+    """Gather the rows [M, ...] of all W processes to [W * M, ...], in order of rank.
 
-    Every process has as many rows. Gradients flow to all of them: where processes average the gradients
-    of their parameters, a loss on gathered rows has the gradient of one process with all rows. Without
-    ``torch.distributed`` the rows are returned as they are.
+    Every process must have the same number of rows. Gradients flow to all rows: with averaged parameter
+    gradients, a loss on gathered rows has the gradient of a single process with all rows. Without
+    ``torch.distributed`` the rows are returned unchanged.
     """
     if not dist.is_initialized():
         return x
@@ -37,5 +37,5 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def first_row(x: Tensor) -> int:
-    """Return where this process's rows begin among the gathered ones."""
+    """Return the index of this process's first row among the gathered ones."""
     return dist.get_rank() * len(x) if dist.is_initialized() else 0

@@ -19,17 +19,17 @@ SENSORS = ("s2", "s1")
 
 
 class InfoNCE(nn.Module):
-    """Tell the matching row of the other sensor from all other rows of all processes.
+    """InfoNCE loss: identify the matching row of the other sensor among the rows of all processes.
 
-    Rows are projected linearly, one projection per sensor, and normalized. The temperature is
+    Rows are projected linearly, with one projection per sensor, and normalized. The temperature is
     ``exp(-logit_scale)``, initially 0.07, not clamped.
     """
 
     def __init__(self, dim: int, *, gather_gradients: bool = True) -> None:
-        """``gather_gradients=False``: no gradients reach any keys, as in CROMA's public code."""
+        """``gather_gradients=False`` detaches the keys, as in CROMA's public code."""
         super().__init__()
         self.projections = nn.ModuleDict({m: nn.Linear(dim, dim) for m in SENSORS})
-        # One element, not a scalar: fully_shard takes no parameters without a dimension.
+        # One element, not a scalar: fully_shard does not support scalar parameters.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
         self.gather_gradients = gather_gradients
 
@@ -43,11 +43,11 @@ class InfoNCE(nn.Module):
         rows: Mapping[str, Tensor],
         hard: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """Return the mean loss of this process's rows in both directions, a scalar.
+        """Return the mean loss of this process's rows over both directions, a scalar.
 
         Args:
-            rows: by sensor (``s2`` and ``s1``) [M, D]; row i of one matches row i of the other. Every
-                process has as many.
+            rows: by sensor (``s2`` and ``s1``) [M, D]; rows with the same index match. Every process must
+                have the same number of rows.
             hard: by sensor of the query, the random numbers of :func:`mix_hard_negatives`, [M, S] each.
         """
         projected = {m: self.projections[m](rows[m]) for m in SENSORS}

@@ -1,4 +1,4 @@
-"""Which patches an encoder sees.
+"""Random patch masks.
 
 Source: He et al., Masked autoencoders are scalable vision learners, CVPR 2022, section 3.
 """
@@ -14,7 +14,7 @@ class Mask:
 
     Attributes:
         kept: indices of the kept patches, [B, K], in the order in which they are encoded.
-        restore: for every patch its place in the sequence of kept, then masked ones, [B, N].
+        restore: for every patch its index in the sequence of kept, then masked patches, [B, N].
         masked: True where a patch is masked, [B, N].
     """
 
@@ -24,11 +24,11 @@ class Mask:
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
-    """Mask about ``ratio`` of the patches: of N, ``int(N * (1 - ratio))`` are kept, those of least noise.
+    """Keep the ``int(N * (1 - ratio))`` patches with the lowest noise, and mask the others.
 
     Args:
         noise: uniform random numbers, [B, N].
-        ratio: the part that is masked, in [0, 1).
+        ratio: the share of masked patches, in [0, 1).
 
     Raises:
         ValueError: no patch would be kept.

@@ -1,6 +1,6 @@
 """What every pretraining method answers to."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,13 @@ class ObjectiveConfig:
     tasks: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def seasons(self) -> int | None:
-        """How many dates of a place make a sample: ``None``: one, and every date is a sample of its own.
+    def seasons(self) -> int | Literal["all"] | None:
+        """The dates of a location that make a sample.
 
-        1: the first date of every place that a sensor has. More: a series of so many, [T, C, H, W] for every
-        sensor.
+        ``None``: one; every date is a sample of its own, [C, H, W]. 1: the first date of every location that
+        a sensor has. A larger number: a series of so many dates, evenly spaced, [T, C, H, W] for every
+        sensor. ``"all"``: a series of all dates; shorter series of a batch are padded, and ``batch.valid``
+        masks what was added. All but ``None`` give ``batch.dates``, if the source knows them.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""The pretraining methods by name: ours, and your own once they are registered."""
+"""The pretraining methods by name: built-in ones, and registered ones of other packages."""
 
 from typing import TypeVar
 
@@ -12,16 +12,16 @@ _METHODS: dict[str, type[ObjectiveConfig]] = {"croma": CromaObjective, "seamo": 
 
 
 def register_objective(options: C) -> C:
-    """Make a method of your own known, so that recipes with it can be saved and read back. A decorator.
+    """Register a method of your own, so that recipes with it can be saved and loaded. A decorator.
 
-    Every process that trains, exports or reads a run of the method registers it first.
+    Every process that trains, exports or reads a run of the method must register it first.
 
     Args:
         options: a frozen dataclass, a subclass of :class:`ObjectiveConfig`, with a field ``method`` whose
             default is the method's name.
 
     Raises:
-        ValueError: it has no name, or another class has it.
+        ValueError: it has no name, or another class has the same name.
     """
     name = getattr(options, "method", None)
     if not isinstance(name, str) or not name:
@@ -41,14 +41,13 @@ def registered_objectives() -> tuple[type[ObjectiveConfig], ...]:
 
 
 def check_registered(options: ObjectiveConfig) -> None:
-    """Refuse options that could not be read back.
+    """Check that the method of options is registered, so that they can be loaded again.
 
     Raises:
-        ValueError: their method is not registered.
+        ValueError: it is not.
     """
     if not isinstance(options, _METHODS.get(options.method, ())):
         raise ValueError(
             f"the method {options.method!r} of {type(options).__name__} is not registered: decorate the "
-            "class with "
-            "rsbackbones.train.register_objective"
+            "class with rsbackbones.train.register_objective"
         )

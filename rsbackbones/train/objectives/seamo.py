@@ -46,7 +46,7 @@ from rsbackbones.train.objectives.decoder import Decoder
 from rsbackbones.train.objectives.masking import Mask
 from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
 from rsbackbones.train.objectives.precision import full_precision
-from rsbackbones.train.objectives.targets import PatchScale
+from rsbackbones.train.objectives.targets import PatchNormalizer
 
 Strategy = Literal[
     "unimodal", "multimodal", "siamese", "siamese_temporal", "unimodal_temporal", "multimodal_temporal",
@@ -160,7 +160,7 @@ class SeamoPretraining(Objective):
         for m, predicted in self._predict(batch, masks).items():
             target = patchify(full_precision(batch.images[m].flatten(0, 1)), self.backbone.patch_size)
             if self.options.normalized_targets:
-                target = PatchScale.of(target).normalize(target)
+                target = PatchNormalizer.of(target).normalize(target)
             of_patch = (full_precision(predicted) - target).square().mean(dim=-1)  # [B * T, N]
             masked = masks[m].masked
             of_image = ((of_patch * masked).sum(dim=1) / masked.sum(dim=1)).view(len(batch), -1)  # [B, T]
@@ -202,7 +202,9 @@ class SeamoPretraining(Objective):
         pictures = {}
         for m, predicted in self._predict(batch, masks).items():
             patches = patchify(full_precision(batch.images[m].flatten(0, 1)), p)
-            pixels = PatchScale.of(patches).undo(predicted) if self.options.normalized_targets else predicted
+            pixels = (
+                PatchNormalizer.of(patches).undo(predicted) if self.options.normalized_targets else predicted
+            )
             masked = masks[m].masked
             if m in batch.valid:  # of an image that is missing nothing was seen
                 masked = masked | ~batch.valid[m].flatten()[:, None]

@@ -19,13 +19,13 @@ INVARIANCE, VARIANCE, COVARIANCE, EPSILON = 25.0, 25.0, 1.0, 1e-4
 def vicreg(x: Tensor, y: Tensor) -> Tensor:
     """Return the VICReg loss between two embeddings of the same samples, a scalar.
 
-    ``x`` and ``y`` are this process's rows, [B, D], as many in every process. The statistics are of all
-    processes' rows, in equal chunks of at most 800 rows (CROMA, appendix A.1). There is no
-    expander: CROMA names the representations themselves. The invariance term is the mean over dimensions
-    too, as in algorithm 1.
+    ``x`` and ``y`` are the rows of this process, [B, D], the same number in every process. Statistics are
+    computed over the rows of all processes, in equal chunks of at most 800 rows (CROMA, appendix A.1). There
+    is no expander: CROMA applies the loss to the representations. The invariance term is also a mean over
+    dimensions, as in algorithm 1.
 
     Raises:
-        ValueError: there are fewer than two rows, of which there is no variance.
+        ValueError: there are fewer than two rows.
     """
     with no_autocast(x):
         x, y = gather_rows(full_precision(x)), gather_rows(full_precision(y))

@@ -1,0 +1,137 @@
+"""Image time series as model inputs: images with their dates and masks, one by one and in batches."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rsbackbones.data.check import stack_usable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from rsbackbones.data.source import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatedImages:
+    """Normalized images of one sample, by modality; in a batch every tensor has B in front.
+
+    Attributes:
+        images: [C, H, W], or a series [T, C, H, W].
+        dates: [T], days since 1970-01-01 of a series, where they are known. Those of missing images are
+            arbitrary.
+        valid: [T] booleans of a series, False for missing images, which are zeros. Modalities that are not in
+            the mapping are complete.
+    """
+
+    images: dict[str, Tensor]
+    dates: dict[str, Tensor] = field(default_factory=dict)
+    valid: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Self:
+        """Return them on ``device``."""
+        moved = (
+            {m: x.to(device, non_blocking=True) for m, x in tensors.items()}
+            for tensors in (self.images, self.dates, self.valid)
+        )
+        images, dates, valid = moved
+        return type(self)(images=images, dates=dates, valid=valid)
+
+
+def read_series(
+    sample: "Mapping[str, Array]", modality: str
+) -> "tuple[Array, Array | None, npt.NDArray[np.bool_]]":
+    """Return the series of one modality of a labelled sample (see :class:`LabelledSet`).
+
+    Returns:
+        The images [T, C, H, W], zeros where they are missing; the dates [T] as days, if there are any; and
+        which images are valid, [T]. An image is missing where the sample says so, where it holds NaN or
+        infinity, and where it is zero everywhere.
+
+    Raises:
+        ValueError: all images are missing, an image has no date while others have, or arrays do not fit.
+    """
+    images = sample[modality]
+    length = len(images)
+    stated = sample.get(f"{modality}_valid", np.ones(length, bool))
+    if images.ndim != 4 or stated.shape != (length,) or stated.dtype != np.bool_:
+        raise ValueError(
+            f"{modality}: a series is [T, C, H, W], and {modality}_valid booleans [T], got "
+            f"{list(images.shape)} and {stated.dtype} {list(stated.shape)}"
+        )
+    stack, valid = stack_usable(modality, [x if ok else None for x, ok in zip(images, stated, strict=True)])
+    if (given := sample.get(f"{modality}_dates")) is None:
+        return stack, None, valid
+    days = given.astype("datetime64[D]").astype(np.int64) if given.dtype.kind == "M" else given
+    unknown = np.isnat(given) if given.dtype.kind == "M" else given != given
+    if days.shape != (length,) or days.dtype.kind not in "iuf" or (days[~unknown] % 1 != 0).any():
+        raise ValueError(
+            f"{modality}_dates must be one date for each of {length} images, datetime64 or whole days since "
+            f"1970-01-01, got {given.dtype} {list(given.shape)}"
+        )
+    if (undated := unknown & valid).any():
+        raise ValueError(
+            f"{modality}: image {int(undated.argmax())} has no date and others have; give it one, or mark "
+            f"it as missing in {modality}_valid"
+        )
+    return stack, np.where(unknown, 0, days).astype(np.int64), valid
+
+
+def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
+    """Stack samples into a batch. Series shorter than the longest are padded with missing images.
+
+    Raises:
+        ValueError: the samples have different modalities, image sizes or numbers of axes, or only some of
+            them have dates.
+    """
+    first = samples[0]
+    for what in ("images", "dates"):
+        if len({tuple(sorted(getattr(sample, what))) for sample in samples}) > 1:
+            raise ValueError(
+                f"samples of one batch must all have the {what} of the same modalities, got "
+                + "; ".join(", ".join(getattr(sample, what)) or "none" for sample in samples)
+            )
+    for m in first.images:
+        if len({(x.ndim, *x.shape[-3:]) for x in (sample.images[m] for sample in samples)}) > 1:
+            raise ValueError(
+                f"samples of one batch must have {m} images of one size, got "
+                + ", ".join(str(list(sample.images[m].shape)) for sample in samples)
+            )
+    series = [m for m, x in first.images.items() if x.ndim == 4]
+    masks = {m: stack_padded([_mask(sample, m) for sample in samples]) for m in series}
+    return DatedImages(
+        images={m: stack_padded([sample.images[m] for sample in samples]) for m in first.images},
+        dates={m: stack_padded([sample.dates[m] for sample in samples]) for m in first.dates},
+        valid={m: mask for m, mask in masks.items() if not mask.all()},
+    )
+
+
+def stack_padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack tensors [T_i, ...] to [B, T, ...], with zeros (``False``) after the shorter ones."""
+    return pad_sequence(list(tensors), batch_first=True)
+
+
+def model_arguments(
+    dates: Mapping[str, Tensor], valid: Mapping[str, Tensor], modalities: Iterable[str]
+) -> dict[str, Any]:
+    """Return ``dates`` and ``valid`` as the arguments of a model's forward; those that are known.
+
+    A model takes one date per timestep: that of the first of its modalities whose dates are known. (The
+    timesteps of a sample are the dates of its first sensor; images of others are paired with them.)
+    """
+    arguments: dict[str, Any] = {}
+    if (m := next((m for m in modalities if m in dates), None)) is not None:
+        arguments["dates"] = dates[m]
+    if valid:
+        arguments["valid"] = dict(valid)
+    return arguments
+
+
+def _mask(sample: DatedImages, modality: str) -> Tensor:
+    images = sample.images[modality]
+    return sample.valid.get(modality, images.new_ones(len(images), dtype=torch.bool))
