@@ -10,19 +10,13 @@ import numpy.typing as npt
 from rsbackbones.data.check import checked, stack_usable
 from rsbackbones.data.date_alignment import line_up, line_up_whole
 from rsbackbones.data.grid import to_grid
+from rsbackbones.data.npz_archive import Array, NpzArchive
 from rsbackbones.data.npz_dates import find_kept, read_times
-from rsbackbones.data.npz_layout import (
-    check_shapes,
-    find_channels,
-    find_dates,
-    read_shapes,
-    with_all_axes,
-)
+from rsbackbones.data.npz_layout import check_shapes, find_channels, find_dates, with_all_axes
 from rsbackbones.data.source import Sample
 from rsbackbones.data.windows import tile_starts
 from rsbackbones.sensors import get_sensor
 
-Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
@@ -80,14 +74,14 @@ class NpzSource:
         self.file = file
         self.name = name or Path(file.path).stem
         self.bands, self._channels = find_channels(file)
-        held = read_shapes(Path(file.path))
-        date_arrays = find_dates(file, held)
-        shapes = check_shapes(file, held)
+        self._archive = NpzArchive(Path(file.path))
+        date_arrays = find_dates(file, self._archive)
+        shapes = check_shapes(file, self._archive)
         self._height = max(shape[3] for found in shapes.values() for shape in found)
         self._width = max(shape[4] for found in shapes.values() for shape in found)
         lengths = {sensor: (found[0][0], found[0][1]) for sensor, found in shapes.items()}
         self._places, self.frames = next(iter(lengths.values()))
-        self._times = read_times(Path(file.path), date_arrays, lengths) if date_arrays else {}
+        self._times = read_times(self._archive, date_arrays, lengths) if date_arrays else {}
         if self._times:
             self._kept = find_kept(Path(file.path), file.keep, next(iter(self._times.values())))
             self.frames = self._kept.shape[1]
@@ -108,7 +102,6 @@ class NpzSource:
                 raise ValueError(
                     f"{file.path}: tile {file.tile} is larger than the images, {self._height} x {self._width}"
                 )
-        self._arrays: dict[str, Array] = {}
 
     def __len__(self) -> int:
         return self._places * len(self._windows)
@@ -126,7 +119,6 @@ class NpzSource:
             BadSample: pixels without data, no image of a sensor for the frame, or for any, or dates that
                 cannot be ordered.
         """
-        self._load()
         index, window = divmod(place, len(self._windows))
         images: dict[str, Array] = {}
         dates: dict[str, Array] = {}
@@ -161,18 +153,15 @@ class NpzSource:
 
     def _read_image(self, sensor: str, index: int, date: int, window: int) -> Array:
         """Return a sensor's image of one date, [C, H, W], NaN where there is no data."""
-        arrays = self._channels[sensor]
-        parts = [
-            self._cut(self._arrays[array][index, date], positions, sensor, window)
-            for array, positions in arrays.items()
-        ]
-        held = [band for array in arrays for band in self._named(sensor, array)]
+        parts, held = [], []
+        for name, positions in self._channels[sensor].items():
+            array = self._archive.read(name)
+            array = array.reshape(with_all_axes(array.shape, self.file.series))
+            array.flags.writeable = False  # samples may be views of it
+            parts.append(self._cut(array[index, date], positions, sensor, window))
+            held += [get_sensor(sensor).band(self.file.images[sensor][name][i]).name for i in positions]
         joined: Array = np.concatenate(parts, axis=-3)[[held.index(band) for band in self.bands[sensor]]]
         return joined
-
-    def _named(self, sensor: str, array: str) -> list[str]:
-        names = self.file.images[sensor][array]
-        return [get_sensor(sensor).band(names[i]).name for i in self._channels[sensor][array]]
 
     def _cut(self, image: Array, channels: tuple[int, ...], sensor: str, window: int) -> Array:
         """Return channels of the window on the finest grid, in our unit, NaN where there is no data."""
@@ -193,19 +182,6 @@ class NpzSource:
         if empty is not None and empty.any():
             image = np.where(empty, np.float32(np.nan), image.astype(np.float32))
         return image if fine else to_grid(image, self._height, self._width)[cut]
-
-    def _load(self) -> None:
-        if self._arrays:
-            return
-        with np.load(self.file.path, allow_pickle=False) as held:
-            arrays = {}
-            for sensor in self._channels.values():
-                for name in sensor:
-                    array = held[name]
-                    array = array.reshape(with_all_axes(array.shape, self.file.series))
-                    array.flags.writeable = False  # samples may be views of it
-                    arrays[name] = array
-            self._arrays = arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NpzSource, (self.file, self.name)

@@ -1,13 +1,9 @@
 """What the arrays of a .npz file must be to fit its description."""
 
-import zipfile
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rsbackbones.data.grid import same_extent
+from rsbackbones.data.npz_archive import NpzArchive
 from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
@@ -56,39 +52,14 @@ def find_channels(
     return bands, channels
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all arrays, without their data.
-
-    Raises:
-        ValueError: the file cannot be read as .npz.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[member.removesuffix(".npy")] = read(file)[0]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {path} as .npz: {error}") from error
-    return shapes
-
-
-def check_shapes(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[tuple[int, ...]]]:
+def check_shapes(file: "NpzFile", archive: NpzArchive) -> dict[str, list[tuple[int, ...]]]:
     """Return the arrays' shapes by sensor, as [n, T, C, H, W]."""
     path = file.path
     found: dict[str, list[tuple[int, ...]]] = {sensor: [] for sensor in file.images}
     layout = "[T, C, H, W] or [n, T, C, H, W]" if file.series else "[C, H, W] or [n, C, H, W]"
     for sensor, arrays in file.images.items():
         for array, names in arrays.items():
-            if array not in shapes:
-                raise ValueError(f"{path} has no array {array!r}; it has {', '.join(shapes)}")
-            shape = shapes[array]
+            shape = archive.shape(array)
             if len(shape) not in ((4, 5) if file.series else (3, 4)) or shape[-3] != len(names):
                 raise ValueError(
                     f"{path}: {array} has the shape {list(shape)}, expected {layout} with the "
@@ -104,14 +75,14 @@ def check_shapes(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict
     ):
         raise ValueError(
             f"{path}: the arrays hold different numbers of places or dates: "
-            + ", ".join(f"{array} {list(shapes[array])}" for m in file.images.values() for array in m)
+            + ", ".join(f"{array} {list(archive.shape(array))}" for m in file.images.values() for array in m)
         )
     if not all(same_extent((every[0][3], every[0][4]), (shape[3], shape[4])) for shape in every):
         raise ValueError(f"{path}: the arrays are not of one extent: {[s[3:] for s in every]}")
     return found
 
 
-def find_dates(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+def find_dates(file: "NpzFile", archive: NpzArchive) -> dict[str, str]:
     """Return by sensor the array that holds its dates; empty where dates are not known."""
     dates = dict.fromkeys(file.images, file.dates) if isinstance(file.dates, str) else file.dates
     if not dates:
@@ -123,7 +94,7 @@ def find_dates(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict[s
             f"{file.path}: dates are of {', '.join(dates)}, the images of {', '.join(file.images)}"
         )
     for name in dates.values():
-        if name not in shapes or not file.series:
+        if name not in archive.facts or not file.series:
             raise ValueError(f"{file.path}: dates={name!r} names an array of the file, and needs series=True")
     return {sensor: dates[sensor] for sensor in file.images}  # the first is the one whose dates are frames
 

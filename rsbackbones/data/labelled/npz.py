@@ -9,8 +9,9 @@ import numpy as np
 from rsbackbones.data.labelled.assemble import Found, Sensors
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes, found_pixel_classes
 from rsbackbones.data.labelled.dataset import SPLITS, Array, Task
+from rsbackbones.data.labelled.npz_reader import BandArrays, NpzReader
 from rsbackbones.data.labelled.splits import find_ids
-from rsbackbones.data.npz_archive import NpzArchive, NpzReader, Parts
+from rsbackbones.data.npz_archive import NpzArchive
 from rsbackbones.sensors import SENSORS, get_sensor
 
 _SERIES = (
@@ -79,7 +80,7 @@ def read_npz(
 
     of = {m: sensor for m, sensor in (sensors or {}).items() if sensor not in held}
 
-    def images_of(file: NpzArchive) -> dict[str, tuple[Parts, ...]]:
+    def images_of(file: NpzArchive) -> dict[str, tuple[BandArrays, ...]]:
         # The user names bands by modality, the file may name images by the sensor that a modality takes.
         modality = {sensor: m for m, sensor in (sensors or {}).items() if sensor in held}
         yours = {s: (bands or {}).get(s, (bands or {}).get(modality.get(s, s))) for s in held}
@@ -113,13 +114,7 @@ def read_npz(
         codes=codes,
         labels=labels,
         own=_words(files, counts, described.get("split")),
-        read=NpzReader(
-            tuple(files),
-            tuple(np.cumsum([0, *(count or 1 for count in counts)]).tolist()),
-            tuple(counts),
-            images,
-            label if task in ("pixels", "change") else None,
-        ),
+        read=NpzReader(files, counts, images, label if task in ("pixels", "change") else None),
         # Which array is what belongs to it: another mapping of the same arrays is other data.
         content=[
             {s: [list(parts.items()) for parts in sides] for s, sides in images.items()},
@@ -181,7 +176,7 @@ def _stated_classes(file: NpzArchive, said: Any) -> list[str] | None:
     return [str(c) for c in file.read(name).tolist()]
 
 
-def _sides(file: NpzArchive, key: str, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
+def _sides(file: NpzArchive, key: str, sensor: str, said: Any, bands: Any) -> tuple[BandArrays, ...]:
     """The arrays under a ``key``, which are of a sensor, by date where there are two."""
     if isinstance(said, Mapping) and set(said) == {"before", "after"}:
         sides = tuple(_sides(file, key, sensor, said[date], bands)[0] for date in ("before", "after"))
@@ -249,7 +244,7 @@ def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _task(
     files: Sequence[NpzArchive],
-    images: Mapping[str, tuple[Parts, ...]],
+    images: Mapping[str, tuple[BandArrays, ...]],
     label: str,
     counts: Sequence[int | None],
     said: Any,
