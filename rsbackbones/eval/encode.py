@@ -19,12 +19,12 @@ from rsbackbones.data.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledSet, Task
 from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.eval.batches import frozen
-from rsbackbones.eval.cache import RowStore
-from rsbackbones.eval.encoded import Encoded, Level, as_rows, count_pixels, encoded_rows
-from rsbackbones.eval.identity import identity
+from rsbackbones.eval.encoded import Encoded, Level, count_pixels, encoded_rows
+from rsbackbones.eval.fingerprint import fingerprint
 from rsbackbones.eval.image_reader import ImageReader, resized
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.files.progress import progress_bar
+from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import unwrap_model
 
 # Goes into the key of what is kept: to be raised when features become others.
@@ -110,7 +110,7 @@ def encode(
 
     job = {
         "what": "features",
-        **identity(backbone),
+        **fingerprint(backbone),
         "streams": wanted,
         "pool": pool if level == "image" else None,
     }
@@ -201,31 +201,33 @@ def _collect(
         job |= {"tiles": [tiles.tile, tiles.overlap]}
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
-    store = RowStore(None if cache is None else cache / key[:32], job, len(data))
-    todo = images[~store.done[images]].tolist()
-    read = ImageReader(data, modalities, size, prepare, alike=tiles is None)
-    at_once = batch_size if tiles is None else 1
-    # Rows are of one size: those of smaller images end with patches that have no label.
-    patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
-    with progress_bar(len(images), len(images) - len(todo), enabled=progress, unit="image") as bar:
-        for start in range(0, len(todo), at_once):
-            indices = todo[start : start + at_once]
-            try:
-                batch, maps = read(indices)
-                of_images = features if tiles is None else tiles.encoder(features, batch_size)
-                found = _of_dates(of_images, batch, data.task)
-            except ValueError:
-                store.discard()
-                raise
-            made = {s: x.float().cpu().numpy() for s, x in found.items()}
-            if maps is not None and level == "patch":
-                made["pixels"] = count_pixels(maps, patch_size, len(data.classes))
-            if tiles is not None:
-                made = {s: np.pad(x, ((0, 0), (0, patches - x.shape[1]), (0, 0))) for s, x in made.items()}
-            store.write(indices, as_rows(made))
-            bar.update(len(indices))
-    read.warn_of_offsets(len(todo))
-    return encoded_rows(store.read(images), images, data, level, key)
+    with RowStore(None if cache is None else cache / key[:32], job, len(data)) as store:
+        todo = images[~store.done[images]].tolist()
+        read = ImageReader(data, modalities, size, prepare, alike=tiles is None)
+        at_once = batch_size if tiles is None else 1
+        # Rows are of one size: those of smaller images end with patches that have no label.
+        patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
+        with progress_bar(len(images), len(images) - len(todo), enabled=progress, unit="image") as bar:
+            for start in range(0, len(todo), at_once):
+                indices = todo[start : start + at_once]
+                try:
+                    batch, maps = read(indices)
+                    of_images = features if tiles is None else tiles.encoder(features, batch_size)
+                    found = _of_dates(of_images, batch, data.task)
+                except ValueError:
+                    store.discard()
+                    raise
+                made = {s: x.float().cpu().numpy() for s, x in found.items()}
+                if maps is not None and level == "patch":
+                    made["pixels"] = count_pixels(maps, patch_size, len(data.classes))
+                if tiles is not None:
+                    made = {
+                        s: np.pad(x, ((0, 0), (0, patches - x.shape[1]), (0, 0))) for s, x in made.items()
+                    }
+                store.write(indices, made)
+                bar.update(len(indices))
+        read.warn_of_offsets(len(todo))
+        return encoded_rows(store.read(images), images, data, level, key)
 
 
 def _tiles(

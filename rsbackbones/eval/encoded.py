@@ -79,33 +79,24 @@ class Encoded:
         )
 
 
-def as_rows(made: Mapping[str, Array]) -> Array:
-    """Return arrays, each [n, ...], as one array of n rows with their names as fields."""
-    count = len(next(iter(made.values())))
-    rows = np.zeros(count, [(name, x.dtype.newbyteorder("<"), x.shape[1:]) for name, x in made.items()])
-    for name, x in made.items():
-        rows[name] = x
-    return rows
-
-
 def encoded_rows(
-    rows: Array, images: npt.NDArray[np.int64], data: LabelledSet, level: Level, key: str
+    rows: Mapping[str, Array], images: npt.NDArray[np.int64], data: LabelledSet, level: Level, key: str
 ) -> Encoded:
     """Return the features that the rows of some ``images`` of a set hold, with the set's labels."""
-    streams = [name for name in rows.dtype.names or () if name != "pixels"]
+    streams = [name for name in rows if name != "pixels"]
     if level == "image":
         features = {}
         for s in streams:
-            features[s] = np.full((len(data), *rows.dtype[s].shape), np.nan, np.float32)
+            features[s] = np.full((len(data), *rows[s].shape[1:]), np.nan, np.float32)
             features[s][images] = rows[s]
         groups = np.arange(len(data))
         return Encoded(
             features=features, labels=data.labels, groups=groups, pixels=None, level=level, key=key
         )
-    patches = rows.dtype[streams[0]].shape[0]
+    patches = rows[streams[0]].shape[1]
     groups = np.repeat(images, patches)
     features = {s: rows[s].reshape(len(groups), -1) for s in streams}
-    if "pixels" not in (rows.dtype.names or ()):
+    if "pixels" not in rows:
         labels = None if data.labels is None else data.labels[groups]
         return Encoded(features=features, labels=labels, groups=groups, pixels=None, level=level, key=key)
     pixels = rows["pixels"].reshape(len(groups), -1).astype(np.int64)

@@ -10,18 +10,20 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from rsbackbones import __version__
 from rsbackbones.data.crops import Size, name_of, pair
 from rsbackbones.data.labelled.dataset import LabelledSet
 from rsbackbones.eval.diversity import patch_similarity, position_probing
 from rsbackbones.eval.extrapolation import SIZES, extrapolate
-from rsbackbones.eval.identity import identity
+from rsbackbones.eval.fingerprint import fingerprint, split_digest
 from rsbackbones.eval.invariance import invariance
 from rsbackbones.eval.metrics import headline
-from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.run import chosen_streams
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Progress
+from rsbackbones.files.lock import exclusive
 from rsbackbones.files.progress import progress_bar, told_beside
+from rsbackbones.files.resumable import cached_result
 from rsbackbones.models.backbone import Backbone
 
 MEASUREMENTS = ("invariance", "patches", "positions", "extrapolation")
@@ -87,7 +89,8 @@ def measure(
     options = options or MeasureOptions()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     built = [(subject.name, subject.model) for subject in subjects if subject.model is not None]
-    with progress_bar(len(seeds) * len(built), 0, enabled=progress, unit="subject") as bar:
+    total = len(seeds) * len(built)
+    with exclusive(out), progress_bar(total, 0, enabled=progress, unit="subject") as bar:
         for seed in seeds:
             data = open_set(seed)
             if data.task == "change":
@@ -98,13 +101,18 @@ def measure(
                 model = build(seed)
                 told = told_beside(bar, "positions: epoch")
                 measured = _measured(model, data, seed, options, told, progress)
-                of_all = {"features": identity(model), "split": split_digest(data), "subject": subject}
+                of_all = {
+                    "version": __version__,
+                    "features": fingerprint(model),
+                    "split": split_digest(data),
+                    "subject": subject,
+                }
                 for name in names:
                     for stream in _streams(name, model, streams):
                         bar.set_postfix_str(f"{subject}, {stream}: {name}")
                         job = {**of_all, "stream": stream, "protocol": name, "seed": seed}
                         job["options"] = options.deciding(name)
-                        found[name].append(kept(out / "parts", job, partial(measured[name], stream)))
+                        found[name].append(cached_result(out / "parts", job, partial(measured[name], stream)))
                 bar.update()
     return found
 

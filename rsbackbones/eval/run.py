@@ -12,21 +12,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from rsbackbones import __version__
 from rsbackbones.data.labelled.dataset import LabelledSet, Task
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.fingerprint import split_digest
 from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import NEIGHBOURS, knn
 from rsbackbones.eval.logistic import logistic
 from rsbackbones.eval.metrics import headline, metrics_of
 from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.parts import kept, split_digest
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
 from rsbackbones.eval.sweep import Kind, Progress
 from rsbackbones.files.environment import environment
+from rsbackbones.files.lock import exclusive
 from rsbackbones.files.progress import progress_bar, told_beside
+from rsbackbones.files.resumable import cached_result
 
 # The statistics of the bands, each of another magnitude, go to logistic regression (standardized) only.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")
@@ -84,7 +87,9 @@ def evaluate(
         protocols = list(dict.fromkeys([*protocols, "logistic"]))  # what they are compared by
     parts = out / "parts"
     rows: list[dict[str, Any]] = []
-    with progress_bar(len(seeds) * len(subjects), 0, enabled=progress, unit="subject") as bar:
+    _check(open_set(seeds[0]), protocols)
+    total = len(seeds) * len(subjects)
+    with exclusive(out), progress_bar(total, 0, enabled=progress, unit="subject") as bar:
         for seed in seeds:
             data = open_set(seed)
             _check(data, protocols)
@@ -100,7 +105,8 @@ def evaluate(
                         if protocol == "sparse" and sparse_k is not None:
                             job = replace(job, ks=sparse_k if sparse_k == "all" else sorted({1, *sparse_k}))
                         stated = {name: value for name, value in asdict(job).items() if value is not None}
-                        rows.append(kept(parts, stated, partial(_row, encoded, data, job, told, device)))
+                        compute = partial(_row, encoded, data, job, told, device)
+                        rows.append(cached_result(parts, {"version": __version__, **stated}, compute))
                 bar.update()
     return described(open_set(seeds[0]), seeds) | {"rows": rows}
 

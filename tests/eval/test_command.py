@@ -188,7 +188,7 @@ def test_scenes_of_two_sizes_go_by_tiles_and_the_record_says_so(tmp_path, capsys
     assert "name one size for all" in capsys.readouterr().err
     assert run(tmp_path / "out", tmp_path / "both.yaml", "logistic", "--tile", "16") == 0
     said = capsys.readouterr().out
-    assert "tiles of 16 pixels that overlap by half; a patch has the mean of those that cover it" in said
+    assert "tiles of 16 pixels that overlap by half" in said
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert found["encoding"] == {"level": "patch", "pool": None, "size": None, "tile": 16, "overlap": None}
     (row,) = found["rows"]

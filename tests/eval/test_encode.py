@@ -239,7 +239,7 @@ def test_what_is_damaged_is_noticed_and_made_again(tmp_path):
     content[5] ^= 1
     (folder / "rows.bin").write_bytes(content)
     data.read.asked.clear()
-    with pytest.warns(UserWarning, match="1 of 9 samples are damaged"):
+    with pytest.warns(UserWarning, match="1 of 9 rows are damaged"):
         again = encode(model, data, cache=tmp_path)
     assert data.read.asked == [0]
     # Encoded alone now, and beside others before: equal but for rounding.
@@ -376,7 +376,7 @@ def test_a_missing_dark_pixel_is_judged_over_all_images():
             labels=np.arange(4) % 2, read=lambda i: {"s2": images[i]}, digest=digest,
         )  # fmt: skip
 
-    with pytest.warns(UserWarning, match="bright, all images: .*dn.1000"):
+    with pytest.warns(UserWarning, match="bright, all images: .*dn_baseline_0400"):
         encode(model, of(bright, "bright"))
     one_dark = bright.copy()
     one_dark[2, 0, 0, 0] = 200
