@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.page import mean_and_deviation
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.report import notes_as_markdown, papers_way, table
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
@@ -63,7 +63,7 @@ class LabelledFile:
     protocols: tuple[str, ...]
     pretrained_on: Mapping[str, str] = field(default_factory=dict)
 
-    def open(self, folder: Path, seed: int) -> LabelledSet:
+    def open(self, folder: Path, seed: int) -> LabelledDataset:
         """Open it; where it has no split of its own, with that of ``seed``."""
         return open_labelled(folder / self.file, mapping=self.mapping, seed=seed)
 

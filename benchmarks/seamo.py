@@ -22,7 +22,7 @@ from typing import Any
 import rsbackbones as rsb
 from benchmarks.page import mean_and_deviation
 from benchmarks.results import ROOT, SETS
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.run import evaluate
@@ -88,13 +88,13 @@ def _weights_of(run: Path) -> dict[str, Any]:
     }
 
 
-def trained(runs: Mapping[int, dict[str, Any]], data: LabelledSet, seed: int) -> rsb.Backbone:
+def trained(runs: Mapping[int, dict[str, Any]], data: LabelledDataset, seed: int) -> rsb.Backbone:
     """Return the model that the run of a seed gave, for a set."""
     return model_for(data, "seamo_vit_tiny", checkpoint=Path(runs[seed]["file"]))
 
 
 def features_of(
-    runs: Mapping[int, dict[str, Any]], how: Mapping[str, Any], data: LabelledSet, seed: int
+    runs: Mapping[int, dict[str, Any]], how: Mapping[str, Any], data: LabelledDataset, seed: int
 ) -> Encoded:
     """Return the features that the run of a seed gives of a set."""
     return encode(trained(runs, data, seed), data, **how)

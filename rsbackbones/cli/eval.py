@@ -101,7 +101,7 @@ def _eval(options: argparse.Namespace) -> int:
     from functools import cache
 
     from rsbackbones.data.labelled import open_labelled
-    from rsbackbones.data.labelled.dataset import LabelledSet
+    from rsbackbones.data.labelled.dataset import LabelledDataset
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.gallery import draw_pictures
     from rsbackbones.eval.measure import MEASUREMENTS, MeasureOptions, measure
@@ -142,7 +142,7 @@ def _eval(options: argparse.Namespace) -> int:
     rules = band_rules(options)
 
     @cache
-    def open_set(seed: int) -> LabelledSet:
+    def open_set(seed: int) -> LabelledDataset:
         return open_labelled(
             options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
             bands=given or None, units=dict(_pairs(options.units, "--units", "MODALITY=UNIT")),

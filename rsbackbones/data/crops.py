@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet, label_scale
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
 
 Size = tuple[int, int]
 
 
-def cropped(data: LabelledSet, size: int | Size, *, splits: Sequence[str] | None = None) -> LabelledSet:
+def cropped(
+    data: LabelledDataset, size: int | Size, *, splits: Sequence[str] | None = None
+) -> LabelledDataset:
     """Return the crops of a set's images as a set: the whole grid of them that fits, in the middle.
 
     Args:

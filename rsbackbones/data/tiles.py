@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledSet, label_scale
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, label_scale
 from rsbackbones.data.windows import window_starts
 
 TILE = 128
@@ -107,7 +107,9 @@ class Tiling:
         return times
 
 
-def tiles_of(data: LabelledSet, split: str, *, tile: int = TILE, overlap: int = OVERLAP) -> LabelledSet:
+def tiles_of(
+    data: LabelledDataset, split: str, *, tile: int = TILE, overlap: int = OVERLAP
+) -> LabelledDataset:
     """Return one split of a set of label maps as a set of tiles, to train on.
 
     What a tile repeats to fill its size is ignored in its label. All images are read once for their sizes.

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.inputs import model_inputs
 
 
 def input_batches(
-    model: nn.Module, data: LabelledSet, split: str, *, batch_size: int
+    model: nn.Module, data: LabelledDataset, split: str, *, batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield normalized images of a split by modality, [B, C, H, W], on the model's device.
 

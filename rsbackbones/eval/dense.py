@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.tiles import Tiling
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.inputs import model_inputs
@@ -22,7 +22,7 @@ from rsbackbones.files.progress import progress_bar
 
 def predict(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     split: str,
     *,
     tile: int | None = None,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.batches import frozen, input_batches
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.samples import Samples
@@ -45,7 +45,7 @@ def mean_pairwise_cosine(x: Tensor) -> Tensor:
 
 
 def patch_similarity(
-    model: nn.Module, data: LabelledSet, *, split: str = "test", batch_size: int = 32
+    model: nn.Module, data: LabelledDataset, *, split: str = "test", batch_size: int = 32
 ) -> dict[str, float]:
     """Return for every stream the mean cosine similarity between patches of an image, averaged over images.
 
@@ -123,7 +123,7 @@ def probe_positions(
 
 def position_probing(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     streams: Sequence[str] | None = None,
     seed: int = 0,
@@ -154,7 +154,7 @@ def position_probing(
 
 
 def _encodings(
-    model: nn.Module, data: LabelledSet, split: str, streams: Sequence[str] | None, batch_size: int
+    model: nn.Module, data: LabelledDataset, split: str, streams: Sequence[str] | None, batch_size: int
 ) -> dict[str, Array]:
     found: dict[str, list[Array]] = {}
     backbone = unwrap_model(model)

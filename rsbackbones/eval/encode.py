@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.crops import Size, pair
-from rsbackbones.data.labelled.dataset import Array, LabelledSet, Task
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.encoded import Encoded, Level, count_pixels, encoded_rows
@@ -34,7 +34,7 @@ _SMALLEST_POWER = 1e-10
 
 def encode(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     size: int | Size | None = None,
     tile: int | None = None,
@@ -122,7 +122,7 @@ def encode(
 
 
 def statistics_features(
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     channels: Mapping[str, Sequence[int]] | None = None,
     level: Level = "image",
@@ -183,7 +183,7 @@ def _collect(
     prepare: Callable[[Mapping[str, Array]], dict[str, Tensor]],
     features: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     job: Mapping[str, Any],
-    data: LabelledSet,
+    data: LabelledDataset,
     modalities: Sequence[str],
     *,
     level: Level,
@@ -231,7 +231,7 @@ def _collect(
 
 
 def _tiles(
-    patch_size: int, tile: int | None, overlap: int | None, level: Level, data: LabelledSet
+    patch_size: int, tile: int | None, overlap: int | None, level: Level, data: LabelledDataset
 ) -> PatchTiles | None:
     if tile is None:
         if overlap is not None:
@@ -246,7 +246,7 @@ def _tiles(
     return PatchTiles(patch_size, tile, half if overlap is None else overlap)
 
 
-def _most_patches(tiles: PatchTiles, data: LabelledSet, images: Sequence[int], size: Size | None) -> int:
+def _most_patches(tiles: PatchTiles, data: LabelledDataset, images: Sequence[int], size: Size | None) -> int:
     """Return the patches of the largest image; all are read for their sizes, where they may differ."""
     if size is not None:
         return math.prod(tiles.grid(*size))

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledSet
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset
 from rsbackbones.eval.samples import Samples
 
 Level = Literal["image", "patch"]
@@ -80,7 +80,7 @@ class Encoded:
 
 
 def encoded_rows(
-    rows: Mapping[str, Array], images: npt.NDArray[np.int64], data: LabelledSet, level: Level, key: str
+    rows: Mapping[str, Array], images: npt.NDArray[np.int64], data: LabelledDataset, level: Level, key: str
 ) -> Encoded:
     """Return the features that the rows of some ``images`` of a set hold, with the set's labels."""
     streams = [name for name in rows if name != "pixels"]

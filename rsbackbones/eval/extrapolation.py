@@ -22,7 +22,7 @@ import numpy as np
 from torch import nn
 
 from rsbackbones.data.crops import Crops, Size, cropped, name_of, pair
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.pictures import new_figure, save_png
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import encode
@@ -58,7 +58,7 @@ class AtSize:
 
 def extrapolate(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     train_size: int | Size = 120,
     sizes: Sequence[int | Size] = SIZES,
@@ -99,7 +99,7 @@ def extrapolate(
     backbone = unwrap_model(model)
     stream = stream or backbone.choose_stream(None, dict.fromkeys(backbone.modalities))
 
-    def encoded(crops: LabelledSet) -> Encoded:
+    def encoded(crops: LabelledDataset) -> Encoded:
         pixels = np.prod(pair(train_size)) / np.prod(_crops(crops).size)
         return encode(
             model,
@@ -141,13 +141,13 @@ def extrapolate(
     ]
 
 
-def _sources(crops: LabelledSet, of: Samples | Outcome, images: Array) -> Array:
+def _sources(crops: LabelledDataset, of: Samples | Outcome, images: Array) -> Array:
     """The image that each sample is of: crops of one are alike, and are drawn and held out together."""
     sources: Array = _crops(crops).places[images if of.groups is None else of.groups, 0]
     return sources
 
 
-def _scored(crops: LabelledSet, outcome: Outcome, *, seed: int, draws: int) -> AtSize:
+def _scored(crops: LabelledDataset, outcome: Outcome, *, seed: int, draws: int) -> AtSize:
     sources = _sources(crops, outcome, crops.splits["test"])
     outcome = replace(outcome, groups=sources)
     metrics = metrics_of(outcome, crops.task, crops.classes)
@@ -157,8 +157,8 @@ def _scored(crops: LabelledSet, outcome: Outcome, *, seed: int, draws: int) -> A
 
 
 def score_at_sizes(
-    score: Callable[[LabelledSet], Mapping[str, float]],
-    data: LabelledSet,
+    score: Callable[[LabelledDataset], Mapping[str, float]],
+    data: LabelledDataset,
     sizes: Sequence[int | Size] = SIZES,
 ) -> list[AtSize]:
     """Score a trained model at every size, such as one that was fine-tuned as in the paper.
@@ -228,7 +228,7 @@ def draw_extrapolation(
     save_png(figure, path)
 
 
-def _crops(data: LabelledSet) -> Crops:
+def _crops(data: LabelledDataset) -> Crops:
     assert isinstance(data.read, Crops), "not from cropped"
     return data.read
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.models.config import as_json
 from rsbackbones.zoo.fingerprint import weights_digest
@@ -29,7 +29,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def split_digest(data: LabelledSet) -> str:
+def split_digest(data: LabelledDataset) -> str:
     """Return a digest of the data and of its splits."""
     digest = hashlib.sha256(data.digest.encode())
     for name in sorted(data.splits):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.crops import Size, pair
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation
 from rsbackbones.eval.pictures import Segmented, draw_features, draw_segmentations, draw_sparse
 from rsbackbones.eval.run import streams_of
@@ -34,7 +34,7 @@ def draw_pictures(
     folder: Path,
     found: Mapping[str, Any],
     subjects: Sequence[Subject],
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     streams: Sequence[str] | None = None,
     size: int | Size | None = None,
@@ -95,7 +95,7 @@ def draw_pictures(
 
 
 def _features(
-    folder: Path, subjects: Sequence[Subject], data: LabelledSet, seed: int, streams: Sequence[str] | None
+    folder: Path, subjects: Sequence[Subject], data: LabelledDataset, seed: int, streams: Sequence[str] | None
 ) -> tuple[list[_Picture], list[str]]:
     methods: list[Literal["tsne", "umap"]] = ["tsne"]
     said = []
@@ -125,7 +125,7 @@ def _segmentations(
     folder: Path,
     rows: Sequence[Mapping[str, Any]],
     subjects: Sequence[Subject],
-    data: LabelledSet,
+    data: LabelledDataset,
     size: int | Size | None,
 ) -> Iterator[_Picture]:
     by_name = {subject.name: subject for subject in subjects}
@@ -135,13 +135,13 @@ def _segmentations(
 
 
 def _segmentation(
-    row: Mapping[str, Any], subject: Subject, data: LabelledSet, size: int | Size | None, path: Path
+    row: Mapping[str, Any], subject: Subject, data: LabelledDataset, size: int | Size | None, path: Path
 ) -> None:
     draw_segmentations(segmented(row, subject, data, size=size), data.classes, path)
 
 
 def segmented(
-    row: Mapping[str, Any], subject: Subject, data: LabelledSet, *, size: int | Size | None = None
+    row: Mapping[str, Any], subject: Subject, data: LabelledDataset, *, size: int | Size | None = None
 ) -> list[Segmented]:
     """Return some test images with what the linear probe of a row predicts, the same class all over a patch.
 
@@ -187,7 +187,7 @@ def segmented(
     return examples
 
 
-def _every_patch(data: LabelledSet, images: npt.NDArray[np.int64]) -> LabelledSet:
+def _every_patch(data: LabelledDataset, images: npt.NDArray[np.int64]) -> LabelledDataset:
     """Return some images as a set in which every pixel has a label, so that no patch is left out."""
 
     def read(index: int) -> dict[str, Array]:

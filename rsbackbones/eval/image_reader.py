@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsbackbones.data.crops import Size
-from rsbackbones.data.labelled.dataset import Array, LabelledSet, label_scale
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
 from rsbackbones.preprocess import OffsetWarning
 
 
@@ -19,7 +19,7 @@ from rsbackbones.preprocess import OffsetWarning
 class ImageReader:
     """Reads batches, and checks that images are whole, and of one size where they must be ``alike``."""
 
-    data: LabelledSet
+    data: LabelledDataset
     modalities: Sequence[str]
     size: Size | None
     prepare: Callable[[Mapping[str, Array]], dict[str, Tensor]]

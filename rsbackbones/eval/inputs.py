@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import preprocess_for
 
@@ -12,7 +12,7 @@ from rsbackbones.preprocess import preprocess_for
 Inputs = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
 
 
-def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
+def model_inputs(model: nn.Module, data: LabelledDataset) -> Inputs:
     """Return what turns raw images of ``data`` into the inputs of ``model``.
 
     The model's bands are gathered from the set's by name. Values are normalized by the model's input contract
@@ -63,7 +63,7 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
     return inputs
 
 
-def channels_of(backbone: Backbone, modality: str, data: LabelledSet) -> list[int]:
+def channels_of(backbone: Backbone, modality: str, data: LabelledDataset) -> list[int]:
     """Return where the model's bands of a sensor are among the set's.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.batches import frozen, input_batches
 from rsbackbones.eval.diversity import mean_pairwise_cosine
 from rsbackbones.models.backbone import unwrap_model
@@ -30,7 +30,7 @@ OTHER_IMAGE = "other_image"
 
 
 def invariance(
-    model: nn.Module, data: LabelledSet, *, split: str = "test", batch_size: int = 32
+    model: nn.Module, data: LabelledDataset, *, split: str = "test", batch_size: int = 32
 ) -> dict[str, dict[str, float]]:
     """Return for every stream the mean cosine similarity by transformation, and by ``other_image``.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rsbackbones import __version__
 from rsbackbones.data.crops import Size, name_of, pair
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.diversity import patch_similarity, position_probing
 from rsbackbones.eval.extrapolation import SIZES, extrapolate
 from rsbackbones.eval.fingerprint import fingerprint, split_digest
@@ -58,7 +58,7 @@ class MeasureOptions:
 def measure(
     names: Sequence[str],
     subjects: Sequence[Subject],
-    open_set: Callable[[int], LabelledSet],
+    open_set: Callable[[int], LabelledDataset],
     out: Path,
     *,
     seeds: Sequence[int] = (0,),
@@ -118,7 +118,7 @@ def measure(
 
 
 def _measured(
-    model: Backbone, data: LabelledSet, seed: int, options: MeasureOptions, told: Progress, progress: bool
+    model: Backbone, data: LabelledDataset, seed: int, options: MeasureOptions, told: Progress, progress: bool
 ) -> dict[str, Callable[[str], Mapping[str, Any]]]:
     """Return by measurement what gives the rest of the row of a stream."""
     # These give all streams at once: asked for the second one, they know it already.

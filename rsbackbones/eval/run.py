@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rsbackbones import __version__
-from rsbackbones.data.labelled.dataset import LabelledSet, Task
+from rsbackbones.data.labelled.dataset import LabelledDataset, Task
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.fingerprint import split_digest
@@ -52,7 +52,7 @@ class Job:
 def evaluate(
     protocols: Sequence[str],
     subjects: Sequence[Subject],
-    open_set: Callable[[int], LabelledSet],
+    open_set: Callable[[int], LabelledDataset],
     out: Path,
     *,
     seeds: Sequence[int] = (0,),
@@ -111,7 +111,7 @@ def evaluate(
     return described(open_set(seeds[0]), seeds) | {"rows": rows}
 
 
-def _check(data: LabelledSet, protocols: Sequence[str]) -> None:
+def _check(data: LabelledDataset, protocols: Sequence[str]) -> None:
     """Refuse before anything is encoded what could not be scored."""
     if lacking := [name for name in ("train", "test") if name not in data.splits]:
         raise ValueError(f"{data.name} has no split {' and '.join(lacking)}; it has {', '.join(data.splits)}")
@@ -121,7 +121,7 @@ def _check(data: LabelledSet, protocols: Sequence[str]) -> None:
         )
 
 
-def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
+def described(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
     """Return what a record says of the data."""
     return {
         "task": data.task,
@@ -156,7 +156,7 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _row(
-    encoded: Encoded, data: LabelledSet, job: Job, told: Progress, device: str | torch.device
+    encoded: Encoded, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
 ) -> dict[str, Any]:
     outcome = _outcome(encoded, data, job, told, device)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
@@ -171,7 +171,7 @@ def _row(
 
 
 def _outcome(
-    encoded: Encoded, data: LabelledSet, job: Job, told: Progress, device: str | torch.device
+    encoded: Encoded, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
 ) -> Outcome:
     classes, seed = len(data.classes), job.seed
     x = encoded.stream(job.stream)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.encoded import Encoded
 from rsbackbones.eval.inputs import channels_of
@@ -32,14 +32,14 @@ class Subject:
     """
 
     name: str
-    features: Callable[[LabelledSet, int], Encoded]
+    features: Callable[[LabelledDataset, int], Encoded]
     facts: Mapping[str, Any]
     model: Callable[[int], Backbone] | None = None
     statistics: bool = False
 
 
 def model_for(
-    data: LabelledSet,
+    data: LabelledDataset,
     name: str,
     *,
     modalities: Sequence[str] | None = None,
@@ -101,7 +101,7 @@ def model_for(
     return adapted
 
 
-def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -> list[str]:
+def _known_bands(data: LabelledDataset, modality: str, model: Backbone, name: str) -> list[str]:
     """Return the bands of a set that a model's weights have: by name, of another sensor by wavelength."""
     theirs, sensor = model.config.sensors[modality], data.sensor(modality)
     given = sensor.canonical(data.bands[modality])
@@ -126,7 +126,7 @@ def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -
     return known
 
 
-def _sensors_to_name(data: LabelledSet, known: Sequence[str]) -> str:
+def _sensors_to_name(data: LabelledDataset, known: Sequence[str]) -> str:
     """Say how images of other sensors than the model's own are taken."""
     return "".join(
         f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensor {m}={key})"
@@ -169,14 +169,14 @@ def of_statistics(model: Backbone, options: Mapping[str, Any]) -> Subject:
     """Return the subject of means and standard deviations of the bands that a model takes, of its patches."""
     same = {name: value for name, value in options.items() if name not in ("pool", "device")}
 
-    def features(data: LabelledSet, seed: int) -> Encoded:
+    def features(data: LabelledDataset, seed: int) -> Encoded:
         channels = {m: channels_of(model, m, data) for m in model.modalities}
         return statistics_features(data, channels=channels, patch_size=model.stride, **same)
 
     return Subject("mean and deviation per band", features, {"weights": None}, statistics=True)
 
 
-def said_of(data: LabelledSet, model: Backbone) -> list[str]:
+def said_of(data: LabelledDataset, model: Backbone) -> list[str]:
     """Return what a user should read beside the numbers: of the data, and of the bands that met."""
     lines = list(data.notes)
     for modality, bands in model.bands.items():

@@ -11,7 +11,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.metrics import from_confusion, group_counts, metrics_of
 
@@ -50,7 +50,7 @@ def made(count=10, size=16, task="classes", seed=0, **changes):
             sample["label"] = rng.integers(-1, 3, (size, size))
     several = rng.integers(0, 2, (count, 3)).astype(bool)
     labels = {"classes": np.arange(count) % 3, "multilabel": several}.get(task)
-    return LabelledSet(**{
+    return LabelledDataset(**{
         "name": "made", "task": task, "classes": ("a", "b", "c"), "bands": BANDS,
         "ids": tuple(f"place {i}" for i in range(count)),
         "splits": {"train": np.arange(count - 4), "test": np.arange(count - 3, count)},
@@ -370,7 +370,7 @@ def test_a_missing_dark_pixel_is_judged_over_all_images():
     model = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS["s2"]}, overrides=TINY)
 
     def of(images, digest):
-        return LabelledSet(
+        return LabelledDataset(
             name="bright", task="classes", classes=("a", "b"), bands={"s2": BANDS["s2"]}, units={"s2": "dn"},
             ids=tuple("abcd"), splits={"train": np.arange(2), "test": np.arange(2, 4)},
             labels=np.arange(4) % 2, read=lambda i: {"s2": images[i]}, digest=digest,

@@ -10,7 +10,7 @@ import torch
 from rasterio.transform import from_origin
 
 import rsbackbones as rsb
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.heads import dense_model
@@ -259,7 +259,7 @@ def labelled(model, size=64, count=8, maps=False):
     if maps:
         for sample in samples:
             sample["label"] = rng.integers(0, 3, (size, size))
-    return LabelledSet(
+    return LabelledDataset(
         name="made", task="pixels" if maps else "classes", classes=("a", "b", "c"), bands=dict(model.bands),
         units={m: {"s2": "dn", "s1": "db"}[m] for m in model.bands},
         ids=tuple(map(str, range(count))), labels=None if maps else np.arange(count) % 3,

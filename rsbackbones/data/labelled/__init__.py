@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.data.labelled.assemble import Found, Sensors, assemble
+from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.class_folders import read_class_folders
 from rsbackbones.data.labelled.classes import Classes
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.labelled.npz import read_mapping, read_npz
 from rsbackbones.data.labelled.raster_table import read_raster_table
-from rsbackbones.data.labelled.splits import Lists
+from rsbackbones.data.labelled.splits import Lists, assign_splits
 from rsbackbones.data.labelled.torchgeo_sets import PREFIX, read_torchgeo
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
@@ -33,7 +33,7 @@ def open_labelled(
     ids: Lists | None = None,
     subset: float | None = None,
     seed: int = 0,
-) -> LabelledSet:
+) -> LabelledDataset:
     """Open a labelled set. Images are read when they are asked for.
 
     ``path`` is one of
@@ -78,11 +78,11 @@ def open_labelled(
         for m, sensor in (sensors or {}).items()
     }
     of = {m: sensor for m, sensor in of.items() if sensor != m}
-    found = _find(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
-    return assemble(found, sensors=of, lists=ids, subset=subset, seed=seed)
+    data = _read(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
+    return assign_splits(data, lists=ids, subset=subset, seed=seed)
 
 
-def _find(
+def _read(
     path: str | Path,
     labels: str | Path | None,
     mapping: str | Path | Mapping[str, Any] | None,
@@ -92,7 +92,7 @@ def _find(
     sensors: Sensors,
     classes: Classes | None,
     ignore: tuple[int, ...],
-) -> Found:
+) -> LabelledDataset:
     given = {"labels": labels, "mapping": mapping, "root": root, "bands": bands, "units": units,
              "sensors": sensors, "classes": classes, "ignore": ignore}  # fmt: skip
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rsbackbones.data.labelled.assemble import Found, Sensors
+from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import LabelCodes
-from rsbackbones.data.labelled.dataset import Array
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.labelled.image_files import (
     PICTURE_NOTE,
     Bands,
@@ -24,7 +24,7 @@ def read_class_folders(
     bands: Bands | None = None,
     units: Mapping[str, str] | None = None,
     sensors: Sensors | None = None,
-) -> Found:
+) -> LabelledDataset:
     """Find the images in ``CLASS/IMAGE``, or ``SPLIT/CLASS/IMAGE`` with the splits train, val and test.
 
     Images lie directly in the folder of their class. A folder that holds nothing but one folder of folders is
@@ -66,15 +66,16 @@ def read_class_folders(
         raise ValueError(f"{path} holds images of one class ({labels[0]}): there is nothing to tell apart")
     paths = [Path(name) if archive else path / name for name in names]
     files_of = find_files(paths[:1], [None], bands, sensors, archive, units=units)
-    return Found(
+    return build_dataset(
         name=path.stem,
         task="classes",
         bands=files_of.bands,
         units=files_of.units,
+        sensors=sensors,
         ids=[str(p) for p in below],
         codes=LabelCodes.of(sorted(set(labels))),
         labels=labels,
-        own=words,
+        splits=words,
         read=_Read(files_of, paths),
         content=content,
         notes=(PICTURE_NOTE,) if files_of.pictures else (),

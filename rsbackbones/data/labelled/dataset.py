@@ -22,7 +22,7 @@ IGNORED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledSet:
+class LabelledDataset:
     """Images and labels, read one at a time.
 
     Attributes:

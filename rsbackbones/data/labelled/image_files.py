@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.data.labelled.assemble import Sensors
+from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
 from rsbackbones.sensors import SEARCHED_SENSORS, UINT8_RGB, get_sensor

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.data.labelled.assemble import Found, Sensors
+from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes, found_pixel_classes
-from rsbackbones.data.labelled.dataset import SPLITS, Array, Task
+from rsbackbones.data.labelled.dataset import SPLITS, Array, LabelledDataset, Task
 from rsbackbones.data.labelled.npz_reader import BandArrays, NpzReader
 from rsbackbones.data.labelled.splits import find_ids
 from rsbackbones.data.npz_archive import NpzArchive
@@ -30,7 +30,7 @@ def read_npz(
     sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignore: Sequence[int] = (),
-) -> Found:
+) -> LabelledDataset:
     """Find the samples in a ``.npz`` file, or in those that a mapping names.
 
     Arrays, under these names or those of the mapping:
@@ -105,15 +105,16 @@ def read_npz(
         raise ValueError(f"{path}: units: expected a mapping such as {{s2: dn}}, got {of_file!r}")
     stated = dict(of_file) | dict(units or {})
     used = {*every, label, *(str(described.get(k, k)) for k in ("id", "split"))}
-    return Found(
+    return build_dataset(
         name=str(described.get("name", path.stem)),
         task=task,
         bands={s: [band for names in sides[0].values() for band in names] for s, sides in images.items()},
         units=stated,
+        sensors=sensors,
         ids=_ids(files, counts, described.get("id"), paths),
         codes=codes,
         labels=labels,
-        own=_words(files, counts, described.get("split")),
+        splits=_words(files, counts, described.get("split")),
         read=NpzReader(files, counts, images, label if task in ("pixels", "change") else None),
         # Which array is what belongs to it: another mapping of the same arrays is other data.
         content=[

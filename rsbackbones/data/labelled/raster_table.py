@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rsbackbones.data.labelled.assemble import Found, Sensors
+from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes
-from rsbackbones.data.labelled.dataset import IGNORED, Array, Task
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task
 from rsbackbones.data.labelled.image_files import PICTURE_NOTE, Bands, ImageFiles, find_files, read_map
 from rsbackbones.sensors import SEARCHED_SENSORS
 
@@ -29,7 +29,7 @@ def read_raster_table(
     sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignored: Sequence[int] = (),
-) -> Found:
+) -> LabelledDataset:
     """Read a CSV file with one sample on each row; paths are below ``folder``.
 
     Columns:
@@ -86,15 +86,16 @@ def read_raster_table(
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:
         notes.append(f"columns of {table.name} that are not used: {', '.join(unused)}")
-    return Found(
+    return build_dataset(
         name=folder.resolve().name,
         task=task,
         bands=files_of.bands,
         units=files_of.units,
+        sensors=sensors,
         ids=[row.get("id") or row[images[0]] for row in rows],
         codes=codes,
         labels=labels,
-        own=[row["split"] or None for row in rows] if "split" in columns else None,
+        splits=[row["split"] or None for row in rows] if "split" in columns else None,
         read=_Read(files_of, files, masks, change),
         content=[images, kinds]
         + [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every],

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.inputs import model_inputs
@@ -25,7 +25,7 @@ from rsbackbones.train.finetune.samples import normalized
 class Evaluation:
     """What a model gives on a split: an outcome of images, or confusion counts [n, K, K] of their pixels."""
 
-    data: LabelledSet
+    data: LabelledDataset
     found: Outcome | Array
 
     def metrics(self) -> dict[str, float]:
@@ -45,7 +45,7 @@ class Evaluation:
         return {name: drawn[name] for name in self.metrics() if name in drawn}
 
 
-def main_metric(data: LabelledSet, recipe: FinetuneRecipe) -> str:
+def main_metric(data: LabelledDataset, recipe: FinetuneRecipe) -> str:
     """Return the metric that decides: the recipe's, or the task's.
 
     Raises:
@@ -74,7 +74,7 @@ def value_of(metrics: Mapping[str, float], metric: str) -> float:
     return metrics[metric]
 
 
-def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | None]:
+def with_validation(data: LabelledDataset, seed: int) -> tuple[LabelledDataset, str | None]:
     """Return a set that has a validation split, and a note where it was taken from the training samples.
 
     Raises:
@@ -98,7 +98,7 @@ def with_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | No
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: LabelledSet, split: str, recipe: FinetuneRecipe, processes: DistributedContext
+    model: nn.Module, data: LabelledDataset, split: str, recipe: FinetuneRecipe, processes: DistributedContext
 ) -> Evaluation:
     """Return what the model gives on a split; every process calls this and gets all of it.
 
@@ -132,7 +132,12 @@ def evaluate(
 
 
 def _given(
-    model: nn.Module, data: LabelledSet, split: str, mine: Array, recipe: FinetuneRecipe, device: torch.device
+    model: nn.Module,
+    data: LabelledDataset,
+    split: str,
+    mine: Array,
+    recipe: FinetuneRecipe,
+    device: torch.device,
 ) -> Array:
     """Scores [n, K] of images, or counts [n, K, K] of their pixels, of one process's share."""
     views = recipe.views

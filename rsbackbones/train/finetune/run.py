@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.tiles import tiles_of
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.subject import model_for, said_of
@@ -49,7 +49,7 @@ class FinetuneRun(TrainRun):
     config: FinetuneRecipe
     objective: Finetuning
 
-    def __init__(self, recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledSet) -> None:
+    def __init__(self, recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledDataset) -> None:
         self.config, self.processes = recipe, processes
         self.clip_grad, self.workers, self.max_bad_share = recipe.optim.clip_grad, recipe.workers, 0.0
         _check(recipe, processes, data)
@@ -160,7 +160,7 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     return [dict(line) for line in read_log(folder, EVALUATIONS)] if (folder / EVALUATIONS).exists() else []
 
 
-def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
+def build_model(recipe: FinetuneRecipe, data: LabelledDataset) -> nn.Module:
     """Return the model of a recipe for a set, its head newly initialized from the seed."""
     torch.manual_seed(recipe.seed)
     backbone = model_for(
@@ -191,11 +191,11 @@ def _head_options(recipe: FinetuneRecipe) -> dict[str, Any]:
     return {"head": recipe.head, "scale": recipe.scale, **recipe.head_options}
 
 
-def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:
+def _mixes(recipe: FinetuneRecipe, data: LabelledDataset) -> bool:
     return data.labels is not None and bool(recipe.views.mixup or recipe.views.cutmix)
 
 
-def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledSet) -> None:
+def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledDataset) -> None:
     """Refuse what does not fit the labels of a set."""
     views, pieces = recipe.views, processes.world_size * recipe.accumulate
     scored = ("train", "test") if recipe.select == "val" else ("train",)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.image_reader import resized
 from rsbackbones.eval.inputs import Inputs
 from rsbackbones.train.dataset import sample_generator
@@ -83,7 +83,7 @@ class LabelledSamples(Dataset[Batch]):
     """
 
     def __init__(
-        self, data: LabelledSet, indices: Array, inputs: Inputs, views: Views, *, scale: int, seed: int
+        self, data: LabelledDataset, indices: Array, inputs: Inputs, views: Views, *, scale: int, seed: int
     ) -> None:
         self.data, self.indices, self.inputs, self.views = data, indices, inputs, views
         self.scale, self.seed = scale, seed
@@ -168,7 +168,7 @@ class LabelledSamples(Dataset[Batch]):
 
 
 def normalized(
-    inputs: Inputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
+    inputs: Inputs, data: LabelledDataset, raw: Mapping[str, Array], index: int, size: int | None
 ) -> dict[str, Tensor]:
     """Return a raw sample as a model takes it, resized to ``size`` where that is a number.
 
