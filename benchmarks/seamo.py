@@ -24,7 +24,7 @@ from benchmarks.page import mean_and_deviation
 from benchmarks.results import ROOT, SETS
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.run import evaluate
 from rsbackbones.eval.subject import Subject, model_for, of_random_weights
 from rsbackbones.files.atomic import write_text
@@ -95,7 +95,7 @@ def trained(runs: Mapping[int, dict[str, Any]], data: LabelledDataset, seed: int
 
 def features_of(
     runs: Mapping[int, dict[str, Any]], how: Mapping[str, Any], data: LabelledDataset, seed: int
-) -> Encoded:
+) -> FeatureTable:
     """Return the features that the run of a seed gives of a set."""
     return encode(trained(runs, data, seed), data, **how)
 

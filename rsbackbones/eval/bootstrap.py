@@ -21,14 +21,14 @@ from rsbackbones.eval.metrics import (
     metrics_of,
     summary,
 )
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 
 # How many numbers a block of draws may hold, so that memory does not grow with their count.
 _AT_ONCE = 2**23
 
 
 def interval(
-    outcome: Outcome, metric: str, *, seed: int, draws: int = 1000, level: float = 0.95
+    outcome: Predictions, metric: str, *, seed: int, draws: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
     """Return the interval (low, high) of one metric, any that :func:`metric_of` knows for the labels.
 
@@ -43,7 +43,7 @@ def interval(
 
 
 def intervals(
-    outcome: Outcome,
+    outcome: Predictions,
     task: Task,
     names: Sequence[str] = (),
     *,
@@ -83,7 +83,7 @@ def count_intervals(
 
 
 def _drawn(
-    outcome: Outcome, metrics: Sequence[str], names: Sequence[str], draws: int, seed: int
+    outcome: Predictions, metrics: Sequence[str], names: Sequence[str], draws: int, seed: int
 ) -> dict[str, Floats]:
     """Return every metric under every draw, [draws]."""
     generator = np.random.default_rng(seed)

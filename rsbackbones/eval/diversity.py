@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.batches import frozen, input_batches
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.probe import hold_out
-from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Probes, Progress, fit_probes
 from rsbackbones.models.backbone import unwrap_model
 
@@ -165,16 +165,16 @@ def _encodings(
     return {stream: np.concatenate(parts) for stream, parts in found.items()}
 
 
-def _samples(encodings: Array) -> Samples:
+def _samples(encodings: Array) -> FeatureTable:
     images, places, width = encodings.shape
-    return Samples(
+    return FeatureTable(
         encodings.reshape(-1, width),
         np.tile(np.arange(places), images),
         np.repeat(np.arange(images), places),
     )
 
 
-def _cross_entropy(probes: Probes, samples: Samples, rate: float) -> tuple[float, float]:
+def _cross_entropy(probes: Probes, samples: FeatureTable, rate: float) -> tuple[float, float]:
     """Return the cross-entropy and the accuracy of the probe of one learning rate."""
     scores = probes.scores(samples.features, rate)
     right = np.take_along_axis(scores, samples.labels[:, None], axis=1).astype(np.float64)

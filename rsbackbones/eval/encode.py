@@ -19,7 +19,7 @@ from rsbackbones.data.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.eval.batches import frozen
-from rsbackbones.eval.encoded import Encoded, Level, count_pixels, encoded_rows
+from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
 from rsbackbones.eval.fingerprint import fingerprint
 from rsbackbones.eval.image_reader import ImageReader, resized
 from rsbackbones.eval.inputs import model_inputs
@@ -40,13 +40,13 @@ def encode(
     tile: int | None = None,
     overlap: int | None = None,
     streams: Sequence[str] | None = None,
-    level: Level = "image",
+    level: Granularity = "image",
     pool: Literal["pooled", "mean"] = "pooled",
     batch_size: int = 64,
     device: str | torch.device | None = None,
     cache: Path | None = None,
     progress: bool = False,
-) -> Encoded:
+) -> FeatureTable:
     """Encode the images of a set that are in a split.
 
     Images of two dates (task ``change``) are encoded date by date, and their features are the absolute
@@ -125,7 +125,7 @@ def statistics_features(
     data: LabelledDataset,
     *,
     channels: Mapping[str, Sequence[int]] | None = None,
-    level: Level = "image",
+    level: Granularity = "image",
     patch_size: int = 8,
     size: int | Size | None = None,
     tile: int | None = None,
@@ -133,7 +133,7 @@ def statistics_features(
     batch_size: int = 64,
     cache: Path | None = None,
     progress: bool = False,
-) -> Encoded:
+) -> FeatureTable:
     """Return mean and standard deviation of every band, of images or patches: what features must beat.
 
     One stream, ``bands``: the means of all bands, then their deviations. Values are raw, but for radar in
@@ -186,14 +186,14 @@ def _collect(
     data: LabelledDataset,
     modalities: Sequence[str],
     *,
-    level: Level,
+    level: Granularity,
     patch_size: int,
     size: Size | None,
     tiles: PatchTiles | None,
     batch_size: int,
     cache: Path | None,
     progress: bool,
-) -> Encoded:
+) -> FeatureTable:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     job = {"version": VERSION, **job, "data": data.digest, "level": level, "size": size}
@@ -227,11 +227,11 @@ def _collect(
                 store.write(indices, made)
                 bar.update(len(indices))
         read.warn_of_offsets(len(todo))
-        return encoded_rows(store.read(images), images, data, level, key)
+        return build_table(store.read(images), images, data, level, key)
 
 
 def _tiles(
-    patch_size: int, tile: int | None, overlap: int | None, level: Level, data: LabelledDataset
+    patch_size: int, tile: int | None, overlap: int | None, level: Granularity, data: LabelledDataset
 ) -> PatchTiles | None:
     if tile is None:
         if overlap is not None:

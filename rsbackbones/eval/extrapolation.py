@@ -26,11 +26,10 @@ from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.pictures import new_figure, save_png
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.metrics import headline, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import probe
-from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions
 from rsbackbones.files.markdown import markdown_table
 from rsbackbones.models.backbone import unwrap_model
@@ -99,7 +98,7 @@ def extrapolate(
     backbone = unwrap_model(model)
     stream = stream or backbone.choose_stream(None, dict.fromkeys(backbone.modalities))
 
-    def encoded(crops: LabelledDataset) -> Encoded:
+    def encoded(crops: LabelledDataset) -> FeatureTable:
         pixels = np.prod(pair(train_size)) / np.prod(_crops(crops).size)
         return encode(
             model,
@@ -118,14 +117,16 @@ def extrapolate(
     parts = {
         split: replace(samples, groups=_sources(fitted, samples, fitted.splits[split]))
         for split in fitted.splits
-        for samples in [of_fitted.samples(of_fitted.stream(stream), fitted.splits[split])]
+        for samples in [of_fitted.stream(stream).of_images(fitted.splits[split])]
     }
     of_tests = [encoded(test) for test in tests]
-    samples = [e.samples(e.stream(stream), t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
+    samples = [e.stream(stream).of_images(t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
     # One probe for all sizes: they are one test split to it, and are told apart afterwards.
     outcome = probe(
         parts["train"],
-        Samples(np.concatenate([s.features for s in samples]), np.concatenate([s.labels for s in samples])),
+        FeatureTable(
+            np.concatenate([s.features for s in samples]), np.concatenate([s.labels for s in samples])
+        ),
         classes=len(data.classes),
         val=parts.get("val"),
         kind=kind,
@@ -136,18 +137,18 @@ def extrapolate(
     ends = np.cumsum([len(s) for s in samples])
     scores = np.split(outcome.scores, ends[:-1])
     return [
-        _scored(test, part.outcome(s), seed=seed, draws=draws)
+        _scored(test, part.predictions(s), seed=seed, draws=draws)
         for test, part, s in zip(tests, samples, scores, strict=True)
     ]
 
 
-def _sources(crops: LabelledDataset, of: Samples | Outcome, images: Array) -> Array:
+def _sources(crops: LabelledDataset, of: FeatureTable | Predictions, images: Array) -> Array:
     """The image that each sample is of: crops of one are alike, and are drawn and held out together."""
     sources: Array = _crops(crops).places[images if of.groups is None else of.groups, 0]
     return sources
 
 
-def _scored(crops: LabelledDataset, outcome: Outcome, *, seed: int, draws: int) -> AtSize:
+def _scored(crops: LabelledDataset, outcome: Predictions, *, seed: int, draws: int) -> AtSize:
     sources = _sources(crops, outcome, crops.splits["test"])
     outcome = replace(outcome, groups=sources)
     metrics = metrics_of(outcome, crops.task, crops.classes)

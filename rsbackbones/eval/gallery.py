@@ -107,7 +107,7 @@ def _features(
     for subject in subjects:
         encoded = subject.features(data, seed)
         for stream in streams_of(encoded, streams):
-            samples = encoded.samples(encoded.stream(stream), data.splits["test"])
+            samples = encoded.stream(stream).of_images(data.splits["test"])
             if samples.task == "multilabel":
                 return [], ["no t-SNE or UMAP: a point has one color, and these images have several labels"]
             if len(samples) < 4:
@@ -154,7 +154,7 @@ def segmented(
     assert subject.model is not None, "no linear probe is run on statistics"
     seed, stream, lr = row["seed"], row["stream"], row["details"]["lr"]
     encoded = subject.features(data, seed)
-    train = encoded.samples(encoded.stream(stream), data.splits["train"])
+    train = encoded.stream(stream).of_images(data.splits["train"])
     # The probe of the chosen learning rate alone: in the sweep it was one of 27, each on its own.
     probes = fit_probes(
         train,
@@ -166,7 +166,7 @@ def segmented(
     test = data.splits["test"]
     images = test[np.linspace(0, len(test) - 1, min(_EXAMPLES, len(test))).round().astype(int)]
     patches = subject.features(_every_patch(data, images), seed)
-    predicted = probes.scores(patches.stream(stream), lr).argmax(1)
+    predicted = probes.scores(patches.stream(stream).features, lr).argmax(1)
     examples = []
     for number, image in enumerate(images.tolist()):
         raw = data.read(image)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.samples import Samples, checked_splits
+from rsbackbones.eval.feature_table import FeatureTable, checked_splits
+from rsbackbones.eval.predictions import Predictions
 
 NEIGHBOURS = 20
 # How many numbers (similarities, labels of neighbors) are held at once.
@@ -20,14 +20,14 @@ _AT_ONCE = 2**24
 
 
 def knn(
-    train: Samples,
-    test: Samples,
+    train: FeatureTable,
+    test: FeatureTable,
     *,
     classes: int,
     k: int = NEIGHBOURS,
     temperature: float = 0.07,
     weighted: bool = True,
-) -> Outcome:
+) -> Predictions:
     """Classify ``test`` by its nearest neighbors in ``train``; ``weighted=False``: every neighbor counts 1.
 
     The scores [n, K] are the share of each class in the vote. Of equal similarities at the k-th place it is
@@ -56,7 +56,7 @@ def knn(
         )
         scores[start : start + block] = torch.einsum("bk,bkc->bc", votes, labels[nearest])
     # Sums of votes may exceed 1 by rounding, and scores of several labels are probabilities.
-    return test.outcome(
+    return test.predictions(
         np.clip(scores.numpy(), 0, 1),
         details={"k": k, "temperature": temperature if weighted else None},
     )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.labelled.dataset import IGNORED, Array, Task
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 
 Floats = npt.NDArray[np.float64]
 # What is written down of every task; pixels and change also have IoU and F1 by class.
@@ -35,7 +35,7 @@ def headline(task: Task, classes: Sequence[str | int]) -> str:
     return f"f1_{classes[1]}" if task == "change" else METRICS[task][0]
 
 
-def metrics_of(outcome: Outcome, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
+def metrics_of(outcome: Predictions, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a task: those of :data:`METRICS`, and for pixels IoU and F1 by class.
 
     ``classes``: top-1 accuracy, balanced accuracy (mean recall), macro F1. ``multilabel``: mean average
@@ -59,7 +59,7 @@ def metrics_of(outcome: Outcome, task: Task, names: Sequence[str] = ()) -> dict[
     return {name: float(values[name]) for name in METRICS[task]}
 
 
-def metric_of(outcome: Outcome, metric: str) -> float:
+def metric_of(outcome: Predictions, metric: str) -> float:
     """Return one metric, any of those that the labels allow, e.g. ``top1``, ``miou``, ``iou_3``,
     ``map_macro``.
 
@@ -96,7 +96,7 @@ def confusion(target: Array, predicted: Array, classes: int) -> npt.NDArray[np.i
     return np.bincount(target * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def group_counts(outcome: Outcome, units: Array) -> npt.NDArray[np.int64]:
+def group_counts(outcome: Predictions, units: Array) -> npt.NDArray[np.int64]:
     """Return the counts [G, K, K] of the samples, or pixels, of every unit; ``units`` [n] numbers them."""
     classes, predicted = outcome.scores.shape[1], outcome.scores.argmax(1)
     many = int(units.max()) + 1
@@ -252,14 +252,14 @@ def known(metric: str, those: Any) -> str:
     return metric
 
 
-def _outcome_counts(outcome: Outcome) -> npt.NDArray[np.int64]:
+def _outcome_counts(outcome: Predictions) -> npt.NDArray[np.int64]:
     if outcome.pixels is not None:
         counts: npt.NDArray[np.int64] = group_counts(outcome, np.zeros(len(outcome.scores), np.int64))[0]
         return counts
     return confusion(outcome.target, outcome.scores.argmax(1), outcome.scores.shape[1])
 
 
-def _checked(outcome: Outcome) -> Outcome:
+def _checked(outcome: Predictions) -> Predictions:
     scores, target = outcome.scores, outcome.target
     fits = target.shape == scores.shape if target.ndim == 2 else target.shape == scores.shape[:1]
     if scores.ndim != 2 or not fits or not len(scores):

@@ -13,7 +13,7 @@ import numpy as np
 
 from rsbackbones.data.labelled.dataset import IGNORED, Array
 from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretched
-from rsbackbones.eval.samples import Samples, checked
+from rsbackbones.eval.feature_table import FeatureTable, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Segmented:
 
 
 def draw_features(
-    samples: Samples,
+    samples: FeatureTable,
     names: Sequence[str],
     path: Path,
     *,

@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from rsbackbones.eval.feature_table import FeatureTable, checked, checked_splits, fits
 from rsbackbones.eval.metrics import METRICS, metric_of
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.samples import Samples, checked, checked_splits, fits
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions, Probes, Progress, fit_probes
 
 # Of the training samples, one in so many chooses the learning rate where there is no validation split.
@@ -29,11 +29,11 @@ _HELD_OUT = 5
 
 
 def probe(
-    train: Samples,
-    test: Samples,
+    train: FeatureTable,
+    test: FeatureTable,
     *,
     classes: int,
-    val: Samples | None = None,
+    val: FeatureTable | None = None,
     kind: Kind = "linear",
     seed: int = 0,
     options: ProbeOptions = CROMA_OPTIONS,
@@ -41,7 +41,7 @@ def probe(
     metric: str | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
-) -> Outcome:
+) -> Predictions:
     """Train the probes of all learning rates and score ``test`` with the one that is chosen.
 
     Args:
@@ -73,7 +73,7 @@ def probe(
         raise ValueError(f"select={select!r}: expected 'val' or 'test'")
     metric = metric or METRICS[train.task][0]
 
-    def fit(samples: Samples, told: Progress | None) -> Probes:
+    def fit(samples: FeatureTable, told: Progress | None) -> Probes:
         return fit_probes(
             samples, classes=classes, kind=kind, seed=seed, options=options, device=device, progress=told
         )
@@ -96,7 +96,7 @@ def probe(
     by_lr = {rate: metric_of(_outcome(probes, test, rate), metric) for rate in probes.rates}
     by_lr = {rate: value for rate, value in by_lr.items() if not np.isnan(value)}
     best = max(by_lr, key=lambda rate: by_lr[rate], default=None)
-    return test.outcome(
+    return test.predictions(
         probes.scores(test.features, lr),
         details={
             "kind": kind,
@@ -111,7 +111,7 @@ def probe(
     )
 
 
-def choose_rate(probes: Probes, samples: Samples, metric: str) -> float:
+def choose_rate(probes: Probes, samples: FeatureTable, metric: str) -> float:
     """Return the learning rate whose probe is best on these samples; between equals, by cross-entropy.
 
     Raises:
@@ -131,7 +131,7 @@ def choose_rate(probes: Probes, samples: Samples, metric: str) -> float:
     return max(probes.rates, key=quality)
 
 
-def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+def hold_out(samples: FeatureTable, seed: int) -> tuple[FeatureTable, FeatureTable]:
     """Return four fifths of the samples and the other fifth: of every class alike, or whole groups of them.
 
     Raises:
@@ -154,8 +154,8 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     return samples.take(~held), samples.take(held)
 
 
-def _outcome(probes: Probes, samples: Samples, rate: float) -> Outcome:
-    return samples.outcome(probes.scores(samples.features, rate))
+def _outcome(probes: Probes, samples: FeatureTable, rate: float) -> Predictions:
+    return samples.predictions(probes.scores(samples.features, rate))
 
 
 def _half(progress: Progress | None, number: int) -> Callable[[int, int], None] | None:

@@ -15,13 +15,13 @@ import torch
 from rsbackbones import __version__
 from rsbackbones.data.labelled.dataset import LabelledDataset, Task
 from rsbackbones.eval.bootstrap import intervals
-from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.fingerprint import split_digest
 from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import NEIGHBOURS, knn
 from rsbackbones.eval.logistic import logistic
 from rsbackbones.eval.metrics import headline, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.sparse import sparse
 from rsbackbones.eval.subject import Subject
@@ -133,9 +133,9 @@ def described(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def streams_of(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
+def streams_of(encoded: FeatureTable, wanted: Sequence[str] | None) -> list[str]:
     """Return the streams to run: those asked for, or all, and all beside each other."""
-    known = list(encoded.features)
+    known = list(encoded.dims)
     if wanted is None or known == ["bands"]:
         return known + (["+".join(known)] if len(known) > 1 else [])
     return chosen_streams(known, wanted)
@@ -156,7 +156,7 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _row(
-    encoded: Encoded, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
+    encoded: FeatureTable, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
 ) -> dict[str, Any]:
     outcome = _outcome(encoded, data, job, told, device)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
@@ -171,11 +171,11 @@ def _row(
 
 
 def _outcome(
-    encoded: Encoded, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
-) -> Outcome:
+    encoded: FeatureTable, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
+) -> Predictions:
     classes, seed = len(data.classes), job.seed
-    x = encoded.stream(job.stream)
-    splits = {name: encoded.samples(x, data.splits[name]) for name in data.splits}
+    table = encoded.stream(job.stream)
+    splits = {name: table.of_images(images) for name, images in data.splits.items()}
     train, test, val = splits["train"], splits["test"], splits.get("val")
     match job.protocol:
         case "knn":

@@ -9,7 +9,7 @@ import torch
 
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.inputs import channels_of
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import UINT8_RGB, get_sensor
@@ -32,7 +32,7 @@ class Subject:
     """
 
     name: str
-    features: Callable[[LabelledDataset, int], Encoded]
+    features: Callable[[LabelledDataset, int], FeatureTable]
     facts: Mapping[str, Any]
     model: Callable[[int], Backbone] | None = None
     statistics: bool = False
@@ -169,7 +169,7 @@ def of_statistics(model: Backbone, options: Mapping[str, Any]) -> Subject:
     """Return the subject of means and standard deviations of the bands that a model takes, of its patches."""
     same = {name: value for name, value in options.items() if name not in ("pool", "device")}
 
-    def features(data: LabelledDataset, seed: int) -> Encoded:
+    def features(data: LabelledDataset, seed: int) -> FeatureTable:
         channels = {m: channels_of(model, m, data) for m in model.modalities}
         return statistics_features(data, channels=channels, patch_size=model.stride, **same)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.eval.samples import Samples, checked
+from rsbackbones.eval.feature_table import FeatureTable, checked
 
 RATES = tuple(float(f"{digit}e{power}") for power in (-4, -3, -2) for digit in range(1, 10))
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -109,7 +109,7 @@ class Probes:
 
 
 def fit_probes(
-    train: Samples,
+    train: FeatureTable,
     *,
     classes: int,
     kind: Kind = "linear",

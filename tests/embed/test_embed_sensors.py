@@ -311,7 +311,9 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
         )
     evaluated = open_labelled(tmp_path / "set", classes=("a", "b"))
     assert evaluated.units == {"s2": UINT8_RGB}
-    expected = encode(model_for(evaluated, "croma_vit_tiny", checkpoint=weights), evaluated).features["s2"]
+    expected = (
+        encode(model_for(evaluated, "croma_vit_tiny", checkpoint=weights), evaluated).stream("s2").features
+    )
 
     described = write_tif(tmp_path / "described.tif", data, ("red", "green", "blue"))
     options = ["--sensor", "s2=rgb", "--units", "s2=uint8_rgb"]

@@ -5,14 +5,14 @@ from sklearn import metrics as sk
 from rsbackbones.eval import bootstrap as module
 from rsbackbones.eval.bootstrap import count_intervals, interval, intervals
 from rsbackbones.eval.metrics import confusion, metric_of, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 
 
 def guesses(count, right, rng):
     """Two classes; each prediction is right with that probability."""
     target = rng.integers(0, 2, count)
     predicted = np.where(rng.random(count) < right, target, 1 - target)
-    return Outcome(scores=np.eye(2)[predicted], target=target)
+    return Predictions(scores=np.eye(2)[predicted], target=target)
 
 
 def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say():
@@ -29,9 +29,9 @@ def test_groups_widen_the_interval_as_a_plain_bootstrap_of_groups_does():
     one = guesses(40, 0.7, rng)
     # Ten patches of an image that are all right or all wrong are worth one.
     target, scores = np.repeat(one.target, 10), np.repeat(one.scores, 10, axis=0)
-    grouped = Outcome(scores=scores, target=target, groups=np.repeat(np.arange(40) * 7, 10))
+    grouped = Predictions(scores=scores, target=target, groups=np.repeat(np.arange(40) * 7, 10))
     wide = interval(grouped, "top1", seed=0, draws=4000)
-    narrow = interval(Outcome(scores=scores, target=target), "top1", seed=0, draws=4000)
+    narrow = interval(Predictions(scores=scores, target=target), "top1", seed=0, draws=4000)
     assert wide == pytest.approx(interval(one, "top1", seed=1, draws=4000), abs=0.03)
     assert wide[1] - wide[0] > 2.5 * (narrow[1] - narrow[0])
 
@@ -45,7 +45,10 @@ def test_several_labels_against_a_plain_loop(metric, grouped, monkeypatch):
     scores = np.clip(target * 0.3 + rng.random((60, 3)) * 0.7, 0, 1)
     groups = np.arange(60) // 4 if grouped else np.arange(60)
     found = interval(
-        Outcome(scores=scores, target=target, groups=groups if grouped else None), metric, seed=0, draws=2000
+        Predictions(scores=scores, target=target, groups=groups if grouped else None),
+        metric,
+        seed=0,
+        draws=2000,
     )
     kind, average = metric.split("_")
     values = []
@@ -63,7 +66,7 @@ def test_counts_of_images_and_grouped_pixels_give_the_same():
     rng = np.random.default_rng(3)
     target, predicted = rng.integers(-1, 3, (12, 50)), rng.integers(0, 3, (12, 50))
     counts = np.stack([confusion(t, p, 3) for t, p in zip(target, predicted, strict=True)])
-    pixels = Outcome(
+    pixels = Predictions(
         scores=np.eye(3)[predicted.ravel()], target=target.ravel(), groups=np.repeat(np.arange(12), 50)
     )
     by_image = count_intervals(counts, ("a", "b", "c"), seed=5)
@@ -101,7 +104,7 @@ def test_a_mean_over_classes_is_never_one_over_fewer():
     counts[0, 2] = (0, 10, 0)
     found = count_intervals(counts, seed=0)["miou"]
     assert found[1] <= 2 / 3
-    several = Outcome(scores=np.tile([[1.0, 0.0]], (40, 1)), target=np.tile([[True, False]], (40, 1)))
+    several = Predictions(scores=np.tile([[1.0, 0.0]], (40, 1)), target=np.tile([[True, False]], (40, 1)))
     several.target[7] = (True, True)
     several.target[8] = (False, True)
     _, high = interval(several, "f1_macro", seed=0)

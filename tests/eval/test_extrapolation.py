@@ -124,8 +124,8 @@ def test_the_probe_is_the_one_that_was_trained_at_the_training_size():
     (found,) = extrapolate(net, data, train_size=16, sizes=(32,), options=QUICK, seed=3, draws=10)
     small, large = cropped(data, 16), cropped(data, 32)
     a, b = (encode(net, crops, level="patch") for crops in (small, large))
-    parts = {s: a.samples(a.features["s2"], small.splits[s]) for s in ("train", "val")}
-    test = b.samples(b.features["s2"], large.splits["test"])
+    parts = {s: a.stream("s2").of_images(small.splits[s]) for s in ("train", "val")}
+    test = b.stream("s2").of_images(large.splits["test"])
     outcome = probe(parts["train"], test, classes=2, val=parts["val"], options=QUICK, seed=3)
     counts = np.zeros((2, 2), int)
     for guess, pixels in zip(outcome.scores.argmax(1), test.pixels, strict=True):
@@ -215,7 +215,7 @@ def test_cached_features_know_of_interpolation(tmp_path):
     interpolate_positions(net, (2, 2))
     other = encode(net, data, level="patch", cache=tmp_path)
     assert plain.key != other.key
-    assert not np.allclose(plain.features["s2"], other.features["s2"], atol=1e-5)
+    assert not np.allclose(plain.stream("s2").features, other.stream("s2").features, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["alibi", "sincos", "peg"])

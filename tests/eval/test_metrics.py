@@ -7,11 +7,11 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from rsbackbones.eval.metrics import LabelRanking, confusion, from_confusion, metric_of, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 
 
 def outcome(target, predicted, classes):
-    return Outcome(scores=np.eye(classes)[predicted], target=np.asarray(target))
+    return Predictions(scores=np.eye(classes)[predicted], target=np.asarray(target))
 
 
 def test_counts_by_hand():
@@ -70,7 +70,7 @@ def test_metrics_of_several_labels_are_scikit_learns(seed, count, ties):
     scores, target = rng.random((count, 3)), rng.random((count, 3)) < 0.5
     scores = np.round(scores, 1) if ties else scores
     target[0] = True  # scikit-learn has no average precision of a label that never occurs
-    found = metrics_of(Outcome(scores=scores, target=target), "multilabel")
+    found = metrics_of(Predictions(scores=scores, target=target), "multilabel")
     assert found["map_macro"] == pytest.approx(sk.average_precision_score(target, scores, average="macro"))
     assert found["map_micro"] == pytest.approx(sk.average_precision_score(target, scores, average="micro"))
     for average in ("macro", "micro"):
@@ -86,7 +86,7 @@ def test_metrics_of_several_labels_are_scikit_learns(seed, count, ties):
 
 def test_a_label_that_never_occurs_is_left_out_of_the_macro_mean():
     scores, target = np.array([[0.9, 0.2], [0.1, 0.3]]), np.array([[True, False], [False, False]])
-    assert metrics_of(Outcome(scores=scores, target=target), "multilabel")["map_macro"] == 1
+    assert metrics_of(Predictions(scores=scores, target=target), "multilabel")["map_macro"] == 1
 
 
 def test_change_names_its_class():
@@ -107,7 +107,10 @@ def test_change_names_its_class():
         (lambda: metric_of(outcome([0], [0], 2), "map_macro"), "no metric 'map_macro'.*top1"),
         (lambda: metrics_of(outcome([0], [0], 2), "multilabel"), "multilabel does not fit"),
         (lambda: metrics_of(outcome([0, 1], [0], 2), "classes"), r"scores \[1, 2\] and labels \[2\]"),
-        (lambda: metrics_of(Outcome(scores=np.array([[np.nan, 1]]), target=np.array([0])), "classes"), "NaN"),
+        (
+            lambda: metrics_of(Predictions(scores=np.array([[np.nan, 1]]), target=np.array([0])), "classes"),
+            "NaN",
+        ),
         (lambda: LabelRanking(np.array([[2.0]]), np.array([[True]])), "probabilities"),
         (lambda: LabelRanking(np.array([[0.5]]), np.array([[False]])), "no sample has any label"),
     ],

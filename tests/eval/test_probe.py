@@ -6,10 +6,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from rsbackbones.eval import sweep
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.metrics import metric_of, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import choose_rate, hold_out, probe
-from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sweep import RATES, ProbeOptions, fit_probes
 from tests.eval.blobs import blobs, several_labels
 from tests.reference.probe_plain import train_plain
@@ -45,7 +45,7 @@ def test_all_rates_at_once_are_the_runs_one_by_one(kind, make):
         theirs = (logits.softmax(1) if train.labels.ndim == 1 else logits.sigmoid()).numpy()
         ours = probes.scores(test.features, rate)
         assert np.allclose(ours, theirs, atol=2e-4), rate
-        values = [metric_of(Outcome(scores=s, target=test.labels), metric) for s in (ours, theirs)]
+        values = [metric_of(Predictions(scores=s, target=test.labels), metric) for s in (ours, theirs)]
         assert values[0] == pytest.approx(values[1], abs=1e-6), rate
 
 
@@ -96,7 +96,7 @@ def test_a_linear_probe_comes_to_where_logistic_regression_does():
 def test_an_mlp_learns_what_a_line_cannot():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, (600, 2)).astype(np.float32)
-    corners = Samples(x, (x[:, 0] * x[:, 1] > 0).astype(int))
+    corners = FeatureTable(x, (x[:, 0] * x[:, 1] > 0).astype(int))
     train, test = corners.take(np.arange(400)), corners.take(np.arange(400, 600))
     options = ProbeOptions(hidden=64, epochs=60, batch=64)
     assert metric_of(probe(train, test, classes=2, kind="mlp", options=options), "top1") > 0.95
@@ -111,7 +111,8 @@ def test_the_rate_is_chosen_where_it_says():
     by_part = probe(train, test, classes=4, options=SHORT)
     probes = fit_probes(train, classes=4, options=SHORT)
     value = {
-        r: metric_of(Outcome(scores=probes.scores(val.features, r), target=val.labels), "top1") for r in RATES
+        r: metric_of(Predictions(scores=probes.scores(val.features, r), target=val.labels), "top1")
+        for r in RATES
     }
     assert value[by_val.details["lr"]] == max(value.values())
     assert by_val.details["chosen_on"] == "val"
@@ -132,18 +133,18 @@ def test_between_equal_rates_cross_entropy_decides():
 
 def test_a_fifth_is_held_out_of_every_class_and_whole_groups():
     rng = np.random.default_rng(0)
-    samples = Samples(rng.random((203, 2)), np.repeat([0, 1, 2], [150, 48, 5]))
+    samples = FeatureTable(rng.random((203, 2)), np.repeat([0, 1, 2], [150, 48, 5]))
     part, held = hold_out(samples, 0)
     assert len(part) + len(held) == 203
     assert {tuple(row) for row in samples.features} == {tuple(r) for r in [*part.features, *held.features]}
     assert np.bincount(held.labels).tolist() == pytest.approx([30, 9.6, 1], abs=1)
-    grouped = Samples(samples.features, samples.labels, np.arange(203) // 20)
+    grouped = FeatureTable(samples.features, samples.labels, np.arange(203) // 20)
     part, held = hold_out(grouped, 0)
     assert not set(part.groups) & set(held.groups)
     assert len(set(held.groups)) == 2
     assert (hold_out(grouped, 1)[1].groups != held.groups[: len(hold_out(grouped, 1)[1])]).any()
     with pytest.raises(ValueError, match="one only"):
-        hold_out(Samples(samples.features, samples.labels, np.zeros(203, int)), 0)
+        hold_out(FeatureTable(samples.features, samples.labels, np.zeros(203, int)), 0)
 
 
 def test_standardized_features_may_have_any_scale():
@@ -151,11 +152,11 @@ def test_standardized_features_may_have_any_scale():
     scale = np.array([1e4, 1, 1e-3, 1, 1, 1, 1, 1], np.float32)
     options = replace(SHORT, standardize=True)
     plain = fit_probes(train, classes=4, options=options)
-    scaled = fit_probes(Samples(train.features * scale + 7, train.labels), classes=4, options=options)
+    scaled = fit_probes(FeatureTable(train.features * scale + 7, train.labels), classes=4, options=options)
     for rate in (1e-3, 5e-2):
         ours = scaled.scores(test.features * scale + 7, rate)
         assert np.allclose(ours, plain.scores(test.features, rate), atol=1e-2)
-    constant = Samples(np.pad(train.features, ((0, 0), (0, 1)), constant_values=3), train.labels)
+    constant = FeatureTable(np.pad(train.features, ((0, 0), (0, 1)), constant_values=3), train.labels)
     assert np.isfinite(fit_probes(constant, classes=4, options=options).scores(constant.features, 1e-2)).all()
 
 

@@ -4,8 +4,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.metrics import metrics_of
-from rsbackbones.eval.samples import Samples
 from rsbackbones.eval.sparse import sparse
 from tests.eval.blobs import blobs, several_labels
 
@@ -23,7 +23,7 @@ def test_a_label_that_needs_two_dimensions_is_not_told_by_one():
     has = np.arange(400) % 2 == 0
     common = rng.standard_normal(400) * 5  # hides the label in each dimension, not in their difference
     x = np.stack([common + has, common - has, rng.standard_normal(400) * 0.1], axis=1).astype(np.float32)
-    samples = Samples(x, has.astype(int))
+    samples = FeatureTable(x, has.astype(int))
     outcome = sparse(samples.take(np.arange(200)), samples.take(np.arange(200, 400)), classes=2, ks=(1, 2))
     low, high = outcome.details["f1_macro"]
     assert low < 0.75

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import hold_out
-from rsbackbones.eval.samples import Samples
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import normalized
@@ -26,20 +26,20 @@ class Evaluation:
     """What a model gives on a split: an outcome of images, or confusion counts [n, K, K] of their pixels."""
 
     data: LabelledDataset
-    found: Outcome | Array
+    found: Predictions | Array
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the task, by the names of :mod:`rsbackbones.eval.metrics`."""
-        if isinstance(self.found, Outcome):
+        if isinstance(self.found, Predictions):
             return metrics_of(self.found, self.data.task, self.data.classes)
         return from_confusion(self.found.sum(0), self.data.classes)
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
         """Return the 95 % interval of each, by the bootstrap over images; of one image there is none."""
-        images = len(self.found.scores if isinstance(self.found, Outcome) else self.found)
+        images = len(self.found.scores if isinstance(self.found, Predictions) else self.found)
         if images < 2:
             return {}
-        if isinstance(self.found, Outcome):
+        if isinstance(self.found, Predictions):
             return intervals(self.found, self.data.task, self.data.classes, seed=seed)
         drawn = count_intervals(self.found, self.data.classes, seed=seed)
         return {name: drawn[name] for name in self.metrics() if name in drawn}
@@ -90,7 +90,7 @@ def with_validation(data: LabelledDataset, seed: int) -> tuple[LabelledDataset, 
         )
     one_class = data.labels is not None and data.labels.ndim == 1
     labels = data.labels[train] if data.labels is not None and one_class else np.zeros((len(train), 1), bool)
-    kept, held = (part.features[:, 0] for part in hold_out(Samples(train[:, None], labels), seed))
+    kept, held = (part.features[:, 0] for part in hold_out(FeatureTable(train[:, None], labels), seed))
     share = f"{len(held)} of {len(train)}"
     note = f"no validation split: our own fifth of the training samples (seed {seed}), {share}"
     return replace(data, splits={**data.splits, "train": kept, "val": held}), note
@@ -128,7 +128,7 @@ def evaluate(
         every[rank :: processes.world_size] = part
     if data.labels is None:
         return Evaluation(data, every)
-    return Evaluation(data, Outcome(scores=every, target=data.labels[indices]))
+    return Evaluation(data, Predictions(scores=every, target=data.labels[indices]))
 
 
 def _given(

@@ -8,7 +8,7 @@ from rsbackbones.data.labelled.dataset import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Predictions:
     """Of one protocol on one set.
 
     Attributes:
