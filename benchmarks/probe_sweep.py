@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from rsbackbones.eval.feature_table import FeatureTable
-from rsbackbones.eval.sweep import Kind, ProbeOptions, fit_probes
+from rsbackbones.eval.linear_probe import ProbeOptions, ProbeType, train_probes
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
 from rsbackbones.files.markdown import markdown_table
 
 CLASSES, REPEATS = 10, 3
-CASES: tuple[tuple[Kind, int, int], ...] = (
+CASES: tuple[tuple[ProbeType, int, int], ...] = (
     ("linear", 200, 96), ("linear", 4000, 96), ("linear", 4000, 768), ("mlp", 200, 96), ("mlp", 4000, 96),
 )  # fmt: skip
 OPTIONS = ProbeOptions(warmup=1, epochs=4)
@@ -41,12 +41,12 @@ def samples(count: int, dim: int) -> FeatureTable:
     )
 
 
-def ours(train: FeatureTable, kind: Kind, rates: tuple[float, ...]) -> None:
+def ours(train: FeatureTable, kind: ProbeType, rates: tuple[float, ...]) -> None:
     """Train a probe for each rate, at once."""
-    fit_probes(train, classes=CLASSES, kind=kind, options=replace(OPTIONS, rates=rates))
+    train_probes(train, classes=CLASSES, kind=kind, options=replace(OPTIONS, rates=rates))
 
 
-def plain(train: FeatureTable, kind: Kind, rate: float) -> None:
+def plain(train: FeatureTable, kind: ProbeType, rate: float) -> None:
     """Train one probe with torch's own parts."""
     sizes = [train.features.shape[1], *([OPTIONS.hidden] if kind == "mlp" else []), CLASSES]
     parts = [nn.Linear(a, b) for a, b in pairwise(sizes)]

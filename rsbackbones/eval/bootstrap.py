@@ -15,10 +15,10 @@ from rsbackbones.eval.metrics import (
     CHANGE_NAMES,
     Floats,
     LabelRanking,
+    check_metric_name,
+    compute_metrics,
     confusion,
     group_counts,
-    known,
-    metrics_of,
     summary,
 )
 from rsbackbones.eval.predictions import Predictions
@@ -30,7 +30,7 @@ _AT_ONCE = 2**23
 def interval(
     outcome: Predictions, metric: str, *, seed: int, draws: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval (low, high) of one metric, any that :func:`metric_of` knows for the labels.
+    """Return the interval (low, high) of one metric, any that :func:`compute_metric` knows for the labels.
 
     A draw in which the metric does not exist (it lacks every positive of a label, or of a mean over classes
     one of them) is left out.
@@ -51,14 +51,14 @@ def intervals(
     draws: int = 1000,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Return the interval of every metric that :func:`metrics_of` gives, from the same draws.
+    """Return the interval of every metric that :func:`compute_metrics` gives, from the same draws.
 
     Raises:
         ValueError: the labels do not fit the task, or ``draws`` or ``level`` are out of range.
     """
     _check(draws, level)
     names = CHANGE_NAMES if task == "change" and not names else names
-    values = _drawn(outcome, tuple(metrics_of(outcome, task, names)), names, draws, seed)
+    values = _drawn(outcome, tuple(compute_metrics(outcome, task, names)), names, draws, seed)
     return {
         metric: _percentiles(value, level) for metric, value in values.items() if not np.isnan(value).all()
     }
@@ -106,7 +106,7 @@ def _drawn(
         of_units = group_counts(outcome, units)
         drawn, whole = _drawn_counts(of_units, draws, generator), of_units.sum(0)
     values = summary(drawn, names, whole=whole)
-    return {metric: values[known(metric, values)] for metric in metrics}
+    return {metric: values[check_metric_name(metric, values)] for metric in metrics}
 
 
 def _drawn_counts(counts: Array, draws: int, generator: np.random.Generator) -> Array:

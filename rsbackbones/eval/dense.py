@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.tiles import Tiling
-from rsbackbones.eval.batches import frozen
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.batches import frozen_eval
 from rsbackbones.eval.metrics import confusion
+from rsbackbones.eval.transform import load_inputs, make_transform
 from rsbackbones.files.progress import progress_bar
 
 
@@ -58,7 +58,7 @@ def predict(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if overlap is not None and tile is None:
         raise ValueError("overlap is that of tiles; name their size with tile=")
-    inputs = model_inputs(model, data)
+    transform = make_transform(model, data)
     classes = len(data.classes)
     device = next(model.parameters()).device
     indices = [int(i) for i in data.splits[split]]
@@ -66,11 +66,7 @@ def predict(
 
     def samples() -> Iterator[tuple[int, dict[str, Tensor], Array]]:
         for index in indices:
-            raw = data.read(index)
-            try:
-                images = inputs(raw)
-            except ValueError as error:
-                raise ValueError(f"{data.ids[index]}: {error}") from error
+            images, raw = load_inputs(data, index, transform)
             yield index, {m: image.to(device) for m, image in images.items()}, raw["label"]
 
     def count(index: int, scores: Tensor, label: Array) -> None:
@@ -81,7 +77,7 @@ def predict(
         except ValueError as error:
             raise ValueError(f"{data.ids[index]}: {error}") from error
 
-    with frozen(model), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
+    with frozen_eval(model), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
         if tile is not None:
             for index, images, label in samples():
                 scores = predict_tiled(model, images, tile=tile, overlap=overlap, batch_size=batch_size)

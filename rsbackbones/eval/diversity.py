@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
-from rsbackbones.eval.batches import frozen, input_batches
+from rsbackbones.eval.batches import frozen_eval, input_batches
 from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.linear_probe import CROMA_OPTIONS, ProbeOptions, Probes, Progress, train_probes
 from rsbackbones.eval.probe import hold_out
-from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Probes, Progress, fit_probes
 from rsbackbones.models.backbone import unwrap_model
 
 
@@ -60,7 +60,7 @@ def patch_similarity(
     """
     found: dict[str, list[Tensor]] = {}
     backbone = unwrap_model(model)
-    with frozen(model):
+    with frozen_eval(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             for stream, features in backbone.forward_streams(images).items():
                 found.setdefault(stream, []).append(mean_pairwise_cosine(features.tokens[stream]))
@@ -113,7 +113,7 @@ def probe_positions(
         )
     places = train.shape[1]
     part, held_out = hold_out(_samples(train), seed)
-    probes = fit_probes(
+    probes = train_probes(
         part, classes=places, kind="mlp", seed=seed, options=options, device=device, progress=progress
     )
     lr = min(probes.rates, key=lambda rate: _cross_entropy(probes, held_out, rate)[0])
@@ -158,7 +158,7 @@ def _encodings(
 ) -> dict[str, Array]:
     found: dict[str, list[Array]] = {}
     backbone = unwrap_model(model)
-    with frozen(model):
+    with frozen_eval(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             for stream, features in backbone.forward_streams(images, streams).items():
                 found.setdefault(stream, []).append(features.tokens[stream].float().cpu().numpy())

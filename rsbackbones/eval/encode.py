@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from rsbackbones.data.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.data.patch_tiles import PatchTiles
-from rsbackbones.eval.batches import frozen
+from rsbackbones.eval.batches import BatchReader, frozen_eval
 from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
 from rsbackbones.eval.fingerprint import fingerprint
-from rsbackbones.eval.image_reader import ImageReader, resized
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.transform import Transform, make_transform, resize
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import unwrap_model
@@ -82,7 +81,7 @@ def encode(
     wanted = known if streams is None else tuple(streams)
     if not wanted or any(s not in known for s in wanted):
         raise ValueError(f"unknown or no streams, {list(wanted)}: this model has {', '.join(known)}")
-    inputs = model_inputs(backbone, data)
+    transform = make_transform(backbone, data)
     if device is not None:
         backbone.to(device)
     place = next(backbone.parameters()).device
@@ -95,8 +94,8 @@ def encode(
     if tiles is None and not backbone.pad:
         _check_size(target, multiple, "size=")
 
-    def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
-        images = {m: resized(x, target) for m, x in inputs(raw).items()}
+    def prepare(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
+        images = {m: resize(x, target) for m, x in transform(raw).items()}
         first = next(iter(images.values()))
         if tiles is None and not backbone.pad:
             _check_size((first.shape[-2], first.shape[-1]), multiple, "images of")
@@ -114,7 +113,7 @@ def encode(
         "streams": wanted,
         "pool": pool if level == "image" else None,
     }
-    with frozen(backbone):
+    with frozen_eval(backbone):
         return _collect(
             prepare, features, job, data, backbone.modalities, level=level, patch_size=backbone.stride,
             size=target, tiles=tiles, batch_size=batch_size, cache=cache, progress=progress,
@@ -153,12 +152,12 @@ def statistics_features(
     used = used if channels is None else {m: list(c) for m, c in channels.items()}
     tiles = _tiles(patch_size, tile, overlap, level, data)
 
-    def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
+    def prepare(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
         images = {}
         for m, numbers in used.items():
-            x = torch.from_numpy(raw[m][..., numbers, :, :].astype(np.float64))
+            x = torch.from_numpy(np.asarray(raw[m])[..., numbers, :, :].astype(np.float64))
             x = 10 * x.clamp(min=_SMALLEST_POWER).log10() if data.units.get(m) == "linear" else x
-            images[m] = x = resized(x, target)
+            images[m] = x = resize(x, target)
             ragged = x.shape[-2] % patch_size or x.shape[-1] % patch_size
             if level == "patch" and tiles is None and ragged:
                 raise ValueError(_no_multiple("images of", (x.shape[-2], x.shape[-1]), patch_size))
@@ -180,7 +179,7 @@ def statistics_features(
 
 
 def _collect(
-    prepare: Callable[[Mapping[str, Array]], dict[str, Tensor]],
+    prepare: Transform,
     features: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     job: Mapping[str, Any],
     data: LabelledDataset,
@@ -203,7 +202,7 @@ def _collect(
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
     with RowStore(None if cache is None else cache / key[:32], job, len(data)) as store:
         todo = images[~store.done[images]].tolist()
-        read = ImageReader(data, modalities, size, prepare, alike=tiles is None)
+        read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
         at_once = batch_size if tiles is None else 1
         # Rows are of one size: those of smaller images end with patches that have no label.
         patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)

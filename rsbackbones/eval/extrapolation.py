@@ -27,10 +27,10 @@ from rsbackbones.data.pictures import new_figure, save_png
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.feature_table import FeatureTable
-from rsbackbones.eval.metrics import headline, metrics_of
+from rsbackbones.eval.linear_probe import CROMA_OPTIONS, ProbeOptions, ProbeType
+from rsbackbones.eval.metrics import compute_metrics, primary_metric
 from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import probe
-from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions
 from rsbackbones.files.markdown import markdown_table
 from rsbackbones.models.backbone import unwrap_model
 
@@ -62,7 +62,7 @@ def extrapolate(
     train_size: int | Size = 120,
     sizes: Sequence[int | Size] = SIZES,
     stream: str | None = None,
-    kind: Kind = "linear",
+    kind: ProbeType = "linear",
     options: ProbeOptions = CROMA_OPTIONS,
     seed: int = 0,
     draws: int = 1000,
@@ -132,7 +132,7 @@ def extrapolate(
         kind=kind,
         seed=seed,
         options=options,
-        metric=headline(data.task, [str(number) for number in range(len(data.classes))]),
+        metric=primary_metric(data.task, [str(number) for number in range(len(data.classes))]),
     )
     ends = np.cumsum([len(s) for s in samples])
     scores = np.split(outcome.scores, ends[:-1])
@@ -151,7 +151,7 @@ def _sources(crops: LabelledDataset, of: FeatureTable | Predictions, images: Arr
 def _scored(crops: LabelledDataset, outcome: Predictions, *, seed: int, draws: int) -> AtSize:
     sources = _sources(crops, outcome, crops.splits["test"])
     outcome = replace(outcome, groups=sources)
-    metrics = metrics_of(outcome, crops.task, crops.classes)
+    metrics = compute_metrics(outcome, crops.task, crops.classes)
     several = len(np.unique(sources)) > 1
     drawn = intervals(outcome, crops.task, crops.classes, seed=seed, draws=draws) if several else {}
     return AtSize(size=_crops(crops).size, images=len(crops), metrics=metrics, intervals=drawn)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import LabelledDataset
-from rsbackbones.eval.batches import frozen, input_batches
+from rsbackbones.eval.batches import frozen_eval, input_batches
 from rsbackbones.eval.diversity import mean_pairwise_cosine
 from rsbackbones.models.backbone import unwrap_model
 
@@ -45,7 +45,7 @@ def invariance(
     """
     found: dict[str, dict[str, list[Tensor]]] = {}
     backbone = unwrap_model(model)
-    with frozen(model):
+    with frozen_eval(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             original = {s: f.pooled[s] for s, f in backbone.forward_streams(images).items()}
             for stream, pooled in original.items():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rsbackbones.eval.feature_table import FeatureTable, checked_splits
 from rsbackbones.eval.predictions import Predictions
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 # How many numbers (similarities, labels of neighbors) are held at once.
 _AT_ONCE = 2**24
 
@@ -24,7 +24,7 @@ def knn(
     test: FeatureTable,
     *,
     classes: int,
-    k: int = NEIGHBOURS,
+    k: int = NEIGHBORS,
     temperature: float = 0.07,
     weighted: bool = True,
 ) -> Predictions:

@@ -26,7 +26,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
 CHANGE_NAMES = ("unchanged", "change")
 
 
-def headline(task: Task, classes: Sequence[str | int]) -> str:
+def primary_metric(task: Task, classes: Sequence[str | int]) -> str:
     """Return the one metric that a table shows, and that decides where one must: the first of the task.
 
     Of several labels the micro average, as SatMAE's code of BigEarthNet has it; CROMA and SeaMo, who follow
@@ -35,7 +35,7 @@ def headline(task: Task, classes: Sequence[str | int]) -> str:
     return f"f1_{classes[1]}" if task == "change" else METRICS[task][0]
 
 
-def metrics_of(outcome: Predictions, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
+def compute_metrics(outcome: Predictions, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a task: those of :data:`METRICS`, and for pixels IoU and F1 by class.
 
     ``classes``: top-1 accuracy, balanced accuracy (mean recall), macro F1. ``multilabel``: mean average
@@ -59,7 +59,7 @@ def metrics_of(outcome: Predictions, task: Task, names: Sequence[str] = ()) -> d
     return {name: float(values[name]) for name in METRICS[task]}
 
 
-def metric_of(outcome: Predictions, metric: str) -> float:
+def compute_metric(outcome: Predictions, metric: str) -> float:
     """Return one metric, any of those that the labels allow, e.g. ``top1``, ``miou``, ``iou_3``,
     ``map_macro``.
 
@@ -69,7 +69,7 @@ def metric_of(outcome: Predictions, metric: str) -> float:
     if _checked(outcome).target.ndim == 2:
         return float(LabelRanking(outcome.scores, outcome.target).value(metric))
     values = summary(_outcome_counts(outcome))
-    return float(values[known(metric, values)])
+    return float(values[check_metric_name(metric, values)])
 
 
 def confusion(target: Array, predicted: Array, classes: int) -> npt.NDArray[np.int64]:
@@ -185,7 +185,7 @@ class LabelRanking:
         Raises:
             ValueError: there is no such metric.
         """
-        known(metric, METRICS["multilabel"])
+        check_metric_name(metric, METRICS["multilabel"])
         ones = np.ones(len(self._hits))
         weights = np.asarray(ones if weights is None else weights, np.float64)
         if metric == "map_micro":
@@ -241,7 +241,7 @@ def mean_of_existing(values: Floats, whole: Floats | None = None) -> Floats:
     return mean
 
 
-def known(metric: str, those: Any) -> str:
+def check_metric_name(metric: str, those: Any) -> str:
     """Return the name of a metric if it is one of those.
 
     Raises:

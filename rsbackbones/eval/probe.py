@@ -3,7 +3,7 @@
 CROMA (section 3.1, appendix A.4.2): one linear layer, or a hidden one of 2048 with ReLU before it; AdamW with
 betas 0.9 and 0.999 and weight decay 0.01, batches of 1024, five epochs of linear warm-up and a hundred along
 a cosine, every learning rate of {1 ... 9}e{-4, -3, -2}, and what counts is the probe after the last epoch.
-:mod:`rsbackbones.eval.sweep` trains them all at once.
+:mod:`rsbackbones.eval.linear_probe` trains them all at once.
 
 What the paper leaves open, and what was chosen: features enter as they are, without standardizing, which the
 paper does not mention (``ProbeOptions.standardize`` is for features of very different scales); layers start
@@ -20,9 +20,16 @@ import numpy as np
 import torch
 
 from rsbackbones.eval.feature_table import FeatureTable, checked, checked_splits, fits
-from rsbackbones.eval.metrics import METRICS, metric_of
+from rsbackbones.eval.linear_probe import (
+    CROMA_OPTIONS,
+    ProbeOptions,
+    Probes,
+    ProbeType,
+    Progress,
+    train_probes,
+)
+from rsbackbones.eval.metrics import METRICS, compute_metric
 from rsbackbones.eval.predictions import Predictions
-from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions, Probes, Progress, fit_probes
 
 # Of the training samples, one in so many chooses the learning rate where there is no validation split.
 _HELD_OUT = 5
@@ -34,7 +41,7 @@ def probe(
     *,
     classes: int,
     val: FeatureTable | None = None,
-    kind: Kind = "linear",
+    kind: ProbeType = "linear",
     seed: int = 0,
     options: ProbeOptions = CROMA_OPTIONS,
     select: Literal["val", "test"] = "val",
@@ -55,7 +62,7 @@ def probe(
         options: how they are trained.
         select: ``val``: as said. ``test``: the best on ``test``, as the papers report it, which is
             optimistic.
-        metric: what is best, any that :func:`metric_of` knows; default ``top1``, of several labels
+        metric: what is best, any that :func:`compute_metric` knows; default ``top1``, of several labels
             ``map_micro``. Between equals, the lower cross-entropy decides.
         device: where the probes are trained.
         progress: called with the epochs done and those in all.
@@ -74,26 +81,26 @@ def probe(
     metric = metric or METRICS[train.task][0]
 
     def fit(samples: FeatureTable, told: Progress | None) -> Probes:
-        return fit_probes(
+        return train_probes(
             samples, classes=classes, kind=kind, seed=seed, options=options, device=device, progress=told
         )
 
     if select == "test":
         probes = fit(train, progress)
-        lr, chosen_on = choose_rate(probes, test, metric), "test"
+        lr, chosen_on = select_lr(probes, test, metric), "test"
     elif val is not None:
         val = checked("val", val, classes)
         fits("val", val, train)
         probes = fit(train, progress)
-        lr, chosen_on = choose_rate(probes, val, metric), "val"
+        lr, chosen_on = select_lr(probes, val, metric), "val"
     else:
         part, held_out = hold_out(train, seed)
-        lr = choose_rate(fit(part, _half(progress, 0)), held_out, metric)
+        lr = select_lr(fit(part, _half(progress, 0)), held_out, metric)
         probes, chosen_on = (
             fit(train, _half(progress, 1)),
             f"{len(held_out)} of {len(train)} training samples",
         )
-    by_lr = {rate: metric_of(_outcome(probes, test, rate), metric) for rate in probes.rates}
+    by_lr = {rate: compute_metric(_outcome(probes, test, rate), metric) for rate in probes.rates}
     by_lr = {rate: value for rate, value in by_lr.items() if not np.isnan(value)}
     best = max(by_lr, key=lambda rate: by_lr[rate], default=None)
     return test.predictions(
@@ -111,7 +118,7 @@ def probe(
     )
 
 
-def choose_rate(probes: Probes, samples: FeatureTable, metric: str) -> float:
+def select_lr(probes: Probes, samples: FeatureTable, metric: str) -> float:
     """Return the learning rate whose probe is best on these samples; between equals, by cross-entropy.
 
     Raises:
@@ -124,7 +131,7 @@ def choose_rate(probes: Probes, samples: FeatureTable, metric: str) -> float:
             right = np.where(outcome.target, outcome.scores, 1 - outcome.scores)
         else:
             right = np.take_along_axis(outcome.scores, outcome.target[:, None], axis=1)
-        value = metric_of(outcome, metric)
+        value = compute_metric(outcome, metric)
         # It may not exist (no sample of the class, and none predicted): then cross-entropy alone decides.
         return 0.0 if np.isnan(value) else value, float(np.log(np.maximum(right, 1e-12)).mean())
 

@@ -1,6 +1,6 @@
-"""An evaluation: every protocol over every stream of every subject, each written down when it is done.
+"""An evaluation: every protocol over every stream of every feature source; finished results are cached.
 
-A killed run goes on: features come from their cache, and a finished protocol from its file under ``parts``.
+A killed run resumes: features come from their cache, finished protocols from their files under ``parts``.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ import torch
 from rsbackbones import __version__
 from rsbackbones.data.labelled.dataset import LabelledDataset, Task
 from rsbackbones.eval.bootstrap import intervals
+from rsbackbones.eval.feature_source import FeatureSource
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.fingerprint import split_digest
 from rsbackbones.eval.kmeans import kmeans
-from rsbackbones.eval.knn import NEIGHBOURS, knn
+from rsbackbones.eval.knn import NEIGHBORS, knn
+from rsbackbones.eval.linear_probe import ProbeType, Progress
 from rsbackbones.eval.logistic import logistic
-from rsbackbones.eval.metrics import headline, metrics_of
+from rsbackbones.eval.metrics import compute_metrics, primary_metric
 from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.sparse import sparse
-from rsbackbones.eval.subject import Subject
-from rsbackbones.eval.sweep import Kind, Progress
 from rsbackbones.files.environment import environment
 from rsbackbones.files.lock import exclusive
-from rsbackbones.files.progress import progress_bar, told_beside
+from rsbackbones.files.progress import progress_bar, progress_message
 from rsbackbones.files.resumable import cached_result
 
 # The statistics of the bands, each of another magnitude, go to logistic regression (standardized) only.
@@ -51,7 +51,7 @@ class Job:
 
 def evaluate(
     protocols: Sequence[str],
-    subjects: Sequence[Subject],
+    sources: Sequence[FeatureSource],
     open_set: Callable[[int], LabelledDataset],
     out: Path,
     *,
@@ -66,11 +66,11 @@ def evaluate(
 
     Args:
         protocols: of :data:`PROTOCOLS`.
-        subjects: what gives features.
+        sources: what gives features.
         open_set: seed -> the set, split by that seed where the data states no split.
         out: the folder of what is done so far.
         seeds: of splits, probes, clusters and random weights.
-        streams: of every subject; ``a+b`` puts two beside each other. Default: all, and all together.
+        streams: of every source; ``a+b`` puts two beside each other. Default: all, and all together.
         draws: of the bootstrap.
         sparse_k: of sparse probes the numbers of dimensions beside 1, or ``all``; default: powers of two.
         device: where probes are trained; the other protocols are numpy's and scikit-learn's.
@@ -81,27 +81,27 @@ def evaluate(
     """
     if unknown := [p for p in protocols if p not in PROTOCOLS]:
         raise ValueError(f"unknown protocol {', '.join(unknown)}; there are {', '.join(PROTOCOLS)}")
-    if not protocols or not subjects or not seeds:
-        raise ValueError("name at least one protocol, one subject and one seed")
-    if any(subject.statistics for subject in subjects):
+    if not protocols or not sources or not seeds:
+        raise ValueError("name at least one protocol, one feature source and one seed")
+    if any(source.statistics for source in sources):
         protocols = list(dict.fromkeys([*protocols, "logistic"]))  # what they are compared by
     parts = out / "parts"
     rows: list[dict[str, Any]] = []
     _check(open_set(seeds[0]), protocols)
-    total = len(seeds) * len(subjects)
-    with exclusive(out), progress_bar(total, 0, enabled=progress, unit="subject") as bar:
+    total = len(seeds) * len(sources)
+    with exclusive(out), progress_bar(total, 0, enabled=progress, unit="source") as bar:
         for seed in seeds:
             data = open_set(seed)
             _check(data, protocols)
             split = split_digest(data)
-            for subject in subjects:
-                encoded = subject.features(data, seed)
+            for source in sources:
+                encoded = source.features(data, seed)
                 for stream in streams_of(encoded, streams):
-                    for protocol in ("logistic",) if subject.statistics else protocols:
-                        what = f"{subject.name}, {stream}: {protocol}"
+                    for protocol in ("logistic",) if source.statistics else protocols:
+                        what = f"{source.name}, {stream}: {protocol}"
                         bar.set_postfix_str(what)
-                        told = told_beside(bar, what)
-                        job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
+                        told = progress_message(bar, what)
+                        job = Job(encoded.key, split, source.name, stream, protocol, seed, draws)
                         if protocol == "sparse" and sparse_k is not None:
                             job = replace(job, ks=sparse_k if sparse_k == "all" else sorted({1, *sparse_k}))
                         stated = {name: value for name, value in asdict(job).items() if value is not None}
@@ -125,7 +125,7 @@ def described(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
     """Return what a record says of the data."""
     return {
         "task": data.task,
-        "metric": headline(data.task, data.classes),
+        "metric": primary_metric(data.task, data.classes),
         "data": {"name": data.name, "digest": data.digest, "classes": list(data.classes),
                  "samples": {name: len(rows) for name, rows in data.splits.items()}},
         "seeds": list(seeds),
@@ -164,7 +164,7 @@ def _row(
     several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
     drawn = intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws) if several else {}
     return {
-        "metrics": metrics_of(outcome, task, data.classes),
+        "metrics": compute_metrics(outcome, task, data.classes),
         "intervals": drawn,
         "details": dict(outcome.details),
     }
@@ -179,7 +179,7 @@ def _outcome(
     train, test, val = splits["train"], splits["test"], splits.get("val")
     match job.protocol:
         case "knn":
-            return knn(train, test, classes=classes, k=min(NEIGHBOURS, len(train)))
+            return knn(train, test, classes=classes, k=min(NEIGHBORS, len(train)))
         case "kmeans":
             return kmeans(train, test, classes=classes, seed=seed)
         case "sparse":
@@ -187,9 +187,9 @@ def _outcome(
         case "logistic":
             return logistic(train, test, classes=classes, seed=seed)
         case _:
-            kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
+            kind: ProbeType = "mlp" if job.protocol == "mlp" else "linear"
             # Within a probe classes have numbers, in what is written down their names.
-            metric, named = headline(data.task, range(classes)), headline(data.task, data.classes)
+            metric, named = primary_metric(data.task, range(classes)), primary_metric(data.task, data.classes)
             found = probe(
                 train,
                 test,

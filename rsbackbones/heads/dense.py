@@ -66,8 +66,8 @@ class DenseModel(nn.Module):
         """Return logits [B, K, H * scale, W * scale].
 
         Args:
-            x: normalized images [B, C, H, W] by modality (``rsbackbones.eval.inputs``), as the backbone takes
-                them.
+            x: normalized images [B, C, H, W] by modality (``rsbackbones.eval.transform``), as the backbone
+                takes them.
 
         Raises:
             ValueError: images that the backbone cannot serve.

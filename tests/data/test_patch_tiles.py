@@ -6,7 +6,7 @@ import torch
 
 from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.transform import make_transform
 from tests.eval.test_encode import BANDS, Reads, build, made
 
 PATCH = 8
@@ -60,7 +60,7 @@ def by_hand(model, images, tile, overlap):
 def test_features_are_the_mean_of_the_tiles_that_cover_a_patch(tile, overlap):
     data, model = scenes(), build().eval()
     encoded = encode(model, data, level="patch", tile=tile, overlap=overlap, batch_size=3)
-    prepare = model_inputs(model, data)
+    prepare = make_transform(model, data)
     for index in range(4):
         expected = by_hand(model, prepare(data.read(index)), tile, overlap)
         label = data.read(index)["label"]
@@ -90,7 +90,7 @@ def test_one_tile_is_the_image_and_every_pixel_counts_once():
 
 def test_two_dates_and_statistics_and_what_is_kept(tmp_path):
     data, model = scenes("change"), build().eval()
-    images = model_inputs(model, data)(data.read(3))
+    images = make_transform(model, data)(data.read(3))
     before, after = (by_hand(model, {m: x[date] for m, x in images.items()}, 24, 8) for date in (0, 1))
     encoded = encode(model, data, level="patch", tile=24, overlap=8, cache=tmp_path)
     np.testing.assert_allclose(

@@ -15,7 +15,7 @@ from rsbackbones.data.open import open_source
 from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.subject import model_for
+from rsbackbones.eval.feature_source import model_for
 from rsbackbones.sensors import UINT8_RGB
 from tests.data.test_rasters import GRID, S2, write_tif
 

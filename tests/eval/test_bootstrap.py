@@ -4,7 +4,7 @@ from sklearn import metrics as sk
 
 from rsbackbones.eval import bootstrap as module
 from rsbackbones.eval.bootstrap import count_intervals, interval, intervals
-from rsbackbones.eval.metrics import confusion, metric_of, metrics_of
+from rsbackbones.eval.metrics import compute_metric, compute_metrics, confusion
 from rsbackbones.eval.predictions import Predictions
 
 
@@ -71,7 +71,7 @@ def test_counts_of_images_and_grouped_pixels_give_the_same():
     )
     by_image = count_intervals(counts, ("a", "b", "c"), seed=5)
     by_pixel = intervals(pixels, "pixels", ("a", "b", "c"), seed=5)
-    scored = metrics_of(pixels, "pixels", ("a", "b", "c"))
+    scored = compute_metrics(pixels, "pixels", ("a", "b", "c"))
     assert set(by_pixel) <= set(by_image)
     for name, pair in by_pixel.items():
         assert pair == by_image[name]
@@ -83,7 +83,7 @@ def test_a_seed_gives_the_same_interval_and_certainty_has_no_width():
     assert interval(outcome, "f1_macro", seed=1) == interval(outcome, "f1_macro", seed=1)
     assert interval(guesses(100, 2, np.random.default_rng(5)), "top1", seed=0) == (1, 1)
     low, high = interval(outcome, "top1", seed=0)
-    assert low < metric_of(outcome, "top1") < high
+    assert low < compute_metric(outcome, "top1") < high
 
 
 @pytest.mark.parametrize(

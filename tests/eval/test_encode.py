@@ -13,7 +13,7 @@ import rsbackbones as rsb
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.metrics import from_confusion, group_counts, metrics_of
+from rsbackbones.eval.metrics import compute_metrics, from_confusion, group_counts
 
 TINY = {"depth": 2, "dim": 32, "num_heads": 4}
 BANDS = {"s2": ("B02", "B04", "B08"), "s1": ("VV", "VH")}
@@ -125,7 +125,7 @@ def test_pixels_are_counted_as_a_loop_over_them_counts():
                     if true >= 0:
                         expected[true, guess] += 1
     outcome = samples.predictions(np.eye(3)[predicted])
-    assert metrics_of(outcome, "pixels", data.classes) == from_confusion(expected, data.classes)
+    assert compute_metrics(outcome, "pixels", data.classes) == from_confusion(expected, data.classes)
     assert group_counts(outcome, np.zeros(len(samples), int)).tolist() == [expected.tolist()]
 
 

@@ -14,8 +14,8 @@ from rsbackbones.data.crops import cropped
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation, extrapolate, score_at_sizes, table
+from rsbackbones.eval.linear_probe import ProbeOptions
 from rsbackbones.eval.metrics import from_confusion
-from rsbackbones.eval.sweep import ProbeOptions
 from rsbackbones.heads import dense_model
 from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.sincos import (

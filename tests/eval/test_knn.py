@@ -5,7 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from rsbackbones.eval import knn as module
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.knn import knn
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import compute_metrics
 from tests.eval.blobs import blobs, several_labels
 
 
@@ -46,7 +46,7 @@ def test_blocks_change_nothing(monkeypatch):
 
 
 def test_separable_classes_are_all_right():
-    assert metrics_of(knn(blobs(20), blobs(10, seed=1), classes=4), "classes")["top1"] == 1
+    assert compute_metrics(knn(blobs(20), blobs(10, seed=1), classes=4), "classes")["top1"] == 1
 
 
 def test_ignored_samples_are_neither_asked_nor_asked_for():

@@ -5,7 +5,7 @@ from sklearn.preprocessing import StandardScaler
 
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.logistic import folds_of, logistic
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import compute_metrics
 from tests.eval.blobs import blobs, several_labels
 
 
@@ -23,7 +23,7 @@ def test_it_is_scikit_learns_at_the_chosen_strength_whatever_the_scale():
 
 def test_several_labels_that_show_are_told():
     found = logistic(several_labels(80), several_labels(40, seed=1), classes=3)
-    assert metrics_of(found, "multilabel")["map_macro"] == 1
+    assert compute_metrics(found, "multilabel")["map_macro"] == 1
 
 
 def test_a_class_without_samples_has_no_probability():

@@ -5,7 +5,7 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 
 from rsbackbones.eval.feature_table import FeatureTable
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import compute_metrics
 from rsbackbones.eval.sparse import sparse
 from tests.eval.blobs import blobs, several_labels
 
@@ -15,7 +15,7 @@ def test_a_label_that_shows_in_one_dimension_needs_one():
     assert outcome.details["k"] == [1, 2, 4, 8]
     assert outcome.details["f1"][0] == [1, 1, 1]
     assert [ranking[0] for ranking in outcome.details["dimensions"]] == [0, 1, 2]
-    assert metrics_of(outcome, "multilabel")["f1_macro"] == outcome.details["f1_macro"][0] == 1
+    assert compute_metrics(outcome, "multilabel")["f1_macro"] == outcome.details["f1_macro"][0] == 1
 
 
 def test_a_label_that_needs_two_dimensions_is_not_told_by_one():
@@ -44,7 +44,7 @@ def test_the_f1_of_every_class_and_k_is_that_of_a_plain_loop(make):
             model = LogisticRegression(max_iter=1000).fit(scaler.transform(train.features)[:, first], has[0])
             predicted = model.predict(scaler.transform(test.features)[:, first])
             assert outcome.details["f1"][place][label] == pytest.approx(f1_score(has[1], predicted))
-    assert metrics_of(outcome, "multilabel")["f1_macro"] == pytest.approx(outcome.details["f1_macro"][1])
+    assert compute_metrics(outcome, "multilabel")["f1_macro"] == pytest.approx(outcome.details["f1_macro"][1])
 
 
 def test_a_class_without_samples_has_no_probe():

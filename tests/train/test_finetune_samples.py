@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.transform import make_transform
 from rsbackbones.train.finetune.recipe import Views
 from rsbackbones.train.finetune.run import build_model
 from rsbackbones.train.finetune.samples import LabelledPlan, LabelledSamples, PairedSampler
@@ -17,7 +17,7 @@ PLAIN = Views(flips=False, turns=False, mixup=0, cutmix=0, smoothing=0)
 
 def samples(data, views=PLAIN, seed=0):
     model = build_model(small_recipe(**(DENSE if data.labels is None else {})), data)
-    return LabelledSamples(data, np.arange(len(data)), model_inputs(model, data), views, scale=1, seed=seed)
+    return LabelledSamples(data, np.arange(len(data)), make_transform(model, data), views, scale=1, seed=seed)
 
 
 def keys(indices, epoch=0, step=0):

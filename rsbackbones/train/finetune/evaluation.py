@@ -12,13 +12,12 @@ from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.feature_table import FeatureTable
-from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
+from rsbackbones.eval.metrics import METRICS, compute_metrics, from_confusion, primary_metric
 from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import hold_out
+from rsbackbones.eval.transform import load_inputs, make_transform
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
-from rsbackbones.train.finetune.samples import normalized
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the task, by the names of :mod:`rsbackbones.eval.metrics`."""
         if isinstance(self.found, Predictions):
-            return metrics_of(self.found, self.data.task, self.data.classes)
+            return compute_metrics(self.found, self.data.task, self.data.classes)
         return from_confusion(self.found.sum(0), self.data.classes)
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
@@ -51,7 +50,7 @@ def main_metric(data: LabelledDataset, recipe: FinetuneRecipe) -> str:
     Raises:
         ValueError: the recipe's is none of the task.
     """
-    metric = recipe.metric or headline(data.task, data.classes)
+    metric = recipe.metric or primary_metric(data.task, data.classes)
     known = list(METRICS[data.task])
     if data.labels is None:
         known += [f"{score}_{name}" for name in data.classes for score in ("iou", "f1")]
@@ -146,11 +145,12 @@ def _given(
         return predict(
             model, share, split, tile=views.tile, overlap=views.overlap, batch_size=recipe.evaluation_batch
         )
-    inputs = model_inputs(model, data)
+    transform = make_transform(model, data)
+    size = None if views.size is None else (views.size, views.size)
     batches: list[Tensor] = []
     for first in range(0, len(mine), recipe.evaluation_batch):
         places = [int(i) for i in mine[first : first + recipe.evaluation_batch]]
-        samples = [normalized(inputs, data, data.read(i), i, views.size) for i in places]
+        samples = [load_inputs(data, i, transform, size)[0] for i in places]
         if len({tuple(x.shape[-2:]) for sample in samples for x in sample.values()}) > 1:
             raise ValueError(f"{data.name}: images vary in size; bring them to one with views.size")
         stacked = {m: torch.stack([sample[m] for sample in samples]).to(device) for m in samples[0]}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.tiles import tiles_of
-from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.subject import model_for, said_of
+from rsbackbones.eval.feature_source import describe, model_for
+from rsbackbones.eval.transform import make_transform
 from rsbackbones.heads import dense_model
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.engine.batch import Batch
@@ -60,13 +60,13 @@ class FinetuneRun(TrainRun):
         self.split = "val" if "val" in data.splits else "test"
 
         model = build_model(recipe, data)
-        self.notes = [*said_of(data, unwrap_model(model)), *([note] if note else [])]
+        self.notes = [*describe(data, unwrap_model(model)), *([note] if note else [])]
         training = data
         if recipe.views.tile is not None:
             tile, overlap = recipe.views.tile, recipe.views.overlap
             training = tiles_of(data, "train", tile=tile, overlap=tile // 2 if overlap is None else overlap)
         indices = training.splits["train"]
-        inputs = model_inputs(model, training)
+        inputs = make_transform(model, training)
         self.dataset = LabelledSamples(
             training, indices, inputs, recipe.views, scale=recipe.scale, seed=recipe.seed
         )

@@ -16,8 +16,7 @@ from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
-from rsbackbones.eval.image_reader import resized
-from rsbackbones.eval.inputs import Inputs
+from rsbackbones.eval.transform import Transform, load_inputs
 from rsbackbones.train.dataset import sample_generator
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
@@ -76,16 +75,23 @@ class LabelledSamples(Dataset[Batch]):
     Args:
         data: the set; tiles of images where they are cut.
         indices: of its samples, those to train on.
-        inputs: what turns raw images into the model's.
+        transform: raw images to the model's inputs.
         views: how they are seen.
         scale: label pixels per image pixel.
         seed: of everything random.
     """
 
     def __init__(
-        self, data: LabelledDataset, indices: Array, inputs: Inputs, views: Views, *, scale: int, seed: int
+        self,
+        data: LabelledDataset,
+        indices: Array,
+        transform: Transform,
+        views: Views,
+        *,
+        scale: int,
+        seed: int,
     ) -> None:
-        self.data, self.indices, self.inputs, self.views = data, indices, inputs, views
+        self.data, self.indices, self.transform, self.views = data, indices, transform, views
         self.scale, self.seed = scale, seed
         self.multilabel = data.task == "multilabel"
 
@@ -126,8 +132,8 @@ class LabelledSamples(Dataset[Batch]):
 
     def _view(self, index: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return a sample as the model sees it, and the map [H, W] of its labels where they are one."""
-        raw = self.data.read(index)
-        images = normalized(self.inputs, self.data, raw, index, self.views.size)
+        size = self.views.size
+        images, raw = load_inputs(self.data, index, self.transform, None if size is None else (size, size))
         label = torch.from_numpy(raw["label"].astype(np.int64))[None] if "label" in raw else None
         height, width = next(iter(images.values())).shape[-2:]
         if label is not None and label.shape[1:] != (height * self.scale, width * self.scale):
@@ -165,18 +171,3 @@ class LabelledSamples(Dataset[Batch]):
             np.random.set_state(before)
         parts = mixed.split([x.shape[1] for x in images.values()], dim=1)
         return {m: part.contiguous() for m, part in zip(images, parts, strict=True)}, soft
-
-
-def normalized(
-    inputs: Inputs, data: LabelledDataset, raw: Mapping[str, Array], index: int, size: int | None
-) -> dict[str, Tensor]:
-    """Return a raw sample as a model takes it, resized to ``size`` where that is a number.
-
-    Raises:
-        ValueError: its values are not usable; names the sample.
-    """
-    try:
-        images = inputs(raw)
-    except ValueError as error:
-        raise ValueError(f"{data.name}: {data.ids[index]}: {error}") from error
-    return {m: resized(x, None if size is None else (size, size)) for m, x in images.items()}

@@ -28,7 +28,7 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8
 _AT_ONCE, _IN_CACHES = 2**27, 2**23
 
 # One layer; or a hidden one and ReLU before it.
-Kind = Literal["linear", "mlp"]
+ProbeType = Literal["linear", "mlp"]
 # Called with the epochs done and those in all.
 Progress = Callable[[int, int], None]
 
@@ -108,11 +108,11 @@ class Probes:
         return scores
 
 
-def fit_probes(
+def train_probes(
     train: FeatureTable,
     *,
     classes: int,
-    kind: Kind = "linear",
+    kind: ProbeType = "linear",
     seed: int = 0,
     options: ProbeOptions = CROMA_OPTIONS,
     device: str | torch.device = "cpu",

@@ -1,18 +1,20 @@
-"""From the raw samples of a labelled set to what a model takes."""
+"""From the raw samples of a labelled data set to the inputs of a model."""
 
 from collections.abc import Callable, Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.data.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import preprocess_for
 
 # Raw images by modality, [..., C, H, W], in the order and the units of their set; other keys are left alone.
-Inputs = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
+Transform = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
 
 
-def model_inputs(model: nn.Module, data: LabelledDataset) -> Inputs:
+def make_transform(model: nn.Module, data: LabelledDataset) -> Transform:
     """Return what turns raw images of ``data`` into the inputs of ``model``.
 
     The model's bands are gathered from the set's by name. Values are normalized by the model's input contract
@@ -37,13 +39,13 @@ def model_inputs(model: nn.Module, data: LabelledDataset) -> Inputs:
             f"{', '.join(data.bands)}: {fix}"
         )
     for modality in backbone.modalities:
-        mine, theirs = backbone.config.sensors[modality], data.sensor(modality).name
-        if mine != theirs:
+        own, given = backbone.config.sensors[modality], data.sensor(modality).name
+        if own != given:
             raise ValueError(
-                f"{modality}: the model takes bands of {mine}, those of {data.name} are of {theirs}. Build "
-                f"the model for them: create_model(..., sensors={{'{modality}': '{theirs}'}}); or, if they "
-                f"are of {mine}, open the set with sensors={{'{modality}': '{mine}'}} "
-                f"(--sensor {modality}={mine})"
+                f"{modality}: the model takes bands of {own}, those of {data.name} are of {given}. Build "
+                f"the model for them: create_model(..., sensors={{'{modality}': '{given}'}}); or, if they "
+                f"are of {own}, open the set with sensors={{'{modality}': '{own}'}} "
+                f"(--sensor {modality}={own})"
             )
     preprocess = preprocess_for(
         backbone.inputs,
@@ -53,14 +55,39 @@ def model_inputs(model: nn.Module, data: LabelledDataset) -> Inputs:
         units={m: data.units[m] for m in backbone.modalities if m in data.units},
     )
 
-    def inputs(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
+    def transform(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
         if missing := [m for m in backbone.modalities if m not in raw]:
             raise ValueError(
                 f"{data.name}: a sample has no images of {', '.join(missing)}, which the set names"
             )
         return preprocess({m: raw[m] for m in backbone.modalities})
 
-    return inputs
+    return transform
+
+
+def load_inputs(
+    data: LabelledDataset, index: int, transform: Transform, size: Size | None = None
+) -> tuple[dict[str, Tensor], dict[str, Array]]:
+    """Read a sample; return its inputs, resized to ``size`` where that is given, and the raw sample.
+
+    Raises:
+        ValueError: the sample cannot be read or used; the message names it.
+    """
+    name = data.ids[index]
+    try:
+        raw = data.read(index)
+        return {m: resize(x, size) for m, x in transform(raw).items()}, raw
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {name}: {str(error).removeprefix(f'{name}: ')}") from error
+
+
+def resize(x: Tensor, size: Size | None) -> Tensor:
+    """Return [..., C, H, W] at a size, (height, width): bilinear, with antialiasing."""
+    if size is None or x.shape[-2:] == size:
+        return x
+    flat = x.reshape(-1, *x.shape[-3:])
+    fine: Tensor = F.interpolate(flat, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return fine.reshape(*x.shape[:-2], *size)
 
 
 def channels_of(backbone: Backbone, modality: str, data: LabelledDataset) -> list[int]:
