@@ -3,13 +3,17 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, label_scale
 
 Size = tuple[int, int]
+# Crops of one image are often read one after the other.
+_KEPT_IMAGES = 16
 
 
 def cropped(
@@ -61,7 +65,7 @@ def cropped(
 
 
 class Crops:
-    """Reads crops; keeps the last image, as its crops are next to each other.
+    """Reads crops. Where one reaches beyond its image, the last pixels are repeated and have no label.
 
     Attributes:
         size: of a crop, (height, width).
@@ -73,19 +77,35 @@ class Crops:
     ) -> None:
         self.size, self.places = size, places
         self._read = read
-        self._last: tuple[int, dict[str, Array]] | None = None
+        self._read_image = lru_cache(_KEPT_IMAGES)(read)
 
     def __call__(self, index: int) -> dict[str, Array]:
         image, row, column = self.places[index].tolist()
-        last = self._last  # a local name, as several threads may read
-        if last is None or last[0] != image:
-            last = self._last = (image, self._read(image))
+        sample = self._read_image(image)
         height, width = self.size
-        cropped = {}
-        for name, array in last[1].items():
-            s = label_scale(last[1]) if name == "label" else 1
-            cropped[name] = array[..., row * s : (row + height) * s, column * s : (column + width) * s]
-        return cropped
+        grid = next(x.shape[-2:] for name, x in sample.items() if name != "label")
+        crop = {}
+        for name, array in sample.items():
+            s = label_scale(sample) if name == "label" else 1
+            if name != "label" and array.shape[-2:] != grid:
+                raise ValueError(
+                    f"{name} is {array.shape[-2]} x {array.shape[-1]} pixels, another image of the sample "
+                    f"{grid[0]} x {grid[1]}; crops need one grid"
+                )
+            part = array[..., row * s : (row + height) * s, column * s : (column + width) * s]
+            if part.shape[-2:] != (height * s, width * s):
+                beyond = ((0, height * s - part.shape[-2]), (0, width * s - part.shape[-1]))
+                margin = (*[(0, 0)] * (part.ndim - 2), *beyond)
+                part = (
+                    np.pad(part, margin, constant_values=IGNORED)
+                    if name == "label"
+                    else np.pad(part, margin, mode="edge")
+                )
+            crop[name] = part
+        return crop
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Crops, (self._read, self.size, self.places)
 
 
 def pair(size: int | Size) -> Size:

@@ -12,7 +12,7 @@ Times = npt.NDArray[Any]  # datetime64 of days or finer
 Ints = npt.NDArray[np.int64]
 
 # A season: images of two sensors further apart do not show the same place in the same state.
-MOST_DAYS_APART = 60
+MAX_DAYS_APART = 60
 
 
 def date_order(times: Times, sensor: str) -> Ints:
@@ -47,9 +47,9 @@ def pair_dates(frames: Times, others: Times) -> Ints:
 
     days = [times.astype("datetime64[D]").astype(np.int64) for times in (frames, others)]
     apart = np.abs(days[0][:, None] - days[1])
-    near = apart <= MOST_DAYS_APART
+    near = apart <= MAX_DAYS_APART
     # A pair too far apart costs more than all near ones together: the fewest of them are taken, and undone.
-    cost = np.where(near, apart, (MOST_DAYS_APART + 1) * (min(apart.shape) + 1))
+    cost = np.where(near, apart, (MAX_DAYS_APART + 1) * (min(apart.shape) + 1))
     rows, columns = linear_sum_assignment(cost)
     taken = near[rows, columns]
     pairs = np.full(len(frames), -1, np.int64)
@@ -58,7 +58,7 @@ def pair_dates(frames: Times, others: Times) -> Ints:
     return pairs
 
 
-def line_up(times: Mapping[str, Times]) -> dict[str, Ints]:
+def align_dates(times: Mapping[str, Times]) -> dict[str, Ints]:
     """Return by sensor which of its images is that of each frame: [T] indices, -1 where it has none.
 
     The frames are the dates of the first sensor in order of time; the others are paired to them.
@@ -79,13 +79,13 @@ def line_up(times: Mapping[str, Times]) -> dict[str, Ints]:
     return lined
 
 
-def line_up_whole(times: Mapping[str, Times], frame: int | None = None) -> dict[str, Ints]:
-    """Return :func:`line_up` of all frames, or of one, [1], in which no sensor may lack an image.
+def align_complete_dates(times: Mapping[str, Times], frame: int | None = None) -> dict[str, Ints]:
+    """Return :func:`align_dates` of all frames, or of one, [1], in which no sensor may lack an image.
 
     Raises:
         BadSample: the images of a sensor cannot be ordered, or it has none for a frame.
     """
-    lined = line_up(times)
+    lined = align_dates(times)
     first = next(iter(times))
     if frame is not None:
         lined = {sensor: which[[frame]] for sensor, which in lined.items()}
@@ -93,7 +93,7 @@ def line_up_whole(times: Mapping[str, Times], frame: int | None = None) -> dict[
         if (lacking := which < 0).any():
             day = times[first][lined[first][lacking][0]].astype("datetime64[D]")
             raise BadSample(
-                f"{sensor} has no image for that of {first} of {day}: all are more than {MOST_DAYS_APART} "
+                f"{sensor} has no image for that of {first} of {day}: all are more than {MAX_DAYS_APART} "
                 "days away, or go with another"
             )
     return lined

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Handles(Generic[T]):
+class FileCache(Generic[T]):
     """The last ``most`` things that ``opener`` opened, by path. Travels by pickle without them.
 
     40 is two sensors' files for the 16 blocks that the sampler shuffles together, and some.
@@ -23,7 +23,7 @@ class Handles(Generic[T]):
         self._process = os.getpid()
         self._open: OrderedDict[str, T] = OrderedDict()
 
-    def get(self, path: str) -> T:
+    def open(self, path: str) -> T:
         """Return what is open at ``path``, opening it where it is not."""
         if self._process != os.getpid():
             self._open, self._process = OrderedDict(), os.getpid()
@@ -35,4 +35,4 @@ class Handles(Generic[T]):
         return self._open[path]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Handles, (self._opener, self._most)
+        return FileCache, (self._opener, self._most)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.data.check import checked
+from rsbackbones.data.check import validate_sample
 from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
@@ -126,7 +126,7 @@ class GeoTiffSource:
         images = {s: arrays[s][[held[s].index(band) for band in names]] for s, names in self.bands.items()}
         if frame is None:
             images = {s: image[None] for s, image in images.items()}
-        return checked(images, self.bands, frames=None if frame is not None else 1)
+        return validate_sample(images, self.bands, frames=None if frame is not None else 1)
 
 
 # So many places are looked at to find which bands the files hold.

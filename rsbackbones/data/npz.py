@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.check import checked, stack_usable
-from rsbackbones.data.date_alignment import line_up, line_up_whole
+from rsbackbones.data.check import stack_valid, validate_sample
+from rsbackbones.data.date_alignment import align_complete_dates, align_dates
 from rsbackbones.data.grid import to_grid
 from rsbackbones.data.npz_archive import Array, NpzArchive
 from rsbackbones.data.npz_dates import find_kept, read_times
@@ -127,7 +127,7 @@ class NpzSource:
         for sensor, which in lined.items():
             read = [None if i < 0 else self._read_image(sensor, index, int(i), window) for i in which]
             if self.file.series and frame is None:
-                images[sensor], valid[sensor] = stack_usable(sensor, read)
+                images[sensor], valid[sensor] = stack_valid(sensor, read)
             else:
                 images[sensor] = np.stack([image for image in read if image is not None])
             if self._times:
@@ -137,7 +137,7 @@ class NpzSource:
         if frame is not None:
             images = {sensor: image[0] for sensor, image in images.items()}
         frames = self.frames if frame is None else None
-        return checked(images, self.bands, frames=frames, dates=dates, valid=valid)
+        return validate_sample(images, self.bands, frames=frames, dates=dates, valid=valid)
 
     def _line_up(self, index: int, frame: int | None) -> dict[str, Ints]:
         """Return by sensor the positions of the frames' images on its axis of dates, -1 where it has none."""
@@ -147,7 +147,7 @@ class NpzSource:
         times = {sensor: held[index] for sensor, held in self._times.items()}
         first, kept = next(iter(times)), self._kept[index]
         times[first] = times[first][kept]
-        lined = line_up(times) if frame is None else line_up_whole(times, frame)
+        lined = align_dates(times) if frame is None else align_complete_dates(times, frame)
         lined[first] = kept[lined[first]]
         return lined
 

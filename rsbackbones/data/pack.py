@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.data.check import checked
+from rsbackbones.data.check import validate_sample
 from rsbackbones.data.shards import (
     DATASET_FILE,
     SCHEMA,
@@ -163,7 +163,7 @@ def _usable(source: Source, place: int, bad: list[list[str]], most: int) -> Iter
     for number in range(place, len(source)):
         try:
             sample = source.read(number)
-            sample = checked(
+            sample = validate_sample(
                 sample.images, source.bands, frames=source.frames, dates=sample.dates, valid=sample.valid
             )
         except (BadSample, OSError) as problem:

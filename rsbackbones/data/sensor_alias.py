@@ -9,17 +9,17 @@ from rsbackbones.data.source import Sample, Source
 T = TypeVar("T")
 
 
-def taken_by(source: Source, sensors: Mapping[str, str]) -> Source:
+def rename_sensors(source: Source, sensors: Mapping[str, str]) -> Source:
     """Return a source under the names of a model whose modalities take the bands of ``sensors``.
 
     A source names its images after their sensor. What it has under the name of a modality that takes another
     sensor is left out.
     """
     modalities = {sensor: m for m, sensor in sensors.items() if sensor != m}
-    return TakenSource(source, modalities) if modalities else source
+    return RenamedSource(source, modalities) if modalities else source
 
 
-class TakenSource:
+class RenamedSource:
     """The images of a source, with ``modalities`` in place of the names of their sensors."""
 
     def __init__(self, source: Source, modalities: Mapping[str, str]) -> None:

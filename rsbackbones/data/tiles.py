@@ -11,19 +11,18 @@ than a tile there is one, which repeats the last pixels to its size; what is pre
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, label_scale
+from rsbackbones.data.crops import Crops
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
 from rsbackbones.data.windows import window_starts
 
 TILE = 128
 OVERLAP = 64
-# Of a set in tiles: whole images that are kept, as tiles of one image are often read one after the other.
-_KEPT_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -121,43 +120,21 @@ def tiles_of(
         raise ValueError(f"tiles are of sets with a label for every pixel; {data.name} has {data.task}")
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
-    places: list[tuple[int, Tiling, tuple[int, int]]] = []
-    for index in data.splits[split]:
-        sample = data.read(int(index))
+    places: list[tuple[int, int, int]] = []
+    for index in data.splits[split].tolist():
+        sample = data.read(index)
         try:
             height, width = (side // label_scale(sample) for side in sample["label"].shape)
         except ValueError as error:
             raise ValueError(f"{data.ids[index]}: {error}") from error
-        tiling = Tiling(height, width, tile, overlap)
-        places += [(int(index), tiling, corner) for corner in tiling.corners]
-    read_image = lru_cache(_KEPT_IMAGES)(data.read)
-
-    def read(number: int) -> dict[str, Array]:
-        index, tiling, (top, left) = places[number]
-        sample, whole = {}, read_image(index)
-        for name, image in whole.items():
-            s = label_scale(whole) if name == "label" else 1
-            part = image[..., top * s : (top + tile) * s, left * s : (left + tile) * s]
-            missing = [(0, tile * s - side) for side in part.shape[-2:]]
-            margin = [(0, 0)] * (part.ndim - 2) + missing
-            if name == "label":
-                sample[name] = np.pad(part, margin, constant_values=IGNORED)
-            else:
-                if image.shape[-2:] != (tiling.height, tiling.width):
-                    raise ValueError(
-                        f"{data.ids[index]}: {name} is {image.shape[-2]} x {image.shape[-1]} pixels, its "
-                        f"label {tiling.height} x {tiling.width}; tiles need one grid"
-                    )
-                sample[name] = np.pad(part, margin, mode="edge")
-        return sample
-
+        places += [(index, *corner) for corner in Tiling(height, width, tile, overlap).corners]
     described = f"{data.digest} {split} {tile} {overlap}"
     return replace(
         data,
         name=f"{data.name}, tiles of {tile} px",
-        ids=tuple(f"{data.ids[i]}:{top}:{left}" for i, _, (top, left) in places),
+        ids=tuple(f"{data.ids[i]}:{top}:{left}" for i, top, left in places),
         splits={split: np.arange(len(places))},
-        read=read,
+        read=Crops(data.read, (tile, tile), np.array(places, np.int64)),
         digest=hashlib.sha256(described.encode()).hexdigest(),
         notes=(*data.notes, f"cut into tiles of {tile} pixels that overlap by {overlap}"),
     )

@@ -370,13 +370,13 @@ def test_a_forked_process_opens_its_own_files(tmp_path):
     pack(Places(), tmp_path / "out", per_shard=4, progress=False)
     source = PackedSource(tmp_path / "out")
     source.read(0)
-    handle = source._shards.get(str(tmp_path / "out" / "000000.zarr.zip"))
+    handle = source._shards.open(str(tmp_path / "out" / "000000.zarr.zip"))
     child = os.fork()
     if not child:
-        other = source._shards.get(str(tmp_path / "out" / "000000.zarr.zip"))
+        other = source._shards.open(str(tmp_path / "out" / "000000.zarr.zip"))
         os._exit(0 if other is not handle and source.read(1).images else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert source._shards.get(str(tmp_path / "out" / "000000.zarr.zip")) is handle
+    assert source._shards.open(str(tmp_path / "out" / "000000.zarr.zip")) is handle
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
