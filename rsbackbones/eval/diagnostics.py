@@ -36,7 +36,7 @@ class DiagnosticOptions:
     Attributes:
         train_size, sizes: of ``extrapolation``, in pixels or (height, width).
         probe: of ``positions`` and ``extrapolation``.
-        draws: of the bootstrap of ``extrapolation``.
+        num_resamples: bootstrap resamples of ``extrapolation``.
         batch_size: images at a time.
         cache: a folder of features, as for :func:`rsbackbones.eval.encode.encode`.
     """
@@ -44,13 +44,16 @@ class DiagnosticOptions:
     train_size: int | Size = 120
     sizes: Sequence[int | Size] = SIZES
     probe: ProbeOptions = CROMA_OPTIONS
-    draws: int = 1000
+    num_resamples: int = 1000
     batch_size: int = 32
     cache: Path | None = None
 
     def deciding(self, name: str) -> dict[str, Any]:
-        """Return what of this decides the numbers of a diagnostic."""
-        decides = {"positions": ("probe",), "extrapolation": ("train_size", "sizes", "probe", "draws")}
+        """Return the options that the numbers of a diagnostic depend on."""
+        decides = {
+            "positions": ("probe",),
+            "extrapolation": ("train_size", "sizes", "probe", "num_resamples"),
+        }
         every = asdict(self)
         return {field: every[field] for field in decides.get(name, ())}
 
@@ -74,8 +77,8 @@ def run_diagnostics(
     Args:
         names: of :data:`DIAGNOSTICS`.
         sources: those that have a model are used, on the device where it is.
-        open_set: seed -> the set, split by that seed where the data states no split.
-        out: the folder of what is done so far.
+        open_set: seed -> the data set, split by that seed where its files state no split.
+        out: the output folder, with finished results in ``parts``.
         seeds: of splits, probes and random weights.
         streams: of every model. Default: all; of ``extrapolation`` the one that all sensors feed.
         options: how they are run.
@@ -127,7 +130,7 @@ def _computations(
     progress: bool,
 ) -> dict[str, Callable[[str], Mapping[str, Any]]]:
     """Return by diagnostic what computes the rest of the row of a stream."""
-    # These give all streams at once: asked for the second one, they know it already.
+    # These compute all streams at once; the cache serves the other streams.
     turned = cache(partial(invariance, model, data, batch_size=options.batch_size))
     alike = cache(partial(patch_similarity, model, data, batch_size=options.batch_size))
 
@@ -143,8 +146,8 @@ def _computations(
     def extrapolation(stream: str) -> Mapping[str, Any]:
         rows = extrapolate(
             model, data, train_size=options.train_size, sizes=options.sizes, stream=stream,
-            options=options.probe, seed=seed, draws=options.draws, batch_size=options.batch_size,
-            cache=options.cache, progress=progress,
+            options=options.probe, seed=seed, num_resamples=options.num_resamples,
+            batch_size=options.batch_size, cache=options.cache, progress=progress,
         )  # fmt: skip
         metric = primary_metric(data.task, data.classes)
         return _row(
@@ -175,5 +178,7 @@ def _streams(name: str, model: Backbone, wanted: Sequence[str] | None) -> list[s
         return [main] if name == "extrapolation" else list(model.stream_inputs)
     streams = chosen_streams(list(model.stream_inputs), wanted)
     if name != "extrapolation" and (several := [s for s in streams if "+" in s]):
-        raise ValueError(f"{name} is of single streams, not of {', '.join(several)}; name one by one: s2,s1")
+        raise ValueError(
+            f"{name} takes single streams, got {', '.join(several)}; name them one by one: s2,s1"
+        )
     return streams

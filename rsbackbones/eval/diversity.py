@@ -3,8 +3,8 @@
 Source: Fuller et al., CROMA, NeurIPS 2023, appendix A.2, table 12. Diversity is the mean cosine similarity
 between the encodings of patches at different places of one image, averaged over images: near 1 the patches
 have become alike and local information is lost. Position probing trains an MLP probe to tell the place of a
-patch from its encoding, and gives its cross-entropy: near 0 an encoding says where it is, rather than what
-is there; log(n) is what guessing among n places gives.
+patch from its encoding, and reports its cross-entropy: near 0 an encoding tells where it is rather than what
+is there; guessing among n places has log(n).
 
 What the paper leaves open: the learning rate of the position probe is the one with the lowest
 cross-entropy on a held-out fifth of the training images, and the probe that is scored, on images of the

@@ -1,4 +1,4 @@
-"""Every image encoded once: frozen features, kept on disk.
+"""Frozen features of every image, computed once and cached on disk.
 
 Without augmentation and gradients, in ``eval()`` mode. CROMA (Fuller et al., NeurIPS 2023, appendix A.4.2)
 encodes so for its probes, kNN and K-means.
@@ -26,7 +26,7 @@ from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import unwrap_model
 
-# Goes into the key of what is kept: to be raised when features become others.
+# Part of the cache key: raise it when a change alters features.
 VERSION = 1
 _SMALLEST_POWER = 1e-10
 
@@ -60,19 +60,19 @@ def encode(
         tile: encode patches by tiles of that many pixels, and take the mean where tiles overlap
             (:mod:`rsbackbones.data.patch_tiles`), of sets of label maps; images may then be of any sizes.
         overlap: of the tiles, in pixels; default half of a tile, in whole patches.
-        streams: those to keep; default all. Each is of its own sensors alone.
+        streams: those to encode; default all. Each sees its own sensors only.
         level: an embedding for each image, or for each patch.
         pool: of images: the model's own embedding, or the mean of a stream's tokens.
         batch_size: images, or tiles, at a time.
         device: the model is moved there. Default: where it is.
-        cache: a folder to keep features in, below a name made of the hashes of weights, preprocessing and
-            data. What is there is not encoded again; a killed run goes on after its last batch.
+        cache: a folder for features, in subfolders named by a digest of weights, preprocessing and data.
+            Cached images are not encoded again; a killed run resumes after its last batch.
         progress: show a bar.
 
     Raises:
         ValueError: the set lacks a band, images differ in size or are no multiple of the patch, NaN, values
-            that cannot be in their unit, an unknown stream, or a file that cannot be read; the sample is
-            named. Nothing is then kept.
+            that cannot be in their unit, an unknown stream, or a file that cannot be read. The message names
+            the sample, and nothing is cached.
     """
     backbone = unwrap_model(model)
     if level not in ("image", "patch") or pool not in ("pooled", "mean"):
@@ -87,7 +87,7 @@ def encode(
     place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)
-    # A patch is a cell of the final maps.
+    # A patch is a cell of the final map.
     multiple = (
         backbone.size_multiple if level == "image" else math.lcm(backbone.size_multiple, backbone.stride)
     )
@@ -133,7 +133,7 @@ def statistics_features(
     cache: Path | None = None,
     progress: bool = False,
 ) -> FeatureTable:
-    """Return mean and standard deviation of every band, of images or patches: what features must beat.
+    """Return mean and standard deviation of every band, of images or patches: the baseline for features.
 
     One stream, ``bands``: the means of all bands, then their deviations. Values are raw, but for radar in
     linear power, which becomes dB; scale and offset of the others do not matter to a probe that standardizes.
@@ -204,7 +204,7 @@ def _collect(
         todo = images[~store.done[images]].tolist()
         read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
         at_once = batch_size if tiles is None else 1
-        # Rows are of one size: those of smaller images end with patches that have no label.
+        # All rows have one size: rows of smaller images end with patches without labels.
         patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
         with progress_bar(len(images), len(images) - len(todo), enabled=progress, unit="image") as bar:
             for start in range(0, len(todo), at_once):
@@ -238,8 +238,8 @@ def _tiles(
         return None
     if level != "patch" or data.task not in ("pixels", "change"):
         raise ValueError(
-            f"tiles are of the patches of images that have a label for every pixel; {data.name} has "
-            f"{data.task}, and its images are encoded whole: leave out tile= (--tile)"
+            f"tiles need a label for every pixel; {data.name} has {data.task}, and its images are encoded "
+            "whole: leave out tile= (--tile)"
         )
     half = tile // 2 // patch_size * patch_size
     return PatchTiles(patch_size, tile, half if overlap is None else overlap)

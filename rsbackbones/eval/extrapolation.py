@@ -65,7 +65,7 @@ def extrapolate(
     kind: ProbeType = "linear",
     options: ProbeOptions = CROMA_OPTIONS,
     seed: int = 0,
-    draws: int = 1000,
+    num_resamples: int = 1000,
     batch_size: int = 32,
     cache: Path | None = None,
     progress: bool = False,
@@ -84,7 +84,7 @@ def extrapolate(
         kind: of the probe, ``linear`` or ``mlp``.
         options: how it is trained.
         seed: of the probe and of the intervals.
-        draws: of the bootstrap, over whole images before they are cropped.
+        num_resamples: bootstrap resamples, over whole images before they are cropped.
         batch_size: images of ``train_size`` at a time, and as many pixels of larger ones.
         cache: a folder of features, as for :func:`rsbackbones.eval.encode.encode`.
         progress: show bars of the images.
@@ -137,7 +137,7 @@ def extrapolate(
     ends = np.cumsum([len(s) for s in samples])
     scores = np.split(outcome.scores, ends[:-1])
     return [
-        _scored(test, part.predictions(s), seed=seed, draws=draws)
+        _scored(test, part.predictions(s), seed=seed, num_resamples=num_resamples)
         for test, part, s in zip(tests, samples, scores, strict=True)
     ]
 
@@ -148,12 +148,16 @@ def _sources(crops: LabelledDataset, of: FeatureTable | Predictions, images: Arr
     return sources
 
 
-def _scored(crops: LabelledDataset, outcome: Predictions, *, seed: int, draws: int) -> AtSize:
+def _scored(crops: LabelledDataset, outcome: Predictions, *, seed: int, num_resamples: int) -> AtSize:
     sources = _sources(crops, outcome, crops.splits["test"])
     outcome = replace(outcome, groups=sources)
     metrics = compute_metrics(outcome, crops.task, crops.classes)
     several = len(np.unique(sources)) > 1
-    drawn = intervals(outcome, crops.task, crops.classes, seed=seed, draws=draws) if several else {}
+    drawn = (
+        intervals(outcome, crops.task, crops.classes, seed=seed, num_resamples=num_resamples)
+        if several
+        else {}
+    )
     return AtSize(size=_crops(crops).size, images=len(crops), metrics=metrics, intervals=drawn)
 
 

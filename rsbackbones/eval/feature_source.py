@@ -44,7 +44,7 @@ class FeatureSource:
         facts = {
             "weights": entry.id if entry else None,
             "sha256": (entry.sha256 or entry.sha256_prefix) if entry else None,
-            # Of the tensors in use: also of a checkpoint of one's own, and after bands were adapted.
+            # The tensors in use: those of a user's checkpoint too, after bands were adapted.
             "tensors_sha256": weights_digest(model),
             "bands": {m: list(b) for m, b in model.bands.items()},
             "adaptation": str(model.adaptation) if model.adaptation else None,
@@ -93,19 +93,19 @@ def model_for(
     image_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Build a model for what a set holds: the modalities that the model knows, their sensors and bands.
+    """Build a model for the modalities, sensors and bands of a data set.
 
-    The set says what its bands are of (``data.sensors``). Where the weights are of the same sensor, bands
-    meet by name, else by wavelength.
+    ``data.sensors`` names the sensors of its bands. Bands are matched by name where the weights are of the
+    same sensor, by wavelength otherwise.
 
     Args:
         data: the set.
         name, pretrained, checkpoint, image_size, overrides: as for :func:`rsbackbones.create_model`.
         modalities: those to use; default: all that the set and the architecture have.
         bands: by modality the bands to use; default: those of the set that the weights know, and with a
-            ``missing_bands`` other than ``error`` all of the set. Weights of bands that are not used are left
-            out, and ``model.adaptation`` says so.
-        missing_bands, kernel_scale: what a band gets that the weights lack, and how tokens keep their scale,
+            ``missing_bands`` other than ``error`` all of the set. Weights of unused bands are dropped, as
+            ``model.adaptation`` records.
+        missing_bands, kernel_scale: the policy for bands that the weights lack, and the scaling of kernels,
             as for :func:`rsbackbones.create_model`.
 
     Raises:
@@ -116,7 +116,7 @@ def model_for(
     if not used or (lacking := [m for m in used if m not in data.bands]):
         raise ValueError(
             f"{data.name} has {', '.join(data.bands)}; {name} takes {', '.join(known)}"
-            + (f", and {', '.join(lacking)} was asked for" if used else "")
+            + (f", and {', '.join(lacking)} was requested" if used else "")
             + _sensor_hint(data, known)
         )
     # The rules for bands have names that mypy knows as literals; create_model checks them.
@@ -144,10 +144,10 @@ def model_for(
 
 
 def _known_bands(data: LabelledDataset, modality: str, model: Backbone, name: str) -> list[str]:
-    """Return the bands of a set that a model's weights have: by name, of another sensor by wavelength."""
-    theirs, sensor = model.config.sensors[modality], data.sensor(modality)
+    """Return the bands of a data set that match a band of the weights."""
+    source_sensor, sensor = model.config.sensors[modality], data.sensor(modality)
     given = sensor.canonical(data.bands[modality])
-    if theirs == sensor.name:
+    if source_sensor == sensor.name:
         known = [b for b in model.bands[modality] if b in given]
     else:
         table = match_bands(
@@ -155,15 +155,15 @@ def _known_bands(data: LabelledDataset, modality: str, model: Backbone, name: st
             given,
             model.bands[modality],
             sensor=sensor.name,
-            weights_sensor=theirs,
+            weights_sensor=source_sensor,
             missing_bands="reinit",
         )
         known = [match.band for match in table.matches if match.source is not None]
     if not known:
         raise ValueError(
-            f"{name} takes the {modality} bands {', '.join(model.bands[modality])} (of {theirs}); "
+            f"{name} takes the {modality} bands {', '.join(model.bands[modality])} (of {source_sensor}); "
             f"{data.name} has none of them: {', '.join(given)} (of {sensor.name}); missing_bands= "
-            "(--missing-bands) says what such bands get"
+            "(--missing-bands) is the policy for such bands"
         )
     return known
 

@@ -3,8 +3,8 @@
 Source: Fuller et al., CROMA, NeurIPS 2023, appendix A.2, table 11: the cosine similarity between the
 representations of images and of the same images after a transformation, over 5,000 images.
 
-A high similarity says little where all images have similar representations, so the mean similarity between
-*different* images is given beside it, which the paper does not.
+A high similarity means little where all images have similar representations. The mean similarity between
+*different* images is therefore returned too, unlike in the paper.
 """
 
 from collections.abc import Callable

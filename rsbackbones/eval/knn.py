@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors, with nothing to train.
+"""Weighted k-nearest-neighbor classification.
 
 CROMA (appendix A.4.2) takes the implementation of Scale-MAE (its reference [27]; ``eval/knn.py`` of
 github.com/bair-climate-initiative/scale-mae), and that is what is computed here: features scaled to unit
@@ -15,7 +15,7 @@ from rsbackbones.eval.feature_table import FeatureTable, checked_splits
 from rsbackbones.eval.predictions import Predictions
 
 NEIGHBORS = 20
-# How many numbers (similarities, labels of neighbors) are held at once.
+# The size of a block of test samples, in numbers (similarities, labels of neighbors).
 _AT_ONCE = 2**24
 
 

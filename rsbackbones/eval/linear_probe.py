@@ -1,4 +1,4 @@
-"""Probes for every learning rate of a sweep, trained at once.
+"""Linear and MLP probes, trained for all learning rates of a sweep at once.
 
 The probes of R learning rates see the same batches and start from the same weights, so they are one problem:
 weights have a leading axis of rates, a batch goes through all of them in one product, and AdamW, whose step
@@ -87,7 +87,7 @@ class Probes:
     multilabel: bool
 
     def scores(self, features: Array, rate: float) -> Array:
-        """Return the probabilities [n, K] that the probe of one learning rate gives for features [n, D].
+        """Return the probabilities [n, K] of the probe of one learning rate for features [n, D].
 
         Raises:
             ValueError: the features have another number of dimensions, or no probe had this rate.

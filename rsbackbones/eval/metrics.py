@@ -27,7 +27,7 @@ CHANGE_NAMES = ("unchanged", "change")
 
 
 def primary_metric(task: Task, classes: Sequence[str | int]) -> str:
-    """Return the one metric that a table shows, and that decides where one must: the first of the task.
+    """Return the metric of a task that tables show and selections use: the first of :data:`METRICS`.
 
     Of several labels the micro average, as SatMAE's code of BigEarthNet has it; CROMA and SeaMo, who follow
     it, do not say. Of change the F1 of the change class, the second.

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: what :mod:`rsbackbones.eval.plots` draws, of everything that was run."""
+"""All plots of an evaluation, drawn by :mod:`rsbackbones.eval.plots`."""
 
 import hashlib
 import re
@@ -23,10 +23,10 @@ from rsbackbones.files.progress import progress_bar
 
 # Points in a picture of features: t-SNE of so many takes seconds, and more would cover each other.
 _MOST = 2000
-# Images in a picture of segmentations, evenly spaced over the test split: none is picked by its looks.
+# Images in a plot of segmentations, evenly spaced over the test split.
 _EXAMPLES = 4
 
-# A picture and what draws it.
+# A plot: its path, and the function that draws it.
 _Picture = tuple[Path, Callable[[Path], None]]
 
 
@@ -65,7 +65,7 @@ def plot_evaluation(
     seed = found["seeds"][0]
     first = [row for row in found["rows"] if row["seed"] == seed]
     pictures: list[_Picture] = []
-    said: list[str] = []
+    notes: list[str] = []
     sparse = {f"{r['subject']}, {r['stream']}": r["details"] for r in first if r["protocol"] == "sparse"}
     if sparse:
         pictures.append((folder / "sparse.png", partial(draw_sparse, sparse, data.classes)))
@@ -73,7 +73,7 @@ def plot_evaluation(
         linear = [row for row in first if row["protocol"] == "linear"]
         pictures += _segmentations(folder, linear, sources, data, size)
         if not linear:
-            said.append("segmentations show what the linear probe predicts: run linear too")
+            notes.append("segmentations show what the linear probe predicts: run linear too")
     extrapolated = {
         f"{row['subject']}, {row['stream']}": row["details"]
         for row in found["diagnostics"].get("extrapolation", ())
@@ -84,14 +84,14 @@ def plot_evaluation(
     if found["rows"]:  # last, as they take longest
         of_features, undrawn = _features(folder, sources, data, seed, streams)
         pictures += of_features
-        said += undrawn
+        notes += undrawn
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(pictures), 0, enabled=progress, unit="picture") as bar:
         for path, draw in pictures:
             bar.set_postfix_str(path.name)
             draw(path)
             bar.update()
-    return [path for path, _ in pictures], said
+    return [path for path, _ in pictures], notes
 
 
 def _features(
@@ -102,11 +102,11 @@ def _features(
     streams: Sequence[str] | None,
 ) -> tuple[list[_Picture], list[str]]:
     methods: list[Literal["tsne", "umap"]] = ["tsne"]
-    said = []
+    notes = []
     if find_spec("umap") is not None:
         methods.append("umap")
     else:
-        said.append("no UMAP beside t-SNE: umap-learn is not installed (pip install 'rsbackbones[umap]')")
+        notes.append("no UMAP beside t-SNE: umap-learn is not installed (pip install 'rsbackbones[umap]')")
     pictures: list[_Picture] = []
     for source in sources:
         encoded = source.features(data, seed)
@@ -122,7 +122,7 @@ def _features(
                     most=_MOST, seed=seed,
                 )  # fmt: skip
                 pictures.append((folder / f"{method}_{_file_part(source.name, stream)}.png", draw))
-    return pictures, said
+    return pictures, notes
 
 
 def _segmentations(
@@ -198,13 +198,13 @@ def _with_all_patches(data: LabelledDataset, images: npt.NDArray[np.int64]) -> L
         raw = data.read(int(images[index]))
         return {**raw, "label": np.zeros_like(raw["label"])}
 
-    said = f"{data.digest}, every patch of {images.tolist()}"
+    described = f"{data.digest}, every patch of {images.tolist()}"
     return replace(
         data,
         ids=tuple(data.ids[image] for image in images.tolist()),
         splits={"test": np.arange(len(images))},
         read=read,
-        digest=hashlib.sha256(said.encode()).hexdigest(),
+        digest=hashlib.sha256(described.encode()).hexdigest(),
     )
 
 

@@ -67,8 +67,8 @@ def draw_features(
     axis = figure.add_subplot()
     size = float(np.clip(4000 / len(places), 3, 48))
     for label, color in zip(shown, _class_colors(len(names))[shown], strict=True):
-        mine = samples.labels == label
-        axis.scatter(*places[mine].T, s=size, color=color, linewidths=0, label=names[label])
+        of_label = samples.labels == label
+        axis.scatter(*places[of_label].T, s=size, color=color, linewidths=0, label=names[label])
     axis.set_title(
         (f"{title}\n" if title else "")
         + f"{'t-SNE' if method == 'tsne' else 'UMAP'}, {len(places)}"

@@ -1,4 +1,4 @@
-"""Linear and MLP probes on frozen features, and which learning rate of their sweep counts.
+"""Linear and MLP probes on frozen features, and the choice of the learning rate.
 
 CROMA (section 3.1, appendix A.4.2): one linear layer, or a hidden one of 2048 with ReLU before it; AdamW with
 betas 0.9 and 0.999 and weight decay 0.01, batches of 1024, five epochs of linear warm-up and a hundred along
@@ -55,15 +55,15 @@ def probe(
         train: what they are trained on.
         test: what they are scored on.
         classes: K.
-        val: chooses the learning rate. Without it, a fifth of ``train`` does (:func:`hold_out`), with probes
-            of their own trained on the rest; what is scored is trained on all of ``train``.
+        val: chooses the learning rate. Without it a fifth of ``train`` does (:func:`hold_out`), by probes
+            trained on the rest; the probe that is scored is trained on all of ``train``.
         kind: ``linear`` or ``mlp``.
         seed: of the first weights, the order of the samples, and which are held out.
         options: how they are trained.
-        select: ``val``: as said. ``test``: the best on ``test``, as the papers report it, which is
+        select: ``val``: on ``val``, as above. ``test``: the best on ``test``, as papers report it, which is
             optimistic.
-        metric: what is best, any that :func:`compute_metric` knows; default ``top1``, of several labels
-            ``map_micro``. Between equals, the lower cross-entropy decides.
+        metric: decides which is best, any that :func:`compute_metric` knows; default ``top1``, of several
+            labels ``map_micro``. Between equals, the lower cross-entropy decides.
         device: where the probes are trained.
         progress: called with the epochs done and those in all.
 
@@ -150,8 +150,8 @@ def hold_out(samples: FeatureTable, seed: int) -> tuple[FeatureTable, FeatureTab
     chance = np.random.default_rng(seed).permutation(units.max() + 1)
     if len(chance) < 2:
         raise ValueError(
-            "without a validation split a fifth of the training images is held out, and there is one only: "
-            "give val=, or select='test'"
+            "without a validation split a fifth of the training images is held out, and there is only one: "
+            "pass val=, or select='test'"
         )
     # Every fifth of a random order, by class where samples have one, starting at the third: a class of five
     # samples or more is in both parts.

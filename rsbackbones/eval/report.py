@@ -1,4 +1,4 @@
-"""What an evaluation writes: one table to read, and everything behind it as JSON and CSV."""
+"""The report of an evaluation: a Markdown table, and all results as JSON and CSV."""
 
 import csv
 import io
@@ -26,14 +26,14 @@ _CAPTIONS = {
 
 
 def displayed(protocol: str, metric: str) -> str:
-    """Return the metric that the table shows of a protocol: the set's; of sparse probes the mean F1."""
+    """Return the metric of a protocol in the table: that of the task, and of sparse probes the mean F1."""
     return "f1_macro" if protocol == "sparse" else metric
 
 
 def table(rows: Sequence[Row], metric: str) -> str:
     """Return the table: features by protocol, ``metric`` in percent, with 95 % intervals.
 
-    Of several seeds the mean, their standard deviation, and the mean of the intervals' ends.
+    For several seeds: the mean, the standard deviation, and the mean of the intervals' ends.
     """
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
     metrics = {p: displayed(p, metric) for p in protocols}
@@ -42,11 +42,11 @@ def table(rows: Sequence[Row], metric: str) -> str:
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
         cells = [subject, stream]
         for protocol in protocols:
-            mine = [
+            selected = [
                 r for r in rows
                 if (r["subject"], r["stream"], r["protocol"]) == (subject, stream, protocol)
             ]  # fmt: skip
-            cells.append(_cell(mine, metrics[protocol]))
+            cells.append(_cell(selected, metrics[protocol]))
         lines.append(cells)
     return markdown_table(head, lines, "ll" + "r" * len(protocols), spaced=True) + "\n"
 
@@ -58,8 +58,8 @@ def diagnostics_table(rows: Sequence[Row]) -> str:
     heads = [f"{rows[0]['details']['metric']} at {c}" if percent else c.replace("_", " ") for c in columns]
     lines = []
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
-        mine = [row for row in rows if (row["subject"], row["stream"]) == (subject, stream)]
-        lines.append([subject, stream, *(_cell(mine, column, percent=percent) for column in columns)])
+        selected = [row for row in rows if (row["subject"], row["stream"]) == (subject, stream)]
+        lines.append([subject, stream, *(_cell(selected, column, percent=percent) for column in columns)])
     head = ["features", "stream", *heads]
     return markdown_table(head, lines, "ll" + "r" * len(columns), spaced=True) + "\n"
 
@@ -67,22 +67,22 @@ def diagnostics_table(rows: Sequence[Row]) -> str:
 def _cell(rows: Sequence[Row], metric: str, *, percent: bool = True) -> str:
     scale, digits = (100, 1) if percent else (1, 4)
 
-    def said(value: float) -> str:
+    def number(value: float) -> str:
         return f"{scale * value:.{digits}f}"
 
     # A class may lack its own metric: it occurs neither among the labels nor among the predictions.
     values = [row["metrics"][metric] for row in rows if metric in row["metrics"]]
     if not values:
         return "-"
-    spread = f" ± {said(stdev(values))}" if len(values) > 1 else ""
+    deviation = f" ± {number(stdev(values))}" if len(values) > 1 else ""
     intervals = [row["intervals"][metric] for row in rows if metric in row["intervals"]]
-    ends = [said(mean(interval[end] for interval in intervals)) for end in (0, 1)] if intervals else None
+    ends = [number(mean(interval[end] for interval in intervals)) for end in (0, 1)] if intervals else None
     between = f" [{ends[0]}, {ends[1]}]" if ends else ""
-    return f"{said(mean(values))}{spread}{between}"
+    return f"{number(mean(values))}{deviation}{between}"
 
 
 def best_on_test_note(rows: Sequence[Row]) -> list[str]:
-    """Return what the papers report of a sweep: its best on the test split itself."""
+    """Return what papers report of a sweep: the best learning rate on the test split itself."""
     lines = []
     for subject, stream, protocol in dict.fromkeys((r["subject"], r["stream"], r["protocol"]) for r in rows):
         key = (subject, stream, protocol)
@@ -106,9 +106,9 @@ def best_on_test_note(rows: Sequence[Row]) -> list[str]:
 
 
 def _few_neighbors_note(rows: Sequence[Row]) -> list[str]:
-    """Say where kNN had fewer training samples than neighbors to ask."""
+    """Return a note where kNN had fewer training samples than neighbors."""
     ks = {row["details"]["k"] for row in rows if row["protocol"] == "knn"}
-    return [f"knn: k = {k}, as there are no more training samples" for k in sorted(ks) if k < NEIGHBORS]
+    return [f"knn: k = {k}, the number of training samples" for k in sorted(ks) if k < NEIGHBORS]
 
 
 def notes_as_markdown(notes: Sequence[str]) -> list[str]:

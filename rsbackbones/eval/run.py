@@ -31,13 +31,13 @@ from rsbackbones.files.lock import exclusive
 from rsbackbones.files.progress import progress_bar, progress_message
 from rsbackbones.files.resumable import cached_result
 
-# The statistics of the bands, each of another magnitude, go to logistic regression (standardized) only.
+# Band statistics differ in magnitude: only logistic regression, which standardizes, is run on them.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What decides a row: the digests of the features and of the split, and what is done with them."""
+    """What a result depends on: the digests of the features and of the split, and the protocol."""
 
     features: str
     split: str
@@ -45,7 +45,7 @@ class Job:
     stream: str
     protocol: str
     seed: int
-    draws: int
+    num_resamples: int
     ks: Sequence[int] | Literal["all"] | None = None  # of sparse probes
 
 
@@ -57,7 +57,7 @@ def evaluate(
     *,
     seeds: Sequence[int] = (0,),
     streams: Sequence[str] | None = None,
-    draws: int = 1000,
+    num_resamples: int = 1000,
     sparse_k: Sequence[int] | Literal["all"] | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
@@ -66,12 +66,12 @@ def evaluate(
 
     Args:
         protocols: of :data:`PROTOCOLS`.
-        sources: what gives features.
-        open_set: seed -> the set, split by that seed where the data states no split.
-        out: the folder of what is done so far.
+        sources: where features come from.
+        open_set: seed -> the data set, split by that seed where its files state no split.
+        out: the output folder, with finished results in ``parts``.
         seeds: of splits, probes, clusters and random weights.
-        streams: of every source; ``a+b`` puts two beside each other. Default: all, and all together.
-        draws: of the bootstrap.
+        streams: of every source; ``a+b`` concatenates two. Default: each, and all concatenated.
+        num_resamples: bootstrap resamples.
         sparse_k: of sparse probes the numbers of dimensions beside 1, or ``all``; default: powers of two.
         device: where probes are trained; the other protocols are numpy's and scikit-learn's.
         progress: show bars.
@@ -84,7 +84,7 @@ def evaluate(
     if not protocols or not sources or not seeds:
         raise ValueError("name at least one protocol, one feature source and one seed")
     if any(source.statistics for source in sources):
-        protocols = list(dict.fromkeys([*protocols, "logistic"]))  # what they are compared by
+        protocols = list(dict.fromkeys([*protocols, "logistic"]))  # for comparison with the statistics
     parts = out / "parts"
     rows: list[dict[str, Any]] = []
     _check(open_set(seeds[0]), protocols)
@@ -101,7 +101,7 @@ def evaluate(
                         what = f"{source.name}, {stream}: {protocol}"
                         bar.set_postfix_str(what)
                         told = progress_message(bar, what)
-                        job = Job(encoded.key, split, source.name, stream, protocol, seed, draws)
+                        job = Job(encoded.key, split, source.name, stream, protocol, seed, num_resamples)
                         if protocol == "sparse" and sparse_k is not None:
                             job = replace(job, ks=sparse_k if sparse_k == "all" else sorted({1, *sparse_k}))
                         stated = {name: value for name, value in asdict(job).items() if value is not None}
@@ -112,7 +112,7 @@ def evaluate(
 
 
 def _check(data: LabelledDataset, protocols: Sequence[str]) -> None:
-    """Refuse before anything is encoded what could not be scored."""
+    """Refuse data that could not be scored, before anything is encoded."""
     if lacking := [name for name in ("train", "test") if name not in data.splits]:
         raise ValueError(f"{data.name} has no split {' and '.join(lacking)}; it has {', '.join(data.splits)}")
     if data.task == "multilabel" and "kmeans" in protocols:
@@ -122,7 +122,7 @@ def _check(data: LabelledDataset, protocols: Sequence[str]) -> None:
 
 
 def described(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return what a record says of the data."""
+    """Return the part of a record that describes the data."""
     return {
         "task": data.task,
         "metric": primary_metric(data.task, data.classes),
@@ -134,7 +134,7 @@ def described(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def streams_of(encoded: FeatureTable, wanted: Sequence[str] | None) -> list[str]:
-    """Return the streams to run: those asked for, or all, and all beside each other."""
+    """Return the requested streams; by default each one, and all of them concatenated."""
     known = list(encoded.dims)
     if wanted is None or known == ["bands"]:
         return known + (["+".join(known)] if len(known) > 1 else [])
@@ -142,7 +142,7 @@ def streams_of(encoded: FeatureTable, wanted: Sequence[str] | None) -> list[str]
 
 
 def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Return the streams that are asked for; ``a+b`` are two beside each other.
+    """Return the requested streams; ``a+b`` concatenates two.
 
     Raises:
         ValueError: there is no such stream.
@@ -160,9 +160,13 @@ def _row(
 ) -> dict[str, Any]:
     outcome = _outcome(encoded, data, job, told, device)
     task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
-    # Of a single image there is nothing to draw.
+    # A single image cannot be resampled.
     several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
-    drawn = intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws) if several else {}
+    drawn = (
+        intervals(outcome, task, data.classes, seed=job.seed, num_resamples=job.num_resamples)
+        if several
+        else {}
+    )
     return {
         "metrics": compute_metrics(outcome, task, data.classes),
         "intervals": drawn,

@@ -10,18 +10,17 @@ from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import preprocess_for
 
-# Raw images by modality, [..., C, H, W], in the order and the units of their set; other keys are left alone.
+# Raw images by modality, [..., C, H, W], in the band order and units of their data set; ignores other keys.
 Transform = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
 
 
 def make_transform(model: nn.Module, data: LabelledDataset) -> Transform:
-    """Return what turns raw images of ``data`` into the inputs of ``model``.
+    """Return the function from raw images of ``data`` to the inputs of ``model``.
 
-    The model's bands are gathered from the set's by name. Values are normalized by the model's input contract
-    (:func:`rsbackbones.create_preprocess`); those of the unit ``uint8_rgb`` (8-bit pictures) become value /
-    255. The images that it takes are arrays or tensors [..., C, H, W] by modality, stacked or not; those of
-    sensors that the model does not take, and ``"label"``, are left out. It gives float32 tensors of the same
-    leading shape, on the device of the images.
+    It takes arrays or tensors [..., C, H, W] by modality and returns float32 tensors of the same leading
+    shape on the same device. The model's bands are gathered by name, and values are normalized by the
+    model's input contract (:func:`rsbackbones.create_preprocess`); values of the unit ``uint8_rgb`` become
+    value / 255. Other sensors and ``"label"`` are ignored.
 
     Raises:
         ValueError: the set lacks a sensor or a band of the model, or its bands are of another sensor. By what
@@ -91,7 +90,7 @@ def resize(x: Tensor, size: Size | None) -> Tensor:
 
 
 def channels_of(backbone: Backbone, modality: str, data: LabelledDataset) -> list[int]:
-    """Return where the model's bands of a sensor are among the set's.
+    """Return the positions of the model's bands of a sensor among those of the data set.
 
     Raises:
         ValueError: the set lacks one.

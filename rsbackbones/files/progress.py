@@ -1,4 +1,4 @@
-"""The progress bar of the embedding commands, on standard error."""
+"""Progress bars, on standard error."""
 
 import sys
 from collections.abc import Callable
@@ -13,5 +13,5 @@ def progress_bar(total: int, done: int, *, enabled: bool, unit: str = "window") 
 
 
 def progress_message(bar: Any, what: str) -> Callable[[int, int], None]:
-    """Return what shows beside a bar how much of one of its units is done, and of how much."""
+    """Return a callback (done, total) that shows beside a bar how much of one of its units is done."""
     return lambda done, total: bar.set_postfix_str(f"{what} {done}/{total}")

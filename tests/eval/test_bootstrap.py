@@ -17,7 +17,9 @@ def guesses(count, right, rng):
 
 def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    found = [interval(guesses(200, 0.8, rng), "top1", seed=i, draws=300, level=0.9) for i in range(300)]
+    found = [
+        interval(guesses(200, 0.8, rng), "top1", seed=i, num_resamples=300, level=0.9) for i in range(300)
+    ]
     covered = np.mean([low <= 0.8 <= high for low, high in found])
     assert 0.84 < covered < 0.95  # three standard errors of 300 simulations are 0.05
     width = np.mean([high - low for low, high in found])
@@ -30,9 +32,9 @@ def test_groups_widen_the_interval_as_a_plain_bootstrap_of_groups_does():
     # Ten patches of an image that are all right or all wrong are worth one.
     target, scores = np.repeat(one.target, 10), np.repeat(one.scores, 10, axis=0)
     grouped = Predictions(scores=scores, target=target, groups=np.repeat(np.arange(40) * 7, 10))
-    wide = interval(grouped, "top1", seed=0, draws=4000)
-    narrow = interval(Predictions(scores=scores, target=target), "top1", seed=0, draws=4000)
-    assert wide == pytest.approx(interval(one, "top1", seed=1, draws=4000), abs=0.03)
+    wide = interval(grouped, "top1", seed=0, num_resamples=4000)
+    narrow = interval(Predictions(scores=scores, target=target), "top1", seed=0, num_resamples=4000)
+    assert wide == pytest.approx(interval(one, "top1", seed=1, num_resamples=4000), abs=0.03)
     assert wide[1] - wide[0] > 2.5 * (narrow[1] - narrow[0])
 
 
@@ -48,7 +50,7 @@ def test_several_labels_against_a_plain_loop(metric, grouped, monkeypatch):
         Predictions(scores=scores, target=target, groups=groups if grouped else None),
         metric,
         seed=0,
-        draws=2000,
+        num_resamples=2000,
     )
     kind, average = metric.split("_")
     values = []
@@ -88,7 +90,11 @@ def test_a_seed_gives_the_same_interval_and_certainty_has_no_width():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"draws": 0}, "draws=0"), ({"level": 1.0}, "level=1"), ({"metric": "auc"}, "no metric 'auc'")],
+    [
+        ({"num_resamples": 0}, "num_resamples=0"),
+        ({"level": 1.0}, "level=1"),
+        ({"metric": "auc"}, "no metric 'auc'"),
+    ],
 )
 def test_bad_options_are_refused(options, message):
     outcome = guesses(20, 0.7, np.random.default_rng(6))

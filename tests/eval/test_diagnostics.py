@@ -142,7 +142,7 @@ def test_both_sensors_give_all_streams_and_extrapolation_the_joint_one(tmp_path)
     )  # fmt: skip
     data = open_labelled(tmp_path / "set.npz")
     subject = FeatureSource.pretrained("both", model_for(data, "croma_vit_tiny"), {})
-    options = DiagnosticOptions(train_size=16, sizes=(8, 16), probe=QUICK.probe, draws=10)
+    options = DiagnosticOptions(train_size=16, sizes=(8, 16), probe=QUICK.probe, num_resamples=10)
     found = run_diagnostics(
         ["invariance", "extrapolation"], [subject], lambda seed: data, tmp_path / "out", options=options,
         progress=False,

@@ -145,7 +145,7 @@ def test_a_fifth_is_held_out_of_every_class_and_whole_groups():
     assert not set(part.groups) & set(held.groups)
     assert len(set(held.groups)) == 2
     assert (hold_out(grouped, 1)[1].groups != held.groups[: len(hold_out(grouped, 1)[1])]).any()
-    with pytest.raises(ValueError, match="one only"):
+    with pytest.raises(ValueError, match="only one"):
         hold_out(FeatureTable(samples.features, samples.labels, np.zeros(203, int)), 0)
 
 
