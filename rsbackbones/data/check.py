@@ -1,4 +1,4 @@
-"""What every image must be before it is used: all sensors, right shapes, one grid, finite, not empty."""
+"""Validation of samples: all sensors, right shapes, one grid, finite, not empty."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,11 +25,11 @@ def validate_sample(
 
     Args:
         images: by sensor [C, H, W], or [T, C, H, W] where ``frames`` is given.
-        bands: the sensors that there must be, and the names of their channels.
+        bands: the required sensors, and the names of their channels.
         frames: T, or ``None`` for a single date.
         dates: by sensor, days since 1970-01-01, one per frame.
-        valid: with ``frames``, by sensor [T] booleans, ``False`` where it has no image at a date; what is in
-            its place becomes 0. A sensor that is not named, or is ``True`` throughout, has all.
+        valid: with ``frames``, by sensor [T] booleans, ``False`` where an image is missing; its pixels become
+            0. Sensors absent from the mapping, or all ``True``, are complete.
 
     Raises:
         BadSample: a sensor is missing or has no image at any date, an image has another shape, type or grid,
@@ -93,14 +93,14 @@ def stack_valid(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Boo
 
 
 def _find_fault(image: Array) -> str | None:
-    """Say what makes an image of one date unusable."""
+    """Return why an image of one date is unusable, or ``None``."""
     if image.dtype.kind == "f" and (bad := image.size - int(np.isfinite(image).sum())):
         return f"has {bad} of {image.size} values without data (NaN or infinite)"
     return None if image.any() else "is zero everywhere"
 
 
 def _available(sensor: str, valid: Mapping[str, Array], frames: int | None) -> Bools:
-    """Return at which dates a sensor has an image."""
+    """Return the dates at which a sensor has an image, [T] bool."""
     if sensor not in valid:
         return np.ones(frames or 1, bool)
     held = valid[sensor]

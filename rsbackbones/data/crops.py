@@ -1,4 +1,4 @@
-"""A labelled set of crops of the images of another: other sizes at the same ground resolution."""
+"""Crops of the images of a labelled data set: other sizes at the same ground resolution."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _KEPT_IMAGES = 16
 def cropped(
     data: LabelledDataset, size: int | Size, *, splits: Sequence[str] | None = None
 ) -> LabelledDataset:
-    """Return the crops of a set's images as a set: the whole grid of them that fits, in the middle.
+    """Return a data set of crops: of every image the largest centered grid of whole crops.
 
     Args:
         data: images may be of any sizes; all are read once for them. A crop has its image's label, or its
@@ -51,7 +51,7 @@ def cropped(
             places += [(image, top + i * height, left + j * width) for i in range(down) for j in range(right)]
         found[split] = np.arange(first, len(places))
     chosen = np.array(places, dtype=np.int64).reshape(-1, 3)
-    said = f"{data.digest} {height} x {width} {places}"
+    described = f"{data.digest} {height} x {width} {places}"
     return replace(
         data,
         name=f"{data.name}, {name_of((height, width))} px",
@@ -59,7 +59,7 @@ def cropped(
         splits=found,
         labels=None if data.labels is None else data.labels[chosen[:, 0]],
         read=Crops(data.read, (height, width), chosen),
-        digest=hashlib.sha256(said.encode()).hexdigest(),
+        digest=hashlib.sha256(described.encode()).hexdigest(),
         notes=(*data.notes, f"crops of {name_of((height, width))} pixels, without overlap"),
     )
 
@@ -114,5 +114,5 @@ def pair(size: int | Size) -> Size:
 
 
 def name_of(size: Size) -> str:
-    """Return a size as tables have it, ``120`` or ``96 x 480``."""
+    """Return a size as text, ``120`` or ``96 x 480``."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]} x {size[1]}"

@@ -1,4 +1,4 @@
-"""Putting a place's images in order of time, and bringing the images of several sensors together by date."""
+"""Images of a place in order of time, and the images of several sensors aligned by date."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,17 +31,16 @@ def date_order(times: Times, sensor: str) -> Ints:
 
 
 def pair_dates(frames: Times, others: Times) -> Ints:
-    """Give each frame a date of another sensor, at most 60 days away and no date twice.
+    """Match each frame to a date of another sensor, one to one, at most 60 days away.
 
-    As many frames as can be get one; of all such pairings the one with the least sum of days is taken, and of
-    those the one whose pairs do not cross.
+    The matching has as many pairs as possible, of these the smallest sum of days, and no crossing pairs.
 
     Args:
         frames: dates, datetime64 [T] in order.
         others: dates of another sensor, datetime64 [S] in order.
 
     Returns:
-        [T], indices into ``others``, -1 where a frame gets none.
+        [T], indices into ``others``, -1 for frames without a match.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -59,9 +58,9 @@ def pair_dates(frames: Times, others: Times) -> Ints:
 
 
 def align_dates(times: Mapping[str, Times]) -> dict[str, Ints]:
-    """Return by sensor which of its images is that of each frame: [T] indices, -1 where it has none.
+    """Return by sensor the index of its image for each frame, [T], -1 for none.
 
-    The frames are the dates of the first sensor in order of time; the others are paired to them.
+    The frames are the sorted dates of the first sensor; the other sensors are matched to them.
 
     Args:
         times: by sensor the dates of its images, datetime64, in any order.
@@ -70,30 +69,30 @@ def align_dates(times: Mapping[str, Times]) -> dict[str, Ints]:
         BadSample: the images of a sensor cannot be ordered.
     """
     first, *others = times
-    lined = {first: date_order(times[first], first)}
-    frames = times[first][lined[first]]
+    aligned = {first: date_order(times[first], first)}
+    frames = times[first][aligned[first]]
     for sensor in others:
         order = date_order(times[sensor], sensor)
         pairs = pair_dates(frames, times[sensor][order])
-        lined[sensor] = np.where(pairs < 0, -1, order[pairs])
-    return lined
+        aligned[sensor] = np.where(pairs < 0, -1, order[pairs])
+    return aligned
 
 
 def align_complete_dates(times: Mapping[str, Times], frame: int | None = None) -> dict[str, Ints]:
-    """Return :func:`align_dates` of all frames, or of one, [1], in which no sensor may lack an image.
+    """Return :func:`align_dates` of all frames, or of one, [1]; every sensor must have an image.
 
     Raises:
         BadSample: the images of a sensor cannot be ordered, or it has none for a frame.
     """
-    lined = align_dates(times)
+    aligned = align_dates(times)
     first = next(iter(times))
     if frame is not None:
-        lined = {sensor: which[[frame]] for sensor, which in lined.items()}
-    for sensor, which in lined.items():
+        aligned = {sensor: which[[frame]] for sensor, which in aligned.items()}
+    for sensor, which in aligned.items():
         if (lacking := which < 0).any():
-            day = times[first][lined[first][lacking][0]].astype("datetime64[D]")
+            day = times[first][aligned[first][lacking][0]].astype("datetime64[D]")
             raise BadSample(
                 f"{sensor} has no image for that of {first} of {day}: all are more than {MAX_DAYS_APART} "
                 "days away, or go with another"
             )
-    return lined
+    return aligned

@@ -1,4 +1,4 @@
-"""Open files, a few at once, and never one that another process opened."""
+"""A cache of open files, of this process only."""
 
 import os
 from collections import OrderedDict
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class FileCache(Generic[T]):
-    """The last ``most`` things that ``opener`` opened, by path. Travels by pickle without them.
+    """Keeps the last ``most`` files open, by path; ``opener`` opens one. Open files are not pickled.
 
     40 is two sensors' files for the 16 blocks that the sampler shuffles together, and some.
 
@@ -24,7 +24,7 @@ class FileCache(Generic[T]):
         self._open: OrderedDict[str, T] = OrderedDict()
 
     def open(self, path: str) -> T:
-        """Return what is open at ``path``, opening it where it is not."""
+        """Return the open file of a path."""
         if self._process != os.getpid():
             self._open, self._process = OrderedDict(), os.getpid()
         if path not in self._open:

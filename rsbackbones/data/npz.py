@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class NpzFile:
-    """What a .npz file holds, in plain types.
+    """A description of a .npz file, in plain types.
 
     Attributes:
         path: the file.
@@ -30,20 +30,19 @@ class NpzFile:
             ``{"s2": {"s2_10m": ("B02", ...), "s2_20m": ("B05", ...)}, "s1": {"s1": ("VV", "VH")}}``. An
             array is [C, H, W] (one place) or [n, C, H, W]; with ``series`` [T, C, H, W] (one place at T
             dates) or [n, T, C, H, W]. Arrays of coarser pixels are resized to the finest of all.
-        pick: by sensor the bands to give, in this order; others in the arrays are dropped. Default: all, in
+        pick: by sensor the bands to read, in this order; others in the arrays are dropped. Default: all, in
             the order of the arrays.
-        tile: cut places into tiles of so many pixels, each a place of its own.
-        series: the arrays have an axis of dates. An image of which a pixel has no data is then marked as
-            missing when a place is read at all dates.
+        tile: cut places into tiles of this side in pixels; every tile is a place.
+        series: the arrays have an axis of dates. When a place is read at all dates, an image with missing
+            pixels is then marked as missing.
         dates: with ``series``, the array of ISO dates [T] or [n, T] of all sensors, or each sensor's own:
-            ``{"s2": "s2_dates", "s1": "s1_dates"}``. The dates of the first sensor of ``images``, in order,
-            are the frames; where the others have their own, of their own number, each frame gets the nearest
-            in time, one to one, at most 60 days away. Without ``dates`` the frames are taken to be in order
-            of time.
-        keep: ISO dates of the first sensor: the frames to use, such as the cloudless ones. Default: all.
-        units: by sensor, where it is not ``dn`` or ``db``: ``dn_baseline_0400``, or ``worldcereal_db`` for
-            integers of which 20 log10(x) - 83 is dB.
-        nodata: by sensor the value that stands for no data.
+            ``{"s2": "s2_dates", "s1": "s1_dates"}``. The sorted dates of the first sensor of ``images`` are
+            the frames. A sensor with other dates is aligned to them: each frame gets the nearest image, one
+            to one, at most 60 days away. Without ``dates`` the frames must be in order of time.
+        keep: ISO dates of the first sensor: the frames to use, such as cloudless ones. Default: all.
+        units: by sensor, where it is not ``dn`` or ``db``: ``dn_baseline_0400``, or ``worldcereal_db``
+            (integers x, dB = 20 log10(x) - 83).
+        nodata: by sensor the value of pixels without data.
     """
 
     path: str
@@ -61,7 +60,7 @@ class NpzSource:
     """The places of a .npz file. The arrays are loaded at the first read, once in every process.
 
     Args:
-        file: what the file holds.
+        file: its description.
         name: default: the file's name.
 
     Raises:
@@ -113,7 +112,7 @@ class NpzSource:
         return f"{Path(self.file.path).name}[{index}]{corner}"
 
     def read(self, place: int, frame: int | None = None) -> Sample:
-        """Read a place; of a series at all dates, images that are missing or have no data are marked.
+        """Read a place at one date, or at all dates with missing images marked.
 
         Raises:
             BadSample: pixels without data, no image of a sensor for the frame, or for any, or dates that
@@ -123,8 +122,8 @@ class NpzSource:
         images: dict[str, Array] = {}
         dates: dict[str, Array] = {}
         valid: dict[str, Array] = {}
-        lined = self._line_up(index, frame)
-        for sensor, which in lined.items():
+        aligned = self._align(index, frame)
+        for sensor, which in aligned.items():
             read = [None if i < 0 else self._read_image(sensor, index, int(i), window) for i in which]
             if self.file.series and frame is None:
                 images[sensor], valid[sensor] = stack_valid(sensor, read)
@@ -139,17 +138,17 @@ class NpzSource:
         frames = self.frames if frame is None else None
         return validate_sample(images, self.bands, frames=frames, dates=dates, valid=valid)
 
-    def _line_up(self, index: int, frame: int | None) -> dict[str, Ints]:
-        """Return by sensor the positions of the frames' images on its axis of dates, -1 where it has none."""
+    def _align(self, index: int, frame: int | None) -> dict[str, Ints]:
+        """Return by sensor the position of each frame's image on its axis of dates, -1 for none."""
         if not self._times:
             which = np.arange(self.frames) if frame is None else np.arange(self.frames)[[frame]]
             return dict.fromkeys(self._channels, which)
         times = {sensor: held[index] for sensor, held in self._times.items()}
         first, kept = next(iter(times)), self._kept[index]
         times[first] = times[first][kept]
-        lined = align_dates(times) if frame is None else align_complete_dates(times, frame)
-        lined[first] = kept[lined[first]]
-        return lined
+        aligned = align_dates(times) if frame is None else align_complete_dates(times, frame)
+        aligned[first] = kept[aligned[first]]
+        return aligned
 
     def _read_image(self, sensor: str, index: int, date: int, window: int) -> Array:
         """Return a sensor's image of one date, [C, H, W], NaN where there is no data."""
@@ -164,7 +163,7 @@ class NpzSource:
         return joined
 
     def _cut(self, image: Array, channels: tuple[int, ...], sensor: str, window: int) -> Array:
-        """Return channels of the window on the finest grid, in our unit, NaN where there is no data."""
+        """Return channels of the window on the finest grid, in DN or dB, NaN where there is no data."""
         (row, column), (height, width) = self._windows[window], self._side
         cut = (..., slice(row, row + height), slice(column, column + width))
         fine = image.shape[-2:] == (self._height, self._width)

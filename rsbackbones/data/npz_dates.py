@@ -1,4 +1,4 @@
-"""The dates of the images in a .npz file, and which of them are used."""
+"""Dates of the images in a .npz file, and the selection of some."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +45,7 @@ def read_times(
 
 
 def find_kept(path: Path, keep: tuple[str, ...], times: Times) -> Ints:
-    """Return where the dates to keep are in every place's, [n, K].
+    """Return the positions of the dates to keep among those of every place, [n, K].
 
     Args:
         path: the .npz file, for the errors.

@@ -1,4 +1,4 @@
-"""What the arrays of a .npz file must be to fit its description."""
+"""Checks of the arrays of a .npz file against its description."""
 
 from typing import TYPE_CHECKING
 
@@ -9,14 +9,14 @@ from rsbackbones.sensors import get_sensor
 if TYPE_CHECKING:
     from rsbackbones.data.npz import NpzFile
 
-# Unit of the file -> what makes it ours (Sentinel-2 in DN, Sentinel-1 in dB).
+# Units that are read; values become DN (Sentinel-2) or dB (Sentinel-1).
 _UNITS = ("dn", "dn_baseline_0400", "db", "worldcereal_db")
 
 
 def find_channels(
     file: "NpzFile",
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, tuple[int, ...]]]]:
-    """Return the bands to give by sensor, and by sensor and array the positions that hold them."""
+    """Return the bands to read by sensor, and their positions by sensor and array."""
     for what, keys in (("pick", file.pick), ("units", file.units), ("nodata", file.nodata)):
         if unknown := [key for key in keys if key not in file.images]:
             raise ValueError(f"{what} names {', '.join(unknown)}; the images are of {', '.join(file.images)}")
@@ -68,7 +68,7 @@ def check_shapes(file: "NpzFile", archive: NpzArchive) -> dict[str, list[tuple[i
                 )
             found[sensor].append(with_all_axes(shape, file.series))
     every = [shape for shapes in found.values() for shape in shapes]
-    # With dates of their own, only the arrays of one sensor must agree in T.
+    # Where each sensor has its dates, only the arrays of one sensor must agree in T.
     own = isinstance(file.dates, dict)
     if len({shape[0] for shape in every}) > 1 or any(
         len({shape[1] for shape in part}) > 1 for part in (found.values() if own else [every])
@@ -83,7 +83,7 @@ def check_shapes(file: "NpzFile", archive: NpzArchive) -> dict[str, list[tuple[i
 
 
 def find_dates(file: "NpzFile", archive: NpzArchive) -> dict[str, str]:
-    """Return by sensor the array that holds its dates; empty where dates are not known."""
+    """Return by sensor the name of the array with its dates; empty where dates are unknown."""
     dates = dict.fromkeys(file.images, file.dates) if isinstance(file.dates, str) else file.dates
     if not dates:
         if file.keep:
@@ -100,7 +100,7 @@ def find_dates(file: "NpzFile", archive: NpzArchive) -> dict[str, str]:
 
 
 def with_all_axes(shape: tuple[int, ...], series: bool) -> tuple[int, ...]:
-    """Put the axes that are left out into a shape: [n, T, C, H, W]."""
+    """Return a shape with all axes, [n, T, C, H, W]."""
     if series:
         return (1, *shape) if len(shape) == 4 else shape
     return (1, 1, *shape) if len(shape) == 3 else (shape[0], 1, *shape[1:])

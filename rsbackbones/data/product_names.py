@@ -1,4 +1,4 @@
-"""Names of Sentinel products, and the time of acquisition that they carry."""
+"""Names of Sentinel products, which state the time of acquisition."""
 
 import re
 

@@ -1,11 +1,11 @@
-"""Large images by overlapping square tiles: cut, predicted one by one, merged.
+"""Overlapping square tiles of large images: cut, and merged by their mean.
 
 Source: SeaMo, sections 4.2.3 and 4.2.4 (SegMunich and OSCD in tiles of 128 pixels that overlap by half, after
-SpectralGPT); how predictions meet where tiles overlap is left open there. Here every tile that covers a pixel
-counts alike: a pixel's value is the plain mean.
+SpectralGPT). How overlapping predictions are merged is left open there; here a pixel gets the plain mean of
+the tiles that cover it.
 
-Tiles begin every ``tile - overlap`` pixels; the last is moved back to end at the edge. Along a side shorter
-than a tile there is one, which repeats the last pixels to its size; what is predicted there is cropped.
+Tiles begin every ``tile - overlap`` pixels; the last is moved back to end at the edge. A side shorter than a
+tile gets one tile, padded by repeating the last pixels; predictions there are cropped.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ class Tiling:
         return image
 
     def _times_covered(self, length: int) -> Array:
-        """By how many tiles each row (or column) is covered."""
+        """Return the number of tiles that cover each row (or column)."""
         times = np.zeros(length, np.int64)
         for start in window_starts(length, self.tile, self.overlap):
             times[start : start + self.tile] += 1
@@ -109,15 +109,15 @@ class Tiling:
 def tiles_of(
     data: LabelledDataset, split: str, *, tile: int = TILE, overlap: int = OVERLAP
 ) -> LabelledDataset:
-    """Return one split of a set of label maps as a set of tiles, to train on.
+    """Return one split of a data set of label maps as a data set of tiles, to train on.
 
-    What a tile repeats to fill its size is ignored in its label. All images are read once for their sizes.
+    Padding of a tile is ignored in its label. All images are read once for their sizes.
 
     Raises:
         ValueError: the labels are no maps, there is no such split, or as :class:`Tiling`.
     """
     if data.task not in ("pixels", "change"):
-        raise ValueError(f"tiles are of sets with a label for every pixel; {data.name} has {data.task}")
+        raise ValueError(f"tiles need a label for every pixel; {data.name} has {data.task}")
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
     places: list[tuple[int, int, int]] = []

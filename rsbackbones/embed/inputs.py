@@ -1,4 +1,4 @@
-"""What a model embeds: rasters opened for its bands, and the job under which unfinished work is kept."""
+"""Rasters opened for the bands of a model, and the job under which unfinished work is kept."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from rsbackbones.zoo.fingerprint import weights_digest
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:
-    """Return by modality the sensor that the model's bands are of."""
+    """Return by modality the sensor of the model's bands."""
     return {m: model.config.sensors[m] for m in model.modalities}
 
 

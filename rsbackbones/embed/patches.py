@@ -39,7 +39,7 @@ def embed_patches(
     The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
     for every stream.
 
-    Finished rows are kept in ``OUTPUT.partial`` until the end: the same call after a kill goes on from there.
+    Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed run.
 
     Args:
         model, names, units, nodata, batch_size, progress: as for :func:`embed_scene`.
@@ -218,7 +218,7 @@ def _group_by_grid(
             )
         if lacking := [m for m in sensors if m not in held]:
             raise ValueError(
-                f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; give one, or embed "
+                f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; add one, or embed "
                 f"the other sensor alone: --modalities {next(m for m in sensors if m in held)}. (Rasters "
                 "without georeference cannot be paired)"
             )

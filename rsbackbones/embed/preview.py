@@ -1,4 +1,4 @@
-"""A feature map as a picture: its first three principal components as colors."""
+"""A preview of a feature map: its first three principal components as colors."""
 
 import warnings
 from pathlib import Path

@@ -46,8 +46,8 @@ def embed_scene(
     are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
     beyond the scene.
 
-    Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end:
-    the same call after a kill goes on from there.
+    Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
+    that the same call resumes a killed run.
 
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
@@ -127,7 +127,7 @@ def embed_scene(
 
 
 def _unit(model: Backbone) -> int:
-    """The side in pixels that windows are multiples of: whole cells, and sizes that the model takes."""
+    """Return the unit of window sides in pixels: whole cells, and sizes that the model takes."""
     return math.lcm(model.stride, model.size_multiple)
 
 
@@ -147,7 +147,7 @@ def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[i
 
 
 def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
-    """Look at the whole scene, decimated: a single window may be too uniform to tell a wrong unit."""
+    """Check the unit on the whole scene, decimated: a single window may be too uniform."""
     shape = (min(scene.height, 512), min(scene.width, 512))
     arrays, valid = scene.read(out_shape=shape)
     if not valid.any():
@@ -221,11 +221,11 @@ def _encode_windows(
     for left in lefts:
         width = min(whole[1], scene.width - left * p)
         arrays, valid = scene.read((top * p, left * p, height, width))
-        # What the model would do if it were given this window alone (``Backbone.pad``).
+        # As the model pads a single window (``Backbone.pad``).
         beyond = ((0, whole[0] - height), (0, whole[1] - width))
         for modality, x in arrays.items():
             if not valid.all():
-                # What fills the gaps reaches the neighbors through attention: something typical.
+                # Fill gaps with typical values: they reach the neighbors through attention.
                 typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))

@@ -246,9 +246,9 @@ def test_a_finished_pack_is_left_as_it_is(tmp_path):
 
 def test_another_job_and_other_files_are_refused(tmp_path):
     pack(Places(), tmp_path / "out", per_shard=4, progress=False)
-    with pytest.raises(ValueError, match=r"something else .*per_shard"):
+    with pytest.raises(ValueError, match=r"another pack .*per_shard"):
         pack(Places(), tmp_path / "out", per_shard=5, progress=False)
-    with pytest.raises(ValueError, match=r"something else .*source_places"):
+    with pytest.raises(ValueError, match=r"another pack .*source_places"):
         pack(Places(11), tmp_path / "out", per_shard=4, progress=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -1,4 +1,4 @@
-"""Described ``.npz`` files: arrays under our own names, or under others that a mapping tells."""
+"""Labelled data in ``.npz`` files: arrays under standard names, or under others that a mapping names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def read_npz(
     if not held:
         raise ValueError(
             f"{first.path} has no array s2 or s1; it has {', '.join(first.facts)}. A mapping (a YAML file) "
-            "tells which arrays are which"
+            "names the arrays"
         )
 
     of = {m: sensor for m, sensor in (sensors or {}).items() if sensor not in held}
@@ -147,7 +147,7 @@ def _paths(path: Path, files: Any) -> list[Path]:
         raise ValueError(f"{path}: files: names none")
     if files is None:
         if path.suffix != ".npz":
-            raise ValueError(f"{path}: say which files it maps, files: NAME.npz")
+            raise ValueError(f"{path}: name the files that it maps, files: NAME.npz")
         return [path]
     patterns = [files] if isinstance(files, str) else [str(name) for name in files]
     found = []
@@ -161,7 +161,7 @@ def _paths(path: Path, files: Any) -> list[Path]:
 
 
 def _alike(first: NpzArchive, file: NpzArchive, what: str, expected: Any, found: Any) -> None:
-    """Refuse a file that states something else than the first one: what the first says is taken for all."""
+    """Refuse a file that differs from the first one, whose statements hold for all."""
     if found != expected:
         raise ValueError(
             f"{file.path.name} has other {what} than {first.path.name}: {found}, and {expected}. Files of "
@@ -169,29 +169,29 @@ def _alike(first: NpzArchive, file: NpzArchive, what: str, expected: Any, found:
         )
 
 
-def _stated_classes(file: NpzArchive, said: Any) -> list[str] | None:
-    """The classes that a file names, where it is the file that does."""
-    name = said if isinstance(said, str) else "classes"
-    if (said is not None and not isinstance(said, str)) or name not in file.facts:
+def _stated_classes(file: NpzArchive, spec: Any) -> list[str] | None:
+    """The classes that a file states, unless the user or the mapping does."""
+    name = spec if isinstance(spec, str) else "classes"
+    if (spec is not None and not isinstance(spec, str)) or name not in file.facts:
         return None
     return [str(c) for c in file.read(name).tolist()]
 
 
-def _sides(file: NpzArchive, key: str, sensor: str, said: Any, bands: Any) -> tuple[BandArrays, ...]:
-    """The arrays under a ``key``, which are of a sensor, by date where there are two."""
-    if isinstance(said, Mapping) and set(said) == {"before", "after"}:
-        sides = tuple(_sides(file, key, sensor, said[date], bands)[0] for date in ("before", "after"))
+def _sides(file: NpzArchive, key: str, sensor: str, spec: Any, bands: Any) -> tuple[BandArrays, ...]:
+    """The arrays of a sensor, under ``key`` in the mapping, by date where there are two."""
+    if isinstance(spec, Mapping) and set(spec) == {"before", "after"}:
+        sides = tuple(_sides(file, key, sensor, spec[date], bands)[0] for date in ("before", "after"))
         if [*sides[0].values()] != [*sides[1].values()]:
             raise ValueError(f"{file.path}: {key}: the two dates have different bands")
         return sides
-    if isinstance(said, str):
-        said = {said: bands}
-    if not isinstance(said, Mapping) or not said:
+    if isinstance(spec, str):
+        spec = {spec: bands}
+    if not isinstance(spec, Mapping) or not spec:
         raise ValueError(
-            f"{file.path}: {key}: expected the name of an array, or arrays and their bands, got {said}"
+            f"{file.path}: {key}: expected the name of an array, or arrays and their bands, got {spec}"
         )
     parts = {}
-    for array, names in said.items():
+    for array, names in spec.items():
         if isinstance(names, str):
             if names not in file.facts:
                 raise ValueError(
@@ -204,7 +204,7 @@ def _sides(file: NpzArchive, key: str, sensor: str, said: Any, bands: Any) -> tu
 
 
 def _places(file: NpzArchive, images: Sequence[str], label: str, dates: int) -> int | None:
-    """The number of places in a file, ``None`` where its arrays are of one place and have no axis for it."""
+    """The number of samples in a file, ``None`` where its arrays hold one sample without an axis for it."""
     shapes = {name: file.shape(name) for name in images}
     sizes = {len(shape) for shape in shapes.values()}
     if len(sizes) > 1 or not sizes <= ({3, 4, 5} if dates == 1 else {3, 4}):
@@ -239,7 +239,7 @@ def _two_dates(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape [H, W] of a label map that has a channel of its own, [1, H, W]; any other as it is."""
+    """The shape of a label map without its channel: [H, W] of [1, H, W]; other shapes are unchanged."""
     return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
@@ -248,7 +248,7 @@ def _task(
     images: Mapping[str, tuple[BandArrays, ...]],
     label: str,
     counts: Sequence[int | None],
-    said: Any,
+    spec: Any,
 ) -> Task:
     file, count = files[0], counts[0]
     array = next(iter(next(iter(images.values()))[0]))
@@ -265,9 +265,9 @@ def _task(
             f"{file.path}: {label} has the shape {list(file.shape(label))}; expected {_LABELS}"
             + (", and of two dates [N, H, W]" if dates else "")
         )
-    if said is not None and said not in possible:
+    if spec is not None and spec not in possible:
         raise ValueError(
-            f"{file.path}: task {said!r} does not fit {label} {list(file.shape(label))}: {possible[0]}"
+            f"{file.path}: task {spec!r} does not fit {label} {list(file.shape(label))}: {possible[0]}"
         )
     return possible[0]
 
@@ -285,7 +285,7 @@ def _labels(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{files[0].path}: ignore: expected whole numbers, got {ignored!r}") from error
     if isinstance(classes, str):
-        files[0].read(classes)  # which says that there is none
+        files[0].read(classes)  # an error where there is none
     classes = _stated_classes(files[0], classes) or classes
     held = [file.read(name) for file in files]
     if task in ("pixels", "change"):
@@ -307,9 +307,9 @@ def _labels(
 
 
 def _ids(
-    files: Sequence[NpzArchive], counts: Sequence[int | None], said: Any, paths: Sequence[Path]
+    files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any, paths: Sequence[Path]
 ) -> list[str]:
-    name = said or ("id" if "id" in files[0].facts else None)
+    name = spec or ("id" if "id" in files[0].facts else None)
     ids = []
     for file, count, path in zip(files, counts, paths, strict=True):
         if name is not None:
@@ -322,20 +322,20 @@ def _ids(
     return ids
 
 
-def _words(files: Sequence[NpzArchive], counts: Sequence[int | None], said: Any) -> list[str | None] | None:
+def _words(files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any) -> list[str | None] | None:
     """The split of every sample; a mapping may also name the files, or ids, of each: ``{test: [rennes]}``."""
-    if isinstance(said, Mapping):
+    if isinstance(spec, Mapping):
         stems = [file.path.stem for file in files]
-        if unknown := [word for word in said if word not in SPLITS]:
+        if unknown := [word for word in spec if word not in SPLITS]:
             raise ValueError(f"unknown split {', '.join(map(str, unknown))}; known: {', '.join(SPLITS)}")
         of_file: list[str | None] = [None] * len(files)
-        for word, names in said.items():
+        for word, names in spec.items():
             for place in find_ids(stems, [str(n) for n in names], f"split {word}"):
                 if of_file[place] is not None:
                     raise ValueError(f"{stems[place]} is in the splits {of_file[place]} and {word}")
                 of_file[place] = word
         return [word for word, count in zip(of_file, counts, strict=True) for _ in range(count or 1)]
-    name = said or ("split" if "split" in files[0].facts else None)
+    name = spec or ("split" if "split" in files[0].facts else None)
     if name is None:
         return None
     words: list[str | None] = []

@@ -80,8 +80,8 @@ def read_raster_table(
             "image could be trained and tested on"
         )
     columns_of = [name if name in SEARCHED_SENSORS else None for name in images]
-    looked_at = 1 if change else len(images)
-    files_of = find_files(files[0][:looked_at], columns_of[:looked_at], bands, sensors, units=units)
+    probed = 1 if change else len(images)
+    files_of = find_files(files[0][:probed], columns_of[:probed], bands, sensors, units=units)
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:

@@ -1,8 +1,8 @@
-"""Which sample belongs to which split: as the set says, as the user's lists say, or our own seeded choice.
+"""Splits: those of the files, those of the user's lists, or a seeded split.
 
-Our own choices go by a hash of the sample's id, not by its place in the set: they stay what they are when
-samples are added, and 1 % of the training samples is part of 10 % of them. They are named as ours in the
-notes, since no paper's list is behind them.
+Seeded splits and shares depend on a hash of each sample's id, not on its position: they do not change when
+samples are added, and 1 % of the training samples is part of 10 % of them. The notes name them, as they are
+no paper's split.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def choose_splits(
             by split such files. An id is that of the set; its file name, with or without suffix, is
             understood where it is unique.
         subset: more than 0, at most 1.
-        seed: of our own choices.
+        seed: of the seeded split and share.
 
     Raises:
         ValueError: an unknown split or id, a sample in two splits, no training or no test samples, an empty
@@ -96,11 +96,11 @@ def choose_splits(
         given = _hashed(ids, classes, seed)
         how = "stratified, " if classes is not None else ""
         notes.append(
-            f"no split given: our own, {how}by hash of the id (seed {seed}): {len(given['train'])} train, "
+            f"no split given: seeded, {how}by hash of the id (seed {seed}): {len(given['train'])} train, "
             f"{len(given['test'])} test"
         )
     elif set(given) == {"train"}:
-        raise ValueError("the set has training samples only; give a split file, or leave the splits out")
+        raise ValueError("the set has training samples only; pass a split file, or leave the splits out")
     if "train" not in given:
         raise ValueError(f"no training samples: the splits are {', '.join(given) or 'empty'}")
     if "test" not in given and "val" in given:
@@ -116,7 +116,7 @@ def choose_splits(
         train = given["train"]
         given["train"] = np.sort(_lowest_hashes(train, ids, f"{seed}:", max(1, round(subset * len(train)))))
         notes.append(
-            f"training samples: our own {100 * subset:g} % by hash of the id (seed {seed}), "
+            f"training samples: a seeded {100 * subset:g} % by hash of the id (seed {seed}), "
             f"{len(given['train'])} of {len(train)}; not the list of any paper"
         )
     return {name: given[name] for name in SPLITS if name in given}, notes
@@ -241,7 +241,7 @@ def _hashed(ids: Sequence[str], classes: Sequence[int] | None, seed: int) -> dic
         if len(places) > 1
     ]
     if not test:
-        raise ValueError(f"{len(ids)} samples are too few for our own split; give one")
+        raise ValueError(f"{len(ids)} samples are too few for a seeded split; pass one")
     chosen = np.sort(np.concatenate(test)).astype(np.int64)
     return {"train": np.setdiff1d(np.arange(len(ids)), chosen), "test": chosen}
 

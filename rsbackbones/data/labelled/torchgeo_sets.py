@@ -97,7 +97,7 @@ KNOWN: dict[str, Known] = {
     ),
     "BigEarthNet": Known(
         classes_of={"s1": "BigEarthNet", "s2": "BigEarthNet"},
-        # Files are sorted by name, so VH comes first, whatever the documentation of torchgeo says.
+        # Files are sorted by name, so VH comes first, unlike torchgeo's documentation.
         bands={"s1": ("VH", "VV"), "s2": _TWELVE},
         task="multilabel",
         classes=lambda ds: ds.class_sets[19],

@@ -15,11 +15,11 @@ def named(splits, name):
     return {IDS[i] for i in splits[name]}
 
 
-def test_our_own_split_is_stratified_seeded_and_said_to_be_ours():
+def test_a_seeded_split_is_stratified_and_named_in_the_notes():
     splits, notes = choose_splits(IDS, CLASSES, {}, seed=0)
     assert np.bincount(np.array(CLASSES)[splits["test"]]).tolist() == [10] * 4
     assert sorted(np.concatenate([splits["train"], splits["test"]]).tolist()) == list(range(200))
-    assert "our own" in notes[0]
+    assert "seeded" in notes[0]
     again, _ = choose_splits(IDS, CLASSES, {}, seed=0)
     other, _ = choose_splits(IDS, CLASSES, {}, seed=1)
     assert np.array_equal(splits["test"], again["test"])
