@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rsbackbones.data.labelled.build import Sensors, build_dataset
@@ -76,19 +76,14 @@ def read_class_folders(
         codes=LabelCodes.of(sorted(set(labels))),
         labels=labels,
         splits=words,
-        read=_Read(files_of, paths),
+        read=partial(_read, files_of, paths),
         content=content,
         notes=(PICTURE_NOTE,) if files_of.pictures else (),
     )
 
 
-@dataclass(frozen=True)
-class _Read:
-    files: ImageFiles
-    paths: Sequence[Path]
-
-    def __call__(self, index: int) -> dict[str, Array]:
-        return self.files.read([self.paths[index]])
+def _read(files: ImageFiles, paths: Sequence[Path], index: int) -> dict[str, Array]:
+    return files.read([paths[index]])
 
 
 def _common_folder(names: Sequence[str]) -> PurePosixPath:

@@ -67,8 +67,7 @@ def read_npz(
         raise ValueError(
             f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(_KEYS)}, s2, s2_bands, ..."
         )
-    paths = _paths(path, described.get("files"))
-    files = [NpzArchive(file) for file in paths]
+    files = [NpzArchive(file) for file in _paths(path, described.get("files"))]
     first = files[0]
     if not held:
         held = [name for name in SENSORS if name in first.facts]
@@ -111,10 +110,10 @@ def read_npz(
         bands={s: [band for names in sides[0].values() for band in names] for s, sides in images.items()},
         units=stated,
         sensors=sensors,
-        ids=_ids(files, counts, described.get("id"), paths),
+        ids=_ids(files, counts, described.get("id")),
         codes=codes,
         labels=labels,
-        splits=_words(files, counts, described.get("split")),
+        splits=_splits(files, counts, described.get("split")),
         read=NpzReader(files, counts, images, label if task in ("pixels", "change") else None),
         # Which array is what belongs to it: another mapping of the same arrays is other data.
         content=[
@@ -306,45 +305,45 @@ def _labels(
     return LabelCodes.of(found_classes(labels, ignore) if classes is None else classes, ignore), labels
 
 
-def _ids(
-    files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any, paths: Sequence[Path]
-) -> list[str]:
+def _ids(files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any) -> list[str]:
     name = spec or ("id" if "id" in files[0].facts else None)
+    if name is not None:
+        return _per_sample(files, counts, str(name))
     ids = []
-    for file, count, path in zip(files, counts, paths, strict=True):
-        if name is not None:
-            held = np.atleast_1d(file.read(str(name)))
-            if len(held) != (count or 1):
-                raise ValueError(f"{path}: {len(held)} ids of {count or 1} samples")
-            ids += [_text(value) for value in held.tolist()]
-        else:
-            ids += [path.stem] if count is None else [f"{path.stem}:{number}" for number in range(count)]
+    for file, count in zip(files, counts, strict=True):
+        stem = file.path.stem
+        ids += [stem] if count is None else [f"{stem}:{number}" for number in range(count)]
     return ids
 
 
-def _words(files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any) -> list[str | None] | None:
+def _splits(
+    files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any
+) -> Sequence[str | None] | None:
     """The split of every sample; a mapping may also name the files, or ids, of each: ``{test: [rennes]}``."""
-    if isinstance(spec, Mapping):
-        stems = [file.path.stem for file in files]
-        if unknown := [word for word in spec if word not in SPLITS]:
-            raise ValueError(f"unknown split {', '.join(map(str, unknown))}; known: {', '.join(SPLITS)}")
-        of_file: list[str | None] = [None] * len(files)
-        for word, names in spec.items():
-            for place in find_ids(stems, [str(n) for n in names], f"split {word}"):
-                if of_file[place] is not None:
-                    raise ValueError(f"{stems[place]} is in the splits {of_file[place]} and {word}")
-                of_file[place] = word
-        return [word for word, count in zip(of_file, counts, strict=True) for _ in range(count or 1)]
-    name = spec or ("split" if "split" in files[0].facts else None)
-    if name is None:
-        return None
-    words: list[str | None] = []
+    if not isinstance(spec, Mapping):
+        name = spec or ("split" if "split" in files[0].facts else None)
+        return None if name is None else _per_sample(files, counts, str(name))
+    stems = [file.path.stem for file in files]
+    if unknown := [word for word in spec if word not in SPLITS]:
+        raise ValueError(f"unknown split {', '.join(map(str, unknown))}; known: {', '.join(SPLITS)}")
+    of_file: list[str | None] = [None] * len(files)
+    for word, names in spec.items():
+        for place in find_ids(stems, [str(n) for n in names], f"split {word}"):
+            if of_file[place] is not None:
+                raise ValueError(f"{stems[place]} is in the splits {of_file[place]} and {word}")
+            of_file[place] = word
+    return [word for word, count in zip(of_file, counts, strict=True) for _ in range(count or 1)]
+
+
+def _per_sample(files: Sequence[NpzArchive], counts: Sequence[int | None], name: str) -> list[str]:
+    """The texts of an array that has one for every sample."""
+    texts: list[str] = []
     for file, count in zip(files, counts, strict=True):
-        held = np.atleast_1d(file.read(str(name)))
-        if len(held) != (count or 1):
-            raise ValueError(f"{file.path}: {len(held)} words of {name!r} for {count or 1} samples")
-        words += [_text(word) for word in held.tolist()]
-    return words
+        values = np.atleast_1d(file.read(name))
+        if len(values) != (count or 1):
+            raise ValueError(f"{file.path}: {len(values)} values of {name!r} for {count or 1} samples")
+        texts += [_text(value) for value in values.tolist()]
+    return texts
 
 
 def _stated_units(file: NpzArchive) -> dict[str, str]:
