@@ -107,7 +107,7 @@ def _eval(options: argparse.Namespace) -> int:
     from rsbackbones.eval.feature_source import FeatureSource, describe, model_for
     from rsbackbones.eval.plot_evaluation import plot_evaluation
     from rsbackbones.eval.report import write_report
-    from rsbackbones.eval.run import PROTOCOLS, chosen_streams, described, evaluate
+    from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data, evaluate
     from rsbackbones.models.config import as_json
     from rsbackbones.zoo.registry import resolve_random_init
 
@@ -207,7 +207,7 @@ def _eval(options: argparse.Namespace) -> int:
         "seeds": seeds, "streams": names_in(options.streams) if options.streams else None,
         "progress": not options.quiet,
     }  # fmt: skip
-    found: dict[str, Any] = described(data, seeds) | {"rows": []}
+    found: dict[str, Any] = describe_data(data, seeds) | {"rows": []}
     if protocols:
         ks = _numbers(options.sparse_k) if options.sparse_k else None
         found = evaluate(

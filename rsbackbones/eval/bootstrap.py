@@ -28,7 +28,7 @@ _AT_ONCE = 2**23
 
 
 def interval(
-    outcome: Predictions, metric: str, *, seed: int, num_resamples: int = 1000, level: float = 0.95
+    predictions: Predictions, metric: str, *, seed: int, num_resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
     """Return the interval (low, high) of one metric, any that :func:`compute_metric` knows for the labels.
 
@@ -39,11 +39,11 @@ def interval(
         ValueError: there is no such metric, or ``num_resamples`` or ``level`` are out of range.
     """
     _check(num_resamples, level)
-    return _percentiles(_drawn(outcome, (metric,), (), num_resamples, seed)[metric], level)
+    return _percentiles(_drawn(predictions, (metric,), (), num_resamples, seed)[metric], level)
 
 
 def intervals(
-    outcome: Predictions,
+    predictions: Predictions,
     task: Task,
     names: Sequence[str] = (),
     *,
@@ -53,12 +53,16 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of every metric of :func:`compute_metrics`, from the same resamples.
 
+    The patches of a single image have none: it cannot be resampled.
+
     Raises:
         ValueError: the labels do not fit the task, or ``num_resamples`` or ``level`` are out of range.
     """
     _check(num_resamples, level)
+    if predictions.groups is not None and len(np.unique(predictions.groups)) < 2:
+        return {}
     names = CHANGE_NAMES if task == "change" and not names else names
-    values = _drawn(outcome, tuple(compute_metrics(outcome, task, names)), names, num_resamples, seed)
+    values = _drawn(predictions, tuple(compute_metrics(predictions, task, names)), names, num_resamples, seed)
     return {
         metric: _percentiles(value, level) for metric, value in values.items() if not np.isnan(value).all()
     }
@@ -83,28 +87,29 @@ def count_intervals(
 
 
 def _drawn(
-    outcome: Predictions, metrics: Sequence[str], names: Sequence[str], num_resamples: int, seed: int
+    predictions: Predictions, metrics: Sequence[str], names: Sequence[str], num_resamples: int, seed: int
 ) -> dict[str, Floats]:
     """Return every metric in every resample, [resamples]."""
     generator = np.random.default_rng(seed)
-    count, classes = outcome.scores.shape
-    units = np.arange(count) if outcome.groups is None else np.unique(outcome.groups, return_inverse=True)[1]
-    if outcome.target.ndim == 2:
-        ranking = LabelRanking(outcome.scores, outcome.target)
+    count, classes = predictions.scores.shape
+    groups = predictions.groups
+    units = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if predictions.target.ndim == 2:
+        ranking = LabelRanking(predictions.scores, predictions.target)
         blocks = [
             [ranking.value(metric, weights[:, units]) for metric in metrics]
             for weights in _weights(units.max() + 1, num_resamples, generator, count * classes)
         ]
         return {m: np.concatenate([block[i] for block in blocks]) for i, m in enumerate(metrics)}
-    if outcome.groups is None and outcome.pixels is None:
+    if groups is None and predictions.pixels is None:
         # n samples drawn one by one: the counts of their cells follow the multinomial distribution.
-        counts = confusion(outcome.target, outcome.scores.argmax(1), classes)
+        counts = confusion(predictions.target, predictions.scores.argmax(1), classes)
         total = counts.sum()
         drawn = generator.multinomial(total, counts.ravel() / total, num_resamples)
         drawn = drawn.reshape(num_resamples, classes, classes)
         whole = counts
     else:
-        of_units = group_counts(outcome, units)
+        of_units = group_counts(predictions, units)
         drawn, whole = _drawn_counts(of_units, num_resamples, generator), of_units.sum(0)
     values = summary(drawn, names, whole=whole)
     return {metric: values[check_metric_name(metric, values)] for metric in metrics}

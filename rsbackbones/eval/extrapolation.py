@@ -122,7 +122,7 @@ def extrapolate(
     of_tests = [encoded(test) for test in tests]
     samples = [e.stream(stream).of_images(t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
     # One probe for all sizes: they are one test split to it, and are told apart afterwards.
-    outcome = probe(
+    predictions = probe(
         parts["train"],
         FeatureTable(
             np.concatenate([s.features for s in samples]), np.concatenate([s.labels for s in samples])
@@ -135,7 +135,7 @@ def extrapolate(
         metric=primary_metric(data.task, [str(number) for number in range(len(data.classes))]),
     )
     ends = np.cumsum([len(s) for s in samples])
-    scores = np.split(outcome.scores, ends[:-1])
+    scores = np.split(predictions.scores, ends[:-1])
     return [
         _scored(test, part.predictions(s), seed=seed, num_resamples=num_resamples)
         for test, part, s in zip(tests, samples, scores, strict=True)
@@ -148,17 +148,15 @@ def _sources(crops: LabelledDataset, of: FeatureTable | Predictions, images: Arr
     return sources
 
 
-def _scored(crops: LabelledDataset, outcome: Predictions, *, seed: int, num_resamples: int) -> AtSize:
-    sources = _sources(crops, outcome, crops.splits["test"])
-    outcome = replace(outcome, groups=sources)
-    metrics = compute_metrics(outcome, crops.task, crops.classes)
-    several = len(np.unique(sources)) > 1
-    drawn = (
-        intervals(outcome, crops.task, crops.classes, seed=seed, num_resamples=num_resamples)
-        if several
-        else {}
+def _scored(crops: LabelledDataset, predictions: Predictions, *, seed: int, num_resamples: int) -> AtSize:
+    predictions = replace(predictions, groups=_sources(crops, predictions, crops.splits["test"]))
+    named = (predictions, crops.task, crops.classes)
+    return AtSize(
+        size=_crops(crops).size,
+        images=len(crops),
+        metrics=compute_metrics(*named),
+        intervals=intervals(*named, seed=seed, num_resamples=num_resamples),
     )
-    return AtSize(size=_crops(crops).size, images=len(crops), metrics=metrics, intervals=drawn)
 
 
 def score_at_sizes(

@@ -131,7 +131,7 @@ def count_pixels(maps: Array, patch: int, classes: int) -> Array:
     return np.stack([(cells == number).sum(-1) for number in range(classes)], axis=-1).astype(np.int32)
 
 
-def checked(split: str, samples: FeatureTable, classes: int) -> FeatureTable:
+def validate_table(split: str, samples: FeatureTable, classes: int) -> FeatureTable:
     """Return the samples that count, their features float32, once all is well with them.
 
     Raises:
@@ -148,7 +148,7 @@ def checked(split: str, samples: FeatureTable, classes: int) -> FeatureTable:
             f"{split}: groups {list(groups.shape)} of {len(labels)} samples; expected one for each"
         )
     if labels.ndim == 1 and (labels == IGNORED).any():
-        return checked(split, replace(samples, labels=labels).take(labels != IGNORED), classes)
+        return validate_table(split, replace(samples, labels=labels).take(labels != IGNORED), classes)
     if not len(labels):
         raise ValueError(f"the {split} split holds no labelled sample")
     if labels.ndim == 2 and (labels.shape[1] != classes or not np.isin(labels, (0, 1)).all()):
@@ -169,17 +169,17 @@ def checked(split: str, samples: FeatureTable, classes: int) -> FeatureTable:
     return replace(samples, features=np.ascontiguousarray(features, np.float32), labels=labels)
 
 
-def checked_splits(
+def validate_splits(
     train: FeatureTable, test: FeatureTable, classes: int
 ) -> tuple[FeatureTable, FeatureTable]:
-    """Return both as :func:`checked` does, once they also fit each other.
+    """Return both as :func:`validate_table` does, once they also fit each other.
 
     Raises:
-        ValueError: as :func:`checked`; also where they differ in dimensions or in kind of labels, or where
-            the training labels hold one class only, of which nothing can be learned.
+        ValueError: as :func:`validate_table`; also where they differ in dimensions or in kind of labels, or
+            where all training labels are of one class.
     """
-    train, test = checked("train", train, classes), checked("test", test, classes)
-    fits("test", test, train)
+    train, test = validate_table("train", train, classes), validate_table("test", test, classes)
+    check_fit("test", test, train)
     varied = (train.labels != train.labels[0]).any()
     if not varied:
         what = "the same labels" if train.labels.ndim == 2 else f"the class {train.labels[0]}"
@@ -187,7 +187,7 @@ def checked_splits(
     return train, test
 
 
-def fits(split: str, samples: FeatureTable, train: FeatureTable) -> None:
+def check_fit(split: str, samples: FeatureTable, train: FeatureTable) -> None:
     """Check that a split has the dimensions and the kind of labels that the training samples have.
 
     Raises:

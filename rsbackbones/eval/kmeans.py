@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.eval.feature_table import FeatureTable, checked_splits
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
 from rsbackbones.eval.metrics import confusion
 from rsbackbones.eval.predictions import Predictions
 
@@ -29,7 +29,7 @@ def kmeans(
         ValueError: samples or labels are not as they should be, samples have several labels, or there are
             fewer training samples than classes.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if train.task == "multilabel":
         raise ValueError("K-means needs one class per sample: a cluster stands for one class")
     if len(train) < classes:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rsbackbones.eval.feature_table import FeatureTable, checked_splits
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
 from rsbackbones.eval.predictions import Predictions
 
 NEIGHBORS = 20
@@ -38,7 +38,7 @@ def knn(
         ValueError: samples or labels are not as they should be, ``k`` is not from 1 to the number of training
             samples, or ``temperature`` is not above 0.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if not 1 <= k <= len(train):
         raise ValueError(f"k={k} neighbors of {len(train)} training samples: k goes from 1 to {len(train)}")
     if not temperature > 0:

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.eval.feature_table import FeatureTable, checked_splits
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
 from rsbackbones.eval.predictions import Predictions
 
 # As many training samples suffice: patches are many and alike.
@@ -32,7 +32,7 @@ def logistic(
     Raises:
         ValueError: samples or labels are not as they should be.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if len(train) > MOST:
         train = train.take(np.random.default_rng(seed).permutation(len(train))[:MOST])
     grid = {"C": np.logspace(-3, 3, 7)}

@@ -13,7 +13,7 @@ import numpy as np
 
 from rsbackbones.data.labelled.dataset import IGNORED, Array
 from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretched
-from rsbackbones.eval.feature_table import FeatureTable, checked
+from rsbackbones.eval.feature_table import FeatureTable, validate_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def draw_features(
         ValueError: samples or labels are not as they should be, fewer than 4, or of several labels each.
         ImportError: umap-learn is not installed.
     """
-    samples = checked("picture", samples, len(names))
+    samples = validate_table("picture", samples, len(names))
     if samples.task == "multilabel" or len(samples) < 4:
         raise ValueError("a picture of features needs at least 4 samples of one class each")
     count = len(samples)

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rsbackbones.eval.feature_table import FeatureTable, checked, checked_splits, fits
+from rsbackbones.eval.feature_table import FeatureTable, check_fit, validate_splits, validate_table
 from rsbackbones.eval.linear_probe import (
     CROMA_OPTIONS,
     ProbeOptions,
@@ -75,7 +75,7 @@ def probe(
     Raises:
         ValueError: samples, labels or options are not as they should be.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if select not in ("val", "test"):
         raise ValueError(f"select={select!r}: expected 'val' or 'test'")
     metric = metric or METRICS[train.task][0]
@@ -89,8 +89,8 @@ def probe(
         probes = fit(train, progress)
         lr, chosen_on = select_lr(probes, test, metric), "test"
     elif val is not None:
-        val = checked("val", val, classes)
-        fits("val", val, train)
+        val = validate_table("val", val, classes)
+        check_fit("val", val, train)
         probes = fit(train, progress)
         lr, chosen_on = select_lr(probes, val, metric), "val"
     else:
@@ -100,7 +100,7 @@ def probe(
             fit(train, _half(progress, 1)),
             f"{len(held_out)} of {len(train)} training samples",
         )
-    by_lr = {rate: compute_metric(_outcome(probes, test, rate), metric) for rate in probes.rates}
+    by_lr = {rate: compute_metric(_predict(probes, test, rate), metric) for rate in probes.rates}
     by_lr = {rate: value for rate, value in by_lr.items() if not np.isnan(value)}
     best = max(by_lr, key=lambda rate: by_lr[rate], default=None)
     return test.predictions(
@@ -126,12 +126,12 @@ def select_lr(probes: Probes, samples: FeatureTable, metric: str) -> float:
     """
 
     def quality(rate: float) -> tuple[float, float]:
-        outcome = _outcome(probes, samples, rate)
+        predictions = _predict(probes, samples, rate)
         if probes.multilabel:
-            right = np.where(outcome.target, outcome.scores, 1 - outcome.scores)
+            right = np.where(predictions.target, predictions.scores, 1 - predictions.scores)
         else:
-            right = np.take_along_axis(outcome.scores, outcome.target[:, None], axis=1)
-        value = compute_metric(outcome, metric)
+            right = np.take_along_axis(predictions.scores, predictions.target[:, None], axis=1)
+        value = compute_metric(predictions, metric)
         # It may not exist (no sample of the class, and none predicted): then cross-entropy alone decides.
         return 0.0 if np.isnan(value) else value, float(np.log(np.maximum(right, 1e-12)).mean())
 
@@ -161,7 +161,7 @@ def hold_out(samples: FeatureTable, seed: int) -> tuple[FeatureTable, FeatureTab
     return samples.take(~held), samples.take(held)
 
 
-def _outcome(probes: Probes, samples: FeatureTable, rate: float) -> Predictions:
+def _predict(probes: Probes, samples: FeatureTable, rate: float) -> Predictions:
     return samples.predictions(probes.scores(samples.features, rate))
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from rsbackbones import __version__
@@ -108,7 +107,7 @@ def evaluate(
                         compute = partial(_row, encoded, data, job, told, device)
                         rows.append(cached_result(parts, {"version": __version__, **stated}, compute))
                 bar.update()
-    return described(open_set(seeds[0]), seeds) | {"rows": rows}
+    return describe_data(open_set(seeds[0]), seeds) | {"rows": rows}
 
 
 def _check(data: LabelledDataset, protocols: Sequence[str]) -> None:
@@ -121,7 +120,7 @@ def _check(data: LabelledDataset, protocols: Sequence[str]) -> None:
         )
 
 
-def described(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
+def describe_data(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
     """Return the part of a record that describes the data."""
     return {
         "task": data.task,
@@ -158,23 +157,17 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 def _row(
     encoded: FeatureTable, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
 ) -> dict[str, Any]:
-    outcome = _outcome(encoded, data, job, told, device)
-    task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
-    # A single image cannot be resampled.
-    several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
-    drawn = (
-        intervals(outcome, task, data.classes, seed=job.seed, num_resamples=job.num_resamples)
-        if several
-        else {}
-    )
+    predictions = _run_protocol(encoded, data, job, told, device)
+    task: Task = "multilabel" if predictions.target.ndim == 2 else data.task  # sparse: each class its own
+    resamples = {"seed": job.seed, "num_resamples": job.num_resamples}
     return {
-        "metrics": compute_metrics(outcome, task, data.classes),
-        "intervals": drawn,
-        "details": dict(outcome.details),
+        "metrics": compute_metrics(predictions, task, data.classes),
+        "intervals": intervals(predictions, task, data.classes, **resamples),
+        "details": dict(predictions.details),
     }
 
 
-def _outcome(
+def _run_protocol(
     encoded: FeatureTable, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
 ) -> Predictions:
     classes, seed = len(data.classes), job.seed

@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.eval.feature_table import FeatureTable, checked_splits
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
 from rsbackbones.eval.metrics import mean_of_existing, ratio
 from rsbackbones.eval.predictions import Predictions
 
@@ -42,7 +42,7 @@ def sparse(
         test: what they are scored on.
         classes: K.
         ks: numbers of dimensions, or ``all`` from 1 to D; default: the powers of two up to D, and D.
-        at: of these, the one whose scores the outcome carries.
+        at: of these, the one whose scores the predictions carries.
         progress: called with the classes done and all.
 
     Returns:
@@ -54,7 +54,7 @@ def sparse(
     Raises:
         ValueError: samples or labels are not as they should be, or a k is not from 1 to D.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     dim = train.features.shape[1]
     if ks is None:
         ks = [*(2**i for i in range(dim.bit_length()) if 2**i < dim), dim]
