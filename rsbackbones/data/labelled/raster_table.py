@@ -4,7 +4,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def read_raster_table(
         codes=codes,
         labels=labels,
         splits=[row["split"] or None for row in rows] if "split" in columns else None,
-        read=_Read(files_of, files, masks, change),
+        read=partial(_read, files_of, files, masks, change),
         content=[images, kinds]
         + [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every],
         notes=notes,
@@ -151,22 +151,20 @@ def _labels(
     return "multilabel", several, codes
 
 
-@dataclass(frozen=True)
-class _Read:
-    files: ImageFiles
-    paths: Sequence[Sequence[Path]]
-    masks: Sequence[Path] | None
-    change: bool
-
-    def __call__(self, index: int) -> dict[str, Array]:
-        paths = self.paths[index]
-        if self.change:
-            before, after = (self.files.read([path]) for path in paths)
-            _same_size(before, after)
-            images = {m: np.stack([before[m], after[m]]) for m in before}
-        else:
-            images = self.files.read(paths)
-        return images if self.masks is None else {**images, "label": read_map(self.masks[index])}
+def _read(
+    files: ImageFiles,
+    paths: Sequence[Sequence[Path]],
+    masks: Sequence[Path] | None,
+    change: bool,
+    index: int,
+) -> dict[str, Array]:
+    if change:
+        before, after = (files.read([path]) for path in paths[index])
+        _same_size(before, after)
+        images = {m: np.stack([before[m], after[m]]) for m in before}
+    else:
+        images = files.read(paths[index])
+    return images if masks is None else {**images, "label": read_map(masks[index])}
 
 
 def _same_size(before: Mapping[str, Array], after: Mapping[str, Array]) -> None:
