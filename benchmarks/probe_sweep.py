@@ -20,31 +20,33 @@ import numpy as np
 import torch
 from torch import nn
 
-from rsbackbones.eval.samples import Samples
-from rsbackbones.eval.sweep import Kind, ProbeOptions, fit_probes
+from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.linear_probe import ProbeOptions, ProbeType, train_probes
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
 from rsbackbones.files.markdown import markdown_table
 
 CLASSES, REPEATS = 10, 3
-CASES: tuple[tuple[Kind, int, int], ...] = (
+CASES: tuple[tuple[ProbeType, int, int], ...] = (
     ("linear", 200, 96), ("linear", 4000, 96), ("linear", 4000, 768), ("mlp", 200, 96), ("mlp", 4000, 96),
 )  # fmt: skip
 OPTIONS = ProbeOptions(warmup=1, epochs=4)
 
 
-def samples(count: int, dim: int) -> Samples:
+def samples(count: int, dim: int) -> FeatureTable:
     draw = np.random.default_rng(0)
     labels = draw.integers(0, CLASSES, count)
-    return Samples((draw.normal(size=(count, dim)) + np.eye(CLASSES, dim)[labels]).astype(np.float32), labels)
+    return FeatureTable(
+        (draw.normal(size=(count, dim)) + np.eye(CLASSES, dim)[labels]).astype(np.float32), labels
+    )
 
 
-def ours(train: Samples, kind: Kind, rates: tuple[float, ...]) -> None:
+def ours(train: FeatureTable, kind: ProbeType, rates: tuple[float, ...]) -> None:
     """Train a probe for each rate, at once."""
-    fit_probes(train, classes=CLASSES, kind=kind, options=replace(OPTIONS, rates=rates))
+    train_probes(train, classes=CLASSES, kind=kind, options=replace(OPTIONS, rates=rates))
 
 
-def plain(train: Samples, kind: Kind, rate: float) -> None:
+def plain(train: FeatureTable, kind: ProbeType, rate: float) -> None:
     """Train one probe with torch's own parts."""
     sizes = [train.features.shape[1], *([OPTIONS.hidden] if kind == "mlp" else []), CLASSES]
     parts = [nn.Linear(a, b) for a, b in pairwise(sizes)]

@@ -24,10 +24,10 @@ from typing import Any
 
 from benchmarks.page import mean_and_deviation
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.data.labelled.dataset import LabelledSet
-from rsbackbones.eval.report import notes_as_markdown, papers_way, table
+from rsbackbones.data.labelled.dataset import LabelledDataset
+from rsbackbones.eval.feature_source import FeatureSource, describe, model_for
+from rsbackbones.eval.report import best_on_test_note, notes_as_markdown, table
 from rsbackbones.eval.run import evaluate
-from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
 from rsbackbones.files.atomic import write_text
 from rsbackbones.zoo.registry import list_weights
 
@@ -63,7 +63,7 @@ class LabelledFile:
     protocols: tuple[str, ...]
     pretrained_on: Mapping[str, str] = field(default_factory=dict)
 
-    def open(self, folder: Path, seed: int) -> LabelledSet:
+    def open(self, folder: Path, seed: int) -> LabelledDataset:
         """Open it; where it has no split of its own, with that of ``seed``."""
         return open_labelled(folder / self.file, mapping=self.mapping, seed=seed)
 
@@ -120,9 +120,9 @@ def measure(folder: Path, out: Path, only: str, sets: str) -> dict[str, Any]:
                 "cache": here / "cache",
             }
             subjects = [
-                of_weights(entry.id, model, how),
-                of_random_weights(partial(model_for, data, entry.architecture, **alike), how),
-                of_statistics(model, how),
+                FeatureSource.pretrained(entry.id, model, how),
+                FeatureSource.random_init(partial(model_for, data, entry.architecture, **alike), how),
+                FeatureSource.band_statistics(model, how),
             ]
             here.mkdir(parents=True, exist_ok=True)
             found = evaluate(held.protocols, subjects, open_set, here, seeds=SEEDS)
@@ -133,7 +133,7 @@ def measure(folder: Path, out: Path, only: str, sets: str) -> dict[str, Any]:
                 rows.append({key: row[key] for key in kept} | {"details": best})
             facts = {s.name: dict(s.facts) for s in subjects}
             record.setdefault(entry.id, {})[name] = found | {
-                "rows": rows, "subjects": facts, "notes": said_of(data, model),
+                "rows": rows, "subjects": facts, "notes": describe(data, model),
             }  # fmt: skip
     return record
 
@@ -206,7 +206,7 @@ def page(record: dict[str, Any]) -> str:
                 "",
                 table(found["rows"], found["metric"]),
             ]
-            lines += papers_way(found["rows"])
+            lines += best_on_test_note(found["rows"])
             lines += notes_as_markdown(found["notes"])
     return "\n".join(lines) + "\n"
 

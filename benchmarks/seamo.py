@@ -22,11 +22,11 @@ from typing import Any
 import rsbackbones as rsb
 from benchmarks.page import mean_and_deviation
 from benchmarks.results import ROOT, SETS
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.feature_source import FeatureSource, model_for
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.run import evaluate
-from rsbackbones.eval.subject import Subject, model_for, of_random_weights
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
 from rsbackbones.files.markdown import markdown_table, replace_between
@@ -88,14 +88,14 @@ def _weights_of(run: Path) -> dict[str, Any]:
     }
 
 
-def trained(runs: Mapping[int, dict[str, Any]], data: LabelledSet, seed: int) -> rsb.Backbone:
+def trained(runs: Mapping[int, dict[str, Any]], data: LabelledDataset, seed: int) -> rsb.Backbone:
     """Return the model that the run of a seed gave, for a set."""
     return model_for(data, "seamo_vit_tiny", checkpoint=Path(runs[seed]["file"]))
 
 
 def features_of(
-    runs: Mapping[int, dict[str, Any]], how: Mapping[str, Any], data: LabelledSet, seed: int
-) -> Encoded:
+    runs: Mapping[int, dict[str, Any]], how: Mapping[str, Any], data: LabelledDataset, seed: int
+) -> FeatureTable:
     """Return the features that the run of a seed gives of a set."""
     return encode(trained(runs, data, seed), data, **how)
 
@@ -114,8 +114,11 @@ def measure(data: Path, out: Path) -> dict[str, Any]:
 
         like = trained(made[PHASE_1], held, SEEDS[0])
         alike: dict[str, Any] = {"modalities": like.modalities, "bands": like.bands, "pretrained": False}
-        random = of_random_weights(partial(model_for, held, "seamo_vit_tiny", **alike), how)
-        subjects = [*(Subject(v, partial(features_of, runs, how), {}) for v, runs in made.items()), random]
+        random = FeatureSource.random_init(partial(model_for, held, "seamo_vit_tiny", **alike), how)
+        subjects = [
+            *(FeatureSource(v, partial(features_of, runs, how), {}) for v, runs in made.items()),
+            random,
+        ]
         here = out / "eval" / name.replace(" ", "_")
         here.mkdir(parents=True, exist_ok=True)
         found = evaluate(PROTOCOLS, subjects, open_set, here, seeds=SEEDS)

@@ -39,7 +39,7 @@ OUTSIDE = {
     "__init__": set(),
     "sensors": set(),
     "layers": {"einops", "torch"},
-    "files": {"torch"},
+    "files": {"filelock", "numpy", "torch"},
     "models": {"torch"},
     "preprocess": {"torch"},
     "zoo": {"torch"},

@@ -101,27 +101,27 @@ def _eval(options: argparse.Namespace) -> int:
     from functools import cache
 
     from rsbackbones.data.labelled import open_labelled
-    from rsbackbones.data.labelled.dataset import LabelledSet
+    from rsbackbones.data.labelled.dataset import LabelledDataset
+    from rsbackbones.eval.diagnostics import DIAGNOSTICS, DiagnosticOptions, run_diagnostics
     from rsbackbones.eval.extrapolation import SIZES
-    from rsbackbones.eval.gallery import draw_pictures
-    from rsbackbones.eval.measure import MEASUREMENTS, MeasureOptions, measure
+    from rsbackbones.eval.feature_source import FeatureSource, describe, model_for
+    from rsbackbones.eval.plot_evaluation import plot_evaluation
     from rsbackbones.eval.report import write_report
-    from rsbackbones.eval.run import PROTOCOLS, chosen_streams, described, evaluate
-    from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights, said_of
+    from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data, evaluate
     from rsbackbones.models.config import as_json
     from rsbackbones.zoo.registry import resolve_random_init
 
     names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
-    if unknown := [name for name in names if name not in (*PROTOCOLS, *MEASUREMENTS)]:
+    if unknown := [name for name in names if name not in (*PROTOCOLS, *DIAGNOSTICS)]:
         raise ValueError(
-            f"unknown protocol {', '.join(unknown)}; there are {', '.join((*PROTOCOLS, *MEASUREMENTS))}"
+            f"unknown protocol {', '.join(unknown)}; there are {', '.join((*PROTOCOLS, *DIAGNOSTICS))}"
         )
-    measurements = [name for name in names if name in MEASUREMENTS]
+    diagnostics = [name for name in names if name in DIAGNOSTICS]
     protocols = [name for name in names if name in PROTOCOLS]
-    if measurements and (options.size or options.tile or options.overlap or options.pool != "pooled"):
+    if diagnostics and (options.size or options.tile or options.overlap or options.pool != "pooled"):
         raise ValueError(
             f"--size, --tile, --overlap and --pool only apply to protocols over features; run "
-            f"{', '.join(measurements)} in a separate command without them"
+            f"{', '.join(diagnostics)} in a separate command without them"
         )
     if options.sparse_k and "sparse" not in names:
         raise ValueError(
@@ -142,7 +142,7 @@ def _eval(options: argparse.Namespace) -> int:
     rules = band_rules(options)
 
     @cache
-    def open_set(seed: int) -> LabelledSet:
+    def open_set(seed: int) -> LabelledDataset:
         return open_labelled(
             options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
             bands=given or None, units=dict(_pairs(options.units, "--units", "MODALITY=UNIT")),
@@ -182,47 +182,47 @@ def _eval(options: argparse.Namespace) -> int:
     }  # fmt: skip
     if options.random_weights:
         model = build(pretrained=False)
-        subjects = [of_random_weights(lambda: build(pretrained=False), how)]
+        subjects = [FeatureSource.random_init(lambda: build(pretrained=False), how)]
         if options.baselines:  # the untrained model is already there
-            subjects.append(of_statistics(model, how))
+            subjects.append(FeatureSource.band_statistics(model, how))
     else:
         model = build(checkpoint=options.checkpoint)
-        subjects = [of_weights(str(options.checkpoint or options.model), model, how)]
+        subjects = [FeatureSource.pretrained(str(options.checkpoint or options.model), model, how)]
         if options.baselines:
             # All weights are random, so the rule only affects statistics. A checkpoint may have any shape.
             own = ("modalities", "bands", "sensors")
             shape = {f: value for f, value in as_json(model.config).items() if f not in own}
             untrained = chosen | {"modalities": model.modalities, "bands": model.bands, "overrides": shape}
-            random = of_random_weights(
+            random = FeatureSource.random_init(
                 lambda: model_for(data, model.architecture, **untrained, pretrained=False).to(options.device),
                 how,
             )
-            subjects += [random, of_statistics(model, how)]
+            subjects += [random, FeatureSource.band_statistics(model, how)]
     if options.streams:
         chosen_streams(list(model.stream_inputs), names_in(options.streams))
-    notes = said_of(data, model) + (_describe_encoding(how) if protocols else [])
+    notes = describe(data, model) + (_describe_encoding(how) if protocols else [])
     for note in notes:
         print(note, file=sys.stderr)
     run: dict[str, Any] = {
         "seeds": seeds, "streams": names_in(options.streams) if options.streams else None,
         "progress": not options.quiet,
     }  # fmt: skip
-    found: dict[str, Any] = described(data, seeds) | {"rows": []}
+    found: dict[str, Any] = describe_data(data, seeds) | {"rows": []}
     if protocols:
         ks = _numbers(options.sparse_k) if options.sparse_k else None
         found = evaluate(
             protocols, subjects, open_set, options.output, sparse_k=ks, device=options.device, **run
         )
-    found["measurements"] = {}
-    if measurements:
-        how_measured = MeasureOptions(
+    found["diagnostics"] = {}
+    if diagnostics:
+        how_measured = DiagnosticOptions(
             train_size=options.train_size or 120,
             sizes=[_size(size) for size in names_in(options.sizes)] if options.sizes else SIZES,
             batch_size=options.batch_size,
             cache=how["cache"],
         )
-        found["measurements"] = measure(
-            measurements, subjects, open_set, options.output, options=how_measured, **run
+        found["diagnostics"] = run_diagnostics(
+            diagnostics, subjects, open_set, options.output, options=how_measured, **run
         )
     if protocols:
         found["encoding"] = {name: how[name] for name in ("level", "size", "tile", "overlap")}
@@ -230,7 +230,7 @@ def _eval(options: argparse.Namespace) -> int:
     found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
     print(write_report(options.output, found), end="")
     if options.pictures:
-        paths, undrawn = draw_pictures(
+        paths, undrawn = plot_evaluation(
             options.output / "pictures", found, subjects, data, streams=run["streams"], size=options.size,
             progress=not options.quiet,
         )  # fmt: skip

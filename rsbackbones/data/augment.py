@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A square of an image and how it is turned: all that is random about a sample but mixup."""
+    """A crop, its flips and turns: everything random about a sample except mixup."""
 
     top: int
     left: int
@@ -33,7 +33,7 @@ class View:
 CropRange = tuple[int, int] | tuple[float, float]
 # Along both axes, left to right only, or not at all.
 Flips = bool | Literal["horizontal"]
-# How the crops of a place's seasons lie to each other.
+# How the crops of the seasons of a place overlap.
 Region = Literal["same", "partial", "disjoint"]
 
 
@@ -143,7 +143,7 @@ def resize_and_turn(view: View, image: Tensor, size: int) -> Tensor:
 
 
 def turn(view: View, image: Tensor) -> Tensor:
-    """Flip and turn [..., H, W] as a view says, whatever it shows: an image or the map of its labels."""
+    """Flip and turn an image or a label map, [..., H, W]."""
     dims = [d for d, flip in ((-2, view.flip_rows), (-1, view.flip_columns)) if flip]
     return torch.rot90(image.flip(dims) if dims else image, view.quarter_turns, (-2, -1))
 
@@ -151,7 +151,7 @@ def turn(view: View, image: Tensor) -> Tensor:
 def draw_mixup(generator: torch.Generator, alpha: float, length: int) -> tuple[int, float]:
     """Draw the partner of a sample, an index below ``length``, and the share of the sample itself.
 
-    The share is Beta(alpha, alpha) distributed: the paper gives only "mixup=0.3". Two gamma variables make a
+    The share is Beta(alpha, alpha) distributed: the paper states only "mixup=0.3". Two gamma variables make a
     beta one; torch draws gamma from an explicit generator.
     """
     partner = int(torch.randint(length, (1,), generator=generator))

@@ -1,4 +1,4 @@
-"""What every image must be before it is used: all sensors, right shapes, one grid, finite, not empty."""
+"""Validation of samples: all sensors, right shapes, one grid, finite, not empty."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.date_alignment import MOST_DAYS_APART
+from rsbackbones.data.date_alignment import MAX_DAYS_APART
 from rsbackbones.data.source import BadSample, Sample
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 
-def checked(
+def validate_sample(
     images: Mapping[str, Array],
     bands: Mapping[str, tuple[str, ...]],
     *,
@@ -25,11 +25,11 @@ def checked(
 
     Args:
         images: by sensor [C, H, W], or [T, C, H, W] where ``frames`` is given.
-        bands: the sensors that there must be, and the names of their channels.
+        bands: the required sensors, and the names of their channels.
         frames: T, or ``None`` for a single date.
         dates: by sensor, days since 1970-01-01, one per frame.
-        valid: with ``frames``, by sensor [T] booleans, ``False`` where it has no image at a date; what is in
-            its place becomes 0. A sensor that is not named, or is ``True`` throughout, has all.
+        valid: with ``frames``, by sensor [T] booleans, ``False`` where an image is missing; its pixels become
+            0. Sensors absent from the mapping, or all ``True``, are complete.
 
     Raises:
         BadSample: a sensor is missing or has no image at any date, an image has another shape, type or grid,
@@ -48,9 +48,9 @@ def checked(
             raise BadSample(f"{sensor} has the shape {list(image.shape)}, expected [{wanted}, H, W]")
         if image.dtype.kind not in "iuf":
             raise BadSample(f"{sensor} has the type {image.dtype}, expected integers or floats")
-        held = _held(sensor, valid or {}, frames)
+        held = _available(sensor, valid or {}, frames)
         for one in image[None] if frames is None else image if held.all() else image[held]:
-            if fault := _fault(one):
+            if fault := _find_fault(one):
                 raise BadSample(f"{sensor} {fault}")
         if not held.all():
             gaps[sensor] = held
@@ -63,12 +63,12 @@ def checked(
         apart = np.ptp(np.stack(list(dates.values())).astype(np.int64), axis=0)
         for held in gaps.values():
             apart = np.where(held, apart, 0)
-        if apart.max() > MOST_DAYS_APART:
+        if apart.max() > MAX_DAYS_APART:
             raise BadSample(f"the sensors' images were taken {apart.max()} days apart")
     return Sample(images=good, dates=dict(dates or {}), valid=gaps)
 
 
-def stack_usable(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Bools]:
+def stack_valid(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Bools]:
     """Stack a sensor's images of all dates, with 0 for those that are missing or not usable.
 
     Args:
@@ -82,7 +82,7 @@ def stack_usable(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Bo
     Raises:
         BadSample: none is usable.
     """
-    faults = ["is missing" if image is None else _fault(image) for image in images]
+    faults = ["is missing" if image is None else _find_fault(image) for image in images]
     usable = [image for image, fault in zip(images, faults, strict=True) if image is not None and not fault]
     if not usable:
         raise BadSample(f"{sensor} has no usable image at any of {len(images)} dates; the first {faults[0]}")
@@ -92,15 +92,15 @@ def stack_usable(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Bo
     return stack, held
 
 
-def _fault(image: Array) -> str | None:
-    """Say what makes an image of one date unusable."""
+def _find_fault(image: Array) -> str | None:
+    """Return why an image of one date is unusable, or ``None``."""
     if image.dtype.kind == "f" and (bad := image.size - int(np.isfinite(image).sum())):
         return f"has {bad} of {image.size} values without data (NaN or infinite)"
     return None if image.any() else "is zero everywhere"
 
 
-def _held(sensor: str, valid: Mapping[str, Array], frames: int | None) -> Bools:
-    """Return at which dates a sensor has an image."""
+def _available(sensor: str, valid: Mapping[str, Array], frames: int | None) -> Bools:
+    """Return the dates at which a sensor has an image, [T] bool."""
     if sensor not in valid:
         return np.ones(frames or 1, bool)
     held = valid[sensor]

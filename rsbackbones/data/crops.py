@@ -1,19 +1,25 @@
-"""A labelled set of crops of the images of another: other sizes at the same ground resolution."""
+"""Crops of the images of a labelled data set: other sizes at the same ground resolution."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet, label_scale
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, label_scale
 
 Size = tuple[int, int]
+# Crops of one image are often read one after the other.
+_KEPT_IMAGES = 16
 
 
-def cropped(data: LabelledSet, size: int | Size, *, splits: Sequence[str] | None = None) -> LabelledSet:
-    """Return the crops of a set's images as a set: the whole grid of them that fits, in the middle.
+def cropped(
+    data: LabelledDataset, size: int | Size, *, splits: Sequence[str] | None = None
+) -> LabelledDataset:
+    """Return a data set of crops: of every image the largest centered grid of whole crops.
 
     Args:
         data: images may be of any sizes; all are read once for them. A crop has its image's label, or its
@@ -45,7 +51,7 @@ def cropped(data: LabelledSet, size: int | Size, *, splits: Sequence[str] | None
             places += [(image, top + i * height, left + j * width) for i in range(down) for j in range(right)]
         found[split] = np.arange(first, len(places))
     chosen = np.array(places, dtype=np.int64).reshape(-1, 3)
-    said = f"{data.digest} {height} x {width} {places}"
+    described = f"{data.digest} {height} x {width} {places}"
     return replace(
         data,
         name=f"{data.name}, {name_of((height, width))} px",
@@ -53,13 +59,13 @@ def cropped(data: LabelledSet, size: int | Size, *, splits: Sequence[str] | None
         splits=found,
         labels=None if data.labels is None else data.labels[chosen[:, 0]],
         read=Crops(data.read, (height, width), chosen),
-        digest=hashlib.sha256(said.encode()).hexdigest(),
+        digest=hashlib.sha256(described.encode()).hexdigest(),
         notes=(*data.notes, f"crops of {name_of((height, width))} pixels, without overlap"),
     )
 
 
 class Crops:
-    """Reads crops; keeps the last image, as its crops are next to each other.
+    """Reads crops. Where one reaches beyond its image, the last pixels are repeated and have no label.
 
     Attributes:
         size: of a crop, (height, width).
@@ -71,19 +77,38 @@ class Crops:
     ) -> None:
         self.size, self.places = size, places
         self._read = read
-        self._last: tuple[int, dict[str, Array]] | None = None
+        self._read_image = lru_cache(_KEPT_IMAGES)(read)
 
     def __call__(self, index: int) -> dict[str, Array]:
         image, row, column = self.places[index].tolist()
-        last = self._last  # a local name, as several threads may read
-        if last is None or last[0] != image:
-            last = self._last = (image, self._read(image))
+        sample = self._read_image(image)
         height, width = self.size
-        cropped = {}
-        for name, array in last[1].items():
-            s = label_scale(last[1]) if name == "label" else 1
-            cropped[name] = array[..., row * s : (row + height) * s, column * s : (column + width) * s]
-        return cropped
+        grid = next(x.shape[-2:] for name, x in sample.items() if name != "label" and x.ndim > 1)
+        crop = {}
+        for name, array in sample.items():
+            if array.ndim == 1:  # the dates of a series, and which of its images are missing
+                crop[name] = array
+                continue
+            s = label_scale(sample) if name == "label" else 1
+            if name != "label" and array.shape[-2:] != grid:
+                raise ValueError(
+                    f"{name} is {array.shape[-2]} x {array.shape[-1]} pixels, another image of the sample "
+                    f"{grid[0]} x {grid[1]}; crops need one grid"
+                )
+            part = array[..., row * s : (row + height) * s, column * s : (column + width) * s]
+            if part.shape[-2:] != (height * s, width * s):
+                beyond = ((0, height * s - part.shape[-2]), (0, width * s - part.shape[-1]))
+                margin = (*[(0, 0)] * (part.ndim - 2), *beyond)
+                part = (
+                    np.pad(part, margin, constant_values=IGNORED)
+                    if name == "label"
+                    else np.pad(part, margin, mode="edge")
+                )
+            crop[name] = part
+        return crop
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Crops, (self._read, self.size, self.places)
 
 
 def pair(size: int | Size) -> Size:
@@ -92,5 +117,5 @@ def pair(size: int | Size) -> Size:
 
 
 def name_of(size: Size) -> str:
-    """Return a size as tables have it, ``120`` or ``96 x 480``."""
+    """Return a size as text, ``120`` or ``96 x 480``."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]} x {size[1]}"

@@ -1,4 +1,4 @@
-"""Putting a place's images in order of time, and bringing the images of several sensors together by date."""
+"""Images of a place in order of time, and the images of several sensors aligned by date."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ Times = npt.NDArray[Any]  # datetime64 of days or finer
 Ints = npt.NDArray[np.int64]
 
 # A season: images of two sensors further apart do not show the same place in the same state.
-MOST_DAYS_APART = 60
+MAX_DAYS_APART = 60
 
 
 def date_order(times: Times, sensor: str) -> Ints:
@@ -31,25 +31,24 @@ def date_order(times: Times, sensor: str) -> Ints:
 
 
 def pair_dates(frames: Times, others: Times) -> Ints:
-    """Give each frame a date of another sensor, at most 60 days away and no date twice.
+    """Match each frame to a date of another sensor, one to one, at most 60 days away.
 
-    As many frames as can be get one; of all such pairings the one with the least sum of days is taken, and of
-    those the one whose pairs do not cross.
+    The matching has as many pairs as possible, of these the smallest sum of days, and no crossing pairs.
 
     Args:
         frames: dates, datetime64 [T] in order.
         others: dates of another sensor, datetime64 [S] in order.
 
     Returns:
-        [T], indices into ``others``, -1 where a frame gets none.
+        [T], indices into ``others``, -1 for frames without a match.
     """
     from scipy.optimize import linear_sum_assignment
 
     days = [times.astype("datetime64[D]").astype(np.int64) for times in (frames, others)]
     apart = np.abs(days[0][:, None] - days[1])
-    near = apart <= MOST_DAYS_APART
+    near = apart <= MAX_DAYS_APART
     # A pair too far apart costs more than all near ones together: the fewest of them are taken, and undone.
-    cost = np.where(near, apart, (MOST_DAYS_APART + 1) * (min(apart.shape) + 1))
+    cost = np.where(near, apart, (MAX_DAYS_APART + 1) * (min(apart.shape) + 1))
     rows, columns = linear_sum_assignment(cost)
     taken = near[rows, columns]
     pairs = np.full(len(frames), -1, np.int64)
@@ -58,10 +57,10 @@ def pair_dates(frames: Times, others: Times) -> Ints:
     return pairs
 
 
-def line_up(times: Mapping[str, Times]) -> dict[str, Ints]:
-    """Return by sensor which of its images is that of each frame: [T] indices, -1 where it has none.
+def align_dates(times: Mapping[str, Times]) -> dict[str, Ints]:
+    """Return by sensor the index of its image for each frame, [T], -1 for none.
 
-    The frames are the dates of the first sensor in order of time; the others are paired to them.
+    The frames are the sorted dates of the first sensor; the other sensors are matched to them.
 
     Args:
         times: by sensor the dates of its images, datetime64, in any order.
@@ -70,30 +69,30 @@ def line_up(times: Mapping[str, Times]) -> dict[str, Ints]:
         BadSample: the images of a sensor cannot be ordered.
     """
     first, *others = times
-    lined = {first: date_order(times[first], first)}
-    frames = times[first][lined[first]]
+    aligned = {first: date_order(times[first], first)}
+    frames = times[first][aligned[first]]
     for sensor in others:
         order = date_order(times[sensor], sensor)
         pairs = pair_dates(frames, times[sensor][order])
-        lined[sensor] = np.where(pairs < 0, -1, order[pairs])
-    return lined
+        aligned[sensor] = np.where(pairs < 0, -1, order[pairs])
+    return aligned
 
 
-def line_up_whole(times: Mapping[str, Times], frame: int | None = None) -> dict[str, Ints]:
-    """Return :func:`line_up` of all frames, or of one, [1], in which no sensor may lack an image.
+def align_complete_dates(times: Mapping[str, Times], frame: int | None = None) -> dict[str, Ints]:
+    """Return :func:`align_dates` of all frames, or of one, [1]; every sensor must have an image.
 
     Raises:
         BadSample: the images of a sensor cannot be ordered, or it has none for a frame.
     """
-    lined = line_up(times)
+    aligned = align_dates(times)
     first = next(iter(times))
     if frame is not None:
-        lined = {sensor: which[[frame]] for sensor, which in lined.items()}
-    for sensor, which in lined.items():
+        aligned = {sensor: which[[frame]] for sensor, which in aligned.items()}
+    for sensor, which in aligned.items():
         if (lacking := which < 0).any():
-            day = times[first][lined[first][lacking][0]].astype("datetime64[D]")
+            day = times[first][aligned[first][lacking][0]].astype("datetime64[D]")
             raise BadSample(
-                f"{sensor} has no image for that of {first} of {day}: all are more than {MOST_DAYS_APART} "
+                f"{sensor} has no image for that of {first} of {day}: all are more than {MAX_DAYS_APART} "
                 "days away, or go with another"
             )
-    return lined
+    return aligned

@@ -1,4 +1,4 @@
-"""Open files, a few at once, and never one that another process opened."""
+"""A cache of open files, of this process only."""
 
 import os
 from collections import OrderedDict
@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Handles(Generic[T]):
-    """The last ``most`` things that ``opener`` opened, by path. Travels by pickle without them.
+class FileCache(Generic[T]):
+    """Keeps the last ``most`` files open, by path; ``opener`` opens one. Open files are not pickled.
 
     40 is two sensors' files for the 16 blocks that the sampler shuffles together, and some.
 
@@ -23,8 +23,8 @@ class Handles(Generic[T]):
         self._process = os.getpid()
         self._open: OrderedDict[str, T] = OrderedDict()
 
-    def get(self, path: str) -> T:
-        """Return what is open at ``path``, opening it where it is not."""
+    def open(self, path: str) -> T:
+        """Return the open file of a path."""
         if self._process != os.getpid():
             self._open, self._process = OrderedDict(), os.getpid()
         if path not in self._open:
@@ -35,4 +35,4 @@ class Handles(Generic[T]):
         return self._open[path]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Handles, (self._opener, self._most)
+        return FileCache, (self._opener, self._most)

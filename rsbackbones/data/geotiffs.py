@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.data.check import checked
+from rsbackbones.data.check import validate_sample
 from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
@@ -68,7 +68,7 @@ class GeoTiffSource:
         self.bands = self._most_frequent_bands(whole)
 
     def _most_frequent_bands(self, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Look at some places, evenly over the source; the first one may be the odd one out."""
+        """Return the bands of most of some places, evenly over the source; the first may be an exception."""
         seen: Counter[tuple[tuple[str, tuple[str, ...]], ...]] = Counter()
         problem: ValueError | None = None
         for i in sorted({i * len(keys) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
@@ -83,14 +83,14 @@ class GeoTiffSource:
                 continue
             seen[tuple(bands.items())] += 1
         if not seen:
-            raise ValueError(f"{self.root}: no file that was looked at can be used: {problem}") from problem
+            raise ValueError(f"{self.root}: no probed file can be used: {problem}") from problem
         return dict(seen.most_common(1)[0][0])
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def describe(self, place: int) -> str:
-        """Return the place's name: what its files' stems have in common."""
+        """Return the name of a place: the common part of its files' stems."""
         return self._keys[place]
 
     def read(self, place: int, frame: int | None = None) -> Sample:
@@ -126,10 +126,10 @@ class GeoTiffSource:
         images = {s: arrays[s][[held[s].index(band) for band in names]] for s, names in self.bands.items()}
         if frame is None:
             images = {s: image[None] for s, image in images.items()}
-        return checked(images, self.bands, frames=None if frame is not None else 1)
+        return validate_sample(images, self.bands, frames=None if frame is not None else 1)
 
 
-# So many places are looked at to find which bands the files hold.
+# The number of places that are read to find the bands of the files.
 _PROBED_SAMPLES = 16
 _ALL = "*"  # the one file of a place that holds all sensors
 

@@ -7,28 +7,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.check import checked, stack_usable
-from rsbackbones.data.date_alignment import line_up, line_up_whole
+from rsbackbones.data.check import stack_valid, validate_sample
+from rsbackbones.data.date_alignment import align_complete_dates, align_dates
 from rsbackbones.data.grid import to_grid
+from rsbackbones.data.npz_archive import Array, NpzArchive
 from rsbackbones.data.npz_dates import find_kept, read_times
-from rsbackbones.data.npz_layout import (
-    check_shapes,
-    find_channels,
-    find_dates,
-    read_shapes,
-    with_all_axes,
-)
+from rsbackbones.data.npz_layout import check_shapes, find_channels, find_dates, with_all_axes
 from rsbackbones.data.source import Sample
 from rsbackbones.data.windows import tile_starts
 from rsbackbones.sensors import get_sensor
 
-Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NpzFile:
-    """What a .npz file holds, in plain types.
+    """A description of a .npz file, in plain types.
 
     Attributes:
         path: the file.
@@ -36,20 +30,19 @@ class NpzFile:
             ``{"s2": {"s2_10m": ("B02", ...), "s2_20m": ("B05", ...)}, "s1": {"s1": ("VV", "VH")}}``. An
             array is [C, H, W] (one place) or [n, C, H, W]; with ``series`` [T, C, H, W] (one place at T
             dates) or [n, T, C, H, W]. Arrays of coarser pixels are resized to the finest of all.
-        pick: by sensor the bands to give, in this order; others in the arrays are dropped. Default: all, in
+        pick: by sensor the bands to read, in this order; others in the arrays are dropped. Default: all, in
             the order of the arrays.
-        tile: cut places into tiles of so many pixels, each a place of its own.
-        series: the arrays have an axis of dates. An image of which a pixel has no data is then marked as
-            missing when a place is read at all dates.
+        tile: cut places into tiles of this side in pixels; every tile is a place.
+        series: the arrays have an axis of dates. When a place is read at all dates, an image with missing
+            pixels is then marked as missing.
         dates: with ``series``, the array of ISO dates [T] or [n, T] of all sensors, or each sensor's own:
-            ``{"s2": "s2_dates", "s1": "s1_dates"}``. The dates of the first sensor of ``images``, in order,
-            are the frames; where the others have their own, of their own number, each frame gets the nearest
-            in time, one to one, at most 60 days away. Without ``dates`` the frames are taken to be in order
-            of time.
-        keep: ISO dates of the first sensor: the frames to use, such as the cloudless ones. Default: all.
-        units: by sensor, where it is not ``dn`` or ``db``: ``dn_baseline_0400``, or ``worldcereal_db`` for
-            integers of which 20 log10(x) - 83 is dB.
-        nodata: by sensor the value that stands for no data.
+            ``{"s2": "s2_dates", "s1": "s1_dates"}``. The sorted dates of the first sensor of ``images`` are
+            the frames. A sensor with other dates is aligned to them: each frame gets the nearest image, one
+            to one, at most 60 days away. Without ``dates`` the frames must be in order of time.
+        keep: ISO dates of the first sensor: the frames to use, such as cloudless ones. Default: all.
+        units: by sensor, where it is not ``dn`` or ``db``: ``dn_baseline_0400``, or ``worldcereal_db``
+            (integers x, dB = 20 log10(x) - 83).
+        nodata: by sensor the value of pixels without data.
     """
 
     path: str
@@ -67,7 +60,7 @@ class NpzSource:
     """The places of a .npz file. The arrays are loaded at the first read, once in every process.
 
     Args:
-        file: what the file holds.
+        file: its description.
         name: default: the file's name.
 
     Raises:
@@ -80,14 +73,14 @@ class NpzSource:
         self.file = file
         self.name = name or Path(file.path).stem
         self.bands, self._channels = find_channels(file)
-        held = read_shapes(Path(file.path))
-        date_arrays = find_dates(file, held)
-        shapes = check_shapes(file, held)
+        self._archive = NpzArchive(Path(file.path))
+        date_arrays = find_dates(file, self._archive)
+        shapes = check_shapes(file, self._archive)
         self._height = max(shape[3] for found in shapes.values() for shape in found)
         self._width = max(shape[4] for found in shapes.values() for shape in found)
         lengths = {sensor: (found[0][0], found[0][1]) for sensor, found in shapes.items()}
         self._places, self.frames = next(iter(lengths.values()))
-        self._times = read_times(Path(file.path), date_arrays, lengths) if date_arrays else {}
+        self._times = read_times(self._archive, date_arrays, lengths) if date_arrays else {}
         if self._times:
             self._kept = find_kept(Path(file.path), file.keep, next(iter(self._times.values())))
             self.frames = self._kept.shape[1]
@@ -108,7 +101,6 @@ class NpzSource:
                 raise ValueError(
                     f"{file.path}: tile {file.tile} is larger than the images, {self._height} x {self._width}"
                 )
-        self._arrays: dict[str, Array] = {}
 
     def __len__(self) -> int:
         return self._places * len(self._windows)
@@ -120,22 +112,21 @@ class NpzSource:
         return f"{Path(self.file.path).name}[{index}]{corner}"
 
     def read(self, place: int, frame: int | None = None) -> Sample:
-        """Read a place; of a series at all dates, images that are missing or have no data are marked.
+        """Read a place at one date, or at all dates with missing images marked.
 
         Raises:
             BadSample: pixels without data, no image of a sensor for the frame, or for any, or dates that
                 cannot be ordered.
         """
-        self._load()
         index, window = divmod(place, len(self._windows))
         images: dict[str, Array] = {}
         dates: dict[str, Array] = {}
         valid: dict[str, Array] = {}
-        lined = self._line_up(index, frame)
-        for sensor, which in lined.items():
+        aligned = self._align(index, frame)
+        for sensor, which in aligned.items():
             read = [None if i < 0 else self._read_image(sensor, index, int(i), window) for i in which]
             if self.file.series and frame is None:
-                images[sensor], valid[sensor] = stack_usable(sensor, read)
+                images[sensor], valid[sensor] = stack_valid(sensor, read)
             else:
                 images[sensor] = np.stack([image for image in read if image is not None])
             if self._times:
@@ -145,37 +136,34 @@ class NpzSource:
         if frame is not None:
             images = {sensor: image[0] for sensor, image in images.items()}
         frames = self.frames if frame is None else None
-        return checked(images, self.bands, frames=frames, dates=dates, valid=valid)
+        return validate_sample(images, self.bands, frames=frames, dates=dates, valid=valid)
 
-    def _line_up(self, index: int, frame: int | None) -> dict[str, Ints]:
-        """Return by sensor the positions of the frames' images on its axis of dates, -1 where it has none."""
+    def _align(self, index: int, frame: int | None) -> dict[str, Ints]:
+        """Return by sensor the position of each frame's image on its axis of dates, -1 for none."""
         if not self._times:
             which = np.arange(self.frames) if frame is None else np.arange(self.frames)[[frame]]
             return dict.fromkeys(self._channels, which)
         times = {sensor: held[index] for sensor, held in self._times.items()}
         first, kept = next(iter(times)), self._kept[index]
         times[first] = times[first][kept]
-        lined = line_up(times) if frame is None else line_up_whole(times, frame)
-        lined[first] = kept[lined[first]]
-        return lined
+        aligned = align_dates(times) if frame is None else align_complete_dates(times, frame)
+        aligned[first] = kept[aligned[first]]
+        return aligned
 
     def _read_image(self, sensor: str, index: int, date: int, window: int) -> Array:
         """Return a sensor's image of one date, [C, H, W], NaN where there is no data."""
-        arrays = self._channels[sensor]
-        parts = [
-            self._cut(self._arrays[array][index, date], positions, sensor, window)
-            for array, positions in arrays.items()
-        ]
-        held = [band for array in arrays for band in self._named(sensor, array)]
+        parts, held = [], []
+        for name, positions in self._channels[sensor].items():
+            array = self._archive.read(name)
+            array = array.reshape(with_all_axes(array.shape, self.file.series))
+            array.flags.writeable = False  # samples may be views of it
+            parts.append(self._cut(array[index, date], positions, sensor, window))
+            held += [get_sensor(sensor).band(self.file.images[sensor][name][i]).name for i in positions]
         joined: Array = np.concatenate(parts, axis=-3)[[held.index(band) for band in self.bands[sensor]]]
         return joined
 
-    def _named(self, sensor: str, array: str) -> list[str]:
-        names = self.file.images[sensor][array]
-        return [get_sensor(sensor).band(names[i]).name for i in self._channels[sensor][array]]
-
     def _cut(self, image: Array, channels: tuple[int, ...], sensor: str, window: int) -> Array:
-        """Return channels of the window on the finest grid, in our unit, NaN where there is no data."""
+        """Return channels of the window on the finest grid, in DN or dB, NaN where there is no data."""
         (row, column), (height, width) = self._windows[window], self._side
         cut = (..., slice(row, row + height), slice(column, column + width))
         fine = image.shape[-2:] == (self._height, self._width)
@@ -193,19 +181,6 @@ class NpzSource:
         if empty is not None and empty.any():
             image = np.where(empty, np.float32(np.nan), image.astype(np.float32))
         return image if fine else to_grid(image, self._height, self._width)[cut]
-
-    def _load(self) -> None:
-        if self._arrays:
-            return
-        with np.load(self.file.path, allow_pickle=False) as held:
-            arrays = {}
-            for sensor in self._channels.values():
-                for name in sensor:
-                    array = held[name]
-                    array = array.reshape(with_all_axes(array.shape, self.file.series))
-                    array.flags.writeable = False  # samples may be views of it
-                    arrays[name] = array
-            self._arrays = arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NpzSource, (self.file, self.name)

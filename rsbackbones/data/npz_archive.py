@@ -1,30 +1,27 @@
-"""The arrays of ``.npz`` files: each read when it is asked for, and sample by sample."""
+"""The one reader of arrays in ``.npz`` files, for pretraining data and labelled data sets alike."""
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from rsbackbones.data.grid import same_extent, to_grid
-from rsbackbones.data.labelled.dataset import Array
-
-# By the name of an array the bands of its channels; ``None``: the array NAME_bands of the file says.
-Parts = Mapping[str, Sequence[str]]
+Array = npt.NDArray[Any]
 # What a damaged archive raises, or the header of a damaged array.
 _DAMAGE = (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, TokenError)
 
 
 class NpzArchive:
-    """The arrays of a file; each is read when it is first asked for, once in every process.
+    """The arrays of a file. Each is read at its first use, once in every process.
 
     Attributes:
-        facts: by array what changes with it: size and checksum, as the archive states them.
+        facts: size and checksum of each array, as the archive states them; they change with its content.
+
+    Raises:
+        ValueError: the file cannot be read as ``.npz``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +35,11 @@ class NpzArchive:
             raise ValueError(f"cannot read {path} as .npz: {error}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of an array, from its header alone."""
+        """Return the shape of an array, from its header alone.
+
+        Raises:
+            ValueError: there is no such array, or it is damaged.
+        """
         self._known(name)
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
@@ -49,12 +50,16 @@ class NpzArchive:
             raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
 
     def read(self, name: str) -> Array:
-        """Return an array."""
+        """Return an array.
+
+        Raises:
+            ValueError: as :meth:`shape`.
+        """
         if name not in self._arrays:
             self._known(name)
             try:
-                with np.load(self.path, allow_pickle=False) as held:
-                    self._arrays[name] = held[name]
+                with np.load(self.path, allow_pickle=False) as arrays:
+                    self._arrays[name] = arrays[name]
             except _DAMAGE as error:
                 raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
         return self._arrays[name]
@@ -65,50 +70,3 @@ class NpzArchive:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_arrays": {}}
-
-
-@dataclass(frozen=True)
-class NpzReader:
-    """Reads a sample by its number.
-
-    Attributes:
-        files, counts: the files, and how many places each has; ``None``: one, without an axis for it.
-        starts: the number of the first sample of each file, and that after the last.
-        images: by sensor its arrays, by date where there are two.
-        label: the array of maps, where labels are maps.
-    """
-
-    files: tuple[NpzArchive, ...]
-    starts: tuple[int, ...]
-    counts: tuple[int | None, ...]
-    images: Mapping[str, tuple[Parts, ...]]
-    label: str | None
-
-    def __call__(self, index: int) -> dict[str, Array]:
-        number = next(n for n, (low, high) in enumerate(pairwise(self.starts)) if low <= index < high)
-        file, place = self.files[number], index - self.starts[number]
-        if self.counts[number] is None:
-            place = -1
-        sample = {}
-        for sensor, sides in self.images.items():
-            dates = [_joined([_at(file, array, place) for array in parts]) for parts in sides]
-            sample[sensor] = dates[0] if len(dates) == 1 else np.stack(dates)
-        if self.label is not None:
-            label = _at(file, self.label, place)
-            sample["label"] = label.reshape(label.shape[-2:])  # a channel of its own is one
-        return sample
-
-
-def _at(file: NpzArchive, name: str, place: int) -> Array:
-    """An array's part of a place; -1: the array is of one place. A copy, as readers may change it."""
-    array = file.read(name)
-    return (array if place < 0 else array[place]).copy()
-
-
-def _joined(parts: Sequence[Array]) -> Array:
-    height, width = max(part.shape[-2:] for part in parts)
-    if not all(same_extent((height, width), (part.shape[-2], part.shape[-1])) for part in parts):
-        raise ValueError(
-            f"arrays of one sensor are not of one extent: {[list(part.shape) for part in parts]}"
-        )
-    return np.concatenate([to_grid(part, height, width) for part in parts], axis=-3)

@@ -1,4 +1,4 @@
-"""The dates of the images in a .npz file, and which of them are used."""
+"""Dates of the images in a .npz file, and the selection of some."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.data.npz_archive import NpzArchive
+
 Times = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
 def read_times(
-    path: Path, arrays: Mapping[str, str], lengths: Mapping[str, tuple[int, int]]
+    archive: NpzArchive, arrays: Mapping[str, str], lengths: Mapping[str, tuple[int, int]]
 ) -> dict[str, Times]:
     """Return the dates by sensor, datetime64 of days [n, T].
 
     Args:
-        path: the .npz file.
+        archive: the file.
         arrays: by sensor the name of its array of ISO dates, [T] or [n, T].
         lengths: by sensor n and T.
 
@@ -25,24 +27,25 @@ def read_times(
         ValueError: an array holds no dates, or not as many as there are images.
     """
     times: dict[str, Times] = {}
-    with np.load(path, allow_pickle=False) as held:
-        for sensor, name in arrays.items():
-            try:
-                days = held[name].astype("datetime64[D]")
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}: {name} holds no ISO dates such as 2020-06-04: {error}") from error
-            places, dates = lengths[sensor]
-            if days.shape not in ((dates,), (places, dates)):
-                raise ValueError(
-                    f"{path}: {name} has the shape {list(days.shape)}, expected [{dates}] or "
-                    f"[{places}, {dates}]"
-                )
-            times[sensor] = np.broadcast_to(days, (places, dates))
+    for sensor, name in arrays.items():
+        try:
+            days = archive.read(name).astype("datetime64[D]")
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{archive.path}: {name} holds no ISO dates such as 2020-06-04: {error}"
+            ) from error
+        places, dates = lengths[sensor]
+        if days.shape not in ((dates,), (places, dates)):
+            raise ValueError(
+                f"{archive.path}: {name} has the shape {list(days.shape)}, expected [{dates}] or "
+                f"[{places}, {dates}]"
+            )
+        times[sensor] = np.broadcast_to(days, (places, dates))
     return times
 
 
 def find_kept(path: Path, keep: tuple[str, ...], times: Times) -> Ints:
-    """Return where the dates to keep are in every place's, [n, K].
+    """Return the positions of the dates to keep among those of every place, [n, K].
 
     Args:
         path: the .npz file, for the errors.

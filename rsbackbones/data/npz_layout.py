@@ -1,26 +1,22 @@
-"""What the arrays of a .npz file must be to fit its description."""
+"""Checks of the arrays of a .npz file against its description."""
 
-import zipfile
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rsbackbones.data.grid import same_extent
+from rsbackbones.data.npz_archive import NpzArchive
 from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
     from rsbackbones.data.npz import NpzFile
 
-# Unit of the file -> what makes it ours (Sentinel-2 in DN, Sentinel-1 in dB).
+# Units that are read; values become DN (Sentinel-2) or dB (Sentinel-1).
 _UNITS = ("dn", "dn_baseline_0400", "db", "worldcereal_db")
 
 
 def find_channels(
     file: "NpzFile",
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, tuple[int, ...]]]]:
-    """Return the bands to give by sensor, and by sensor and array the positions that hold them."""
+    """Return the bands to read by sensor, and their positions by sensor and array."""
     for what, keys in (("pick", file.pick), ("units", file.units), ("nodata", file.nodata)):
         if unknown := [key for key in keys if key not in file.images]:
             raise ValueError(f"{what} names {', '.join(unknown)}; the images are of {', '.join(file.images)}")
@@ -56,39 +52,14 @@ def find_channels(
     return bands, channels
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of all arrays, without their data.
-
-    Raises:
-        ValueError: the file cannot be read as .npz.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[member.removesuffix(".npy")] = read(file)[0]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read {path} as .npz: {error}") from error
-    return shapes
-
-
-def check_shapes(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[tuple[int, ...]]]:
+def check_shapes(file: "NpzFile", archive: NpzArchive) -> dict[str, list[tuple[int, ...]]]:
     """Return the arrays' shapes by sensor, as [n, T, C, H, W]."""
     path = file.path
     found: dict[str, list[tuple[int, ...]]] = {sensor: [] for sensor in file.images}
     layout = "[T, C, H, W] or [n, T, C, H, W]" if file.series else "[C, H, W] or [n, C, H, W]"
     for sensor, arrays in file.images.items():
         for array, names in arrays.items():
-            if array not in shapes:
-                raise ValueError(f"{path} has no array {array!r}; it has {', '.join(shapes)}")
-            shape = shapes[array]
+            shape = archive.shape(array)
             if len(shape) not in ((4, 5) if file.series else (3, 4)) or shape[-3] != len(names):
                 raise ValueError(
                     f"{path}: {array} has the shape {list(shape)}, expected {layout} with the "
@@ -97,22 +68,22 @@ def check_shapes(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict
                 )
             found[sensor].append(with_all_axes(shape, file.series))
     every = [shape for shapes in found.values() for shape in shapes]
-    # With dates of their own, only the arrays of one sensor must agree in T.
+    # Where each sensor has its dates, only the arrays of one sensor must agree in T.
     own = isinstance(file.dates, dict)
     if len({shape[0] for shape in every}) > 1 or any(
         len({shape[1] for shape in part}) > 1 for part in (found.values() if own else [every])
     ):
         raise ValueError(
             f"{path}: the arrays hold different numbers of places or dates: "
-            + ", ".join(f"{array} {list(shapes[array])}" for m in file.images.values() for array in m)
+            + ", ".join(f"{array} {list(archive.shape(array))}" for m in file.images.values() for array in m)
         )
     if not all(same_extent((every[0][3], every[0][4]), (shape[3], shape[4])) for shape in every):
         raise ValueError(f"{path}: the arrays are not of one extent: {[s[3:] for s in every]}")
     return found
 
 
-def find_dates(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return by sensor the array that holds its dates; empty where dates are not known."""
+def find_dates(file: "NpzFile", archive: NpzArchive) -> dict[str, str]:
+    """Return by sensor the name of the array with its dates; empty where dates are unknown."""
     dates = dict.fromkeys(file.images, file.dates) if isinstance(file.dates, str) else file.dates
     if not dates:
         if file.keep:
@@ -123,13 +94,13 @@ def find_dates(file: "NpzFile", shapes: Mapping[str, tuple[int, ...]]) -> dict[s
             f"{file.path}: dates are of {', '.join(dates)}, the images of {', '.join(file.images)}"
         )
     for name in dates.values():
-        if name not in shapes or not file.series:
+        if name not in archive.facts or not file.series:
             raise ValueError(f"{file.path}: dates={name!r} names an array of the file, and needs series=True")
     return {sensor: dates[sensor] for sensor in file.images}  # the first is the one whose dates are frames
 
 
 def with_all_axes(shape: tuple[int, ...], series: bool) -> tuple[int, ...]:
-    """Put the axes that are left out into a shape: [n, T, C, H, W]."""
+    """Return a shape with all axes, [n, T, C, H, W]."""
     if series:
         return (1, *shape) if len(shape) == 4 else shape
     return (1, 1, *shape) if len(shape) == 3 else (shape[0], 1, *shape[1:])

@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.npz_archive import NpzArchive
 from rsbackbones.data.shards import DATASET_FILE, PackedSource
 from rsbackbones.data.simulated import SimulatedPlaces, SimulatedSource
 from rsbackbones.data.source import Source
@@ -25,11 +24,11 @@ LAYOUTS = """\
 
 
 def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **options: Any) -> Source:
-    """Open the training data at ``path``; the layout is found from what it holds.
+    """Open the training data at ``path``; its content decides which reader opens it.
 
     Args:
         path: a folder, or a .npz file.
-        named: by sensor the units that the user names; GeoTIFFs of 8 bits need one.
+        named: units by sensor; 8-bit GeoTIFFs need one.
         options: those of the layout's class: ``product``, ``split``, ``offset``, ``bands``, ...
 
     Raises:
@@ -78,14 +77,15 @@ def _find_opener(path: Path) -> Callable[..., Source]:
 
 def _open_npz(path: Path, bands: dict[str, tuple[str, ...]] | None = None, **options: Any) -> NpzSource:
     """Open arrays named after their sensors; ``bands`` where the file does not name them."""
-    with np.load(path, allow_pickle=False) as held:
-        named = {s: tuple(map(str, held[f"{s}_bands"])) for s in SENSORS if f"{s}_bands" in held}
-        named |= {sensor: tuple(names) for sensor, names in (bands or {}).items()}
-        sensors = [sensor for sensor in SENSORS if sensor in held]
+    archive = NpzArchive(path)
+    sensors = [sensor for sensor in SENSORS if sensor in archive.facts]
+    stated = [sensor for sensor in SENSORS if f"{sensor}_bands" in archive.facts]
+    named = {sensor: tuple(map(str, archive.read(f"{sensor}_bands"))) for sensor in stated}
+    named |= {sensor: tuple(names) for sensor, names in (bands or {}).items()}
     if not sensors or (lacking := [sensor for sensor in sensors if sensor not in named]):
         what = f"no bands for {', '.join(lacking)}" if sensors else "no array named after a sensor"
         raise ValueError(
             f"{path} has {what}; name the bands (bands={{'s2': (...)}}; rsbackbones pack: --bands "
-            "s2=B02,B03), or say what the file holds: NpzSource(NpzFile(path=..., images=...))"
+            "s2=B02,B03), or describe the file: NpzSource(NpzFile(path=..., images=...))"
         )
     return NpzSource(NpzFile(path=str(path), images={s: {s: named[s]} for s in sensors}, **options))

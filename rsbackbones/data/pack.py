@@ -1,4 +1,4 @@
-"""Packing any source into shards: every place is read and checked once, and later reads are fast."""
+"""Packing a source into shards: every place is read and checked once, and later reads are fast."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.data.check import checked
+from rsbackbones.data.check import validate_sample
 from rsbackbones.data.shards import (
     DATASET_FILE,
     SCHEMA,
@@ -49,8 +49,8 @@ def pack(
 ) -> PackReport:
     """Write all usable places of a source, at all dates, into shards in the folder ``out``.
 
-    A pack that was interrupted goes on after its last whole shard when it is started again, and ends with
-    the same bytes as one that was not.
+    An interrupted pack resumes after its last whole shard when it is started again, and ends with the same
+    bytes as an uninterrupted one.
 
     Args:
         source: what to pack.
@@ -107,7 +107,7 @@ def pack(
 
 
 def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
-    """Say which places of which source are packed how: what a later run must share to go on."""
+    """Return what a later run must share to resume: the source, its places, and how they are packed."""
     names = hashlib.sha256()
     for place in range(len(source)):
         names.update(source.describe(place).encode() + b"\n")
@@ -125,7 +125,7 @@ def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
 
 
 def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
-    """Make the folder, or find an earlier run of the job in it; return whether anything is left to do."""
+    """Create the folder, or find an earlier run of the job in it; return whether work is left."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         inside = {path.name for path in folder.iterdir()}
@@ -136,7 +136,7 @@ def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
         held = read_dataset(folder) if complete else json.loads((folder / _JOB_FILE).read_text())
         if differ := [key for key, value in job.items() if held.get(key) != value]:
             raise ValueError(
-                f"{folder} holds a pack of something else (other {', '.join(differ)}); choose another "
+                f"{folder} holds another pack (with other {', '.join(differ)}); choose another "
                 "folder, or delete it"
             )
         return not complete
@@ -148,7 +148,7 @@ def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
 
 
 def _resume(folder: Path) -> tuple[list[dict[str, Any]], int, list[list[str]]]:
-    """Return the shards that are whole, the place to go on at, and the unusable places before it."""
+    """Return the whole shards, the next place, and the unusable places before it."""
     shards: list[dict[str, Any]] = []
     place, bad = 0, []
     while (path := folder / _SHARD.format(len(shards))).exists():
@@ -159,11 +159,11 @@ def _resume(folder: Path) -> tuple[list[dict[str, Any]], int, list[list[str]]]:
 
 
 def _usable(source: Source, place: int, bad: list[list[str]], most: int) -> Iterator[tuple[int, Sample]]:
-    """Read places from ``place`` on and give those that can be used; note the others in ``bad``."""
+    """Yield the usable places from ``place`` on; the others are added to ``bad``."""
     for number in range(place, len(source)):
         try:
             sample = source.read(number)
-            sample = checked(
+            sample = validate_sample(
                 sample.images, source.bands, frames=source.frames, dates=sample.dates, valid=sample.valid
             )
         except (BadSample, OSError) as problem:

@@ -1,8 +1,8 @@
 """Features of the patches of large images, by overlapping tiles.
 
 Source: SeaMo, sections 4.2.3 and 4.2.4: SegMunich and OSCD in tiles of 128 pixels that overlap by half; how
-tiles are merged is left open there. Here the feature of a patch is the mean of what the tiles that cover it
-give: to a linear probe that is the mean of their logits.
+tiles are merged is left open there. Here the feature of a patch is the mean over the tiles that cover it:
+for a linear probe, the mean of their logits.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class PatchTiles:
         return -(-height // self.patch), -(-width // self.patch)
 
     def whole(self, image: Tensor) -> Tensor:
-        """Return [..., H, W] in whole patches: its last pixels are repeated."""
+        """Return [..., H, W] padded to whole patches by repeating the last pixels."""
         for dim, patches in zip((-2, -1), self.grid(image.shape[-2], image.shape[-1]), strict=True):
             places = torch.arange(patches * self.patch, device=image.device)
             image = image.index_select(dim, places.clamp(max=image.shape[dim] - 1))
@@ -48,12 +48,10 @@ class PatchTiles:
     def encoder(
         self, features: Callable[[dict[str, Tensor]], dict[str, Tensor]], batch_size: int
     ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-        """Return what gives by stream the features of all patches of one image, [1, h * w, D].
-
-        It takes by sensor the image, [1, C, H, W], of any size.
+        """Return a function from one image of any size, by sensor [1, C, H, W], to [1, h * w, D] by stream.
 
         Args:
-            features: gives by stream the features [b, n, D] of the patches of tiles [b, C, tile, tile].
+            features: tiles [b, C, tile, tile] by sensor -> features of their patches [b, n, D] by stream.
             batch_size: tiles at a time.
         """
 

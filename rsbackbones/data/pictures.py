@@ -10,7 +10,7 @@ import numpy.typing as npt
 from rsbackbones.files.atomic import atomic_write
 
 # Red, green and blue: of Sentinel-2 and HLS, Landsat, SuperDove.
-_COLOURS = (("B04", "B03", "B02"), ("B4", "B3", "B2"), ("red", "green", "blue"))
+_COLORS = (("B04", "B03", "B02"), ("B4", "B3", "B2"), ("red", "green", "blue"))
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -35,7 +35,7 @@ def save_png(figure: Any, path: Path) -> None:
 
 def false_colors(image: npt.NDArray[Any], bands: Sequence[str]) -> npt.NDArray[Any]:
     """[C, H, W] to [H, W, 3]: true color, or VV, VH and their difference, else the first band in gray."""
-    colors = next((names for names in _COLOURS if all(band in bands for band in names)), None)
+    colors = next((names for names in _COLORS if all(band in bands for band in names)), None)
     if colors is not None:
         chosen = image[[bands.index(band) for band in colors]]
     elif all(band in bands for band in ("VV", "VH")):

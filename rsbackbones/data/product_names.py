@@ -1,4 +1,4 @@
-"""Names of Sentinel products, and the time of acquisition that they carry."""
+"""Names of Sentinel products, which state the time of acquisition."""
 
 import re
 
@@ -7,7 +7,7 @@ import numpy as np
 _TIME = re.compile(r"(?<!\d)(\d{4})(\d{2})(\d{2})T(\d{2})(\d{2})(\d{2})(?!\d)")
 
 
-def acquired(product: str) -> np.datetime64:
+def parse_acquisition_time(product: str) -> np.datetime64:
     """Return when a product was acquired: the first time in its name, to the second.
 
     ``20200604T054639_20200604T054831_T43RCP`` and

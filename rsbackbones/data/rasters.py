@@ -1,4 +1,4 @@
-"""GeoTIFFs as sensors: which bands a set of rasters on one grid holds, and windows of them.
+"""GeoTIFFs as sensors: the bands of rasters on one grid, and windows of them.
 
 Needs the extra ``geo`` (rasterio).
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rsbackbones.sensors import SENSORS, UINT8_RGB, get_sensor
 
 Array = npt.NDArray[Any]
-# What to look for: sensors, or by modality the sensor that its bands are of ({"s2": "landsat_oli"}).
+# Sensors to look for, or by modality the sensor of its bands ({"s2": "landsat_oli"}).
 Sensors = Sequence[str] | Mapping[str, str]
 # Corners that differ by less than this part of a pixel are the same.
 _SAME_GRID = 1e-3
@@ -127,7 +127,7 @@ def _label(modality: str, sensor: str) -> str:
 
 
 def _known_elsewhere(names: Sequence[str], of: Mapping[str, str]) -> str:
-    """Say which other sensor has bands of all these names, if one has."""
+    """Return a hint if another sensor has bands of all these names."""
     wanted = {name.strip().lower() for name in names}
     for sensor in SENSORS.values():
         known = {n.lower() for band in sensor.bands for n in (band.name, *band.aliases)}
@@ -177,7 +177,7 @@ class RasterStack:
         if not paths:
             raise ValueError("no raster given")
         if names is not None and len(names) != len(paths):
-            raise ValueError(f"{len(names)} lists of bands for {len(paths)} rasters; give one for each")
+            raise ValueError(f"{len(names)} lists of bands for {len(paths)} rasters; expected one for each")
         self.paths = tuple(paths)
         self.nodata = nodata
         self.ignored: dict[Path, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Images of a sensor as those of the modality that takes them: of Landsat for a model whose ``s2`` it is."""
+"""The sensors of a source renamed to a model's modalities, e.g. Landsat images feeding the ``s2`` input."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,18 +9,17 @@ from rsbackbones.data.source import Sample, Source
 T = TypeVar("T")
 
 
-def taken_by(source: Source, sensors: Mapping[str, str]) -> Source:
-    """Return a source under the names of a model whose modalities take the bands of ``sensors``.
+def rename_sensors(source: Source, sensors: Mapping[str, str]) -> Source:
+    """Rename the sensors of a source to the modalities that take them; ``sensors`` is by modality.
 
-    A source names its images after their sensor. What it has under the name of a modality that takes another
-    sensor is left out.
+    Images that the source has under the name of such a modality are dropped.
     """
     modalities = {sensor: m for m, sensor in sensors.items() if sensor != m}
-    return TakenSource(source, modalities) if modalities else source
+    return RenamedSource(source, modalities) if modalities else source
 
 
-class TakenSource:
-    """The images of a source, with ``modalities`` in place of the names of their sensors."""
+class RenamedSource:
+    """A source whose sensors are renamed; ``modalities`` is by sensor."""
 
     def __init__(self, source: Source, modalities: Mapping[str, str]) -> None:
         self.source, self.modalities = source, dict(modalities)
@@ -46,5 +45,5 @@ class TakenSource:
         return self.source.describe(place)
 
     def _renamed(self, held: Mapping[str, T]) -> dict[str, T]:
-        taken = self.modalities
-        return {taken.get(s, s): x for s, x in held.items() if s in taken or s not in taken.values()}
+        new = self.modalities
+        return {new.get(s, s): x for s, x in held.items() if s in new or s not in new.values()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rsbackbones.data.check import stack_usable
+from rsbackbones.data.check import stack_valid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,7 +46,7 @@ class DatedImages:
 def read_series(
     sample: "Mapping[str, Array]", modality: str
 ) -> "tuple[Array, Array | None, npt.NDArray[np.bool_]]":
-    """Return the series of one modality of a labelled sample (see :class:`LabelledSet`).
+    """Return the series of one modality of a labelled sample (see :class:`LabelledDataset`).
 
     Returns:
         The images [T, C, H, W], zeros where they are missing; the dates [T] as days, if there are any; and
@@ -64,7 +64,7 @@ def read_series(
             f"{modality}: a series is [T, C, H, W], and {modality}_valid booleans [T], got "
             f"{list(images.shape)} and {stated.dtype} {list(stated.shape)}"
         )
-    stack, valid = stack_usable(modality, [x if ok else None for x, ok in zip(images, stated, strict=True)])
+    stack, valid = stack_valid(modality, [x if ok else None for x, ok in zip(images, stated, strict=True)])
     if (given := sample.get(f"{modality}_dates")) is None:
         return stack, None, valid
     days = given.astype("datetime64[D]").astype(np.int64) if given.dtype.kind == "M" else given

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.check import checked
-from rsbackbones.data.file_cache import Handles
+from rsbackbones.data.check import validate_sample
+from rsbackbones.data.file_cache import FileCache
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.sha256 import sha256_of
@@ -113,7 +113,7 @@ class PackedSource:
         self.block: int = self.dataset["per_shard"]
         self.notes = tuple(self.dataset["notes"])
         self._ends = np.cumsum([shard["places"] for shard in self.dataset["shards"]])
-        self._shards: Handles[_Shard] = Handles(_Shard)
+        self._shards: FileCache[_Shard] = FileCache(_Shard)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -131,7 +131,7 @@ class PackedSource:
         """
         path, index = self._find(place)
         try:
-            return str(self._shards.get(str(path)).attributes["names"][index])
+            return str(self._shards.open(str(path)).attributes["names"][index])
         except _DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
 
@@ -143,7 +143,7 @@ class PackedSource:
         """
         path, index = self._find(place)
         try:
-            shard = self._shards.get(str(path))
+            shard = self._shards.open(str(path))
             images = {sensor: shard.read(f"{sensor}/{index}", frame) for sensor in self.bands}
             days = shard.attributes["dates"][index]
             # Earlier shards do not say it: their places lack nothing.
@@ -154,10 +154,10 @@ class PackedSource:
         dates = {sensor: np.array(values, np.int64)[chosen] for sensor, values in days.items()}
         held = {sensor: np.array(flags, bool) for sensor, flags in valid.items()}
         if frame is None:
-            return checked(images, self.bands, frames=self.frames, dates=dates, valid=held)
+            return validate_sample(images, self.bands, frames=self.frames, dates=dates, valid=held)
         if lacking := [sensor for sensor, flags in held.items() if not flags[frame]]:
             raise BadSample(f"{', '.join(lacking)} has no usable image at date {frame}")
-        return checked(images, self.bands, frames=None, dates=dates)
+        return validate_sample(images, self.bands, frames=None, dates=dates)
 
     def verify(self) -> list[str]:
         """Hash all shards; return what is wrong with which: nothing, where all are as they were written."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.check import checked
+from rsbackbones.data.check import validate_sample
 from rsbackbones.data.simulator import MIN_SIZE, S1_BANDS, S2_BANDS, simulate_days
 from rsbackbones.data.source import Sample
 
@@ -90,7 +90,7 @@ class SimulatedSource:
         dates = {sensor: days[sensor] if frame is None else days[sensor][[frame]] for sensor in days}
         # Copies: what is kept is not the reader's to change.
         chosen = {sensor: (x if frame is None else x[frame]).copy() for sensor, x in images.items()}
-        return checked(chosen, self.bands, frames=self.frames if frame is None else None, dates=dates)
+        return validate_sample(chosen, self.bands, frames=self.frames if frame is None else None, dates=dates)
 
     def _draw(self, place: int) -> tuple[dict[str, Array], dict[str, Ints]]:
         if not 0 <= place < len(self):

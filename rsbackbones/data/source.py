@@ -1,4 +1,4 @@
-"""What every source of training images answers to.
+"""The interface of sources of training images.
 
 A source holds *places*. A place has ``frames`` dates in order of time (1 where the data are single images),
 and for each of the source's sensors an image per date. Values are raw: Sentinel-2 in DN (reflectance x 10000,
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used (unreadable, NaN, wrong shape, a sensor missing); says which and why."""
+    """A sample cannot be used: unreadable, NaN, wrong shape, a sensor missing. The message has the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Source(Protocol):
         name: short, for reports.
         bands: for each of the source's sensors, the names of the channels, in order.
         frames: dates per place.
-        block: so many consecutive places lie in one file; reading them one after another is cheap. 1
+        block: the number of consecutive places in one file, which are cheap to read one after another; 1
             where order makes no difference.
-        notes: what was done to the values on reading ("subtracted 1000 DN"), recorded with the run.
+        notes: how values were changed on reading ("subtracted 1000 DN"), recorded with the run.
     """
 
     name: str
@@ -67,5 +67,5 @@ class Source(Protocol):
         ...
 
     def describe(self, place: int) -> str:
-        """Return what a person finds the place by: a file, a key."""
+        """Return a name to find the place by: a file, a key."""
         ...

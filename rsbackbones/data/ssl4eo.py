@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.check import checked
-from rsbackbones.data.date_alignment import line_up_whole
+from rsbackbones.data.check import validate_sample
+from rsbackbones.data.date_alignment import align_complete_dates
 from rsbackbones.data.grid import to_grid
-from rsbackbones.data.product_names import acquired
+from rsbackbones.data.product_names import parse_acquisition_time
 from rsbackbones.data.rasters import open_raster
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.sensors import get_sensor
@@ -91,11 +91,11 @@ class SSL4EOFolders:
         products = {sensor: self._products(sensor, folder) for sensor, folder in folders.items()}
         times = {sensor: _times(folders[sensor], found) for sensor, found in products.items()}
         images, dates = {}, {}
-        for sensor, which in line_up_whole(times, frame).items():
+        for sensor, which in align_complete_dates(times, frame).items():
             read = [self._read_bands(sensor, products[sensor][i]) for i in which]
             images[sensor] = np.stack(read) if frame is None else read[0]
             dates[sensor] = times[sensor][which].astype("datetime64[D]").astype(np.int64)
-        return checked(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
+        return validate_sample(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
 
     def _products(self, sensor: str, folder: Path) -> list[Path]:
         if not folder.is_dir():
@@ -131,6 +131,6 @@ class SSL4EOFolders:
 
 def _times(folder: Path, products: list[Path]) -> Array:
     try:
-        return np.array([acquired(path.name) for path in products])
+        return np.array([parse_acquisition_time(path.name) for path in products])
     except ValueError as error:
         raise BadSample(f"{folder}: {error}") from error

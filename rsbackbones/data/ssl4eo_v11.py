@@ -18,10 +18,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.check import checked
-from rsbackbones.data.date_alignment import date_order, line_up_whole
-from rsbackbones.data.file_cache import Handles
-from rsbackbones.data.product_names import acquired
+from rsbackbones.data.check import validate_sample
+from rsbackbones.data.date_alignment import align_complete_dates, date_order
+from rsbackbones.data.file_cache import FileCache
+from rsbackbones.data.product_names import parse_acquisition_time
 from rsbackbones.data.s2_baseline import Offset, carries_offset, subtract_offset
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.sensors import get_sensor
@@ -79,8 +79,8 @@ class SSL4EOZarr:
         if not self._files:
             raise ValueError(f"{self.root / split} has no folder {product} or S1GRD")
         self._tars = {sensor: files[0].endswith(".tar") for sensor, files in self._files.items()}
-        self._stores: Handles[_Store] = Handles(_Store)
-        self._tar_files: Handles[_Tar] = Handles(_Tar)
+        self._stores: FileCache[_Store] = FileCache(_Store)
+        self._tar_files: FileCache[_Tar] = FileCache(_Tar)
         # By sensor and place: number of the file, and (position in it, 0) or (offset, size) in the tar.
         found = {sensor: self._index(sensor) for sensor in self._files}
         # The order of the files, so that neighbors are read from one.
@@ -117,11 +117,11 @@ class SSL4EOZarr:
         """
         held = {sensor: self._find(sensor, place) for sensor in self._files}
         images, dates = {}, {}
-        for sensor, which in line_up_whole({s: x.times for s, x in held.items()}, frame).items():
+        for sensor, which in align_complete_dates({s: x.times for s, x in held.items()}, frame).items():
             image = held[sensor].read(which if frame is None else which[0])
             images[sensor] = subtract_offset(image) if sensor == "s2" and self._subtract else image
             dates[sensor] = held[sensor].times[which].astype("datetime64[D]").astype(np.int64)
-        return checked(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
+        return validate_sample(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
 
     def _find(self, sensor: str, place: int) -> "_Images":
         file, at, size = self._where[sensor][place].tolist()
@@ -130,7 +130,7 @@ class SSL4EOZarr:
         path = self._files[sensor][file]
         with _damage_of(sensor, path):
             store, index = self._open(sensor, file, at, size)
-            times = np.array([acquired(str(product)) for product in store.products[index]])
+            times = np.array([parse_acquisition_time(str(product)) for product in store.products[index]])
         if len(times) != self.frames:
             raise BadSample(f"{sensor} has {len(times)} dates, expected {self.frames}")
         return _Images(sensor=sensor, path=path, store=store, index=index, times=times)
@@ -139,8 +139,8 @@ class SSL4EOZarr:
         """Return the store that holds a place, and the place's index in its arrays."""
         path = self._files[sensor][file]
         if not self._tars[sensor]:
-            return self._stores.get(path), (at,)
-        return _Store(io.BytesIO(self._tar_files.get(path).read(at, size))), ()
+            return self._stores.open(path), (at,)
+        return _Store(io.BytesIO(self._tar_files.open(path).read(at, size))), ()
 
     def _index(self, sensor: str) -> dict[str, tuple[int, int, int]]:
         """Return where every place of a sensor is: {key: (file, position or offset, 0 or size)}."""

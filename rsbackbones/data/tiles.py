@@ -1,29 +1,28 @@
-"""Large images by overlapping square tiles: cut, predicted one by one, merged.
+"""Overlapping square tiles of large images: cut, and merged by their mean.
 
 Source: SeaMo, sections 4.2.3 and 4.2.4 (SegMunich and OSCD in tiles of 128 pixels that overlap by half, after
-SpectralGPT); how predictions meet where tiles overlap is left open there. Here every tile that covers a pixel
-counts alike: a pixel's value is the plain mean.
+SpectralGPT). How overlapping predictions are merged is left open there; here a pixel gets the plain mean of
+the tiles that cover it.
 
-Tiles begin every ``tile - overlap`` pixels; the last is moved back to end at the edge. Along a side shorter
-than a tile there is one, which repeats the last pixels to its size; what is predicted there is cropped.
+Tiles begin every ``tile - overlap`` pixels; the last is moved back to end at the edge. A side shorter than a
+tile gets one tile, padded by repeating the last pixels; predictions there are cropped.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledSet, label_scale
+from rsbackbones.data.crops import Crops
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
 from rsbackbones.data.windows import window_starts
 
 TILE = 128
 OVERLAP = 64
-# Of a set in tiles: whole images that are kept, as tiles of one image are often read one after the other.
-_KEPT_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -100,65 +99,42 @@ class Tiling:
         return image
 
     def _times_covered(self, length: int) -> Array:
-        """By how many tiles each row (or column) is covered."""
+        """Return the number of tiles that cover each row (or column)."""
         times = np.zeros(length, np.int64)
         for start in window_starts(length, self.tile, self.overlap):
             times[start : start + self.tile] += 1
         return times
 
 
-def tiles_of(data: LabelledSet, split: str, *, tile: int = TILE, overlap: int = OVERLAP) -> LabelledSet:
-    """Return one split of a set of label maps as a set of tiles, to train on.
+def tiles_of(
+    data: LabelledDataset, split: str, *, tile: int = TILE, overlap: int = OVERLAP
+) -> LabelledDataset:
+    """Return one split of a data set of label maps as a data set of tiles, to train on.
 
-    What a tile repeats to fill its size is ignored in its label. All images are read once for their sizes.
+    Padding of a tile is ignored in its label. All images are read once for their sizes.
 
     Raises:
         ValueError: the labels are no maps, there is no such split, or as :class:`Tiling`.
     """
     if data.task not in ("pixels", "change"):
-        raise ValueError(f"tiles are of sets with a label for every pixel; {data.name} has {data.task}")
+        raise ValueError(f"tiles need a label for every pixel; {data.name} has {data.task}")
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
-    places: list[tuple[int, Tiling, tuple[int, int]]] = []
-    for index in data.splits[split]:
-        sample = data.read(int(index))
+    places: list[tuple[int, int, int]] = []
+    for index in data.splits[split].tolist():
+        sample = data.read(index)
         try:
             height, width = (side // label_scale(sample) for side in sample["label"].shape)
         except ValueError as error:
             raise ValueError(f"{data.ids[index]}: {error}") from error
-        tiling = Tiling(height, width, tile, overlap)
-        places += [(int(index), tiling, corner) for corner in tiling.corners]
-    read_image = lru_cache(_KEPT_IMAGES)(data.read)
-
-    def read(number: int) -> dict[str, Array]:
-        index, tiling, (top, left) = places[number]
-        sample, whole = {}, read_image(index)
-        for name, image in whole.items():
-            if image.ndim == 1:  # the dates of a series, and which of its images are missing
-                sample[name] = image
-                continue
-            s = label_scale(whole) if name == "label" else 1
-            part = image[..., top * s : (top + tile) * s, left * s : (left + tile) * s]
-            missing = [(0, tile * s - side) for side in part.shape[-2:]]
-            margin = [(0, 0)] * (part.ndim - 2) + missing
-            if name == "label":
-                sample[name] = np.pad(part, margin, constant_values=IGNORED)
-            else:
-                if image.shape[-2:] != (tiling.height, tiling.width):
-                    raise ValueError(
-                        f"{data.ids[index]}: {name} is {image.shape[-2]} x {image.shape[-1]} pixels, its "
-                        f"label {tiling.height} x {tiling.width}; tiles need one grid"
-                    )
-                sample[name] = np.pad(part, margin, mode="edge")
-        return sample
-
+        places += [(index, *corner) for corner in Tiling(height, width, tile, overlap).corners]
     described = f"{data.digest} {split} {tile} {overlap}"
     return replace(
         data,
         name=f"{data.name}, tiles of {tile} px",
-        ids=tuple(f"{data.ids[i]}:{top}:{left}" for i, _, (top, left) in places),
+        ids=tuple(f"{data.ids[i]}:{top}:{left}" for i, top, left in places),
         splits={split: np.arange(len(places))},
-        read=read,
+        read=Crops(data.read, (tile, tile), np.array(places, np.int64)),
         digest=hashlib.sha256(described.encode()).hexdigest(),
         notes=(*data.notes, f"cut into tiles of {tile} pixels that overlap by {overlap}"),
     )

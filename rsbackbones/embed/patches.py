@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 
 from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
-from rsbackbones.embed.model_rasters import open_for, sensors_of
+from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
+from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
+from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import create_preprocess
 
@@ -37,6 +39,8 @@ def embed_patches(
     The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
     for every stream.
 
+    Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed run.
+
     Args:
         model, names, units, nodata, batch_size, progress: as for :func:`embed_scene`.
         paths: raster files.
@@ -55,72 +59,112 @@ def embed_patches(
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    groups = _group_by_grid(paths, sensors_of(model), names, units)
-    rows: list[dict[str, Any]] = []
-    skipped: list[Path] = []
-    pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
-
-    def encode() -> None:
-        device = next(model.parameters()).device
-        stacked = {m: torch.stack([x[m] for _, x in pending]).to(device) for m in model.modalities}
-        with torch.inference_mode():
-            features = model.forward_streams(stacked)
-        pooled = {s: f.pooled[s].float().cpu().numpy() for s, f in features.items()}
-        for i, (row, _) in enumerate(pending):
-            rows.append(row | {s: v[i] for s, v in pooled.items()})
-        pending.clear()
-
-    bar = progress_bar(len(groups), 0, enabled=progress, unit="patch")
-    for files, file_names in groups:
-        bar.update()
-        with open_for(model, files, names=file_names, units=units, nodata=nodata) as patch:
-            if max(patch.height, patch.width) > MAX_PATCH_SIDE:
-                raise ValueError(
-                    f"{files[0]} has {patch.height} x {patch.width} pixels: a scene, not a patch (at most "
-                    f"{MAX_PATCH_SIDE}); write a feature map, --output NAME.tif"
-                )
-            arrays, valid = patch.read()
-            if not valid.all():
-                if skip_nodata:
-                    skipped.append(files[0])
-                    continue
-                raise ValueError(
-                    f"{files[0]}: {int((~valid).sum())} pixels have no data; leave the file out, or leave "
-                    "out all such patches with --skip-nodata"
-                )
-            multiple = model.size_multiple
-            if not model.pad and (patch.height % multiple or patch.width % multiple):
-                raise ValueError(
-                    f"{files[0]} has {patch.height} x {patch.width} pixels, not a multiple of {multiple}, as "
-                    "this model needs; crop it first, or pad it: create_model(..., pad=True) (--pad)"
-                )
-            try:
-                preprocess = create_preprocess(model, bands=patch.bands, units=units)
-                images = preprocess({m: x[None] for m, x in arrays.items()})
-            except ValueError as error:
-                raise ValueError(f"{files[0]}: {error}") from error
-            x, y = ground_position(patch.transform, patch.width / 2, patch.height / 2)
-            row = {"paths": ";".join(map(str, files)), "crs": str(patch.crs or ""), "x": x, "y": y}
-        sample = {m: image[0] for m, image in images.items()}
-        shapes = [image.shape for image in sample.values()]
-        if pending and [image.shape for image in pending[0][1].values()] != shapes:
-            encode()
-        pending.append((row, sample))
-        if len(pending) == batch_size:
-            encode()
-    bar.close()
-    if pending:
-        encode()
-    if not rows:
-        raise ValueError(f"no patch is left: all {len(groups)} have pixels without data")
-    _write_rows(output, rows, model)
-    return skipped
+    places = _group_by_grid(paths, sensors_of(model), names, units)
+    job = embedding_job(model, paths, units=units, nodata=nodata) | {"names": names}
+    with RowStore(unfinished(output), job, len(places)) as store:
+        try:
+            _embed_places(store, model, places, units, nodata, batch_size, skip_nodata, progress)
+            if not store.done.any():
+                raise ValueError(f"no patch is left: all {len(places)} have pixels without data")
+        except ValueError:
+            store.discard()
+            raise
+        kept = [files for files, done in zip(places, store.done, strict=True) if done]
+        columns: dict[str, Any] = {
+            "paths": [";".join(str(file.path) for file in files) for files in kept],
+            "crs": [files[0].crs for files in kept],
+            "x": [files[0].center[0] for files in kept],
+            "y": [files[0].center[1] for files in kept],
+            **store.read(np.flatnonzero(store.done)),
+        }
+        _write_table(output, columns, model)
+        store.discard()
+    return [files[0].path for files, done in zip(places, store.done, strict=True) if not done]
 
 
 class _File(NamedTuple):
     path: Path
     names: Sequence[str] | None
     modalities: set[str]
+    crs: str
+    center: tuple[float, float]
+
+
+def _embed_places(
+    store: RowStore,
+    model: Backbone,
+    places: Sequence[Sequence[_File]],
+    units: Mapping[str, str] | None,
+    nodata: float | None,
+    batch_size: int,
+    skip_nodata: bool,
+    progress: bool,
+) -> None:
+    """Compute the rows that the store lacks; places that are left out get none."""
+    pending: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    def encode() -> None:
+        device = next(model.parameters()).device
+        stacked = {m: torch.stack([x[m] for _, x in pending]).to(device) for m in model.modalities}
+        with torch.inference_mode():
+            features = model.forward_streams(stacked)
+        rows = {s: f.pooled[s].float().cpu().numpy() for s, f in features.items()}
+        store.write([place for place, _ in pending], rows)
+        pending.clear()
+
+    todo = np.flatnonzero(~store.done).tolist()
+    with progress_bar(len(places), len(places) - len(todo), enabled=progress, unit="patch") as bar:
+        for place in todo:
+            bar.update()
+            images = _read_place(model, places[place], units, nodata, skip_nodata)
+            if images is None:
+                continue
+            shapes = [image.shape for image in images.values()]
+            if pending and [image.shape for image in pending[0][1].values()] != shapes:
+                encode()
+            pending.append((place, images))
+            if len(pending) == batch_size:
+                encode()
+    if pending:
+        encode()
+
+
+def _read_place(
+    model: Backbone,
+    files: Sequence[_File],
+    units: Mapping[str, str] | None,
+    nodata: float | None,
+    skip_nodata: bool,
+) -> dict[str, torch.Tensor] | None:
+    """Return the normalized images of a place by modality, [C, H, W]; ``None``: it is left out."""
+    first, paths = files[0].path, [file.path for file in files]
+    names = [file.names for file in files]
+    with open_model_rasters(model, paths, names=names, units=units, nodata=nodata) as patch:
+        if max(patch.height, patch.width) > MAX_PATCH_SIDE:
+            raise ValueError(
+                f"{first} has {patch.height} x {patch.width} pixels: a scene, not a patch (at most "
+                f"{MAX_PATCH_SIDE}); write a feature map, --output NAME.tif"
+            )
+        arrays, valid = patch.read()
+        if not valid.all():
+            if skip_nodata:
+                return None
+            raise ValueError(
+                f"{first}: {int((~valid).sum())} pixels have no data; leave the file out, or leave "
+                "out all such patches with --skip-nodata"
+            )
+        multiple = model.size_multiple
+        if not model.pad and (patch.height % multiple or patch.width % multiple):
+            raise ValueError(
+                f"{first} has {patch.height} x {patch.width} pixels, not a multiple of {multiple}, as "
+                "this model needs; crop it first, or pad it: create_model(..., pad=True) (--pad)"
+            )
+        try:
+            preprocess = create_preprocess(model, bands=patch.bands, units=units)
+            images = preprocess({m: x[None] for m, x in arrays.items()})
+        except ValueError as error:
+            raise ValueError(f"{first}: {error}") from error
+    return {m: image[0] for m, image in images.items()}
 
 
 def _cells(raster: Any, path: Path) -> set[tuple[Any, ...]]:
@@ -141,14 +185,16 @@ def _group_by_grid(
     sensors: Mapping[str, str],
     names: Sequence[Sequence[str] | None] | None,
     units: Mapping[str, str] | None,
-) -> list[tuple[list[Path], list[Sequence[str] | None]]]:
+) -> list[list[_File]]:
     """Put the files of one place together, in the order of the first of each."""
     places: list[list[_File]] = []
     near: dict[tuple[Any, ...], list[int]] = {}
     for i, path in enumerate(paths):
         name = names[i] if names else None
-        file = _File(path, name, set(find_bands(path, sensors, name, units=units)[0]))
+        modalities = set(find_bands(path, sensors, name, units=units)[0])
         with open_raster(path) as raster:
+            center = ground_position(raster.transform, raster.width / 2, raster.height / 2)
+            file = _File(path, name, modalities, str(raster.crs or ""), center)
             cells = _cells(raster, path)
             for place in {place for cell in cells for place in near.get(cell, [])}:
                 with open_raster(places[place][0].path) as first:
@@ -172,31 +218,25 @@ def _group_by_grid(
             )
         if lacking := [m for m in sensors if m not in held]:
             raise ValueError(
-                f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; give one, or embed "
+                f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; add one, or embed "
                 f"the other sensor alone: --modalities {next(m for m in sensors if m in held)}. (Rasters "
                 "without georeference cannot be paired)"
             )
         groups.append(files)
-    return [([file.path for file in files], [file.names for file in files]) for files in groups]
+    return groups
 
 
-def _write_rows(output: Path, rows: Sequence[Mapping[str, Any]], model: Backbone) -> None:
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-    part = output.with_name(f".{output.name}.part{output.suffix}")
+def _write_table(output: Path, columns: Mapping[str, Any], model: Backbone) -> None:
     weights = model.weights_entry.id if model.weights_entry else ""
-    try:
+    with atomic_write(output) as file:
         if output.suffix == ".npz":
-            arrays = {key: np.asarray(values) for key, values in columns.items()}
             save: Any = np.savez_compressed  # its typing takes every keyword for allow_pickle
-            save(part, **arrays)
+            save(file, **{key: np.asarray(values) for key, values in columns.items()})
         else:
-            _write_parquet(part, columns, {"model": model.architecture, "weights": weights})
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+            _write_parquet(file, columns, {"model": model.architecture, "weights": weights})
 
 
-def _write_parquet(path: Path, columns: Mapping[str, list[Any]], metadata: dict[str, str]) -> None:
+def _write_parquet(file: BinaryIO, columns: Mapping[str, Any], metadata: dict[str, str]) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -209,4 +249,4 @@ def _write_parquet(path: Path, columns: Mapping[str, list[Any]], metadata: dict[
             arrays[key] = pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
         else:
             arrays[key] = pa.array(values)
-    pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), path)
+    pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), file)

@@ -1,4 +1,4 @@
-"""A feature map as a picture: its first three principal components as colors."""
+"""A preview of a feature map: its first three principal components as colors."""
 
 import warnings
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
+from rsbackbones.files.atomic import atomic_path
 
 
 def principal_colors(features: Array) -> npt.NDArray[np.uint8]:
@@ -43,16 +44,10 @@ def write_preview(path: Path, features: Array) -> None:
     image = principal_colors(features)
     factor = max(1, round(512 / max(image.shape[1:])))
     image = image.repeat(factor, axis=1).repeat(factor, axis=2)
-    part = path.with_name(f".{path.name}.part.png")
-    part.unlink(missing_ok=True)
     count, height, width = image.shape
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture, not a map
-            with rasterio.open(
-                part, "w", driver="PNG", dtype="uint8", count=count, height=height, width=width
-            ) as raster:
-                raster.write(image)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_path(path) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture, not a map
+        with rasterio.open(
+            part, "w", driver="PNG", dtype="uint8", count=count, height=height, width=width
+        ) as raster:
+            raster.write(image)

@@ -1,7 +1,6 @@
 """The feature map of one scene, by overlapping windows, in bounded memory."""
 
 import math
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,13 @@ import torch
 
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
-from rsbackbones.embed.model_rasters import open_for, sensors_of
+from rsbackbones.embed.inputs import embedding_job, open_model_rasters, unfinished
 from rsbackbones.embed.preview import write_preview
-from rsbackbones.embed.unfinished import UnfinishedMap
+from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
+from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
-from rsbackbones.zoo.fingerprint import weights_digest
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
@@ -47,8 +46,8 @@ def embed_scene(
     are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
     beyond the scene.
 
-    Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end:
-    the same call after a kill goes on from there.
+    Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
+    that the same call resumes a killed run.
 
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
@@ -78,9 +77,10 @@ def embed_scene(
     for written in (output, output.with_suffix(".png")):
         if same := [path for path in paths if path.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
-    with open_for(model, paths, names=names, units=units, nodata=nodata) as scene:
+    with open_model_rasters(model, paths, names=names, units=units, nodata=nodata) as scene:
         sides = (scene.height, scene.width)
-        grid = tuple(-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
+        rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
+        grid = (rows, columns)
         if not all(grid):
             raise ValueError(
                 f"the scene has {scene.height} x {scene.width} pixels, and the model needs {unit} or more; "
@@ -97,33 +97,37 @@ def embed_scene(
         _check_values(scene, preprocess)
         preprocess.check = False
         stream = model.choose_stream(stream)
-        description = {
-            "model": model.architecture,
-            "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",
-            "parameters_sha256": weights_digest(model),
+        job = embedding_job(model, paths, units=preprocess.units, nodata=nodata) | {
             "stream": stream,
-            "sensors": sensors_of(model),
-            "bands": {m: list(b) for m, b in model.bands.items()},
-            "input": [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths],
             "given": {m: list(b) for m, b in scene.bands.items()},
-            "units": preprocess.units,
-            "nodata": nodata,
             "window": side,
             "overlap": shared,
             "stride": cell,
-            "pad": model.pad,
         }
-        partial = output.with_name(output.name + ".partial")
-        with UnfinishedMap(partial, description, (*grid, model.num_features)) as work:
-            _fill(work, scene, model, preprocess, stream, side // cell, shared // cell, batch_size, progress)
-            _write_map(output, work.features, scene, cell, description)
-            write_preview(output.with_suffix(".png"), work.features)
-        shutil.rmtree(partial)
+        row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
+        with RowStore(unfinished(output), job, grid[0], layout=row) as store:
+            _fill(
+                store,
+                grid,
+                scene,
+                model,
+                preprocess,
+                stream,
+                side // cell,
+                shared // cell,
+                batch_size,
+                progress,
+            )
+            features = store.read()["features"]
+            _write_map(output, features, scene, cell, job)
+            write_preview(output.with_suffix(".png"), features)
+            del features  # an open map of the file: it could not be deleted on every system
+            store.discard()
     return output
 
 
 def _unit(model: Backbone) -> int:
-    """The side in pixels that windows are multiples of: whole cells, and sizes that the model takes."""
+    """Return the unit of window sides in pixels: whole cells, and sizes that the model takes."""
     return math.lcm(model.stride, model.size_multiple)
 
 
@@ -143,7 +147,7 @@ def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[i
 
 
 def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
-    """Look at the whole scene, decimated: a single window may be too uniform to tell a wrong unit."""
+    """Check the unit on the whole scene, decimated: a single window may be too uniform."""
     shape = (min(scene.height, 512), min(scene.width, 512))
     arrays, valid = scene.read(out_shape=shape)
     if not valid.any():
@@ -152,7 +156,8 @@ def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
 
 
 def _fill(
-    work: UnfinishedMap,
+    store: RowStore,
+    grid: tuple[int, int],
     scene: RasterStack,
     model: Backbone,
     preprocess: Preprocess,
@@ -163,12 +168,14 @@ def _fill(
     progress: bool,
 ) -> None:
     """Compute the rows of the feature map that are not done, one row of windows after the other."""
-    height, width, dim = work.features.shape
+    (height, width), dim = grid, model.num_features
     size = (min(window, height), min(window, width))
     tops, lefts = (window_starts(n, window, overlap) for n in (height, width))
     weights = blend_weights(size[0], overlap)[:, None] * blend_weights(size[1], overlap)  # [h, w]
     # After a kill the rows in progress need the earlier windows that reach into them once more.
-    strips = [i for i, top in enumerate(tops) if top + size[0] > work.rows_done]
+    whole = height if store.done.all() else int(store.done.argmin())
+    done = max(top for top in (*tops, height) if top <= whole)
+    strips = [i for i, top in enumerate(tops) if top + size[0] > done]
     total, left = len(tops) * len(lefts), len(strips) * len(lefts)
     total_sum = np.zeros((size[0], width, dim), np.float32)
     total_weight = np.zeros((size[0], width, 1), np.float32)
@@ -186,10 +193,10 @@ def _fill(
                 bar.update(len(batch))
             # Rows above the next window are final; the others wait for it.
             final = (tops[i + 1] if i + 1 < len(tops) else height) - tops[i]
-            if tops[i] + final > work.rows_done:
+            if tops[i] + final > done:
                 rows = total_sum[:final] / total_weight[:final]
                 rows[~complete[:final]] = np.nan
-                work.write(tops[i], rows)
+                store.write(range(tops[i], tops[i] + final), {"features": rows})
             total_sum, total_weight, complete = (
                 np.concatenate((x[final:], np.full_like(x[:final], rest)))
                 for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1))
@@ -214,11 +221,11 @@ def _encode_windows(
     for left in lefts:
         width = min(whole[1], scene.width - left * p)
         arrays, valid = scene.read((top * p, left * p, height, width))
-        # What the model would do if it were given this window alone (``Backbone.pad``).
+        # As the model pads a single window (``Backbone.pad``).
         beyond = ((0, whole[0] - height), (0, whole[1] - width))
         for modality, x in arrays.items():
             if not valid.all():
-                # What fills the gaps reaches the neighbors through attention: something typical.
+                # Fill gaps with typical values: they reach the neighbors through attention.
                 typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
@@ -241,22 +248,16 @@ def _write_map(
 
     rows, columns, dim = features.shape
     t, p = scene.transform, stride
-    part = output.with_name(f".{output.name}.part.tif")
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": dim, "height": rows, "width": columns,
         "crs": scene.crs, "transform": rasterio.Affine(t.a * p, t.b * p, t.c, t.d * p, t.e * p, t.f),
         "nodata": float("nan"), "compress": "deflate", "predictor": 3, "zlevel": 1,
         "blockysize": 16, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
-    part.unlink(missing_ok=True)  # of a run that was killed while writing
     strip = max(16, _STRIP_BYTES // (columns * dim * 4) // 16 * 16)
-    try:
-        with rasterio.open(part, "w", **profile) as raster:
-            raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
-            raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
-            for row in range(0, rows, strip):
-                block = np.moveaxis(features[row : row + strip], -1, 0)
-                raster.write(block, window=Window(0, row, columns, block.shape[1]))
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_path(output) as part, rasterio.open(part, "w", **profile) as raster:
+        raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
+        raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
+        for row in range(0, rows, strip):
+            block = np.moveaxis(features[row : row + strip], -1, 0)
+            raster.write(block, window=Window(0, row, columns, block.shape[1]))

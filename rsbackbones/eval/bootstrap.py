@@ -1,9 +1,9 @@
-"""Confidence intervals of metrics: the bootstrap over the test samples, percentile method.
+"""Confidence intervals of metrics: the percentile bootstrap over the test samples.
 
-What is drawn, with replacement and as often as there are, is a sample, or a whole group of them: the patches
-of one image are alike, and drawing them one by one would make intervals too narrow. The interval says how
-much the number would move with other test images; not with another seed, nor with other training images. A
-draw that lacks a class has no mean over the classes, and is left out of that interval.
+A resample draws samples with replacement, or whole groups of them: the patches of one image are similar, and
+resampling them one by one would make intervals too narrow. The interval covers the choice of test images, not
+that of the seed or of the training images. A resample without a class has no mean over the classes, and does
+not count for that interval.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,112 +15,118 @@ from rsbackbones.eval.metrics import (
     CHANGE_NAMES,
     Floats,
     LabelRanking,
+    check_metric_name,
+    compute_metrics,
     confusion,
     group_counts,
-    known,
-    metrics_of,
     summary,
 )
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 
-# How many numbers a block of draws may hold, so that memory does not grow with their count.
+# The size of a block of resamples, in numbers: it bounds the memory.
 _AT_ONCE = 2**23
 
 
 def interval(
-    outcome: Outcome, metric: str, *, seed: int, draws: int = 1000, level: float = 0.95
+    predictions: Predictions, metric: str, *, seed: int, num_resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval (low, high) of one metric, any that :func:`metric_of` knows for the labels.
+    """Return the interval (low, high) of one metric, any that :func:`compute_metric` knows for the labels.
 
-    A draw in which the metric does not exist (it lacks every positive of a label, or of a mean over classes
-    one of them) is left out.
+    A resample in which the metric does not exist (a label has no positive sample, or a mean over classes
+    lacks a class) does not count.
 
     Raises:
-        ValueError: there is no such metric, or ``draws`` or ``level`` are out of range.
+        ValueError: there is no such metric, or ``num_resamples`` or ``level`` are out of range.
     """
-    _check(draws, level)
-    return _percentiles(_drawn(outcome, (metric,), (), draws, seed)[metric], level)
+    _check(num_resamples, level)
+    return _percentiles(_drawn(predictions, (metric,), (), num_resamples, seed)[metric], level)
 
 
 def intervals(
-    outcome: Outcome,
+    predictions: Predictions,
     task: Task,
     names: Sequence[str] = (),
     *,
     seed: int,
-    draws: int = 1000,
+    num_resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Return the interval of every metric that :func:`metrics_of` gives, from the same draws.
+    """Return the interval of every metric of :func:`compute_metrics`, from the same resamples.
+
+    The patches of a single image have none: it cannot be resampled.
 
     Raises:
-        ValueError: the labels do not fit the task, or ``draws`` or ``level`` are out of range.
+        ValueError: the labels do not fit the task, or ``num_resamples`` or ``level`` are out of range.
     """
-    _check(draws, level)
+    _check(num_resamples, level)
+    if predictions.groups is not None and len(np.unique(predictions.groups)) < 2:
+        return {}
     names = CHANGE_NAMES if task == "change" and not names else names
-    values = _drawn(outcome, tuple(metrics_of(outcome, task, names)), names, draws, seed)
+    values = _drawn(predictions, tuple(compute_metrics(predictions, task, names)), names, num_resamples, seed)
     return {
         metric: _percentiles(value, level) for metric, value in values.items() if not np.isnan(value).all()
     }
 
 
 def count_intervals(
-    counts: Array, names: Sequence[str] = (), *, seed: int, draws: int = 1000, level: float = 0.95
+    counts: Array, names: Sequence[str] = (), *, seed: int, num_resamples: int = 1000, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Return the intervals of what :func:`summary` gives, from the counts [G, K, K] of G images.
+    """Return the interval of every metric of :func:`summary`, from the counts [G, K, K] of G images.
 
-    A class that occurs in no draw has none.
+    A class that occurs in no resample has none.
 
     Raises:
-        ValueError: ``counts`` is not [G, K, K], or ``draws`` or ``level`` are out of range.
+        ValueError: ``counts`` is not [G, K, K], or ``num_resamples`` or ``level`` are out of range.
     """
-    _check(draws, level)
+    _check(num_resamples, level)
     if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or not len(counts):
         raise ValueError(f"counts {list(counts.shape)}: expected [images, K, K], at least one image")
-    drawn = _drawn_counts(counts, draws, np.random.default_rng(seed))
+    drawn = _drawn_counts(counts, num_resamples, np.random.default_rng(seed))
     values = summary(drawn, names, whole=counts.sum(0))
     return {name: _percentiles(value, level) for name, value in values.items() if not np.isnan(value).all()}
 
 
 def _drawn(
-    outcome: Outcome, metrics: Sequence[str], names: Sequence[str], draws: int, seed: int
+    predictions: Predictions, metrics: Sequence[str], names: Sequence[str], num_resamples: int, seed: int
 ) -> dict[str, Floats]:
-    """Return every metric under every draw, [draws]."""
+    """Return every metric in every resample, [resamples]."""
     generator = np.random.default_rng(seed)
-    count, classes = outcome.scores.shape
-    units = np.arange(count) if outcome.groups is None else np.unique(outcome.groups, return_inverse=True)[1]
-    if outcome.target.ndim == 2:
-        ranking = LabelRanking(outcome.scores, outcome.target)
+    count, classes = predictions.scores.shape
+    groups = predictions.groups
+    units = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if predictions.target.ndim == 2:
+        ranking = LabelRanking(predictions.scores, predictions.target)
         blocks = [
             [ranking.value(metric, weights[:, units]) for metric in metrics]
-            for weights in _weights(units.max() + 1, draws, generator, count * classes)
+            for weights in _weights(units.max() + 1, num_resamples, generator, count * classes)
         ]
         return {m: np.concatenate([block[i] for block in blocks]) for i, m in enumerate(metrics)}
-    if outcome.groups is None and outcome.pixels is None:
+    if groups is None and predictions.pixels is None:
         # n samples drawn one by one: the counts of their cells follow the multinomial distribution.
-        counts = confusion(outcome.target, outcome.scores.argmax(1), classes)
+        counts = confusion(predictions.target, predictions.scores.argmax(1), classes)
         total = counts.sum()
-        drawn = generator.multinomial(total, counts.ravel() / total, draws).reshape(draws, classes, classes)
+        drawn = generator.multinomial(total, counts.ravel() / total, num_resamples)
+        drawn = drawn.reshape(num_resamples, classes, classes)
         whole = counts
     else:
-        of_units = group_counts(outcome, units)
-        drawn, whole = _drawn_counts(of_units, draws, generator), of_units.sum(0)
+        of_units = group_counts(predictions, units)
+        drawn, whole = _drawn_counts(of_units, num_resamples, generator), of_units.sum(0)
     values = summary(drawn, names, whole=whole)
-    return {metric: values[known(metric, values)] for metric in metrics}
+    return {metric: values[check_metric_name(metric, values)] for metric in metrics}
 
 
-def _drawn_counts(counts: Array, draws: int, generator: np.random.Generator) -> Array:
-    """Return the summed counts [draws, K, K] of images drawn from [G, K, K]."""
+def _drawn_counts(counts: Array, num_resamples: int, generator: np.random.Generator) -> Array:
+    """Return the summed counts [num_resamples, K, K] of images drawn from [G, K, K]."""
     flat = counts.reshape(len(counts), -1).astype(np.float64)
-    blocks = [weights @ flat for weights in _weights(len(counts), draws, generator, len(counts))]
-    return np.concatenate(blocks).reshape(draws, *counts.shape[1:])
+    blocks = [weights @ flat for weights in _weights(len(counts), num_resamples, generator, len(counts))]
+    return np.concatenate(blocks).reshape(num_resamples, *counts.shape[1:])
 
 
-def _weights(units: int, draws: int, generator: np.random.Generator, width: int) -> Iterator[Array]:
-    """Yield how often every unit is in a draw, [block, units]; ``width``: the numbers that a draw needs."""
+def _weights(units: int, num_resamples: int, generator: np.random.Generator, width: int) -> Iterator[Array]:
+    """Yield how often each unit is in each resample, [block, units]; ``width``: numbers per resample."""
     block = max(1, _AT_ONCE // width)
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
         yield generator.multinomial(units, np.full(units, 1 / units), size).astype(np.float64)
 
 
@@ -129,6 +135,8 @@ def _percentiles(values: Floats, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check(draws: int, level: float) -> None:
-    if draws < 1 or not 0 < level < 1:
-        raise ValueError(f"draws={draws}, level={level}: expected at least one draw, and 0 < level < 1")
+def _check(num_resamples: int, level: float) -> None:
+    if num_resamples < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"num_resamples={num_resamples}, level={level}: expected at least 1, and 0 < level < 1"
+        )

@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, model_arguments, stack_dated
 from rsbackbones.data.tiles import Tiling
-from rsbackbones.eval.batches import frozen
-from rsbackbones.eval.inputs import dated_inputs
+from rsbackbones.eval.batches import frozen_eval
 from rsbackbones.eval.metrics import confusion
+from rsbackbones.eval.transform import dated_transform, load_dated
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import unwrap_model
 
 
 def predict(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     split: str,
     *,
     tile: int | None = None,
@@ -60,7 +60,7 @@ def predict(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if overlap is not None and tile is None:
         raise ValueError("overlap is that of tiles; name their size with tile=")
-    inputs, modalities = dated_inputs(model, data), unwrap_model(model).modalities
+    transform, modalities = dated_transform(model, data), unwrap_model(model).modalities
     classes = len(data.classes)
     device = next(model.parameters()).device
     indices = [int(i) for i in data.splits[split]]
@@ -68,11 +68,7 @@ def predict(
 
     def samples() -> Iterator[tuple[int, DatedImages, Array]]:
         for index in indices:
-            raw = data.read(index)
-            try:
-                images = inputs(raw)
-            except ValueError as error:
-                raise ValueError(f"{data.ids[index]}: {error}") from error
+            images, raw = load_dated(data, index, transform)
             yield index, images.to(device), raw["label"]
 
     def count(index: int, scores: Tensor, label: Array) -> None:
@@ -83,7 +79,7 @@ def predict(
         except ValueError as error:
             raise ValueError(f"{data.ids[index]}: {error}") from error
 
-    with frozen(model), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
+    with frozen_eval(model), progress_bar(len(indices), 0, enabled=progress, unit="image") as bar:
         if tile is not None:
             for index, images, label in samples():
                 scores = predict_tiled(

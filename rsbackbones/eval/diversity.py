@@ -3,8 +3,8 @@
 Source: Fuller et al., CROMA, NeurIPS 2023, appendix A.2, table 12. Diversity is the mean cosine similarity
 between the encodings of patches at different places of one image, averaged over images: near 1 the patches
 have become alike and local information is lost. Position probing trains an MLP probe to tell the place of a
-patch from its encoding, and gives its cross-entropy: near 0 an encoding says where it is, rather than what
-is there; log(n) is what guessing among n places gives.
+patch from its encoding, and reports its cross-entropy: near 0 an encoding tells where it is rather than what
+is there; guessing among n places has log(n).
 
 What the paper leaves open: the learning rate of the position probe is the one with the lowest
 cross-entropy on a held-out fifth of the training images, and the probe that is scored, on images of the
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
-from rsbackbones.eval.batches import frozen, input_batches
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
+from rsbackbones.eval.batches import frozen_eval, input_batches
+from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.linear_probe import CROMA_OPTIONS, ProbeOptions, Probes, Progress, train_probes
 from rsbackbones.eval.probe import hold_out
-from rsbackbones.eval.samples import Samples
-from rsbackbones.eval.sweep import CROMA_OPTIONS, ProbeOptions, Probes, Progress, fit_probes
 from rsbackbones.models.backbone import unwrap_model
 
 
@@ -45,7 +45,7 @@ def mean_pairwise_cosine(x: Tensor) -> Tensor:
 
 
 def patch_similarity(
-    model: nn.Module, data: LabelledSet, *, split: str = "test", batch_size: int = 32
+    model: nn.Module, data: LabelledDataset, *, split: str = "test", batch_size: int = 32
 ) -> dict[str, float]:
     """Return for every stream the mean cosine similarity between patches of an image, averaged over images.
 
@@ -60,7 +60,7 @@ def patch_similarity(
     """
     found: dict[str, list[Tensor]] = {}
     backbone = unwrap_model(model)
-    with frozen(model):
+    with frozen_eval(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             for stream, features in backbone.forward_streams(images).items():
                 found.setdefault(stream, []).append(mean_pairwise_cosine(features.tokens[stream]))
@@ -113,7 +113,7 @@ def probe_positions(
         )
     places = train.shape[1]
     part, held_out = hold_out(_samples(train), seed)
-    probes = fit_probes(
+    probes = train_probes(
         part, classes=places, kind="mlp", seed=seed, options=options, device=device, progress=progress
     )
     lr = min(probes.rates, key=lambda rate: _cross_entropy(probes, held_out, rate)[0])
@@ -123,7 +123,7 @@ def probe_positions(
 
 def position_probing(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     streams: Sequence[str] | None = None,
     seed: int = 0,
@@ -154,27 +154,27 @@ def position_probing(
 
 
 def _encodings(
-    model: nn.Module, data: LabelledSet, split: str, streams: Sequence[str] | None, batch_size: int
+    model: nn.Module, data: LabelledDataset, split: str, streams: Sequence[str] | None, batch_size: int
 ) -> dict[str, Array]:
     found: dict[str, list[Array]] = {}
     backbone = unwrap_model(model)
-    with frozen(model):
+    with frozen_eval(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             for stream, features in backbone.forward_streams(images, streams).items():
                 found.setdefault(stream, []).append(features.tokens[stream].float().cpu().numpy())
     return {stream: np.concatenate(parts) for stream, parts in found.items()}
 
 
-def _samples(encodings: Array) -> Samples:
+def _samples(encodings: Array) -> FeatureTable:
     images, places, width = encodings.shape
-    return Samples(
+    return FeatureTable(
         encodings.reshape(-1, width),
         np.tile(np.arange(places), images),
         np.repeat(np.arange(images), places),
     )
 
 
-def _cross_entropy(probes: Probes, samples: Samples, rate: float) -> tuple[float, float]:
+def _cross_entropy(probes: Probes, samples: FeatureTable, rate: float) -> tuple[float, float]:
     """Return the cross-entropy and the accuracy of the probe of one learning rate."""
     scores = probes.scores(samples.features, rate)
     right = np.take_along_axis(scores, samples.labels[:, None], axis=1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Every image encoded once: frozen features, kept on disk.
+"""Frozen features of every image, computed once and cached on disk.
 
 Without augmentation and gradients, in ``eval()`` mode. CROMA (Fuller et al., NeurIPS 2023, appendix A.4.2)
 encodes so for its probes, kNN and K-means.
@@ -16,37 +16,36 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.crops import Size, pair
-from rsbackbones.data.labelled.dataset import Array, LabelledSet, Task
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.data.patch_tiles import PatchTiles
-from rsbackbones.eval.batches import frozen
-from rsbackbones.eval.cache import RowStore
-from rsbackbones.eval.encoded import Encoded, Level, as_rows, count_pixels, encoded_rows
-from rsbackbones.eval.identity import identity
-from rsbackbones.eval.image_reader import ImageReader, resized
-from rsbackbones.eval.inputs import check_single_images, model_inputs
+from rsbackbones.eval.batches import BatchReader, frozen_eval
+from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
+from rsbackbones.eval.fingerprint import fingerprint
+from rsbackbones.eval.transform import Transform, check_single_images, make_transform, resize
 from rsbackbones.files.progress import progress_bar
+from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import unwrap_model
 
-# Goes into the key of what is kept: to be raised when features become others.
+# Part of the cache key: raise it when a change alters features.
 VERSION = 1
 _SMALLEST_POWER = 1e-10
 
 
 def encode(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     size: int | Size | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     streams: Sequence[str] | None = None,
-    level: Level = "image",
+    level: Granularity = "image",
     pool: Literal["pooled", "mean"] = "pooled",
     batch_size: int = 64,
     device: str | torch.device | None = None,
     cache: Path | None = None,
     progress: bool = False,
-) -> Encoded:
+) -> FeatureTable:
     """Encode the images of a set that are in a split.
 
     Images of two dates (task ``change``) are encoded date by date, and their features are the absolute
@@ -61,19 +60,19 @@ def encode(
         tile: encode patches by tiles of that many pixels, and take the mean where tiles overlap
             (:mod:`rsbackbones.data.patch_tiles`), of sets of label maps; images may then be of any sizes.
         overlap: of the tiles, in pixels; default half of a tile, in whole patches.
-        streams: those to keep; default all. Each is of its own sensors alone.
+        streams: those to encode; default all. Each sees its own sensors only.
         level: an embedding for each image, or for each patch.
         pool: of images: the model's own embedding, or the mean of a stream's tokens.
         batch_size: images, or tiles, at a time.
         device: the model is moved there. Default: where it is.
-        cache: a folder to keep features in, below a name made of the hashes of weights, preprocessing and
-            data. What is there is not encoded again; a killed run goes on after its last batch.
+        cache: a folder for features, in subfolders named by a digest of weights, preprocessing and data.
+            Cached images are not encoded again; a killed run resumes after its last batch.
         progress: show a bar.
 
     Raises:
         ValueError: the set lacks a band, images differ in size or are no multiple of the patch, NaN, values
-            that cannot be in their unit, an unknown stream, or a file that cannot be read; the sample is
-            named. Nothing is then kept.
+            that cannot be in their unit, an unknown stream, or a file that cannot be read. The message names
+            the sample, and nothing is cached.
     """
     backbone = unwrap_model(model)
     if level not in ("image", "patch") or pool not in ("pooled", "mean"):
@@ -82,21 +81,21 @@ def encode(
     wanted = known if streams is None else tuple(streams)
     if not wanted or any(s not in known for s in wanted):
         raise ValueError(f"unknown or no streams, {list(wanted)}: this model has {', '.join(known)}")
-    inputs = model_inputs(backbone, data)
+    transform = make_transform(backbone, data)
     if device is not None:
         backbone.to(device)
     place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)
-    # A patch is a cell of the final maps.
+    # A patch is a cell of the final map.
     multiple = (
         backbone.size_multiple if level == "image" else math.lcm(backbone.size_multiple, backbone.stride)
     )
     if tiles is None and not backbone.pad:
         _check_size(target, multiple, "size=")
 
-    def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
-        images = {m: resized(x, target) for m, x in inputs(raw).items()}
+    def prepare(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
+        images = {m: resize(x, target) for m, x in transform(raw).items()}
         first = next(iter(images.values()))
         if tiles is None and not backbone.pad:
             _check_size((first.shape[-2], first.shape[-1]), multiple, "images of")
@@ -110,11 +109,11 @@ def encode(
 
     job = {
         "what": "features",
-        **identity(backbone),
+        **fingerprint(backbone),
         "streams": wanted,
         "pool": pool if level == "image" else None,
     }
-    with frozen(backbone):
+    with frozen_eval(backbone):
         return _collect(
             prepare, features, job, data, backbone.modalities, level=level, patch_size=backbone.stride,
             size=target, tiles=tiles, batch_size=batch_size, cache=cache, progress=progress,
@@ -122,10 +121,10 @@ def encode(
 
 
 def statistics_features(
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     channels: Mapping[str, Sequence[int]] | None = None,
-    level: Level = "image",
+    level: Granularity = "image",
     patch_size: int = 8,
     size: int | Size | None = None,
     tile: int | None = None,
@@ -133,8 +132,8 @@ def statistics_features(
     batch_size: int = 64,
     cache: Path | None = None,
     progress: bool = False,
-) -> Encoded:
-    """Return mean and standard deviation of every band, of images or patches: what features must beat.
+) -> FeatureTable:
+    """Return mean and standard deviation of every band, of images or patches: the baseline for features.
 
     One stream, ``bands``: the means of all bands, then their deviations. Values are raw, but for radar in
     linear power, which becomes dB; scale and offset of the others do not matter to a probe that standardizes.
@@ -154,12 +153,12 @@ def statistics_features(
     used = used if channels is None else {m: list(c) for m, c in channels.items()}
     tiles = _tiles(patch_size, tile, overlap, level, data)
 
-    def prepare(raw: Mapping[str, Array]) -> dict[str, Tensor]:
+    def prepare(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
         images = {}
         for m, numbers in used.items():
-            x = torch.from_numpy(raw[m][..., numbers, :, :].astype(np.float64))
+            x = torch.from_numpy(np.asarray(raw[m])[..., numbers, :, :].astype(np.float64))
             x = 10 * x.clamp(min=_SMALLEST_POWER).log10() if data.units.get(m) == "linear" else x
-            images[m] = x = resized(x, target)
+            images[m] = x = resize(x, target)
             ragged = x.shape[-2] % patch_size or x.shape[-1] % patch_size
             if level == "patch" and tiles is None and ragged:
                 raise ValueError(_no_multiple("images of", (x.shape[-2], x.shape[-1]), patch_size))
@@ -181,20 +180,20 @@ def statistics_features(
 
 
 def _collect(
-    prepare: Callable[[Mapping[str, Array]], dict[str, Tensor]],
+    prepare: Transform,
     features: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     job: Mapping[str, Any],
-    data: LabelledSet,
+    data: LabelledDataset,
     modalities: Sequence[str],
     *,
-    level: Level,
+    level: Granularity,
     patch_size: int,
     size: Size | None,
     tiles: PatchTiles | None,
     batch_size: int,
     cache: Path | None,
     progress: bool,
-) -> Encoded:
+) -> FeatureTable:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     job = {"version": VERSION, **job, "data": data.digest, "level": level, "size": size}
@@ -202,35 +201,37 @@ def _collect(
         job |= {"tiles": [tiles.tile, tiles.overlap]}
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
-    store = RowStore(None if cache is None else cache / key[:32], job, len(data))
-    todo = images[~store.done[images]].tolist()
-    read = ImageReader(data, modalities, size, prepare, alike=tiles is None)
-    at_once = batch_size if tiles is None else 1
-    # Rows are of one size: those of smaller images end with patches that have no label.
-    patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
-    with progress_bar(len(images), len(images) - len(todo), enabled=progress, unit="image") as bar:
-        for start in range(0, len(todo), at_once):
-            indices = todo[start : start + at_once]
-            try:
-                batch, maps = read(indices)
-                of_images = features if tiles is None else tiles.encoder(features, batch_size)
-                found = _of_dates(of_images, batch, data.task)
-            except ValueError:
-                store.discard()
-                raise
-            made = {s: x.float().cpu().numpy() for s, x in found.items()}
-            if maps is not None and level == "patch":
-                made["pixels"] = count_pixels(maps, patch_size, len(data.classes))
-            if tiles is not None:
-                made = {s: np.pad(x, ((0, 0), (0, patches - x.shape[1]), (0, 0))) for s, x in made.items()}
-            store.write(indices, as_rows(made))
-            bar.update(len(indices))
-    read.warn_of_offsets(len(todo))
-    return encoded_rows(store.read(images), images, data, level, key)
+    with RowStore(None if cache is None else cache / key[:32], job, len(data)) as store:
+        todo = images[~store.done[images]].tolist()
+        read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
+        at_once = batch_size if tiles is None else 1
+        # All rows have one size: rows of smaller images end with patches without labels.
+        patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
+        with progress_bar(len(images), len(images) - len(todo), enabled=progress, unit="image") as bar:
+            for start in range(0, len(todo), at_once):
+                indices = todo[start : start + at_once]
+                try:
+                    batch, maps = read(indices)
+                    of_images = features if tiles is None else tiles.encoder(features, batch_size)
+                    found = _of_dates(of_images, batch, data.task)
+                except ValueError:
+                    store.discard()
+                    raise
+                made = {s: x.float().cpu().numpy() for s, x in found.items()}
+                if maps is not None and level == "patch":
+                    made["pixels"] = count_pixels(maps, patch_size, len(data.classes))
+                if tiles is not None:
+                    made = {
+                        s: np.pad(x, ((0, 0), (0, patches - x.shape[1]), (0, 0))) for s, x in made.items()
+                    }
+                store.write(indices, made)
+                bar.update(len(indices))
+        read.warn_of_offsets(len(todo))
+        return build_table(store.read(images), images, data, level, key)
 
 
 def _tiles(
-    patch_size: int, tile: int | None, overlap: int | None, level: Level, data: LabelledSet
+    patch_size: int, tile: int | None, overlap: int | None, level: Granularity, data: LabelledDataset
 ) -> PatchTiles | None:
     if tile is None:
         if overlap is not None:
@@ -238,14 +239,14 @@ def _tiles(
         return None
     if level != "patch" or data.task not in ("pixels", "change"):
         raise ValueError(
-            f"tiles are of the patches of images that have a label for every pixel; {data.name} has "
-            f"{data.task}, and its images are encoded whole: leave out tile= (--tile)"
+            f"tiles need a label for every pixel; {data.name} has {data.task}, and its images are encoded "
+            "whole: leave out tile= (--tile)"
         )
     half = tile // 2 // patch_size * patch_size
     return PatchTiles(patch_size, tile, half if overlap is None else overlap)
 
 
-def _most_patches(tiles: PatchTiles, data: LabelledSet, images: Sequence[int], size: Size | None) -> int:
+def _most_patches(tiles: PatchTiles, data: LabelledDataset, images: Sequence[int], size: Size | None) -> int:
     """Return the patches of the largest image; all are read for their sizes, where they may differ."""
     if size is not None:
         return math.prod(tiles.grid(*size))

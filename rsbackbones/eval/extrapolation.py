@@ -22,16 +22,15 @@ import numpy as np
 from torch import nn
 
 from rsbackbones.data.crops import Crops, Size, cropped, name_of, pair
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.pictures import new_figure, save_png
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.encoded import Encoded
-from rsbackbones.eval.metrics import headline, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.linear_probe import CROMA_OPTIONS, ProbeOptions, ProbeType
+from rsbackbones.eval.metrics import compute_metrics, primary_metric
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import probe
-from rsbackbones.eval.samples import Samples
-from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions
 from rsbackbones.files.markdown import markdown_table
 from rsbackbones.models.backbone import unwrap_model
 
@@ -58,15 +57,15 @@ class AtSize:
 
 def extrapolate(
     model: nn.Module,
-    data: LabelledSet,
+    data: LabelledDataset,
     *,
     train_size: int | Size = 120,
     sizes: Sequence[int | Size] = SIZES,
     stream: str | None = None,
-    kind: Kind = "linear",
+    kind: ProbeType = "linear",
     options: ProbeOptions = CROMA_OPTIONS,
     seed: int = 0,
-    draws: int = 1000,
+    num_resamples: int = 1000,
     batch_size: int = 32,
     cache: Path | None = None,
     progress: bool = False,
@@ -85,7 +84,7 @@ def extrapolate(
         kind: of the probe, ``linear`` or ``mlp``.
         options: how it is trained.
         seed: of the probe and of the intervals.
-        draws: of the bootstrap, over whole images before they are cropped.
+        num_resamples: bootstrap resamples, over whole images before they are cropped.
         batch_size: images of ``train_size`` at a time, and as many pixels of larger ones.
         cache: a folder of features, as for :func:`rsbackbones.eval.encode.encode`.
         progress: show bars of the images.
@@ -99,7 +98,7 @@ def extrapolate(
     backbone = unwrap_model(model)
     stream = stream or backbone.choose_stream(None, dict.fromkeys(backbone.modalities))
 
-    def encoded(crops: LabelledSet) -> Encoded:
+    def encoded(crops: LabelledDataset) -> FeatureTable:
         pixels = np.prod(pair(train_size)) / np.prod(_crops(crops).size)
         return encode(
             model,
@@ -118,47 +117,51 @@ def extrapolate(
     parts = {
         split: replace(samples, groups=_sources(fitted, samples, fitted.splits[split]))
         for split in fitted.splits
-        for samples in [of_fitted.samples(of_fitted.stream(stream), fitted.splits[split])]
+        for samples in [of_fitted.stream(stream).of_images(fitted.splits[split])]
     }
     of_tests = [encoded(test) for test in tests]
-    samples = [e.samples(e.stream(stream), t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
+    samples = [e.stream(stream).of_images(t.splits["test"]) for e, t in zip(of_tests, tests, strict=True)]
     # One probe for all sizes: they are one test split to it, and are told apart afterwards.
-    outcome = probe(
+    predictions = probe(
         parts["train"],
-        Samples(np.concatenate([s.features for s in samples]), np.concatenate([s.labels for s in samples])),
+        FeatureTable(
+            np.concatenate([s.features for s in samples]), np.concatenate([s.labels for s in samples])
+        ),
         classes=len(data.classes),
         val=parts.get("val"),
         kind=kind,
         seed=seed,
         options=options,
-        metric=headline(data.task, [str(number) for number in range(len(data.classes))]),
+        metric=primary_metric(data.task, [str(number) for number in range(len(data.classes))]),
     )
     ends = np.cumsum([len(s) for s in samples])
-    scores = np.split(outcome.scores, ends[:-1])
+    scores = np.split(predictions.scores, ends[:-1])
     return [
-        _scored(test, part.outcome(s), seed=seed, draws=draws)
+        _scored(test, part.predictions(s), seed=seed, num_resamples=num_resamples)
         for test, part, s in zip(tests, samples, scores, strict=True)
     ]
 
 
-def _sources(crops: LabelledSet, of: Samples | Outcome, images: Array) -> Array:
+def _sources(crops: LabelledDataset, of: FeatureTable | Predictions, images: Array) -> Array:
     """The image that each sample is of: crops of one are alike, and are drawn and held out together."""
     sources: Array = _crops(crops).places[images if of.groups is None else of.groups, 0]
     return sources
 
 
-def _scored(crops: LabelledSet, outcome: Outcome, *, seed: int, draws: int) -> AtSize:
-    sources = _sources(crops, outcome, crops.splits["test"])
-    outcome = replace(outcome, groups=sources)
-    metrics = metrics_of(outcome, crops.task, crops.classes)
-    several = len(np.unique(sources)) > 1
-    drawn = intervals(outcome, crops.task, crops.classes, seed=seed, draws=draws) if several else {}
-    return AtSize(size=_crops(crops).size, images=len(crops), metrics=metrics, intervals=drawn)
+def _scored(crops: LabelledDataset, predictions: Predictions, *, seed: int, num_resamples: int) -> AtSize:
+    predictions = replace(predictions, groups=_sources(crops, predictions, crops.splits["test"]))
+    named = (predictions, crops.task, crops.classes)
+    return AtSize(
+        size=_crops(crops).size,
+        images=len(crops),
+        metrics=compute_metrics(*named),
+        intervals=intervals(*named, seed=seed, num_resamples=num_resamples),
+    )
 
 
 def score_at_sizes(
-    score: Callable[[LabelledSet], Mapping[str, float]],
-    data: LabelledSet,
+    score: Callable[[LabelledDataset], Mapping[str, float]],
+    data: LabelledDataset,
     sizes: Sequence[int | Size] = SIZES,
 ) -> list[AtSize]:
     """Score a trained model at every size, such as one that was fine-tuned as in the paper.
@@ -228,7 +231,7 @@ def draw_extrapolation(
     save_png(figure, path)
 
 
-def _crops(data: LabelledSet) -> Crops:
+def _crops(data: LabelledDataset) -> Crops:
     assert isinstance(data.read, Crops), "not from cropped"
     return data.read
 

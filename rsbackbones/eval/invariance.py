@@ -3,8 +3,8 @@
 Source: Fuller et al., CROMA, NeurIPS 2023, appendix A.2, table 11: the cosine similarity between the
 representations of images and of the same images after a transformation, over 5,000 images.
 
-A high similarity says little where all images have similar representations, so the mean similarity between
-*different* images is given beside it, which the paper does not.
+A high similarity means little where all images have similar representations. The mean similarity between
+*different* images is therefore returned too, unlike in the paper.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import LabelledSet
-from rsbackbones.eval.batches import frozen, input_batches
+from rsbackbones.data.labelled.dataset import LabelledDataset
+from rsbackbones.eval.batches import frozen_eval, input_batches
 from rsbackbones.eval.diversity import mean_pairwise_cosine
 from rsbackbones.models.backbone import unwrap_model
 
@@ -30,7 +30,7 @@ OTHER_IMAGE = "other_image"
 
 
 def invariance(
-    model: nn.Module, data: LabelledSet, *, split: str = "test", batch_size: int = 32
+    model: nn.Module, data: LabelledDataset, *, split: str = "test", batch_size: int = 32
 ) -> dict[str, dict[str, float]]:
     """Return for every stream the mean cosine similarity by transformation, and by ``other_image``.
 
@@ -45,7 +45,7 @@ def invariance(
     """
     found: dict[str, dict[str, list[Tensor]]] = {}
     backbone = unwrap_model(model)
-    with frozen(model):
+    with frozen_eval(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
             original = {s: f.pooled[s] for s, f in backbone.forward_streams(images).items()}
             for stream, pooled in original.items():

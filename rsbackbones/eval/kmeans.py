@@ -13,12 +13,14 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
 from rsbackbones.data.labelled.dataset import Array
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
 from rsbackbones.eval.metrics import confusion
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.samples import Samples, checked_splits
+from rsbackbones.eval.predictions import Predictions
 
 
-def kmeans(train: Samples, test: Samples, *, classes: int, restarts: int = 10, seed: int = 0) -> Outcome:
+def kmeans(
+    train: FeatureTable, test: FeatureTable, *, classes: int, restarts: int = 10, seed: int = 0
+) -> Predictions:
     """Cluster ``train`` and classify ``test`` so; the scores [n, K] are one-hot.
 
     ``details["classes_of_clusters"]`` is the class of every cluster.
@@ -27,7 +29,7 @@ def kmeans(train: Samples, test: Samples, *, classes: int, restarts: int = 10, s
         ValueError: samples or labels are not as they should be, samples have several labels, or there are
             fewer training samples than classes.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if train.task == "multilabel":
         raise ValueError("K-means needs one class per sample: a cluster stands for one class")
     if len(train) < classes:
@@ -36,7 +38,7 @@ def kmeans(train: Samples, test: Samples, *, classes: int, restarts: int = 10, s
     clusters = model.predict(test.features)
     matched = matched_classes(clusters, test.labels, classes)
     on_train = matched_classes(model.labels_, train.labels, classes)
-    return test.outcome(
+    return test.predictions(
         np.eye(classes, dtype=np.float32)[matched[clusters]],
         details={
             "classes_of_clusters": matched.tolist(),

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors, with nothing to train.
+"""Weighted k-nearest-neighbor classification.
 
 CROMA (appendix A.4.2) takes the implementation of Scale-MAE (its reference [27]; ``eval/knn.py`` of
 github.com/bair-climate-initiative/scale-mae), and that is what is computed here: features scaled to unit
@@ -11,23 +11,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.samples import Samples, checked_splits
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
+from rsbackbones.eval.predictions import Predictions
 
-NEIGHBOURS = 20
-# How many numbers (similarities, labels of neighbors) are held at once.
+NEIGHBORS = 20
+# The size of a block of test samples, in numbers (similarities, labels of neighbors).
 _AT_ONCE = 2**24
 
 
 def knn(
-    train: Samples,
-    test: Samples,
+    train: FeatureTable,
+    test: FeatureTable,
     *,
     classes: int,
-    k: int = NEIGHBOURS,
+    k: int = NEIGHBORS,
     temperature: float = 0.07,
     weighted: bool = True,
-) -> Outcome:
+) -> Predictions:
     """Classify ``test`` by its nearest neighbors in ``train``; ``weighted=False``: every neighbor counts 1.
 
     The scores [n, K] are the share of each class in the vote. Of equal similarities at the k-th place it is
@@ -38,7 +38,7 @@ def knn(
         ValueError: samples or labels are not as they should be, ``k`` is not from 1 to the number of training
             samples, or ``temperature`` is not above 0.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if not 1 <= k <= len(train):
         raise ValueError(f"k={k} neighbors of {len(train)} training samples: k goes from 1 to {len(train)}")
     if not temperature > 0:
@@ -56,7 +56,7 @@ def knn(
         )
         scores[start : start + block] = torch.einsum("bk,bkc->bc", votes, labels[nearest])
     # Sums of votes may exceed 1 by rounding, and scores of several labels are probabilities.
-    return test.outcome(
+    return test.predictions(
         np.clip(scores.numpy(), 0, 1),
         details={"k": k, "temperature": temperature if weighted else None},
     )

@@ -16,21 +16,23 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.samples import Samples, checked_splits
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
+from rsbackbones.eval.predictions import Predictions
 
 # As many training samples suffice: patches are many and alike.
 MOST = 5000
 _MOST_STEPS = 1000
 
 
-def logistic(train: Samples, test: Samples, *, classes: int, seed: int = 0, folds: int = 3) -> Outcome:
+def logistic(
+    train: FeatureTable, test: FeatureTable, *, classes: int, seed: int = 0, folds: int = 3
+) -> Predictions:
     """Classify ``test``; the scores [n, K] are probabilities, 0 for a class without a training sample.
 
     Raises:
         ValueError: samples or labels are not as they should be.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if len(train) > MOST:
         train = train.take(np.random.default_rng(seed).permutation(len(train))[:MOST])
     grid = {"C": np.logspace(-3, 3, 7)}
@@ -54,10 +56,10 @@ def logistic(train: Samples, test: Samples, *, classes: int, seed: int = 0, fold
         chosen = float(search.best_params_["estimator__C"])
     best = search.best_estimator_
     converged = all((one.n_iter_ < _MOST_STEPS).all() for one in getattr(best, "estimators_", [best]))
-    return test.outcome(scores, details={"C": chosen, "samples": len(train), "converged": converged})
+    return test.predictions(scores, details={"C": chosen, "samples": len(train), "converged": converged})
 
 
-def folds_of(train: Samples, folds: int, seed: int) -> list[tuple[Array, Array]]:
+def folds_of(train: FeatureTable, folds: int, seed: int) -> list[tuple[Array, Array]]:
     """Return the (fitted, judged) samples of every fold, by number."""
     groups = None if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
     if groups is not None and groups.max() + 1 >= folds:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.labelled.dataset import IGNORED, Array, Task
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.predictions import Predictions
 
 Floats = npt.NDArray[np.float64]
 # What is written down of every task; pixels and change also have IoU and F1 by class.
@@ -26,8 +26,8 @@ METRICS: dict[Task, tuple[str, ...]] = {
 CHANGE_NAMES = ("unchanged", "change")
 
 
-def headline(task: Task, classes: Sequence[str | int]) -> str:
-    """Return the one metric that a table shows, and that decides where one must: the first of the task.
+def primary_metric(task: Task, classes: Sequence[str | int]) -> str:
+    """Return the metric of a task that tables show and selections use: the first of :data:`METRICS`.
 
     Of several labels the micro average, as SatMAE's code of BigEarthNet has it; CROMA and SeaMo, who follow
     it, do not say. Of change the F1 of the change class, the second.
@@ -35,7 +35,7 @@ def headline(task: Task, classes: Sequence[str | int]) -> str:
     return f"f1_{classes[1]}" if task == "change" else METRICS[task][0]
 
 
-def metrics_of(outcome: Outcome, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
+def compute_metrics(predictions: Predictions, task: Task, names: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a task: those of :data:`METRICS`, and for pixels IoU and F1 by class.
 
     ``classes``: top-1 accuracy, balanced accuracy (mean recall), macro F1. ``multilabel``: mean average
@@ -45,31 +45,31 @@ def metrics_of(outcome: Outcome, task: Task, names: Sequence[str] = ()) -> dict[
     Raises:
         ValueError: the scores do not fit the labels or the task.
     """
-    multilabel = _checked(outcome).target.ndim == 2
+    multilabel = _validate(predictions).target.ndim == 2
     if multilabel != (task == "multilabel"):
         found = "several labels [n, K]" if multilabel else "one label [n]"
         raise ValueError(f"the task {task} does not fit samples of {found}")
     if multilabel:
-        ranking = LabelRanking(outcome.scores, outcome.target)
+        ranking = LabelRanking(predictions.scores, predictions.target)
         return {name: float(ranking.value(name)) for name in METRICS[task]}
-    counts = _outcome_counts(outcome)
+    counts = _counts_of(predictions)
     if task != "classes":
         return from_confusion(counts, CHANGE_NAMES if task == "change" and not names else names)
     values = summary(counts)
     return {name: float(values[name]) for name in METRICS[task]}
 
 
-def metric_of(outcome: Outcome, metric: str) -> float:
+def compute_metric(predictions: Predictions, metric: str) -> float:
     """Return one metric, any of those that the labels allow, e.g. ``top1``, ``miou``, ``iou_3``,
     ``map_macro``.
 
     Raises:
         ValueError: there is no such metric for these labels.
     """
-    if _checked(outcome).target.ndim == 2:
-        return float(LabelRanking(outcome.scores, outcome.target).value(metric))
-    values = summary(_outcome_counts(outcome))
-    return float(values[known(metric, values)])
+    if _validate(predictions).target.ndim == 2:
+        return float(LabelRanking(predictions.scores, predictions.target).value(metric))
+    values = summary(_counts_of(predictions))
+    return float(values[check_metric_name(metric, values)])
 
 
 def confusion(target: Array, predicted: Array, classes: int) -> npt.NDArray[np.int64]:
@@ -96,16 +96,16 @@ def confusion(target: Array, predicted: Array, classes: int) -> npt.NDArray[np.i
     return np.bincount(target * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def group_counts(outcome: Outcome, units: Array) -> npt.NDArray[np.int64]:
+def group_counts(predictions: Predictions, units: Array) -> npt.NDArray[np.int64]:
     """Return the counts [G, K, K] of the samples, or pixels, of every unit; ``units`` [n] numbers them."""
-    classes, predicted = outcome.scores.shape[1], outcome.scores.argmax(1)
+    classes, predicted = predictions.scores.shape[1], predictions.scores.argmax(1)
     many = int(units.max()) + 1
-    if outcome.pixels is not None:
+    if predictions.pixels is not None:
         counts = np.zeros((many, classes, classes), np.int64)
-        np.add.at(counts.transpose(0, 2, 1), (units, predicted), outcome.pixels)
+        np.add.at(counts.transpose(0, 2, 1), (units, predicted), predictions.pixels)
         return counts
-    counted = outcome.target != IGNORED
-    cells = (units * classes + outcome.target) * classes + predicted
+    counted = predictions.target != IGNORED
+    cells = (units * classes + predictions.target) * classes + predicted
     return np.bincount(cells[counted], minlength=many * classes**2).reshape(many, classes, classes)
 
 
@@ -185,7 +185,7 @@ class LabelRanking:
         Raises:
             ValueError: there is no such metric.
         """
-        known(metric, METRICS["multilabel"])
+        check_metric_name(metric, METRICS["multilabel"])
         ones = np.ones(len(self._hits))
         weights = np.asarray(ones if weights is None else weights, np.float64)
         if metric == "map_micro":
@@ -241,7 +241,7 @@ def mean_of_existing(values: Floats, whole: Floats | None = None) -> Floats:
     return mean
 
 
-def known(metric: str, those: Any) -> str:
+def check_metric_name(metric: str, those: Any) -> str:
     """Return the name of a metric if it is one of those.
 
     Raises:
@@ -252,15 +252,16 @@ def known(metric: str, those: Any) -> str:
     return metric
 
 
-def _outcome_counts(outcome: Outcome) -> npt.NDArray[np.int64]:
-    if outcome.pixels is not None:
-        counts: npt.NDArray[np.int64] = group_counts(outcome, np.zeros(len(outcome.scores), np.int64))[0]
+def _counts_of(predictions: Predictions) -> npt.NDArray[np.int64]:
+    if predictions.pixels is not None:
+        one_group = np.zeros(len(predictions.scores), np.int64)
+        counts: npt.NDArray[np.int64] = group_counts(predictions, one_group)[0]
         return counts
-    return confusion(outcome.target, outcome.scores.argmax(1), outcome.scores.shape[1])
+    return confusion(predictions.target, predictions.scores.argmax(1), predictions.scores.shape[1])
 
 
-def _checked(outcome: Outcome) -> Outcome:
-    scores, target = outcome.scores, outcome.target
+def _validate(predictions: Predictions) -> Predictions:
+    scores, target = predictions.scores, predictions.target
     fits = target.shape == scores.shape if target.ndim == 2 else target.shape == scores.shape[:1]
     if scores.ndim != 2 or not fits or not len(scores):
         raise ValueError(
@@ -268,4 +269,4 @@ def _checked(outcome: Outcome) -> Outcome:
         )
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity")
-    return outcome
+    return predictions

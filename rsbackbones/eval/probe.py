@@ -1,9 +1,9 @@
-"""Linear and MLP probes on frozen features, and which learning rate of their sweep counts.
+"""Linear and MLP probes on frozen features, and the choice of the learning rate.
 
 CROMA (section 3.1, appendix A.4.2): one linear layer, or a hidden one of 2048 with ReLU before it; AdamW with
 betas 0.9 and 0.999 and weight decay 0.01, batches of 1024, five epochs of linear warm-up and a hundred along
 a cosine, every learning rate of {1 ... 9}e{-4, -3, -2}, and what counts is the probe after the last epoch.
-:mod:`rsbackbones.eval.sweep` trains them all at once.
+:mod:`rsbackbones.eval.linear_probe` trains them all at once.
 
 What the paper leaves open, and what was chosen: features enter as they are, without standardizing, which the
 paper does not mention (``ProbeOptions.standardize`` is for features of very different scales); layers start
@@ -19,44 +19,51 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rsbackbones.eval.metrics import METRICS, metric_of
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.samples import Samples, checked, checked_splits, fits
-from rsbackbones.eval.sweep import CROMA_OPTIONS, Kind, ProbeOptions, Probes, Progress, fit_probes
+from rsbackbones.eval.feature_table import FeatureTable, check_fit, validate_splits, validate_table
+from rsbackbones.eval.linear_probe import (
+    CROMA_OPTIONS,
+    ProbeOptions,
+    Probes,
+    ProbeType,
+    Progress,
+    train_probes,
+)
+from rsbackbones.eval.metrics import METRICS, compute_metric
+from rsbackbones.eval.predictions import Predictions
 
 # Of the training samples, one in so many chooses the learning rate where there is no validation split.
 _HELD_OUT = 5
 
 
 def probe(
-    train: Samples,
-    test: Samples,
+    train: FeatureTable,
+    test: FeatureTable,
     *,
     classes: int,
-    val: Samples | None = None,
-    kind: Kind = "linear",
+    val: FeatureTable | None = None,
+    kind: ProbeType = "linear",
     seed: int = 0,
     options: ProbeOptions = CROMA_OPTIONS,
     select: Literal["val", "test"] = "val",
     metric: str | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
-) -> Outcome:
+) -> Predictions:
     """Train the probes of all learning rates and score ``test`` with the one that is chosen.
 
     Args:
         train: what they are trained on.
         test: what they are scored on.
         classes: K.
-        val: chooses the learning rate. Without it, a fifth of ``train`` does (:func:`hold_out`), with probes
-            of their own trained on the rest; what is scored is trained on all of ``train``.
+        val: chooses the learning rate. Without it a fifth of ``train`` does (:func:`hold_out`), by probes
+            trained on the rest; the probe that is scored is trained on all of ``train``.
         kind: ``linear`` or ``mlp``.
         seed: of the first weights, the order of the samples, and which are held out.
         options: how they are trained.
-        select: ``val``: as said. ``test``: the best on ``test``, as the papers report it, which is
+        select: ``val``: on ``val``, as above. ``test``: the best on ``test``, as papers report it, which is
             optimistic.
-        metric: what is best, any that :func:`metric_of` knows; default ``top1``, of several labels
-            ``map_micro``. Between equals, the lower cross-entropy decides.
+        metric: decides which is best, any that :func:`compute_metric` knows; default ``top1``, of several
+            labels ``map_micro``. Between equals, the lower cross-entropy decides.
         device: where the probes are trained.
         progress: called with the epochs done and those in all.
 
@@ -68,35 +75,35 @@ def probe(
     Raises:
         ValueError: samples, labels or options are not as they should be.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     if select not in ("val", "test"):
         raise ValueError(f"select={select!r}: expected 'val' or 'test'")
     metric = metric or METRICS[train.task][0]
 
-    def fit(samples: Samples, told: Progress | None) -> Probes:
-        return fit_probes(
+    def fit(samples: FeatureTable, told: Progress | None) -> Probes:
+        return train_probes(
             samples, classes=classes, kind=kind, seed=seed, options=options, device=device, progress=told
         )
 
     if select == "test":
         probes = fit(train, progress)
-        lr, chosen_on = choose_rate(probes, test, metric), "test"
+        lr, chosen_on = select_lr(probes, test, metric), "test"
     elif val is not None:
-        val = checked("val", val, classes)
-        fits("val", val, train)
+        val = validate_table("val", val, classes)
+        check_fit("val", val, train)
         probes = fit(train, progress)
-        lr, chosen_on = choose_rate(probes, val, metric), "val"
+        lr, chosen_on = select_lr(probes, val, metric), "val"
     else:
         part, held_out = hold_out(train, seed)
-        lr = choose_rate(fit(part, _half(progress, 0)), held_out, metric)
+        lr = select_lr(fit(part, _half(progress, 0)), held_out, metric)
         probes, chosen_on = (
             fit(train, _half(progress, 1)),
             f"{len(held_out)} of {len(train)} training samples",
         )
-    by_lr = {rate: metric_of(_outcome(probes, test, rate), metric) for rate in probes.rates}
+    by_lr = {rate: compute_metric(_predict(probes, test, rate), metric) for rate in probes.rates}
     by_lr = {rate: value for rate, value in by_lr.items() if not np.isnan(value)}
     best = max(by_lr, key=lambda rate: by_lr[rate], default=None)
-    return test.outcome(
+    return test.predictions(
         probes.scores(test.features, lr),
         details={
             "kind": kind,
@@ -111,7 +118,7 @@ def probe(
     )
 
 
-def choose_rate(probes: Probes, samples: Samples, metric: str) -> float:
+def select_lr(probes: Probes, samples: FeatureTable, metric: str) -> float:
     """Return the learning rate whose probe is best on these samples; between equals, by cross-entropy.
 
     Raises:
@@ -119,19 +126,19 @@ def choose_rate(probes: Probes, samples: Samples, metric: str) -> float:
     """
 
     def quality(rate: float) -> tuple[float, float]:
-        outcome = _outcome(probes, samples, rate)
+        predictions = _predict(probes, samples, rate)
         if probes.multilabel:
-            right = np.where(outcome.target, outcome.scores, 1 - outcome.scores)
+            right = np.where(predictions.target, predictions.scores, 1 - predictions.scores)
         else:
-            right = np.take_along_axis(outcome.scores, outcome.target[:, None], axis=1)
-        value = metric_of(outcome, metric)
+            right = np.take_along_axis(predictions.scores, predictions.target[:, None], axis=1)
+        value = compute_metric(predictions, metric)
         # It may not exist (no sample of the class, and none predicted): then cross-entropy alone decides.
         return 0.0 if np.isnan(value) else value, float(np.log(np.maximum(right, 1e-12)).mean())
 
     return max(probes.rates, key=quality)
 
 
-def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+def hold_out(samples: FeatureTable, seed: int) -> tuple[FeatureTable, FeatureTable]:
     """Return four fifths of the samples and the other fifth: of every class alike, or whole groups of them.
 
     Raises:
@@ -143,8 +150,8 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     chance = np.random.default_rng(seed).permutation(units.max() + 1)
     if len(chance) < 2:
         raise ValueError(
-            "without a validation split a fifth of the training images is held out, and there is one only: "
-            "give val=, or select='test'"
+            "without a validation split a fifth of the training images is held out, and there is only one: "
+            "pass val=, or select='test'"
         )
     # Every fifth of a random order, by class where samples have one, starting at the third: a class of five
     # samples or more is in both parts.
@@ -154,8 +161,8 @@ def hold_out(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     return samples.take(~held), samples.take(held)
 
 
-def _outcome(probes: Probes, samples: Samples, rate: float) -> Outcome:
-    return samples.outcome(probes.scores(samples.features, rate))
+def _predict(probes: Probes, samples: FeatureTable, rate: float) -> Predictions:
+    return samples.predictions(probes.scores(samples.features, rate))
 
 
 def _half(progress: Progress | None, number: int) -> Callable[[int, int], None] | None:

@@ -1,4 +1,4 @@
-"""What an evaluation writes: one table to read, and everything behind it as JSON and CSV."""
+"""The report of an evaluation: a Markdown table, and all results as JSON and CSV."""
 
 import csv
 import io
@@ -9,14 +9,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rsbackbones.eval.knn import NEIGHBOURS
+from rsbackbones.eval.knn import NEIGHBORS
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.markdown import markdown_table
 
 # A row: subject, stream, protocol, seed, metrics, interval of every metric.
 Row = Mapping[str, Any]
-# What stands above the table of a measurement; the tables are CROMA's.
-_MEASURED = {
+# The caption of the table of each diagnostic; the numbered tables are CROMA's.
+_CAPTIONS = {
     "invariance": "Invariance (table 11): cosine similarity of an image's embedding to those of the image "
     "flipped and turned, and to those of other images",
     "patches": "Diversity (table 12): mean cosine similarity between the patches of an image",
@@ -25,41 +25,41 @@ _MEASURED = {
 }
 
 
-def shown(protocol: str, metric: str) -> str:
-    """Return the metric that the table shows of a protocol: the set's; of sparse probes the mean F1."""
+def displayed(protocol: str, metric: str) -> str:
+    """Return the metric of a protocol in the table: that of the task, and of sparse probes the mean F1."""
     return "f1_macro" if protocol == "sparse" else metric
 
 
 def table(rows: Sequence[Row], metric: str) -> str:
     """Return the table: features by protocol, ``metric`` in percent, with 95 % intervals.
 
-    Of several seeds the mean, their standard deviation, and the mean of the intervals' ends.
+    For several seeds: the mean, the standard deviation, and the mean of the intervals' ends.
     """
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
-    metrics = {p: shown(p, metric) for p in protocols}
+    metrics = {p: displayed(p, metric) for p in protocols}
     head = ["features", "stream", *(f"{p}, {metrics[p]}" for p in protocols)]
     lines = []
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
         cells = [subject, stream]
         for protocol in protocols:
-            mine = [
+            selected = [
                 r for r in rows
                 if (r["subject"], r["stream"], r["protocol"]) == (subject, stream, protocol)
             ]  # fmt: skip
-            cells.append(_cell(mine, metrics[protocol]))
+            cells.append(_cell(selected, metrics[protocol]))
         lines.append(cells)
     return markdown_table(head, lines, "ll" + "r" * len(protocols), spaced=True) + "\n"
 
 
-def measured_table(rows: Sequence[Row]) -> str:
-    """Return the table of a measurement (:mod:`rsbackbones.eval.measure`): features by what was measured."""
+def diagnostics_table(rows: Sequence[Row]) -> str:
+    """Return the table of a diagnostic (:mod:`rsbackbones.eval.diagnostics`), features by metric."""
     percent = rows[0]["protocol"] == "extrapolation"
     columns = list(rows[0]["metrics"])
     heads = [f"{rows[0]['details']['metric']} at {c}" if percent else c.replace("_", " ") for c in columns]
     lines = []
     for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
-        mine = [row for row in rows if (row["subject"], row["stream"]) == (subject, stream)]
-        lines.append([subject, stream, *(_cell(mine, column, percent=percent) for column in columns)])
+        selected = [row for row in rows if (row["subject"], row["stream"]) == (subject, stream)]
+        lines.append([subject, stream, *(_cell(selected, column, percent=percent) for column in columns)])
     head = ["features", "stream", *heads]
     return markdown_table(head, lines, "ll" + "r" * len(columns), spaced=True) + "\n"
 
@@ -67,22 +67,22 @@ def measured_table(rows: Sequence[Row]) -> str:
 def _cell(rows: Sequence[Row], metric: str, *, percent: bool = True) -> str:
     scale, digits = (100, 1) if percent else (1, 4)
 
-    def said(value: float) -> str:
+    def number(value: float) -> str:
         return f"{scale * value:.{digits}f}"
 
     # A class may lack its own metric: it occurs neither among the labels nor among the predictions.
     values = [row["metrics"][metric] for row in rows if metric in row["metrics"]]
     if not values:
         return "-"
-    spread = f" ± {said(stdev(values))}" if len(values) > 1 else ""
+    deviation = f" ± {number(stdev(values))}" if len(values) > 1 else ""
     intervals = [row["intervals"][metric] for row in rows if metric in row["intervals"]]
-    ends = [said(mean(interval[end] for interval in intervals)) for end in (0, 1)] if intervals else None
+    ends = [number(mean(interval[end] for interval in intervals)) for end in (0, 1)] if intervals else None
     between = f" [{ends[0]}, {ends[1]}]" if ends else ""
-    return f"{said(mean(values))}{spread}{between}"
+    return f"{number(mean(values))}{deviation}{between}"
 
 
-def papers_way(rows: Sequence[Row]) -> list[str]:
-    """Return what the papers report of a sweep: its best on the test split itself."""
+def best_on_test_note(rows: Sequence[Row]) -> list[str]:
+    """Return what papers report of a sweep: the best learning rate on the test split itself."""
     lines = []
     for subject, stream, protocol in dict.fromkeys((r["subject"], r["stream"], r["protocol"]) for r in rows):
         key = (subject, stream, protocol)
@@ -105,10 +105,10 @@ def papers_way(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _few_neighbors(rows: Sequence[Row]) -> list[str]:
-    """Say where kNN had fewer training samples than neighbors to ask."""
+def _few_neighbors_note(rows: Sequence[Row]) -> list[str]:
+    """Return a note where kNN had fewer training samples than neighbors."""
     ks = {row["details"]["k"] for row in rows if row["protocol"] == "knn"}
-    return [f"knn: k = {k}, as there are no more training samples" for k in sorted(ks) if k < NEIGHBOURS]
+    return [f"knn: k = {k}, the number of training samples" for k in sorted(ks) if k < NEIGHBORS]
 
 
 def notes_as_markdown(notes: Sequence[str]) -> list[str]:
@@ -125,14 +125,14 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
 
     Args:
         folder: of the three files.
-        found: ``rows``, ``measurements`` (by name the rows of each), ``metric``, ``data``, ``notes`` and what
+        found: ``rows``, ``diagnostics`` (by name the rows of each), ``metric``, ``data``, ``notes`` and what
             else belongs to the record.
     """
     rows: Sequence[Row] = found["rows"]
-    measurements: Mapping[str, Sequence[Row]] = found["measurements"]
+    diagnostics: Mapping[str, Sequence[Row]] = found["diagnostics"]
     lines = csv.writer(text := io.StringIO(), lineterminator="\n")
     lines.writerow(("subject", "stream", "protocol", "seed", "metric", "value", "low", "high"))
-    for row in chain(rows, *measurements.values()):
+    for row in chain(rows, *diagnostics.values()):
         for metric, value in row["metrics"].items():
             low, high = row["intervals"].get(metric, ("", ""))
             key = [row[name] for name in ("subject", "stream", "protocol", "seed")]
@@ -140,10 +140,10 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     page = [f"# {found['data']['name']}", ""]
     if rows:
         page += [table(rows, found["metric"])]
-    page += papers_way(rows)
-    for name, measured in measurements.items():
-        page += [_MEASURED[name] + ":", "", measured_table(measured)]
-    page += notes_as_markdown([*found["notes"], *_few_neighbors(rows)])
+    page += best_on_test_note(rows)
+    for name, diagnosed in diagnostics.items():
+        page += [_CAPTIONS[name] + ":", "", diagnostics_table(diagnosed)]
+    page += notes_as_markdown([*found["notes"], *_few_neighbors_note(rows)])
     markdown = "\n".join(page) + "\n"
     write_text(folder / "result.json", json.dumps(found, indent=1) + "\n")
     write_text(folder / "result.csv", text.getvalue())

@@ -1,6 +1,6 @@
-"""An evaluation: every protocol over every stream of every subject, each written down when it is done.
+"""An evaluation: every protocol over every stream of every feature source; finished results are cached.
 
-A killed run goes on: features come from their cache, and a finished protocol from its file under ``parts``.
+A killed run resumes: features come from their cache, finished protocols from their files under ``parts``.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,32 +9,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from rsbackbones.data.labelled.dataset import LabelledSet, Task
+from rsbackbones import __version__
+from rsbackbones.data.labelled.dataset import LabelledDataset, Task
 from rsbackbones.eval.bootstrap import intervals
-from rsbackbones.eval.encoded import Encoded
+from rsbackbones.eval.feature_source import FeatureSource
+from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.fingerprint import split_digest
 from rsbackbones.eval.kmeans import kmeans
-from rsbackbones.eval.knn import NEIGHBOURS, knn
+from rsbackbones.eval.knn import NEIGHBORS, knn
+from rsbackbones.eval.linear_probe import ProbeType, Progress
 from rsbackbones.eval.logistic import logistic
-from rsbackbones.eval.metrics import headline, metrics_of
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.parts import kept, split_digest
+from rsbackbones.eval.metrics import compute_metrics, primary_metric
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import probe
 from rsbackbones.eval.sparse import sparse
-from rsbackbones.eval.subject import Subject
-from rsbackbones.eval.sweep import Kind, Progress
 from rsbackbones.files.environment import environment
-from rsbackbones.files.progress import progress_bar, told_beside
+from rsbackbones.files.lock import exclusive
+from rsbackbones.files.progress import progress_bar, progress_message
+from rsbackbones.files.resumable import cached_result
 
-# The statistics of the bands, each of another magnitude, go to logistic regression (standardized) only.
+# Band statistics differ in magnitude: only logistic regression, which standardizes, is run on them.
 PROTOCOLS = ("knn", "kmeans", "linear", "mlp", "sparse", "logistic")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What decides a row: the digests of the features and of the split, and what is done with them."""
+    """What a result depends on: the digests of the features and of the split, and the protocol."""
 
     features: str
     split: str
@@ -42,19 +44,19 @@ class Job:
     stream: str
     protocol: str
     seed: int
-    draws: int
+    num_resamples: int
     ks: Sequence[int] | Literal["all"] | None = None  # of sparse probes
 
 
 def evaluate(
     protocols: Sequence[str],
-    subjects: Sequence[Subject],
-    open_set: Callable[[int], LabelledSet],
+    sources: Sequence[FeatureSource],
+    open_set: Callable[[int], LabelledDataset],
     out: Path,
     *,
     seeds: Sequence[int] = (0,),
     streams: Sequence[str] | None = None,
-    draws: int = 1000,
+    num_resamples: int = 1000,
     sparse_k: Sequence[int] | Literal["all"] | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
@@ -63,12 +65,12 @@ def evaluate(
 
     Args:
         protocols: of :data:`PROTOCOLS`.
-        subjects: what gives features.
-        open_set: seed -> the set, split by that seed where the data states no split.
-        out: the folder of what is done so far.
+        sources: where features come from.
+        open_set: seed -> the data set, split by that seed where its files state no split.
+        out: the output folder, with finished results in ``parts``.
         seeds: of splits, probes, clusters and random weights.
-        streams: of every subject; ``a+b`` puts two beside each other. Default: all, and all together.
-        draws: of the bootstrap.
+        streams: of every source; ``a+b`` concatenates two. Default: each, and all concatenated.
+        num_resamples: bootstrap resamples.
         sparse_k: of sparse probes the numbers of dimensions beside 1, or ``all``; default: powers of two.
         device: where probes are trained; the other protocols are numpy's and scikit-learn's.
         progress: show bars.
@@ -78,35 +80,38 @@ def evaluate(
     """
     if unknown := [p for p in protocols if p not in PROTOCOLS]:
         raise ValueError(f"unknown protocol {', '.join(unknown)}; there are {', '.join(PROTOCOLS)}")
-    if not protocols or not subjects or not seeds:
-        raise ValueError("name at least one protocol, one subject and one seed")
-    if any(subject.statistics for subject in subjects):
-        protocols = list(dict.fromkeys([*protocols, "logistic"]))  # what they are compared by
+    if not protocols or not sources or not seeds:
+        raise ValueError("name at least one protocol, one feature source and one seed")
+    if any(source.statistics for source in sources):
+        protocols = list(dict.fromkeys([*protocols, "logistic"]))  # for comparison with the statistics
     parts = out / "parts"
     rows: list[dict[str, Any]] = []
-    with progress_bar(len(seeds) * len(subjects), 0, enabled=progress, unit="subject") as bar:
+    _check(open_set(seeds[0]), protocols)
+    total = len(seeds) * len(sources)
+    with exclusive(out), progress_bar(total, 0, enabled=progress, unit="source") as bar:
         for seed in seeds:
             data = open_set(seed)
             _check(data, protocols)
             split = split_digest(data)
-            for subject in subjects:
-                encoded = subject.features(data, seed)
+            for source in sources:
+                encoded = source.features(data, seed)
                 for stream in streams_of(encoded, streams):
-                    for protocol in ("logistic",) if subject.statistics else protocols:
-                        what = f"{subject.name}, {stream}: {protocol}"
+                    for protocol in ("logistic",) if source.statistics else protocols:
+                        what = f"{source.name}, {stream}: {protocol}"
                         bar.set_postfix_str(what)
-                        told = told_beside(bar, what)
-                        job = Job(encoded.key, split, subject.name, stream, protocol, seed, draws)
+                        told = progress_message(bar, what)
+                        job = Job(encoded.key, split, source.name, stream, protocol, seed, num_resamples)
                         if protocol == "sparse" and sparse_k is not None:
                             job = replace(job, ks=sparse_k if sparse_k == "all" else sorted({1, *sparse_k}))
                         stated = {name: value for name, value in asdict(job).items() if value is not None}
-                        rows.append(kept(parts, stated, partial(_row, encoded, data, job, told, device)))
+                        compute = partial(_row, encoded, data, job, told, device)
+                        rows.append(cached_result(parts, {"version": __version__, **stated}, compute))
                 bar.update()
-    return described(open_set(seeds[0]), seeds) | {"rows": rows}
+    return describe_data(open_set(seeds[0]), seeds) | {"rows": rows}
 
 
-def _check(data: LabelledSet, protocols: Sequence[str]) -> None:
-    """Refuse before anything is encoded what could not be scored."""
+def _check(data: LabelledDataset, protocols: Sequence[str]) -> None:
+    """Refuse data that could not be scored, before anything is encoded."""
     if lacking := [name for name in ("train", "test") if name not in data.splits]:
         raise ValueError(f"{data.name} has no split {' and '.join(lacking)}; it has {', '.join(data.splits)}")
     if data.task == "multilabel" and "kmeans" in protocols:
@@ -115,11 +120,11 @@ def _check(data: LabelledSet, protocols: Sequence[str]) -> None:
         )
 
 
-def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return what a record says of the data."""
+def describe_data(data: LabelledDataset, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the part of a record that describes the data."""
     return {
         "task": data.task,
-        "metric": headline(data.task, data.classes),
+        "metric": primary_metric(data.task, data.classes),
         "data": {"name": data.name, "digest": data.digest, "classes": list(data.classes),
                  "samples": {name: len(rows) for name, rows in data.splits.items()}},
         "seeds": list(seeds),
@@ -127,16 +132,16 @@ def described(data: LabelledSet, seeds: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def streams_of(encoded: Encoded, wanted: Sequence[str] | None) -> list[str]:
-    """Return the streams to run: those asked for, or all, and all beside each other."""
-    known = list(encoded.features)
+def streams_of(encoded: FeatureTable, wanted: Sequence[str] | None) -> list[str]:
+    """Return the requested streams; by default each one, and all of them concatenated."""
+    known = list(encoded.dims)
     if wanted is None or known == ["bands"]:
         return known + (["+".join(known)] if len(known) > 1 else [])
     return chosen_streams(known, wanted)
 
 
 def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Return the streams that are asked for; ``a+b`` are two beside each other.
+    """Return the requested streams; ``a+b`` concatenates two.
 
     Raises:
         ValueError: there is no such stream.
@@ -150,30 +155,28 @@ def chosen_streams(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _row(
-    encoded: Encoded, data: LabelledSet, job: Job, told: Progress, device: str | torch.device
+    encoded: FeatureTable, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
 ) -> dict[str, Any]:
-    outcome = _outcome(encoded, data, job, told, device)
-    task: Task = "multilabel" if outcome.target.ndim == 2 else data.task  # sparse: each class its own
-    # Of a single image there is nothing to draw.
-    several = outcome.groups is None or len(np.unique(outcome.groups)) > 1
-    drawn = intervals(outcome, task, data.classes, seed=job.seed, draws=job.draws) if several else {}
+    predictions = _run_protocol(encoded, data, job, told, device)
+    task: Task = "multilabel" if predictions.target.ndim == 2 else data.task  # sparse: each class its own
+    resamples = {"seed": job.seed, "num_resamples": job.num_resamples}
     return {
-        "metrics": metrics_of(outcome, task, data.classes),
-        "intervals": drawn,
-        "details": dict(outcome.details),
+        "metrics": compute_metrics(predictions, task, data.classes),
+        "intervals": intervals(predictions, task, data.classes, **resamples),
+        "details": dict(predictions.details),
     }
 
 
-def _outcome(
-    encoded: Encoded, data: LabelledSet, job: Job, told: Progress, device: str | torch.device
-) -> Outcome:
+def _run_protocol(
+    encoded: FeatureTable, data: LabelledDataset, job: Job, told: Progress, device: str | torch.device
+) -> Predictions:
     classes, seed = len(data.classes), job.seed
-    x = encoded.stream(job.stream)
-    splits = {name: encoded.samples(x, data.splits[name]) for name in data.splits}
+    table = encoded.stream(job.stream)
+    splits = {name: table.of_images(images) for name, images in data.splits.items()}
     train, test, val = splits["train"], splits["test"], splits.get("val")
     match job.protocol:
         case "knn":
-            return knn(train, test, classes=classes, k=min(NEIGHBOURS, len(train)))
+            return knn(train, test, classes=classes, k=min(NEIGHBORS, len(train)))
         case "kmeans":
             return kmeans(train, test, classes=classes, seed=seed)
         case "sparse":
@@ -181,9 +184,9 @@ def _outcome(
         case "logistic":
             return logistic(train, test, classes=classes, seed=seed)
         case _:
-            kind: Kind = "mlp" if job.protocol == "mlp" else "linear"
+            kind: ProbeType = "mlp" if job.protocol == "mlp" else "linear"
             # Within a probe classes have numbers, in what is written down their names.
-            metric, named = headline(data.task, range(classes)), headline(data.task, data.classes)
+            metric, named = primary_metric(data.task, range(classes)), primary_metric(data.task, data.classes)
             found = probe(
                 train,
                 test,

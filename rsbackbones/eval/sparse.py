@@ -7,7 +7,7 @@ D, unless others are asked for (``ks="all"`` is the paper's): with 768 dimension
 instead of 768. The probe is scikit-learn's
 logistic regression (C = 1, on standardized dimensions; the ranking is of the features as they are, as in the
 paper), which finds its optimum without a learning rate. The paper names no trainer for it; classes x k AdamW
-probes under 27 learning rates cost more and come no closer to that optimum. Samples are not weighted by
+probes under 27 learning rates cost more and come no closer to that optimum. FeatureTable are not weighted by
 class.
 """
 
@@ -18,20 +18,20 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from rsbackbones.data.labelled.dataset import Array
+from rsbackbones.eval.feature_table import FeatureTable, validate_splits
 from rsbackbones.eval.metrics import mean_of_existing, ratio
-from rsbackbones.eval.outcome import Outcome
-from rsbackbones.eval.samples import Samples, checked_splits
+from rsbackbones.eval.predictions import Predictions
 
 
 def sparse(
-    train: Samples,
-    test: Samples,
+    train: FeatureTable,
+    test: FeatureTable,
     *,
     classes: int,
     ks: Sequence[int] | Literal["all"] | None = None,
     at: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
+) -> Predictions:
     """Probe every class on its first k dimensions, for every k.
 
     A class that all training samples have, or none, has no probe: its scores are 1 or 0. F1 does not exist
@@ -42,7 +42,7 @@ def sparse(
         test: what they are scored on.
         classes: K.
         ks: numbers of dimensions, or ``all`` from 1 to D; default: the powers of two up to D, and D.
-        at: of these, the one whose scores the outcome carries.
+        at: of these, the one whose scores the predictions carries.
         progress: called with the classes done and all.
 
     Returns:
@@ -54,7 +54,7 @@ def sparse(
     Raises:
         ValueError: samples or labels are not as they should be, or a k is not from 1 to D.
     """
-    train, test = checked_splits(train, test, classes)
+    train, test = validate_splits(train, test, classes)
     dim = train.features.shape[1]
     if ks is None:
         ks = [*(2**i for i in range(dim.bit_length()) if 2**i < dim), dim]
@@ -85,7 +85,7 @@ def sparse(
             progress(label + 1, classes)
     found = scores >= 0.5
     f1 = ratio(2 * (found & target).sum(axis=1), found.sum(axis=1) + target.sum(axis=0))  # [ks, K]
-    return Outcome(
+    return Predictions(
         scores=scores[chosen.index(at)],
         target=target,
         groups=test.groups,

@@ -1,1 +1,1 @@
-"""Files: written atomically, compared by hash, and what a number was measured on. Imports nothing of ours."""
+"""Atomic writing, locks, resumable stores, hashes, Markdown and the environment of a measurement."""

@@ -1,4 +1,4 @@
-"""What numbers depend on besides data and weights: versions, machine, commit."""
+"""The environment of a measurement: versions, machine, commit."""
 
 import os
 import platform
@@ -37,7 +37,7 @@ def processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the package lies in; ``None`` for an installed package."""
+    """Return the commit of the package's checkout; ``None`` for an installed package."""
     top = Path(rsbackbones.__file__).parents[1]
     if not (top / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Markdown: tables, and the generated part of a page that people write."""
+"""Markdown: tables, and generated sections of hand-written pages."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -25,6 +25,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def replace_between(text: str, begin: str, end: str, content: str) -> str:
-    """Return ``text`` with ``content`` in place of what is between two markers, each on a line of its own."""
+    """Replace the text between two markers, each on its own line, by ``content``."""
     pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
     return re.sub(pattern, lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The progress bar of the embedding commands, on standard error."""
+"""Progress bars, on standard error."""
 
 import sys
 from collections.abc import Callable
@@ -12,6 +12,6 @@ def progress_bar(total: int, done: int, *, enabled: bool, unit: str = "window") 
     return tqdm(total=total, initial=done, unit=unit, disable=not enabled, file=sys.stderr)
 
 
-def told_beside(bar: Any, what: str) -> Callable[[int, int], None]:
-    """Return what shows beside a bar how much of one of its units is done, and of how much."""
+def progress_message(bar: Any, what: str) -> Callable[[int, int], None]:
+    """Return a callback (done, total) that shows beside a bar how much of one of its units is done."""
     return lambda done, total: bar.set_postfix_str(f"{what} {done}/{total}")

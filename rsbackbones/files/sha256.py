@@ -1,4 +1,4 @@
-"""The hash that files are compared by."""
+"""The sha256 of files."""
 
 import hashlib
 from pathlib import Path

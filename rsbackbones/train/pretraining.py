@@ -9,7 +9,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from rsbackbones.data.open import open_part, open_source
-from rsbackbones.data.sensor_alias import taken_by
+from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample, Source
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
@@ -231,7 +231,7 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
     named = {sensors.get(m, m): unit for m, unit in data.units.items()}
     for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
-        source = taken_by(found, sensors)
+        source = rename_sensors(found, sensors)
         held |= set(found.bands)
         crop = (part and part.crop) or data.crop
         size = (part and part.size) or data.size

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsbackbones.data.check import checked, stack_usable
-from rsbackbones.data.date_alignment import date_order, line_up, line_up_whole, pair_dates
+from rsbackbones.data.check import stack_valid, validate_sample
+from rsbackbones.data.date_alignment import align_complete_dates, align_dates, date_order, pair_dates
 from rsbackbones.data.source import BadSample
 from rsbackbones.data.ssl4eo import SSL4EOFolders
 from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
@@ -78,9 +78,9 @@ def test_pairs_at_the_limit_and_beyond():
 
 @given(DAYS, DAYS, st.randoms(use_true_random=False))
 def test_lining_up_does_not_depend_on_the_order_in_the_file(frames, others, random):
-    straight = line_up({"s2": dates(*frames), "s1": dates(*others)})
+    straight = align_dates({"s2": dates(*frames), "s1": dates(*others)})
     mixed = {"s2": random.sample(frames, len(frames)), "s1": random.sample(others, len(others))}
-    lined = line_up({sensor: dates(*days) for sensor, days in mixed.items()})
+    lined = align_dates({sensor: dates(*days) for sensor, days in mixed.items()})
     assert [mixed["s2"][i] for i in lined["s2"]] == frames
     expected = [others[i] if i >= 0 else None for i in straight["s1"]]
     assert [mixed["s1"][i] if i >= 0 else None for i in lined["s1"]] == expected
@@ -88,11 +88,11 @@ def test_lining_up_does_not_depend_on_the_order_in_the_file(frames, others, rand
 
 def test_one_frame_needs_only_its_own_partner():
     times = {"s2": dates(200, 0, 100), "s1": dates(105, 3)}
-    assert {s: x.tolist() for s, x in line_up(times).items()} == {"s2": [1, 2, 0], "s1": [1, 0, -1]}
-    assert {s: x.tolist() for s, x in line_up_whole(times, 1).items()} == {"s2": [2], "s1": [0]}
+    assert {s: x.tolist() for s, x in align_dates(times).items()} == {"s2": [1, 2, 0], "s1": [1, 0, -1]}
+    assert {s: x.tolist() for s, x in align_complete_dates(times, 1).items()} == {"s2": [2], "s1": [0]}
     for frame in (2, None):
         with pytest.raises(BadSample, match="s1 has no image for that of s2 of 1970-07-20"):
-            line_up_whole(times, frame)
+            align_complete_dates(times, frame)
 
 
 # ------------------------------------------------------------------------------------ missing images
@@ -104,8 +104,8 @@ def test_missing_images_are_marked_and_zero():
     images["s1"][1] = np.nan
     held = np.array([True, False, True])
     with pytest.raises(BadSample, match="without data"):
-        checked(images, bands, frames=3)
-    sample = checked(images, bands, frames=3, valid={"s1": held, "s2": np.ones(3, bool)})
+        validate_sample(images, bands, frames=3)
+    sample = validate_sample(images, bands, frames=3, valid={"s1": held, "s2": np.ones(3, bool)})
     assert sample.valid.keys() == {"s1"}  # a sensor with all its images is not named
     assert sample.valid["s1"].tolist() == held.tolist()
     assert (sample.images["s1"][1] == 0).all()
@@ -118,24 +118,24 @@ def test_missing_images_are_marked_and_zero():
         (np.array([False, True, True]), "without data"),
     ):
         with pytest.raises(BadSample, match=reason):
-            checked(images, bands, frames=3, valid={"s1": wrong})
+            validate_sample(images, bands, frames=3, valid={"s1": wrong})
     # Only where both have an image do their dates have to be near.
     days = {"s2": np.array([0, 100, 200]), "s1": np.array([5, 300, 195])}
-    checked(images, bands, frames=3, dates=days, valid={"s1": held})
+    validate_sample(images, bands, frames=3, dates=days, valid={"s1": held})
     images["s1"][1] = -9
     with pytest.raises(BadSample, match="200 days apart"):
-        checked(images, bands, frames=3, dates=days)
+        validate_sample(images, bands, frames=3, dates=days)
 
 
 def test_unusable_images_are_found():
     one = np.ones((1, 2, 2), np.uint16)
     nan = np.full((1, 2, 2), np.nan, np.float32)
-    stack, held = stack_usable("s2", [nan, one, None, 3 * one, 0 * one])
+    stack, held = stack_valid("s2", [nan, one, None, 3 * one, 0 * one])
     assert held.tolist() == [False, True, False, True, False]
     assert stack.dtype == np.uint16
     assert stack[:, 0, 0, 0].tolist() == [0, 1, 0, 3, 0]
     with pytest.raises(BadSample, match="s2 has no usable image at any of 2 dates; the first is missing"):
-        stack_usable("s2", [None, nan])
+        stack_valid("s2", [None, nan])
 
 
 # ------------------------------------------------------------------------------------------ SSL4EO-S12

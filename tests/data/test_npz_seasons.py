@@ -182,7 +182,7 @@ def test_what_is_missing_is_packed(tmp_path):
 def test_other_dates_are_another_pack(tmp_path):
     held = arrays()
     pack(series(tmp_path / "a.npz", held, keep=("2020-01-10",)), tmp_path / "out", progress=False)
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="another pack"):
         pack(series(tmp_path / "a.npz", held, keep=("2020-04-15",)), tmp_path / "out", progress=False)
 
 

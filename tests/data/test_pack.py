@@ -246,9 +246,9 @@ def test_a_finished_pack_is_left_as_it_is(tmp_path):
 
 def test_another_job_and_other_files_are_refused(tmp_path):
     pack(Places(), tmp_path / "out", per_shard=4, progress=False)
-    with pytest.raises(ValueError, match=r"something else .*per_shard"):
+    with pytest.raises(ValueError, match=r"another pack .*per_shard"):
         pack(Places(), tmp_path / "out", per_shard=5, progress=False)
-    with pytest.raises(ValueError, match=r"something else .*source_places"):
+    with pytest.raises(ValueError, match=r"another pack .*source_places"):
         pack(Places(11), tmp_path / "out", per_shard=4, progress=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -370,13 +370,13 @@ def test_a_forked_process_opens_its_own_files(tmp_path):
     pack(Places(), tmp_path / "out", per_shard=4, progress=False)
     source = PackedSource(tmp_path / "out")
     source.read(0)
-    handle = source._shards.get(str(tmp_path / "out" / "000000.zarr.zip"))
+    handle = source._shards.open(str(tmp_path / "out" / "000000.zarr.zip"))
     child = os.fork()
     if not child:
-        other = source._shards.get(str(tmp_path / "out" / "000000.zarr.zip"))
+        other = source._shards.open(str(tmp_path / "out" / "000000.zarr.zip"))
         os._exit(0 if other is not handle and source.read(1).images else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert source._shards.get(str(tmp_path / "out" / "000000.zarr.zip")) is handle
+    assert source._shards.open(str(tmp_path / "out" / "000000.zarr.zip")) is handle
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")

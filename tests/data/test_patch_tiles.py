@@ -6,7 +6,7 @@ import torch
 
 from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.transform import make_transform
 from tests.eval.test_encode import BANDS, Reads, build, made
 
 PATCH = 8
@@ -60,7 +60,7 @@ def by_hand(model, images, tile, overlap):
 def test_features_are_the_mean_of_the_tiles_that_cover_a_patch(tile, overlap):
     data, model = scenes(), build().eval()
     encoded = encode(model, data, level="patch", tile=tile, overlap=overlap, batch_size=3)
-    prepare = model_inputs(model, data)
+    prepare = make_transform(model, data)
     for index in range(4):
         expected = by_hand(model, prepare(data.read(index)), tile, overlap)
         label = data.read(index)["label"]
@@ -72,14 +72,14 @@ def test_features_are_the_mean_of_the_tiles_that_cover_a_patch(tile, overlap):
                 for j in range(features.shape[1])
                 if (label[i * PATCH : (i + 1) * PATCH, j * PATCH : (j + 1) * PATCH] >= 0).any()
             ]
-            np.testing.assert_allclose(encoded.features[stream][rows], labelled, atol=2e-5)
+            np.testing.assert_allclose(encoded.stream(stream).features[rows], labelled, atol=2e-5)
 
 
 def test_one_tile_is_the_image_and_every_pixel_counts_once():
     data = scenes(sizes=((32, 32),) * 4)
     whole = encode(build(), data, level="patch")
     tiled = encode(build(), data, level="patch", tile=32, overlap=0)
-    np.testing.assert_allclose(tiled.features["joint"], whole.features["joint"], atol=2e-6)
+    np.testing.assert_allclose(tiled.stream("joint").features, whole.stream("joint").features, atol=2e-6)
     varied = scenes()
     for found, images in ((whole, data), (encode(build(), varied, level="patch", tile=32), varied)):
         for index in range(4):
@@ -90,20 +90,20 @@ def test_one_tile_is_the_image_and_every_pixel_counts_once():
 
 def test_two_dates_and_statistics_and_what_is_kept(tmp_path):
     data, model = scenes("change"), build().eval()
-    images = model_inputs(model, data)(data.read(3))
+    images = make_transform(model, data)(data.read(3))
     before, after = (by_hand(model, {m: x[date] for m, x in images.items()}, 24, 8) for date in (0, 1))
     encoded = encode(model, data, level="patch", tile=24, overlap=8, cache=tmp_path)
     np.testing.assert_allclose(
-        encoded.features["s2"][encoded.groups == 3],
+        encoded.stream("s2").features[encoded.groups == 3],
         np.abs(after["s2"] - before["s2"]).reshape(25, -1),
         atol=2e-5,
     )
     data.read.asked.clear()
     again = encode(model, data, level="patch", tile=24, overlap=8, cache=tmp_path)
-    assert (again.features["s2"] == encoded.features["s2"]).all()
+    assert (again.stream("s2").features == encoded.stream("s2").features).all()
     assert data.read.asked == []
     found = statistics_features(data, level="patch", tile=24, overlap=0)
-    assert found.features["bands"].shape == (len(encoded.groups), 2 * sum(map(len, BANDS.values())))
+    assert found.stream("bands").features.shape == (len(encoded.groups), 2 * sum(map(len, BANDS.values())))
 
 
 def test_what_cannot_be_is_said():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from rsbackbones.data.check import checked
+from rsbackbones.data.check import validate_sample
 from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.grid import to_grid
 from rsbackbones.data.npz import NpzFile, NpzSource
@@ -43,7 +43,7 @@ def npz(path, images, arrays, **options):
 def test_a_sample_is_checked():
     bands = {"s2": ("B02", "B03"), "s1": ("VV",)}
     good = {"s2": dn(2, 8, 8), "s1": db(1, 8, 8).astype(np.float16)}
-    sample = checked(good, bands, frames=None)
+    sample = validate_sample(good, bands, frames=None)
     assert sample.images["s1"].dtype == np.float32
     assert sample.images["s2"] is good["s2"]
     nan = db(1, 8, 8)
@@ -58,10 +58,10 @@ def test_a_sample_is_checked():
         ({**good, "s1": np.zeros((1, 8, 8), bool)}, "type bool"),
     ]:
         with pytest.raises(BadSample, match=reason):
-            checked(images, bands, frames=None)
+            validate_sample(images, bands, frames=None)
     series = {"s2": np.stack([dn(2, 8, 8), np.zeros((2, 8, 8), np.uint16)]), "s1": db(2, 1, 8, 8)}
     with pytest.raises(BadSample, match="zero everywhere"):
-        checked(series, bands, frames=2)
+        validate_sample(series, bands, frames=2)
 
 
 # -------------------------------------------------------------------------------------------- tiling
@@ -487,6 +487,6 @@ def test_sensors_that_are_a_season_apart_are_no_pair():
     images = {m: np.ones((1, 8, 8), np.float32) for m in ("s2", "s1")}
     bands = {"s2": ("B02",), "s1": ("VV",)}
     days = {"s2": np.array([18000]), "s1": np.array([18060])}
-    assert checked(images, bands, frames=None, dates=days).dates == days
+    assert validate_sample(images, bands, frames=None, dates=days).dates == days
     with pytest.raises(BadSample, match="61 days apart"):
-        checked(images, bands, frames=None, dates={**days, "s1": np.array([17939])})
+        validate_sample(images, bands, frames=None, dates={**days, "s1": np.array([17939])})

@@ -12,7 +12,7 @@ import rasterio
 import zarr
 
 from rsbackbones.data.open import open_source
-from rsbackbones.data.product_names import acquired
+from rsbackbones.data.product_names import parse_acquisition_time
 from rsbackbones.data.s2_baseline import carries_offset
 from rsbackbones.data.source import BadSample
 from rsbackbones.data.ssl4eo import SSL4EOFolders
@@ -28,10 +28,11 @@ S1_NAMES = [f"S1{'BA'[i % 2]}_IW_GRDH_1SDV_{t}_{t}_032904_03CFBA_D457" for i, t 
 
 def test_the_time_is_the_first_in_a_name():
     name = "S1A_IW_GRDH_1SDV_20200607T010800_20200607T010825_032904_03CFBA_D457"
-    assert acquired(name) == np.datetime64("2020-06-07T01:08:00")
-    assert acquired("20200604T054639_20200604T054831_T43RCP") == np.datetime64("2020-06-04T05:46:39")
+    assert parse_acquisition_time(name) == np.datetime64("2020-06-07T01:08:00")
+    product = "20200604T054639_20200604T054831_T43RCP"
+    assert parse_acquisition_time(product) == np.datetime64("2020-06-04T05:46:39")
     with pytest.raises(ValueError, match="holds no time"):
-        acquired("T43RCP_20200604")
+        parse_acquisition_time("T43RCP_20200604")
 
 
 # ---------------------------------------------------------------------------------------------- v1.0

@@ -549,13 +549,19 @@ def test_a_folder_in_the_way_is_left_alone(tiny_s2, tmp_path):
 # -- unfinished runs ----------------------------------------------------------------------------------
 
 
+def rows_done(partial):
+    """How many rows the journal names, 8 bytes each."""
+    journal = partial / "done.bin"
+    return journal.stat().st_size // 8 if journal.exists() else 0
+
+
 def kill_at(partial, rows, command):
-    """Run `command` until `partial` counts that many rows as done, and kill it there."""
+    """Run `command` until that many rows are in the journal of `partial`, and kill it there."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    counted, deadline = partial / "rows_done.txt", time.monotonic() + 120
+    deadline = time.monotonic() + 120
     try:
-        while not (counted.exists() and int(counted.read_text()) >= rows):
+        while rows_done(partial) < rows:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -563,7 +569,7 @@ def kill_at(partial, rows, command):
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    return int(counted.read_text())
+    return rows_done(partial)
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
@@ -582,7 +588,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
     # Other settings would mix two kinds of features.
     assert main([*command, "--output", str(output), "--window", "112"]) == 2
     assert re.search(r"map\.tif\.partial.*other inputs or settings", capsys.readouterr().err)
-    assert int((partial / "rows_done.txt").read_text()) == done
+    assert rows_done(partial) == done
 
     begun = (partial / "job.json").stat().st_mtime_ns
     assert main([*command, "--output", str(output)]) == 0
@@ -693,20 +699,22 @@ def test_what_a_kill_leaves_at_any_moment_does_no_harm(tiny_s2, tmp_path):
 
     # Killed before the job was described: a folder with half a map.
     partial.mkdir()
-    (partial / "map.npy").write_bytes(b"\x93NUMPY")
+    (partial / "rows.bin").write_bytes(bytes(100))
     assert count_windows(tiny_s2, lambda: embed_scene(tiny_s2, [source], output, **OPTIONS)) == 25
     np.testing.assert_array_equal(read_map(output), expected)
 
     # Killed while rows were written that do not count yet.
     output.unlink()
     interrupt(tiny_s2, source, output, 5, **OPTIONS)
-    rows = int((partial / "rows_done.txt").read_text())
-    np.load(partial / "map.npy", mmap_mode="r+")[rows:] = 1e9
-    (partial / "rows_done.tmp").write_text("")
+    assert 0 < rows_done(partial) < len(expected)
+    np.memmap(partial / "rows.bin", np.float32, mode="r+").reshape(expected.shape)[rows_done(partial) :] = 1e9
+    with (partial / "done.bin").open("ab") as journal:
+        journal.write(b"abc")
+    (partial / "job.json.tmp").write_text("")
     # Killed while the GeoTIFF and the picture were written.
     whole = (tmp_path / "unbroken.tif").read_bytes()
-    (tmp_path / ".map.tif.part.tif").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / ".map.png.part.png").write_bytes(b"")
+    (tmp_path / "map.tif.tmp").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "map.png.tmp").write_bytes(b"")
     embed_scene(tiny_s2, [source], output, **OPTIONS)
     np.testing.assert_array_equal(read_map(output), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -716,6 +724,40 @@ def test_what_a_kill_leaves_at_any_moment_does_no_harm(tiny_s2, tmp_path):
         "unbroken.png",
         "unbroken.tif",
     ]
+
+
+def test_damaged_rows_are_noticed_and_computed_again(tiny_s2, tmp_path):
+    source = write_tif(tmp_path / "scene.tif", optical(128, 128), S2)
+    expected = read_map(embed_scene(tiny_s2, [source], tmp_path / "unbroken.tif", **OPTIONS))
+    output, partial = tmp_path / "map.tif", tmp_path / "map.tif.partial"
+    interrupt(tiny_s2, source, output, 7, **OPTIONS)
+    # In the middle of what one row of windows gave: all of it is computed again, with the windows above.
+    assert rows_done(partial) > 6
+    np.memmap(partial / "rows.bin", np.float32, mode="r+").reshape(expected.shape)[4, 0, 0] += 1
+    with pytest.warns(UserWarning, match="1 of .* rows are damaged and are computed again"):
+        embed_scene(tiny_s2, [source], output, **OPTIONS)
+    np.testing.assert_array_equal(read_map(output), expected)
+
+
+def test_two_runs_do_not_write_one_map(tiny_s2, tmp_path):
+    source = write_tif(tmp_path / "scene.tif", optical(128, 128), S2)
+    output = tmp_path / "map.tif"
+    refused = []
+
+    def again(*_):
+        if not refused:
+            refused.append(None)
+            with pytest.raises(ValueError, match=r"another process is writing to .*map\.tif\.partial"):
+                embed_scene(tiny_s2, [source], output, **OPTIONS)
+
+    hook = tiny_s2.encoders["s2"].register_forward_pre_hook(again)
+    try:
+        embed_scene(tiny_s2, [source], output, **OPTIONS)
+    finally:
+        hook.remove()
+    assert refused
+    unbroken = embed_scene(tiny_s2, [source], tmp_path / "unbroken.tif", **OPTIONS)
+    assert read_map(output).tobytes() == read_map(unbroken).tobytes()
 
 
 def test_an_older_map_stays_until_the_new_one_is_whole(tiny_s2, tmp_path):
@@ -849,7 +891,7 @@ def test_npz_has_one_row_for_each_pair(tiny, tmp_path):
             for stream, expected in plain_pooled(tiny, images).items():
                 assert rows[stream].dtype == np.float32
                 np.testing.assert_allclose(rows[stream][i], expected, atol=1e-5)
-    assert not list(tmp_path.glob(".*"))
+    assert not [*tmp_path.glob("*.tmp"), *tmp_path.glob("*.partial")]
 
 
 def test_parquet_holds_the_same_as_npz(tiny, tmp_path):
@@ -867,7 +909,44 @@ def test_parquet_holds_the_same_as_npz(tiny, tmp_path):
         found = np.array(table.column(stream).to_pylist(), np.float32)
         expected = [plain_pooled(tiny, images)[stream] for _, _, images in pairs]
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert not list(tmp_path.glob(".*"))
+    assert not [*tmp_path.glob("*.tmp"), *tmp_path.glob("*.partial")]
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_interrupted_patches_go_on_after_the_last_batch(tiny_s2, tmp_path, after):
+    images = [optical(32, 32, seed=i) for i in range(8)]
+    images[2][:, 3, 5] = 0
+    sources = [
+        write_tif(tmp_path / f"{i}.tif", image, S2, transform=place(i), nodata=0)
+        for i, image in enumerate(images)
+    ]
+    options = {"skip_nodata": True, "batch_size": 2} | QUIET
+    unbroken, output = tmp_path / "unbroken.npz", tmp_path / "rows.npz"
+    assert embed_patches(tiny_s2, sources, unbroken, **options) == [sources[2]]
+    count = 0
+
+    def stop(*_):
+        nonlocal count
+        count += 1
+        if count > after:
+            raise KeyboardInterrupt
+
+    hook = tiny_s2.encoders["s2"].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        embed_patches(tiny_s2, sources, output, **options)
+    hook.remove()
+    assert not output.exists()
+    with pytest.raises(ValueError, match=r"rows\.npz\.partial.*other inputs or settings"):
+        embed_patches(tiny_s2, sources[:-1], output, **options)
+    skipped = []
+    encoded = count_windows(
+        tiny_s2, lambda: skipped.extend(embed_patches(tiny_s2, sources, output, **options))
+    )
+    assert encoded == 7 - 2 * after
+    assert skipped == [sources[2]]
+    with np.load(output) as rows, np.load(unbroken) as whole:
+        assert {key: rows[key].tobytes() for key in rows} == {key: whole[key].tobytes() for key in whole}
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_both_sensors_in_one_file_are_a_patch(tiny, tmp_path):

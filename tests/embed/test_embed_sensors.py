@@ -15,7 +15,7 @@ from rsbackbones.data.open import open_source
 from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.subject import model_for
+from rsbackbones.eval.feature_source import model_for
 from rsbackbones.sensors import UINT8_RGB
 from tests.data.test_rasters import GRID, S2, write_tif
 
@@ -311,7 +311,9 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
         )
     evaluated = open_labelled(tmp_path / "set", classes=("a", "b"))
     assert evaluated.units == {"s2": UINT8_RGB}
-    expected = encode(model_for(evaluated, "croma_vit_tiny", checkpoint=weights), evaluated).features["s2"]
+    expected = (
+        encode(model_for(evaluated, "croma_vit_tiny", checkpoint=weights), evaluated).stream("s2").features
+    )
 
     described = write_tif(tmp_path / "described.tif", data, ("red", "green", "blue"))
     options = ["--sensor", "s2=rgb", "--units", "s2=uint8_rgb"]

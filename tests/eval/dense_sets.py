@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.simulator import S2_BANDS, simulate_scene
 
 
 def pixel_set(images, labels, classes=("a", "b"), *, task="pixels", bands=None, units=None, **changes):
     """A set of given images (a dictionary by modality each) and label maps, all of them in ``test``."""
     bands = bands or {"s2": S2_BANDS}
-    return LabelledSet(
+    return LabelledDataset(
         **{
             "name": "by hand",
             "task": task,

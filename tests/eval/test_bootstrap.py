@@ -4,20 +4,22 @@ from sklearn import metrics as sk
 
 from rsbackbones.eval import bootstrap as module
 from rsbackbones.eval.bootstrap import count_intervals, interval, intervals
-from rsbackbones.eval.metrics import confusion, metric_of, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.metrics import compute_metric, compute_metrics, confusion
+from rsbackbones.eval.predictions import Predictions
 
 
 def guesses(count, right, rng):
     """Two classes; each prediction is right with that probability."""
     target = rng.integers(0, 2, count)
     predicted = np.where(rng.random(count) < right, target, 1 - target)
-    return Outcome(scores=np.eye(2)[predicted], target=target)
+    return Predictions(scores=np.eye(2)[predicted], target=target)
 
 
 def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    found = [interval(guesses(200, 0.8, rng), "top1", seed=i, draws=300, level=0.9) for i in range(300)]
+    found = [
+        interval(guesses(200, 0.8, rng), "top1", seed=i, num_resamples=300, level=0.9) for i in range(300)
+    ]
     covered = np.mean([low <= 0.8 <= high for low, high in found])
     assert 0.84 < covered < 0.95  # three standard errors of 300 simulations are 0.05
     width = np.mean([high - low for low, high in found])
@@ -29,10 +31,10 @@ def test_groups_widen_the_interval_as_a_plain_bootstrap_of_groups_does():
     one = guesses(40, 0.7, rng)
     # Ten patches of an image that are all right or all wrong are worth one.
     target, scores = np.repeat(one.target, 10), np.repeat(one.scores, 10, axis=0)
-    grouped = Outcome(scores=scores, target=target, groups=np.repeat(np.arange(40) * 7, 10))
-    wide = interval(grouped, "top1", seed=0, draws=4000)
-    narrow = interval(Outcome(scores=scores, target=target), "top1", seed=0, draws=4000)
-    assert wide == pytest.approx(interval(one, "top1", seed=1, draws=4000), abs=0.03)
+    grouped = Predictions(scores=scores, target=target, groups=np.repeat(np.arange(40) * 7, 10))
+    wide = interval(grouped, "top1", seed=0, num_resamples=4000)
+    narrow = interval(Predictions(scores=scores, target=target), "top1", seed=0, num_resamples=4000)
+    assert wide == pytest.approx(interval(one, "top1", seed=1, num_resamples=4000), abs=0.03)
     assert wide[1] - wide[0] > 2.5 * (narrow[1] - narrow[0])
 
 
@@ -45,7 +47,10 @@ def test_several_labels_against_a_plain_loop(metric, grouped, monkeypatch):
     scores = np.clip(target * 0.3 + rng.random((60, 3)) * 0.7, 0, 1)
     groups = np.arange(60) // 4 if grouped else np.arange(60)
     found = interval(
-        Outcome(scores=scores, target=target, groups=groups if grouped else None), metric, seed=0, draws=2000
+        Predictions(scores=scores, target=target, groups=groups if grouped else None),
+        metric,
+        seed=0,
+        num_resamples=2000,
     )
     kind, average = metric.split("_")
     values = []
@@ -63,12 +68,12 @@ def test_counts_of_images_and_grouped_pixels_give_the_same():
     rng = np.random.default_rng(3)
     target, predicted = rng.integers(-1, 3, (12, 50)), rng.integers(0, 3, (12, 50))
     counts = np.stack([confusion(t, p, 3) for t, p in zip(target, predicted, strict=True)])
-    pixels = Outcome(
+    pixels = Predictions(
         scores=np.eye(3)[predicted.ravel()], target=target.ravel(), groups=np.repeat(np.arange(12), 50)
     )
     by_image = count_intervals(counts, ("a", "b", "c"), seed=5)
     by_pixel = intervals(pixels, "pixels", ("a", "b", "c"), seed=5)
-    scored = metrics_of(pixels, "pixels", ("a", "b", "c"))
+    scored = compute_metrics(pixels, "pixels", ("a", "b", "c"))
     assert set(by_pixel) <= set(by_image)
     for name, pair in by_pixel.items():
         assert pair == by_image[name]
@@ -80,12 +85,16 @@ def test_a_seed_gives_the_same_interval_and_certainty_has_no_width():
     assert interval(outcome, "f1_macro", seed=1) == interval(outcome, "f1_macro", seed=1)
     assert interval(guesses(100, 2, np.random.default_rng(5)), "top1", seed=0) == (1, 1)
     low, high = interval(outcome, "top1", seed=0)
-    assert low < metric_of(outcome, "top1") < high
+    assert low < compute_metric(outcome, "top1") < high
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"draws": 0}, "draws=0"), ({"level": 1.0}, "level=1"), ({"metric": "auc"}, "no metric 'auc'")],
+    [
+        ({"num_resamples": 0}, "num_resamples=0"),
+        ({"level": 1.0}, "level=1"),
+        ({"metric": "auc"}, "no metric 'auc'"),
+    ],
 )
 def test_bad_options_are_refused(options, message):
     outcome = guesses(20, 0.7, np.random.default_rng(6))
@@ -101,7 +110,7 @@ def test_a_mean_over_classes_is_never_one_over_fewer():
     counts[0, 2] = (0, 10, 0)
     found = count_intervals(counts, seed=0)["miou"]
     assert found[1] <= 2 / 3
-    several = Outcome(scores=np.tile([[1.0, 0.0]], (40, 1)), target=np.tile([[True, False]], (40, 1)))
+    several = Predictions(scores=np.tile([[1.0, 0.0]], (40, 1)), target=np.tile([[True, False]], (40, 1)))
     several.target[7] = (True, True)
     several.target[8] = (False, True)
     _, high = interval(several, "f1_macro", seed=0)

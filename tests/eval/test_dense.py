@@ -7,8 +7,8 @@ from sklearn.metrics import confusion_matrix
 
 import rsbackbones as rsb
 from rsbackbones.eval.dense import predict, predict_tiled
-from rsbackbones.eval.inputs import model_inputs
 from rsbackbones.eval.metrics import from_confusion
+from rsbackbones.eval.transform import make_transform
 from rsbackbones.heads import dense_model
 from rsbackbones.sensors import get_sensor
 from tests.eval.dense_sets import pixel_set, simulated
@@ -30,7 +30,7 @@ def model(head="linear", *, modalities=("s2",), bands=None, seed=0, **changes):
 def scores_of(net, data, index):
     """[K, H, W] of one image, whole."""
     with torch.inference_mode():
-        batch = model_inputs(net, data)({m: x[None] for m, x in data.read(index).items() if m != "label"})
+        batch = make_transform(net, data)({m: x[None] for m, x in data.read(index).items() if m != "label"})
         return net(batch)[0].numpy()
 
 
@@ -54,7 +54,7 @@ def test_counts_are_those_of_scikit_learn_image_by_image(batch_size):
 def test_tiles_give_the_mean_of_their_probabilities(size):
     data, net = simulated([size], classes=K, seed=3), model("upernet", width=16)
     sample = data.read(0)
-    made = model_inputs(net, data)({"s2": sample["s2"]})
+    made = make_transform(net, data)({"s2": sample["s2"]})
     # Repeat the last pixels up to a tile, place tiles by hand, average what softmax gives.
     tile, overlap = 24, 8
     pad = [(0, 0)] + [(0, max(0, tile - n)) for n in size]

@@ -15,7 +15,7 @@ from rsbackbones.eval.diversity import (
     position_probing,
     probe_positions,
 )
-from rsbackbones.eval.sweep import ProbeOptions
+from rsbackbones.eval.linear_probe import ProbeOptions
 from rsbackbones.sensors import UINT8_RGB
 from tests.eval.dense_sets import pixel_set, simulated
 
@@ -83,12 +83,12 @@ def test_cross_entropy_is_scikit_learns():
     from sklearn.metrics import accuracy_score, log_loss
 
     from rsbackbones.eval.diversity import _cross_entropy, _samples
-    from rsbackbones.eval.sweep import fit_probes
+    from rsbackbones.eval.linear_probe import train_probes
 
     x = np.random.default_rng(0).standard_normal((20, 6, 4)).astype(np.float32)
     x[:, :3, 0] += np.arange(3) * 4
     samples = _samples(x)
-    probes = fit_probes(samples, classes=6, kind="mlp", options=QUICK)
+    probes = train_probes(samples, classes=6, kind="mlp", options=QUICK)
     scores = probes.scores(samples.features, 1e-2)
     places = np.arange(120) % 6
     loss, accuracy = _cross_entropy(probes, samples, 1e-2)

@@ -11,9 +11,9 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.metrics import from_confusion, group_counts, metrics_of
+from rsbackbones.eval.metrics import compute_metrics, from_confusion, group_counts
 
 TINY = {"depth": 2, "dim": 32, "num_heads": 4}
 BANDS = {"s2": ("B02", "B04", "B08"), "s1": ("VV", "VH")}
@@ -50,7 +50,7 @@ def made(count=10, size=16, task="classes", seed=0, **changes):
             sample["label"] = rng.integers(-1, 3, (size, size))
     several = rng.integers(0, 2, (count, 3)).astype(bool)
     labels = {"classes": np.arange(count) % 3, "multilabel": several}.get(task)
-    return LabelledSet(**{
+    return LabelledDataset(**{
         "name": "made", "task": task, "classes": ("a", "b", "c"), "bands": BANDS,
         "ids": tuple(f"place {i}" for i in range(count)),
         "splits": {"train": np.arange(count - 4), "test": np.arange(count - 3, count)},
@@ -67,21 +67,23 @@ def test_features_are_those_of_the_model_one_image_at_a_time():
             x = preprocess({m: data.read(i)[m][None] for m in BANDS})
             alone = model.forward_features(x)
         for stream in ("s2", "s1", "joint"):
-            np.testing.assert_allclose(encoded.features[stream][i], alone.pooled[stream][0], atol=2e-6)
-    assert np.isnan(encoded.features["joint"][6]).all(), "in no split, so not encoded"
+            np.testing.assert_allclose(encoded.stream(stream).features[i], alone.pooled[stream][0], atol=2e-6)
+    assert np.isnan(encoded.stream("joint").features[6]).all(), "in no split, so not encoded"
     mean = encode(model, data, pool="mean", streams=["s2"])
-    assert list(mean.features) == ["s2"]
-    np.testing.assert_allclose(mean.features["s2"][9], alone.tokens["s2"][0].mean(0), atol=2e-6)
+    assert list(mean.dims) == ["s2"]
+    np.testing.assert_allclose(mean.stream("s2").features[9], alone.tokens["s2"][0].mean(0), atol=2e-6)
     assert len({encoded.key, mean.key}) == 2
 
 
 def test_streams_beside_each_other():
     encoded = encode(build(), made())
     joined = encoded.stream("s1+s2+joint")
-    assert np.array_equal(joined[0, 32:64], encoded.features["s2"][0])
-    assert joined.shape == (10, 96)
-    samples = encoded.samples(joined, np.array([7, 9]))
-    assert np.array_equal(samples.features, joined[[7, 9]])
+    assert joined.dims == {"s1": 32, "s2": 32, "joint": 32}
+    assert np.array_equal(joined.features[0, 32:64], encoded.stream("s2").features[0])
+    assert np.array_equal(joined.stream("s2").features[0], encoded.stream("s2").features[0])
+    assert joined.features.shape == (10, 96)
+    samples = joined.of_images(np.array([7, 9]))
+    assert np.array_equal(samples.features, joined.features[[7, 9]])
     assert samples.labels.tolist() == [1, 0]
     with pytest.raises(ValueError, match="no stream rgb"):
         encoded.stream("s1+rgb")
@@ -95,22 +97,22 @@ def test_patches_get_their_most_frequent_class():
     label[8:, 8:] = np.repeat([0, 1], 4)[None]  # a tie: the first class
     data.read.samples[0]["label"] = label
     encoded = encode(build(), data, level="patch")
-    first = encoded.rows(np.array([0]))
-    assert encoded.labels[first].tolist() == [2, 0], "two patches without a label are left out"
-    assert encoded.pixels[first].tolist() == [[0, 1, 63], [32, 32, 0]]
+    first = encoded.of_images(np.array([0]))
+    assert first.labels.tolist() == [2, 0], "two patches without a label are left out"
+    assert first.pixels.tolist() == [[0, 1, 63], [32, 32, 0]]
     with torch.inference_mode():
         preprocess = rsb.create_preprocess(build())
         tokens = (
             build().forward_features(preprocess({m: data.read(0)[m][None] for m in BANDS})).tokens["joint"]
         )
-    np.testing.assert_allclose(encoded.features["joint"][first], tokens[0, [0, 3]], atol=2e-6)
+    np.testing.assert_allclose(first.stream("joint").features, tokens[0, [0, 3]], atol=2e-6)
     assert set(encoded.groups.tolist()) == {0, 1, 2, 3, 4, 5, 7, 8, 9}
 
 
 def test_pixels_are_counted_as_a_loop_over_them_counts():
     data = made(task="pixels")
     encoded = encode(build(), data, level="patch")
-    samples = encoded.samples(encoded.features["joint"], data.splits["test"])
+    samples = encoded.stream("joint").of_images(data.splits["test"])
     predicted = np.random.default_rng(0).integers(0, 3, len(samples))
     expected = np.zeros((3, 3), int)
     place = iter(predicted)
@@ -122,8 +124,8 @@ def test_pixels_are_counted_as_a_loop_over_them_counts():
                 for true in label[top : top + 8, left : left + 8].ravel():
                     if true >= 0:
                         expected[true, guess] += 1
-    outcome = samples.outcome(np.eye(3)[predicted])
-    assert metrics_of(outcome, "pixels", data.classes) == from_confusion(expected, data.classes)
+    outcome = samples.predictions(np.eye(3)[predicted])
+    assert compute_metrics(outcome, "pixels", data.classes) == from_confusion(expected, data.classes)
     assert group_counts(outcome, np.zeros(len(samples), int)).tolist() == [expected.tolist()]
 
 
@@ -144,17 +146,17 @@ def test_change_is_the_difference_of_two_dates():
             replace(data, task="classes", labels=np.zeros(10, int), digest=f"date {date}",
                     read=lambda i, date=date: {m: data.read(i)[m][date] for m in BANDS}),
             level="patch",
-        ).features["s2"]
+        ).stream("s2").features
         for date in (0, 1)
     ]  # fmt: skip
     kept = np.isin(np.repeat(np.arange(9), 4), np.arange(9))
-    np.testing.assert_allclose(encoded.features["s2"], np.abs(once[1] - once[0])[kept], atol=2e-6)
+    np.testing.assert_allclose(encoded.stream("s2").features, np.abs(once[1] - once[0])[kept], atol=2e-6)
 
 
 def test_a_label_map_needs_patches():
     encoded = encode(build(), made(task="pixels"))
     with pytest.raises(ValueError, match="level='patch'"):
-        encoded.samples(encoded.stream("s2"), np.array([0]))
+        encoded.stream("s2").of_images(np.array([0]))
 
 
 def test_sizes():
@@ -170,14 +172,14 @@ def test_sizes():
     }
     with torch.inference_mode():
         expected = build().forward_features(one).pooled["joint"][0]
-    np.testing.assert_allclose(resized.features["joint"][0], expected, atol=2e-6)
+    np.testing.assert_allclose(resized.stream("joint").features[0], expected, atol=2e-6)
     with pytest.raises(ValueError, match=r"size= 30 x 30"):
         encode(build(), data, size=30)
     data = made(size=16)
     data.read.samples[3] = made(size=24, seed=1).read.samples[0]
     with pytest.raises(ValueError, match=r"made: place 3: .*24 x 24 pixels, others of the set have 16 x 16"):
         encode(build(), data)
-    assert np.isfinite(encode(build(), data, size=(16, 24)).features["s1"][3]).all()
+    assert np.isfinite(encode(build(), data, size=(16, 24)).stream("s1").features[3]).all()
 
 
 def test_a_second_run_reads_no_image(tmp_path):
@@ -187,8 +189,8 @@ def test_a_second_run_reads_no_image(tmp_path):
     second = encode(model, data, cache=tmp_path)
     assert data.read.asked == []
     assert first.key == second.key
-    for stream in first.features:
-        assert np.array_equal(first.features[stream], second.features[stream], equal_nan=True)
+    for stream in first.dims:
+        assert np.array_equal(first.stream(stream).features, second.stream(stream).features, equal_nan=True)
     narrower = replace(data, splits={"train": np.array([0, 1]), "test": np.array([6])})
     encode(model, narrower, cache=tmp_path)
     assert data.read.asked == [6], "other splits find what is there"
@@ -202,7 +204,7 @@ def test_patches_are_kept_too(tmp_path):
     assert data.read.asked == []
     for a, b in ((first.labels, second.labels), (first.pixels, second.pixels), (first.groups, second.groups)):
         assert np.array_equal(a, b)
-    assert np.array_equal(first.features["joint"], second.features["joint"])
+    assert np.array_equal(first.stream("joint").features, second.stream("joint").features)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +241,11 @@ def test_what_is_damaged_is_noticed_and_made_again(tmp_path):
     content[5] ^= 1
     (folder / "rows.bin").write_bytes(content)
     data.read.asked.clear()
-    with pytest.warns(UserWarning, match="1 of 9 samples are damaged"):
+    with pytest.warns(UserWarning, match="1 of 9 rows are damaged"):
         again = encode(model, data, cache=tmp_path)
     assert data.read.asked == [0]
-    # Encoded alone now, and beside others before: equal but for rounding.
-    np.testing.assert_allclose(first.features["joint"], again.features["joint"], atol=2e-6)
+    # FeatureTable alone now, and beside others before: equal but for rounding.
+    np.testing.assert_allclose(first.stream("joint").features, again.stream("joint").features, atol=2e-6)
     (folder / "job.json").write_text("{")
     with pytest.warns(UserWarning, match="made anew"):
         encode(model, data, cache=tmp_path)
@@ -263,7 +265,7 @@ def test_files_cut_short(tmp_path, name):
     else:
         again = encode(model, data, cache=tmp_path)
     assert 0 < len(data.read.asked) < 9
-    np.testing.assert_allclose(first.features["joint"], again.features["joint"], atol=2e-6)
+    np.testing.assert_allclose(first.stream("joint").features, again.stream("joint").features, atol=2e-6)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
@@ -299,7 +301,7 @@ def test_a_killed_run_goes_on_after_its_last_batch(tmp_path):
     resumed = encode(build(), data, batch_size=2, cache=tmp_path)
     assert data.read.asked == [4, 5, 7, 8, 9]
     whole = encode(build(), made(), batch_size=2)
-    np.testing.assert_allclose(resumed.features["joint"], whole.features["joint"], atol=2e-6)
+    np.testing.assert_allclose(resumed.stream("joint").features, whole.stream("joint").features, atol=2e-6)
 
 
 def test_bad_pixels_are_named_and_nothing_is_kept(tmp_path):
@@ -316,7 +318,9 @@ def test_unit_and_bands_are_checked():
         sample["s2"] = (sample["s2"] / 10000).astype(np.float32)
     with pytest.raises(ValueError, match=r"place 0: .*look like reflectances"):
         encode(build(), data)
-    assert np.isfinite(encode(build(), replace(data, units={"s2": "reflectance"})).features["s2"][0]).all()
+    assert np.isfinite(
+        encode(build(), replace(data, units={"s2": "reflectance"})).stream("s2").features[0]
+    ).all()
     with pytest.raises(ValueError, match="B08"):
         encode(build(), replace(made(), bands={**BANDS, "s2": ("B02", "B04", "B03")}))
     with pytest.raises(ValueError, match="unknown or no streams"):
@@ -336,17 +340,17 @@ def test_statistics_of_bands():
     found = statistics_features(data)
     sample = data.read(8)
     x = np.concatenate([sample["s2"].astype(float), sample["s1"].astype(float)]).reshape(5, -1)
-    np.testing.assert_allclose(found.features["bands"][8], np.concatenate([x.mean(1), x.std(1)]), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.stream("bands").features[8], np.concatenate([x.mean(1), x.std(1)]), rtol=1e-6
+    )
     pixels = statistics_features(made(task="pixels"), level="patch", patch_size=8)
     corner = made(task="pixels").read(1)["s2"][2, :8, 8:].astype(float)
-    row = pixels.rows(np.array([1]))[1]
-    np.testing.assert_allclose(
-        pixels.features["bands"][row, [2, 7]], [corner.mean(), corner.std()], rtol=1e-6
-    )
+    second = pixels.of_images(np.array([1])).features[1]
+    np.testing.assert_allclose(second[[2, 7]], [corner.mean(), corner.std()], rtol=1e-6)
     linear = replace(data, units={"s1": "linear"}, digest="linear",
                      read=lambda i: {**data.read(i), "s1": 10 ** (data.read(i)["s1"] / 10)})  # fmt: skip
     np.testing.assert_allclose(
-        statistics_features(linear).features["bands"], found.features["bands"], rtol=1e-4
+        statistics_features(linear).stream("bands").features, found.stream("bands").features, rtol=1e-4
     )
 
 
@@ -361,7 +365,7 @@ def test_real_pictures(real_data, tmp_path):
     with torch.inference_mode():
         x = torch.from_numpy(data.read(250)["s2"][None] / np.float32(255))
         expected = model(x)[0]
-    np.testing.assert_allclose(encoded.features["s2"][250], expected, atol=2e-6)
+    np.testing.assert_allclose(encoded.stream("s2").features[250], expected, atol=2e-6)
 
 
 def test_a_missing_dark_pixel_is_judged_over_all_images():
@@ -370,7 +374,7 @@ def test_a_missing_dark_pixel_is_judged_over_all_images():
     model = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS["s2"]}, overrides=TINY)
 
     def of(images, digest):
-        return LabelledSet(
+        return LabelledDataset(
             name="bright", task="classes", classes=("a", "b"), bands={"s2": BANDS["s2"]}, units={"s2": "dn"},
             ids=tuple("abcd"), splits={"train": np.arange(2), "test": np.arange(2, 4)},
             labels=np.arange(4) % 2, read=lambda i: {"s2": images[i]}, digest=digest,

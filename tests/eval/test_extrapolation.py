@@ -14,8 +14,8 @@ from rsbackbones.data.crops import cropped
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation, extrapolate, score_at_sizes, table
+from rsbackbones.eval.linear_probe import ProbeOptions
 from rsbackbones.eval.metrics import from_confusion
-from rsbackbones.eval.sweep import ProbeOptions
 from rsbackbones.heads import dense_model
 from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.sincos import (
@@ -101,7 +101,7 @@ def test_crops_keep_splits_and_labels_and_say_what_they_are():
 def test_a_probe_of_patches_is_scored_by_pixels_at_every_size():
     data = two_colors([(64, 96)] * 6, splits={"train": range(4), "test": (4, 5)})
     sizes = (16, 32, (16, 96))
-    found = extrapolate(model(), data, train_size=32, sizes=sizes, options=QUICK, draws=50)
+    found = extrapolate(model(), data, train_size=32, sizes=sizes, options=QUICK, num_resamples=50)
     assert [row.size for row in found] == [(16, 16), (32, 32), (16, 96)]
     assert [row.images for row in found] == [48, 12, 8]
     for row in found:
@@ -121,11 +121,11 @@ def test_the_probe_is_the_one_that_was_trained_at_the_training_size():
         ("dark", "bright"), bands=data.bands, units=data.units, splits=data.splits,
     )  # fmt: skip
     net = model("sincos")
-    (found,) = extrapolate(net, data, train_size=16, sizes=(32,), options=QUICK, seed=3, draws=10)
+    (found,) = extrapolate(net, data, train_size=16, sizes=(32,), options=QUICK, seed=3, num_resamples=10)
     small, large = cropped(data, 16), cropped(data, 32)
     a, b = (encode(net, crops, level="patch") for crops in (small, large))
-    parts = {s: a.samples(a.features["s2"], small.splits[s]) for s in ("train", "val")}
-    test = b.samples(b.features["s2"], large.splits["test"])
+    parts = {s: a.stream("s2").of_images(small.splits[s]) for s in ("train", "val")}
+    test = b.stream("s2").of_images(large.splits["test"])
     outcome = probe(parts["train"], test, classes=2, val=parts["val"], options=QUICK, seed=3)
     counts = np.zeros((2, 2), int)
     for guess, pixels in zip(outcome.scores.argmax(1), test.pixels, strict=True):
@@ -141,13 +141,13 @@ def test_images_with_one_label_each():
     ]
     splits = {"train": np.arange(16), "test": np.arange(16, 24)}
     data = one_label_each(images, labels, splits=splits)
-    found = extrapolate(model(), data, train_size=16, sizes=(16, 32), options=QUICK, draws=20)
+    found = extrapolate(model(), data, train_size=16, sizes=(16, 32), options=QUICK, num_resamples=20)
     assert [(row.images, row.metrics["top1"]) for row in found] == [(32, 1), (8, 1)]
 
 
 def test_a_single_test_image_has_no_interval():
     data = two_colors([(32, 32)] * 3, splits={"train": (0, 1), "test": (2,)})
-    (row,) = extrapolate(model(), data, train_size=16, sizes=(16,), options=QUICK, draws=10)
+    (row,) = extrapolate(model(), data, train_size=16, sizes=(16,), options=QUICK, num_resamples=10)
     assert row.images == 4
     assert not row.intervals
 
@@ -215,7 +215,7 @@ def test_cached_features_know_of_interpolation(tmp_path):
     interpolate_positions(net, (2, 2))
     other = encode(net, data, level="patch", cache=tmp_path)
     assert plain.key != other.key
-    assert not np.allclose(plain.features["s2"], other.features["s2"], atol=1e-5)
+    assert not np.allclose(plain.stream("s2").features, other.stream("s2").features, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["alibi", "sincos", "peg"])
@@ -225,7 +225,7 @@ def test_all_positions_serve_all_sizes(positions):
     if positions == "sincos":
         interpolate_positions(net, (2, 2))
     sizes = (8, 40, (16, 80))
-    found = extrapolate(net, data, train_size=16, sizes=sizes, options=QUICK, draws=10)
+    found = extrapolate(net, data, train_size=16, sizes=sizes, options=QUICK, num_resamples=10)
     assert all(0.5 < row.metrics["miou"] <= 1 for row in found)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsbackbones.eval.kmeans import kmeans, matched_classes
-from rsbackbones.eval.metrics import metrics_of
+from rsbackbones.eval.metrics import compute_metrics
 from tests.eval.blobs import blobs, several_labels
 
 
@@ -26,7 +26,7 @@ def test_no_matching_is_better(pairs):
 
 def test_separable_classes_are_all_right():
     outcome = kmeans(blobs(20), blobs(10, seed=1), classes=4)
-    assert metrics_of(outcome, "classes") == {"top1": 1, "balanced_accuracy": 1, "f1_macro": 1}
+    assert compute_metrics(outcome, "classes") == {"top1": 1, "balanced_accuracy": 1, "f1_macro": 1}
     assert outcome.details["top1_matched_on_train"] == 1
     assert sorted(outcome.details["classes_of_clusters"]) == [0, 1, 2, 3]
 

@@ -3,9 +3,9 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from rsbackbones.eval import knn as module
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.knn import knn
-from rsbackbones.eval.metrics import metrics_of
-from rsbackbones.eval.samples import Samples
+from rsbackbones.eval.metrics import compute_metrics
 from tests.eval.blobs import blobs, several_labels
 
 
@@ -46,17 +46,17 @@ def test_blocks_change_nothing(monkeypatch):
 
 
 def test_separable_classes_are_all_right():
-    assert metrics_of(knn(blobs(20), blobs(10, seed=1), classes=4), "classes")["top1"] == 1
+    assert compute_metrics(knn(blobs(20), blobs(10, seed=1), classes=4), "classes")["top1"] == 1
 
 
 def test_ignored_samples_are_neither_asked_nor_asked_for():
     train, test = blobs(20), blobs(10, seed=1)
     hidden = train.labels.copy()
     hidden[::2] = -1
-    outcome = knn(Samples(train.features, hidden), test, classes=4, k=3)
+    outcome = knn(FeatureTable(train.features, hidden), test, classes=4, k=3)
     kept = knn(train.take(hidden >= 0), test, classes=4, k=3)
     assert (outcome.scores == kept.scores).all()
-    assert len(knn(train, Samples(train.features, hidden), classes=4).target) == (hidden >= 0).sum()
+    assert len(knn(train, FeatureTable(train.features, hidden), classes=4).target) == (hidden >= 0).sum()
 
 
 def test_bad_options_are_refused():
@@ -69,7 +69,7 @@ def test_bad_options_are_refused():
 
 def with_(samples, **changed):
     values = {"features": samples.features, "labels": samples.labels, "groups": samples.groups}
-    return Samples(**(values | changed))
+    return FeatureTable(**(values | changed))
 
 
 @pytest.mark.parametrize(

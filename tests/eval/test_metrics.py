@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from rsbackbones.eval.metrics import LabelRanking, confusion, from_confusion, metric_of, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.metrics import LabelRanking, compute_metric, compute_metrics, confusion, from_confusion
+from rsbackbones.eval.predictions import Predictions
 
 
 def outcome(target, predicted, classes):
-    return Outcome(scores=np.eye(classes)[predicted], target=np.asarray(target))
+    return Predictions(scores=np.eye(classes)[predicted], target=np.asarray(target))
 
 
 def test_counts_by_hand():
@@ -50,7 +50,7 @@ def test_the_mean_iou_of_a_set_is_that_of_the_summed_counts():
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_metrics_of_classes_are_scikit_learns(pairs):
     target, predicted = np.array(pairs).T
-    found = metrics_of(outcome(target, predicted, 4), "classes")
+    found = compute_metrics(outcome(target, predicted, 4), "classes")
     assert found["top1"] == pytest.approx(sk.accuracy_score(target, predicted))
     recalls = sk.recall_score(target, predicted, labels=np.unique(target), average=None, zero_division=0)
     assert found["balanced_accuracy"] == pytest.approx(recalls.mean())
@@ -59,7 +59,7 @@ def test_metrics_of_classes_are_scikit_learns(pairs):
     )
     there = np.union1d(target, predicted)
     iou = sk.jaccard_score(target, predicted, labels=there, average="macro", zero_division=0)
-    assert metric_of(outcome(target, predicted, 4), "miou") == pytest.approx(iou)
+    assert compute_metric(outcome(target, predicted, 4), "miou") == pytest.approx(iou)
     assert (confusion(target, predicted, 4) == sk.confusion_matrix(target, predicted, labels=range(4))).all()
 
 
@@ -70,7 +70,7 @@ def test_metrics_of_several_labels_are_scikit_learns(seed, count, ties):
     scores, target = rng.random((count, 3)), rng.random((count, 3)) < 0.5
     scores = np.round(scores, 1) if ties else scores
     target[0] = True  # scikit-learn has no average precision of a label that never occurs
-    found = metrics_of(Outcome(scores=scores, target=target), "multilabel")
+    found = compute_metrics(Predictions(scores=scores, target=target), "multilabel")
     assert found["map_macro"] == pytest.approx(sk.average_precision_score(target, scores, average="macro"))
     assert found["map_micro"] == pytest.approx(sk.average_precision_score(target, scores, average="micro"))
     for average in ("macro", "micro"):
@@ -86,11 +86,11 @@ def test_metrics_of_several_labels_are_scikit_learns(seed, count, ties):
 
 def test_a_label_that_never_occurs_is_left_out_of_the_macro_mean():
     scores, target = np.array([[0.9, 0.2], [0.1, 0.3]]), np.array([[True, False], [False, False]])
-    assert metrics_of(Outcome(scores=scores, target=target), "multilabel")["map_macro"] == 1
+    assert compute_metrics(Predictions(scores=scores, target=target), "multilabel")["map_macro"] == 1
 
 
 def test_change_names_its_class():
-    found = metrics_of(outcome([0, 1, 1], [0, 1, 0], 2), "change")
+    found = compute_metrics(outcome([0, 1, 1], [0, 1, 0], 2), "change")
     assert found["f1_change"] == pytest.approx(2 / 3)
     assert found["iou_change"] == pytest.approx(1 / 2)
 
@@ -104,10 +104,15 @@ def test_change_names_its_class():
         (lambda: confusion(np.array([0, 1]), np.array([0]), 3), "differ in shape"),
         (lambda: from_confusion(np.zeros((3, 3), int)), "no sample was counted"),
         (lambda: from_confusion(np.ones((3, 3)), ("a", "b")), r"\[3, 3\].*K = 2"),
-        (lambda: metric_of(outcome([0], [0], 2), "map_macro"), "no metric 'map_macro'.*top1"),
-        (lambda: metrics_of(outcome([0], [0], 2), "multilabel"), "multilabel does not fit"),
-        (lambda: metrics_of(outcome([0, 1], [0], 2), "classes"), r"scores \[1, 2\] and labels \[2\]"),
-        (lambda: metrics_of(Outcome(scores=np.array([[np.nan, 1]]), target=np.array([0])), "classes"), "NaN"),
+        (lambda: compute_metric(outcome([0], [0], 2), "map_macro"), "no metric 'map_macro'.*top1"),
+        (lambda: compute_metrics(outcome([0], [0], 2), "multilabel"), "multilabel does not fit"),
+        (lambda: compute_metrics(outcome([0, 1], [0], 2), "classes"), r"scores \[1, 2\] and labels \[2\]"),
+        (
+            lambda: compute_metrics(
+                Predictions(scores=np.array([[np.nan, 1]]), target=np.array([0])), "classes"
+            ),
+            "NaN",
+        ),
         (lambda: LabelRanking(np.array([[2.0]]), np.array([[True]])), "probabilities"),
         (lambda: LabelRanking(np.array([[0.5]]), np.array([[False]])), "no sample has any label"),
     ],

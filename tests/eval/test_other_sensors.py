@@ -10,8 +10,8 @@ import rsbackbones as rsb
 from rsbackbones.cli import main
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.inputs import model_inputs
-from rsbackbones.eval.subject import model_for, said_of
+from rsbackbones.eval.feature_source import describe, model_for
+from rsbackbones.eval.transform import make_transform
 
 OLI = ("B1", "B2", "B3", "B4", "B5", "B6", "B7")
 # Bands of the bundled weights, and what of Landsat lies near enough to them.
@@ -50,8 +50,8 @@ def test_features_are_those_of_the_model_for_the_sensor(key, tmp_path):
     assert model.bands["s2"] == KNOWN
     expected = tiny(sensors={"s2": "landsat_oli"}, bands={"s2": KNOWN})
     found = encode(model, data)
-    np.testing.assert_allclose(found.features["s2"], features_of(expected, images, OLI), atol=1e-5)
-    assert "s2: not used: B1, B6, B7" in said_of(data, model)
+    np.testing.assert_allclose(found.stream("s2").features, features_of(expected, images, OLI), atol=1e-5)
+    assert "s2: not used: B1, B6, B7" in describe(data, model)
 
 
 @pytest.mark.parametrize(("rule", "scale"), [("nearest", "count"), ("mean", "sqrt"), ("reinit_all", "none")])
@@ -67,8 +67,8 @@ def test_other_rules_take_all_bands_of_the_set(rule, scale, tmp_path):
         kernel_scale=scale,
     )  # fmt: skip
     found = encode(model, data)
-    np.testing.assert_allclose(found.features["s2"], features_of(expected, images, OLI), atol=1e-5)
-    assert not any("not used" in line for line in said_of(data, model)) or bands
+    np.testing.assert_allclose(found.stream("s2").features, features_of(expected, images, OLI), atol=1e-5)
+    assert not any("not used" in line for line in describe(data, model)) or bands
 
 
 def test_a_checkpoint_of_the_sensor_meets_its_bands_by_name(tmp_path, capsys):
@@ -78,9 +78,9 @@ def test_a_checkpoint_of_the_sensor_meets_its_bands_by_name(tmp_path, capsys):
     data = open_labelled(tmp_path / "set.npz", sensors={"s2": "landsat_oli"})
     model = model_for(data, "croma_vit_tiny", checkpoint=tmp_path / "landsat.safetensors")
     assert not model.adaptation
-    assert said_of(data, model)[-1] == "s2: not used: B1, B4, B6, B7"
+    assert describe(data, model)[-1] == "s2: not used: B1, B4, B6, B7"
     found = encode(model, data)
-    np.testing.assert_allclose(found.features["s2"], features_of(kept, images, OLI), atol=1e-5)
+    np.testing.assert_allclose(found.stream("s2").features, features_of(kept, images, OLI), atol=1e-5)
     common = ["--data", str(tmp_path / "set.npz"), "--output", str(tmp_path / "out"), "--quiet"]
     checkpoint = ["--checkpoint", str(tmp_path / "landsat.safetensors"), "--sensor", "s2=landsat_oli"]
     assert main(["eval", "knn", "--model", "croma_vit_tiny", *common, *checkpoint, "--baselines"]) == 0
@@ -134,7 +134,7 @@ def test_a_model_of_another_sensor_than_the_set_is_refused(tmp_path):
     landsat(tmp_path / "set.npz")
     data = open_labelled(tmp_path / "set.npz", sensors={"s2": "landsat_oli"})
     with pytest.raises(ValueError, match=r"bands of s2, those of set are of landsat_oli.*sensors=\{'s2': 'l"):
-        model_inputs(tiny(), data)
+        make_transform(tiny(), data)
     with pytest.raises(ValueError, match=r"name superdove, or s2; set has landsat_oli"):
         open_labelled(tmp_path / "set.npz", sensors={"s2": "superdove"})
     with pytest.raises(ValueError, match="unknown sensor 'landsat'"):
@@ -162,7 +162,7 @@ def test_rasters_of_another_sensor(described, tmp_path):
     found = encode(model_for(data, "croma_vit_tiny"), data)
     order = [int(name.split("/")[1][:2]) for name in data.ids]
     expected = features_of(tiny(sensors={"s2": "landsat_oli"}, bands={"s2": KNOWN}), images, OLI[1:6])
-    np.testing.assert_allclose(found.features["s2"], expected[order], atol=1e-5)
+    np.testing.assert_allclose(found.stream("s2").features, expected[order], atol=1e-5)
 
 
 def test_pictures_of_another_sensor(tmp_path):
@@ -188,7 +188,7 @@ def test_bands_are_named_by_modality_for_arrays_named_after_the_sensor(tmp_path)
         assert data.bands == {"s2": turned}
         expected = tiny(sensors={"s2": "landsat_oli"}, bands={"s2": KNOWN})
         model = model_for(data, "croma_vit_tiny", bands={"s2": KNOWN})
-        found = encode(model, data).features["s2"]
+        found = encode(model, data).stream("s2").features
         np.testing.assert_allclose(found, features_of(expected, images, turned), atol=1e-5)
 
 

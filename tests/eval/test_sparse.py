@@ -4,8 +4,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 
-from rsbackbones.eval.metrics import metrics_of
-from rsbackbones.eval.samples import Samples
+from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.metrics import compute_metrics
 from rsbackbones.eval.sparse import sparse
 from tests.eval.blobs import blobs, several_labels
 
@@ -15,7 +15,7 @@ def test_a_label_that_shows_in_one_dimension_needs_one():
     assert outcome.details["k"] == [1, 2, 4, 8]
     assert outcome.details["f1"][0] == [1, 1, 1]
     assert [ranking[0] for ranking in outcome.details["dimensions"]] == [0, 1, 2]
-    assert metrics_of(outcome, "multilabel")["f1_macro"] == outcome.details["f1_macro"][0] == 1
+    assert compute_metrics(outcome, "multilabel")["f1_macro"] == outcome.details["f1_macro"][0] == 1
 
 
 def test_a_label_that_needs_two_dimensions_is_not_told_by_one():
@@ -23,7 +23,7 @@ def test_a_label_that_needs_two_dimensions_is_not_told_by_one():
     has = np.arange(400) % 2 == 0
     common = rng.standard_normal(400) * 5  # hides the label in each dimension, not in their difference
     x = np.stack([common + has, common - has, rng.standard_normal(400) * 0.1], axis=1).astype(np.float32)
-    samples = Samples(x, has.astype(int))
+    samples = FeatureTable(x, has.astype(int))
     outcome = sparse(samples.take(np.arange(200)), samples.take(np.arange(200, 400)), classes=2, ks=(1, 2))
     low, high = outcome.details["f1_macro"]
     assert low < 0.75
@@ -44,7 +44,7 @@ def test_the_f1_of_every_class_and_k_is_that_of_a_plain_loop(make):
             model = LogisticRegression(max_iter=1000).fit(scaler.transform(train.features)[:, first], has[0])
             predicted = model.predict(scaler.transform(test.features)[:, first])
             assert outcome.details["f1"][place][label] == pytest.approx(f1_score(has[1], predicted))
-    assert metrics_of(outcome, "multilabel")["f1_macro"] == pytest.approx(outcome.details["f1_macro"][1])
+    assert compute_metrics(outcome, "multilabel")["f1_macro"] == pytest.approx(outcome.details["f1_macro"][1])
 
 
 def test_a_class_without_samples_has_no_probe():

@@ -10,7 +10,7 @@ import torch
 from rasterio.transform import from_origin
 
 import rsbackbones as rsb
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.heads import dense_model
@@ -269,7 +269,7 @@ def labelled(model, size=64, count=8, maps=False):
     if maps:
         for sample in samples:
             sample["label"] = rng.integers(0, 3, (size, size))
-    return LabelledSet(
+    return LabelledDataset(
         name="made", task="pixels" if maps else "classes", classes=("a", "b", "c"), bands=dict(model.bands),
         units={m: {"s2": "dn", "s1": "db"}[m] for m in model.bands},
         ids=tuple(map(str, range(count))), labels=None if maps else np.arange(count) % 3,
@@ -285,7 +285,7 @@ def test_frozen_features_are_those_of_the_model(model, tmp_path):
         raw = {m: data.read(i)[m] for m in model.bands}
         for stream, needed in model.stream_inputs.items():
             alone = features_of(model, {m: raw[m] for m in needed})
-            np.testing.assert_allclose(encoded.features[stream][i], alone.pooled[stream][0], atol=2e-5)
+            np.testing.assert_allclose(encoded.stream(stream).features[i], alone.pooled[stream][0], atol=2e-5)
     again = encode(model, data, cache=tmp_path)
     assert again.key == encoded.key
     with torch.no_grad():
@@ -298,7 +298,7 @@ def test_patches_of_label_maps_are_the_cells_of_the_map(model):
     encoded = encode(model, data, level="patch")
     stream = model.modalities[0]
     n = cells(64, model.stride) ** 2
-    assert encoded.features[stream].shape == (8 * n, model.num_features)
+    assert encoded.stream(stream).features.shape == (8 * n, model.num_features)
     assert encoded.pixels.sum() == 8 * 64 * 64
     beside = statistics_features(data, level="patch", patch_size=model.stride)
     assert np.array_equal(beside.labels, encoded.labels)
@@ -306,5 +306,5 @@ def test_patches_of_label_maps_are_the_cells_of_the_map(model):
     raw = {m: data.read(7)[m][:, 32:, :32] for m in model.stream_inputs[stream]}
     corner = features_of(model, raw).maps(stream)[0].permute(1, 2, 0)
     side = 64 // model.stride
-    found = tiled.features[stream][7 * n :].reshape(side, side, -1)[side // 2 :, : side // 2]
+    found = tiled.stream(stream).features[7 * n :].reshape(side, side, -1)[side // 2 :, : side // 2]
     np.testing.assert_allclose(found, corner.numpy(), atol=2e-5)

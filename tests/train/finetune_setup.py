@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.finetune import RECIPES, FinetuneRecipe
 
@@ -51,7 +51,7 @@ def labelled(task="classes", count=24, sensors=("s2",), side=SIDE, seed=0, val=T
 
     names = {"pixels": ("dry", "water"), "change": ("unchanged", "change")}.get(task, CLASSES)
     parts = np.split(np.arange(count), [count // 2, count * 3 // 4] if val else [count * 3 // 4])
-    return LabelledSet(
+    return LabelledDataset(
         name=f"small {task}", task=task, classes=names, bands={m: bands[m] for m in sensors},
         units={m: {"s2": "dn", "s1": "db"}[m] for m in sensors},
         ids=tuple(f"sample {i}" for i in range(count)),

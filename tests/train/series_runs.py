@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import tests.conftest  # noqa: F401  (registers the families of the tests)
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.npz import NpzFile
 from rsbackbones.data.series import model_arguments
 from rsbackbones.train import Objective, ObjectiveConfig, Recipe, register_objective
@@ -111,7 +111,7 @@ def labelled_series(task="classes", count=24, *, dates=True, seed=0):
         return sample
 
     parts = np.split(np.arange(count), [count // 2, count * 3 // 4])
-    return LabelledSet(
+    return LabelledDataset(
         name="series", task=task, classes=("winter", "summer"), bands={"s2": BANDS}, units={"s2": "dn"},
         ids=tuple(f"series {i}" for i in range(count)), labels=None if task == "pixels" else labels,
         splits=dict(zip(("train", "val", "test"), parts, strict=True)), read=read,

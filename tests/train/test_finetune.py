@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import rsbackbones as rsb
 from rsbackbones.cli import main as cli
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.transform import make_transform
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext
@@ -35,7 +35,7 @@ def evaluations(out):
 
 def predicted(model, data, split):
     """What a model gives on a split, sample by sample."""
-    inputs = model_inputs(model, data)
+    inputs = make_transform(model, data)
     out = []
     with torch.no_grad():
         for i in data.splits[split]:
@@ -139,7 +139,7 @@ def test_dense_heads_by_tiles(task, head, options, tmp_path):
     # 4 tiles of 16 with an overlap of 8, or of 0, cover 24 pixels.
     assert len(curve_lines(tmp_path / "run")) == 12 * 4 // 4
     model = load_finetuned(tmp_path / "run" / "best")
-    inputs, hits = model_inputs(model, data), []
+    inputs, hits = make_transform(model, data), []
     scale, starts = options.get("scale", 1), (0, 8)
     for i in data.splits["test"]:
         sample = data.read(int(i))

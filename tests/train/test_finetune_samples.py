@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsbackbones.eval.inputs import dated_inputs
+from rsbackbones.eval.transform import dated_transform
 from rsbackbones.train.finetune.recipe import Views
 from rsbackbones.train.finetune.run import build_model
 from rsbackbones.train.finetune.samples import LabelledPlan, LabelledSamples, PairedSampler
@@ -17,7 +17,8 @@ PLAIN = Views(flips=False, turns=False, mixup=0, cutmix=0, smoothing=0)
 
 def samples(data, views=PLAIN, seed=0):
     model = build_model(small_recipe(**(DENSE if data.labels is None else {})), data)
-    return LabelledSamples(data, np.arange(len(data)), dated_inputs(model, data), views, scale=1, seed=seed)
+    inputs = dated_transform(model, data)
+    return LabelledSamples(data, np.arange(len(data)), inputs, views, scale=1, seed=seed)
 
 
 def keys(indices, epoch=0, step=0):

@@ -11,7 +11,7 @@ import rsbackbones as rsb
 from rsbackbones.data.npz import NpzFile, NpzSource
 from rsbackbones.data.open import open_source
 from rsbackbones.data.pack import pack
-from rsbackbones.data.sensor_alias import taken_by
+from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.export import export
@@ -113,8 +113,8 @@ def test_a_modality_that_takes_another_sensor_does_not_take_its_own(tmp_path):
     s2 = np.full((12, 1, 32, 32), 700, np.uint16)
     np.savez(tmp_path / "both.npz", **held, s2=s2, s2_bands=np.array(["B02"]))
     source = open_source(tmp_path / "both.npz")
-    assert taken_by(source, {"s2": "s2", "s1": "s1"}) is source
-    taken = taken_by(source, {"s2": "landsat_oli", "s1": "s1"})
+    assert rename_sensors(source, {"s2": "s2", "s1": "s1"}) is source
+    taken = rename_sensors(source, {"s2": "landsat_oli", "s1": "s1"})
     assert taken.bands == {"s2": OLI, "s1": ("VV", "VH")}
     assert len(taken) == 12
     np.testing.assert_array_equal(taken.read(4, 0).images["s2"], held["landsat_oli"][4])
@@ -134,14 +134,14 @@ def test_folders_and_shards_of_another_sensor(tmp_path):
     source = open_source(tmp_path / "tiffs")
     assert source.bands == {"landsat_oli": OLI}
     pack(source, tmp_path / "shards", progress=False)
-    taken = taken_by(open_source(tmp_path / "shards"), {"s2": "landsat_oli"})
+    taken = rename_sensors(open_source(tmp_path / "shards"), {"s2": "landsat_oli"})
     for i in range(4):
         np.testing.assert_array_equal(taken.read(i, 0).images["s2"], images[i])
 
 
 def test_a_source_travels_to_workers(tmp_path):
     file = NpzFile(path=str(landsat(tmp_path) / "oli.npz"), images={"landsat_oli": {"landsat_oli": OLI}})
-    taken = pickle.loads(pickle.dumps(taken_by(NpzSource(file), {"s2": "landsat_oli"})))
+    taken = pickle.loads(pickle.dumps(rename_sensors(NpzSource(file), {"s2": "landsat_oli"})))
     assert taken.describe(1) == "oli.npz[1]"
     assert taken.read(1, 0).images.keys() == {"s2"}
 

@@ -13,7 +13,7 @@ from rsbackbones.data.series import DatedImages, model_arguments, read_series, s
 from rsbackbones.data.source import Sample
 from rsbackbones.eval.dense import predict, predict_tiled
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.inputs import dated_inputs
+from rsbackbones.eval.transform import dated_transform
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.distributed import DistributedContext
@@ -292,7 +292,7 @@ def test_tiles_of_a_series_have_its_dates(tmp_path):
     """Of one tile the probabilities are those of the whole image; and a run over tiles learns from dates."""
     data = labelled_series("pixels")
     model = build_model(series_tuning(task="pixels"), data).eval()
-    sample = dated_inputs(model, data)(data.read(0))
+    sample = dated_transform(model, data)(data.read(0))
     batch = stack_dated([sample])
     series = {"dates": sample.dates, "valid": sample.valid}
     with torch.no_grad():
@@ -313,7 +313,7 @@ def test_a_saved_model_takes_dates(tmp_path):
     data = labelled_series("pixels")
     finetune(series_tuning(tmp_path / "run", "pixels", epochs=2), data)
     model = load_finetuned(tmp_path / "run" / "best")
-    sample = dated_inputs(model, data)(data.read(0))
+    sample = dated_transform(model, data)(data.read(0))
     batch = stack_dated([sample])
     with torch.no_grad():
         found = model(batch.images, **arguments(batch))
@@ -332,7 +332,7 @@ def test_what_does_not_go_with_series_is_said(tmp_path):
     with pytest.raises(ValueError, match="series holds series, and croma_vit_tiny encodes single images"):
         finetune(single, data)
     with pytest.raises(ValueError, match=r"change is between two images: \[2, C, H, W\]"):
-        dated_inputs(small("toy_series", modalities=("s2",)), replace(data, task="change"))
+        dated_transform(small("toy_series", modalities=("s2",)), replace(data, task="change"))
     model = small("toy_series", bands={"s2": data.bands["s2"]})
     for refused in (lambda: encode(model, data), lambda: statistics_features(data)):
         with pytest.raises(ValueError, match="features of frozen models are computed from single images"):

@@ -1,16 +1,16 @@
-"""Labelled sets from files: what is there decides which reader reads it."""
+"""Labelled data sets from files; the content of a path decides which reader opens it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.data.labelled.assemble import Found, Sensors, assemble
+from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.class_folders import read_class_folders
 from rsbackbones.data.labelled.classes import Classes
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.labelled.npz import read_mapping, read_npz
 from rsbackbones.data.labelled.raster_table import read_raster_table
-from rsbackbones.data.labelled.splits import Lists
+from rsbackbones.data.labelled.splits import Lists, assign_splits
 from rsbackbones.data.labelled.torchgeo_sets import PREFIX, read_torchgeo
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 
@@ -33,17 +33,17 @@ def open_labelled(
     ids: Lists | None = None,
     subset: float | None = None,
     seed: int = 0,
-) -> LabelledSet:
-    """Open a labelled set. Images are read when they are asked for.
+) -> LabelledDataset:
+    """Open a labelled data set. Images are read on access.
 
     ``path`` is one of
 
     - a folder of class folders of JPEG, PNG or GeoTIFF, below folders train, val and test where there are
       splits; or a zip file of pictures so arranged (:mod:`rsbackbones.data.labelled.class_folders`);
     - a CSV file of labels beside images, or a folder that holds ``labels.csv``
-      (:func:`rsbackbones.data.labelled.raster_table.read_raster_table` says which columns);
+      (columns: :func:`rsbackbones.data.labelled.raster_table.read_raster_table`);
     - a described ``.npz``, or a ``.yaml`` that maps one or several whose arrays have other names
-      (:func:`rsbackbones.data.labelled.npz.read_npz` says which);
+      (:func:`rsbackbones.data.labelled.npz.read_npz`);
     - ``torchgeo:NAME``, with ``root`` (:mod:`rsbackbones.data.labelled.torchgeo_sets`).
 
     Of pictures, 8 bits of red, green and blue, the bands are ``s2`` B04, B03 and B02, and the unit is
@@ -52,12 +52,12 @@ def open_labelled(
     Args:
         path: what to open.
         labels: of a folder, a CSV file elsewhere.
-        mapping: of a ``.npz``, what a YAML file would say, or that file.
+        mapping: of a ``.npz``, the content of a mapping, or its YAML file.
         root: of a torchgeo set.
         bands: by sensor the names of the images' channels, in order, where files do not name them.
         units: by sensor the unit of the values, where it is not that of the model's input contract; see
             :func:`rsbackbones.create_preprocess`.
-        sensors: what the images of a modality are of, where it is not the modality's own sensor, as in
+        sensors: by modality the sensor of its images, where it is not the modality's own, as in
             ``create_model``: ``{"s2": "landsat_oli"}``. Images that the files name after that sensor
             (``landsat_oli`` [N, C, H, W] of a ``.npz``), or else after the modality (``s2``), are then the
             set's ``s2``, and the names of their bands are Landsat's.
@@ -66,23 +66,23 @@ def open_labelled(
         ignore: numbers that stand for no label; they are no class, also where they have a name.
         ids: lists of ids, of papers for example: which sample is in which split. A file with ``ID,SPLIT`` on
             each line; one with an id on each line, of training samples; or files of ids by split.
-        subset: our own share of the training samples, by hash of the id: 0.1 is 10 %.
-        seed: of the split and the share that we choose ourselves.
+        subset: the share of the training samples to use, chosen by a hash of the id: 0.1 is 10 %.
+        seed: of that choice, and of the split where neither files nor ``ids`` state one.
 
     Raises:
         ImportError: rasterio or torchgeo is needed and not installed.
-        ValueError: what is there cannot be used; the message says what was found and expected.
+        ValueError: the data cannot be used; the message names what was found and expected.
     """
     of: Sensors = {
         m: (register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)).name
         for m, sensor in (sensors or {}).items()
     }
     of = {m: sensor for m, sensor in of.items() if sensor != m}
-    found = _find(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
-    return assemble(found, sensors=of, lists=ids, subset=subset, seed=seed)
+    data = _read(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
+    return assign_splits(data, lists=ids, subset=subset, seed=seed)
 
 
-def _find(
+def _read(
     path: str | Path,
     labels: str | Path | None,
     mapping: str | Path | Mapping[str, Any] | None,
@@ -92,7 +92,7 @@ def _find(
     sensors: Sensors,
     classes: Classes | None,
     ignore: tuple[int, ...],
-) -> Found:
+) -> LabelledDataset:
     given = {"labels": labels, "mapping": mapping, "root": root, "bands": bands, "units": units,
              "sensors": sensors, "classes": classes, "ignore": ignore}  # fmt: skip
 
@@ -103,7 +103,7 @@ def _find(
     if str(path).startswith(PREFIX):
         only("a data set of torchgeo", "root")
         if root is None:
-            raise ValueError(f"{path}: say where its files lie, root= (--root)")
+            raise ValueError(f"{path}: name the folder of its files, root= (--root)")
         return read_torchgeo(str(path).removeprefix(PREFIX), Path(root))
     here = Path(path).expanduser()
     if not here.exists():
@@ -113,10 +113,10 @@ def _find(
         only("a .npz or a mapping", "mapping", "bands", "units", "sensors", "classes", "ignore")
         if suffix != ".npz":
             if mapping is not None:
-                raise ValueError(f"{here} is a mapping; give no other")
+                raise ValueError(f"{here} is a mapping; mapping= takes no second one")
             mapping = here
-        said = mapping if isinstance(mapping, Mapping) or mapping is None else read_mapping(Path(mapping))
-        return read_npz(here, said, bands=bands, units=units, sensors=sensors, classes=classes, ignore=ignore)
+        spec = mapping if isinstance(mapping, Mapping) or mapping is None else read_mapping(Path(mapping))
+        return read_npz(here, spec, bands=bands, units=units, sensors=sensors, classes=classes, ignore=ignore)
     table = Path(labels).expanduser() if labels else here / TABLE if here.is_dir() else here
     if table.suffix.lower() == ".csv" and table.is_file():
         only("a folder with a table of labels", "labels", "bands", "units", "sensors", "classes", "ignore")
@@ -130,5 +130,5 @@ def _find(
         only("a folder of class folders", "bands", "units", "sensors")
         return read_class_folders(here, bands, units, sensors)
     raise ValueError(
-        f"cannot tell what {here} is: expected a folder, .zip, .csv, .npz, .yaml, or torchgeo:NAME"
+        f"{here} is of no known kind: expected a folder, .zip, .csv, .npz, .yaml, or torchgeo:NAME"
     )

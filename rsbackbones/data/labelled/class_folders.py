@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from rsbackbones.data.labelled.assemble import Found, Sensors
+from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import LabelCodes
-from rsbackbones.data.labelled.dataset import Array
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.labelled.image_files import (
     PICTURE_NOTE,
     Bands,
@@ -24,7 +24,7 @@ def read_class_folders(
     bands: Bands | None = None,
     units: Mapping[str, str] | None = None,
     sensors: Sensors | None = None,
-) -> Found:
+) -> LabelledDataset:
     """Find the images in ``CLASS/IMAGE``, or ``SPLIT/CLASS/IMAGE`` with the splits train, val and test.
 
     Images lie directly in the folder of their class. A folder that holds nothing but one folder of folders is
@@ -66,28 +66,24 @@ def read_class_folders(
         raise ValueError(f"{path} holds images of one class ({labels[0]}): there is nothing to tell apart")
     paths = [Path(name) if archive else path / name for name in names]
     files_of = find_files(paths[:1], [None], bands, sensors, archive, units=units)
-    return Found(
+    return build_dataset(
         name=path.stem,
         task="classes",
         bands=files_of.bands,
         units=files_of.units,
+        sensors=sensors,
         ids=[str(p) for p in below],
         codes=LabelCodes.of(sorted(set(labels))),
         labels=labels,
-        own=words,
-        read=_Read(files_of, paths),
+        splits=words,
+        read=partial(_read, files_of, paths),
         content=content,
         notes=(PICTURE_NOTE,) if files_of.pictures else (),
     )
 
 
-@dataclass(frozen=True)
-class _Read:
-    files: ImageFiles
-    paths: Sequence[Path]
-
-    def __call__(self, index: int) -> dict[str, Array]:
-        return self.files.read([self.paths[index]])
+def _read(files: ImageFiles, paths: Sequence[Path], index: int) -> dict[str, Array]:
+    return files.read([paths[index]])
 
 
 def _common_folder(names: Sequence[str]) -> PurePosixPath:

@@ -32,7 +32,7 @@ class LabelCodes:
 
     @staticmethod
     def of(classes: Classes, ignored: Sequence[int] = ()) -> "LabelCodes":
-        """Read what a user or a file says. Ignored codes are no class, also where they have a name.
+        """Return the classes as a user or a file states them. Ignored codes are no class, even with a name.
 
         Raises:
             ValueError: fewer than two classes, a name twice, or a code in two classes.
@@ -130,14 +130,14 @@ def _shown(numbers: Sequence[int]) -> str:
 
 
 def found_classes(labels: Sequence[Label], ignored: Sequence[int] = ()) -> Classes:
-    """Return the classes that nobody named: the names or the numbers that occur, sorted."""
+    """Return the classes where none are named: the names or numbers that occur, sorted."""
     if all(isinstance(label, int) for label in labels):
         return {str(number): [number] for number in sorted({*map(int, labels)} - {IGNORED, *ignored})}
     return tuple(sorted({str(label) for label in labels}))
 
 
 def found_pixel_classes(numbers: Sequence[int], ignored: Sequence[int] = ()) -> tuple[str, ...]:
-    """Return the classes 0 ... K - 1 of label maps that nobody named, where all of these occur.
+    """Return the classes 0 ... K - 1 of label maps where none are named, if all of these occur.
 
     Raises:
         ValueError: there are gaps: a number such as 255 often stands for no label.
@@ -146,7 +146,7 @@ def found_pixel_classes(numbers: Sequence[int], ignored: Sequence[int] = ()) -> 
     if found != list(range(len(found))):
         shown = ", ".join(map(str, found[:12])) + ", ..." * (len(found) > 12)
         raise ValueError(
-            f"the label maps hold {shown}: not 0, 1, ... without a gap, and nobody named the classes. Name "
+            f"the label maps hold {shown}: not 0, 1, ... without a gap, and no classes are named. Name "
             "them (classes={'NAME': [CODE]}, --classes NAME=CODE,...), and what stands for no label "
             "(ignore=, --ignore)"
         )

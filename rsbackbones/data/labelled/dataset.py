@@ -1,7 +1,6 @@
-"""A labelled set: images of one or more sensors, their labels, which split each belongs to.
+"""A labelled data set: images of one or more sensors, with labels and splits.
 
-Readers (:mod:`rsbackbones.data.labelled`) make one; protocols and fine-tuning use it. Band names come with
-the data and meet the model's by name.
+Readers (:mod:`rsbackbones.data.labelled`) return one; evaluation and fine-tuning take it.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ IGNORED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledSet:
+class LabelledDataset:
     """Images and labels, read one at a time.
 
     Attributes:
@@ -31,9 +30,9 @@ class LabelledSet:
         classes: their names; K of them.
         bands: by modality (``s2``, ``s1``) the names of the channels, in the order of the images.
         units: by modality, as ``create_preprocess`` knows them, or ``"uint8_rgb"``.
-        sensors: by modality the sensor that its bands are of, where it is not the modality's own.
+        sensors: by modality the sensor of its bands, where it is not the modality's own.
         ids: of every sample, unique.
-        splits: of ``train``, ``val`` and ``test``, those that exist: the indices of their samples.
+        splits: the indices of the samples of ``train``, ``val`` and ``test``, as far as they exist.
         labels: ``classes``: [N] int64 below K; ``multilabel``: [N, K] bool; else ``None``: labels are maps.
         read: index -> by modality the raw image [C, H, W] (``change``: [2, C, H, W], the earlier date first),
             and under ``"label"`` the map [s H, s W] int64 of ``pixels`` and ``change``, -1 where it is
@@ -42,8 +41,8 @@ class LabelledSet:
             ``"s2_dates"``, the dates [T] of its images (days since 1970-01-01, or datetime64), and
             ``"s2_valid"``, booleans [T], False for missing images. Images with NaN or without any value but
             0 are missing as well.
-        digest: changes with the data: images, labels, bands and units, not with the splits.
-        notes: what a reader decided that a user should read beside the numbers.
+        digest: a digest of images, labels, bands and units, not of the splits.
+        notes: decisions of the reader that a user should know.
     """
 
     name: str
@@ -64,7 +63,7 @@ class LabelledSet:
         return len(self.ids)
 
     def sensor(self, modality: str) -> Sensor:
-        """Return the sensor that the bands of a modality are of."""
+        """Return the sensor of the bands of a modality."""
         return get_sensor(self.sensors.get(modality, modality))
 
 

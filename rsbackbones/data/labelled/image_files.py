@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.data.labelled.assemble import Sensors
+from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
 from rsbackbones.sensors import SEARCHED_SENSORS, UINT8_RGB, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
-_COLOURS = ("red", "green", "blue")  # which every optical sensor knows
+_COLORS = ("red", "green", "blue")  # which every optical sensor knows
 Bands = Mapping[str, Sequence[str]]
 PICTURE_NOTE = "8-bit pictures: value / 255 is the model's input, without statistics"
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file is an image that we read, by its suffix."""
+    """Tell whether a file is an image of a supported format, by its suffix."""
     return Path(name).suffix.lower() in (*PICTURES, *RASTERS) and not Path(name).name.startswith(".")
 
 
@@ -83,14 +83,14 @@ def find_files(
     *,
     units: Mapping[str, str] | None = None,
 ) -> ImageFiles:
-    """Look at the files of one sample, and return what reads them and those like them.
+    """Inspect the files of one sample and return a reader for files like them.
 
     Args:
         paths: of one sample, members of ``archive`` where it is given.
-        sensors: of every file the sensor that it is of, ``None``: any.
+        sensors: the sensor of every file, ``None`` for any.
         bands: by sensor the names of the files' channels, in order, where files do not describe them; of a
             file of several sensors, one sensor's channels after another's.
-        of: what ``s2`` and ``s1`` stand for in the others, where it is another sensor.
+        of: by modality the sensor of its images, where it is another.
         units: by sensor those that the user names.
 
     Raises:
@@ -103,7 +103,7 @@ def find_files(
     for sensor in bands or {}:
         get_sensor(sensor)
     if all(_is_picture(path, bands, archive) for path in paths):
-        named = dict(bands or {of.get("s2", "s2"): _COLOURS})
+        named = dict(bands or {of.get("s2", "s2"): _COLORS})
         if len(paths) > 1 or len(named) != 1 or any(len(names) != 3 for names in named.values()):
             raise ValueError(
                 f"{paths[0].name} is a picture: one file for each sample, with three bands of one sensor, "

@@ -1,4 +1,4 @@
-"""Described ``.npz`` files: arrays under our own names, or under others that a mapping tells."""
+"""Labelled data in ``.npz`` files: arrays under standard names, or under others that a mapping names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.data.labelled.assemble import Found, Sensors
+from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes, found_pixel_classes
-from rsbackbones.data.labelled.dataset import SPLITS, Array, Task
+from rsbackbones.data.labelled.dataset import SPLITS, Array, LabelledDataset, Task
+from rsbackbones.data.labelled.npz_reader import BandArrays, NpzReader
 from rsbackbones.data.labelled.splits import find_ids
-from rsbackbones.data.npz_archive import NpzArchive, NpzReader, Parts
+from rsbackbones.data.npz_archive import NpzArchive
 from rsbackbones.sensors import SENSORS, get_sensor
 
 _SERIES = (
@@ -29,7 +30,7 @@ def read_npz(
     sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignore: Sequence[int] = (),
-) -> Found:
+) -> LabelledDataset:
     """Find the samples in a ``.npz`` file, or in those that a mapping names.
 
     Arrays, under these names or those of the mapping:
@@ -66,20 +67,19 @@ def read_npz(
         raise ValueError(
             f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(_KEYS)}, s2, s2_bands, ..."
         )
-    paths = _paths(path, described.get("files"))
-    files = [NpzArchive(file) for file in paths]
+    files = [NpzArchive(file) for file in _paths(path, described.get("files"))]
     first = files[0]
     if not held:
         held = [name for name in SENSORS if name in first.facts]
     if not held:
         raise ValueError(
             f"{first.path} has no array s2 or s1; it has {', '.join(first.facts)}. A mapping (a YAML file) "
-            "tells which arrays are which"
+            "names the arrays"
         )
 
     of = {m: sensor for m, sensor in (sensors or {}).items() if sensor not in held}
 
-    def images_of(file: NpzArchive) -> dict[str, tuple[Parts, ...]]:
+    def images_of(file: NpzArchive) -> dict[str, tuple[BandArrays, ...]]:
         # The user names bands by modality, the file may name images by the sensor that a modality takes.
         modality = {sensor: m for m, sensor in (sensors or {}).items() if sensor in held}
         yours = {s: (bands or {}).get(s, (bands or {}).get(modality.get(s, s))) for s in held}
@@ -104,22 +104,17 @@ def read_npz(
         raise ValueError(f"{path}: units: expected a mapping such as {{s2: dn}}, got {of_file!r}")
     stated = dict(of_file) | dict(units or {})
     used = {*every, label, *(str(described.get(k, k)) for k in ("id", "split"))}
-    return Found(
+    return build_dataset(
         name=str(described.get("name", path.stem)),
         task=task,
         bands={s: [band for names in sides[0].values() for band in names] for s, sides in images.items()},
         units=stated,
-        ids=_ids(files, counts, described.get("id"), paths),
+        sensors=sensors,
+        ids=_ids(files, counts, described.get("id")),
         codes=codes,
         labels=labels,
-        own=_words(files, counts, described.get("split")),
-        read=NpzReader(
-            tuple(files),
-            tuple(np.cumsum([0, *(count or 1 for count in counts)]).tolist()),
-            tuple(counts),
-            images,
-            label if task in ("pixels", "change") else None,
-        ),
+        splits=_splits(files, counts, described.get("split")),
+        read=NpzReader(files, counts, images, label if task in ("pixels", "change") else None),
         # Which array is what belongs to it: another mapping of the same arrays is other data.
         content=[
             {s: [list(parts.items()) for parts in sides] for s, sides in images.items()},
@@ -151,7 +146,7 @@ def _paths(path: Path, files: Any) -> list[Path]:
         raise ValueError(f"{path}: files: names none")
     if files is None:
         if path.suffix != ".npz":
-            raise ValueError(f"{path}: say which files it maps, files: NAME.npz")
+            raise ValueError(f"{path}: name the files that it maps, files: NAME.npz")
         return [path]
     patterns = [files] if isinstance(files, str) else [str(name) for name in files]
     found = []
@@ -165,7 +160,7 @@ def _paths(path: Path, files: Any) -> list[Path]:
 
 
 def _alike(first: NpzArchive, file: NpzArchive, what: str, expected: Any, found: Any) -> None:
-    """Refuse a file that states something else than the first one: what the first says is taken for all."""
+    """Refuse a file that differs from the first one, whose statements hold for all."""
     if found != expected:
         raise ValueError(
             f"{file.path.name} has other {what} than {first.path.name}: {found}, and {expected}. Files of "
@@ -173,29 +168,29 @@ def _alike(first: NpzArchive, file: NpzArchive, what: str, expected: Any, found:
         )
 
 
-def _stated_classes(file: NpzArchive, said: Any) -> list[str] | None:
-    """The classes that a file names, where it is the file that does."""
-    name = said if isinstance(said, str) else "classes"
-    if (said is not None and not isinstance(said, str)) or name not in file.facts:
+def _stated_classes(file: NpzArchive, spec: Any) -> list[str] | None:
+    """The classes that a file states, unless the user or the mapping does."""
+    name = spec if isinstance(spec, str) else "classes"
+    if (spec is not None and not isinstance(spec, str)) or name not in file.facts:
         return None
     return [str(c) for c in file.read(name).tolist()]
 
 
-def _sides(file: NpzArchive, key: str, sensor: str, said: Any, bands: Any) -> tuple[Parts, ...]:
-    """The arrays under a ``key``, which are of a sensor, by date where there are two."""
-    if isinstance(said, Mapping) and set(said) == {"before", "after"}:
-        sides = tuple(_sides(file, key, sensor, said[date], bands)[0] for date in ("before", "after"))
+def _sides(file: NpzArchive, key: str, sensor: str, spec: Any, bands: Any) -> tuple[BandArrays, ...]:
+    """The arrays of a sensor, under ``key`` in the mapping, by date where there are two."""
+    if isinstance(spec, Mapping) and set(spec) == {"before", "after"}:
+        sides = tuple(_sides(file, key, sensor, spec[date], bands)[0] for date in ("before", "after"))
         if [*sides[0].values()] != [*sides[1].values()]:
             raise ValueError(f"{file.path}: {key}: the two dates have different bands")
         return sides
-    if isinstance(said, str):
-        said = {said: bands}
-    if not isinstance(said, Mapping) or not said:
+    if isinstance(spec, str):
+        spec = {spec: bands}
+    if not isinstance(spec, Mapping) or not spec:
         raise ValueError(
-            f"{file.path}: {key}: expected the name of an array, or arrays and their bands, got {said}"
+            f"{file.path}: {key}: expected the name of an array, or arrays and their bands, got {spec}"
         )
     parts = {}
-    for array, names in said.items():
+    for array, names in spec.items():
         if isinstance(names, str):
             if names not in file.facts:
                 raise ValueError(
@@ -208,7 +203,7 @@ def _sides(file: NpzArchive, key: str, sensor: str, said: Any, bands: Any) -> tu
 
 
 def _places(file: NpzArchive, images: Sequence[str], label: str, dates: int) -> int | None:
-    """The number of places in a file, ``None`` where its arrays are of one place and have no axis for it."""
+    """The number of samples in a file, ``None`` where its arrays hold one sample without an axis for it."""
     shapes = {name: file.shape(name) for name in images}
     sizes = {len(shape) for shape in shapes.values()}
     if len(sizes) > 1 or not sizes <= ({3, 4, 5} if dates == 1 else {3, 4}):
@@ -243,16 +238,16 @@ def _two_dates(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape [H, W] of a label map that has a channel of its own, [1, H, W]; any other as it is."""
+    """The shape of a label map without its channel: [H, W] of [1, H, W]; other shapes are unchanged."""
     return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
 def _task(
     files: Sequence[NpzArchive],
-    images: Mapping[str, tuple[Parts, ...]],
+    images: Mapping[str, tuple[BandArrays, ...]],
     label: str,
     counts: Sequence[int | None],
-    said: Any,
+    spec: Any,
 ) -> Task:
     file, count = files[0], counts[0]
     array = next(iter(next(iter(images.values()))[0]))
@@ -269,9 +264,9 @@ def _task(
             f"{file.path}: {label} has the shape {list(file.shape(label))}; expected {_LABELS}"
             + (", and of two dates [N, H, W]" if dates else "")
         )
-    if said is not None and said not in possible:
+    if spec is not None and spec not in possible:
         raise ValueError(
-            f"{file.path}: task {said!r} does not fit {label} {list(file.shape(label))}: {possible[0]}"
+            f"{file.path}: task {spec!r} does not fit {label} {list(file.shape(label))}: {possible[0]}"
         )
     return possible[0]
 
@@ -289,7 +284,7 @@ def _labels(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{files[0].path}: ignore: expected whole numbers, got {ignored!r}") from error
     if isinstance(classes, str):
-        files[0].read(classes)  # which says that there is none
+        files[0].read(classes)  # an error where there is none
     classes = _stated_classes(files[0], classes) or classes
     held = [file.read(name) for file in files]
     if task in ("pixels", "change"):
@@ -310,45 +305,45 @@ def _labels(
     return LabelCodes.of(found_classes(labels, ignore) if classes is None else classes, ignore), labels
 
 
-def _ids(
-    files: Sequence[NpzArchive], counts: Sequence[int | None], said: Any, paths: Sequence[Path]
-) -> list[str]:
-    name = said or ("id" if "id" in files[0].facts else None)
+def _ids(files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any) -> list[str]:
+    name = spec or ("id" if "id" in files[0].facts else None)
+    if name is not None:
+        return _per_sample(files, counts, str(name))
     ids = []
-    for file, count, path in zip(files, counts, paths, strict=True):
-        if name is not None:
-            held = np.atleast_1d(file.read(str(name)))
-            if len(held) != (count or 1):
-                raise ValueError(f"{path}: {len(held)} ids of {count or 1} samples")
-            ids += [_text(value) for value in held.tolist()]
-        else:
-            ids += [path.stem] if count is None else [f"{path.stem}:{number}" for number in range(count)]
+    for file, count in zip(files, counts, strict=True):
+        stem = file.path.stem
+        ids += [stem] if count is None else [f"{stem}:{number}" for number in range(count)]
     return ids
 
 
-def _words(files: Sequence[NpzArchive], counts: Sequence[int | None], said: Any) -> list[str | None] | None:
+def _splits(
+    files: Sequence[NpzArchive], counts: Sequence[int | None], spec: Any
+) -> Sequence[str | None] | None:
     """The split of every sample; a mapping may also name the files, or ids, of each: ``{test: [rennes]}``."""
-    if isinstance(said, Mapping):
-        stems = [file.path.stem for file in files]
-        if unknown := [word for word in said if word not in SPLITS]:
-            raise ValueError(f"unknown split {', '.join(map(str, unknown))}; known: {', '.join(SPLITS)}")
-        of_file: list[str | None] = [None] * len(files)
-        for word, names in said.items():
-            for place in find_ids(stems, [str(n) for n in names], f"split {word}"):
-                if of_file[place] is not None:
-                    raise ValueError(f"{stems[place]} is in the splits {of_file[place]} and {word}")
-                of_file[place] = word
-        return [word for word, count in zip(of_file, counts, strict=True) for _ in range(count or 1)]
-    name = said or ("split" if "split" in files[0].facts else None)
-    if name is None:
-        return None
-    words: list[str | None] = []
+    if not isinstance(spec, Mapping):
+        name = spec or ("split" if "split" in files[0].facts else None)
+        return None if name is None else _per_sample(files, counts, str(name))
+    stems = [file.path.stem for file in files]
+    if unknown := [word for word in spec if word not in SPLITS]:
+        raise ValueError(f"unknown split {', '.join(map(str, unknown))}; known: {', '.join(SPLITS)}")
+    of_file: list[str | None] = [None] * len(files)
+    for word, names in spec.items():
+        for place in find_ids(stems, [str(n) for n in names], f"split {word}"):
+            if of_file[place] is not None:
+                raise ValueError(f"{stems[place]} is in the splits {of_file[place]} and {word}")
+            of_file[place] = word
+    return [word for word, count in zip(of_file, counts, strict=True) for _ in range(count or 1)]
+
+
+def _per_sample(files: Sequence[NpzArchive], counts: Sequence[int | None], name: str) -> list[str]:
+    """The texts of an array that has one for every sample."""
+    texts: list[str] = []
     for file, count in zip(files, counts, strict=True):
-        held = np.atleast_1d(file.read(str(name)))
-        if len(held) != (count or 1):
-            raise ValueError(f"{file.path}: {len(held)} words of {name!r} for {count or 1} samples")
-        words += [_text(word) for word in held.tolist()]
-    return words
+        values = np.atleast_1d(file.read(name))
+        if len(values) != (count or 1):
+            raise ValueError(f"{file.path}: {len(values)} values of {name!r} for {count or 1} samples")
+        texts += [_text(value) for value in values.tolist()]
+    return texts
 
 
 def _stated_units(file: NpzArchive) -> dict[str, str]:

@@ -4,14 +4,14 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from rsbackbones.data.labelled.assemble import Found, Sensors
+from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes
-from rsbackbones.data.labelled.dataset import IGNORED, Array, Task
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task
 from rsbackbones.data.labelled.image_files import PICTURE_NOTE, Bands, ImageFiles, find_files, read_map
 from rsbackbones.sensors import SEARCHED_SENSORS
 
@@ -29,7 +29,7 @@ def read_raster_table(
     sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignored: Sequence[int] = (),
-) -> Found:
+) -> LabelledDataset:
     """Read a CSV file with one sample on each row; paths are below ``folder``.
 
     Columns:
@@ -80,22 +80,23 @@ def read_raster_table(
             "image could be trained and tested on"
         )
     columns_of = [name if name in SEARCHED_SENSORS else None for name in images]
-    looked_at = 1 if change else len(images)
-    files_of = find_files(files[0][:looked_at], columns_of[:looked_at], bands, sensors, units=units)
+    probed = 1 if change else len(images)
+    files_of = find_files(files[0][:probed], columns_of[:probed], bands, sensors, units=units)
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:
         notes.append(f"columns of {table.name} that are not used: {', '.join(unused)}")
-    return Found(
+    return build_dataset(
         name=folder.resolve().name,
         task=task,
         bands=files_of.bands,
         units=files_of.units,
+        sensors=sensors,
         ids=[row.get("id") or row[images[0]] for row in rows],
         codes=codes,
         labels=labels,
-        own=[row["split"] or None for row in rows] if "split" in columns else None,
-        read=_Read(files_of, files, masks, change),
+        splits=[row["split"] or None for row in rows] if "split" in columns else None,
+        read=partial(_read, files_of, files, masks, change),
         content=[images, kinds]
         + [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every],
         notes=notes,
@@ -150,22 +151,20 @@ def _labels(
     return "multilabel", several, codes
 
 
-@dataclass(frozen=True)
-class _Read:
-    files: ImageFiles
-    paths: Sequence[Sequence[Path]]
-    masks: Sequence[Path] | None
-    change: bool
-
-    def __call__(self, index: int) -> dict[str, Array]:
-        paths = self.paths[index]
-        if self.change:
-            before, after = (self.files.read([path]) for path in paths)
-            _same_size(before, after)
-            images = {m: np.stack([before[m], after[m]]) for m in before}
-        else:
-            images = self.files.read(paths)
-        return images if self.masks is None else {**images, "label": read_map(self.masks[index])}
+def _read(
+    files: ImageFiles,
+    paths: Sequence[Sequence[Path]],
+    masks: Sequence[Path] | None,
+    change: bool,
+    index: int,
+) -> dict[str, Array]:
+    if change:
+        before, after = (files.read([path]) for path in paths[index])
+        _same_size(before, after)
+        images = {m: np.stack([before[m], after[m]]) for m in before}
+    else:
+        images = files.read(paths[index])
+    return images if masks is None else {**images, "label": read_map(masks[index])}
 
 
 def _same_size(before: Mapping[str, Array], after: Mapping[str, Array]) -> None:

@@ -1,19 +1,20 @@
-"""Which sample belongs to which split: as the set says, as the user's lists say, or our own seeded choice.
+"""Splits: those of the files, those of the user's lists, or a seeded split.
 
-Our own choices go by a hash of the sample's id, not by its place in the set: they stay what they are when
-samples are added, and 1 % of the training samples is part of 10 % of them. They are named as ours in the
-notes, since no paper's list is behind them.
+Seeded splits and shares depend on a hash of each sample's id, not on its position: they do not change when
+samples are added, and 1 % of the training samples is part of 10 % of them. The notes name them, as they are
+no paper's split.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.labelled.dataset import SPLITS
+from rsbackbones.data.labelled.dataset import SPLITS, LabelledDataset
 
 Indices = npt.NDArray[np.int64]
 # A file of "id,split" rows, or of training ids, one on each line; or by split a file of ids.
@@ -32,10 +33,33 @@ def split_of(word: str) -> str | None:
     return _WORDS.get(word.strip().lower())
 
 
+def assign_splits(
+    data: LabelledDataset, *, lists: Lists | None = None, subset: float | None = None, seed: int = 0
+) -> LabelledDataset:
+    """Return the data set with its final splits, see :func:`choose_splits`, and notes on what was decided.
+
+    Raises:
+        ValueError: as :func:`choose_splits`, or all training samples are of one class.
+    """
+    classes = None if data.labels is None or data.labels.ndim > 1 else data.labels
+    try:
+        splits, notes = choose_splits(
+            data.ids, None if classes is None else classes.tolist(), data.splits,
+            lists=lists, subset=subset, seed=seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {error}") from error
+    if classes is not None and len(np.unique(classes[splits["train"]])) < 2:
+        raise ValueError(
+            f"{data.name}: all {len(splits['train'])} training samples are of one class; take more of them"
+        )
+    return replace(data, splits=splits, notes=(*data.notes, *notes))
+
+
 def choose_splits(
     ids: Sequence[str],
     classes: Sequence[int] | None,
-    own: Sequence[str | None] | None,
+    stated: Mapping[str, Indices],
     *,
     lists: Lists | None = None,
     subset: float | None = None,
@@ -53,30 +77,30 @@ def choose_splits(
     Args:
         ids: of all samples, unique.
         classes: of all samples, or ``None`` where a sample has not one class.
-        own: the split of every sample, as words, ``None`` where it is in none; ``None``: there are no splits.
+        stated: the splits that the data set states (:func:`stated_splits`); empty where it states none.
         lists: a file with ``ID,SPLIT`` on each line; or one with an id on each line, of training samples; or
             by split such files. An id is that of the set; its file name, with or without suffix, is
             understood where it is unique.
         subset: more than 0, at most 1.
-        seed: of our own choices.
+        seed: of the seeded split and share.
 
     Raises:
         ValueError: an unknown split or id, a sample in two splits, no training or no test samples, an empty
             split, or a share out of range.
     """
     notes: list[str] = []
-    given = _own(ids, own)
+    given = dict(stated)
     if lists is not None:
         given = _listed(ids, lists, given)
     elif not given:
         given = _hashed(ids, classes, seed)
         how = "stratified, " if classes is not None else ""
         notes.append(
-            f"no split given: our own, {how}by hash of the id (seed {seed}): {len(given['train'])} train, "
+            f"no split given: seeded, {how}by hash of the id (seed {seed}): {len(given['train'])} train, "
             f"{len(given['test'])} test"
         )
     elif set(given) == {"train"}:
-        raise ValueError("the set has training samples only; give a split file, or leave the splits out")
+        raise ValueError("the set has training samples only; pass a split file, or leave the splits out")
     if "train" not in given:
         raise ValueError(f"no training samples: the splits are {', '.join(given) or 'empty'}")
     if "test" not in given and "val" in given:
@@ -90,9 +114,9 @@ def choose_splits(
         if not 0 < subset <= 1:
             raise ValueError(f"subset must be more than 0 and at most 1 (0.1 is 10 %), got {subset}")
         train = given["train"]
-        given["train"] = np.sort(_lowest(train, ids, f"{seed}:", max(1, round(subset * len(train)))))
+        given["train"] = np.sort(_lowest_hashes(train, ids, f"{seed}:", max(1, round(subset * len(train)))))
         notes.append(
-            f"training samples: our own {100 * subset:g} % by hash of the id (seed {seed}), "
+            f"training samples: a seeded {100 * subset:g} % by hash of the id (seed {seed}), "
             f"{len(given['train'])} of {len(train)}; not the list of any paper"
         )
     return {name: given[name] for name in SPLITS if name in given}, notes
@@ -136,11 +160,14 @@ def find_ids(ids: Sequence[str], wanted: Iterable[str], where: str) -> list[int]
     return held
 
 
-def _own(ids: Sequence[str], own: Sequence[str | None] | None) -> dict[str, Indices]:
-    if own is None:
-        return {}
+def stated_splits(ids: Sequence[str], words: Sequence[str | None] | None) -> dict[str, Indices]:
+    """Return the indices of every split, from the word of every sample; ``None`` or empty: it is in none.
+
+    Raises:
+        ValueError: a word that names no split.
+    """
     members: dict[str, list[int]] = {}
-    for place, word in enumerate(own):
+    for place, word in enumerate(words or ()):
         if word is None or not word.strip():
             continue
         name = split_of(word)
@@ -150,7 +177,7 @@ def _own(ids: Sequence[str], own: Sequence[str | None] | None) -> dict[str, Indi
     return {name: np.array(places, np.int64) for name, places in members.items()}
 
 
-def _listed(ids: Sequence[str], lists: Lists, own: dict[str, Indices]) -> dict[str, Indices]:
+def _listed(ids: Sequence[str], lists: Lists, stated: Mapping[str, Indices]) -> dict[str, Indices]:
     if isinstance(lists, Mapping):
         named = {}
         for word, path in lists.items():
@@ -164,7 +191,7 @@ def _listed(ids: Sequence[str], lists: Lists, own: dict[str, Indices]) -> dict[s
         words: list[str | None] = [None] * len(ids)
         for place, (_, word) in zip(places, rows, strict=True):
             words[place] = word
-        named = _own(ids, words)
+        named = stated_splits(ids, words)
     for name in named:
         for other in named:
             if name < other and len(both := np.intersect1d(named[name], named[other])):
@@ -174,9 +201,9 @@ def _listed(ids: Sequence[str], lists: Lists, own: dict[str, Indices]) -> dict[s
                 )
     if "test" in named:
         return named
-    if not own and set(named) == {"train"}:
+    if not stated and set(named) == {"train"}:
         return {**named, "test": np.setdiff1d(np.arange(len(ids)), named["train"])}
-    kept: dict[str, Indices] = {k: own[k] for k in ("val", "test") if k in own and k not in named}
+    kept: dict[str, Indices] = {k: stated[k] for k in ("val", "test") if k in stated and k not in named}
     for other in kept:
         for name in named:
             if len(both := np.intersect1d(named[name], kept[other])):
@@ -209,17 +236,17 @@ def _hashed(ids: Sequence[str], classes: Sequence[int] | None, seed: int) -> dic
         groups.setdefault(0 if classes is None else int(classes[place]), []).append(place)
     # A class of one sample stays in train: a test sample of a class never seen measures nothing.
     test = [
-        _lowest(np.array(places), ids, f"split:{seed}:", max(1, round(TEST_SHARE * len(places))))
+        _lowest_hashes(np.array(places), ids, f"split:{seed}:", max(1, round(TEST_SHARE * len(places))))
         for places in groups.values()
         if len(places) > 1
     ]
     if not test:
-        raise ValueError(f"{len(ids)} samples are too few for our own split; give one")
+        raise ValueError(f"{len(ids)} samples are too few for a seeded split; pass one")
     chosen = np.sort(np.concatenate(test)).astype(np.int64)
     return {"train": np.setdiff1d(np.arange(len(ids)), chosen), "test": chosen}
 
 
-def _lowest(places: npt.NDArray[np.int64], ids: Sequence[str], salt: str, count: int) -> Indices:
+def _lowest_hashes(places: npt.NDArray[np.int64], ids: Sequence[str], salt: str, count: int) -> Indices:
     ranked = sorted(
         places.tolist(), key=lambda place: hashlib.sha256(f"{salt}{ids[place]}".encode()).digest()
     )

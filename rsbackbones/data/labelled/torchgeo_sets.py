@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.data.labelled.assemble import Found
+from rsbackbones.data.labelled.build import build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes
-from rsbackbones.data.labelled.dataset import Array, Task
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.sensors import UINT8_RGB
 
 PREFIX = "torchgeo:"
@@ -97,7 +97,7 @@ KNOWN: dict[str, Known] = {
     ),
     "BigEarthNet": Known(
         classes_of={"s1": "BigEarthNet", "s2": "BigEarthNet"},
-        # Files are sorted by name, so VH comes first, whatever the documentation of torchgeo says.
+        # Files are sorted by name, so VH comes first, unlike torchgeo's documentation.
         bands={"s1": ("VH", "VV"), "s2": _TWELVE},
         task="multilabel",
         classes=lambda ds: ds.class_sets[19],
@@ -167,7 +167,7 @@ def _v2_folder(ds: Any, index: int, column: str, sensor: str, words: int) -> str
     return str(Path(ds.root, ds.dir_file_names[sensor], "_".join(name.split("_")[:-words]), name))
 
 
-def read_torchgeo(name: str, root: Path) -> Found:
+def read_torchgeo(name: str, root: Path) -> LabelledDataset:
     """Open a data set of :data:`KNOWN` that lies under ``root`` as torchgeo's documentation says.
 
     Raises:
@@ -202,7 +202,7 @@ def read_torchgeo(name: str, root: Path) -> Found:
     if known.label is not None:
         found = [known.label(next(iter(opened[split].values())), i) for split, i in places]
         labels = np.stack(found) if known.task == "multilabel" else [int(label) for label in found]
-    return Found(
+    return build_dataset(
         name=name,
         task=known.task,
         bands=known.bands,
@@ -210,7 +210,7 @@ def read_torchgeo(name: str, root: Path) -> Found:
         ids=[Path(paths[0]).relative_to(root).as_posix() for paths in files],
         codes=LabelCodes.of(known.classes(first)),
         labels=labels,
-        own=[split for split, _ in places],
+        splits=[split for split, _ in places],
         read=_Read(name, opened, tuple(places)),
         content=[[_facts(Path(path)) for path in paths] for paths in files],
         notes=known.notes,

@@ -8,52 +8,51 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import model_arguments, stack_dated
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
-from rsbackbones.eval.inputs import dated_inputs
-from rsbackbones.eval.metrics import METRICS, from_confusion, headline, metrics_of
-from rsbackbones.eval.outcome import Outcome
+from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.metrics import METRICS, compute_metrics, from_confusion, primary_metric
+from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import hold_out
-from rsbackbones.eval.samples import Samples
+from rsbackbones.eval.transform import dated_transform, load_dated
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
-from rsbackbones.train.finetune.samples import normalized
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The predictions of a model on a split, or the confusion counts [n, K, K] of its label maps."""
 
-    data: LabelledSet
-    found: Outcome | Array
+    data: LabelledDataset
+    found: Predictions | Array
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the task, by the names of :mod:`rsbackbones.eval.metrics`."""
-        if isinstance(self.found, Outcome):
-            return metrics_of(self.found, self.data.task, self.data.classes)
+        if isinstance(self.found, Predictions):
+            return compute_metrics(self.found, self.data.task, self.data.classes)
         return from_confusion(self.found.sum(0), self.data.classes)
 
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
         """Return the 95 % bootstrap interval of each metric over images; none for a single image."""
-        images = len(self.found.scores if isinstance(self.found, Outcome) else self.found)
+        images = len(self.found.scores if isinstance(self.found, Predictions) else self.found)
         if images < 2:
             return {}
-        if isinstance(self.found, Outcome):
+        if isinstance(self.found, Predictions):
             return intervals(self.found, self.data.task, self.data.classes, seed=seed)
         drawn = count_intervals(self.found, self.data.classes, seed=seed)
         return {name: drawn[name] for name in self.metrics() if name in drawn}
 
 
-def main_metric(data: LabelledSet, recipe: FinetuneRecipe) -> str:
+def main_metric(data: LabelledDataset, recipe: FinetuneRecipe) -> str:
     """Return the metric for model selection: that of the recipe, or the default of the task.
 
     Raises:
         ValueError: the task does not have the metric of the recipe.
     """
-    metric = recipe.metric or headline(data.task, data.classes)
+    metric = recipe.metric or primary_metric(data.task, data.classes)
     known = list(METRICS[data.task])
     if data.labels is None:
         known += [f"{score}_{name}" for name in data.classes for score in ("iou", "f1")]
@@ -76,7 +75,7 @@ def value_of(metrics: Mapping[str, float], metric: str) -> float:
     return metrics[metric]
 
 
-def split_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | None]:
+def split_validation(data: LabelledDataset, seed: int) -> tuple[LabelledDataset, str | None]:
     """Return the set with a validation split, and a note if it was taken from the training samples.
 
     Raises:
@@ -92,7 +91,7 @@ def split_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | N
         )
     one_class = data.labels is not None and data.labels.ndim == 1
     labels = data.labels[train] if data.labels is not None and one_class else np.zeros((len(train), 1), bool)
-    kept, held = (part.features[:, 0] for part in hold_out(Samples(train[:, None], labels), seed))
+    kept, held = (part.features[:, 0] for part in hold_out(FeatureTable(train[:, None], labels), seed))
     share = f"{len(held)} of {len(train)}"
     note = f"no validation split: our own fifth of the training samples (seed {seed}), {share}"
     return replace(data, splits={**data.splits, "train": kept, "val": held}), note
@@ -100,7 +99,7 @@ def split_validation(data: LabelledSet, seed: int) -> tuple[LabelledSet, str | N
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: LabelledSet, split: str, recipe: FinetuneRecipe, processes: DistributedContext
+    model: nn.Module, data: LabelledDataset, split: str, recipe: FinetuneRecipe, processes: DistributedContext
 ) -> Evaluation:
     """Evaluate the model on a split. Every process must call this and gets the whole result.
 
@@ -130,11 +129,16 @@ def evaluate(
         every[rank :: processes.world_size] = part
     if data.labels is None:
         return Evaluation(data, every)
-    return Evaluation(data, Outcome(scores=every, target=data.labels[indices]))
+    return Evaluation(data, Predictions(scores=every, target=data.labels[indices]))
 
 
 def _given(
-    model: nn.Module, data: LabelledSet, split: str, mine: Array, recipe: FinetuneRecipe, device: torch.device
+    model: nn.Module,
+    data: LabelledDataset,
+    split: str,
+    mine: Array,
+    recipe: FinetuneRecipe,
+    device: torch.device,
 ) -> Array:
     """Return scores [n, K] of images, or confusion counts [n, K, K], of the samples of one process."""
     views = recipe.views
@@ -143,11 +147,12 @@ def _given(
         return predict(
             model, share, split, tile=views.tile, overlap=views.overlap, batch_size=recipe.evaluation_batch
         )
-    inputs, modalities = dated_inputs(model, data), unwrap_model(model).modalities
+    transform, modalities = dated_transform(model, data), unwrap_model(model).modalities
+    size = None if views.size is None else (views.size, views.size)
     batches: list[Tensor] = []
     for first in range(0, len(mine), recipe.evaluation_batch):
         places = [int(i) for i in mine[first : first + recipe.evaluation_batch]]
-        samples = [normalized(inputs, data, data.read(i), i, views.size) for i in places]
+        samples = [load_dated(data, i, transform, size)[0] for i in places]
         if len({tuple(x.shape[-2:]) for sample in samples for x in sample.images.values()}) > 1:
             raise ValueError(f"{data.name}: images vary in size; bring them to one with views.size")
         stacked = stack_dated(samples).to(device)

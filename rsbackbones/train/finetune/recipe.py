@@ -106,7 +106,7 @@ class FinetuneRecipe(RunOptions):
         sensors: by modality the sensor of the images, where it is not the modality's own:
             ``{"s2": "landsat_oli"}``, as for ``open_labelled``.
         bands, missing_bands, kernel_scale: by modality the bands to use, and what meets those that the
-            weights lack, as for ``rsbackbones.eval.subject.model_for``.
+            weights lack, as for ``rsbackbones.eval.feature_source.model_for``.
         pretrained: whether to begin with the model's weights; ``checkpoint``: with those of a local file.
         freeze: train the head alone.
         head, head_options: of pixel labels and change, as for ``rsbackbones.heads.dense_model``.

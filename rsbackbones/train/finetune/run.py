@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.tiles import tiles_of
-from rsbackbones.eval.inputs import dated_inputs
-from rsbackbones.eval.subject import model_for, said_of
+from rsbackbones.eval.feature_source import describe, model_for
+from rsbackbones.eval.transform import dated_transform
 from rsbackbones.heads import dense_model
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.train.engine.batch import Batch
@@ -49,7 +49,7 @@ class FinetuneRun(TrainRun):
     config: FinetuneRecipe
     objective: Finetuning
 
-    def __init__(self, recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledSet) -> None:
+    def __init__(self, recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledDataset) -> None:
         self.config, self.processes = recipe, processes
         self.clip_grad, self.workers, self.max_bad_share = recipe.optim.clip_grad, recipe.workers, 0.0
         _check(recipe, processes, data)
@@ -60,13 +60,13 @@ class FinetuneRun(TrainRun):
         self.split = "val" if "val" in data.splits else "test"
 
         model = build_model(recipe, data)
-        self.notes = [*said_of(data, unwrap_model(model)), *([note] if note else [])]
+        self.notes = [*describe(data, unwrap_model(model)), *([note] if note else [])]
         training = data
         if recipe.views.tile is not None:
             tile, overlap = recipe.views.tile, recipe.views.overlap
             training = tiles_of(data, "train", tile=tile, overlap=tile // 2 if overlap is None else overlap)
         indices = training.splits["train"]
-        inputs = dated_inputs(model, training)
+        inputs = dated_transform(model, training)
         self.dataset = LabelledSamples(
             training, indices, inputs, recipe.views, scale=recipe.scale, seed=recipe.seed
         )
@@ -162,7 +162,7 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     return [dict(line) for line in read_log(folder, EVALUATIONS)] if (folder / EVALUATIONS).exists() else []
 
 
-def build_model(recipe: FinetuneRecipe, data: LabelledSet) -> nn.Module:
+def build_model(recipe: FinetuneRecipe, data: LabelledDataset) -> nn.Module:
     """Build the model of a recipe for a set. Its head is initialized from the seed."""
     torch.manual_seed(recipe.seed)
     backbone = model_for(
@@ -193,11 +193,11 @@ def _head_options(recipe: FinetuneRecipe) -> dict[str, Any]:
     return {"head": recipe.head, "scale": recipe.scale, **recipe.head_options}
 
 
-def _mixes(recipe: FinetuneRecipe, data: LabelledSet) -> bool:
+def _mixes(recipe: FinetuneRecipe, data: LabelledDataset) -> bool:
     return data.labels is not None and bool(recipe.views.mixup or recipe.views.cutmix)
 
 
-def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledSet) -> None:
+def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledDataset) -> None:
     """Check that the recipe fits the set.
 
     Raises:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, stack_dated
-from rsbackbones.eval.image_reader import resized
+from rsbackbones.eval.transform import DatedTransform, load_dated
 from rsbackbones.train.dataset import sample_generator
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
@@ -79,16 +79,23 @@ class LabelledSamples(Dataset[Batch]):
     Args:
         data: the labelled set, possibly cut into tiles.
         indices: the indices of the training samples.
-        inputs: from :func:`rsbackbones.eval.inputs.dated_inputs`.
+        transform: from :func:`rsbackbones.eval.transform.dated_transform`.
         views: size and augmentation of the images.
         scale: label pixels per image pixel, along each side.
         seed: the seed of all random numbers.
     """
 
     def __init__(
-        self, data: LabelledSet, indices: Array, inputs: DatedInputs, views: Views, *, scale: int, seed: int
+        self,
+        data: LabelledDataset,
+        indices: Array,
+        transform: DatedTransform,
+        views: Views,
+        *,
+        scale: int,
+        seed: int,
     ) -> None:
-        self.data, self.indices, self.inputs, self.views = data, indices, inputs, views
+        self.data, self.indices, self.transform, self.views = data, indices, transform, views
         self.scale, self.seed = scale, seed
         self.multilabel = data.task == "multilabel"
 
@@ -130,8 +137,8 @@ class LabelledSamples(Dataset[Batch]):
 
     def _view(self, index: int, generator: torch.Generator) -> tuple[DatedImages, Tensor | None]:
         """Return an augmented sample, and its label map [H, W] if it has one."""
-        raw = self.data.read(index)
-        sample = normalized(self.inputs, self.data, raw, index, self.views.size)
+        size = self.views.size
+        sample, raw = load_dated(self.data, index, self.transform, None if size is None else (size, size))
         images = sample.images
         label = torch.from_numpy(raw["label"].astype(np.int64))[None] if "label" in raw else None
         height, width = next(iter(images.values())).shape[-2:]
@@ -170,19 +177,3 @@ class LabelledSamples(Dataset[Batch]):
             np.random.set_state(before)
         parts = mixed.split([x.shape[1] for x in images.values()], dim=1)
         return {m: part.contiguous() for m, part in zip(images, parts, strict=True)}, soft
-
-
-def normalized(
-    inputs: DatedInputs, data: LabelledSet, raw: Mapping[str, Array], index: int, size: int | None
-) -> DatedImages:
-    """Return the model's inputs of a raw sample, resized to ``size`` unless it is ``None``.
-
-    Raises:
-        ValueError: its values cannot be used; the message names the sample.
-    """
-    try:
-        sample = inputs(raw)
-    except ValueError as error:
-        raise ValueError(f"{data.name}: {data.ids[index]}: {error}") from error
-    side = None if size is None else (size, size)
-    return replace(sample, images={m: resized(x, side) for m, x in sample.images.items()})

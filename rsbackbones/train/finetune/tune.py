@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
 from rsbackbones.train.engine.config_io import to_json
@@ -24,7 +24,7 @@ from rsbackbones.train.finetune.saved import about_finetuned, read_weights
 RESULT = "result.json"
 
 
-def finetune(recipe: FinetuneRecipe, data: LabelledSet | None = None) -> dict[str, Any]:
+def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dict[str, Any]:
     """Fine-tune, or go on with what is in ``recipe.output``; under torchrun every process calls this.
 
     Args:
@@ -92,7 +92,7 @@ def of_rate(recipe: FinetuneRecipe, rate: float) -> FinetuneRecipe:
 
 
 def _train(
-    recipe: FinetuneRecipe, folder: Path, processes: DistributedContext, data: LabelledSet
+    recipe: FinetuneRecipe, folder: Path, processes: DistributedContext, data: LabelledDataset
 ) -> tuple[Summary, FinetuneRun]:
     with RunDir(folder, processes) as locked:
         run = FinetuneRun(recipe, processes, data)
@@ -105,7 +105,7 @@ def _score(
     folder: Path,
     lines: list[Mapping[str, Any]],
     processes: DistributedContext,
-    data: LabelledSet,
+    data: LabelledDataset,
 ) -> dict[str, Any]:
     """Return what is reported of a finished run: its best model on the split that counts."""
     run = FinetuneRun(recipe, processes, data)

@@ -54,7 +54,7 @@ def test_a_mapping_may_state_bands_alone(tmp_path):
         ({"classes": np.array(["b", "a"])}, "other classes than a.npz"),
         ({"units": np.array(["s2=reflectance"])}, "other units than a.npz"),
         ({"label": np.zeros((12, 8, 8), int)}, "other axes of the labels than a.npz"),
-        ({"split": np.array(["train"] * 11)}, "11 words of 'split' for 12 samples"),
+        ({"split": np.array(["train"] * 11)}, "11 values of 'split' for 12 samples"),
     ],
 )
 def test_files_of_one_set_must_agree(changes, message, tmp_path):

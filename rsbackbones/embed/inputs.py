@@ -1,18 +1,42 @@
-"""The rasters that a model is run on: its bands, of the sensors that it takes them of."""
+"""Rasters opened for the bands of a model, and the job under which unfinished work is kept."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rsbackbones.data.rasters import RasterStack
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.zoo.fingerprint import weights_digest
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:
-    """Return by modality the sensor that the model's bands are of."""
+    """Return by modality the sensor of the model's bands."""
     return {m: model.config.sensors[m] for m in model.modalities}
 
 
-def open_for(
+def embedding_job(
+    model: Backbone, paths: Sequence[Path], *, units: Mapping[str, str] | None, nodata: float | None
+) -> dict[str, Any]:
+    """Return what the features of files depend on, as JSON takes it."""
+    return {
+        "model": model.architecture,
+        "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",
+        "parameters_sha256": weights_digest(model),
+        "sensors": sensors_of(model),
+        "bands": {m: list(b) for m, b in model.bands.items()},
+        "pad": model.pad,
+        "input": [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths],
+        "units": units,
+        "nodata": nodata,
+    }
+
+
+def unfinished(output: Path) -> Path:
+    """Return the folder in which the unfinished work for ``output`` is kept."""
+    return output.with_name(output.name + ".partial")
+
+
+def open_model_rasters(
     model: Backbone,
     paths: Sequence[Path],
     *,

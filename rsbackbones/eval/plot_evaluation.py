@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: what :mod:`rsbackbones.eval.pictures` draws, of everything that was run."""
+"""All plots of an evaluation, drawn by :mod:`rsbackbones.eval.plots`."""
 
 import hashlib
 import re
@@ -13,28 +13,28 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.crops import Size, pair
-from rsbackbones.data.labelled.dataset import Array, LabelledSet
+from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation
-from rsbackbones.eval.pictures import Segmented, draw_features, draw_segmentations, draw_sparse
+from rsbackbones.eval.feature_source import FeatureSource
+from rsbackbones.eval.linear_probe import CROMA_OPTIONS, train_probes
+from rsbackbones.eval.plots import Segmented, draw_features, draw_segmentations, draw_sparse
 from rsbackbones.eval.run import streams_of
-from rsbackbones.eval.subject import Subject
-from rsbackbones.eval.sweep import CROMA_OPTIONS, fit_probes
 from rsbackbones.files.progress import progress_bar
 
 # Points in a picture of features: t-SNE of so many takes seconds, and more would cover each other.
 _MOST = 2000
-# Images in a picture of segmentations, evenly spaced over the test split: none is picked by its looks.
+# Images in a plot of segmentations, evenly spaced over the test split.
 _EXAMPLES = 4
 
-# A picture and what draws it.
+# A plot: its path, and the function that draws it.
 _Picture = tuple[Path, Callable[[Path], None]]
 
 
-def draw_pictures(
+def plot_evaluation(
     folder: Path,
     found: Mapping[str, Any],
-    subjects: Sequence[Subject],
-    data: LabelledSet,
+    sources: Sequence[FeatureSource],
+    data: LabelledDataset,
     *,
     streams: Sequence[str] | None = None,
     size: int | Size | None = None,
@@ -49,8 +49,8 @@ def draw_pictures(
 
     Args:
         folder: of the pictures.
-        found: what was run, with ``rows``, ``measurements``, ``metric`` and ``seeds``.
-        subjects: their features.
+        found: what was run, with ``rows``, ``diagnostics``, ``metric`` and ``seeds``.
+        sources: their features.
         data: the set, split by the first seed.
         streams: as for :func:`rsbackbones.eval.run.evaluate`.
         size: that images were resized to, in pixels.
@@ -65,98 +65,102 @@ def draw_pictures(
     seed = found["seeds"][0]
     first = [row for row in found["rows"] if row["seed"] == seed]
     pictures: list[_Picture] = []
-    said: list[str] = []
+    notes: list[str] = []
     sparse = {f"{r['subject']}, {r['stream']}": r["details"] for r in first if r["protocol"] == "sparse"}
     if sparse:
         pictures.append((folder / "sparse.png", partial(draw_sparse, sparse, data.classes)))
     if data.labels is None:
         linear = [row for row in first if row["protocol"] == "linear"]
-        pictures += _segmentations(folder, linear, subjects, data, size)
+        pictures += _segmentations(folder, linear, sources, data, size)
         if not linear:
-            said.append("segmentations show what the linear probe predicts: run linear too")
+            notes.append("segmentations show what the linear probe predicts: run linear too")
     extrapolated = {
         f"{row['subject']}, {row['stream']}": row["details"]
-        for row in found["measurements"].get("extrapolation", ())
+        for row in found["diagnostics"].get("extrapolation", ())
         if row["seed"] == seed
     }
     if extrapolated:
         pictures.append((folder / "extrapolation.png", partial(_extrapolation, extrapolated)))
     if found["rows"]:  # last, as they take longest
-        of_features, undrawn = _features(folder, subjects, data, seed, streams)
+        of_features, undrawn = _features(folder, sources, data, seed, streams)
         pictures += of_features
-        said += undrawn
+        notes += undrawn
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(pictures), 0, enabled=progress, unit="picture") as bar:
         for path, draw in pictures:
             bar.set_postfix_str(path.name)
             draw(path)
             bar.update()
-    return [path for path, _ in pictures], said
+    return [path for path, _ in pictures], notes
 
 
 def _features(
-    folder: Path, subjects: Sequence[Subject], data: LabelledSet, seed: int, streams: Sequence[str] | None
+    folder: Path,
+    sources: Sequence[FeatureSource],
+    data: LabelledDataset,
+    seed: int,
+    streams: Sequence[str] | None,
 ) -> tuple[list[_Picture], list[str]]:
     methods: list[Literal["tsne", "umap"]] = ["tsne"]
-    said = []
+    notes = []
     if find_spec("umap") is not None:
         methods.append("umap")
     else:
-        said.append("no UMAP beside t-SNE: umap-learn is not installed (pip install 'rsbackbones[umap]')")
+        notes.append("no UMAP beside t-SNE: umap-learn is not installed (pip install 'rsbackbones[umap]')")
     pictures: list[_Picture] = []
-    for subject in subjects:
-        encoded = subject.features(data, seed)
+    for source in sources:
+        encoded = source.features(data, seed)
         for stream in streams_of(encoded, streams):
-            samples = encoded.samples(encoded.stream(stream), data.splits["test"])
+            samples = encoded.stream(stream).of_images(data.splits["test"])
             if samples.task == "multilabel":
                 return [], ["no t-SNE or UMAP: a point has one color, and these images have several labels"]
             if len(samples) < 4:
                 return [], [f"no t-SNE or UMAP: {len(samples)} test samples, at least 4 are needed"]
             for method in methods:
                 draw = partial(
-                    draw_features, samples, data.classes, title=f"{subject.name}, {stream}", method=method,
+                    draw_features, samples, data.classes, title=f"{source.name}, {stream}", method=method,
                     most=_MOST, seed=seed,
                 )  # fmt: skip
-                pictures.append((folder / f"{method}_{_named(subject.name, stream)}.png", draw))
-    return pictures, said
+                pictures.append((folder / f"{method}_{_file_part(source.name, stream)}.png", draw))
+    return pictures, notes
 
 
 def _segmentations(
     folder: Path,
     rows: Sequence[Mapping[str, Any]],
-    subjects: Sequence[Subject],
-    data: LabelledSet,
+    sources: Sequence[FeatureSource],
+    data: LabelledDataset,
     size: int | Size | None,
 ) -> Iterator[_Picture]:
-    by_name = {subject.name: subject for subject in subjects}
+    by_name = {source.name: source for source in sources}
     for row in rows:
         draw = partial(_segmentation, row, by_name[row["subject"]], data, size)
-        yield folder / f"segmentation_{_named(row['subject'], row['stream'])}.png", draw
+        yield folder / f"segmentation_{_file_part(row['subject'], row['stream'])}.png", draw
 
 
 def _segmentation(
-    row: Mapping[str, Any], subject: Subject, data: LabelledSet, size: int | Size | None, path: Path
+    row: Mapping[str, Any], source: FeatureSource, data: LabelledDataset, size: int | Size | None, path: Path
 ) -> None:
-    draw_segmentations(segmented(row, subject, data, size=size), data.classes, path)
+    draw_segmentations(segmented(row, source, data, size=size), data.classes, path)
 
 
 def segmented(
-    row: Mapping[str, Any], subject: Subject, data: LabelledSet, *, size: int | Size | None = None
+    row: Mapping[str, Any], source: FeatureSource, data: LabelledDataset, *, size: int | Size | None = None
 ) -> list[Segmented]:
     """Return some test images with what the linear probe of a row predicts, the same class all over a patch.
 
     Args:
         row: of ``linear``.
-        subject: of the row.
+        source: the feature source of the row.
         data: split by the seed of the row.
         size: that images were resized to, in pixels.
     """
-    assert subject.model is not None, "no linear probe is run on statistics"
+    assert source.model is not None, "no linear probe is run on statistics"
     seed, stream, lr = row["seed"], row["stream"], row["details"]["lr"]
-    encoded = subject.features(data, seed)
-    train = encoded.samples(encoded.stream(stream), data.splits["train"])
+    encoded = source.features(data, seed)
+    train = encoded.stream(stream).of_images(data.splits["train"])
     # The probe of the chosen learning rate alone: in the sweep it was one of 27, each on its own.
-    probes = fit_probes(
+    probes = train_probes(
         train,
         classes=len(data.classes),
         kind="linear",
@@ -165,8 +169,8 @@ def segmented(
     )
     test = data.splits["test"]
     images = test[np.linspace(0, len(test) - 1, min(_EXAMPLES, len(test))).round().astype(int)]
-    patches = subject.features(_every_patch(data, images), seed)
-    predicted = probes.scores(patches.stream(stream), lr).argmax(1)
+    patches = source.features(_with_all_patches(data, images), seed)
+    predicted = probes.scores(patches.stream(stream).features, lr).argmax(1)
     examples = []
     for number, image in enumerate(images.tolist()):
         raw = data.read(image)
@@ -181,26 +185,26 @@ def segmented(
                 image=pixels,
                 bands=data.bands[modality],
                 label=label,
-                prediction=_of_pixels(of_image, subject.model(seed).stride, whole, label.shape),
+                prediction=_of_pixels(of_image, source.model(seed).stride, whole, label.shape),
             )
         )
     return examples
 
 
-def _every_patch(data: LabelledSet, images: npt.NDArray[np.int64]) -> LabelledSet:
+def _with_all_patches(data: LabelledDataset, images: npt.NDArray[np.int64]) -> LabelledDataset:
     """Return some images as a set in which every pixel has a label, so that no patch is left out."""
 
     def read(index: int) -> dict[str, Array]:
         raw = data.read(int(images[index]))
         return {**raw, "label": np.zeros_like(raw["label"])}
 
-    said = f"{data.digest}, every patch of {images.tolist()}"
+    described = f"{data.digest}, every patch of {images.tolist()}"
     return replace(
         data,
         ids=tuple(data.ids[image] for image in images.tolist()),
         splits={"test": np.arange(len(images))},
         read=read,
-        digest=hashlib.sha256(said.encode()).hexdigest(),
+        digest=hashlib.sha256(described.encode()).hexdigest(),
     )
 
 
@@ -225,6 +229,6 @@ def _extrapolation(details: Mapping[str, Mapping[str, Any]], path: Path) -> None
     draw_extrapolation(results, first["metric"], path, train_size=tuple(first["train_size"]))
 
 
-def _named(subject: str, stream: str) -> str:
-    """Return a part of a file's name: a subject may be the path of a checkpoint."""
-    return re.sub(r"[^\w.+-]+", "-", f"{subject}_{stream}").strip("-")
+def _file_part(source: str, stream: str) -> str:
+    """Return a part of a file's name: the name of a source may be the path of a checkpoint."""
+    return re.sub(r"[^\w.+-]+", "-", f"{source}_{stream}").strip("-")

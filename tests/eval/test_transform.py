@@ -6,7 +6,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
-from rsbackbones.eval.inputs import model_inputs
+from rsbackbones.eval.transform import make_transform
 from rsbackbones.sensors import UINT8_RGB
 from tests.eval.dense_sets import pixel_set
 
@@ -25,7 +25,7 @@ def test_measured_values_are_what_create_preprocess_makes_of_them():
     both = model()
     data = set_of({"s2": S2_BANDS[::-1], "s1": S1_BANDS}, {"s2": "reflectance"})
     raw = {"s2": scene.s2[::-1] / 10000, "s1": scene.s1, "label": scene.land_cover}
-    made = model_inputs(both, data)(raw)
+    made = make_transform(both, data)(raw)
     expected = rsb.create_preprocess(both)({"s2": scene.s2, "s1": scene.s1})
     assert list(made) == ["s2", "s1"]
     assert all(x.dtype == torch.float32 for x in made.values())
@@ -33,7 +33,7 @@ def test_measured_values_are_what_create_preprocess_makes_of_them():
     assert (made["s2"] - expected["s2"]).abs().max() <= 1 / 255 + 1e-6
     assert (made["s2"] != expected["s2"]).float().mean() < 1e-3
     assert torch.equal(made["s1"], expected["s1"])
-    bare = model_inputs(model(modalities=("s2",)), set_of({"s2": S2_BANDS, "s1": S1_BANDS}))
+    bare = make_transform(model(modalities=("s2",)), set_of({"s2": S2_BANDS, "s1": S1_BANDS}))
     assert list(bare({"s2": scene.s2, "s1": scene.s1})) == ["s2"]
     # Stacked, and of two dates.
     dates = np.stack([scene.s2, scene.s2[:, ::-1]])
@@ -44,26 +44,28 @@ def test_pictures_are_divided_by_255_and_gathered_by_name():
     pictures = model(modalities=("s2",), bands={"s2": ("B02", "B03", "B04")})
     raw = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16)).astype(np.uint8)
     data = set_of({"s2": ("B04", "B08", "B03", "B02")}, {"s2": UINT8_RGB})
-    made = model_inputs(pictures, data)({"s2": raw})["s2"]
+    made = make_transform(pictures, data)({"s2": raw})["s2"]
     np.testing.assert_array_equal(made.numpy(), raw[:, [3, 2, 0]].astype(np.float32) / 255)
-    assert torch.equal(model_inputs(pictures, data)({"s2": torch.from_numpy(raw)})["s2"], made)
+    assert torch.equal(make_transform(pictures, data)({"s2": torch.from_numpy(raw)})["s2"], made)
 
 
 def test_a_set_that_lacks_what_the_model_takes_is_refused_with_the_fix():
     with pytest.raises(ValueError, match=r"by hand has no images of s1.*modalities=\('s2',\)"):
-        model_inputs(model(), set_of({"s2": S2_BANDS}))
+        make_transform(model(), set_of({"s2": S2_BANDS}))
     with pytest.raises(ValueError, match=r"no images of s2, .*it has s1: choose a model"):
-        model_inputs(model(modalities=("s2",)), set_of({"s1": S1_BANDS}))
-    with pytest.raises(ValueError, match=r"lack B12, which the model takes.*create_model\(..., bands="):
-        model_inputs(model(modalities=("s2",)), set_of({"s2": S2_BANDS[:-1]}))
+        make_transform(model(modalities=("s2",)), set_of({"s1": S1_BANDS}))
+    with pytest.raises(
+        ValueError, match=r"your bands lack B12, which the model takes.*create_model\(..., bands="
+    ):
+        make_transform(model(modalities=("s2",)), set_of({"s2": S2_BANDS[:-1]}))
     rgb = set_of({"s2": ("B04", "B03", "B02")}, {"s2": UINT8_RGB})
-    with pytest.raises(ValueError, match=r"lack B01, .*bands=\{'s2': \('B04', 'B03', 'B02'\)\}"):
-        model_inputs(model(modalities=("s2",)), rgb)
+    with pytest.raises(ValueError, match=r"your bands lack B01, .*bands=\{'s2': \('B04', 'B03', 'B02'\)\}"):
+        make_transform(model(modalities=("s2",)), rgb)
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN"), (256, "0 to 255"), (-1, "0 to 255")])
 def test_values_that_no_picture_has_are_refused(value, message):
-    inputs = model_inputs(
+    inputs = make_transform(
         model(modalities=("s2",), bands={"s2": ("red", "green", "blue")}),
         set_of({"s2": ("red", "green", "blue")}, {"s2": UINT8_RGB}),
     )
@@ -76,7 +78,7 @@ def test_values_that_no_picture_has_are_refused(value, message):
 
 
 def test_measured_values_are_checked_and_all_sensors_are_needed():
-    inputs = model_inputs(model(), set_of({"s2": S2_BANDS, "s1": S1_BANDS}))
+    inputs = make_transform(model(), set_of({"s2": S2_BANDS, "s1": S1_BANDS}))
     scene = simulate_scene(16, 16)
     with pytest.raises(ValueError, match="a sample has no images of s1"):
         inputs({"s2": scene.s2})

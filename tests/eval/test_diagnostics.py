@@ -9,12 +9,12 @@ pytest.importorskip("sklearn")
 
 from rsbackbones import create_model
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.eval.measure import MeasureOptions, measure
-from rsbackbones.eval.subject import model_for, of_random_weights, of_statistics, of_weights
-from rsbackbones.eval.sweep import ProbeOptions
+from rsbackbones.eval.diagnostics import DiagnosticOptions, run_diagnostics
+from rsbackbones.eval.feature_source import FeatureSource, model_for
+from rsbackbones.eval.linear_probe import ProbeOptions
 from tests.eval.test_command import checkerboard, run
 
-QUICK = MeasureOptions(probe=ProbeOptions(hidden=16, rates=(1e-2,), warmup=1, epochs=3))
+QUICK = DiagnosticOptions(probe=ProbeOptions(hidden=16, rates=(1e-2,), warmup=1, epochs=3))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def maps(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def subject(maps):
-    return of_weights("tiny", model_for(open_labelled(maps), "croma_vit_tiny"), {})
+    return FeatureSource.pretrained("tiny", model_for(open_labelled(maps), "croma_vit_tiny"), {})
 
 
 def files(out):
@@ -40,12 +40,12 @@ def test_the_command_prints_a_table_each_and_keeps_what_is_done(maps, tmp_path, 
     assert "| features | stream | similarity |" in out
     assert "| features | stream | miou at 32 | miou at 16 | miou at 16 x 32 |" in out
     found = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert list(found["measurements"]) == ["invariance", "patches", "extrapolation"]
-    for rows in found["measurements"].values():
+    assert list(found["diagnostics"]) == ["invariance", "patches", "extrapolation"]
+    for rows in found["diagnostics"].values():
         assert [row["subject"] for row in rows] == ["croma_vit_tiny", "random initialization"]
     # A crop of 32 pixels is a whole image: there the probe is that of the protocol.
     linear = {r["subject"]: r["metrics"]["miou"] for r in found["rows"] if r["protocol"] == "linear"}
-    for row in found["measurements"]["extrapolation"]:
+    for row in found["diagnostics"]["extrapolation"]:
         assert row["metrics"]["32"] == pytest.approx(linear[row["subject"]])
         assert [at["images"] for at in row["details"]["by_size"]] == [4, 16, 8]
     values = (tmp_path / "out" / "result.csv").read_text()
@@ -69,7 +69,7 @@ def test_alone_they_give_no_table_of_protocols(maps, tmp_path, capsys):
 
 
 def test_positions_are_told_by_stream_and_seed(maps, subject, tmp_path):
-    found = measure(
+    found = run_diagnostics(
         ["positions"], [subject], lambda seed: open_labelled(maps, seed=seed), tmp_path, seeds=(0, 1),
         options=QUICK, progress=False,
     )["positions"]  # fmt: skip
@@ -83,7 +83,13 @@ def test_other_weights_and_other_splits_are_other_parts(maps, tmp_path):
 
     def count(data, **build):
         model = model_for(data, "croma_vit_tiny", **build)
-        measure(["patches"], [of_weights("same", model, {})], lambda seed: data, tmp_path, progress=False)
+        run_diagnostics(
+            ["patches"],
+            [FeatureSource.pretrained("same", model, {})],
+            lambda seed: data,
+            tmp_path,
+            progress=False,
+        )
         return len(files(tmp_path))
 
     assert [count(data), count(data), count(data, pretrained=False)] == [1, 1, 2]
@@ -93,8 +99,11 @@ def test_other_weights_and_other_splits_are_other_parts(maps, tmp_path):
 def test_only_what_has_a_model_is_measured(maps, tmp_path):
     data = open_labelled(maps)
     model = model_for(data, "croma_vit_tiny")
-    subjects = [of_statistics(model, {"level": "patch"}), of_random_weights(lambda: model, {})]
-    found = measure(["patches"], subjects, lambda seed: data, tmp_path, progress=False)
+    subjects = [
+        FeatureSource.band_statistics(model, {"level": "patch"}),
+        FeatureSource.random_init(lambda: model, {}),
+    ]
+    found = run_diagnostics(["patches"], subjects, lambda seed: data, tmp_path, progress=False)
     assert [row["subject"] for row in found["patches"]] == ["random initialization"]
 
 
@@ -132,9 +141,9 @@ def test_both_sensors_give_all_streams_and_extrapolation_the_joint_one(tmp_path)
         label=np.arange(8) % 2, split=np.array(["train"] * 4 + ["test"] * 4),
     )  # fmt: skip
     data = open_labelled(tmp_path / "set.npz")
-    subject = of_weights("both", model_for(data, "croma_vit_tiny"), {})
-    options = MeasureOptions(train_size=16, sizes=(8, 16), probe=QUICK.probe, draws=10)
-    found = measure(
+    subject = FeatureSource.pretrained("both", model_for(data, "croma_vit_tiny"), {})
+    options = DiagnosticOptions(train_size=16, sizes=(8, 16), probe=QUICK.probe, num_resamples=10)
+    found = run_diagnostics(
         ["invariance", "extrapolation"], [subject], lambda seed: data, tmp_path / "out", options=options,
         progress=False,
     )  # fmt: skip

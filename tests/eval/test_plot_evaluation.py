@@ -11,9 +11,9 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.eval.gallery import segmented
+from rsbackbones.eval.feature_source import FeatureSource, model_for
+from rsbackbones.eval.plot_evaluation import segmented
 from rsbackbones.eval.run import evaluate
-from rsbackbones.eval.subject import model_for, of_weights
 from tests.eval.test_command import checkerboard, described, run
 
 
@@ -69,7 +69,7 @@ def test_umap_stands_beside_t_sne(tmp_path):
 def test_what_is_drawn_is_what_was_scored(dates, size, tmp_path):
     data = open_labelled(checkerboard(tmp_path / "maps.npz", dates))
     model = model_for(data, "croma_vit_tiny")
-    subject = of_weights("tiny", model, {"level": "patch", "size": size})
+    subject = FeatureSource.pretrained("tiny", model, {"level": "patch", "size": size})
     found = evaluate(["linear"], [subject], lambda seed: data, tmp_path / "out", progress=False)
     examples = segmented(found["rows"][0], subject, data, size=size)
     assert [example.name for example in examples] == [data.ids[i] for i in data.splits["test"]]  # all four
@@ -85,7 +85,7 @@ def test_patches_without_a_label_are_predicted_too(tmp_path):
     arrays["label"][6:, :, 8:] = -1
     np.savez(tmp_path / "sparse.npz", **arrays)
     data = open_labelled(tmp_path / "sparse.npz")
-    subject = of_weights("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
+    subject = FeatureSource.pretrained("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
     found = evaluate(["linear"], [subject], lambda seed: data, tmp_path / "out", progress=False)
     examples = segmented(found["rows"][0], subject, data)
     assert all(np.isin(example.prediction, (0, 1)).all() for example in examples)
@@ -101,7 +101,7 @@ def test_a_rectangle_keeps_its_rows_and_columns(tmp_path):
         split=np.array(["train"] * 4 + ["test"] * 4),
     )  # fmt: skip
     data = open_labelled(tmp_path / "set.npz")
-    subject = of_weights("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
+    subject = FeatureSource.pretrained("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
     found = evaluate(["linear"], [subject], lambda seed: data, tmp_path / "out", progress=False)
     examples = segmented(found["rows"][0], subject, data)
     right = np.mean([example.prediction == example.label for example in examples])

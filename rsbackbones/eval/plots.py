@@ -13,7 +13,7 @@ import numpy as np
 
 from rsbackbones.data.labelled.dataset import IGNORED, Array
 from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretched
-from rsbackbones.eval.samples import Samples, checked
+from rsbackbones.eval.feature_table import FeatureTable, validate_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Segmented:
 
 
 def draw_features(
-    samples: Samples,
+    samples: FeatureTable,
     names: Sequence[str],
     path: Path,
     *,
@@ -54,7 +54,7 @@ def draw_features(
         ValueError: samples or labels are not as they should be, fewer than 4, or of several labels each.
         ImportError: umap-learn is not installed.
     """
-    samples = checked("picture", samples, len(names))
+    samples = validate_table("picture", samples, len(names))
     if samples.task == "multilabel" or len(samples) < 4:
         raise ValueError("a picture of features needs at least 4 samples of one class each")
     count = len(samples)
@@ -67,8 +67,8 @@ def draw_features(
     axis = figure.add_subplot()
     size = float(np.clip(4000 / len(places), 3, 48))
     for label, color in zip(shown, _class_colors(len(names))[shown], strict=True):
-        mine = samples.labels == label
-        axis.scatter(*places[mine].T, s=size, color=color, linewidths=0, label=names[label])
+        of_label = samples.labels == label
+        axis.scatter(*places[of_label].T, s=size, color=color, linewidths=0, label=names[label])
     axis.set_title(
         (f"{title}\n" if title else "")
         + f"{'t-SNE' if method == 'tsne' else 'UMAP'}, {len(places)}"

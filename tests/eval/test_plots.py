@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsbackbones.eval.pictures import Segmented, draw_features, draw_segmentations, draw_sparse
+from rsbackbones.eval.plots import Segmented, draw_features, draw_segmentations, draw_sparse
 from rsbackbones.eval.sparse import sparse
 from tests.eval.blobs import blobs, several_labels
 

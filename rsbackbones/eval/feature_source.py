@@ -1,4 +1,4 @@
-"""What is evaluated: the features of weights, those of random weights, or statistics of the bands."""
+"""Where evaluated features come from: a pretrained model, an untrained one, or statistics of the bands."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from rsbackbones.data.labelled.dataset import LabelledSet
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
-from rsbackbones.eval.encoded import Encoded
-from rsbackbones.eval.inputs import channels_of
+from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.eval.transform import channels_of
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import UINT8_RGB, get_sensor
 from rsbackbones.zoo.adapt import match_bands
@@ -20,26 +20,68 @@ from rsbackbones.zoo.registry import resolve_architecture
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A row of the table: its name, and what gives its features of a set, for a seed.
+class FeatureSource:
+    """Features to evaluate: of a pretrained model, of an untrained one, or statistics of the bands.
 
     Attributes:
         name: for tables.
-        features: gives them.
-        model: gives, for a seed, the model that they come from; ``None``: they are no network's.
+        features: (data set, seed) -> its features.
         facts: which weights and bands, for the record.
-        statistics: logistic regression alone is run on them.
+        model: seed -> the model; ``None``: the features are no network's.
+        statistics: only logistic regression is run on them.
     """
 
     name: str
-    features: Callable[[LabelledSet, int], Encoded]
+    features: Callable[[LabelledDataset, int], FeatureTable]
     facts: Mapping[str, Any]
     model: Callable[[int], Backbone] | None = None
     statistics: bool = False
 
+    @staticmethod
+    def pretrained(name: str, model: Backbone, options: Mapping[str, Any]) -> "FeatureSource":
+        """Return the features of a loaded model; ``options`` are those of :func:`encode`."""
+        entry = model.weights_entry
+        facts = {
+            "weights": entry.id if entry else None,
+            "sha256": (entry.sha256 or entry.sha256_prefix) if entry else None,
+            # The tensors in use: those of a user's checkpoint too, after bands were adapted.
+            "tensors_sha256": weights_digest(model),
+            "bands": {m: list(b) for m, b in model.bands.items()},
+            "adaptation": str(model.adaptation) if model.adaptation else None,
+        }
+        return FeatureSource(
+            name, lambda data, seed: encode(model, data, **options), facts, lambda seed: model
+        )
+
+    @staticmethod
+    def random_init(build: Callable[[], Backbone], options: Mapping[str, Any]) -> "FeatureSource":
+        """Return the features of an untrained model, initialized by the seed."""
+
+        def model(seed: int) -> Backbone:
+            torch.manual_seed(seed)
+            return build()
+
+        return FeatureSource(
+            "random initialization",
+            lambda data, seed: encode(model(seed), data, **options),
+            {"weights": "random, by seed"},
+            model,
+        )
+
+    @staticmethod
+    def band_statistics(model: Backbone, options: Mapping[str, Any]) -> "FeatureSource":
+        """Return the mean and standard deviation of the bands that a model takes, per image or patch."""
+        same = {name: value for name, value in options.items() if name not in ("pool", "device")}
+
+        def features(data: LabelledDataset, seed: int) -> FeatureTable:
+            channels = {m: channels_of(model, m, data) for m in model.modalities}
+            return statistics_features(data, channels=channels, patch_size=model.stride, **same)
+
+        return FeatureSource("mean and deviation per band", features, {"weights": None}, statistics=True)
+
 
 def model_for(
-    data: LabelledSet,
+    data: LabelledDataset,
     name: str,
     *,
     modalities: Sequence[str] | None = None,
@@ -51,19 +93,19 @@ def model_for(
     image_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Build a model for what a set holds: the modalities that the model knows, their sensors and bands.
+    """Build a model for the modalities, sensors and bands of a data set.
 
-    The set says what its bands are of (``data.sensors``). Where the weights are of the same sensor, bands
-    meet by name, else by wavelength.
+    ``data.sensors`` names the sensors of its bands. Bands are matched by name where the weights are of the
+    same sensor, by wavelength otherwise.
 
     Args:
         data: the set.
         name, pretrained, checkpoint, image_size, overrides: as for :func:`rsbackbones.create_model`.
         modalities: those to use; default: all that the set and the architecture have.
         bands: by modality the bands to use; default: those of the set that the weights know, and with a
-            ``missing_bands`` other than ``error`` all of the set. Weights of bands that are not used are left
-            out, and ``model.adaptation`` says so.
-        missing_bands, kernel_scale: what a band gets that the weights lack, and how tokens keep their scale,
+            ``missing_bands`` other than ``error`` all of the set. Weights of unused bands are dropped, as
+            ``model.adaptation`` records.
+        missing_bands, kernel_scale: the policy for bands that the weights lack, and the scaling of kernels,
             as for :func:`rsbackbones.create_model`.
 
     Raises:
@@ -74,8 +116,8 @@ def model_for(
     if not used or (lacking := [m for m in used if m not in data.bands]):
         raise ValueError(
             f"{data.name} has {', '.join(data.bands)}; {name} takes {', '.join(known)}"
-            + (f", and {', '.join(lacking)} was asked for" if used else "")
-            + _sensors_to_name(data, known)
+            + (f", and {', '.join(lacking)} was requested" if used else "")
+            + _sensor_hint(data, known)
         )
     # The rules for bands have names that mypy knows as literals; create_model checks them.
     build: Any = create_model
@@ -101,11 +143,11 @@ def model_for(
     return adapted
 
 
-def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -> list[str]:
-    """Return the bands of a set that a model's weights have: by name, of another sensor by wavelength."""
-    theirs, sensor = model.config.sensors[modality], data.sensor(modality)
+def _known_bands(data: LabelledDataset, modality: str, model: Backbone, name: str) -> list[str]:
+    """Return the bands of a data set that match a band of the weights."""
+    source_sensor, sensor = model.config.sensors[modality], data.sensor(modality)
     given = sensor.canonical(data.bands[modality])
-    if theirs == sensor.name:
+    if source_sensor == sensor.name:
         known = [b for b in model.bands[modality] if b in given]
     else:
         table = match_bands(
@@ -113,21 +155,21 @@ def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -
             given,
             model.bands[modality],
             sensor=sensor.name,
-            weights_sensor=theirs,
+            weights_sensor=source_sensor,
             missing_bands="reinit",
         )
         known = [match.band for match in table.matches if match.source is not None]
     if not known:
         raise ValueError(
-            f"{name} takes the {modality} bands {', '.join(model.bands[modality])} (of {theirs}); "
+            f"{name} takes the {modality} bands {', '.join(model.bands[modality])} (of {source_sensor}); "
             f"{data.name} has none of them: {', '.join(given)} (of {sensor.name}); missing_bands= "
-            "(--missing-bands) says what such bands get"
+            "(--missing-bands) is the policy for such bands"
         )
     return known
 
 
-def _sensors_to_name(data: LabelledSet, known: Sequence[str]) -> str:
-    """Say how images of other sensors than the model's own are taken."""
+def _sensor_hint(data: LabelledDataset, known: Sequence[str]) -> str:
+    """Say how to use images of other sensors than the model's own."""
     return "".join(
         f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensor {m}={key})"
         for key in data.bands
@@ -136,48 +178,8 @@ def _sensors_to_name(data: LabelledSet, known: Sequence[str]) -> str:
     )
 
 
-def of_weights(name: str, model: Backbone, options: Mapping[str, Any]) -> Subject:
-    """Return the subject of a loaded model; ``options`` are those of :func:`encode`."""
-    entry = model.weights_entry
-    facts = {
-        "weights": entry.id if entry else None,
-        "sha256": (entry.sha256 or entry.sha256_prefix) if entry else None,
-        # Of the tensors as they are used: also of a checkpoint of one's own, and after bands were adapted.
-        "tensors_sha256": weights_digest(model),
-        "bands": {m: list(b) for m, b in model.bands.items()},
-        "adaptation": str(model.adaptation) if model.adaptation else None,
-    }
-    return Subject(name, lambda data, seed: encode(model, data, **options), facts, lambda seed: model)
-
-
-def of_random_weights(build: Callable[[], Backbone], options: Mapping[str, Any]) -> Subject:
-    """Return the subject of the same architecture with random weights, others for every seed."""
-
-    def model(seed: int) -> Backbone:
-        torch.manual_seed(seed)
-        return build()
-
-    return Subject(
-        "random initialization",
-        lambda data, seed: encode(model(seed), data, **options),
-        {"weights": "random, by seed"},
-        model,
-    )
-
-
-def of_statistics(model: Backbone, options: Mapping[str, Any]) -> Subject:
-    """Return the subject of means and standard deviations of the bands that a model takes, of its patches."""
-    same = {name: value for name, value in options.items() if name not in ("pool", "device")}
-
-    def features(data: LabelledSet, seed: int) -> Encoded:
-        channels = {m: channels_of(model, m, data) for m in model.modalities}
-        return statistics_features(data, channels=channels, patch_size=model.stride, **same)
-
-    return Subject("mean and deviation per band", features, {"weights": None}, statistics=True)
-
-
-def said_of(data: LabelledSet, model: Backbone) -> list[str]:
-    """Return what a user should read beside the numbers: of the data, and of the bands that met."""
+def describe(data: LabelledDataset, model: Backbone) -> list[str]:
+    """Return notes for the reader of the numbers: on the data, and on how its bands were matched."""
     lines = list(data.notes)
     for modality, bands in model.bands.items():
         unused = [b for b in data.bands[modality] if b not in bands]

@@ -1,18 +1,21 @@
-"""What decides what a model makes of an image: the key of what is kept of it."""
+"""What cached features and results depend on: the model, the data and its splits."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.models.config import as_json
 from rsbackbones.zoo.fingerprint import weights_digest
 
 
-def identity(model: nn.Module) -> dict[str, Any]:
-    """Return what decides what a model makes of an image, as JSON takes it: the key of what is kept of it."""
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Return what the features of a model depend on, as JSON takes it."""
     backbone = unwrap_model(model)
     return {
         "weights": weights_digest(backbone),
@@ -24,3 +27,11 @@ def identity(model: nn.Module) -> dict[str, Any]:
         **backbone.feature_options(),
         "torch": torch.__version__,
     }
+
+
+def split_digest(data: LabelledDataset) -> str:
+    """Return a digest of the data and of its splits."""
+    digest = hashlib.sha256(data.digest.encode())
+    for name in sorted(data.splits):
+        digest.update(name.encode() + np.asarray(data.splits[name], np.int64).tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a protocol gives: the scores of the test samples beside their labels, from which metrics follow."""
+"""The result of a protocol: scores of the test samples with their labels, from which metrics follow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ from rsbackbones.data.labelled.dataset import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Of one protocol on one set.
+class Predictions:
+    """Scores of one protocol on one data set.
 
     Attributes:
         scores: of the test samples, [n, K] float: higher is likelier. Predicted classes are one-hot.
         target: [n] int64 (one class) or [n, K] bool (multi-label).
-        groups: [n] int64: the image of a patch, so that a bootstrap draws whole images; ``None``: samples are
-            images.
+        groups: [n] int64: the image of a patch, so that the bootstrap resamples whole images; ``None``:
+            samples are images.
         pixels: [n, K] int64: how many pixels of each class a patch has. All of them get its prediction, and
             metrics count them; ``None``: metrics count samples.
-        details: what else to write down, as JSON takes it: the chosen learning rate, the metrics of every one
-            (``"by_lr"``), the assignment of clusters, curves.
+        details: other results for the record, as JSON takes them: the chosen learning rate, the metrics of
+            every one (``"by_lr"``), the assignment of clusters, curves.
     """
 
     scores: Array

@@ -1,4 +1,4 @@
-"""Probes for every learning rate of a sweep, trained at once.
+"""Linear and MLP probes, trained for all learning rates of a sweep at once.
 
 The probes of R learning rates see the same batches and start from the same weights, so they are one problem:
 weights have a leading axis of rates, a batch goes through all of them in one product, and AdamW, whose step
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.eval.samples import Samples, checked
+from rsbackbones.eval.feature_table import FeatureTable, validate_table
 
 RATES = tuple(float(f"{digit}e{power}") for power in (-4, -3, -2) for digit in range(1, 10))
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -28,7 +28,7 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8
 _AT_ONCE, _IN_CACHES = 2**27, 2**23
 
 # One layer; or a hidden one and ReLU before it.
-Kind = Literal["linear", "mlp"]
+ProbeType = Literal["linear", "mlp"]
 # Called with the epochs done and those in all.
 Progress = Callable[[int, int], None]
 
@@ -87,7 +87,7 @@ class Probes:
     multilabel: bool
 
     def scores(self, features: Array, rate: float) -> Array:
-        """Return the probabilities [n, K] that the probe of one learning rate gives for features [n, D].
+        """Return the probabilities [n, K] of the probe of one learning rate for features [n, D].
 
         Raises:
             ValueError: the features have another number of dimensions, or no probe had this rate.
@@ -108,11 +108,11 @@ class Probes:
         return scores
 
 
-def fit_probes(
-    train: Samples,
+def train_probes(
+    train: FeatureTable,
     *,
     classes: int,
-    kind: Kind = "linear",
+    kind: ProbeType = "linear",
     seed: int = 0,
     options: ProbeOptions = CROMA_OPTIONS,
     device: str | torch.device = "cpu",
@@ -128,7 +128,7 @@ def fit_probes(
     """
     if kind not in ("linear", "mlp"):
         raise ValueError(f"kind={kind!r}: expected 'linear' or 'mlp'")
-    train = checked("train", train, classes)
+    train = validate_table("train", train, classes)
     x, y = torch.from_numpy(train.features).to(device), torch.from_numpy(train.labels).to(device)
     mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
     if options.standardize:
