@@ -46,7 +46,7 @@ OUTSIDE = {
     "integrations": {"timm", "torch"},
     "data": {"numpy", "torch"},
     "embed": {"numpy", "torch"},
-    "train/engine": {"numpy", "timm", "torch", "tqdm"},
+    "train/engine": {"numpy", "pydantic", "timm", "torch", "tqdm"},
     "cli": set(),
 }
 

@@ -213,7 +213,7 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     """
     data, sensors = recipe.data, backbone.config.sensors
     if data.root is None:
-        raise TrainingError("no data is named: say data.root=FOLDER")
+        raise TrainingError("no data: pass data.root=FOLDER")
     if data.parts and data.options:
         raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
     root = data.root.expanduser()

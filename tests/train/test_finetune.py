@@ -334,9 +334,9 @@ def test_splits_that_are_missing_are_named_before_training(tmp_path):
     data = replace(data, splits={name: data.splits[name] for name in ("train", "val")})
     with pytest.raises(ValueError, match="no test samples; its splits: train, val; select=paper reports"):
         finetune(small_recipe(tmp_path / "run"), data)
-    with pytest.raises(ValueError, match=r"no output folder is named: say output=FOLDER"):
+    with pytest.raises(ValueError, match=r"no output folder: pass output=FOLDER"):
         finetune(small_recipe(), data)
-    with pytest.raises(ValueError, match=r"no data is named: say data=PATH"):
+    with pytest.raises(ValueError, match=r"no data: pass data=PATH"):
         finetune(small_recipe(tmp_path / "run"))
 
 

@@ -3,10 +3,14 @@
 from typing import Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter
+from pydantic_core.core_schema import no_info_plain_validator_function, plain_serializer_function_ser_schema
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.config import STRICT
+from rsbackbones.train.engine.config_io import to_json, union_member
 from rsbackbones.train.engine.module import TrainModule
 
 
@@ -86,16 +90,27 @@ class ObjectiveConfig:
         """
         raise NotImplementedError
 
+    __pydantic_config__ = STRICT  # subclasses inherit it
+
     @classmethod
     def members(cls) -> "tuple[type[ObjectiveConfig], ...]":
-        """Return the registered classes, one of which a recipe's objective is; for such a class nothing."""
+        """Return the classes that a field of this type may hold: the registered ones; for them none."""
         from rsbackbones.train.objectives.registry import registered_objectives
 
         return registered_objectives() if cls is ObjectiveConfig else ()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Let pydantic read and write a recipe's objective as the union of the registered classes."""
-        from typing import Union
+        """Let pydantic read a recipe's objective as the class that its ``method`` names."""
+        if cls is not ObjectiveConfig:
+            return handler(source)
+        written = plain_serializer_function_ser_schema(to_json)
+        return no_info_plain_validator_function(_read, serialization=written)
 
-        return handler.generate_schema(Union[cls.members()]) if cls is ObjectiveConfig else handler(source)  # noqa: UP007
+
+def _read(options: Any) -> ObjectiveConfig:
+    """Read options of the registered method that they name."""
+    if isinstance(options, ObjectiveConfig):
+        return options
+    read: ObjectiveConfig = TypeAdapter(union_member(ObjectiveConfig, options)).validate_python(options)
+    return read
