@@ -78,7 +78,7 @@ path = rsb.save_model(model, "m.safetensors")
 again = rsb.create_model("croma_vit_tiny", checkpoint=path)
 assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items() if "head" not in k)
 assert main(["list"]) == 0
-sys.exit(main(["embed", "x.tif", "--model", "croma_vit_tiny", "--random-weights", "--output", "y.tif"]))
+sys.exit(main(["embed", "x.tif", "--model", "croma_vit_tiny", "--no-pretrained", "--output", "y.tif"]))
 """
 
 

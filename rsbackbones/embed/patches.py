@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
+from rsbackbones.device import choose_device
 from rsbackbones.embed.model_rasters import open_for, sensors_of
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.models.backbone import Backbone
@@ -23,10 +24,11 @@ def embed_patches(
     paths: Sequence[Path],
     output: Path,
     *,
-    names: Sequence[Sequence[str] | None] | None = None,
+    bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
     nodata: float | None = None,
     batch_size: int = 8,
+    device: str | torch.device | None = None,
     skip_nodata: bool = False,
     progress: bool = True,
 ) -> list[Path]:
@@ -38,7 +40,7 @@ def embed_patches(
     for every stream.
 
     Args:
-        model, names, units, nodata, batch_size, progress: as for :func:`embed_scene`.
+        model, bands, units, nodata, batch_size, device, progress: as for :func:`embed_scene`.
         paths: raster files.
         output: a path ending in ``.npz`` or ``.parquet``.
         skip_nodata: leave out patches with pixels without data; they are an error otherwise.
@@ -55,7 +57,9 @@ def embed_patches(
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    groups = _group_by_grid(paths, sensors_of(model), names, units)
+    if device is not None:
+        model.to(choose_device(device))
+    groups = _group_by_grid(paths, sensors_of(model), bands, units)
     rows: list[dict[str, Any]] = []
     skipped: list[Path] = []
     pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []

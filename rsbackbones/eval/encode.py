@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rsbackbones.data.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledSet, Task
 from rsbackbones.data.patch_tiles import PatchTiles
+from rsbackbones.device import choose_device
 from rsbackbones.eval.batches import frozen
 from rsbackbones.eval.cache import RowStore
 from rsbackbones.eval.encoded import Encoded, Level, as_rows, count_pixels, encoded_rows
@@ -65,7 +66,7 @@ def encode(
         level: an embedding for each image, or for each patch.
         pool: of images: the model's own embedding, or the mean of a stream's tokens.
         batch_size: images, or tiles, at a time.
-        device: the model is moved there. Default: where it is.
+        device: the model is moved there, see :func:`rsbackbones.device.choose_device`. Default: where it is.
         cache: a folder to keep features in, below a name made of the hashes of weights, preprocessing and
             data. What is there is not encoded again; a killed run goes on after its last batch.
         progress: show a bar.
@@ -84,7 +85,7 @@ def encode(
         raise ValueError(f"unknown or no streams, {list(wanted)}: this model has {', '.join(known)}")
     inputs = model_inputs(backbone, data)
     if device is not None:
-        backbone.to(device)
+        backbone.to(choose_device(device))
     place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)

@@ -43,7 +43,7 @@ def model_inputs(model: nn.Module, data: LabelledSet) -> Inputs:
                 f"{modality}: the model takes bands of {mine}, those of {data.name} are of {theirs}. Build "
                 f"the model for them: create_model(..., sensors={{'{modality}': '{theirs}'}}); or, if they "
                 f"are of {mine}, open the set with sensors={{'{modality}': '{mine}'}} "
-                f"(--sensor {modality}={mine})"
+                f"(--sensors {modality}={mine})"
             )
     preprocess = preprocess_for(
         backbone.inputs,

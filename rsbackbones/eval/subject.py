@@ -129,7 +129,7 @@ def _known_bands(data: LabelledSet, modality: str, model: Backbone, name: str) -
 def _sensors_to_name(data: LabelledSet, known: Sequence[str]) -> str:
     """Say how images of other sensors than the model's own are taken."""
     return "".join(
-        f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensor {m}={key})"
+        f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensors {m}={key})"
         for key in data.bands
         for m in known
         if key not in known and get_sensor(key).kind == get_sensor(m).kind
@@ -192,7 +192,7 @@ def said_of(data: LabelledSet, model: Backbone) -> list[str]:
         if table.sensor != table.weights_sensor:
             lines.append(
                 f"{table.modality}: the images are taken as {table.sensor}, and the weights are for "
-                f"{table.weights_sensor}; where that is wrong, name the sensor of the images (--sensor)"
+                f"{table.weights_sensor}; where that is wrong, name the sensor of the images (--sensors)"
             )
     if model.adaptation:
         lines.append(str(model.adaptation))

@@ -351,7 +351,7 @@ def _check_tensors(
         raise WeightsMismatchError(
             f"{what} does not hold this model: {lines}. A file without metadata is assumed to hold the "
             "default configuration of the architecture. If its size, sensors or bands differ, pass them: "
-            "overrides={'dim': ..., 'modalities': ('s2',)} (command line: --override dim=...)"
+            "overrides={'dim': ..., 'modalities': ('s2',)} (command line: --overrides dim=...)"
         )
     if entry is not None and entry.params and entry.params != params:
         raise WeightsMismatchError(f"{what}: {params} parameters, but the manifest states {entry.params}")

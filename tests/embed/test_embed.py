@@ -524,7 +524,7 @@ def test_a_disk_without_room_is_a_message_before_any_work(tmp_path):
         source,
         "--model",
         "croma_vit_tiny",
-        "--random-weights",
+        "--no-pretrained",
         "--output",
         tmp_path / "map.tif",
     ]
@@ -572,7 +572,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
     source = write_tif(tmp_path / "scene.tif", data, S2, nodata=0)
     work, output = tmp_path / "work", tmp_path / "work" / "map.tif"
     work.mkdir()
-    command = ["embed", str(source), "--model", "croma_vit_tiny", "--random-weights", "--overlap", "88"]
+    command = ["embed", str(source), "--model", "croma_vit_tiny", "--no-pretrained", "--overlap", "88"]
     partial = work / "map.tif.partial"
     # 17 rows of 10 windows of 15 patches, each 4 patches further than the last.
     done = kill_at(partial, 24, [sys.executable, "-m", "rsbackbones.cli", *command, "--output", str(output)])
@@ -598,7 +598,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
     assert output.stat().st_mtime_ns > begun
 
     unbroken = tmp_path / "unbroken.tif"
-    assert main([*command, "--output", str(unbroken), "--quiet"]) == 0
+    assert main([*command, "--output", str(unbroken), "--no-progress"]) == 0
     assert read_map(output).tobytes() == read_map(unbroken).tobytes()
     assert read_picture(work / "map.png").tobytes() == read_picture(tmp_path / "unbroken.png").tobytes()
     assert np.isnan(read_map(output)[38, 30]).all()

@@ -29,7 +29,7 @@ def pictures(tmp_path_factory):
 
 
 def run(out, data, *more):
-    common = ["--model", "croma_vit_tiny", "--data", str(data), "--output", str(out), "--quiet"]
+    common = ["--model", "croma_vit_tiny", "--data", str(data), "--output", str(out), "--no-progress"]
     return main(["eval", *more[:1], *common, *more[1:]])
 
 
@@ -84,7 +84,7 @@ def test_progress_is_shown_within_a_protocol(pictures, tmp_path, capsys):
 def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
     assert run(tmp_path / "whole", pictures, "knn,kmeans,linear") == 0
     command = [
-        *(sys.executable, "-m", "rsbackbones.cli", "eval", "knn,kmeans,linear", "--quiet"),
+        *(sys.executable, "-m", "rsbackbones.cli", "eval", "knn,kmeans,linear", "--no-progress"),
         *("--model", "croma_vit_tiny", "--data", str(pictures), "--output", str(tmp_path / "killed")),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -332,7 +332,7 @@ def test_what_stands_for_no_label_is_no_class(kind, tmp_path, capsys):
 
 
 def test_statistics_stand_beside_random_weights_alone(pictures, tmp_path):
-    assert run(tmp_path, pictures, "knn", "--random-weights", "--baselines") == 0
+    assert run(tmp_path, pictures, "knn", "--no-pretrained", "--baselines") == 0
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["subject"], row["protocol"]) for row in rows] == [
         ("random initialization", "knn"),
@@ -358,7 +358,7 @@ def test_options_that_would_do_nothing_are_refused(options, said, tmp_path, caps
 
 
 def test_sparse_probes_see_as_many_dimensions_as_the_command_says(pictures, tmp_path, capsys):
-    small = ("--random-weights", "--override", "dim=16", "--override", "num_heads=2")
+    small = ("--no-pretrained", "--overrides", "dim=16", "--overrides", "num_heads=2")
     f1 = {}
     for said in (None, "2,5", "all"):
         options = () if said is None else ("--sparse-k", said)
