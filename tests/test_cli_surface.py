@@ -27,6 +27,10 @@ def surface():
     lines += ["python -m rsbackbones.train", *parameters(train), *keys(Recipe)]
     lines += ["python -m rsbackbones.train.export", *parameters(export)]
     lines += ["python -m rsbackbones.train.finetune", *parameters(finetune), *keys(FinetuneRecipe)]
+
+    from rsbackbones.train.distill_tokenizer import command as distill
+
+    lines += ["python -m rsbackbones.train.distill_tokenizer", *parameters(distill)]
     return "\n".join(lines) + "\n"
 
 

@@ -23,6 +23,8 @@ docs/finetuning.md. An unknown key is an error that lists the known ones.
 @option("--list", "list_recipes", is_flag=True, help="print the recipes")
 def finetune(fields: tuple[str, ...], list_recipes: bool) -> int:
     """Fine-tune on a labelled data set with the recipe of a paper."""
-    from rsbackbones.train.finetune.__main__ import main
+    from rsbackbones.train.finetune.__main__ import command
 
-    return main([*fields, *(["--list"] if list_recipes else [])])
+    arguments = [*fields, *(["--list"] if list_recipes else [])]
+    code: int = command.main(arguments, prog_name="rsbackbones finetune", standalone_mode=False)
+    return code

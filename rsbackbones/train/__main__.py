@@ -59,11 +59,5 @@ def command(fields: tuple[str, ...], list_recipes: bool, dry_run: bool) -> int:
     return 0
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command; return its exit code."""
-    code: int = command.main(arguments, prog_name="python -m rsbackbones.train", standalone_mode=False)
-    return code
-
-
 if __name__ == "__main__":
-    run_command(main, "rsbackbones.train")
+    run_command(command, "rsbackbones.train")

@@ -166,11 +166,5 @@ def command(run: Path, output: Path, tag: str, dtype: str, full: bool) -> int:
     return 0
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command; return its exit code."""
-    code: int = command.main(arguments, prog_name="python -m rsbackbones.train.export", standalone_mode=False)
-    return code
-
-
 if __name__ == "__main__":
-    run_command(main, "rsbackbones.train.export")
+    run_command(command, "rsbackbones.train.export")

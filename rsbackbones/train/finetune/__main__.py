@@ -31,12 +31,5 @@ def command(fields: tuple[str, ...], list_recipes: bool) -> int:
     return 0
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command; return its exit code."""
-    name = "python -m rsbackbones.train.finetune"
-    code: int = command.main(arguments, prog_name=name, standalone_mode=False)
-    return code
-
-
 if __name__ == "__main__":
-    run_command(main, "rsbackbones.train.finetune")
+    run_command(command, "rsbackbones.train.finetune")

@@ -156,7 +156,7 @@ def said(result: Mapping[str, Any]) -> str:
     if result["status"] != "finished" or "metrics" not in result:
         return (
             f"{result['status']} at step {result['step']} of {result['total_steps']}; "
-            "the same command goes on from there"
+            "the same command resumes the run"
         )
     chosen, single = result["chosen"], result["best_single_evaluation"]
     lines = [f"{result['data']['name']}, {result['split']} split, seed {result['seed']}:"]
