@@ -293,7 +293,7 @@ def test_batches_and_the_layout_of_files_make_no_difference(tiny_s2, tmp_path):
     for name, sources, more in [
         ("batch.tif", [whole], {"batch_size": 3}),
         ("mixed.tif", [mixed], {}),
-        ("singles.tif", singles, {"names": [[band] for band in S2]}),
+        ("singles.tif", singles, {"bands": [[band] for band in S2]}),
     ]:
         result = embed_scene(tiny_s2, sources, tmp_path / f"map_{name}", **options, **more)
         np.testing.assert_allclose(read_map(result), expected, atol=1e-5, err_msg=name)
@@ -472,7 +472,7 @@ def test_the_unit_is_judged_by_the_whole_scene(tiny_s2, tmp_path):
         ({"stream": "joint"}, "joint"),
         ({"units": {"s2": "percent"}}, "percent"),
         ({"units": {"s1": "db"}}, "s1"),
-        ({"names": [["B02"]]}, "12 bands"),
+        ({"bands": [["B02"]]}, "12 bands"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_any_work(tiny_s2, tmp_path, options, message):
@@ -495,7 +495,7 @@ def test_sources_and_outputs_that_do_not_fit_are_refused(tiny, tiny_s2, tmp_path
         embed_scene(tiny_s2, [small], output, **QUIET)
     with pytest.raises(ValueError, match="no raster holds bands of s1"):
         embed_scene(tiny, [source], output, **QUIET)
-    with pytest.raises(ValueError, match=r"B04, B05, .*lack"):
+    with pytest.raises(ValueError, match=r"lack B04, B05, "):
         embed_scene(tiny_s2, [few], output, **QUIET)
     with pytest.raises(ValueError, match=r"B01 is in .* and in another raster"):
         embed_scene(tiny_s2, [source, source], output, **QUIET)

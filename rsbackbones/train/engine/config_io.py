@@ -147,14 +147,13 @@ def union_member(hint: Any, value: Any) -> Any:
         return hint
     held = value if isinstance(value, Mapping) else {}
     methods = {kind.method: kind for kind in several if hasattr(kind, "method")}
-    if methods:
-        method = held.get("method", next(iter(methods)))
-        if method not in methods:
+    if methods and "method" in held:
+        if held["method"] not in methods:
             raise ValueError(
-                f"unknown method {method!r}; known: {', '.join(methods)}. Register a method of your own with "
-                "register_objective"
+                f"unknown method {held['method']!r}; known: {', '.join(methods)}. Register a method of your "
+                "own with register_objective"
             )
-        return methods[method]
+        return methods[held["method"]]
     return next((kind for kind in several if set(held) <= set(_names(kind))), several[0])
 
 
