@@ -46,7 +46,7 @@ class Views:
     crop: CropRange
     size: int
     flips: Flips = True
-    turns: bool = True
+    rot90: bool = True
     region: Region = "same"
     mixup: float = 0.0
 
@@ -103,7 +103,7 @@ class DataStream:
         views = self.views
         return draw_views(
             generator, height, width, self.seasons or 1, region=views.region, crop=views.crop,
-            flips=views.flips, turns=views.turns,
+            flips=views.flips, rot90=views.rot90,
         )  # fmt: skip
 
 

@@ -248,7 +248,7 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
         given = {m: source.bands[m] for m in wanted}
         units = {m: unit for m, unit in data.units.items() if m in wanted}
         views = Views(
-            crop=crop, size=size, flips=data.flips, turns=data.turns, region=data.region, mixup=data.mixup
+            crop=crop, size=size, flips=data.flips, rot90=data.rot90, region=data.region, mixup=data.mixup
         )
         checking, preprocess = (
             preprocess_for(backbone.inputs, wanted, sensors=sensors, bands=given, units=units, check=check)
@@ -256,7 +256,7 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
         )
         try:
             stream = DataStream(
-                source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1,
+                source=source, preprocess=preprocess, views=views, repeat=part.repeats if part else 1,
                 seasons=recipe.objective.seasons,
             )  # fmt: skip
         except ValueError as error:

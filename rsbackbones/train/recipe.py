@@ -50,13 +50,13 @@ class Part:
 
     Attributes:
         file: one .npz file, or simulated places.
-        repeat: how often an epoch goes over it.
+        repeats: how often an epoch goes over it.
         crop, size: replace those of the data options.
         task: the task that its samples are for; ``""``: all tasks.
     """
 
     file: _File
-    repeat: Count = 1
+    repeats: Count = 1
     crop: CropRange | None = None
     size: Count | None = None
     task: str = ""
@@ -76,7 +76,7 @@ class DataOptions:
             of the shorter side of an image.
         size: side of the images that the model gets, in pixels.
         flips: along both axes (``true``), left to right only (``horizontal``), or none (``false``).
-        turns: rotate by multiples of 90 degrees.
+        rot90: rotate by multiples of 90 degrees.
         region: for samples that are series, how the crops of the dates lie to each other: ``same`` (one crop
             for all), ``partial`` (a crop per date), ``disjoint`` (crops that do not overlap).
         mixup: parameter of the Beta distribution; 0: no mixup.
@@ -98,7 +98,7 @@ class DataOptions:
     crop: CropRange = (60, 180)
     size: Count = 120
     flips: Flips = True
-    turns: bool = True
+    rot90: bool = True
     region: Region = "same"
     mixup: NonNegative = 0.3
     task_schedule: TaskSchedule = "proportional"

@@ -95,7 +95,7 @@ def test_croma(name):
     assert (recipe.optim.weight_decay, recipe.optim.schedule) == (0.01, "cosine")
     assert recipe.optim.min_lr == 0
     assert recipe.views == Views(
-        size=120, flips=True, turns=True, mixup=0.8, cutmix=1.0, switch=0.5, smoothing=0.1
+        size=120, flips=True, rot90=True, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1
     )
     assert recipe.precision == "bf16"
 
@@ -107,7 +107,7 @@ def test_seamo():
         # Mixed where images have classes; flips alone where pixels have; turns, too, for change.
         assert (recipe.views.mixup, recipe.views.cutmix) == ((0, 0) if dense else (0.8, 1.0))
         assert recipe.views.flips
-        assert recipe.views.turns == (not dense or name == "seamo_oscd")
+        assert recipe.views.rot90 == (not dense or name == "seamo_oscd")
         assert recipe.optim.layer_decay == 1
 
 
@@ -128,7 +128,7 @@ def test_fomu():
     assert vaihingen.warmup_steps == 0
     for name in ("fomu_ucm_linear", "fomu_eurosat_linear"):
         assert RECIPES[name].optim.momentum == 0.9
-        assert (RECIPES[name].views.mixup, RECIPES[name].views.smoothing) == (0, 0)
+        assert (RECIPES[name].views.mixup, RECIPES[name].views.label_smoothing) == (0, 0)
 
 
 @pytest.mark.parametrize("name", [n for n, recipe in RECIPES.items() if not recipe.model])
@@ -169,7 +169,7 @@ def test_recipes_are_read_back():
 def test_fields_in_the_command():
     recipe = parse_arguments(
         ["recipe=croma", "sweep=true", "rates=1e-4,1e-3", "views.size=none", "optim.layer_decay=0.75",
-         'head_options={"width":64}', "modalities=s2", "data=x.npz"],
+         'head_options={"width":64}', "modalities=s2", "data=x.npz", "bands.s2=B2,B3", "sensors.s2=landsat_oli", "data_options.subset=0.1"],
         RECIPES,
     )  # fmt: skip
     assert recipe.sweep
@@ -178,6 +178,9 @@ def test_fields_in_the_command():
     assert recipe.optim.layer_decay == 0.75
     assert recipe.head_options == {"width": 64}
     assert recipe.modalities == ("s2",)
+    assert recipe.bands == {"s2": ("B2", "B3")}
+    assert recipe.sensors == {"s2": "landsat_oli"}
+    assert recipe.data_options == {"subset": 0.1}
     with pytest.raises(ValueError, match=r"unknown key 'views.mixupp', did you mean 'views.mixup'"):
         parse_arguments(["recipe=croma", "views.mixupp=1"], RECIPES)
     with pytest.raises(ValueError, match=r"^batch_size must be a valid integer, .*, got 'x'$"):
@@ -198,7 +201,7 @@ def test_fields_in_the_command():
         ("drop_path=1", "drop_path must be less than 1, got 1"),
         ("rates=1e-3,-1", "rates.1 must be greater than 0, got -1"),
         ("views.size=-8", "views.size must be greater than or equal to 1, got -8"),
-        ("views.smoothing=1", "views.smoothing must be less than 1, got 1"),
+        ("views.label_smoothing=1", "views.label_smoothing must be less than 1, got 1"),
         ("views.overlap=4", "views: overlap needs tile"),
         ("optim.momentum=1", "optim.momentum must be less than 1, got 1"),
         ("optim.layer_decay=0", "optim.layer_decay must be greater than 0, got 0"),
@@ -241,8 +244,8 @@ def test_numbers_that_cannot_be(changes, message):
         (Views, {"overlap": 4}, "overlap needs tile"),
         (Views, {"tile": 8, "overlap": 8}, "less than the side of a tile; got overlap 8 and tile 8"),
         (Views, {"mixup": -1}, r"mixup\s+Input should be greater than or equal to 0 .*input_value=-1"),
-        (Views, {"switch": 2}, r"switch\s+Input should be less than or equal to 1 "),
-        (Views, {"smoothing": 1}, r"smoothing\s+Input should be less than 1 "),
+        (Views, {"switch_prob": 2}, r"switch_prob\s+Input should be less than or equal to 1 "),
+        (Views, {"label_smoothing": 1}, r"label_smoothing\s+Input should be less than 1 "),
         (FinetuneOptim, {"base_lr": 0}, r"base_lr\s+Input should be greater than 0 "),
         (FinetuneOptim, {"layer_decay": 1.5}, r"layer_decay\s+Input should be less than or equal to 1 "),
         (FinetuneOptim, {"warmup_steps": -1}, r"warmup_steps\s+Input should be greater than or equal to 0 "),

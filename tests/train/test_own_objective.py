@@ -70,8 +70,10 @@ def data(tmp_path_factory):
 def recipe_of(data, out=None, **changes):
     recipe = Recipe(
         name="means", model="croma_vit_tiny", objective=MeansObjective(), epochs=3, batch_size=4,
-        data=replace(RECIPES["croma_vit_tiny"].data, parts=(replace(PAIRED, repeat=1),), root=data, size=SIDE,
-                     crop=(16, SIDE), workers=0, task_schedule="alternate"),
+        data=replace(
+            RECIPES["croma_vit_tiny"].data, parts=(replace(PAIRED, repeats=1),), root=data, size=SIDE,
+            crop=(16, SIDE), workers=0, task_schedule="alternate",
+        ),
         overrides={"dim": 32, "depth": 2, "num_heads": 4}, precision="fp32", log_every=1, output=out,
         optim=replace(RECIPES["croma_vit_tiny"].optim, base_lr=0.1),
     )  # fmt: skip
@@ -109,7 +111,7 @@ def test_tasks_of_one_source_take_turns(data, tmp_path):
 def test_going_on_is_the_unbroken_run_in_every_order(data, tmp_path, schedule):
     """A source of one task, and one of both; cut where the tasks are in different epochs of their own."""
     optical = {**to_json(OPTICAL), "task": "optical"}
-    parts = [{**to_json(PAIRED), "repeat": 1}, optical]
+    parts = [{**to_json(PAIRED), "repeats": 1}, optical]
     options = {"data__parts": parts, "data__task_schedule": schedule, "accumulate": 2, "ema": 0.5}
     pretrain(recipe_of(data, tmp_path / "unbroken", **options))
     for stop in (11, 17, None):

@@ -65,11 +65,11 @@ def test_arguments_replace_single_fields():
         ("data.root.x=1", "data.root.x"),
         ("seed.x=1", "seed.x"),
         ("overrides.bands.s2.x=1", "overrides.bands.s2 is a list"),
-        ("data.parts.0.repaet=2", "'data.parts.0.repaet', did you mean 'data.parts.0.repeat'"),
-        ("data.parts.9.repeat=2", "data.parts is a list, its elements are 0 to 4"),
+        ("data.parts.0.repaet=2", "'data.parts.0.repaet', did you mean 'data.parts.0.repeats'"),
+        ("data.parts.9.repeats=2", "data.parts is a list, its elements are 0 to 4"),
         (
             'data.parts=[{"file": {"path": "a", "images": {}}, "repaet": 2}]',
-            "did you mean 'data.parts.0.repeat'",
+            "did you mean 'data.parts.0.repeats'",
         ),
         (
             'data.parts=[{"file": {"path": "a", "images": {}, "tiel": 2}}]',
@@ -94,7 +94,7 @@ def test_arguments_replace_single_fields():
         ("objective.decoder_depth=0", "objective.decoder_depth must be greater than or equal to 1, got 0"),
         ("data.mixup=-1", "data.mixup must be greater than or equal to 0, got -1"),
         ("data.workers=-1", "data.workers must be greater than or equal to 0, got -1"),
-        ("data.parts.0.repeat=0", "data.parts.0.repeat must be greater than or equal to 1, got 0"),
+        ("data.parts.0.repeats=0", "data.parts.0.repeats must be greater than or equal to 1, got 0"),
         ("data.parts.0.size=0", "data.parts.0.size must be greater than or equal to 1, got 0"),
         ("optim.betas=0.9,1", "optim.betas.1 must be less than 1, got 1"),
         ("save.every=0", "save.every must be greater than or equal to 1, got 0"),
@@ -186,7 +186,7 @@ def test_the_papers_numbers():
         assert (recipe.optim.name, recipe.optim.weight_decay) == ("adamw", 0.01)
         assert recipe.optim.betas == (0.9, 0.999)
         assert (recipe.data.crop, recipe.data.size, recipe.data.mixup) == ((60, 180), 120, 0.3)
-        assert (recipe.data.flips, recipe.data.turns) == (True, True)
+        assert (recipe.data.flips, recipe.data.rot90) == (True, True)
         assert recipe.precision == "bf16"
         assert (recipe.objective.decoder_dim, recipe.objective.decoder_depth) == (512, 1)
     for recipe in (base, large):
@@ -203,7 +203,7 @@ def test_the_papers_numbers_of_seamo():
     assert base.objective.normalized_targets
     assert base.objective.decoder_depth == 4
     assert (base.data.crop, base.data.size, base.data.region) == ((0.5, 1.0), 128, "partial")
-    assert (base.data.flips, base.data.turns, base.data.mixup) == ("horizontal", False, 0)
+    assert (base.data.flips, base.data.rot90, base.data.mixup) == ("horizontal", False, 0)
     first, second = base.resolve_stages()
     assert (first.objective.seasons, first.objective.overrides, first.epochs) == (1, {"temporal": False}, 20)
     assert second == replace(base, stages=())
@@ -259,9 +259,9 @@ def test_any_number_of_stages():
 
 
 def test_an_element_of_a_list_is_named_by_its_index():
-    recipe = parse("data.parts.1.repeat=7", "data.parts.0.task=pairs", "optim.betas.1=0.9")
-    assert (recipe.data.parts[1].repeat, recipe.data.parts[0].task) == (7, "pairs")
-    assert recipe.data.parts[0].repeat == TINY.data.parts[0].repeat
+    recipe = parse("data.parts.1.repeats=7", "data.parts.0.task=pairs", "optim.betas.1=0.9")
+    assert (recipe.data.parts[1].repeats, recipe.data.parts[0].task) == (7, "pairs")
+    assert recipe.data.parts[0].repeats == TINY.data.parts[0].repeats
     assert recipe.optim.betas == (0.9, 0.9)
 
 

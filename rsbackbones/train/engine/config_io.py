@@ -54,7 +54,7 @@ def apply_overrides(recipe: R, changes: Mapping[str, Any]) -> R:
     Args:
         recipe: the recipe.
         changes: by key. Dots name a field within a field, or an element of a list by its index from 0:
-            ``optim.base_lr``, ``data.parts.0.repeat``, ``stages.1.data.root``.
+            ``optim.base_lr``, ``data.parts.0.repeats``, ``stages.1.data.root``.
 
     Raises:
         ValueError: an unknown key, or a value that does not fit.
@@ -185,6 +185,8 @@ def _walk(kind: Any, value: Any, path: Sequence[str]) -> tuple[Any, Any]:
         arguments = typing.get_args(kind)
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind).get(name, Any)
+        elif typing.get_origin(kind) is dict:
+            kind = arguments[1]
         else:
             repeated = typing.get_origin(kind) is tuple and arguments[1:] == (...,)
             kind = arguments[0] if repeated else Any

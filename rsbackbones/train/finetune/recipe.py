@@ -29,21 +29,21 @@ class Views:
         tile: side of the tiles that images with pixel labels are cut into; ``None``: whole images.
         overlap: overlap of neighboring tiles, in pixels; ``None``: half a tile.
         flips: flip along both axes, each with probability 1/2, label maps too.
-        turns: rotate by multiples of 90 degrees, label maps too.
+        rot90: rotate by multiples of 90 degrees, label maps too.
         mixup, cutmix: alpha of their Beta distributions; 0: off. For labels of images only.
-        switch: probability of cutmix instead of mixup, if both are on.
-        smoothing: label smoothing, for labels of images.
+        switch_prob: probability of cutmix instead of mixup, if both are on.
+        label_smoothing: smoothing of targets, for labels of images.
     """
 
     size: Count | None = None
     tile: Count | None = None
     overlap: CountOrZero | None = None
     flips: bool = True
-    turns: bool = True
+    rot90: bool = True
     mixup: NonNegative = 0.8
     cutmix: NonNegative = 1.0
-    switch: Share = 0.5
-    smoothing: ShareBelowOne = 0.1
+    switch_prob: Share = 0.5
+    label_smoothing: ShareBelowOne = 0.1
 
     def __post_init__(self) -> None:
         if self.overlap is not None and (self.tile is None or self.overlap >= self.tile):

@@ -16,7 +16,7 @@ CROMA_RATES = (3e-5, 5e-5, 8e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3)
 _OPTICAL, _RADAR = ("s2",), ("s1",)
 # A checkpoint is written at every evaluation; more often only where epochs are long.
 _SAVE = SaveOptions(every=5000, keep=1)
-_NOT_MIXED = Views(mixup=0, cutmix=0, smoothing=0)
+_NOT_MIXED = Views(mixup=0, cutmix=0, label_smoothing=0)
 
 # The paper uses the largest batch that fits its GPU; a batch of 256 leaves the learning rates unscaled. The
 # paper reports the best single evaluation (select=paper); our default chooses epoch and rate on a validation
@@ -51,7 +51,7 @@ _SEAMO = FinetuneRecipe(
 # here.
 _SEAMO_DENSE = replace(
     _SEAMO,
-    views=replace(_NOT_MIXED, turns=False),
+    views=replace(_NOT_MIXED, rot90=False),
     optim=FinetuneOptim(base_lr=1e-4, weight_decay=0.05),
     drop_path=0.0,
 )
@@ -73,7 +73,7 @@ _SEAMO_WATER = replace(
 )
 
 # Not in the paper: learning rate and schedule (Adafactor's relative rate of Shazeer and Stern, constant), and
-# augmentation (flips and turns). BigEarthNet has a linear head, label maps have ViT-Lite.
+# augmentation (flips and rotations). BigEarthNet has a linear head, label maps have ViT-Lite.
 _AUXMAE = FinetuneRecipe(
     name="auxmae",
     modalities=_OPTICAL,
@@ -90,7 +90,7 @@ _AUXMAE = FinetuneRecipe(
 _FOMU = FinetuneRecipe(
     name="fomu_potsdam",
     modalities=_OPTICAL,
-    views=replace(_NOT_MIXED, turns=False, tile=512, overlap=0),
+    views=replace(_NOT_MIXED, rot90=False, tile=512, overlap=0),
     optim=FinetuneOptim(
         name="sgd", base_lr=0.01, scaled=False, momentum=0.9, weight_decay=5e-4, warmup_steps=100, min_lr=1e-6
     ),
@@ -102,7 +102,7 @@ _FOMU = FinetuneRecipe(
 # Not in the paper: the optimizer of the linear layer (SGD with cosine, as in MoCo's linear evaluation).
 _FOMU_LINEAR = replace(
     _FOMU,
-    views=replace(_NOT_MIXED, turns=False, size=224),
+    views=replace(_NOT_MIXED, rot90=False, size=224),
     optim=FinetuneOptim(name="sgd", base_lr=0.1, momentum=0.9, weight_decay=0.0),
     freeze=True,
 )
@@ -142,7 +142,7 @@ _ROWS = (
     replace(
         _SEAMO_DENSE,
         name="seamo_oscd",
-        views=replace(_SEAMO_DENSE.views, tile=128, overlap=64, turns=True),
+        views=replace(_SEAMO_DENSE.views, tile=128, overlap=64, rot90=True),
         epochs=50,
         batch_size=128,
     ),

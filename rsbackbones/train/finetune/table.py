@@ -73,10 +73,10 @@ def _seen(recipe: FinetuneRecipe) -> str:
     views = recipe.views
     said = {
         "flips": views.flips,
-        "turns": views.turns,
+        "rot90": views.rot90,
         f"mixup {views.mixup:g}": views.mixup,
-        f"cutmix {views.cutmix:g} (switch {views.switch:g})": views.cutmix,
-        f"smoothing {views.smoothing:g}": views.smoothing,
+        f"cutmix {views.cutmix:g} (switch_prob {views.switch_prob:g})": views.cutmix,
+        f"label smoothing {views.label_smoothing:g}": views.label_smoothing,
         f"drop path {recipe.drop_path:g}": recipe.drop_path,
     }
     return ", ".join(name for name, there in said.items() if there)

@@ -20,7 +20,7 @@ PAIRS = (
             path="bigearthnet_v2_pairs_80.npz",
             images={"s2": {"s2": _10M}, "s1": {"s1": _S1}},
         ),
-        repeat=16,
+        repeats=16,
     ),
     Part(
         file=NpzFile(
@@ -35,7 +35,7 @@ PAIRS = (
             },
             tile=60,
         ),
-        repeat=3,
+        repeats=3,
     ),
     Part(
         file=NpzFile(
@@ -43,7 +43,7 @@ PAIRS = (
             images={"s2": {"S2L2A": _L2A}, "s1": {"S1RTC": _S1}},
             tile=56,
         ),
-        repeat=4,
+        repeats=4,
     ),
     Part(
         file=NpzFile(
@@ -51,7 +51,7 @@ PAIRS = (
             images={"s2": {"s2": _L1C}, "s1": {"s1": _S1}},
             tile=64,
         ),
-        repeat=3,
+        repeats=3,
     ),
 )
 OPTICAL = (Part(file=NpzFile(path="s2l2a_unlabelled_1200.npz", images={"s2": {"images": _L2A}})),)
@@ -62,7 +62,7 @@ CLOUDY = (
             images={"s2": {"s2_cloudy": _L1C}, "s1": {"s1": _S1}},
             tile=64,
         ),
-        repeat=4,
+        repeats=4,
     ),
 )
 SEASONS = (
@@ -79,7 +79,7 @@ SEASONS = (
             units={"s1": "worldcereal_db"},
             nodata={"s2": 65535, "s1": 65535},
         ),
-        repeat=128,
+        repeats=128,
     ),
     # 640 m in Flanders at the dates of acquisition: those without clouds, evenly over the year.
     Part(
@@ -105,7 +105,7 @@ SEASONS = (
                 "2019-10-18",
             ),
         ),
-        repeat=128,
+        repeats=128,
     ),
-    Part(file=SimulatedPlaces(places=64, size=96), repeat=4),
+    Part(file=SimulatedPlaces(places=64, size=96), repeats=4),
 )

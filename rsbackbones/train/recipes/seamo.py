@@ -24,7 +24,7 @@ _BASE = Recipe(
     name="seamo_vit_b",
     model="seamo_vit_b",
     objective=SeamoObjective(),
-    data=DataOptions(crop=(0.5, 1.0), size=128, flips="horizontal", turns=False, region="partial", mixup=0),
+    data=DataOptions(crop=(0.5, 1.0), size=128, flips="horizontal", rot90=False, region="partial", mixup=0),
     optim=OptimOptions(base_lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, warmup=0),
     stages=(_PHASE_1, _PHASE_2),
     epochs=200,
@@ -37,7 +37,7 @@ RECIPES = (
     replace(_BASE, name="seamo_vit_l", model="seamo_vit_l"),
     # The bundled demonstration model. Phase 1: all pairs, of four bands, as most of them have no more. Phase
     # 2: the dated places. It departs from the paper as croma_vit_tiny does, for its reasons: images are small
-    # and few, and the run is short. In phase 1 there are turns and smaller crops too.
+    # and few, and the run is short. In phase 1 images are also rotated by 90 degrees and crops are smaller.
     Recipe(
         name="seamo_vit_tiny",
         model="seamo_vit_tiny",
@@ -53,7 +53,7 @@ RECIPES = (
             crop=(0.5, 1.0),
             size=64,
             flips="horizontal",
-            turns=False,
+            rot90=False,
             region="partial",
             mixup=0,
         ),
@@ -66,7 +66,7 @@ RECIPES = (
                     "parts": [to_json(part) for part in (*PAIRS, *CLOUDY)],
                     "crop": [32, 96],
                     "flips": True,
-                    "turns": True,
+                    "rot90": True,
                 },
                 "epochs": 60,
                 "batch_size": 64,
