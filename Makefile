@@ -25,11 +25,12 @@ lint: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-# The tables of the README, the model cards and the record of the public API.
+# The tables of the README, the model cards, and the records of the public API and of the command line.
 tables: .venv/installed
 	$(BIN)/python -m rsbackbones.zoo.cards
 	$(BIN)/python -m benchmarks.encode_page
 	$(BIN)/python -m tests.test_api_surface
+	$(BIN)/python -m tests.test_cli_surface
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
 bench: .venv/installed

@@ -1,8 +1,9 @@
 """Crops, flips, rotations and mixup: the same for all sensors of a place, and functions of a generator alone.
 
 Source: Fuller et al., CROMA, appendix A.3.2: square crops of 60 to 180 of 264 pixels, resized to 120; flips,
-rotations by 90 degrees, mixup 0.3, "identically to both modalities". Li et al., SeaMo, section 3.2 and
-table 10: crops of a ratio of the image from a range, differing between the seasons of a place and not between its sensors.
+rotations by 90 degrees, mixup 0.3, "identically to both modalities". Li et al., SeaMo, section 3.2 and table
+10: crops of a ratio of the image from a range, differing between the seasons of a place and not between its
+sensors.
 """
 
 from collections.abc import Mapping

@@ -169,7 +169,8 @@ def test_recipes_are_read_back():
 def test_fields_in_the_command():
     recipe = parse_arguments(
         ["recipe=croma", "sweep=true", "rates=1e-4,1e-3", "views.size=none", "optim.layer_decay=0.75",
-         'head_options={"width":64}', "modalities=s2", "data=x.npz", "bands.s2=B2,B3", "sensors.s2=landsat_oli", "data_options.subset=0.1"],
+         'head_options={"width":64}', "modalities=s2", "data=x.npz", "bands.s2=B2,B3",
+         "sensors.s2=landsat_oli", "data_options.subset=0.1"],
         RECIPES,
     )  # fmt: skip
     assert recipe.sweep
