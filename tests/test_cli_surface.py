@@ -43,8 +43,9 @@ def parameters(command):
         told += ["required"] * parameter.required + ["repeatable"] * (
             parameter.multiple or parameter.nargs < 0
         )
-        # click has an object of its own for "no default".
-        told += [f"default {parameter.default!r}"] * isinstance(parameter.default, (bool, int, float, str))
+        # Versions of click differ in what stands for "no default".
+        if parameter.default is not False and isinstance(parameter.default, (bool, int, float, str)):
+            told.append(f"default {parameter.default!r}")
         yield f"  {names}  " + ", ".join(plain(part) for part in told)
 
 

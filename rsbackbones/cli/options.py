@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,9 +13,8 @@ from rsbackbones.cli.sensor_file import register_sensor_file
 from rsbackbones.plugins import load_plugins
 from rsbackbones.zoo.adapt import MISSING_RULES, SCALE_RULES
 
-F = TypeVar("F", bound=Callable[..., Any])
-# Adds options to a function that is, or becomes, a command.
-Decorator = Callable[[F], F]
+# Adds options to a function that becomes a command.
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
@@ -57,12 +56,12 @@ class _Option(click.Option):
         self.section = section
 
 
-def option(*names: str, section: str = "Options", **settings: Any) -> Decorator[F]:
+def option(*names: str, section: str = "Options", **settings: Any) -> Decorator:
     """Add an option, which the help lists in a section."""
     return click.option(*names, cls=_Option, section=section, **settings)
 
 
-def mapping(*names: str, form: str, read: Callable[[str], Any] = str, **settings: Any) -> Decorator[F]:
+def mapping(*names: str, form: str, read: Callable[[str], Any] = str, **settings: Any) -> Decorator:
     """Add an option ``--name KEY=VALUE`` that may be given several times; the command gets a dictionary.
 
     Args:
@@ -84,12 +83,12 @@ def mapping(*names: str, form: str, read: Callable[[str], Any] = str, **settings
     return option(*names, multiple=True, metavar=form, callback=collect, **settings)
 
 
-class CommaList(click.ParamType):
+class CommaList(click.ParamType[Any]):
     """Values separated by commas."""
 
     name = "list"
 
-    def __init__(self, item: click.ParamType = click.STRING) -> None:
+    def __init__(self, item: click.ParamType[Any] = click.STRING) -> None:
         self.item = item
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
@@ -99,7 +98,7 @@ class CommaList(click.ParamType):
         return [self.item.convert(part.strip(), param, ctx) for part in value.split(",")]
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[Any]):
     """A size in pixels: ``120``, or ``96x480`` for height and width."""
 
     name = "size"
@@ -146,13 +145,13 @@ def _code(word: str) -> int | str:
     return int(word) if word.removeprefix("-").isdecimal() else word
 
 
-def together(*decorators: Decorator[Any]) -> Decorator[F]:
+def together(*decorators: Decorator) -> Decorator:
     """Return one decorator that adds several options, in this order."""
     return lambda function: reduce(lambda inner, add: add(inner), reversed(decorators), function)
 
 
 # The weights of a model: pretrained, random, or from a file.
-weights_options: Decorator[Any] = together(
+weights_options: Decorator = together(
     option("--model", required=True, metavar="NAME", section="Model",
            help="architecture, architecture.tag or hf-hub:ORG/NAME"),
     option("--pretrained/--no-pretrained", default=True, section="Model",
@@ -164,7 +163,7 @@ weights_options: Decorator[Any] = together(
 )  # fmt: skip
 
 # How bands are matched to the pretrained ones; :func:`band_rules` reads them.
-band_options: Decorator[Any] = together(
+band_options: Decorator = together(
     mapping("--sensors", form="MODALITY=SENSOR", section="Bands",
             help="the sensor of your bands, if it is not the pretrained one: s2=landsat_oli; for a sensor of "
             "your own a JSON description: s2=enmap.json (see docs/bands.md); repeatable"),
@@ -175,20 +174,20 @@ band_options: Decorator[Any] = together(
            help="rule that scales the remaining kernels if bands are dropped"),
 )  # fmt: skip
 
-progress_option: Decorator[Any] = option(
+progress_option: Decorator = option(
     "--progress/--no-progress", default=True, section="Run", help="show a progress bar"
 )
 
 
-def device_option(default: str) -> Decorator[F]:
+def device_option(default: str) -> Decorator:
     """Add ``--device``."""
     return option("--device", default=default, metavar="DEVICE", section="Run",
                   help="auto (a GPU if there is one), cuda, cuda:1, mps or cpu")  # fmt: skip
 
 
-def run_options(batch_size: int) -> Decorator[F]:
+def run_options(batch_size: int) -> Decorator:
     """Add the options for how a model runs."""
-    size: Decorator[Any] = option("--batch-size", type=COUNT, default=batch_size, metavar="N", section="Run",
+    size: Decorator = option("--batch-size", type=COUNT, default=batch_size, metavar="N", section="Run",
                                   help="images at a time")  # fmt: skip
     return together(size, device_option("auto"), progress_option)
 
