@@ -52,21 +52,21 @@ from rsbackbones.train.objectives.vicreg import vicreg
 class CromaObjective(ObjectiveConfig):
     """The options of CROMA's objective; the defaults are the paper's.
 
-    A weight of 0 leaves a part out altogether, and what only that part would train is frozen by ``build``.
+    A weight of 0 removes a loss, and ``build`` freezes the parameters that only this loss would train.
 
     Attributes:
-        method: tells the options of one method from those of another, in files.
-        mask_ratio_s2, mask_ratio_s1: the part of each sensor's patches that is masked.
-        masking: ``independent``, or the same patches of both sensors.
+        method: the name of the method in recipes.
+        mask_ratio_s2, mask_ratio_s1: the share of each sensor's patches that is masked.
+        masking: ``independent``, or the same patches of both sensors (``shared``).
         joint_self_bias: the bias of the joint encoder's self-attention: ``radar`` (between radar patches) or
             ``published`` (X-ALiBi's, as in the public code).
-        contrast: the objective between the sensors' image embeddings.
-        gather: whether gradients reach InfoNCE's keys: of ``all`` processes, or none, as ``published``.
-        hard_negatives: synthetic negatives per query (s' of MoCHi), 0 for none.
-        local: the objective between the sensors' encodings of a patch; needs shared masks.
+        contrast: the loss between the sensors' image embeddings.
+        gather: whether gradients reach InfoNCE's keys: those of ``all`` processes, or none (``published``).
+        hard_negatives: synthetic negatives per query (s' of MoCHi); 0: none.
+        local: the loss between the sensors' encodings of a patch; needs shared masks.
         contrast_weight, reconstruction_weight: factors of the two losses.
         reconstruction_target: the sensors whose pixels are predicted.
-        normalized_targets: whether every patch of the target is brought to mean 0 and variance 1.
+        normalized_targets: normalize every patch of the target to mean 0 and variance 1.
         decoder_dim, decoder_depth, decoder_heads: the size of the decoder.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every pretraining method answers to."""
+"""The interface of a pretraining method."""
 
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ class Objective(TrainModule):
         return self.backbone
 
     def usage_note(self) -> str:
-        """Return what users should know of how the backbone was trained; empty where it is as they use it."""
+        """Return what users should know about how the backbone was trained; empty if there is nothing."""
         return ""
 
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -48,13 +48,13 @@ class ObjectiveConfig:
     """The options of a method: a frozen dataclass that inherits from this.
 
     Attributes:
-        method: a field whose default names the method, in recipes.
+        method: a field whose default is the name of the method in recipes.
         views: names of independently augmented views of every sample; the batch then has ``views`` instead of
             ``images``.
-        tasks: names of tasks that take turns, step by step; ``batch.task`` says which it is. A source of
-            data is for the task that it names, or for all.
-        stage_options: options that may differ between stages, and from the file of ``init_from``: they say
-            what is asked of the parameters (samples, masks, losses). All others say what parameters are.
+        tasks: names of tasks that alternate step by step; ``batch.task`` is the task of the step. A data
+            source serves the task that it names, or all tasks.
+        stage_options: options that may differ between stages, and from the file of ``init_from``: they affect
+            the data, masks or losses, not the parameters. Every other option must match.
     """
 
     method: str
@@ -64,16 +64,16 @@ class ObjectiveConfig:
 
     @property
     def seasons(self) -> int | None:
-        """How many dates of a place make a sample: ``None``: one, and every date is a sample of its own.
+        """The number of dates in a sample. ``None``: one, and every date is a sample of its own.
 
-        1: the first date of every place that a sensor has. More: a series of so many, [T, C, H, W] for every
-        sensor.
+        1: the first date of every place that a sensor has. More: a series of that length, [T, C, H, W] for
+        every sensor.
         """
         return None
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The fields of the backbone's configuration that these options decide."""
+        """The fields of the backbone's configuration that these options set."""
         return {}
 
     def sample_noise(
@@ -83,10 +83,10 @@ class ObjectiveConfig:
         return {}
 
     def build(self, backbone: Backbone) -> Objective:
-        """Build the objective around ``backbone``; what of it these options do not train is frozen.
+        """Build the objective around ``backbone``. Parameters that these options do not train are frozen.
 
         Raises:
-            ValueError: they do not go together.
+            ValueError: backbone and options do not fit together.
         """
         raise NotImplementedError
 

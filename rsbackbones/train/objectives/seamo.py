@@ -61,13 +61,13 @@ class SeamoObjective(ObjectiveConfig):
     """The options of SeaMo's objective; the defaults are the paper's.
 
     Attributes:
-        method: tells the options of one method from those of another, in files.
+        method: the name of the method in recipes.
         strategy: the seven of table 12. ``unimodal`` trains a backbone of one sensor.
-        length: T, the seasons of a sample, where the strategy is temporal. With 1 there is no TM block, as in
-            table 14: nothing is to be joined over time.
-        mask_ratio: the part of the patches that is masked.
-        masking: ``shared`` by the sensors of a season, or ``independent``.
-        normalized_targets: whether every patch of the target is brought to mean 0 and variance 1.
+        length: T, the seasons of a sample of a temporal strategy. With 1 there is no TM block, as in table
+            14.
+        mask_ratio: the share of the patches that is masked.
+        masking: the same for the sensors of a season (``shared``), or ``independent``.
+        normalized_targets: normalize every patch of the target to mean 0 and variance 1.
         decoder_dim, decoder_depth, decoder_heads: the size of each decoder.
 
     Raises:

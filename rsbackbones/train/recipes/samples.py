@@ -1,7 +1,7 @@
-"""What we can train on two CPU cores: a few hundred places from published sets, in one folder.
+"""Training data for two CPU cores: a few hundred places from published data sets, in one folder.
 
-``PAIRS`` have Sentinel-2 and Sentinel-1, ``CLOUDY`` both, but a cloudy Sentinel-2, ``OPTICAL`` Sentinel-2
-alone. ``SEASONS`` are two places at many dates, and, as they are only two, simulated ones.
+``PAIRS``: Sentinel-2 and Sentinel-1. ``CLOUDY``: both, with a cloudy Sentinel-2 image. ``OPTICAL``:
+Sentinel-2 only. ``SEASONS``: two places at many dates, and simulated places, because two are few.
 """
 
 from rsbackbones.data.npz import NpzFile
@@ -66,7 +66,7 @@ CLOUDY = (
     ),
 )
 SEASONS = (
-    # A square kilometer in Belgium, 12 monthly composites; three of Sentinel-2's are missing.
+    # A square kilometer in Belgium, 12 monthly composites, of which three of Sentinel-2 are missing.
     Part(
         file=NpzFile(
             path="worldcereal/belgium_101_12months.npz",
@@ -81,7 +81,7 @@ SEASONS = (
         ),
         repeats=128,
     ),
-    # 640 m in Flanders at the dates of acquisition: those without clouds, evenly over the year.
+    # 640 m in Flanders at dates of acquisition: cloudless ones, spread evenly over the year.
     Part(
         file=NpzFile(
             path="worldcereal/patch_0000280849BAC91C.npz",
