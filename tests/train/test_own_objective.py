@@ -185,6 +185,10 @@ def test_what_is_not_registered_is_said(data, monkeypatch):
         register_objective(type("Nameless", (ObjectiveConfig,), {}))
     saved = to_json(recipe_of(data))
     assert from_json(saved, Recipe) == recipe_of(data)
+    with pytest.raises(ValueError, match=r"unknown key 'objective.scal', did you mean 'objective.scale'\?"):
+        apply_overrides(recipe_of(data), {"objective.scal": 2})
+    with pytest.raises(ValueError, match=r"objective.scale must be a finite number, got nan"):
+        apply_overrides(recipe_of(data), {"objective.scale": float("nan")})
     monkeypatch.delitem(_METHODS, "means")
     with pytest.raises(ValueError, match=r"unknown method 'means'; known: croma, seamo\. Register a method"):
         from_json(saved, Recipe)

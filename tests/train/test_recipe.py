@@ -122,6 +122,8 @@ def test_arguments_replace_single_fields():
         ("data.crop=1,2,3", "data.crop"),
         ("data.units={s2", "data.units"),
         ("data.flips=maybe", "data.flips"),
+        ('data={"flips": 3}', "data.flips must be a valid boolean"),
+        ('data={"crop": 3}', "data.crop must be a valid tuple"),
         ("data.max_bad_share=2", "max_bad_share"),
         ("save.keep=0", "save.keep"),
         ("objective.mask_ratio_s2=1", "mask_ratio_s2"),

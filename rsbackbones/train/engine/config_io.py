@@ -169,12 +169,11 @@ def _names(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _child(value: Any, step: Any) -> Any:
-    """Return a field of an object, or an element of a list; ``None`` if there is none."""
+def _children(value: Any) -> dict[str, Any]:
+    """Return the fields of an object, or the elements of a list, by their part of a key."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
-        step = int(step) if str(step).isdecimal() else None
-    return value.get(step) if isinstance(value, Mapping) else None
+    return {str(step): child for step, child in value.items()} if isinstance(value, Mapping) else {}
 
 
 def _walk(kind: Any, value: Any, path: Sequence[str]) -> tuple[Any, Any]:
@@ -190,7 +189,7 @@ def _walk(kind: Any, value: Any, path: Sequence[str]) -> tuple[Any, Any]:
         else:
             repeated = typing.get_origin(kind) is tuple and arguments[1:] == (...,)
             kind = arguments[0] if repeated else Any
-        value = _child(value, name)
+        value = _children(value).get(name)
         kind = union_member(kind, value)
     return kind, value
 
@@ -198,11 +197,12 @@ def _walk(kind: Any, value: Any, path: Sequence[str]) -> tuple[Any, Any]:
 def _describe(error: Mapping[str, Any], fields: Mapping[str, Any], kind: Any) -> str:
     """Return an error of pydantic in one line: the key, what is wrong, and the value."""
     # Of the steps to the error some are names that pydantic has for types.
-    path, value = [], fields
-    for step in error["loc"]:
-        if step in (value if isinstance(value, Mapping) else range(len(value or ()))):
-            path.append(str(step))
-            value = value[step]
+    path: list[str] = []
+    value: Any = fields
+    for step in map(str, error["loc"]):
+        if step in (children := _children(value)):
+            path.append(step)
+            value = children[step]
     if error["type"] == "unexpected_keyword_argument":
         return _unknown_key(path, fields, kind)
     if error["type"] == "missing":
