@@ -25,11 +25,12 @@ lint: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-# The tables of the README, the model cards and the record of the public API.
+# The tables of the README, the model cards, and the records of the public API and of the command line.
 tables: .venv/installed
 	$(BIN)/python -m rsbackbones.zoo.cards
 	$(BIN)/python -m benchmarks.encode_page
 	$(BIN)/python -m tests.test_api_surface
+	$(BIN)/python -m tests.test_cli_surface
 
 # The pictures of the README, by the committed examples.
 pictures: .venv/installed

@@ -195,7 +195,9 @@ def in_docs(text: str, results: Results) -> str:
 
 def main() -> None:
     """Measure, print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, help="weights of many bands; default the bundled ones")
     parser.add_argument("--output", type=Path, help="NAME.json")
     parser.add_argument("--docs", type=Path, help="the page whose tables are to be replaced: docs/bands.md")

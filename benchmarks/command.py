@@ -14,7 +14,7 @@ class Measure(Protocol):
 def main(measure: Measure, description: str | None) -> None:
     """Measure as the command line says, and print the page."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the small model, a few minutes")
     parser.add_argument(

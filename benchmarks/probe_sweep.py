@@ -69,7 +69,9 @@ def seconds(runs: Sequence[Callable[[], None]]) -> float:
 
 def main() -> None:
     """Measure, print, and write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows, cells = [], []

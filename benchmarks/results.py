@@ -231,7 +231,9 @@ def card_metrics(weights: str, sets: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     """Measure if a folder is named, then write page and manifest."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="measure, and keep what is done so far there")
     parser.add_argument(
         "--only", default="*", help="measure these weights, by a pattern; keep what is known of others"

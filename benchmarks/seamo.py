@@ -163,7 +163,9 @@ def in_docs(text: str, record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure if a folder is named, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="train and measure; what is done so far is kept there")
     options = parser.parse_args()
     if options.output:

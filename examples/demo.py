@@ -76,7 +76,7 @@ def picture(path: Path, scene: RasterStack, features: Path, title: str) -> None:
 
 def main() -> int:
     """Run the demonstration."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--scene", type=Path, help="a Sentinel-2 GeoTIFF (its bands have descriptions)")
     parser.add_argument("--radar", type=Path, help="a Sentinel-1 GeoTIFF on the same grid, in dB")
     parser.add_argument("--output", type=Path, default=Path("demo"))

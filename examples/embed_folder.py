@@ -29,7 +29,7 @@ def simulate(folder: Path, count: int = 6) -> None:
 
 def main() -> None:
     """Embed, and print each patch's nearest neighbor."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, default=Path("embeddings.npz"))
     options = parser.parse_args()

@@ -16,7 +16,7 @@ from rsbackbones.data.simulator import CLASSES, simulate_scene
 
 SIDE = 64
 
-parser = argparse.ArgumentParser(description=__doc__)
+parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
 parser.add_argument("--steps", type=int, default=40)
 steps = parser.parse_args().steps
 

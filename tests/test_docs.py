@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -57,13 +58,25 @@ def test_examples_run(path, tmp_path):
         assert result.stdout.strip()
 
 
-def test_every_readme_command_exists():
-    from rsbackbones.cli import _parser
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
-    commands = _parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    text = (ROOT / "README.md").read_text()
-    for command in re.findall(r"rsbackbones (\w+) (?:[A-Z-]|croma|patches)", text):
-        assert command in commands
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_commands_of_the_pages_are_understood(page):
+    """Every command in a block of code, parsed and not run."""
+    from rsbackbones.cli import commands
+    from rsbackbones.train.engine.config_io import parse_arguments
+    from rsbackbones.train.recipes import RECIPES
+
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^(?:rsbackbones|.*-m rsbackbones\.train) [^|\n]*$", text, re.M):
+        _, _, after = line.partition("rsbackbones")
+        words = shlex.split(after, comments=True)
+        if line.startswith("rsbackbones"):
+            command = commands.commands[words[0]]
+            assert command.make_context(words[0], words[1:])
+        elif "recipe=" in line:
+            assert parse_arguments([word for word in words[1:] if "=" in word], RECIPES)
 
 
 def test_the_tables_of_the_bands_page_are_those_of_their_measurement():

@@ -20,19 +20,20 @@ ALLOWED = {
     "layers": set(),
     "files": set(),
     "plugins": set(),
+    "device": set(),
     "models": {"layers", "sensors"},
     "preprocess": {"models", "sensors"},
     "zoo": {"files", "models", "preprocess", "sensors"},
     "integrations": {"models", "sensors", "zoo"},
     "heads": {"layers", "models", "zoo"},
     "data": {"files", "preprocess", "sensors"},
-    "embed": {"data", "files", "models", "preprocess", "zoo"},
-    "eval": {"data", "files", "heads", "models", "preprocess", "sensors", "zoo"},
+    "embed": {"data", "device", "files", "models", "preprocess", "zoo"},
+    "eval": {"data", "device", "files", "heads", "models", "preprocess", "sensors", "zoo"},
     "train/engine": {"files", "layers"},
     "train": {"data", "files", "layers", "models", "plugins", "preprocess", "sensors", "train/engine", "zoo"},
     "train/finetune": {"data", "eval", "files", "heads", "models", "preprocess", "sensors", "train",
                        "train/engine", "zoo"},
-    "cli": {"data", "embed", "eval", "files", "models", "plugins", "preprocess", "sensors", "zoo"},
+    "cli": {"data", "device", "embed", "eval", "files", "models", "plugins", "preprocess", "sensors", "zoo"},
 }  # fmt: skip
 # Third-party packages a room may import when it is loaded; elsewhere inside functions only.
 OUTSIDE = {
@@ -40,14 +41,15 @@ OUTSIDE = {
     "sensors": set(),
     "layers": {"einops", "torch"},
     "files": {"filelock", "numpy", "torch"},
+    "device": {"torch"},
     "models": {"torch"},
     "preprocess": {"torch"},
     "zoo": {"torch"},
     "integrations": {"timm", "torch"},
     "data": {"numpy", "torch"},
     "embed": {"numpy", "torch"},
-    "train/engine": {"numpy", "timm", "torch", "tqdm"},
-    "cli": set(),
+    "train/engine": {"numpy", "pydantic", "timm", "torch", "tqdm"},
+    "cli": {"click"},
 }
 
 

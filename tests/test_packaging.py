@@ -78,7 +78,8 @@ path = rsb.save_model(model, "m.safetensors")
 again = rsb.create_model("croma_vit_tiny", checkpoint=path)
 assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items() if "head" not in k)
 assert main(["list"]) == 0
-sys.exit(main(["embed", "x.tif", "--model", "croma_vit_tiny", "--random-weights", "--output", "y.tif"]))
+assert main(["finetune", "recipe=croma"]) == 2
+sys.exit(main(["embed", "x.tif", "--model", "croma_vit_tiny", "--no-pretrained", "--output", "y.tif"]))
 """
 
 
@@ -88,4 +89,8 @@ def test_the_core_works_without_extras(tmp_path):
     )
     assert result.returncode == 2, result.stderr
     assert "pip install 'rsbackbones[geo]'" in result.stderr
+    assert (
+        "rsbackbones finetune: training needs more packages: pip install 'rsbackbones[train]'"
+        in result.stderr
+    )
     assert "Traceback" not in result.stderr

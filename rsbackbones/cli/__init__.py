@@ -1,51 +1,55 @@
 """The command line: ``rsbackbones list | info | bands | download | verify | embed | eval``, and more.
 
-A file a command, or a group of them; each adds its parsers and runs what they read.
+A file for each command, or for a group of them. Options have the names of the arguments in Python.
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from rsbackbones.cli import convert, embed, eval, finetune, pack, zoo
-from rsbackbones.plugins import load_plugins
+import click
+
+from rsbackbones import __version__
+from rsbackbones.cli.convert import convert
+from rsbackbones.cli.embed import embed
+from rsbackbones.cli.eval import evaluate
+from rsbackbones.cli.finetune import finetune
+from rsbackbones.cli.pack import pack
+from rsbackbones.cli.zoo import bands, download, info, list_weights, verify
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use, not of the alphabet
+
+
+@click.group(cls=_Commands, context_settings={"show_default": True, "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def commands() -> None:
+    """Pretrained backbones for remote sensing.
+
+    `rsbackbones COMMAND --help` explains a command. Start with `rsbackbones list`.
+    """
+
+
+for command in (list_weights, info, bands, download, verify, embed, evaluate, finetune, convert, pack):
+    commands.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 where a check failed, 2 for an error."""
-    options = _parser().parse_args(arguments)
+    """Run a command and return its exit code: 0, 1 if a check failed, 2 for an error."""
     try:
-        load_plugins()
-        code: int = options.run(options)
-        return code
-    except (ValueError, ImportError, OSError) as error:
-        print(f"rsbackbones {options.command}: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
-            raise
-        print(f"rsbackbones {options.command}: out of memory ({error}); use a smaller --window or "
-              "--batch-size", file=sys.stderr)  # fmt: skip
-        return 2
-    except KeyboardInterrupt:
+        code: int = commands.main(
+            None if arguments is None else list(arguments), prog_name="rsbackbones", standalone_mode=False
+        )
+        return code or 0
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            print(context.get_usage(), file=sys.stderr)
+        print(
+            f"{context.command_path if context else 'rsbackbones'}: {error.format_message()}", file=sys.stderr
+        )
+        return error.exit_code
+    except click.Abort:
         print("interrupted", file=sys.stderr)
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    from rsbackbones import __version__
-
-    parser = argparse.ArgumentParser(
-        prog="rsbackbones", description="Pretrained backbones for remote sensing."
-    )
-    parser.add_argument("--version", action="version", version=f"rsbackbones {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        added.set_defaults(run=run)
-        return added
-
-    for module in (zoo, embed, eval, finetune, convert, pack):
-        module.add(command)
-    return parser

@@ -1,54 +1,58 @@
 """The command ``convert``: convert checkpoints between formats."""
 
-import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from rsbackbones.cli.options import Command, fields_of, names_in
+import click
 
-
-def add(command: Command) -> None:
-    """Add the parsers."""
-    sub = command("convert", _convert, "convert a checkpoint between formats")
-    sub.add_argument("input", type=Path)
-    sub.add_argument("output", type=Path, help="NAME.safetensors (native), or NAME.pt with --format")
-    sub.add_argument("--model", required=True, help="the architecture in the checkpoint")
-    sub.add_argument(
-        "--format",
-        default="rsbackbones",
-        help="the checkpoint format to write: rsbackbones, croma_official, ...",
-    )
-    sub.add_argument(
-        "--flat", action="store_true", help="write one flat dictionary, even if the format nests them"
-    )
-    sub.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    sub.add_argument("--modalities", help="keep only these modalities, such as s2")
-    sub.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE")
+from rsbackbones.cli.options import FILE, CommaList, Command, mapping, option, read_field
 
 
-def _convert(options: argparse.Namespace) -> int:
+@click.command(cls=Command)
+@click.argument("input", type=FILE)
+@click.argument("output", type=FILE)
+@option("--model", required=True, metavar="NAME", help="the architecture in the checkpoint")
+@option("--format", default="rsbackbones", metavar="NAME",
+        help="the checkpoint format to write: rsbackbones, croma_official, ...")  # fmt: skip
+@option("--flat", is_flag=True, help="write one flat dictionary, even if the format nests them")
+@option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
+        help="the type to store; needs --format rsbackbones")  # fmt: skip
+@option("--modalities", type=CommaList(), metavar="NAME,...", help="keep only these modalities, such as s2")
+@mapping("--overrides", form="FIELD=VALUE", read=read_field,
+         help="change a field of the model's configuration, such as depth=4; repeatable")  # fmt: skip
+def convert(
+    input: Path,
+    output: Path,
+    model: str,
+    format: str,
+    flat: bool,
+    dtype: str,
+    modalities: list[str] | None,
+    overrides: Mapping[str, Any],
+) -> int:
+    """Convert a checkpoint between formats.
+
+    OUTPUT is NAME.safetensors (the native format), or NAME.pt with --format.
+    """
     import torch
 
     from rsbackbones.zoo.factory import create_model
     from rsbackbones.zoo.saving import save_in_format, save_model
 
-    if options.input.is_dir():
-        raise ValueError(f"{options.input} is a folder; pass a checkpoint file")
-    modalities = names_in(options.modalities) if options.modalities else None
-    model = create_model(
-        options.model,
-        checkpoint=options.input,
-        modalities=modalities,
-        num_classes=None,
-        overrides=fields_of(options.override),
+    if input.is_dir():
+        raise ValueError(f"{input} is a folder; pass a checkpoint file")
+    built = create_model(
+        model, checkpoint=input, modalities=modalities, num_classes=None, overrides=dict(overrides)
     )
-    if options.format == "rsbackbones":
-        save_model(model, options.output, dtype=getattr(torch, options.dtype))
+    if format == "rsbackbones":
+        save_model(built, output, dtype=getattr(torch, dtype))
     else:
-        if options.dtype != "float32":
-            raise ValueError(f"--dtype {options.dtype} requires --format rsbackbones")
-        save_in_format(model, options.output, options.format, flat=options.flat)
-    print(options.output)
-    if model.adaptation:
-        print(model.adaptation, file=sys.stderr)
+        if dtype != "float32":
+            raise ValueError(f"--dtype {dtype} requires --format rsbackbones")
+        save_in_format(built, output, format, flat=flat)
+    print(output)
+    if built.adaptation:
+        print(built.adaptation, file=sys.stderr)
     return 0

@@ -1,239 +1,260 @@
-"""The command that evaluates frozen features."""
+"""The command ``eval``: evaluate frozen features on labelled images."""
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import click
+
 from rsbackbones.cli.options import (
+    COUNT,
+    FILE,
+    CommaList,
     Command,
-    add_band_options,
+    Size,
+    band_options,
     band_rules,
     classes_in,
-    fields_of,
+    mapping,
     names_in,
-    parse_pair,
+    option,
+    refuse_two_weights,
+    run_options,
+    weights_options,
 )
 
 
-def add(command: Command) -> None:
-    """Add the parser."""
-    sub = command("eval", _eval, "evaluate frozen features on labelled images")
-    sub.add_argument(
-        "protocols",
-        help="knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all of these; also "
-        "invariance, patches, positions or extrapolation",
-    )
-    sub.add_argument("--model", required=True, help="architecture, architecture.tag or hf-hub:ORG/NAME")
-    sub.add_argument(
-        "--data", required=True,
+class _Dimensions(CommaList):
+    """Numbers of dimensions, or ``all``."""
+
+    name = "dimensions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "all" else super().convert(value, param, ctx)
+
+
+@click.command("eval", cls=Command)
+@click.argument("protocols", type=CommaList())
+@option("--data", required=True, metavar="PATH", section="Data",
         help="a folder of class folders of JPEG, PNG or GeoTIFF; a CSV beside GeoTIFFs; NAME.npz; NAME.yaml "
-        "that describes one; or torchgeo:NAME with --root",
-    )  # fmt: skip
-    sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of the results")
-    sub.add_argument("--root", type=Path, help="the folder of a torchgeo data set")
-    sub.add_argument("--ids", type=Path, metavar="FILE", help="a list of ids with their splits (id,train)")
-    sub.add_argument("--subset", type=float, metavar="SHARE", help="train on this share, such as 0.1")
-    sub.add_argument(
-        "--classes", metavar="NAME,...",
-        help="names of the labels 0, 1, ...; or NAME=CODE,NAME=CODE+CODE,...: the labels of each "
-        "class; other labels are ignored",
-    )  # fmt: skip
-    sub.add_argument("--ignore", metavar="NUMBER,...", help="label values to ignore, such as 255")
-    sub.add_argument("--seeds", default="0", help="seeds of splits, probes and random weights, such as 0,1,2")
-    sub.add_argument("--streams", help="such as s2,s1,joint,s2+joint; default: each, and all together")
-    sub.add_argument("--pool", default="pooled", help="pooled (the model's own, default) or mean (of tokens)")
-    sub.add_argument(
-        "--size", type=_size, metavar="PIXELS",
-        help="resize the images, such as 120 (CROMA enlarges to that) or 96x480",
-    )  # fmt: skip
-    sub.add_argument(
-        "--sparse-k", metavar="K,...|all",
-        help="how many dimensions sparse probes see, 1 among them; default: powers of two, and all at once",
-    )  # fmt: skip
-    sub.add_argument(
-        "--tile", type=int, metavar="PIXELS",
-        help="for label maps: encode tiles of this side, and average patches where tiles overlap",
-    )  # fmt: skip
-    sub.add_argument(
-        "--overlap", type=int, metavar="PIXELS", help="overlap of the tiles; default half a tile"
-    )
-    sub.add_argument(
-        "--sizes", metavar="PIXELS,...",
-        help="image sizes for extrapolation, such as 48,96x480; default 48,96,120,224,384,448,504,96x480",
-    )  # fmt: skip
-    sub.add_argument(
-        "--train-size", type=_size, metavar="PIXELS", help="training size for extrapolation; default 120"
-    )
-    sub.add_argument("--modalities", help="sensors to use, such as s2 or s2,s1; default all in the data")
-    sub.add_argument(
-        "--bands", action="append", default=[], metavar="MODALITY=B02,B03,...",
-        help="bands to use; default: those of the data that the weights know, and with --missing-bands all",
-    )  # fmt: skip
-    add_band_options(sub)
-    sub.add_argument(
-        "--data-bands", action="append", default=[], metavar="MODALITY=B02,B03,...",
-        help="the bands of the images, in order, where they do not name them",
-    )  # fmt: skip
-    sub.add_argument(
-        "--units", action="append", default=[], metavar="MODALITY=UNIT",
-        help="unit of the values, such as s2=reflectance, s2=dn_baseline_0400 or s1=linear",
-    )  # fmt: skip
-    weights = sub.add_mutually_exclusive_group()
-    weights.add_argument("--random-weights", action="store_true", help="evaluate an untrained model only")
-    weights.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
-    sub.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE")
-    sub.add_argument("--baselines", action="store_true", help="add an untrained model and per-band mean/std")
-    sub.add_argument(
-        "--pictures", action="store_true",
-        help="also draw OUTPUT/pictures/*.png: features in 2-D, label maps, sparse curves, extrapolation",
-    )  # fmt: skip
-    sub.add_argument(
-        "--cache", type=Path, metavar="DIR", help="the cache of encoded features; default OUTPUT/cache"
-    )
-    sub.add_argument("--batch-size", type=int, default=64)
-    sub.add_argument("--device", default="cpu", help="device of the encoder and the probes; default cpu")
-    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+        "that describes one; or torchgeo:NAME with --root")  # fmt: skip
+@option("--root", type=FILE, metavar="DIR", section="Data", help="the folder of a torchgeo data set")
+@option("--ids", type=FILE, metavar="FILE", section="Data",
+        help="a list of ids with their splits (id,train)")  # fmt: skip
+@option("--subset", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE", section="Data",
+        help="train on this share of the training split, such as 0.1")  # fmt: skip
+@option("--classes", metavar="NAME,...", section="Data",
+        help="names of the labels 0, 1, ...; or NAME=CODE,NAME=CODE+CODE,...: the labels of "
+        "each class; other "
+        "labels are ignored")  # fmt: skip
+@option("--ignore", type=CommaList(click.INT), metavar="NUMBER,...", section="Data",
+        help="label values to ignore, such as 255")  # fmt: skip
+@mapping("--data-bands", form="MODALITY=B02,B03,...", section="Data", read=lambda text: tuple(names_in(text)),
+         help="the bands of the images, in order, if the data do not name them; repeatable")  # fmt: skip
+@mapping("--units", form="MODALITY=UNIT", section="Data",
+         help="unit of the values, such as s2=reflectance, s2=dn_baseline_0400 or s1=linear; "
+        "repeatable")  # fmt: skip
+@weights_options
+@option("--modalities", type=CommaList(), metavar="NAME,...", section="Model", show_default="all in the data",
+        help="sensors to use, such as s2 or s2,s1")  # fmt: skip
+@option("--streams", type=CommaList(), metavar="NAME,...", section="Model",
+        show_default="each, and all together", help="features to evaluate, such as "
+        "s2,s1,joint,s2+joint")  # fmt: skip
+@option("--baselines", is_flag=True, section="Model", help="add an untrained model and per-band mean/std")
+@mapping("--bands", form="MODALITY=B02,B03,...", section="Bands", read=names_in,
+         help="bands to use; default: those of the data that the weights know, with --missing-bands all; "
+         "repeatable")  # fmt: skip
+@band_options
+@option("--size", type=Size(), metavar="PIXELS", section="Features",
+        help="resize the images, such as 120 (CROMA enlarges to that) or 96x480")  # fmt: skip
+@option("--tile", type=COUNT, metavar="PIXELS", section="Features",
+        help="for label maps: encode tiles of this side, and average patches where tiles "
+        "overlap")  # fmt: skip
+@option("--overlap", type=click.IntRange(min=0), metavar="PIXELS", section="Features",
+        show_default="half a tile", help="overlap of the tiles")  # fmt: skip
+@option("--pool", type=click.Choice(["pooled", "mean"]), default="pooled", section="Features",
+        help="embedding of an image: the model's own, or the mean of its tokens")  # fmt: skip
+@option("--seeds", type=CommaList(click.IntRange(min=0)), metavar="NUMBER,...", default="0",
+        section="Protocols", help="seeds of splits, probes and random weights, such as 0,1,2")  # fmt: skip
+@option("--sparse-k", type=_Dimensions(COUNT), metavar="K,...|all", section="Protocols",
+        show_default="powers of two, and all at once",
+        help="how many dimensions sparse probes see, in addition to 1")  # fmt: skip
+@option("--sizes", type=CommaList(Size()), metavar="PIXELS,...", section="Protocols",
+        show_default="48,96,120,224,384,448,504,96x480",
+        help="image sizes of extrapolation, such as 48,96x480")  # fmt: skip
+@option("--train-size", type=Size(), metavar="PIXELS", section="Protocols", show_default="120",
+        help="image size that the probes of extrapolation are trained on")  # fmt: skip
+@option("--output", required=True, type=FILE, metavar="DIR", section="Output",
+        help="the folder of the results")  # fmt: skip
+@option("--pictures", is_flag=True, section="Output",
+        help="also draw OUTPUT/pictures/*.png: features in 2-D, label maps, sparse curves, "
+        "extrapolation")  # fmt: skip
+@option("--cache", type=FILE, metavar="DIR", section="Output", show_default="OUTPUT/cache",
+        help="the cache of encoded features")  # fmt: skip
+@run_options(batch_size=64)
+def evaluate(
+    protocols: list[str],
+    data: str,
+    root: Path | None,
+    ids: Path | None,
+    subset: float | None,
+    classes: str | None,
+    ignore: list[int] | None,
+    data_bands: Mapping[str, tuple[str, ...]],
+    units: Mapping[str, str],
+    model: str,
+    pretrained: bool,
+    checkpoint: Path | None,
+    overrides: Mapping[str, Any],
+    modalities: list[str] | None,
+    streams: list[str] | None,
+    baselines: bool,
+    bands: Mapping[str, list[str]],
+    sensors: Mapping[str, str],
+    missing_bands: str,
+    kernel_scale: str,
+    size: int | tuple[int, int] | None,
+    tile: int | None,
+    overlap: int | None,
+    pool: str,
+    seeds: list[int],
+    sparse_k: list[int] | Literal["all"] | None,
+    sizes: list[int | tuple[int, int]] | None,
+    train_size: int | tuple[int, int] | None,
+    output: Path,
+    pictures: bool,
+    cache: Path | None,
+    batch_size: int,
+    device: str,
+    progress: bool,
+) -> int:
+    """Evaluate frozen features on labelled images.
 
-
-def _eval(options: argparse.Namespace) -> int:
-    from functools import cache
+    PROTOCOLS are knn, kmeans, linear, mlp, sparse or logistic, separated by commas, or all of these; also the
+    diagnostics invariance, patches, positions or extrapolation.
+    """
+    from functools import cache as call_once
 
     from rsbackbones.data.labelled import open_labelled
     from rsbackbones.data.labelled.dataset import LabelledDataset
+    from rsbackbones.device import choose_device
     from rsbackbones.eval.diagnostics import DIAGNOSTICS, DiagnosticOptions, run_diagnostics
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.feature_source import FeatureSource, describe, model_for
     from rsbackbones.eval.plot_evaluation import plot_evaluation
     from rsbackbones.eval.report import write_report
-    from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data, evaluate
+    from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data
+    from rsbackbones.eval.run import evaluate as run_protocols
     from rsbackbones.models.config import as_json
     from rsbackbones.zoo.registry import resolve_random_init
 
-    names = PROTOCOLS if options.protocols == "all" else names_in(options.protocols)
+    refuse_two_weights(pretrained, checkpoint)
+    place = choose_device(device)
+    every = protocols == ["all"]
+    names = list(PROTOCOLS) if every else protocols
     if unknown := [name for name in names if name not in (*PROTOCOLS, *DIAGNOSTICS)]:
         raise ValueError(
             f"unknown protocol {', '.join(unknown)}; there are {', '.join((*PROTOCOLS, *DIAGNOSTICS))}"
         )
     diagnostics = [name for name in names if name in DIAGNOSTICS]
-    protocols = [name for name in names if name in PROTOCOLS]
-    if diagnostics and (options.size or options.tile or options.overlap or options.pool != "pooled"):
+    chosen_protocols = [name for name in names if name in PROTOCOLS]
+    if diagnostics and (size or tile or overlap or pool != "pooled"):
         raise ValueError(
             f"--size, --tile, --overlap and --pool only apply to protocols over features; run "
             f"{', '.join(diagnostics)} in a separate command without them"
         )
-    if options.sparse_k and "sparse" not in names:
+    if sparse_k and "sparse" not in names:
         raise ValueError(
             "--sparse-k only applies to the sparse protocol: add it to the protocols or drop --sparse-k"
         )
-    if "extrapolation" not in names and (options.sizes or options.train_size):
+    if "extrapolation" not in names and (sizes or train_size):
         raise ValueError(
             "--sizes and --train-size only apply to the extrapolation protocol: add it to the protocols or "
             "drop them; --size resizes the images of the other protocols"
         )
-    seeds = [int(seed) if seed.isdecimal() else -1 for seed in names_in(options.seeds)]
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {options.seeds}: expected different whole numbers, such as 0,1,2")
-    given = {
-        m: tuple(names_in(b)) for m, b in _pairs(options.data_bands, "--data-bands", "MODALITY=B02,B03,...")
-    }
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {','.join(map(str, seeds))}: expected different numbers, such as 0,1,2")
+    rules = band_rules(sensors, missing_bands, kernel_scale)
 
-    rules = band_rules(options)
-
-    @cache
+    @call_once
     def open_set(seed: int) -> LabelledDataset:
         return open_labelled(
-            options.data, root=options.root, ids=options.ids, subset=options.subset, seed=seed,
-            bands=given or None, units=dict(_pairs(options.units, "--units", "MODALITY=UNIT")),
-            sensors=rules["sensors"],
-            classes=classes_in(options.classes) if options.classes else None,
-            ignore=[int(number) for number in names_in(options.ignore)] if options.ignore else (),
+            data, root=root, ids=ids, subset=subset, seed=seed, bands=dict(data_bands) or None, units=units,
+            sensors=rules["sensors"], classes=classes_in(classes) if classes else None, ignore=ignore or (),
         )  # fmt: skip
 
-    data = open_set(seeds[0])
-    if data.labels is None and options.pool != "pooled":
+    labelled = open_set(seeds[0])
+    if labelled.labels is None and pool != "pooled":
         raise ValueError(
-            f"--pool {options.pool} makes one embedding per image, but the labels of {data.name} are maps, "
+            f"--pool {pool} makes one embedding per image, but the labels of {labelled.name} are maps, "
             "which use one token per patch; drop --pool"
         )
-    if options.protocols == "all" and data.task == "multilabel":
-        protocols.remove("kmeans")
+    if every and labelled.task == "multilabel":
+        chosen_protocols.remove("kmeans")
         print("K-means is skipped: it needs one class per image", file=sys.stderr)
-    bands = {m: names_in(b) for m, b in _pairs(options.bands, "--bands", "MODALITY=B02,B03,...")}
     chosen: dict[str, Any] = {
-        "modalities": names_in(options.modalities) if options.modalities else None,
-        "bands": bands or None,
-        "missing_bands": rules["missing_bands"],
-        "kernel_scale": rules["kernel_scale"],
-        "overrides": fields_of(options.override),
+        "modalities": modalities,
+        "bands": dict(bands) or None,
+        "missing_bands": missing_bands,
+        "kernel_scale": kernel_scale,
+        "overrides": dict(overrides),
     }
-
-    wanted = resolve_random_init(options.model) if options.random_weights else options.model
+    name = model if pretrained else resolve_random_init(model)
 
     def build(**weights: Any) -> Any:
-        return model_for(data, wanted, **chosen, **weights).to(options.device)
+        return model_for(labelled, name, **chosen, **weights).to(place)
 
-    how = {
-        "size": options.size, "tile": options.tile, "overlap": options.overlap, "pool": options.pool,
-        "level": "image" if data.labels is not None else "patch",
-        "batch_size": options.batch_size, "device": options.device, "progress": not options.quiet,
-        "cache": options.cache or options.output / "cache",
+    how: dict[str, Any] = {
+        "size": size, "tile": tile, "overlap": overlap, "pool": pool,
+        "level": "image" if labelled.labels is not None else "patch",
+        "batch_size": batch_size, "device": place, "progress": progress, "cache": cache or output / "cache",
     }  # fmt: skip
-    if options.random_weights:
-        model = build(pretrained=False)
+    if not pretrained:
+        built = build(pretrained=False)
         subjects = [FeatureSource.random_init(lambda: build(pretrained=False), how)]
-        if options.baselines:  # the untrained model is already there
-            subjects.append(FeatureSource.band_statistics(model, how))
+        if baselines:  # the untrained model is already there
+            subjects.append(FeatureSource.band_statistics(built, how))
     else:
-        model = build(checkpoint=options.checkpoint)
-        subjects = [FeatureSource.pretrained(str(options.checkpoint or options.model), model, how)]
-        if options.baselines:
+        built = build(checkpoint=checkpoint)
+        subjects = [FeatureSource.pretrained(str(checkpoint or model), built, how)]
+        if baselines:
             # All weights are random, so the rule only affects statistics. A checkpoint may have any shape.
             own = ("modalities", "bands", "sensors")
-            shape = {f: value for f, value in as_json(model.config).items() if f not in own}
-            untrained = chosen | {"modalities": model.modalities, "bands": model.bands, "overrides": shape}
+            shape = {f: value for f, value in as_json(built.config).items() if f not in own}
+            untrained = chosen | {"modalities": built.modalities, "bands": built.bands, "overrides": shape}
             random = FeatureSource.random_init(
-                lambda: model_for(data, model.architecture, **untrained, pretrained=False).to(options.device),
-                how,
+                lambda: model_for(labelled, built.architecture, **untrained, pretrained=False).to(place), how
             )
-            subjects += [random, FeatureSource.band_statistics(model, how)]
-    if options.streams:
-        chosen_streams(list(model.stream_inputs), names_in(options.streams))
-    notes = describe(data, model) + (_describe_encoding(how) if protocols else [])
-    for note in notes:
+            subjects += [random, FeatureSource.band_statistics(built, how)]
+    if streams:
+        chosen_streams(list(built.stream_inputs), streams)
+    notes = describe(labelled, built) + (_describe_encoding(how) if chosen_protocols else [])
+    for note in [*notes, *([] if place.type == "cpu" else [f"device: {place}"])]:
         print(note, file=sys.stderr)
-    run: dict[str, Any] = {
-        "seeds": seeds, "streams": names_in(options.streams) if options.streams else None,
-        "progress": not options.quiet,
-    }  # fmt: skip
-    found: dict[str, Any] = describe_data(data, seeds) | {"rows": []}
-    if protocols:
-        ks = _numbers(options.sparse_k) if options.sparse_k else None
-        found = evaluate(
-            protocols, subjects, open_set, options.output, sparse_k=ks, device=options.device, **run
+    run: dict[str, Any] = {"seeds": seeds, "streams": streams, "progress": progress}
+    found: dict[str, Any] = describe_data(labelled, seeds) | {"rows": []}
+    if chosen_protocols:
+        found = run_protocols(
+            chosen_protocols, subjects, open_set, output, sparse_k=sparse_k, device=place, **run
         )
     found["diagnostics"] = {}
     if diagnostics:
-        how_measured = DiagnosticOptions(
-            train_size=options.train_size or 120,
-            sizes=[_size(size) for size in names_in(options.sizes)] if options.sizes else SIZES,
-            batch_size=options.batch_size,
-            cache=how["cache"],
+        options = DiagnosticOptions(
+            train_size=train_size or 120, sizes=sizes or SIZES, batch_size=batch_size, cache=how["cache"]
         )
         found["diagnostics"] = run_diagnostics(
-            diagnostics, subjects, open_set, options.output, options=how_measured, **run
+            diagnostics, subjects, open_set, output, options=options, **run
         )
-    if protocols:
+    if chosen_protocols:
         found["encoding"] = {name: how[name] for name in ("level", "size", "tile", "overlap")}
         found["encoding"]["pool"] = how["pool"] if how["level"] == "image" else None
-    found |= {"model": options.model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
-    print(write_report(options.output, found), end="")
-    if options.pictures:
+    found |= {"model": model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
+    print(write_report(output, found), end="")
+    if pictures:
         paths, undrawn = plot_evaluation(
-            options.output / "pictures", found, subjects, data, streams=run["streams"], size=options.size,
-            progress=not options.quiet,
-        )  # fmt: skip
+            output / "pictures", found, subjects, labelled, streams=streams, size=size, progress=progress
+        )
         print(*paths, sep="\n")
         for line in undrawn:
             print(line, file=sys.stderr)
@@ -257,24 +278,3 @@ def _describe_encoding(how: Mapping[str, Any]) -> list[str]:
     if how["pool"] != "pooled":
         lines.append("embeddings are the mean of a stream's tokens")
     return lines
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    """Parse ``120``, or ``96x480`` for height and width."""
-    words = text.lower().split("x")
-    sides = [int(word) for word in words if word.strip().isdecimal()]
-    if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
-        raise ValueError(f"a size is PIXELS or HEIGHTxWIDTH, such as 120 or 96x480, got {text!r}")
-    return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
-
-
-def _numbers(text: str) -> list[int] | Literal["all"]:
-    if text == "all":
-        return "all"
-    if wrong := [word for word in names_in(text) if not word.isdecimal()]:
-        raise ValueError(f"--sparse-k expects whole numbers such as 1,2,5, or all; got {', '.join(wrong)}")
-    return [int(word) for word in names_in(text)]
-
-
-def _pairs(items: list[str], option: str, form: str) -> list[tuple[str, str]]:
-    return [parse_pair(item, option, form) for item in items]

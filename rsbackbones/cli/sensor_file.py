@@ -1,9 +1,9 @@
-"""A sensor of one's own from a JSON file, for the commands.
+"""Read a sensor of your own from a JSON file, for the commands.
 
     {"name": "enmap", "bands": [{"name": "B001", "wavelength": 418.2, "width": 6.5, "gsd": 30}, ...]}
 
-The fields are those of ``Sensor`` and ``Band``: wavelengths and widths in nm, ``gsd`` in m; ``title``,
-``kind`` (``optical`` or ``radar``) and a band's ``aliases`` may be left out.
+The fields are those of ``Sensor`` and ``Band``: wavelengths and widths in nm, ``gsd`` in m. ``title``,
+``kind`` (``optical`` or ``radar``) and the ``aliases`` of a band are optional.
 """
 
 import json
@@ -12,27 +12,33 @@ from typing import Any
 
 from rsbackbones.sensors import Band, Sensor, register_sensor
 
-# A field, and what a value of it is called.
-_OF_BAND = {"name": "string", "wavelength": "number", "width": "number", "gsd": "number", "aliases": "list"}
-_OF_SENSOR = {"name": "string", "title": "string", "kind": "string", "bands": "list"}
+# Fields and the types of their values.
+_BAND_FIELDS = {
+    "name": "string",
+    "wavelength": "number",
+    "width": "number",
+    "gsd": "number",
+    "aliases": "list",
+}
+_SENSOR_FIELDS = {"name": "string", "title": "string", "kind": "string", "bands": "list"}
 _TYPES: dict[str, Any] = {"string": str, "number": (int, float), "list": list}
 
 
 def register_sensor_file(path: Path) -> Sensor:
-    """Read a sensor, make it known in this process, and return it.
+    """Read a sensor, register it in this process, and return it.
 
     Raises:
-        ValueError: the file cannot be read, a field is missing, unknown or of another type, or as
-            :func:`rsbackbones.register_sensor`.
+        ValueError: the file cannot be read; a field is missing, unknown or of another type; or
+            :func:`rsbackbones.register_sensor` refuses the sensor.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the sensor in {path}: {error}") from error
-    fields = _checked(content, _OF_SENSOR, ("name", "bands"), f"{path}")
+    fields = _check_fields(content, _SENSOR_FIELDS, ("name", "bands"), f"{path}")
     bands = []
     for i, held in enumerate(fields["bands"]):
-        of = _checked(held, _OF_BAND, ("name", "wavelength", "width", "gsd"), f"{path}: bands[{i}]")
+        of = _check_fields(held, _BAND_FIELDS, ("name", "wavelength", "width", "gsd"), f"{path}: bands[{i}]")
         aliases = of.get("aliases", [])
         if not all(isinstance(alias, str) for alias in aliases):
             raise ValueError(f"{path}: bands[{i}]: aliases must be names, got {aliases}")
@@ -44,8 +50,8 @@ def register_sensor_file(path: Path) -> Sensor:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _checked(held: Any, known: dict[str, str], needed: tuple[str, ...], here: str) -> dict[str, Any]:
-    """Return the fields of an object, all of them known and of their types, none that is needed missing."""
+def _check_fields(held: Any, known: dict[str, str], needed: tuple[str, ...], here: str) -> dict[str, Any]:
+    """Return the fields of an object. Refuse unknown and missing fields, and values of another type."""
     if not isinstance(held, dict):
         raise ValueError(f"{here}: expected an object with the fields {', '.join(known)}, got {held!r:.60}")
     if wrong := [name for name in held if name not in known] + [name for name in needed if name not in held]:

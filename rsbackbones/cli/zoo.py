@@ -1,54 +1,31 @@
 """The commands about models and weights: list, info, bands, download, verify."""
 
-import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from rsbackbones.cli.options import Command, add_band_options, band_rules, names_in
+import click
 
-_NAME = "architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION]"
+from rsbackbones.cli.options import FILE, Command, band_options, band_rules, device_option, names_in, option
 
-
-def add(command: Command) -> None:
-    """Add the parsers."""
-    sub = command("list", _list, "list the models and the weights that exist for them")
-    sub.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as 'croma*'")
-    sub.add_argument("--json", action="store_true", help="print JSON")
-
-    sub = command("info", _info, "print the card of a model's weights")
-    sub.add_argument("name", help=_NAME)
-
-    sub = command("bands", _bands, "print how your bands are matched; loads no weights")
-    sub.add_argument("name", help=_NAME)
-    sub.add_argument(
-        "--bands", action="append", default=[], metavar="B02,B03,...",
-        help="your bands, in order, of the model's first modality; of another one as MODALITY=BANDS: s1=VV",
-    )  # fmt: skip
-    add_band_options(sub)
-    sub.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
-
-    sub = command("download", _download, "fetch and verify weights")
-    sub.add_argument("name", help=_NAME)
-    sub.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="copy the weights into this folder, for machines without network",
-    )
-
-    sub = command("verify", _verify, "hash, load and run weights, and compare their features")
-    sub.add_argument("name", help=_NAME)
-    sub.add_argument("--checkpoint", type=Path, metavar="DIR", help="a folder made by download --output")
+_name = click.argument("name", metavar="NAME")
 
 
-def _list(options: argparse.Namespace) -> int:
-    from rsbackbones.zoo.registry import list_models, list_weights
+@click.command("list", cls=Command)
+@click.argument("pattern", default="*")
+@option("--json", "as_json", is_flag=True, help="print JSON")
+def list_weights(pattern: str, as_json: bool) -> int:
+    """List the models, and the weights that exist for them.
 
-    names = list_models(options.pattern)
-    entries = list_weights(options.pattern)
+    PATTERN is a shell-style pattern, such as 'croma*'.
+    """
+    from rsbackbones.zoo import registry
+
+    names = registry.list_models(pattern)
+    entries = registry.list_weights(pattern)
     if not names and not entries:
-        raise ValueError(f"nothing matches {options.pattern!r}; try: rsbackbones list")
-    if options.json:
+        raise ValueError(f"nothing matches {pattern!r}; try: rsbackbones list")
+    if as_json:
         weights = [
             {"id": e.id, "availability": e.availability, "license": e.license,
              "reason": e.source.reason or None,
@@ -73,55 +50,106 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _info(options: argparse.Namespace) -> int:
+@click.command(cls=Command)
+@_name
+def info(name: str) -> int:
+    """Print the card of a model's weights.
+
+    The card states the source, license, bands and input contract of the weights.
+
+    NAME is an architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION].
+    """
     from rsbackbones.zoo.cards import model_card
     from rsbackbones.zoo.hub import PREFIX
     from rsbackbones.zoo.registry import find_architecture, list_weights, resolve_weights
 
-    if options.name.startswith(PREFIX):
-        entries = [resolve_weights(options.name)]
+    if name.startswith(PREFIX):
+        entries = [resolve_weights(name)]
     else:
-        find_architecture(options.name.partition(".")[0])
-        entries = [e for e in list_weights() if options.name in (e.id, e.architecture)]
+        find_architecture(name.partition(".")[0])
+        entries = [e for e in list_weights() if name in (e.id, e.architecture)]
     if not entries:
-        raise ValueError(f"the manifest has no entry {options.name}; see: rsbackbones list")
+        raise ValueError(f"the manifest has no entry {name}; see: rsbackbones list")
     print("\n".join(model_card(entry) for entry in entries), end="")
     return 0
 
 
-def _bands(options: argparse.Namespace) -> int:
+@click.command(cls=Command)
+@_name
+@option(
+    "--bands", multiple=True, metavar="B02,B03,...", section="Bands",
+    help="your bands, in order, of the model's first modality; of another one as MODALITY=BANDS: s1=VV; "
+    "repeatable",
+)  # fmt: skip
+@band_options
+@option("--checkpoint", type=FILE, metavar="FILE", help="a local checkpoint, or a download folder")
+def bands(
+    name: str,
+    bands: tuple[str, ...],
+    sensors: Mapping[str, str],
+    missing_bands: str,
+    kernel_scale: str,
+    checkpoint: Path | None,
+) -> int:
+    """Print how your bands match those of the weights.
+
+    No weights are loaded.
+
+    NAME is an architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION].
+    """
     from rsbackbones.zoo.factory import plan_adaptation
     from rsbackbones.zoo.registry import resolve_architecture
 
-    if not options.bands and not options.sensor:
-        raise ValueError("pass your bands: --bands B02,B03,B04,B08, or your sensor: --sensor s2=landsat_oli")
-    first = resolve_architecture(options.name).config.modalities[0]
-    bands: dict[str, list[str]] = {}
-    for item in options.bands:
+    if not bands and not sensors:
+        raise ValueError("pass your bands: --bands B02,B03,B04,B08, or your sensor: --sensors s2=landsat_oli")
+    first = resolve_architecture(name).config.modalities[0]
+    given: dict[str, list[str]] = {}
+    for item in bands:
         left, equals, right = item.partition("=")
-        bands[left if equals else first] = names_in(right if equals else left)
-    rules = band_rules(options)
-    print(plan_adaptation(options.name, bands=bands, checkpoint=options.checkpoint, **rules))
+        given[left if equals else first] = names_in(right if equals else left)
+    rules = band_rules(sensors, missing_bands, kernel_scale)
+    print(plan_adaptation(name, bands=given, checkpoint=checkpoint, **rules))
     return 0
 
 
-def _download(options: argparse.Namespace) -> int:
+@click.command(cls=Command)
+@_name
+@option(
+    "--output", type=FILE, metavar="DIR",
+    help="copy the weights into this folder, for machines without network; default: the cache only",
+)  # fmt: skip
+def download(name: str, output: Path | None) -> int:
+    """Fetch weights and verify their bytes.
+
+    NAME is an architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION].
+    """
     from rsbackbones.files.sha256 import sha256_of
     from rsbackbones.zoo.hub import PREFIX
     from rsbackbones.zoo.registry import resolve_weights
     from rsbackbones.zoo.weights import download_to, fetch
 
-    entry = resolve_weights(options.name)
-    path = download_to(entry, options.output.expanduser()) if options.output else fetch(entry)
+    entry = resolve_weights(name)
+    path = download_to(entry, output.expanduser()) if output else fetch(entry)
     print(f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned")
-    if options.output:
+    if output:
         # A folder is looked up by manifest ids; weights of a repository are passed as a file.
-        use = path if options.name.startswith(PREFIX) else options.output
-        print(f"to use it pass checkpoint={str(use)!r}, or set RSBACKBONES_WEIGHTS={options.output}")
+        use = path if name.startswith(PREFIX) else output
+        print(f"to use it pass checkpoint={str(use)!r}, or set RSBACKBONES_WEIGHTS={output}")
     return 0
 
 
-def _verify(options: argparse.Namespace) -> int:
+@click.command(cls=Command)
+@_name
+@option("--checkpoint", type=FILE, metavar="DIR", help="a folder made by `rsbackbones download --output`")
+@device_option("cpu")
+def verify(name: str, checkpoint: Path | None, device: str) -> int:
+    """Check weights and the features they compute.
+
+    Hashes the bytes, loads the weights and compares their features with the recorded ones. Those were
+    computed on a CPU; a GPU may differ by more than the tolerance. NAME is an architecture, architecture.tag
+    or hf-hub:ORG/NAME[@REVISION].
+    """
+    from rsbackbones.device import choose_device
     from rsbackbones.files.sha256 import sha256_of
     from rsbackbones.zoo.factory import create_model
     from rsbackbones.zoo.golden import compare_golden
@@ -129,22 +157,23 @@ def _verify(options: argparse.Namespace) -> int:
     from rsbackbones.zoo.registry import resolve_weights
     from rsbackbones.zoo.weights import fetch
 
-    entry = resolve_weights(options.name)
-    path = fetch(entry, options.checkpoint)
+    place = choose_device(device)
+    entry = resolve_weights(name)
+    path = fetch(entry, checkpoint)
     pinned = "in full" if entry.sha256 else f"by the published prefix {entry.sha256_prefix}"
     print(f"{entry.id}: {path}")
     print(f"bytes: sha256 {sha256_of(path)}, as pinned {pinned}")
-    if not options.name.startswith(PREFIX):
-        model = create_model(entry.id, True, checkpoint=options.checkpoint)
-    elif options.checkpoint:
+    if not name.startswith(PREFIX):
+        model = create_model(entry.id, True, checkpoint=checkpoint)
+    elif checkpoint:
         model = create_model(entry.architecture, checkpoint=path)
     else:
-        model = create_model(options.name, True)
+        model = create_model(name, True)
     print(f"tensors: {len(model.state_dict())}, all finite, names, shapes and types as the model expects")
     if entry.golden is None:
-        print("features: not compared, since none are recorded for these weights")
+        print("features: not compared, because none are recorded for these weights")
         return 0
-    if problems := compare_golden(model, entry.golden):
+    if problems := compare_golden(model.to(place), entry.golden):
         print("features: DIFFERENT from those recorded\n  " + "\n  ".join(problems))
         return 1
     print(f"features: within {entry.golden['tolerance']} of those recorded")

@@ -1,8 +1,9 @@
-"""Crops, flips, turns and mixup: the same for all sensors of a place, and functions of a generator alone.
+"""Crops, flips, rotations and mixup: the same for all sensors of a place, and functions of a generator alone.
 
 Source: Fuller et al., CROMA, appendix A.3.2: square crops of 60 to 180 of 264 pixels, resized to 120; flips,
-quarter turns, mixup 0.3, "identically to both modalities". Li et al., SeaMo, section 3.2 and table 10: crops
-of a ratio of the image from a range, differing between the seasons of a place and not between its sensors.
+rotations by 90 degrees, mixup 0.3, "identically to both modalities". Li et al., SeaMo, section 3.2 and table
+10: crops of a ratio of the image from a range, differing between the seasons of a place and not between its
+sensors.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def crop_sides(crop: CropRange, side: int) -> tuple[int, int]:
 
 
 def draw_view(
-    generator: torch.Generator, height: int, width: int, *, crop: CropRange, flips: Flips, turns: bool
+    generator: torch.Generator, height: int, width: int, *, crop: CropRange, flips: Flips, rot90: bool
 ) -> View:
     """Draw a view of an image of ``height`` x ``width`` pixels.
 
@@ -70,7 +71,7 @@ def draw_view(
         side=side,
         flip_rows=flips is True and u[3] < 0.5,
         flip_columns=bool(flips) and u[4] < 0.5,
-        quarter_turns=int(u[5] * 4) if turns else 0,
+        quarter_turns=int(u[5] * 4) if rot90 else 0,
     )
 
 
@@ -83,11 +84,11 @@ def draw_views(
     region: Region,
     crop: CropRange,
     flips: Flips,
-    turns: bool,
+    rot90: bool,
 ) -> list[View]:
     """Draw the views of the seasons of a place (SeaMo, figure 2).
 
-    - ``same``: one view for all of them, flips and turns included.
+    - ``same``: one view for all of them, flips and rotations included.
     - ``partial``: a view for each; their crops overlap by chance, and may miss each other where they are
       small.
     - ``disjoint``: no two crops share a pixel. The image is divided into equal cells, as large as so many
@@ -100,10 +101,10 @@ def draw_views(
         ValueError: the image is smaller than the smallest crop, or ``disjoint`` crops do not fit.
     """
     if region == "same" or seasons == 1:
-        return [draw_view(generator, height, width, crop=crop, flips=flips, turns=turns)] * seasons
+        return [draw_view(generator, height, width, crop=crop, flips=flips, rot90=rot90)] * seasons
     if region == "partial":
         return [
-            draw_view(generator, height, width, crop=crop, flips=flips, turns=turns) for _ in range(seasons)
+            draw_view(generator, height, width, crop=crop, flips=flips, rot90=rot90) for _ in range(seasons)
         ]
     rows, columns = _cells(height, width, seasons)
     cell = (height // rows, width // columns)
@@ -117,7 +118,7 @@ def draw_views(
     views = []
     for place in places:
         row, column = divmod(place, columns)
-        inner = draw_view(generator, *cell, crop=(low, min(high, *cell)), flips=flips, turns=turns)
+        inner = draw_view(generator, *cell, crop=(low, min(high, *cell)), flips=flips, rot90=rot90)
         top, left = inner.top + row * cell[0], inner.left + column * cell[1]
         views.append(replace(inner, top=top, left=left))
     return views

@@ -41,20 +41,20 @@ class PackReport:
 
 def pack(
     source: Source,
-    out: str | Path,
+    output: str | Path,
     *,
     per_shard: int = 64,
     max_bad_share: float = 0.01,
     progress: bool = True,
 ) -> PackReport:
-    """Write all usable places of a source, at all dates, into shards in the folder ``out``.
+    """Write all usable places of a source, at all dates, into shards in the folder ``output``.
 
     An interrupted pack resumes after its last whole shard when it is started again, and ends with the same
     bytes as an uninterrupted one.
 
     Args:
         source: what to pack.
-        out: a folder; it is made, or holds an earlier pack of the same source.
+        output: a folder; it is made, or holds an earlier pack of the same source.
         per_shard: places per shard; the last one may hold fewer.
         max_bad_share: the largest share of places that may be unusable.
         progress: show a bar.
@@ -63,7 +63,7 @@ def pack(
         ValueError: no places, too many unusable ones (they are listed), a folder that holds anything else,
             or one that cannot be written to.
     """
-    folder = Path(out).expanduser()
+    folder = Path(output).expanduser()
     if not len(source):
         raise ValueError(f"{source.name} holds no places")
     if per_shard < 1:

@@ -135,7 +135,7 @@ def _known_elsewhere(names: Sequence[str], of: Mapping[str, str]) -> str:
         if wanted <= known and modality and sensor.name not in of.values():
             return (
                 f". They are names of {sensor.title}: sensors={{'{modality}': '{sensor.name}'}} "
-                f"(--sensor {modality}={sensor.name}) reads them so"
+                f"(--sensors {modality}={sensor.name}) reads them so"
             )
     return ""
 

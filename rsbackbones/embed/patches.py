@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
+from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
 from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
@@ -25,10 +26,11 @@ def embed_patches(
     paths: Sequence[Path],
     output: Path,
     *,
-    names: Sequence[Sequence[str] | None] | None = None,
+    bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
     nodata: float | None = None,
     batch_size: int = 8,
+    device: str | torch.device | None = None,
     skip_nodata: bool = False,
     progress: bool = True,
 ) -> list[Path]:
@@ -42,7 +44,7 @@ def embed_patches(
     Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed run.
 
     Args:
-        model, names, units, nodata, batch_size, progress: as for :func:`embed_scene`.
+        model, bands, units, nodata, batch_size, device, progress: as for :func:`embed_scene`.
         paths: raster files.
         output: a path ending in ``.npz`` or ``.parquet``.
         skip_nodata: leave out patches with pixels without data; they are an error otherwise.
@@ -59,8 +61,10 @@ def embed_patches(
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    places = _group_by_grid(paths, sensors_of(model), names, units)
-    job = embedding_job(model, paths, units=units, nodata=nodata) | {"names": names}
+    if device is not None:
+        model.to(choose_device(device))
+    places = _group_by_grid(paths, sensors_of(model), bands, units)
+    job = embedding_job(model, paths, units=units, nodata=nodata) | {"bands": bands}
     with RowStore(unfinished(output), job, len(places)) as store:
         try:
             _embed_places(store, model, places, units, nodata, batch_size, skip_nodata, progress)

@@ -11,6 +11,7 @@ import torch
 
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
+from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import embedding_job, open_model_rasters, unfinished
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.files.atomic import atomic_path
@@ -28,13 +29,14 @@ def embed_scene(
     paths: Sequence[Path],
     output: Path,
     *,
-    names: Sequence[Sequence[str] | None] | None = None,
+    bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
     nodata: float | None = None,
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
     batch_size: int = 8,
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Path:
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
@@ -54,7 +56,7 @@ def embed_scene(
             ``model.config.sensors``.
         paths: rasters on one grid, together holding all bands of the model.
         output: a path ending in ``.tif``.
-        names: the band names of each raster, where its descriptions do not tell.
+        bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
         nodata: the value without data, where the files do not state it.
         stream: by default the model's default stream.
@@ -62,11 +64,14 @@ def embed_scene(
             large cells, four of them at least).
         overlap: by how many pixels windows overlap; default two fifths of the window.
         batch_size: windows encoded at a time.
+        device: the model is moved there, see :func:`rsbackbones.device.choose_device`. Default: where it is.
         progress: show a progress bar.
 
     Raises:
         ValueError: rasters, bands, sizes or an unfinished run that do not fit.
     """
+    if device is not None:
+        model.to(choose_device(device))
     cell, unit = model.stride, _unit(model)
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError(f"a feature map is a .tif, got {output}")
@@ -77,7 +82,7 @@ def embed_scene(
     for written in (output, output.with_suffix(".png")):
         if same := [path for path in paths if path.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
-    with open_model_rasters(model, paths, names=names, units=units, nodata=nodata) as scene:
+    with open_model_rasters(model, paths, names=bands, units=units, nodata=nodata) as scene:
         sides = (scene.height, scene.width)
         rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
         grid = (rows, columns)

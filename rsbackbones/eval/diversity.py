@@ -28,7 +28,7 @@ from rsbackbones.models.backbone import unwrap_model
 
 
 def mean_pairwise_cosine(x: Tensor) -> Tensor:
-    """Return the mean cosine similarity between different vectors of [..., n, D]: [...], float64.
+    """Return the mean cosine similarity between different vectors of [..., n, D]: [...], float64, on the CPU.
 
     In closed form: the square of the sum of unit vectors is the sum over all pairs. The similarity to a zero
     vector is 0.
@@ -39,7 +39,7 @@ def mean_pairwise_cosine(x: Tensor) -> Tensor:
     count = x.shape[-2]
     if count < 2:
         raise ValueError(f"similarity between vectors needs at least two, got {list(x.shape)}")
-    unit = nn.functional.normalize(x.double(), dim=-1)
+    unit = nn.functional.normalize(x.cpu().double(), dim=-1)  # not every device has float64
     pairs = unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))
     return pairs / (count * (count - 1))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rsbackbones.data.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.data.patch_tiles import PatchTiles
+from rsbackbones.device import choose_device
 from rsbackbones.eval.batches import BatchReader, frozen_eval
 from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
 from rsbackbones.eval.fingerprint import fingerprint
@@ -64,7 +65,7 @@ def encode(
         level: an embedding for each image, or for each patch.
         pool: of images: the model's own embedding, or the mean of a stream's tokens.
         batch_size: images, or tiles, at a time.
-        device: the model is moved there. Default: where it is.
+        device: the model is moved there, see :func:`rsbackbones.device.choose_device`. Default: where it is.
         cache: a folder for features, in subfolders named by a digest of weights, preprocessing and data.
             Cached images are not encoded again; a killed run resumes after its last batch.
         progress: show a bar.
@@ -83,7 +84,7 @@ def encode(
         raise ValueError(f"unknown or no streams, {list(wanted)}: this model has {', '.join(known)}")
     transform = make_transform(backbone, data)
     if device is not None:
-        backbone.to(device)
+        backbone.to(choose_device(device))
     place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)

@@ -171,7 +171,7 @@ def _known_bands(data: LabelledDataset, modality: str, model: Backbone, name: st
 def _sensor_hint(data: LabelledDataset, known: Sequence[str]) -> str:
     """Say how to use images of other sensors than the model's own."""
     return "".join(
-        f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensor {m}={key})"
+        f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensors {m}={key})"
         for key in data.bands
         for m in known
         if key not in known and get_sensor(key).kind == get_sensor(m).kind
@@ -194,7 +194,7 @@ def describe(data: LabelledDataset, model: Backbone) -> list[str]:
         if table.sensor != table.weights_sensor:
             lines.append(
                 f"{table.modality}: the images are taken as {table.sensor}, and the weights are for "
-                f"{table.weights_sensor}; where that is wrong, name the sensor of the images (--sensor)"
+                f"{table.weights_sensor}; where that is wrong, name the sensor of the images (--sensors)"
             )
     if model.adaptation:
         lines.append(str(model.adaptation))

@@ -47,14 +47,16 @@ def invariance(
     backbone = unwrap_model(model)
     with frozen_eval(model):
         for images in input_batches(model, data, split, batch_size=batch_size):
-            original = {s: f.pooled[s] for s, f in backbone.forward_streams(images).items()}
+            # In float64, on the CPU: not every device has it.
+            streams = backbone.forward_streams(images)
+            original = {s: f.pooled[s].cpu().double() for s, f in streams.items()}
             for stream, pooled in original.items():
                 found.setdefault(stream, {}).setdefault(OTHER_IMAGE, []).append(pooled)
             for name, transform in TRANSFORMS.items():
                 moved = backbone.forward_streams({m: transform(x) for m, x in images.items()})
                 for stream, features in moved.items():
-                    pooled = features.pooled[stream].double()
-                    similarity = F.cosine_similarity(original[stream].double(), pooled, dim=-1)
+                    pooled = features.pooled[stream].cpu().double()
+                    similarity = F.cosine_similarity(original[stream], pooled, dim=-1)
                     found[stream].setdefault(name, []).append(similarity)
     return {
         stream: {name: float(torch.cat(by_name[name]).mean()) for name in TRANSFORMS}

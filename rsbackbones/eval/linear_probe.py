@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsbackbones.data.labelled.dataset import Array
+from rsbackbones.device import choose_device
 from rsbackbones.eval.feature_table import FeatureTable, validate_table
 
 RATES = tuple(float(f"{digit}e{power}") for power in (-4, -3, -2) for digit in range(1, 10))
@@ -129,6 +130,7 @@ def train_probes(
     if kind not in ("linear", "mlp"):
         raise ValueError(f"kind={kind!r}: expected 'linear' or 'mlp'")
     train = validate_table("train", train, classes)
+    device = choose_device(device)
     x, y = torch.from_numpy(train.features).to(device), torch.from_numpy(train.labels).to(device)
     mean, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
     if options.standardize:

@@ -72,7 +72,8 @@ def evaluate(
         streams: of every source; ``a+b`` concatenates two. Default: each, and all concatenated.
         num_resamples: bootstrap resamples.
         sparse_k: of sparse probes the numbers of dimensions beside 1, or ``all``; default: powers of two.
-        device: where probes are trained; the other protocols are numpy's and scikit-learn's.
+        device: where probes are trained, see :func:`rsbackbones.device.choose_device`; the other protocols
+            are numpy's and scikit-learn's.
         progress: show bars.
 
     Raises:

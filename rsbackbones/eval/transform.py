@@ -60,7 +60,7 @@ def make_transform(model: nn.Module, data: LabelledDataset, *, series: bool = Fa
                 f"{modality}: the model takes bands of {own}, those of {data.name} are of {given}. Build "
                 f"the model for them: create_model(..., sensors={{'{modality}': '{given}'}}); or, if they "
                 f"are of {own}, open the set with sensors={{'{modality}': '{own}'}} "
-                f"(--sensor {modality}={own})"
+                f"(--sensors {modality}={own})"
             )
     preprocess = preprocess_for(
         backbone.inputs,

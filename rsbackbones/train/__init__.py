@@ -1,5 +1,10 @@
 """Pretraining on torch.distributed: recipes, data, objectives and the engine. Nothing else imports this."""
 
+try:
+    import pydantic as _  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError("training needs more packages: pip install 'rsbackbones[train]'") from error
+
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.trainer import Summary, train

@@ -1,23 +1,38 @@
-"""How the commands of training end: errors as one line, and no launcher left waiting."""
+"""How training commands run and end: errors in one line, and no launcher left waiting."""
 
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NoReturn
+
+import click
 
 from rsbackbones.plugins import load_plugins
 from rsbackbones.train.engine.distributed import end_process
 
 
-def run_command(main: Callable[[list[str]], int], name: str) -> NoReturn:
-    """Call ``main`` with the process's arguments and exit with its code; 2 where what was given is wrong."""
+def call_command(command: click.Command, arguments: Sequence[str], module: str) -> int:
+    """Run a command of ``module``, print expected errors, and return the exit code: 2 for an error."""
     try:
         load_plugins()
-        code = main(sys.argv[1:])
+        code: int = command.main(list(arguments), prog_name=f"python -m {module}", standalone_mode=False)
+        return code or 0
     except (ValueError, OSError, ImportError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        code = 2
+        print(f"{module}: {error}", file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:  # Ctrl-C
+        print(f"{module}: interrupted", file=sys.stderr)
+        return 130
+
+
+def run_command(command: click.Command, module: str) -> NoReturn:
+    """Run a command with the arguments of the process, and end the process."""
+    try:
+        code = call_command(command, sys.argv[1:], module)
     except BaseException:
         if "WORLD_SIZE" not in os.environ:
             raise

@@ -52,7 +52,7 @@ class Views:
     crop: CropRange
     size: int
     flips: Flips = True
-    turns: bool = True
+    rot90: bool = True
     region: Region = "same"
     mixup: float = 0.0
 
@@ -122,7 +122,7 @@ class DataStream:
         count = 1 if self.seasons is None or self.seasons == "all" else self.seasons
         return draw_views(
             generator, height, width, count, region=views.region, crop=views.crop,
-            flips=views.flips, turns=views.turns,
+            flips=views.flips, rot90=views.rot90,
         )  # fmt: skip
 
 

@@ -11,13 +11,13 @@ is always a kernel of the virtual bands that gives the tokens exactly, and the n
 every step (for at most ``VIRTUAL_BANDS`` bands; beyond, the best one).
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.preprocess import create_preprocess
 from rsbackbones.sensors import Band, get_sensor
+from rsbackbones.train.command import run_command
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.registry import find_architecture
 from rsbackbones.zoo.saving import resolve_output, save_model
@@ -39,6 +40,8 @@ from rsbackbones.zoo.saving import resolve_output, save_model
 _OWN, _SOME = 0.25, 0.375
 _MOST_BANDS, _WIDTHS = 64, (5.0, 150.0)
 _PATCHES, _RATE, _RIDGE = 256, 3e-3, 1e-3
+
+_FILE = click.Path(path_type=Path)
 
 
 class Drawn(NamedTuple):
@@ -201,30 +204,43 @@ def read_images(model: Backbone, path: Path | None) -> Tensor:
     return preprocess({"s2": images})["s2"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Distil, and write a checkpoint that ``create_model(checkpoint=...)`` loads for any bands."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rsbackbones.train.distill_tokenizer", description=main.__doc__
-    )
-    parser.add_argument("model", help="a name, as for create_model: croma_vit_tiny")
-    parser.add_argument("--checkpoint", type=Path, help="weights of your own; default the published ones")
-    parser.add_argument("--images", type=Path, help=".npz with images and bands; default: simulated scenes")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="WEIGHTS.safetensors, to be written")
-    options = parser.parse_args(arguments)
-    try:
-        path = resolve_output(options.output, (".safetensors",))
-        model = create_model(
-            options.model, pretrained=options.checkpoint is None, checkpoint=options.checkpoint
-        )
-        images = read_images(model, options.images)
-        student = distill_tokenizer(model, images, steps=options.steps, seed=options.seed)
-    except ValueError as error:
-        parser.exit(1, f"{error}\n")
+@click.command(context_settings={"show_default": True})
+@click.argument("model")
+@click.option(
+    "--output", type=_FILE, required=True, metavar="FILE", help="WEIGHTS.safetensors, to be written."
+)
+@click.option(
+    "--checkpoint",
+    type=_FILE,
+    metavar="FILE",
+    show_default="the published weights",
+    help="Weights of your own.",
+)
+@click.option(
+    "--images",
+    type=_FILE,
+    metavar="FILE",
+    show_default="simulated scenes",
+    help="NAME.npz with images and bands.",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=1500, help="Optimizer steps.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Seed of the batches and the sampled bands."
+)
+def command(
+    model: str, output: Path, checkpoint: Path | None, images: Path | None, steps: int, seed: int
+) -> int:
+    """Distill a tokenizer for any bands, and write weights for create_model(checkpoint=...).
+
+    MODEL is a name as for create_model: croma_vit_tiny.
+    """
+    path = resolve_output(output, (".safetensors",))
+    teacher = create_model(model, pretrained=checkpoint is None, checkpoint=checkpoint)
+    student = distill_tokenizer(teacher, read_images(teacher, images), steps=steps, seed=seed)
     save_model(student, path)
-    print(f"wrote {path}: the tokens of {', '.join(model.bands['s2'])} from any bands")
+    print(f"wrote {path}: the tokens of {', '.join(teacher.bands['s2'])} from any bands")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(command, "rsbackbones.train.distill_tokenizer")

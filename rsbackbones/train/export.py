@@ -1,29 +1,28 @@
-"""``python -m rsbackbones.train.export RUN --output DIR``: from a run to weights for ``create_model``.
+"""``python -m rsbackbones.train.export RUN --output DIR``: export a run as weights for ``create_model``.
 
-The folder holds ``ARCHITECTURE.TAG.safetensors`` (the encoder, for ``create_model(checkpoint=...)``) and
+The folder has ``ARCHITECTURE.TAG.safetensors`` (the encoder, for ``create_model(checkpoint=...)``) and
 ``manifest.json``, a manifest of one entry with provenance, input contract, hash and golden activations:
 with ``RSBACKBONES_MANIFEST=DIR/manifest.json``, ``create_model("ARCHITECTURE.TAG", pretrained=True)`` finds
 it.
 """
 
-import argparse
 import json
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.models.config import as_json
-from rsbackbones.plugins import load_plugins
 from rsbackbones.preprocess import preprocess_for
+from rsbackbones.train.command import run_command
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, objective_signature
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.run_dir import stage_folder
@@ -37,12 +36,12 @@ from rsbackbones.zoo.saving import save_model, write_safetensors
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: bool = False) -> Path:
-    """Write the encoder of a run, and with ``full`` the whole objective, to the folder ``to``.
+def export(run: Path, output: Path, *, tag: str = "", dtype: str = "float32", full: bool = False) -> Path:
+    """Write the encoder of a run, and with ``full`` the whole objective, to the folder ``output``.
 
     Args:
         run: the output folder of a run.
-        to: the folder to make; it must not exist, or be empty.
+        output: the folder to make; it must not exist, or be empty.
         tag: of the weights' id ``architecture.tag``; default the name of the run's folder.
         dtype: ``float32``, or a half-precision type to store; reading casts up.
         full: keep all: in the encoder's file what only pretraining needs (SeaMo's temporal-multimodal block),
@@ -59,10 +58,10 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
     tag = tag or re.sub(r"[^a-z0-9]+", "_", run.resolve().name.lower()).strip("_")
     if not re.fullmatch(r"[a-z0-9_]+", tag):
         raise TrainingError(f"a tag is lower-case letters, digits and underscores, got {tag!r}")
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise TrainingError(f"{to} exists and is not an empty folder")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise TrainingError(f"{output} exists and is not an empty folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
         file = save_model(model, part / f"{recipe.model}.{tag}.safetensors", dtype=DTYPES[dtype])
         if full:
@@ -98,11 +97,11 @@ def export(run: Path, to: Path, *, tag: str = "", dtype: str = "float32", full: 
         read_manifest(part / "manifest.json")
         shutil.copyfile(run / "recipe.json", part / "recipe.json")
         part.chmod(0o755)
-        part.rename(to)
+        part.rename(output)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    return to / "manifest.json"
+    return output / "manifest.json"
 
 
 def _config_changes(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,25 +139,32 @@ def _seen(recipe: Recipe, record: Mapping[str, Any], step: int) -> str:
     return f"{step} steps of {recipe.batch_size}, {seen} samples seen. Data: {sources}."
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m rsbackbones.train.export", description=__doc__)
-    parser.add_argument("run", type=Path, help="the output folder of a run")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
-    parser.add_argument("--tag", default="", help="of the weights' id; default the run's name")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument(
-        "--full", action="store_true", help="keep what only pretraining needs, for init_from="
-    )
-    options = parser.parse_args(arguments)
-    try:
-        load_plugins()
-        print(export(options.run, options.output, tag=options.tag, dtype=options.dtype, full=options.full))
-    except (ValueError, OSError) as error:
-        print(f"rsbackbones.train.export: {error}", file=sys.stderr)
-        return 2
+@click.command(context_settings={"show_default": True})
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make."
+)
+@click.option(
+    "--tag",
+    default="",
+    show_default="the name of the run's folder",
+    help="The tag of the weights' id, ARCHITECTURE.TAG.",
+)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", help="The type to store.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Also keep the parts that only pretraining needs, for init_from= of a recipe.",
+)
+def command(run: Path, output: Path, tag: str, dtype: str, full: bool) -> int:
+    """Export the encoder of a run as weights for create_model.
+
+    RUN is the output folder of a run. OUTPUT gets ARCHITECTURE.TAG.safetensors and manifest.json, with
+    provenance, input contract, hash and golden activations.
+    """
+    print(export(run, output, tag=tag, dtype=dtype, full=full))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(command, "rsbackbones.train.export")

@@ -216,7 +216,7 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     """
     data, sensors = recipe.data, backbone.config.sensors
     if data.root is None:
-        raise TrainingError("no data is named: say data.root=FOLDER")
+        raise TrainingError("no data: pass data.root=FOLDER")
     if data.parts and data.options:
         raise TrainingError("data.options are of a root that is a training set of its own, not of data.parts")
     root = data.root.expanduser()
@@ -251,7 +251,7 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
         given = {m: source.bands[m] for m in wanted}
         units = {m: unit for m, unit in data.units.items() if m in wanted}
         views = Views(
-            crop=crop, size=size, flips=data.flips, turns=data.turns, region=data.region, mixup=data.mixup
+            crop=crop, size=size, flips=data.flips, rot90=data.rot90, region=data.region, mixup=data.mixup
         )
         checking, preprocess = (
             preprocess_for(backbone.inputs, wanted, sensors=sensors, bands=given, units=units, check=check)
@@ -259,7 +259,7 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
         )
         try:
             stream = DataStream(
-                source=source, preprocess=preprocess, views=views, repeat=part.repeat if part else 1,
+                source=source, preprocess=preprocess, views=views, repeat=part.repeats if part else 1,
                 seasons=recipe.objective.seasons,
             )  # fmt: skip
         except ValueError as error:

@@ -176,7 +176,7 @@ def create_model(
         raise WeightsMismatchError(
             f"overrides cannot contradict the weights in {file.path}: they have "
             + ", ".join(f"{f} {getattr(info.config, f)}" for f in differing)
-            + " (to adapt them use bands=, sensors= (--sensor), modalities= or patch_size=)"
+            + " (to adapt them use bands=, sensors= (--sensors), modalities= or patch_size=)"
             + "".join(f"; {hint}" for hint in where)
         )
     # Pretrained weights fix the modalities; a random model may have any that its family supports.

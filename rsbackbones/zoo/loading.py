@@ -359,7 +359,7 @@ def _check_tensors(
         raise WeightsMismatchError(
             f"{what} does not hold this model: {lines}. A file without metadata is assumed to hold the "
             "default configuration of the architecture. If its size, sensors or bands differ, pass them: "
-            f"overrides={{'modalities': ('s2',), ...}} (command line: --override FIELD=VALUE); "
+            f"overrides={{'modalities': ('s2',), ...}} (command line: --overrides FIELD=VALUE); "
             f"fields: {', '.join(fields)}"
         )
     if entry is not None and entry.params and entry.params != params:

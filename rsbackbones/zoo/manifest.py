@@ -190,6 +190,6 @@ def find_entry(name: str) -> WeightsEntry:
         why = why if chosen else f"{why}: {reasons[0]}"
     raise WeightsNotFound(
         f"{name}: {why}. Weights exist for: {', '.join(available) or 'no model yet'}. "
-        "For a randomly initialized model leave out pretrained=True (commands: --random-weights; "
+        "For a randomly initialized model leave out pretrained=True (commands: --no-pretrained; "
         "finetune: pretrained=false)."
     )

@@ -35,7 +35,7 @@ def file(tmp_path):
 
 
 def test_the_bands_of_a_file_meet_the_weights(file, capsys):
-    assert main(["bands", "croma_vit_tiny", "--sensor", f"s2={file}", "--bands", "late,bleu"]) == 0
+    assert main(["bands", "croma_vit_tiny", "--sensors", f"s2={file}", "--bands", "late,bleu"]) == 0
     printed = capsys.readouterr().out
     expected = rsb.Sensor(
         name="two_bands",
@@ -56,13 +56,13 @@ def test_a_checkpoint_says_its_own_bands(file, tmp_path, capsys):
     """Of a file on the sensor of another file, and of one that lacks its tensors: the header is enough."""
     sensor = {"name": "one", "bands": [{"name": "only", "wavelength": 500, "width": 60, "gsd": 5}]}
     (tmp_path / "one.json").write_text(json.dumps(sensor))
-    main(["bands", "croma_vit_tiny", "--sensor", f"s2={tmp_path / 'one.json'}"])
+    main(["bands", "croma_vit_tiny", "--sensors", f"s2={tmp_path / 'one.json'}"])
     model = rsb.create_model(
         "croma_vit_tiny", modalities=("s2",), sensors={"s2": "one"}, overrides={"dim": 32, "depth": 2}
     )
     saved = rsb.save_model(model, tmp_path / "m.safetensors")
     capsys.readouterr()
-    bands = ["bands", "croma_vit_tiny", "--checkpoint", str(saved), "--sensor", f"s2={file}"]
+    bands = ["bands", "croma_vit_tiny", "--checkpoint", str(saved), "--sensors", f"s2={file}"]
     assert main([*bands, "--bands", "early"]) == 0
     assert "weights for bands of one" in capsys.readouterr().out
     assert main([*bands, "--bands", "early,late"]) == 2
@@ -92,7 +92,7 @@ def test_a_file_that_describes_no_sensor(file, capsys, change, said):
     content = json.loads(json.dumps(MINE))
     change(content)
     file.write_text(json.dumps(content))
-    assert main(["bands", "croma_vit_tiny", "--sensor", f"s2={file}"]) == 2
+    assert main(["bands", "croma_vit_tiny", "--sensors", f"s2={file}"]) == 2
     error = capsys.readouterr().err
     assert str(file) in error
     assert re.search(said, error), error
@@ -101,5 +101,5 @@ def test_a_file_that_describes_no_sensor(file, capsys, change, said):
 def test_a_file_that_cannot_be_read(tmp_path, capsys):
     (tmp_path / "broken.json").write_text("{")
     for name in ("nosuch.json", "broken.json"):
-        assert main(["bands", "croma_vit_tiny", "--sensor", f"s2={tmp_path / name}"]) == 2
+        assert main(["bands", "croma_vit_tiny", "--sensors", f"s2={tmp_path / name}"]) == 2
         assert f"cannot read the sensor in {tmp_path / name}" in capsys.readouterr().err

@@ -40,21 +40,21 @@ def coordinates(height, width):
 )
 @settings(max_examples=150)
 def test_a_view_lies_in_its_image(seed, height, width, low, high):
-    view = draw_view(generator(seed), height, width, crop=(low, high), flips=True, turns=True)
+    view = draw_view(generator(seed), height, width, crop=(low, high), flips=True, rot90=True)
     assert low <= view.side <= min(high, height, width)
     assert 0 <= view.top <= height - view.side
     assert 0 <= view.left <= width - view.side
     assert cut(view, coordinates(height, width)).shape == (2, view.side, view.side)
-    assert view == draw_view(generator(seed), height, width, crop=(low, high), flips=True, turns=True)
+    assert view == draw_view(generator(seed), height, width, crop=(low, high), flips=True, rot90=True)
 
 
 def test_all_sides_and_corners_occur():
-    views = [draw_view(generator(seed), 12, 10, crop=(7, 99), flips=True, turns=True) for seed in range(1500)]
+    views = [draw_view(generator(seed), 12, 10, crop=(7, 99), flips=True, rot90=True) for seed in range(1500)]
     assert {view.side for view in views} == {7, 8, 9, 10}
     assert stats.chisquare(np.bincount([v.side for v in views])[7:]).pvalue > 1e-4  # all as often
     assert {(v.top, v.left) for v in views if v.side == 7} == {(i, j) for i in range(6) for j in range(4)}
     with pytest.raises(ValueError, match=r"12 x 10 pixels.*smallest crop, 11.*data\.crop to at most 10"):
-        draw_view(generator(0), 12, 10, crop=(11, 20), flips=True, turns=True)
+        draw_view(generator(0), 12, 10, crop=(11, 20), flips=True, rot90=True)
 
 
 def test_the_eight_turns_are_equally_often_and_exact():
@@ -63,20 +63,20 @@ def test_the_eight_turns_are_equally_often_and_exact():
     symmetries = [np.rot90(x, k, (1, 2)) for x in (plain, plain[:, :, ::-1]) for k in range(4)]
     counts = np.zeros(8, dtype=int)
     for seed in range(1600):
-        view = draw_view(generator(seed), 6, 6, crop=(6, 6), flips=True, turns=True)
+        view = draw_view(generator(seed), 6, 6, crop=(6, 6), flips=True, rot90=True)
         got = resize_and_turn(view, torch.from_numpy(cut(view, plain)), 6).numpy()
         matching = [i for i, expected in enumerate(symmetries) if np.array_equal(got, expected)]
         assert len(matching) == 1
         counts[matching[0]] += 1
     assert stats.chisquare(counts).pvalue > 1e-4
-    for flips, turns, allowed in (
+    for flips, rot90, allowed in (
         (False, False, {0}),
         (False, True, {0, 1, 2, 3}),
         (True, False, {0, 2, 4, 6}),
     ):
         found = set()
         for seed in range(60):
-            view = draw_view(generator(seed), 6, 6, crop=(6, 6), flips=flips, turns=turns)
+            view = draw_view(generator(seed), 6, 6, crop=(6, 6), flips=flips, rot90=rot90)
             got = resize_and_turn(view, image, 6).numpy()
             found |= {i for i, expected in enumerate(symmetries) if np.array_equal(got, expected)}
         assert found == allowed
@@ -86,7 +86,7 @@ def test_the_eight_turns_are_equally_often_and_exact():
 @settings(max_examples=50)
 def test_a_resized_view_shows_the_places_it_should(seed):
     """Coordinates stay coordinates under resizing: every pixel shows the place that it stands for."""
-    view = draw_view(generator(seed), 64, 48, crop=(16, 48), flips=True, turns=True)
+    view = draw_view(generator(seed), 64, 48, crop=(16, 48), flips=True, rot90=True)
     size = 16
     got = resize_and_turn(view, torch.from_numpy(cut(view, coordinates(64, 48))), size).double().numpy()
     centers = (np.arange(size) + 0.5) * view.side / size - 0.5
@@ -140,7 +140,7 @@ def test_views_of_seasons_lie_in_the_image_and_as_the_region_says(seed, height, 
     side = min(height, width)
     low, high = crop if crop[0] > 1 else (max(1, math.floor(share * side)) for share in crop)
     high = min(high, side)
-    options = {"region": region, "crop": crop, "flips": "horizontal", "turns": False}
+    options = {"region": region, "crop": crop, "flips": "horizontal", "rot90": False}
     # So many equal squares fit: each holds one point of a grid that is as wide as they are.
     fits = seasons == 1 or region != "disjoint" or (height // low) * (width // low) >= seasons
     if not fits or low > high:
@@ -168,7 +168,7 @@ def test_views_of_seasons_lie_in_the_image_and_as_the_region_says(seed, height, 
 
 def test_quarters_of_an_odd_side_fit_beside_each_other():
     views = draw_views(
-        generator(0), 101, 101, 4, region="disjoint", crop=(0.5, 1.0), flips=False, turns=False
+        generator(0), 101, 101, 4, region="disjoint", crop=(0.5, 1.0), flips=False, rot90=False
     )
     assert [view.side for view in views] == [50] * 4
 
@@ -180,7 +180,7 @@ def test_disjoint_crops_are_refused_only_where_none_fit_at_all(seasons):
     for height in range(2, 9):
         for width in range(2, 9):
             for side in range(2, min(height, width) + 1):
-                arguments = {"region": "disjoint", "crop": (side, 99), "flips": True, "turns": True}
+                arguments = {"region": "disjoint", "crop": (side, 99), "flips": True, "rot90": True}
                 if squares_fit(seasons, side, height, width):
                     assert len(draw_views(generator(0), height, width, seasons, **arguments)) == seasons
                 else:
@@ -192,15 +192,15 @@ def test_disjoint_crops_are_refused_only_where_none_fit_at_all(seasons):
 
 def test_disjoint_crops_that_do_not_fit_say_what_would():
     with pytest.raises(ValueError, match=r"into an image of 264 x 264; the smallest may be 132: lower data"):
-        draw_views(generator(0), 264, 264, 4, region="disjoint", crop=(0.51, 1.0), flips=False, turns=False)
+        draw_views(generator(0), 264, 264, 4, region="disjoint", crop=(0.51, 1.0), flips=False, rot90=False)
     views = draw_views(
-        generator(0), 264, 264, 4, region="disjoint", crop=(0.5, 1.0), flips=False, turns=False
+        generator(0), 264, 264, 4, region="disjoint", crop=(0.5, 1.0), flips=False, rot90=False
     )
     assert {(v.top, v.left, v.side) for v in views} == {(r, c, 132) for r in (0, 132) for c in (0, 132)}
 
 
 def test_partial_crops_are_drawn_apart_and_disjoint_ones_anywhere_in_their_cell():
-    partial = {"region": "partial", "crop": (0.5, 1.0), "flips": "horizontal", "turns": False}
+    partial = {"region": "partial", "crop": (0.5, 1.0), "flips": "horizontal", "rot90": False}
     drawn = [draw_views(generator(seed), 20, 20, 2, **partial) for seed in range(1500)]
     for t in range(2):
         sides = np.bincount([views[t].side for views in drawn], minlength=21)[10:]
@@ -250,7 +250,7 @@ def test_the_sensors_of_a_season_share_its_view(region, tmp_path):
     source = NpzSource(
         NpzFile(path=str(tmp_path / "images.npz"), images={m: {m: BANDS[m]} for m in images}, series=True)
     )
-    views = Views(crop=(16, 16), size=16, flips=True, turns=True, region=region)
+    views = Views(crop=(16, 16), size=16, flips=True, rot90=True, region=region)
     use = DataStream(source=source, preprocess=_Plain(), views=views, seasons=4)
     dataset = TrainingSet([use], stride=8, sample_noise=lambda *_: {}, seed=0)
     epochs = 20

@@ -392,7 +392,7 @@ def test_few_shards_are_open_at_once(tmp_path):
 def test_the_command(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "a.npz", s2=rng.integers(1, 9000, (3, 12, 20, 20)).astype(np.uint16))
-    arguments = ["pack", str(tmp_path / "a.npz"), "--output", str(tmp_path / "out"), "--quiet"]
+    arguments = ["pack", str(tmp_path / "a.npz"), "--output", str(tmp_path / "out"), "--no-progress"]
     assert main(arguments) == 2
     assert "no bands for s2" in capsys.readouterr().err
     arguments += ["--bands", "s2=" + ",".join(B12), "--tile", "10", "--per-shard", "5"]

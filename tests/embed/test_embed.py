@@ -293,7 +293,7 @@ def test_batches_and_the_layout_of_files_make_no_difference(tiny_s2, tmp_path):
     for name, sources, more in [
         ("batch.tif", [whole], {"batch_size": 3}),
         ("mixed.tif", [mixed], {}),
-        ("singles.tif", singles, {"names": [[band] for band in S2]}),
+        ("singles.tif", singles, {"bands": [[band] for band in S2]}),
     ]:
         result = embed_scene(tiny_s2, sources, tmp_path / f"map_{name}", **options, **more)
         np.testing.assert_allclose(read_map(result), expected, atol=1e-5, err_msg=name)
@@ -472,7 +472,7 @@ def test_the_unit_is_judged_by_the_whole_scene(tiny_s2, tmp_path):
         ({"stream": "joint"}, "joint"),
         ({"units": {"s2": "percent"}}, "percent"),
         ({"units": {"s1": "db"}}, "s1"),
-        ({"names": [["B02"]]}, "12 bands"),
+        ({"bands": [["B02"]]}, "12 bands"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_any_work(tiny_s2, tmp_path, options, message):
@@ -524,7 +524,7 @@ def test_a_disk_without_room_is_a_message_before_any_work(tmp_path):
         source,
         "--model",
         "croma_vit_tiny",
-        "--random-weights",
+        "--no-pretrained",
         "--output",
         tmp_path / "map.tif",
     ]
@@ -578,7 +578,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
     source = write_tif(tmp_path / "scene.tif", data, S2, nodata=0)
     work, output = tmp_path / "work", tmp_path / "work" / "map.tif"
     work.mkdir()
-    command = ["embed", str(source), "--model", "croma_vit_tiny", "--random-weights", "--overlap", "88"]
+    command = ["embed", str(source), "--model", "croma_vit_tiny", "--no-pretrained", "--overlap", "88"]
     partial = work / "map.tif.partial"
     # 17 rows of 10 windows of 15 patches, each 4 patches further than the last.
     done = kill_at(partial, 24, [sys.executable, "-m", "rsbackbones.cli", *command, "--output", str(output)])
@@ -604,7 +604,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
     assert output.stat().st_mtime_ns > begun
 
     unbroken = tmp_path / "unbroken.tif"
-    assert main([*command, "--output", str(unbroken), "--quiet"]) == 0
+    assert main([*command, "--output", str(unbroken), "--no-progress"]) == 0
     assert read_map(output).tobytes() == read_map(unbroken).tobytes()
     assert read_picture(work / "map.png").tobytes() == read_picture(tmp_path / "unbroken.png").tobytes()
     assert np.isnan(read_map(output)[38, 30]).all()

@@ -37,8 +37,8 @@ def run(capsys, weights):
 
     def run(*arguments):
         given = list(map(str, arguments))
-        which = [] if {"--checkpoint", "--random-weights"} & set(given) else ["--checkpoint", str(weights)]
-        code = main(["embed", *given, "--model", "croma_vit_tiny", *which, "--quiet"])
+        which = [] if {"--checkpoint", "--no-pretrained"} & set(given) else ["--checkpoint", str(weights)]
+        code = main(["embed", *given, "--model", "croma_vit_tiny", *which, "--no-progress"])
         return code, capsys.readouterr().err
 
     return run
@@ -101,11 +101,11 @@ def test_names_mean_what_they_mean_to_the_sensor(tmp_path):
 
 def test_names_of_another_sensor_are_told_by_it(tmp_path):
     path = write_tif(tmp_path / "landsat.tif", noise(2), ("SR_B4", "SR_B5"))
-    with pytest.raises(ValueError, match=r"none of the sensors s2; .*--sensor s2=landsat_oli"):
+    with pytest.raises(ValueError, match=r"none of the sensors s2; .*--sensors s2=landsat_oli"):
         find_bands(path, ("s2",))
     dove = write_tif(tmp_path / "dove.tif", noise(2), ("rededge", "yellow"))
     with pytest.raises(
-        ValueError, match=r"none of the sensors s1, s2 \(landsat_oli\); .*--sensor s2=superdove"
+        ValueError, match=r"none of the sensors s1, s2 \(landsat_oli\); .*--sensors s2=superdove"
     ):
         find_bands(dove, {"s1": "s1", "s2": "landsat_oli"})
 
@@ -130,7 +130,7 @@ def test_landsat_scenes_meet_the_weights_by_wavelength(run, tmp_path, weights, r
     order = [6, 0, 3, 1, 2, 5, 4]
     source = write_tif(tmp_path / "scene.tif", data[order], [f"SR_{LANDSAT[i]}" for i in order])
     model = build(None if random else weights, sensors={"s2": "landsat_oli"}, bands={"s2": LANDSAT})
-    options = ["--sensor", "s2=landsat_oli", *(["--random-weights"] if random else [])]
+    options = ["--sensors", "s2=landsat_oli", *(["--no-pretrained"] if random else [])]
     err = assert_embeds(run, source, options, features_of(model, data), tmp_path)
     assert "s2: read as Landsat-8 and Landsat-9 OLI: B1, B2, B3, B4, B5, B6, B7" in err
 
@@ -141,7 +141,7 @@ def test_scale_and_the_units_of_landsat(run, tmp_path, weights):
     source = write_tif(tmp_path / "scene.tif", stored, LANDSAT)
     model = build(weights, sensors={"s2": "landsat_oli"}, bands={"s2": LANDSAT}, kernel_scale="sqrt")
     expected = features_of(model, stored, units={"s2": "landsat_c2"})
-    options = ["--sensor", "s2=landsat_oli", "--kernel-scale", "sqrt", "--units", "s2=landsat_c2"]
+    options = ["--sensors", "s2=landsat_oli", "--kernel-scale", "sqrt", "--units", "s2=landsat_c2"]
     assert_embeds(run, source, options, expected, tmp_path)
     # The tags that say the same: what is read are reflectances.
     with rasterio.open(source, "r+") as raster:
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_landsat_says_so_itself(run, tmp_path, weights):
     other = rsb.create_model(
         "croma_vit_tiny", checkpoint=file, sensors={"s2": "s2"}, bands={"s2": S2}, missing_bands="nearest"
     )
-    options = ["--checkpoint", file, "--sensor", "s2=s2", "--missing-bands", "nearest"]
+    options = ["--checkpoint", file, "--sensors", "s2=s2", "--missing-bands", "nearest"]
     assert_embeds(run, source, options, features_of(other, data), tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_what_a_band_gets_that_the_weights_lack(run, tmp_path, weights):
     names = (*LANDSAT, "pan")
     data = noise(8)
     source = write_tif(tmp_path / "scene.tif", data, names)
-    options = ["--sensor", "s2=landsat_oli"]
+    options = ["--sensors", "s2=landsat_oli"]
     code, err = run(source, *options, "--output", tmp_path / "map.tif")
     assert code == 2
     assert "B8" in err.splitlines()[-1]
@@ -211,16 +211,16 @@ def test_bands_that_the_rasters_lack_advise_the_sensor(run, tmp_path):
     code, err = run(source, *output)
     assert code == 2
     assert "--allow-dropped-bands" in err
-    assert "--sensor s2=" in err
+    assert "--sensors s2=" in err
     code, err = run(source, *output, "--allow-dropped-bands")
     assert code == 0
     assert "s2: read as Sentinel-2 MSI: B01, B02, B03, B04, B05, B06, B07" in err
-    code, err = run(source, *output, "--sensor", "s2=landsat_oli", "--missing-bands", "none")
+    code, err = run(source, *output, "--sensors", "s2=landsat_oli", "--missing-bands", "none")
     assert code == 2
-    assert "missing_bands" in err
+    assert "'--missing-bands': 'none' is not one of" in err
     for wrong, words in [("s3=landsat_oli", "not s3"), ("s2=landsat", "unknown sensor 'landsat'"),
                          ("s1=s1", "no raster holds bands of s1")]:  # fmt: skip
-        code, err = run(source, *output, "--random-weights", "--sensor", wrong)
+        code, err = run(source, *output, "--no-pretrained", "--sensors", wrong)
         assert code == 2
         assert words in err
     code, err = run(write_tif(tmp_path / "b10.tif", noise(1), ["B10"]), *output)
@@ -316,7 +316,7 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
     )
 
     described = write_tif(tmp_path / "described.tif", data, ("red", "green", "blue"))
-    options = ["--sensor", "s2=rgb", "--units", "s2=uint8_rgb"]
+    options = ["--sensors", "s2=rgb", "--units", "s2=uint8_rgb"]
     model = build(weights, sensors={"s2": "rgb"})
     images = torch.from_numpy(data[None].astype(np.float32) / 255)
     with torch.inference_mode():

@@ -81,8 +81,8 @@ def test_a_checkpoint_of_the_sensor_meets_its_bands_by_name(tmp_path, capsys):
     assert describe(data, model)[-1] == "s2: not used: B1, B4, B6, B7"
     found = encode(model, data)
     np.testing.assert_allclose(found.stream("s2").features, features_of(kept, images, OLI), atol=1e-5)
-    common = ["--data", str(tmp_path / "set.npz"), "--output", str(tmp_path / "out"), "--quiet"]
-    checkpoint = ["--checkpoint", str(tmp_path / "landsat.safetensors"), "--sensor", "s2=landsat_oli"]
+    common = ["--data", str(tmp_path / "set.npz"), "--output", str(tmp_path / "out"), "--no-progress"]
+    checkpoint = ["--checkpoint", str(tmp_path / "landsat.safetensors"), "--sensors", "s2=landsat_oli"]
     assert main(["eval", "knn", "--model", "croma_vit_tiny", *common, *checkpoint, "--baselines"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     facts = result["subjects"][str(tmp_path / "landsat.safetensors")]
@@ -93,11 +93,11 @@ def test_a_checkpoint_of_the_sensor_meets_its_bands_by_name(tmp_path, capsys):
 
 def test_the_command_takes_the_rules(tmp_path, capsys):
     landsat(tmp_path / "set.npz")
-    common = ["--data", str(tmp_path / "set.npz"), "--output", str(tmp_path / "out"), "--quiet"]
+    common = ["--data", str(tmp_path / "set.npz"), "--output", str(tmp_path / "out"), "--no-progress"]
     command = ["eval", "knn", "--model", "croma_vit_tiny", *common]
     assert main(command) == 2
-    assert "(--sensor s2=landsat_oli)" in capsys.readouterr().err
-    rules = ["--sensor", "s2=landsat_oli", "--missing-bands", "nearest", "--kernel-scale", "sqrt"]
+    assert "(--sensors s2=landsat_oli)" in capsys.readouterr().err
+    rules = ["--sensors", "s2=landsat_oli", "--missing-bands", "nearest", "--kernel-scale", "sqrt"]
     assert main([*command, *rules, "--baselines"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     expected = tiny(
@@ -221,7 +221,7 @@ def test_the_random_baseline_is_of_the_shape_of_the_checkpoint(tmp_path, capsys)
     landsat(tmp_path / "set.npz")
     small = rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides={"dim": 48, "depth": 2})
     file = rsb.save_model(small, tmp_path / "small.safetensors")
-    arguments = ["--data", str(tmp_path / "set.npz"), "--sensor", "s2=landsat_oli", "--quiet"]
+    arguments = ["--data", str(tmp_path / "set.npz"), "--sensors", "s2=landsat_oli", "--no-progress"]
     arguments += ["--model", "croma_vit_tiny", "--checkpoint", str(file), "--output", str(tmp_path / "out")]
     assert main(["eval", "knn", *arguments, "--baselines", "--cache", str(tmp_path / "cache")]) == 0
     jobs = [json.loads(f.read_text()) for f in (tmp_path / "cache").glob("*/job.json")]

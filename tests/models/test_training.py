@@ -134,7 +134,7 @@ def test_evaluation_commands_take_every_name(model, tmp_path, capsys):
 
     data = labelled(side=32, sensors=model.modalities)
     file = saved(data, tmp_path / "small.npz")
-    arguments = ["--random-weights", "--model", model.architecture]
+    arguments = ["--no-pretrained", "--model", model.architecture]
     main(
         [
             "eval",

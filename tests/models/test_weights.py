@@ -250,7 +250,7 @@ def test_a_file_without_metadata_is_refused_with_the_fields_of_its_own_family(mo
         pytest.skip("the small model is the model itself")
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "bare.safetensors")
     fields = ", ".join(field.name for field in dataclasses.fields(model.config))
-    with pytest.raises(rsb.WeightsMismatchError, match=rf"--override FIELD=VALUE\); fields: {fields}$"):
+    with pytest.raises(rsb.WeightsMismatchError, match=rf"--overrides FIELD=VALUE\); fields: {fields}$"):
         rsb.create_model(model.architecture, checkpoint=tmp_path / "bare.safetensors", num_classes=None)
 
 

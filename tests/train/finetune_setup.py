@@ -139,4 +139,4 @@ def seamo_with_block(folder: Path) -> dict[str, object]:
     return {"model": "seamo_vit_tiny", "checkpoint": str(file), "overrides": {}, "drop_path": 0}
 
 
-DENSE = {"views__mixup": 0, "views__cutmix": 0, "views__smoothing": 0, "head": "linear"}
+DENSE = {"views__mixup": 0, "views__cutmix": 0, "views__label_smoothing": 0, "head": "linear"}

@@ -136,7 +136,7 @@ def curves(folder, processes):
     }
     for task in ("classes", "pixels"):
         runs[f"fine-tuning, {task}"] = FinetuneRun(
-            series_tuning(task=task, views__smoothing=0), processes, labelled_series(task)
+            series_tuning(task=task, views__label_smoothing=0), processes, labelled_series(task)
         )
     return {name: _steps(run, processes) for name, run in runs.items()}
 

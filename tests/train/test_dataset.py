@@ -44,7 +44,7 @@ def set_of(folder, images, views, *, preprocess=None, seed=0):
 def test_pixels_are_normalized_as_for_inference(data, tmp_path):
     held = np.load(data / "paired.npz")
     images = {"s2": held["s2"][:4], "s1": held["s1"][:4]}
-    views = Views(crop=(32, 32), size=32, flips=False, turns=False)
+    views = Views(crop=(32, 32), size=32, flips=False, rot90=False)
     dataset, model = set_of(tmp_path, images, views)
     expected = rsb.create_preprocess(model, bands=BANDS)(images)
     batch = dataset.__getitems__(keys(4))
@@ -53,7 +53,7 @@ def test_pixels_are_normalized_as_for_inference(data, tmp_path):
         assert batch.bands[m] == BANDS[m]
     # What a run makes is this, too.
     run = PretrainRun(
-        small_recipe(data, data__mixup=0, data__crop=(32, 32), data__flips=False, data__turns=False), ALONE
+        small_recipe(data, data__mixup=0, data__crop=(32, 32), data__flips=False, data__rot90=False), ALONE
     )
     assert torch.equal(run.dataset.__getitems__(keys(4)).images["s2"], expected["s2"])
 
@@ -128,7 +128,7 @@ def bad_images(count, bad):
 
 
 def test_bad_samples_are_replaced_by_the_next_and_named(tmp_path):
-    views = Views(crop=(16, 16), size=16, flips=False, turns=False)
+    views = Views(crop=(16, 16), size=16, flips=False, rot90=False)
     dataset, _ = set_of(tmp_path, bad_images(6, (1, 2, 5)), views)
     batch = dataset.__getitems__(keys(6))
     shown = batch.images["s1"][:, 0, 0, 0]
@@ -189,7 +189,7 @@ def test_views_are_drawn_each_for_itself(data):
         assert not any(torch.equal(*pair) for pair in zip(*(v[m] for v in batch.views.values()), strict=True))
     assert {n: x.sum() for n, x in batch.noise.items()} == {n: x.sum() for n, x in single.noise.items()}
     assert (batch.names, batch.bands) == (single.names, single.bands)
-    whole = two_views(data, data__mixup=0, data__crop=(SIDE, SIDE), data__flips=False, data__turns=False)[0]
+    whole = two_views(data, data__mixup=0, data__crop=(SIDE, SIDE), data__flips=False, data__rot90=False)[0]
     views = whole.__getitems__(keys(8)).views
     assert torch.equal(views["query"]["s2"], views["key"]["s2"])  # nothing is left that could differ
 

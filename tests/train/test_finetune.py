@@ -13,10 +13,11 @@ from rsbackbones.cli import main as cli
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.transform import make_transform
 from rsbackbones.models.backbone import unwrap_model
+from rsbackbones.train.command import call_command
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.finetune import RECIPES, finetune, load_finetuned
-from rsbackbones.train.finetune.__main__ import main
+from rsbackbones.train.finetune.__main__ import command
 from rsbackbones.train.finetune.run import FinetuneRun, build_model
 from rsbackbones.train.finetune.tune import said
 from tests.train.finetune_setup import CLASSES, DENSE, finer, labelled, saved, seamo_with_block, small_recipe
@@ -202,7 +203,7 @@ def test_a_sweep_reports_the_best_rate_and_goes_on(tmp_path, monkeypatch):
     partial = finetune(replace(recipe, max_steps=3), data)
     assert partial["status"] == "finished"
     assert partial["step"] == 3
-    assert "the same command goes on from there" in said(partial)
+    assert "the same command resumes the run" in said(partial)
     assert not (tmp_path / "sweep" / "result.json").exists()
     result = finetune(recipe, data)
     folders = [tmp_path / "sweep" / f"lr_{rate:g}" for rate in rates]
@@ -334,9 +335,9 @@ def test_splits_that_are_missing_are_named_before_training(tmp_path):
     data = replace(data, splits={name: data.splits[name] for name in ("train", "val")})
     with pytest.raises(ValueError, match="no test samples; its splits: train, val; select=paper reports"):
         finetune(small_recipe(tmp_path / "run"), data)
-    with pytest.raises(ValueError, match=r"no output folder is named: say output=FOLDER"):
+    with pytest.raises(ValueError, match=r"no output folder: pass output=FOLDER"):
         finetune(small_recipe(), data)
-    with pytest.raises(ValueError, match=r"no data is named: say data=PATH"):
+    with pytest.raises(ValueError, match=r"no data: pass data=PATH"):
         finetune(small_recipe(tmp_path / "run"))
 
 
@@ -382,18 +383,19 @@ def test_the_commands(tmp_path, capsys):
     """``python -m rsbackbones.train.finetune`` and ``rsbackbones finetune`` are one."""
     file = saved(labelled(), tmp_path / "small.npz")
     arguments = ["recipe=croma_eurosat", f"data={file}", *COMMAND]
-    assert main([*arguments, f"output={tmp_path / 'a'}"]) == 0
+    module = "rsbackbones.train.finetune"
+    assert call_command(command, [*arguments, f"output={tmp_path / 'a'}"], module) == 0
     assert "chosen by val top1" in capsys.readouterr().out
     assert cli(["finetune", *arguments, f"output={tmp_path / 'b'}"]) == 0
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     assert checkpoints(tmp_path / "a") == ["step_000000006"]
     assert json.loads((tmp_path / "a" / "best" / "about.json").read_text())["classes"] == list(CLASSES)
-    assert main(["--list"]) == 0
-    assert "| `seamo_oscd` | adamw, 0.0001 x b/256 |" in capsys.readouterr().out
+    assert call_command(command, ["--list"], module) == 0
+    assert "| `seamo_oscd` | `seamo_vit_b` | adamw, 0.0001 x b/256 |" in capsys.readouterr().out
     assert cli(["finetune", "recipe=nothing", "output=x"]) == 2
     assert "unknown recipe 'nothing'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="unknown option --fast"):
-        main(["--fast"])
+    assert call_command(command, ["--fast"], module) == 2
+    assert "No such option '--fast'" in capsys.readouterr().err
 
 
 def test_images_of_another_sensor(tmp_path):

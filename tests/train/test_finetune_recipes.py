@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rsbackbones.train.engine.config_io import from_json, parse_arguments, to_json
-from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views
+from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views, finetune
 from rsbackbones.train.finetune.table import recipe_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
@@ -79,7 +80,8 @@ def test_rows(row):
         assert (views.size, views.tile) == (int(size), None)
     if head != "-":
         assert recipe.head == head
-    assert recipe.model == ("seamo_vit_b" if name.startswith("seamo") else "croma_vit_b")
+    models = {"croma": "croma_vit_b", "seamo": "seamo_vit_b", "auxmae": "", "fomu": ""}
+    assert recipe.model == models[name.partition("_")[0]]
     assert recipe.modalities == (("s1",) if name in RADAR else ("s2",))
     assert not recipe.sweep
     assert recipe.select == "val"
@@ -93,7 +95,7 @@ def test_croma(name):
     assert (recipe.optim.weight_decay, recipe.optim.schedule) == (0.01, "cosine")
     assert recipe.optim.min_lr == 0
     assert recipe.views == Views(
-        size=120, flips=True, turns=True, mixup=0.8, cutmix=1.0, switch=0.5, smoothing=0.1
+        size=120, flips=True, rot90=True, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1
     )
     assert recipe.precision == "bf16"
 
@@ -105,7 +107,7 @@ def test_seamo():
         # Mixed where images have classes; flips alone where pixels have; turns, too, for change.
         assert (recipe.views.mixup, recipe.views.cutmix) == ((0, 0) if dense else (0.8, 1.0))
         assert recipe.views.flips
-        assert recipe.views.turns == (not dense or name == "seamo_oscd")
+        assert recipe.views.rot90 == (not dense or name == "seamo_oscd")
         assert recipe.optim.layer_decay == 1
 
 
@@ -126,7 +128,16 @@ def test_fomu():
     assert vaihingen.warmup_steps == 0
     for name in ("fomu_ucm_linear", "fomu_eurosat_linear"):
         assert RECIPES[name].optim.momentum == 0.9
-        assert (RECIPES[name].views.mixup, RECIPES[name].views.smoothing) == (0, 0)
+        assert (RECIPES[name].views.mixup, RECIPES[name].views.label_smoothing) == (0, 0)
+
+
+@pytest.mark.parametrize("name", [n for n, recipe in RECIPES.items() if not recipe.model])
+def test_a_recipe_of_a_family_that_is_not_there_trains_no_other(name, tmp_path):
+    assert name.startswith(("auxmae", "fomu"))
+    recipe = parse_arguments([f"recipe={name}", f"output={tmp_path / 'run'}", "data=nowhere"], RECIPES)
+    with pytest.raises(TrainingError, match=rf"recipe {name} has no default model.*pass model=NAME"):
+        finetune(recipe)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_of_the_page_is_that_of_the_recipes():
@@ -158,7 +169,8 @@ def test_recipes_are_read_back():
 def test_fields_in_the_command():
     recipe = parse_arguments(
         ["recipe=croma", "sweep=true", "rates=1e-4,1e-3", "views.size=none", "optim.layer_decay=0.75",
-         'head_options={"width":64}', "modalities=s2", "data=x.npz"],
+         'head_options={"width":64}', "modalities=s2", "data=x.npz", "bands.s2=B2,B3",
+         "sensors.s2=landsat_oli", "data_options.subset=0.1"],
         RECIPES,
     )  # fmt: skip
     assert recipe.sweep
@@ -167,22 +179,57 @@ def test_fields_in_the_command():
     assert recipe.optim.layer_decay == 0.75
     assert recipe.head_options == {"width": 64}
     assert recipe.modalities == ("s2",)
-    with pytest.raises(ValueError, match=r"unknown key 'views.mixupp', did you mean 'mixup'"):
+    assert recipe.bands == {"s2": ("B2", "B3")}
+    assert recipe.sensors == {"s2": "landsat_oli"}
+    assert recipe.data_options == {"subset": 0.1}
+    with pytest.raises(ValueError, match=r"unknown key 'views.mixupp', did you mean 'views.mixup'"):
         parse_arguments(["recipe=croma", "views.mixupp=1"], RECIPES)
-    with pytest.raises(ValueError, match=r"^batch_size: Input should be a valid integer, .*, got 'x'$"):
+    with pytest.raises(ValueError, match=r"^batch_size must be a valid integer, .*, got 'x'$"):
         parse_arguments(["recipe=croma", "batch_size=x"], RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("optim.lr=1", "'optim.lr', did you mean 'optim.base_lr' or 'optim.min_lr'?"),
+        ("learning_rate=1", "unknown key 'learning_rate'"),
+        ("data=", "data: String should have at least 1 character, got ''"),
+        ("checkpoint=", "checkpoint: the path is empty"),
+        ("epochs=-1", "epochs must be greater than or equal to 1, got -1"),
+        ("evaluate_every=0", "evaluate_every must be greater than or equal to 1, got 0"),
+        ("evaluation_batch=0", "evaluation_batch must be greater than or equal to 1, got 0"),
+        ("workers=-1", "workers must be greater than or equal to 0, got -1"),
+        ("drop_path=1", "drop_path must be less than 1, got 1"),
+        ("rates=1e-3,-1", "rates.1 must be greater than 0, got -1"),
+        ("views.size=-8", "views.size must be greater than or equal to 1, got -8"),
+        ("views.label_smoothing=1", "views.label_smoothing must be less than 1, got 1"),
+        ("views.overlap=4", "views: overlap needs tile"),
+        ("optim.momentum=1", "optim.momentum must be less than 1, got 1"),
+        ("optim.layer_decay=0", "optim.layer_decay must be greater than 0, got 0"),
+        ("select=test", "select must be 'val' or 'paper', got 'test'"),
+    ],
+)
+def test_arguments_out_of_range_are_named(argument, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        parse_arguments(["recipe=croma_eurosat", argument], RECIPES)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": None}, "epochs or steps, one of them; got None and None"),
-        ({"steps": 3}, "epochs or steps, one of them; got 35 and 3"),
-        ({"scale": 0}, "scale must be at least 1, got 0"),
-        ({"drop_path": 1.0}, "drop_path from 0 to below 1, got 2 and 1.0"),
-        ({"sweep": True, "rates": (1e-3,)}, "at least two different positive rates"),
-        ({"freeze": True, "drop_path": 0.1}, "frozen backbone has neither drop_path nor layer_decay"),
-        ({"freeze": True, "optim": FinetuneOptim(layer_decay=0.5)}, "neither drop_path nor layer_decay"),
+        ({"epochs": None}, "set epochs or steps, one of them; got None and None"),
+        ({"steps": 3}, "set epochs or steps, one of them; got 35 and 3"),
+        ({"scale": 0}, r"scale\s+Input should be greater than or equal to 1 "),
+        ({"drop_path": 1.0}, r"drop_path\s+Input should be less than 1 .*input_value=1\.0"),
+        ({"sweep": True, "rates": (1e-3,)}, "at least two different rates"),
+        (
+            {"freeze": True, "drop_path": 0.1},
+            "drop_path and optim.layer_decay do not apply to a frozen backbone",
+        ),
+        (
+            {"freeze": True, "optim": FinetuneOptim(layer_decay=0.5)},
+            "drop_path and optim.layer_decay do not apply to a frozen backbone",
+        ),
     ],
 )
 def test_numbers_that_cannot_be(changes, message):
@@ -194,16 +241,16 @@ def test_numbers_that_cannot_be(changes, message):
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (Views, {"size": 0}, "views.size must be at least 1 pixel"),
-        (Views, {"overlap": 4}, "views.overlap is that of tiles"),
-        (Views, {"tile": 8, "overlap": 8}, "less than their side, got 8 of 8"),
-        (Views, {"mixup": -1}, "must not be negative, got -1 and 1.0"),
-        (Views, {"switch": 2}, "views.switch is a share"),
-        (Views, {"smoothing": 1}, "views.smoothing one below 1"),
-        (FinetuneOptim, {"base_lr": 0}, "optim.base_lr must be positive"),
-        (FinetuneOptim, {"layer_decay": 1.5}, "optim.layer_decay above 0 and at most 1"),
-        (FinetuneOptim, {"warmup_steps": -1}, "must not be negative"),
-        (FinetuneOptim, {"clip_grad": 0}, "optim.clip_grad must be positive"),
+        (Views, {"size": 0}, r"size\s+Input should be greater than or equal to 1 "),
+        (Views, {"overlap": 4}, "overlap needs tile"),
+        (Views, {"tile": 8, "overlap": 8}, "less than the side of a tile; got overlap 8 and tile 8"),
+        (Views, {"mixup": -1}, r"mixup\s+Input should be greater than or equal to 0 .*input_value=-1"),
+        (Views, {"switch_prob": 2}, r"switch_prob\s+Input should be less than or equal to 1 "),
+        (Views, {"label_smoothing": 1}, r"label_smoothing\s+Input should be less than 1 "),
+        (FinetuneOptim, {"base_lr": 0}, r"base_lr\s+Input should be greater than 0 "),
+        (FinetuneOptim, {"layer_decay": 1.5}, r"layer_decay\s+Input should be less than or equal to 1 "),
+        (FinetuneOptim, {"warmup_steps": -1}, r"warmup_steps\s+Input should be greater than or equal to 0 "),
+        (FinetuneOptim, {"clip_grad": 0}, r"clip_grad\s+Input should be greater than 0 "),
     ],
 )
 def test_parts_that_cannot_be(kind, fields, message):

@@ -12,7 +12,7 @@ from rsbackbones.train.finetune.run import build_model
 from rsbackbones.train.finetune.samples import LabelledPlan, LabelledSamples, PairedSampler
 from tests.train.finetune_setup import CLASSES, DENSE, labelled, small_recipe, with_samples
 
-PLAIN = Views(flips=False, turns=False, mixup=0, cutmix=0, smoothing=0)
+PLAIN = Views(flips=False, rot90=False, mixup=0, cutmix=0, label_smoothing=0)
 
 
 def samples(data, views=PLAIN, seed=0):
@@ -54,7 +54,7 @@ def test_pieces_mix_the_pairs_of_the_whole_batch(processes, accumulate, half, st
 def test_a_label_map_turns_with_its_image(task):
     """Where the image is bright the label is 1, whatever the view; all eight views come."""
     data = labelled(task, count=40)
-    turning = samples(data, Views(mixup=0, cutmix=0, smoothing=0))
+    turning = samples(data, Views(mixup=0, cutmix=0, label_smoothing=0))
     batch = turning.__getitems__(keys(range(40)))
     image, label = batch.images["s2"], batch.target
     assert label.shape == (40, 16, 16)
@@ -99,7 +99,7 @@ def test_labels_are_mixed_as_the_images_are(task, mixup, cutmix):
         for i, v in enumerate(values)
     }
     data = with_samples(data, **flat)
-    views = Views(mixup=mixup, cutmix=cutmix, smoothing=0)
+    views = Views(mixup=mixup, cutmix=cutmix, label_smoothing=0)
     plain = samples(data).__getitems__(keys(range(24)))
     mixing = samples(data, views)
     shares = []
@@ -128,7 +128,7 @@ def test_what_is_mixed_leaves_numpys_generator_alone():
 
 def test_label_smoothing():
     """A tenth is spread over the classes; of several labels each moves toward 1/2."""
-    views = Views(mixup=0, cutmix=0, smoothing=0.1)
+    views = Views(mixup=0, cutmix=0, label_smoothing=0.1)
     one = samples(labelled(), views).__getitems__(keys([1])).target
     assert one.tolist() == [pytest.approx([0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3])]
     several = samples(labelled("multilabel"), views).__getitems__(keys([1])).target

@@ -77,7 +77,7 @@ def test_a_run_and_its_exported_model(tmp_path):
 
 
 def test_what_the_trainer_sees_is_what_inference_sees(tmp_path):
-    whole = {"data.crop": (SIDE, SIDE), "data.flips": False, "data.turns": False, "data.mixup": 0}
+    whole = {"data.crop": (SIDE, SIDE), "data.flips": False, "data.rot90": False, "data.mixup": 0}
     run = PretrainRun(recipe_of(landsat(tmp_path), **whole), DistributedContext(0, 1, torch.device("cpu")))
     batch = run.dataset.__getitems__([(0, 0, 3), (0, 0, 5)])
     assert batch.bands["s2"] == ("B5", "B2", "B9")

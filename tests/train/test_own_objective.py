@@ -70,8 +70,10 @@ def data(tmp_path_factory):
 def recipe_of(data, out=None, **changes):
     recipe = Recipe(
         name="means", model="croma_vit_tiny", objective=MeansObjective(), epochs=3, batch_size=4,
-        data=replace(RECIPES["croma_vit_tiny"].data, parts=(replace(PAIRED, repeat=1),), root=data, size=SIDE,
-                     crop=(16, SIDE), workers=0, task_schedule="alternate"),
+        data=replace(
+            RECIPES["croma_vit_tiny"].data, parts=(replace(PAIRED, repeats=1),), root=data, size=SIDE,
+            crop=(16, SIDE), workers=0, task_schedule="alternate",
+        ),
         overrides={"dim": 32, "depth": 2, "num_heads": 4}, precision="fp32", log_every=1, output=out,
         optim=replace(RECIPES["croma_vit_tiny"].optim, base_lr=0.1),
     )  # fmt: skip
@@ -109,7 +111,7 @@ def test_tasks_of_one_source_take_turns(data, tmp_path):
 def test_going_on_is_the_unbroken_run_in_every_order(data, tmp_path, schedule):
     """A source of one task, and one of both; cut where the tasks are in different epochs of their own."""
     optical = {**to_json(OPTICAL), "task": "optical"}
-    parts = [{**to_json(PAIRED), "repeat": 1}, optical]
+    parts = [{**to_json(PAIRED), "repeats": 1}, optical]
     options = {"data__parts": parts, "data__task_schedule": schedule, "accumulate": 2, "ema": 0.5}
     pretrain(recipe_of(data, tmp_path / "unbroken", **options))
     for stop in (11, 17, None):
@@ -183,10 +185,12 @@ def test_what_is_not_registered_is_said(data, monkeypatch):
         register_objective(type("Nameless", (ObjectiveConfig,), {}))
     saved = to_json(recipe_of(data))
     assert from_json(saved, Recipe) == recipe_of(data)
+    with pytest.raises(ValueError, match=r"unknown key 'objective.scal', did you mean 'objective.scale'\?"):
+        apply_overrides(recipe_of(data), {"objective.scal": 2})
+    with pytest.raises(ValueError, match=r"objective.scale must be a finite number, got nan"):
+        apply_overrides(recipe_of(data), {"objective.scale": float("nan")})
     monkeypatch.delitem(_METHODS, "means")
-    with pytest.raises(
-        ValueError, match=r"unknown method 'means'; known: croma, seamo\. A method of your own"
-    ):
+    with pytest.raises(ValueError, match=r"unknown method 'means'; known: croma, seamo\. Register a method"):
         from_json(saved, Recipe)
 
 

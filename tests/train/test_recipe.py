@@ -58,22 +58,52 @@ def test_arguments_replace_single_fields():
     [
         ("batchsize=3", "'batchsize', did you mean 'batch_size'"),
         ("optim.base_learning_rate=1", "optim.base_learning_rate"),
-        ("optim.bas_lr=1", "'optim.bas_lr', did you mean 'base_lr'"),
-        ("data.corp=1,2", "'data.corp', did you mean 'crop'"),
-        ("objective.mask_ratio=0.5", "'objective.mask_ratio', did you mean 'mask_ratio_s"),
-        ("optimizer.base_lr=1", "'optimizer.base_lr', did you mean 'optim'"),
+        ("optim.bas_lr=1", "'optim.bas_lr', did you mean 'optim.base_lr'"),
+        ("data.corp=1,2", "'data.corp', did you mean 'data.crop'"),
+        ("objective.mask_ratio=0.5", "'objective.mask_ratio', did you mean 'objective.mask_ratio_s"),
+        ("optimizer.base_lr=1", "'optimizer', did you mean 'optim'"),
         ("data.root.x=1", "data.root.x"),
         ("seed.x=1", "seed.x"),
         ("overrides.bands.s2.x=1", "overrides.bands.s2 is a list"),
-        ("data.parts.0.repaet=2", "'data.parts.0.repaet', did you mean 'repeat'"),
-        ("data.parts.9.repeat=2", "data.parts is a list, its elements are 0 to 4"),
-        ('data.parts=[{"file": {"path": "a", "images": {}}, "repaet": 2}]', "did you mean 'repeat'"),
-        ('data.parts=[{"file": {"path": "a", "images": {}, "tiel": 2}}]', "did you mean 'tile'"),
+        ("data.parts.0.repaet=2", "'data.parts.0.repaet', did you mean 'data.parts.0.repeats'"),
+        ("data.parts.9.repeats=2", "data.parts is a list, its elements are 0 to 4"),
+        (
+            'data.parts=[{"file": {"path": "a", "images": {}}, "repaet": 2}]',
+            "did you mean 'data.parts.0.repeats'",
+        ),
+        (
+            'data.parts=[{"file": {"path": "a", "images": {}, "tiel": 2}}]',
+            "did you mean 'data.parts.0.file.tile'",
+        ),
+        ("optim.lr=1", "'optim.lr', did you mean 'optim.base_lr'"),
+        ("lr=1", "'lr', did you mean 'optim.base_lr'"),
+        ("base_lr=1", "'base_lr', did you mean 'optim.base_lr'"),
+        ("data.size=-8", "data.size must be greater than or equal to 1, got -8"),
+        ("data.size=12.5", "data.size must be a valid integer"),
+        ("data.root=", "data.root: the path is empty"),
+        ("output=", "output: the path is empty"),
+        ("init_from=", "init_from: the path is empty"),
+        ("model=", "model: String should have at least 1 character"),
+        ("epochs=-3", "epochs must be greater than or equal to 1, got -3"),
+        ("objective.mask_ratio_s1=1.5", "objective.mask_ratio_s1 must be less than 1, got 1.5"),
+        (
+            "objective.contrast_weight=-1",
+            "objective.contrast_weight must be greater than or equal to 0, got -1",
+        ),
+        ("objective.hard_negatives=-1", "objective.hard_negatives must be"),
+        ("objective.decoder_depth=0", "objective.decoder_depth must be greater than or equal to 1, got 0"),
+        ("data.mixup=-1", "data.mixup must be greater than or equal to 0, got -1"),
+        ("data.workers=-1", "data.workers must be greater than or equal to 0, got -1"),
+        ("data.parts.0.repeats=0", "data.parts.0.repeats must be greater than or equal to 1, got 0"),
+        ("data.parts.0.size=0", "data.parts.0.size must be greater than or equal to 1, got 0"),
+        ("optim.betas=0.9,1", "optim.betas.1 must be less than 1, got 1"),
+        ("save.every=0", "save.every must be greater than or equal to 1, got 0"),
+        ("accumulate=0", "accumulate must be greater than or equal to 1, got 0"),
         ("batch_size", "batch_size"),
         ("batch_size=x", "batch_size"),
         ("batch_size=1.5", "batch_size"),
-        ("batch_size=0", "batch_size must be at least 1, got 0"),
-        ("max_steps=0", "max_steps must be at least 1, got 0"),
+        ("batch_size=0", "batch_size must be greater than or equal to 1, got 0"),
+        ("max_steps=0", "max_steps must be greater than or equal to 1, got 0"),
         ("log_every=-1", "log_every"),
         ("seed=-1", "seed"),
         ("timeout=0", "timeout"),
@@ -92,15 +122,17 @@ def test_arguments_replace_single_fields():
         ("data.crop=1,2,3", "data.crop"),
         ("data.units={s2", "data.units"),
         ("data.flips=maybe", "data.flips"),
+        ('data={"flips": 3}', "data.flips must be a valid boolean"),
+        ('data={"crop": 3}', "data.crop must be a valid tuple"),
         ("data.max_bad_share=2", "max_bad_share"),
         ("save.keep=0", "save.keep"),
         ("objective.mask_ratio_s2=1", "mask_ratio_s2"),
-        ("objective.mask_ratio_s2=x", "objective.mask_ratio_s2: Input should be a valid number"),
+        ("objective.mask_ratio_s2=x", "objective.mask_ratio_s2 must be a valid number"),
         ("objective.method=moca", "unknown method 'moca'; known: croma, seamo"),
-        ('data.parts=[{"file": {"path": "a", "images": 3}}]', "data.parts.0.file.images: Input should be a "),
+        ('data.parts=[{"file": {"path": "a", "images": 3}}]', "data.parts.0.file.images must be a "),
         (
             'data.parts=[{"file": {"places": "many"}}]',
-            "data.parts.0.file.places: Input should be a valid int",
+            "data.parts.0.file.places must be a valid int",
         ),
     ],
 )
@@ -113,7 +145,7 @@ def test_what_does_not_fit_is_named(argument, expected):
 def test_a_key_twice_and_recipes_that_there_are_not():
     with pytest.raises(ValueError, match="each key once, got 'seed=2'"):
         parse("seed=1", "seed=2")
-    with pytest.raises(ValueError, match=r"no recipe is named.*croma_vit_b"):
+    with pytest.raises(ValueError, match=r"no recipe is given.*croma_vit_b"):
         parse_arguments(["seed=1"], RECIPES)
     with pytest.raises(ValueError, match=r"unknown recipe 'croma'.*croma_vit_b"):
         parse_arguments(["recipe=croma"], RECIPES)
@@ -156,7 +188,7 @@ def test_the_papers_numbers():
         assert (recipe.optim.name, recipe.optim.weight_decay) == ("adamw", 0.01)
         assert recipe.optim.betas == (0.9, 0.999)
         assert (recipe.data.crop, recipe.data.size, recipe.data.mixup) == ((60, 180), 120, 0.3)
-        assert (recipe.data.flips, recipe.data.turns) == (True, True)
+        assert (recipe.data.flips, recipe.data.rot90) == (True, True)
         assert recipe.precision == "bf16"
         assert (recipe.objective.decoder_dim, recipe.objective.decoder_depth) == (512, 1)
     for recipe in (base, large):
@@ -173,7 +205,7 @@ def test_the_papers_numbers_of_seamo():
     assert base.objective.normalized_targets
     assert base.objective.decoder_depth == 4
     assert (base.data.crop, base.data.size, base.data.region) == ((0.5, 1.0), 128, "partial")
-    assert (base.data.flips, base.data.turns, base.data.mixup) == ("horizontal", False, 0)
+    assert (base.data.flips, base.data.rot90, base.data.mixup) == ("horizontal", False, 0)
     first, second = base.resolve_stages()
     assert (first.objective.seasons, first.objective.overrides, first.epochs) == (1, {"temporal": False}, 20)
     assert second == replace(base, stages=())
@@ -229,19 +261,22 @@ def test_any_number_of_stages():
 
 
 def test_an_element_of_a_list_is_named_by_its_index():
-    recipe = parse("data.parts.1.repeat=7", "data.parts.0.task=pairs", "optim.betas.1=0.9")
-    assert (recipe.data.parts[1].repeat, recipe.data.parts[0].task) == (7, "pairs")
-    assert recipe.data.parts[0].repeat == TINY.data.parts[0].repeat
+    recipe = parse("data.parts.1.repeats=7", "data.parts.0.task=pairs", "optim.betas.1=0.9")
+    assert (recipe.data.parts[1].repeats, recipe.data.parts[0].task) == (7, "pairs")
+    assert recipe.data.parts[0].repeats == TINY.data.parts[0].repeats
     assert recipe.optim.betas == (0.9, 0.9)
 
 
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("stages.0.epoch=3", "'stages.0.epoch', did you mean 'epochs'"),
-        ("stages.0.objective.ratio=1", "'stages.0.objective.ratio'"),
-        ("stages.0.epochs=0", "stages.0: epochs must be at least 1"),
-        ("stages.0.objective.mask_ratio=2", "stages.0: objective: mask_ratio must be between 0 and 1"),
+        ("stages.0.epoch=3", "stages.0: unknown key 'epoch', did you mean 'epochs'"),
+        (
+            "stages.0.objective.ratio=1",
+            "stages.0: unknown key 'objective.ratio', did you mean 'objective.mask_ratio'",
+        ),
+        ("stages.0.epochs=0", "stages.0: epochs must be greater than or equal to 1, got 0"),
+        ("stages.0.objective.mask_ratio=2", "stages.0: objective.mask_ratio must be less than 1, got 2"),
         ("stages.0.output=/o", "stages.0 cannot change output"),
         ("stages.1.max_steps=3", "stages.1 cannot change max_steps"),
         ('stages.0.stages=[{"epochs": 2}]', "stages.0 cannot change stages"),
@@ -252,14 +287,14 @@ def test_an_element_of_a_list_is_named_by_its_index():
         ("stages.2.epochs=3", "'stages.2.epochs': stages is a list, its elements are 0 to 1"),
         ("stages.first.epochs=3", "stages is a list"),
         ("stages.-1.epochs=3", "stages is a list"),
-        ("stages.0.data.corp=3", "did you mean 'crop'"),
+        ("stages.0.data.corp=3", "did you mean 'data.crop'"),
         ('stages=[{"epoch": 1}, {}]', "stages.0: unknown key 'epoch', did you mean 'epochs'"),
-        ("objective.strategy=multimodal", "say stages=[] as well"),
-        ("objective.length=1", "say stages=[] as well"),
+        ("objective.strategy=multimodal", "pass stages=[] as well"),
+        ("objective.length=1", "pass stages=[] as well"),
         ("data.crop=0.5,100", "two sides in pixels, or two shares"),
-        ("data.size=-8", "data.size must be at least 1 pixel, got -8"),
+        ("data.size=-8", "data.size must be greater than or equal to 1, got -8"),
         ('objective={"strategi": 1}', "unknown key 'objective.strategi'"),
-        ("objective.length=5", "objective: length must be 1 to 4 seasons, got 5"),
+        ("objective.length=5", "objective.length must be less than or equal to 4, got 5"),
         ("data.region=apart", "data.region"),
         ("data.task_schedule=sometimes", "data.task_schedule"),
         ("batch_norm=grouped", "batch_norm=grouped and batch_norm_group=ROWS go together"),
@@ -274,7 +309,7 @@ def test_what_does_not_fit_a_recipe_of_stages_is_named(argument, expected):
 
 def test_stages_of_a_recipe_that_has_none():
     with pytest.raises(
-        ValueError, match=r"stages is a list, its elements are none: say stages=\[\.\.\.\] first"
+        ValueError, match=r"stages is a list, its elements are none: pass stages=\[\.\.\.\] first"
     ):
         parse("stages.0.epochs=3")
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.train.__main__ import main
+from rsbackbones.train.__main__ import command as train_command
+from rsbackbones.train.command import call_command
 from rsbackbones.train.dry_run import dry_run
 from rsbackbones.train.engine.checkpoint import finished, problem
 from rsbackbones.train.engine.config_io import to_json
@@ -53,7 +54,7 @@ def unbroken(data, tmp_path_factory):
     out, said = folder / "run", io.StringIO()
     arguments = command(two_phases(data, out), folder / "recipe.json")[3:]
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        assert main(arguments) == 0
+        assert call_command(train_command, arguments, "rsbackbones.train") == 0
     return out, said.getvalue()
 
 

@@ -251,7 +251,7 @@ def test_what_shows_in_dates_alone_is_learned_from_them(task, tmp_path):
 @pytest.mark.parametrize("task", ["classes", "pixels"])
 def test_neighbors_in_a_batch_change_nothing(task, tmp_path):
     data = labelled_series(task)
-    run = FinetuneRun(series_tuning(tmp_path / "run", task, views__smoothing=0), ALONE, data)
+    run = FinetuneRun(series_tuning(tmp_path / "run", task, views__label_smoothing=0), ALONE, data)
     model = run.objective.model.eval()
     order = list(range(12))
     outputs = {}

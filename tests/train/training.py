@@ -25,7 +25,7 @@ SIDE = 32
 # For whole runs in other processes: far beyond what one takes on a busy machine.
 DEADLINE = 300.0
 
-PAIRED = Part(file=NpzFile(path="paired.npz", images={m: {m: BANDS[m]} for m in ("s2", "s1")}), repeat=2)
+PAIRED = Part(file=NpzFile(path="paired.npz", images={m: {m: BANDS[m]} for m in ("s2", "s1")}), repeats=2)
 OPTICAL = Part(file=NpzFile(path="optical.npz", images={"s2": {"s2": BANDS["s2"]}}))
 
 

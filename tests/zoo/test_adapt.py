@@ -476,7 +476,7 @@ def test_rsbackbones_bands_prints_the_table_without_loading(capsys, monkeypatch)
             [
                 "bands",
                 "croma_vit_b",
-                "--sensor",
+                "--sensors",
                 "s2=landsat_oli",
                 "--missing-bands",
                 "nearest",
@@ -497,9 +497,15 @@ def test_rsbackbones_bands_prints_the_table_without_loading(capsys, monkeypatch)
         ([], "pass your bands"),
         (["--bands", "B10"], "no band B10"),
         (["--bands", "s3=B10"], "bands has s3"),
-        (["--sensor", "landsat_oli"], "--sensor expects MODALITY=SENSOR"),
-        (["--bands", "B02", "--missing-bands", "guess"], "missing_bands must be one of"),
-        (["--bands", "B02", "--kernel-scale", "guess"], "kernel_scale must be one of"),
+        (["--sensors", "landsat_oli"], "'--sensors': expected MODALITY=SENSOR, got 'landsat_oli'"),
+        (
+            ["--bands", "B02", "--missing-bands", "guess"],
+            "'--missing-bands': 'guess' is not one of 'error', 'nearest'",
+        ),
+        (
+            ["--bands", "B02", "--kernel-scale", "guess"],
+            "'--kernel-scale': 'guess' is not one of 'count', 'sqrt', 'none'",
+        ),
     ],
 )
 def test_rsbackbones_bands_names_what_is_wrong(capsys, arguments, message):

@@ -216,7 +216,7 @@ report(
     same=total(rsb.create_model("croma_vit_tiny", checkpoint=weights)) == total(mine),
     carried=run("verify", name, "--checkpoint", folder / "out"),
     eval=run("eval", "linear", "--model", name, "--data", folder / "set.npz", "--output", folder / "table",
-             "--quiet", "--batch-size", 4, "--baselines"),
+             "--no-progress", "--batch-size", 4, "--baselines"),
     nosuch=[run(command, "hf-hub:zoo/nosuch") for command in ("info", "verify", "download")],
 )
 """

@@ -117,7 +117,7 @@ def _keys(name: str, held: Mapping[str, Sequence[str]], sensors: Sensors) -> dic
     keys = {m: sensor if sensor in held else m for m, sensor in sensors.items()}
     if lacking := [m for m, key in keys.items() if key not in held]:
         raise ValueError(
-            f"sensors= (--sensor {lacking[0]}={sensors[lacking[0]]}) takes images that the files name "
+            f"sensors= (--sensors {lacking[0]}={sensors[lacking[0]]}) takes images that the files name "
             f"{sensors[lacking[0]]}, or {lacking[0]}; {name} has {', '.join(held)}"
         )
     return {m: m for m in held if m not in keys and m not in keys.values()} | keys

@@ -1,104 +1,119 @@
-"""What decides a training run, pretraining or fine-tuning, whatever is trained: frozen dataclasses."""
+"""The options of a training run, pretraining or fine-tuning: frozen dataclasses that pydantic checks.
 
-from dataclasses import dataclass, field
+The ranges of numbers are in the types, so that Python, recipes in JSON and ``key=value`` arguments are
+checked alike. A value out of its range, an unknown option and a value of another type are a ``ValueError``.
+"""
+
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 BatchNormMode = Literal["local", "grouped", "sync"]
 
+# Every class of options has this configuration: unknown options, NaN and infinity are refused.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-@dataclass(frozen=True, kw_only=True)
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+# A share of which the whole is not possible: a decay, a mask ratio, a warm-up.
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _refuse_empty(value: object) -> object:
+    if value == "":  # Path("") would be the current folder
+        raise ValueError("the path is empty; name a file or a folder ('.' is the current folder)")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_refuse_empty)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimOptions:
     """The optimizer and the schedule of its learning rate: linear warm-up, then cosine to zero.
 
-    ``name`` is timm's, of an optimizer whose state begins with zeros, as a run does (LAMB's does not). The
-    learning rate is ``base_lr`` x global batch / 256. ``warmup`` is a share of all steps. ``weight_decay`` is
-    for weights of two or more dimensions; biases, norms, tokens and temperatures have none
-    (the CROMA paper gives the number only).
+    Attributes:
+        name: a timm optimizer. Only optimizers whose state is initialized to zeros are supported (not LAMB).
+        base_lr: the peak learning rate is ``base_lr`` x global batch / 256.
+        betas: decay rates of the moment estimates.
+        weight_decay: for weights of two or more dimensions. Biases, norms, tokens and temperatures have none.
+        warmup: share of all steps in which the learning rate rises.
+        clip_grad: largest norm of the gradient; ``None``: no limit.
     """
 
     name: Literal["adamw", "adam", "nadamw", "radamw", "lion", "lars", "sgd", "sgdw"] = "adamw"
-    base_lr: float = 4e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    clip_grad: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.base_lr > 0 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"optim.base_lr must be positive and optim.warmup a share of all steps below 1, got "
-                f"{self.base_lr} and {self.warmup}"
-            )
-        if not self.weight_decay >= 0 or (self.clip_grad is not None and not self.clip_grad > 0):
-            raise ValueError(
-                f"optim.weight_decay must not be negative and optim.clip_grad positive, or none, got "
-                f"{self.weight_decay} and {self.clip_grad}"
-            )
+    base_lr: Positive = 4e-6
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.01
+    warmup: ShareBelowOne = 0.05
+    clip_grad: Positive | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SaveOptions:
-    """When and how checkpoints are written: every ``every`` steps, of which the newest ``keep`` stay.
-
-    ``asynchronous``: training goes on while the files are written.
-    """
-
-    every: int = 1000
-    keep: int = 2
-    asynchronous: bool = True
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 1:
-            raise ValueError(f"save.every and save.keep must be at least 1, got {self.every}, {self.keep}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The options of a run, whatever it trains.
+    """When and how checkpoints are written.
 
     Attributes:
-        name: of the recipe.
-        output: the run's folder.
-        batch_size: of the global batch, over all processes and passes.
-        accumulate: forward passes per step.
-        max_steps: stop after so many steps, with the schedule of the whole run.
-        seed: of initialization and of every sample.
-        precision: ``bf16`` is autocast: parameters, gradients and optimizer stay in float32.
-        parallel: ``ddp``, or ``fsdp`` (``fully_shard``), where there is more than one process.
-        batch_norm: whose statistics BatchNorm normalizes by, see :mod:`rsbackbones.train.engine.batch_norm`:
-            ``local`` (a process's micro-batch), ``grouped`` (every ``batch_norm_group`` rows of it) or
-            ``sync`` (the micro-batches of all processes).
-        log_every: steps between lines of the log; the losses are those of the step.
-        timeout: seconds until a process that hangs stops the others.
+        every: steps between checkpoints.
+        keep: the newest checkpoints that are kept; older ones are deleted.
+        asynchronous: training continues while the files are written.
     """
 
-    name: str
+    every: Count = 1000
+    keep: Count = 2
+    asynchronous: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunOptions:
+    """The options that every run has, whatever it trains.
+
+    Attributes:
+        name: name of the recipe.
+        save: see :class:`SaveOptions`.
+        output: folder of the run.
+        batch_size: size of the global batch, over all processes and micro-batches.
+        accumulate: micro-batches per step.
+        max_steps: stop after this step; the learning rate follows the schedule of the whole run.
+        seed: of initialization and of every sample.
+        precision: ``bf16`` is autocast; parameters, gradients and optimizer stay in float32.
+        parallel: ``ddp`` or ``fsdp`` (``fully_shard``), if there is more than one process.
+        batch_norm: which rows BatchNorm takes its statistics from, see
+            :mod:`rsbackbones.train.engine.batch_norm`: ``local`` (the micro-batch of the process),
+            ``grouped`` (every ``batch_norm_group`` rows of it) or ``sync`` (the micro-batches of all
+            processes).
+        activation_checkpointing: recompute activations in the backward pass, to save memory.
+        compile: compile the model with ``torch.compile``.
+        log_every: steps between lines of the log. The losses in a line are those of its step.
+        tensorboard: also write TensorBoard events.
+        timeout: seconds after which a process that hangs stops the others.
+    """
+
+    name: Text
     save: SaveOptions = field(default_factory=SaveOptions)
-    output: Path | None = None
-    batch_size: int
-    accumulate: int = 1
-    max_steps: int | None = None
-    seed: int = 0
+    output: FilePath | None = None
+    batch_size: Count
+    accumulate: Count = 1
+    max_steps: Count | None = None
+    seed: CountOrZero = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     batch_norm: BatchNormMode = "local"
-    batch_norm_group: int | None = None
+    batch_norm_group: Count | None = None
     activation_checkpointing: bool = False
     compile: bool = False
-    log_every: int = 10
+    log_every: Count = 10
     tensorboard: bool = False
-    timeout: float = 600.0
+    timeout: Positive = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every", "max_steps", "batch_norm_group"):
-            if (value := getattr(self, name, None)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.seed < 0 or not self.timeout > 0:
-            raise ValueError(
-                f"seed must not be negative and timeout must be positive, got {self.seed} and {self.timeout}"
-            )
-
         if (self.batch_norm == "grouped") != (self.batch_norm_group is not None):
             raise ValueError(
                 "batch_norm=grouped and batch_norm_group=ROWS go together, got "
@@ -106,7 +121,7 @@ class RunOptions:
             )
 
     def resumable_fields(self) -> tuple[str, ...]:
-        """Return the keys that may change when a run goes on: none of them changes what is computed."""
+        """Return the keys that may change when a run is resumed: none of them changes what is computed."""
         return (
             "output", "max_steps", "parallel", "activation_checkpointing", "compile", "log_every",
             "tensorboard", "timeout", "save",

@@ -1,13 +1,15 @@
-"""The options of a run as JSON, as ``key=value``, and compared."""
+"""Options of a run as JSON and as ``key=value`` arguments, and the differences between two runs."""
 
 import dataclasses
 import difflib
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from rsbackbones.train.engine.config import RunOptions
 
@@ -18,35 +20,22 @@ STAGES = "stages"
 
 def to_json(options: Any) -> dict[str, Any]:
     """Return options (a dataclass: a recipe, or a part of one) as JSON values."""
-    from pydantic import TypeAdapter
-
     fields: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
     return fields
 
 
 def from_json(fields: Mapping[str, Any], kind: type[R]) -> R:
-    """Return the recipe of :func:`to_json`, which is of a ``kind``: of pretraining, of fine-tuning.
+    """Return the recipe that :func:`to_json` wrote.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of its range.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     if not isinstance(fields, Mapping):
         raise ValueError(f"a recipe is an object of fields, got {type(fields).__name__}")
-    _check_keys(kind, fields, "")
     try:
         return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
-        placed = [(_path(kind, fields, e["loc"]), e) for e in error.errors()]
-        problems = [
-            f"{place}: " * bool(place)
-            + e["msg"].removeprefix("Value error, ")
-            + f", got {e['input']!r}" * (e["type"] != "value_error")  # our own checks name the value
-            for place, e in placed
-            if place is not None
-        ]
-        raise ValueError("; ".join(problems)) from error
+        raise ValueError("; ".join(_describe(e, fields, kind) for e in error.errors())) from error
 
 
 def merge_fields(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,36 +54,25 @@ def apply_overrides(recipe: R, changes: Mapping[str, Any]) -> R:
     Args:
         recipe: the recipe.
         changes: by key. Dots name a field within a field, or an element of a list by its index from 0:
-            ``optim.base_lr``, ``data.parts.0.repeat``, ``stages.1.data.root``.
+            ``optim.base_lr``, ``data.parts.0.repeats``, ``stages.1.data.root``.
 
     Raises:
         ValueError: an unknown key, or a value that does not fit.
     """
     fields = to_json(recipe)
     for key, value in changes.items():
-        *path, last = key.split(".")
+        path = key.split(".")
+        if isinstance(value, str):
+            value = _parse_value(key, value, _walk(type(recipe), fields, path)[0])
         inner: Any = fields
-        kind: Any = type(recipe)
         for depth, name in enumerate(path):
-            hint = _field_type(kind, name, key)
-            if isinstance(inner, list):
-                inner, kind = inner[_index(inner, path, depth, key)], hint
+            if not isinstance(inner, list | dict):
+                raise ValueError(f"unknown key {key!r}: {'.'.join(path[:depth])} has no fields")
+            place: Any = _index(inner, path, depth, key) if isinstance(inner, list) else name
+            if depth == len(path) - 1:
+                inner[place] = value
             else:
-                if isinstance(inner, dict) and (path[0] == STAGES or not dataclasses.is_dataclass(kind)):
-                    inner.setdefault(name, {})  # it holds only what is different (overrides, a stage)
-                inner = inner.get(name) if isinstance(inner, dict) else None
-                kind = tuple[type(recipe), ...] if (depth, name) == (0, STAGES) else hint  # type: ignore[misc]
-            kind = _union_member(kind, inner)
-        hint = _field_type(kind, last, key)
-        value = _parse_value(key, value, hint)
-        if path[:1] == [STAGES]:  # whose fields nobody else brings to their types
-            value = _parse_json(value)
-        if isinstance(inner, list):
-            inner[_index(inner, [*path, last], len(path), key)] = value
-        elif isinstance(inner, dict):
-            inner[last] = value
-        else:
-            raise ValueError(f"unknown key {key!r}: {'.'.join(path)} has no fields")
+                inner = inner.setdefault(name, {}) if isinstance(inner, dict) else inner[place]
     return from_json(fields, type(recipe))
 
 
@@ -102,7 +80,7 @@ def _index(items: Sequence[Any], path: Sequence[str], depth: int, key: str) -> i
     """Return which element of a list ``path[depth]`` names."""
     name, whole = path[depth], ".".join(path[:depth])
     if not name.isdecimal() or int(name) >= len(items):
-        there = f"0 to {len(items) - 1}" if items else f"none: say {whole}=[...] first"
+        there = f"0 to {len(items) - 1}" if items else f"none: pass {whole}=[...] first"
         raise ValueError(f"unknown key {key!r}: {whole} is a list, its elements are {there}")
     return int(name)
 
@@ -129,8 +107,8 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, R]) -> R:
             raise ValueError(f"cannot read the recipe {name}: {error}") from error
         return apply_overrides(recipe, changes)
     if name is None or name not in known:
-        given = "no recipe is named" if name is None else f"unknown recipe {name!r}"
-        raise ValueError(f"{given}; say recipe=NAME, one of {', '.join(known)}, or recipe=FILE.json")
+        given = "no recipe is given" if name is None else f"unknown recipe {name!r}"
+        raise ValueError(f"{given}; pass recipe=NAME, one of {', '.join(known)}, or recipe=FILE.json")
     return apply_overrides(known[name], changes)
 
 
@@ -158,103 +136,127 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _field_type(kind: Any, name: str, key: str) -> Any:
-    """Return the type of a field; ``key`` is all of what the user named."""
-    if typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,):
-        return typing.get_args(kind)[0]
-    if not dataclasses.is_dataclass(kind):
-        return Any
-    hints = typing.get_type_hints(kind)
-    if name not in hints:
-        close = difflib.get_close_matches(name, hints, n=1)
-        raise ValueError(
-            f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ".")
-            + f" Keys there: {', '.join(hints)}"
-        )  # fmt: skip
-    return hints[name]
+def union_member(hint: Any, value: Any) -> Any:
+    """Return the dataclass of a union that a value is meant for: by its ``method``, else by its fields.
+
+    Raises:
+        ValueError: no class has this method.
+    """
+    several = _members(hint)
+    if not several:
+        return hint
+    held = value if isinstance(value, Mapping) else {}
+    methods = {kind.method: kind for kind in several if hasattr(kind, "method")}
+    if methods and "method" in held:
+        if held["method"] not in methods:
+            raise ValueError(
+                f"unknown method {held['method']!r}; known: {', '.join(methods)}. Register a method of your "
+                "own with register_objective"
+            )
+        return methods[held["method"]]
+    return next((kind for kind in several if set(held) <= set(_names(kind))), several[0])
 
 
 def _members(hint: Any) -> list[Any]:
-    """Return the dataclasses of a union, or those that a class says stand for it (``members()``)."""
+    """Return the dataclasses of a union, or those that a class names in ``members()``."""
+    if typing.get_origin(hint) is tuple:
+        return []
     kinds = hint.members() if hasattr(hint, "members") else typing.get_args(hint)
     return [kind for kind in kinds if dataclasses.is_dataclass(kind)]
 
 
-def _union_member(hint: Any, value: Any) -> Any:
-    """Return which of the dataclasses of a union a value is of: that of its ``method``, else the first."""
-    several = _members(hint)
-    if not several or not isinstance(value, Mapping):
-        return hint
-    methods = {kind.method: kind for kind in several if hasattr(kind, "method")}
-    if methods and value.get("method", next(iter(methods))) not in methods:
-        raise ValueError(
-            f"unknown method {value['method']!r}; known: {', '.join(methods)}. A method of your own is known "
-            "once "
-            "register_objective was called"
-        )
-    named = [kind for method, kind in methods.items() if method == value.get("method")]
-    holds = [kind for kind in several if set(value) <= {f.name for f in dataclasses.fields(kind)}]
-    return (named or holds or several)[0]
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
-def _path(kind: Any, value: Any, steps: Sequence[int | str]) -> str | None:
-    """Return where an error of pydantic is, by dots; ``None``: in a member of a union that is not meant."""
-    path = []
-    for step in steps:
-        union = len(_members(kind)) > 1
-        if union and isinstance(value, Mapping):
-            kind = _union_member(kind, value)
-            if step != kind.__name__:
-                return None
-            continue  # pydantic names the member, and the user does not
-        path.append(str(step))
-        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-        kind = hints.get(str(step)) or next(iter(typing.get_args(kind)), Any)
-        held = dict(enumerate(value)) if isinstance(value, list | tuple) else value
-        value = held.get(step) if isinstance(held, Mapping) else None
-    return ".".join(path)
+def _children(value: Any) -> dict[str, Any]:
+    """Return the fields of an object, or the elements of a list, by their part of a key."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    return {str(step): child for step, child in value.items()} if isinstance(value, Mapping) else {}
 
 
-def _check_keys(kind: Any, fields: Mapping[str, Any], prefix: str) -> None:
-    for name, value in fields.items():
-        inner = _union_member(_field_type(kind, name, prefix + name), value)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
-            _check_keys(inner, value, f"{prefix}{name}.")
-        if isinstance(value, Sequence) and typing.get_origin(inner) is tuple:
-            for i, item in enumerate(value):
-                member = _union_member(typing.get_args(inner)[0], item)
-                if isinstance(item, Mapping) and dataclasses.is_dataclass(member):
-                    _check_keys(member, item, f"{prefix}{name}.{i}.")
+def _walk(kind: Any, value: Any, path: Sequence[str]) -> tuple[Any, Any]:
+    """Return the type of a key of ``kind`` and its value; ``Any`` and ``None`` if they are not known."""
+    if path[:1] == [STAGES] and len(path) > 2:  # a stage has the fields of the recipe
+        return _walk(kind, value, path[2:])
+    for name in path:
+        arguments = typing.get_args(kind)
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(name, Any)
+        elif typing.get_origin(kind) is dict:
+            kind = arguments[1]
+        else:
+            repeated = typing.get_origin(kind) is tuple and arguments[1:] == (...,)
+            kind = arguments[0] if repeated else Any
+        value = _children(value).get(name)
+        kind = union_member(kind, value)
+    return kind, value
 
 
-def _parse_json(value: Any) -> Any:
-    """Read text that is JSON, and that in a list; other text stays."""
-    if isinstance(value, list):
-        return [_parse_json(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+def _describe(error: Mapping[str, Any], fields: Mapping[str, Any], kind: Any) -> str:
+    """Return an error of pydantic in one line: the key, what is wrong, and the value."""
+    # Of the steps to the error some are names that pydantic has for types.
+    path: list[str] = []
+    value: Any = fields
+    for step in map(str, error["loc"]):
+        if step in (children := _children(value)):
+            path.append(step)
+            value = children[step]
+    if error["type"] == "unexpected_keyword_argument":
+        return _unknown_key(path, fields, kind)
+    if error["type"] == "missing":
+        path.append(str(error["loc"][-1]))
+        return f"{'.'.join(path)} is missing"
+    key, text = ".".join(path), str(error["msg"])
+    if error["type"] == "value_error":  # one of our own checks, which names the value
+        return f"{key}: " * bool(path) + text.removeprefix("Value error, ")
+    text = text.replace("Input should", " must") if text.startswith("Input should") else f": {text}"
+    return f"{key}{text}, got {error['input']!r}"
 
 
-def _parse_value(key: str, value: Any, hint: Any) -> Any:
-    """Read JSON where a field holds several values, or any; "60,180" is understood for a tuple too."""
-    if not isinstance(value, str) or hint is str:
-        return value
-    if value in ("none", "null") and type(None) in typing.get_args(hint):
+def _unknown_key(path: Sequence[str], fields: Mapping[str, Any], kind: Any) -> str:
+    """Return what is wrong with a key, with the key that was probably meant."""
+    *above, name = path
+    here, _ = _walk(kind, fields, above)
+    near = difflib.get_close_matches(name, _names(here), n=1)
+    if not near:  # lr: base_lr; base_lr: optim.base_lr
+        words = set(name.split("_"))
+        near = [key for key in _keys(here) if words <= set(key.rpartition(".")[2].split("_"))]
+        near = [key for key in near if key.count(".") == min(key.count(".") for key in near)][:3]
+    meant = f", did you mean {' or '.join(repr('.'.join([*above, key])) for key in near)}?" if near else "."
+    return f"unknown key {'.'.join(path)!r}{meant} Known keys: {', '.join(_names(here))}"
+
+
+def _keys(kind: Any) -> Iterator[str]:
+    """Yield all keys of a dataclass, with those of its fields."""
+    hints = typing.get_type_hints(kind)
+    for name in _names(kind):
+        yield name
+        for member in (hints[name], *_members(hints[name])):
+            if dataclasses.is_dataclass(member):
+                yield from (f"{name}.{key}" for key in _keys(member))
+
+
+def _parse_value(key: str, text: str, hint: Any) -> Any:
+    """Read the text of an argument: as JSON, unless its field holds text. ``60,180`` is a tuple too."""
+    kinds = (hint, *typing.get_args(hint))
+    if text in ("none", "null") and type(None) in kinds:
         return None
-    kinds = (hint, *typing.get_args(hint), *_members(hint))
-    if value.startswith("{") and any(dataclasses.is_dataclass(t) for t in kinds):
-        hint = Any
-    several = any(typing.get_origin(t) in (tuple, dict) for t in kinds)
-    if several and not value.startswith(("[", "{")):
-        return value.split(",")
-    if several or hint is Any:
+    if any(typing.get_origin(kind) in (tuple, dict) for kind in kinds):
+        if not text.startswith(("[", "{")):
+            return [_read_json(item) for item in text.split(",")]
         try:
-            return json.loads(value)
+            return json.loads(text)
         except json.JSONDecodeError as error:
-            if several:
-                raise ValueError(f"{key}: {value!r} is no JSON: {error}") from error
-    return value
+            raise ValueError(f"{key}: {text!r} is not JSON: {error}") from error
+    if any(kind in (str, Path) or typing.get_origin(kind) is typing.Literal for kind in kinds):
+        return text
+    return _read_json(text)
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

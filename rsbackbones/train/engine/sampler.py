@@ -84,7 +84,7 @@ class BatchPlan:
             if length * repeat < self.batch_size:
                 raise ValueError(
                     f"source {i} has {length} samples, {repeat} times an epoch, which is less than one batch "
-                    f"of {self.batch_size}; lower batch_size or raise the source's repeat"
+                    f"of {self.batch_size}; lower batch_size or raise the repeats of the source"
                 )
 
     @property

@@ -74,7 +74,7 @@ def train(run: TrainRun | Sequence[StageBuilder]) -> Summary:
     """
     config = run.config if isinstance(run, TrainRun) else run[-1].config
     if config.output is None:
-        raise TrainingError("no output folder is named: say output=FOLDER")
+        raise TrainingError("no output folder: pass output=FOLDER")
     processes = run.processes if isinstance(run, TrainRun) else init_distributed(config.timeout)
     with RunDir(config.output.expanduser(), processes) as folder, StopSignal() as stop:
         if isinstance(run, TrainRun):

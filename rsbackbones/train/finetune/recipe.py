@@ -1,133 +1,138 @@
-"""What decides a fine-tuning run: a frozen dataclass, read and changed as pretraining's recipes are."""
+"""The options of a fine-tuning run: frozen dataclasses, read and changed like the recipes of pretraining."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from rsbackbones.train.engine.config import RunOptions
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from rsbackbones.train.engine.config import (
+    STRICT,
+    Count,
+    CountOrZero,
+    FilePath,
+    NonNegative,
+    Positive,
+    RunOptions,
+    Share,
+    ShareBelowOne,
+    Text,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Views:
-    """How labelled images are brought to the model; size and tiles in evaluations as in training.
+    """How labelled images are resized, cut and augmented. Size and tiles also apply to evaluations.
 
     Attributes:
-        size: side in pixels that labelled images are resized to; ``None``: as they are.
-        tile: side of the squares that images with labels of pixels are cut into; ``None``: whole.
-        overlap: of neighboring tiles, in pixels; ``None``: half a tile.
-        flips, turns: along both axes, each with probability 1/2; by quarters. A label map goes along.
-        mixup, cutmix: alpha of their Beta distributions, 0 for none; ``switch`` is the probability of cutmix
-            where there are both. Labels of images only.
-        smoothing: of the labels of images.
+        size: side in pixels that labelled images are resized to; ``None``: their own size.
+        tile: side of the tiles that images with pixel labels are cut into; ``None``: whole images.
+        overlap: overlap of neighboring tiles, in pixels; ``None``: half a tile.
+        flips: flip along both axes, each with probability 1/2, label maps too.
+        rot90: rotate by multiples of 90 degrees, label maps too.
+        mixup, cutmix: alpha of their Beta distributions; 0: off. For labels of images only.
+        switch_prob: probability of cutmix instead of mixup, if both are on.
+        label_smoothing: smoothing of targets, for labels of images.
     """
 
-    size: int | None = None
-    tile: int | None = None
-    overlap: int | None = None
+    size: Count | None = None
+    tile: Count | None = None
+    overlap: CountOrZero | None = None
     flips: bool = True
-    turns: bool = True
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    switch: float = 0.5
-    smoothing: float = 0.1
+    rot90: bool = True
+    mixup: NonNegative = 0.8
+    cutmix: NonNegative = 1.0
+    switch_prob: Share = 0.5
+    label_smoothing: ShareBelowOne = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("size", "tile"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"views.{name} must be at least 1 pixel, or none, got {value}")
-        if self.overlap is not None and (self.tile is None or not 0 <= self.overlap < self.tile):
+        if self.overlap is not None and (self.tile is None or self.overlap >= self.tile):
             raise ValueError(
-                f"views.overlap is that of tiles and less than their side, got {self.overlap} of {self.tile}"
-            )
-        if self.mixup < 0 or self.cutmix < 0:
-            raise ValueError(
-                f"views.mixup and views.cutmix must not be negative, got {self.mixup} and {self.cutmix}"
-            )
-        if not 0 <= self.switch <= 1 or not 0 <= self.smoothing < 1:
-            raise ValueError(
-                f"views.switch is a share, views.smoothing one below 1, got {self.switch}, {self.smoothing}"
+                "overlap needs tile, and must be less than the side of a tile; got overlap "
+                f"{self.overlap} and tile {self.tile}"
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FinetuneOptim:
     """The optimizer and the schedule of its learning rate.
 
     Attributes:
-        name: torch's. The rate of ``adafactor`` is relative: at step t at most 1 / sqrt(t), times the root
-            mean square of a parameter.
-        base_lr: times global batch / 256 where it is ``scaled``.
-        momentum: of ``sgd``; ``betas``: of ``adamw``.
+        name: an optimizer of torch. The learning rate of ``adafactor`` is relative: at step t at most
+            1 / sqrt(t), times the root mean square of a parameter.
+        base_lr: the peak learning rate; if ``scaled``, times global batch / 256.
+        scaled: scale ``base_lr`` with the batch.
+        betas: decay rates of ``adamw``.
+        momentum: of ``sgd``.
         weight_decay: for weights of two or more dimensions.
-        layer_decay: factor of the rate from one block to the one below it; 1: all have the same.
-        warmup_epochs, warmup_steps: of the linear warm-up; they add up.
-        schedule: of the rate after it: to ``min_lr`` as half a ``cosine`` or with a power (``poly``), or
-            ``constant``.
+        layer_decay: factor of the learning rate from one block to the one below it; 1: the same for all.
+        warmup_epochs, warmup_steps: length of the linear warm-up; they add up.
+        schedule: of the learning rate after the warm-up: to ``min_lr`` along a half ``cosine`` or with a
+            power (``poly``), or ``constant``.
+        power: of ``poly``.
+        min_lr: learning rate at the end.
+        clip_grad: largest norm of the gradient; ``None``: no limit.
     """
 
     name: Literal["adamw", "sgd", "adafactor"] = "adamw"
-    base_lr: float = 1e-4
+    base_lr: Positive = 1e-4
     scaled: bool = True
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9
-    weight_decay: float = 0.01
-    layer_decay: float = 1.0
-    warmup_epochs: float = 0.0
-    warmup_steps: int = 0
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    momentum: ShareBelowOne = 0.9
+    weight_decay: NonNegative = 0.01
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup_epochs: NonNegative = 0.0
+    warmup_steps: CountOrZero = 0
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    power: float = 0.9
-    min_lr: float = 0.0
-    clip_grad: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.base_lr > 0 or not 0 < self.layer_decay <= 1:
-            raise ValueError(
-                f"optim.base_lr must be positive and optim.layer_decay above 0 and at most 1, got "
-                f"{self.base_lr} and {self.layer_decay}"
-            )
-        if min(self.weight_decay, self.warmup_epochs, self.warmup_steps, self.min_lr, self.power) < 0:
-            raise ValueError("optim: weight_decay, warm-up, min_lr and power must not be negative")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise ValueError(f"optim.clip_grad must be positive, or none, got {self.clip_grad}")
+    power: NonNegative = 0.9
+    min_lr: NonNegative = 0.0
+    clip_grad: Positive | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FinetuneRecipe(RunOptions):
     """A fine-tuning run, or one per learning rate.
 
-    What is trained follows from the labels of the data. One class of an image: a linear layer on the
-    embedding, soft cross-entropy. Any number of them: the same, binary cross-entropy. Pixels: a dense head,
-    cross-entropy. Change: the same on the difference of two dates, negative log-likelihood.
+    The labels of the data decide what is trained. One class per image: a linear layer on the embedding, soft
+    cross-entropy. Several classes per image: the same, binary cross-entropy. Pixel labels: a dense head,
+    cross-entropy. Change: a dense head on the difference of two dates, negative log-likelihood.
 
     Attributes:
-        model: as for ``create_model``; ``overrides``: fields of its configuration.
-        data: what ``rsbackbones.data.labelled.open_labelled`` opens; ``data_options``: its other arguments.
+        model: as for ``create_model``. ``""``: the recipe has no default; name one before it is run.
+        overrides: fields of the model's configuration, as for ``create_model``.
+        data: what ``rsbackbones.data.labelled.open_labelled`` opens.
+        data_options: the other arguments of ``open_labelled``.
         modalities: the sensors to use; default all that the data and the model have.
-        sensors: by modality the sensor of the images, where it is not the modality's own:
+        sensors: by modality the sensor of the images, if it is not the modality's own:
             ``{"s2": "landsat_oli"}``, as for ``open_labelled``.
-        bands, missing_bands, kernel_scale: by modality the bands to use, and what meets those that the
-            weights lack, as for ``rsbackbones.eval.feature_source.model_for``.
-        pretrained: whether to begin with the model's weights; ``checkpoint``: with those of a local file.
-        freeze: train the head alone.
-        head, head_options: of pixel labels and change, as for ``rsbackbones.heads.dense_model``.
+        bands, missing_bands, kernel_scale: by modality the bands to use, and the rules for bands without a
+            match in the weights, as for ``rsbackbones.eval.feature_source.model_for``.
+        pretrained: begin with the pretrained weights.
+        checkpoint: begin with the weights of a local file.
+        freeze: train the head only.
+        head, head_options: for pixel labels and change, as for ``rsbackbones.heads.dense_model``.
         scale: label pixels per image pixel, along each side.
-        epochs, steps: length of the run; one of them.
+        views: see :class:`Views`.
+        optim: see :class:`FinetuneOptim`.
+        epochs, steps: length of the run; set one of them.
         evaluate_every: steps between evaluations; default an epoch.
-        drop_path: rate of the last block; the first has 0, those between lie on a line.
-        select: ``val``: the epoch that is best on the validation split is scored on the test split; a set
-            without one gives a fifth of its training samples for it. ``paper``: the best single evaluation,
-            on the validation split or where there is none on the test split, is the result; it is optimistic,
-            and says so.
-        metric: what is best, a name of ``rsbackbones.eval.metrics``; default top-1, micro mAP, mean IoU, or
-            F1 of change.
+        drop_path: rate of the last block. The rates of the blocks rise linearly from 0.
+        select: ``val``: the epoch that is best on the validation split is scored on the test split; a fifth
+            of the training samples is the validation split of a data set without one. ``paper``: the result
+            is the best single evaluation, on the validation split, or on the test split if there is no other;
+            it is optimistic, and the result says so.
+        metric: decides which epoch is best, a name of ``rsbackbones.eval.metrics``; default top-1, micro mAP,
+            mean IoU, or F1 of change.
         sweep: run every base learning rate of ``rates``, and report the best.
+        rates: base learning rates of a sweep.
         evaluation_batch: images per forward pass of an evaluation.
         workers: loader processes per training process.
+        parallel: ``ddp`` only.
     """
 
-    model: str
+    model: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
-    data: str | None = None
+    data: Text | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
     sensors: dict[str, str] = field(default_factory=dict)
@@ -135,41 +140,33 @@ class FinetuneRecipe(RunOptions):
     missing_bands: str = "error"
     kernel_scale: str = "count"
     pretrained: bool = True
-    checkpoint: Path | None = None
+    checkpoint: FilePath | None = None
     freeze: bool = False
     head: Literal["upernet", "linear", "vit_lite"] = "upernet"
     head_options: dict[str, Any] = field(default_factory=dict)
-    scale: int = 1
+    scale: Count = 1
     views: Views = field(default_factory=Views)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
-    epochs: int | None = None
-    steps: int | None = None
-    evaluate_every: int | None = None
-    drop_path: float = 0.0
+    epochs: Count | None = None
+    steps: Count | None = None
+    evaluate_every: Count | None = None
+    drop_path: ShareBelowOne = 0.0
     select: Literal["val", "paper"] = "val"
-    metric: str | None = None
+    metric: Text | None = None
     sweep: bool = False
-    rates: tuple[float, ...] = ()
-    evaluation_batch: int = 64
-    workers: int = 2
+    rates: tuple[Positive, ...] = ()
+    evaluation_batch: Count = 64
+    workers: CountOrZero = 2
     parallel: Literal["ddp"] = "ddp"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"a run has epochs or steps, one of them; got {self.epochs} and {self.steps}")
-        for name in ("steps", "evaluate_every", "scale", "evaluation_batch"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.workers < 0 or not 0 <= self.drop_path < 1:
-            raise ValueError(
-                f"workers must not be negative and drop_path from 0 to below 1, got {self.workers} and "
-                f"{self.drop_path}"
-            )
-        if self.sweep and (len(set(self.rates)) < 2 or not all(rate > 0 for rate in self.rates)):
-            raise ValueError(f"a sweep has at least two different positive rates, got {self.rates}")
+            raise ValueError(f"set epochs or steps, one of them; got {self.epochs} and {self.steps}")
+        if self.sweep and len(set(self.rates)) < 2:
+            raise ValueError(f"a sweep needs at least two different rates, got {self.rates}")
         if self.freeze and (self.drop_path or self.optim.layer_decay < 1):
-            raise ValueError("a frozen backbone has neither drop_path nor layer_decay")
+            raise ValueError("drop_path and optim.layer_decay do not apply to a frozen backbone: drop them")
 
     def resumable_fields(self) -> tuple[str, ...]:
         """See :meth:`RunOptions.resumable_fields`; the data are compared by their digest."""

@@ -1,9 +1,10 @@
-"""The papers' fine-tuning runs, a recipe per row of their tables.
+"""The fine-tuning recipes of the papers, one for every row of their tables.
 
 CROMA: Fuller et al., 2023, appendix A.4.2. SeaMo: section 4.2. AuxMAE: section 4.2 and tables 1 and 2. FoMu:
-appendix D.2 and D.4. What a paper leaves open is named where it is chosen. ``model`` is CROMA's, of which
-there are weights; say another in the command. Every row of the papers is of one sensor; say
-``modalities=s2,s1`` to tune on both. The papers' own numbers were not reproduced here.
+appendix D.2 and D.4. Choices that a paper leaves open are marked in a comment. CROMA's and SeaMo's recipes
+have a default ``model``. The architectures of AuxMAE and FoMu are not in the zoo: their recipes need
+``model=NAME``. Every row uses one sensor; pass ``modalities=s2,s1`` to fine-tune on both. The papers' numbers
+were not reproduced here.
 """
 
 from dataclasses import replace
@@ -15,10 +16,11 @@ CROMA_RATES = (3e-5, 5e-5, 8e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3)
 _OPTICAL, _RADAR = ("s2",), ("s1",)
 # A checkpoint is written at every evaluation; more often only where epochs are long.
 _SAVE = SaveOptions(every=5000, keep=1)
-_NOT_MIXED = Views(mixup=0, cutmix=0, smoothing=0)
+_NOT_MIXED = Views(mixup=0, cutmix=0, label_smoothing=0)
 
-# The paper takes the largest batch that fits its GPU: 256 leaves the rates as they are. Its result is the
-# best single evaluation (select=paper); by default epoch and rate are chosen on a validation split.
+# The paper uses the largest batch that fits its GPU; a batch of 256 leaves the learning rates unscaled. The
+# paper reports the best single evaluation (select=paper); our default chooses epoch and rate on a validation
+# split.
 _CROMA = FinetuneRecipe(
     name="croma",
     model="croma_vit_b",
@@ -31,8 +33,8 @@ _CROMA = FinetuneRecipe(
     save=_SAVE,
 )
 
-# The weight decay is not in the paper; 0.05 is that of SatMAE's code, whose augmentation it follows. Nor are
-# label smoothing, switch probability (SatMAE's, too) and layer decay (none).
+# Not in the paper: weight decay (0.05, as in SatMAE's code, whose augmentation the paper follows), label
+# smoothing and switch probability (SatMAE's), layer decay (none).
 _SEAMO = FinetuneRecipe(
     name="seamo_eurosat",
     model="seamo_vit_b",
@@ -44,17 +46,17 @@ _SEAMO = FinetuneRecipe(
     drop_path=0.2,
     save=_SAVE,
 )
-# Drop path is stated of EuroSAT and of what follows it, of dense prediction it is not. No warm-up where none
-# is stated. "Learning rate", not "base learning rate", is what the paper says of OSCD: taken as the base rate
-# that it gives everywhere else.
+# The paper states drop path for EuroSAT and the data sets after it, not for dense prediction. No warm-up if
+# none is stated. For OSCD the paper says "learning rate", elsewhere "base learning rate": both are base rates
+# here.
 _SEAMO_DENSE = replace(
     _SEAMO,
-    views=replace(_NOT_MIXED, turns=False),
+    views=replace(_NOT_MIXED, rot90=False),
     optim=FinetuneOptim(base_lr=1e-4, weight_decay=0.05),
     drop_path=0.0,
 )
 
-# Its images are 96 pixels, and stay so.
+# Its images are 96 pixels, and are not resized.
 _SEAMO_DFC = replace(
     _SEAMO_DENSE,
     name="seamo_dfc2020",
@@ -70,11 +72,10 @@ _SEAMO_WATER = replace(
     batch_size=24,
 )
 
-# Neither rate nor schedule is in the paper: Adafactor's own relative rate (Shazeer and Stern), constant. Nor
-# is any augmentation: flips and turns. BigEarthNet has a linear layer, the maps ViT-Lite.
+# Not in the paper: learning rate and schedule (Adafactor's relative rate of Shazeer and Stern, constant), and
+# augmentation (flips and rotations). BigEarthNet has a linear head, label maps have ViT-Lite.
 _AUXMAE = FinetuneRecipe(
     name="auxmae",
-    model="croma_vit_b",
     modalities=_OPTICAL,
     views=_NOT_MIXED,
     optim=FinetuneOptim(name="adafactor", base_lr=1e-2, scaled=False, weight_decay=0.0, schedule="constant"),
@@ -85,12 +86,11 @@ _AUXMAE = FinetuneRecipe(
     save=_SAVE,
 )
 
-# Rates are as they stand, not scaled. Images are 512 pixels: random crops of that size leave them so.
+# Learning rates are not scaled. Images are 512 pixels: random crops of that size are whole images.
 _FOMU = FinetuneRecipe(
     name="fomu_potsdam",
-    model="croma_vit_b",
     modalities=_OPTICAL,
-    views=replace(_NOT_MIXED, turns=False, tile=512, overlap=0),
+    views=replace(_NOT_MIXED, rot90=False, tile=512, overlap=0),
     optim=FinetuneOptim(
         name="sgd", base_lr=0.01, scaled=False, momentum=0.9, weight_decay=5e-4, warmup_steps=100, min_lr=1e-6
     ),
@@ -99,10 +99,10 @@ _FOMU = FinetuneRecipe(
     head="upernet",
     save=_SAVE,
 )
-# The optimizer of the linear layer is not in the paper: SGD as MoCo's linear evaluation has it, cosine.
+# Not in the paper: the optimizer of the linear layer (SGD with cosine, as in MoCo's linear evaluation).
 _FOMU_LINEAR = replace(
     _FOMU,
-    views=replace(_NOT_MIXED, turns=False, size=224),
+    views=replace(_NOT_MIXED, rot90=False, size=224),
     optim=FinetuneOptim(name="sgd", base_lr=0.1, momentum=0.9, weight_decay=0.0),
     freeze=True,
 )
@@ -115,7 +115,7 @@ _ROWS = (
     replace(_CROMA, name="croma_fmow_full", optim=replace(_CROMA.optim, base_lr=1e-5), rates=()),
     _SEAMO,
     replace(_SEAMO, name="seamo_eurosat_sar", modalities=_RADAR),
-    # The batch is not stated; EuroSAT's.
+    # The batch is not in the paper: EuroSAT's.
     replace(_SEAMO, name="seamo_fmow", optim=replace(_SEAMO.optim, base_lr=2e-4), epochs=80),
     replace(
         _SEAMO,
@@ -142,11 +142,11 @@ _ROWS = (
     replace(
         _SEAMO_DENSE,
         name="seamo_oscd",
-        views=replace(_SEAMO_DENSE.views, tile=128, overlap=64, turns=True),
+        views=replace(_SEAMO_DENSE.views, tile=128, overlap=64, rot90=True),
         epochs=50,
         batch_size=128,
     ),
-    # 12,800 pixels cut into 25 x 25, without overlap.
+    # Images of 12,800 pixels, cut into 25 x 25 tiles without overlap.
     replace(
         _SEAMO_DENSE,
         name="seamo_glh_water",
@@ -158,7 +158,7 @@ _ROWS = (
     replace(_SEAMO_WATER, name="seamo_s1s2_water_s1", modalities=_RADAR),
     replace(_AUXMAE, name="auxmae_bigearthnet", head="linear"),
     replace(_AUXMAE, name="auxmae_bigearthnet_frozen", head="linear", freeze=True),
-    # Background, water and clouds are trained; water is scored. The radar images of the set are left out.
+    # Trained on background, water and clouds, scored on water. The radar images of the set are not used.
     replace(_AUXMAE, name="auxmae_sen1floods11", metric="iou_water"),
     replace(_AUXMAE, name="auxmae_sen1floods11_frozen", metric="iou_water", freeze=True),
     # UrbanSRSeg8: labels of 2.5 m for images of 10 m.

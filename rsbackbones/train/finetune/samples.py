@@ -149,7 +149,7 @@ class LabelledSamples(Dataset[Batch]):
                 f"{[height * self.scale, width * self.scale]}"
             )
         whole = (1, min(height, width))
-        view = draw_view(generator, height, width, crop=whole, flips=self.views.flips, turns=self.views.turns)
+        view = draw_view(generator, height, width, crop=whole, flips=self.views.flips, rot90=self.views.rot90)
         if height != width:  # a quarter turn would change the shape
             view = replace(view, quarter_turns=view.quarter_turns // 2 * 2)
         return (
@@ -163,9 +163,9 @@ class LabelledSamples(Dataset[Batch]):
         """Mix the images of a batch, and smooth and mix their labels, [B] or [B, K]."""
         views, classes = self.views, len(self.data.classes)
         if not (views.mixup or views.cutmix):
-            return dict(images), mixup_target(target, classes, 1.0, views.smoothing, self.multilabel)
+            return dict(images), mixup_target(target, classes, 1.0, views.label_smoothing, self.multilabel)
         mixup = Mixup(
-            views.mixup, views.cutmix, switch_prob=views.switch, label_smoothing=views.smoothing,
+            views.mixup, views.cutmix, switch_prob=views.switch_prob, label_smoothing=views.label_smoothing,
             num_classes=classes, multi_label=self.multilabel,
         )  # fmt: skip
         # timm draws from numpy's global generator; all micro-batches of a step must draw the same numbers.

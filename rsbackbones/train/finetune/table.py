@@ -7,6 +7,7 @@ from rsbackbones.train.finetune.recipe import FinetuneRecipe
 
 _HEADER = (
     "recipe",
+    "model",
     "optimizer, rate",
     "weight decay",
     "schedule",
@@ -19,7 +20,10 @@ _HEADER = (
 
 
 def recipe_table(recipes: Mapping[str, FinetuneRecipe]) -> str:
-    """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled by the global batch."""
+    """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled with the global batch.
+
+    ``model=NAME`` in place of a model: the recipe has none, and needs one.
+    """
     return markdown_table(_HEADER, map(_row, recipes.values()), "l" * len(_HEADER), spaced=True) + "\n"
 
 
@@ -31,6 +35,7 @@ def _row(recipe: FinetuneRecipe) -> tuple[str, ...]:
     length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps} steps"
     return (
         f"`{recipe.name}`",
+        f"`{recipe.model}`" if recipe.model else "`model=NAME`",
         f"{optim.name}, {rate}",
         f"{optim.weight_decay:g}",
         _schedule(recipe),
@@ -68,10 +73,10 @@ def _seen(recipe: FinetuneRecipe) -> str:
     views = recipe.views
     said = {
         "flips": views.flips,
-        "turns": views.turns,
+        "rot90": views.rot90,
         f"mixup {views.mixup:g}": views.mixup,
-        f"cutmix {views.cutmix:g} (switch {views.switch:g})": views.cutmix,
-        f"smoothing {views.smoothing:g}": views.smoothing,
+        f"cutmix {views.cutmix:g} (switch_prob {views.switch_prob:g})": views.cutmix,
+        f"label smoothing {views.label_smoothing:g}": views.label_smoothing,
         f"drop path {recipe.drop_path:g}": recipe.drop_path,
     }
     return ", ".join(name for name, there in said.items() if there)

@@ -41,11 +41,16 @@ def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dic
         ValueError: the recipe, the data or the folder are not usable.
         TrainingError: (a ``ValueError``) as :func:`rsbackbones.train.train`.
     """
+    if not recipe.model:
+        raise TrainingError(
+            f"the recipe {recipe.name} has no default model, because the architecture of its paper is not in "
+            "the zoo: pass model=NAME, such as model=croma_vit_b (`rsbackbones list` prints all)"
+        )
     if recipe.output is None:
-        raise TrainingError("no output folder is named: say output=FOLDER")
+        raise TrainingError("no output folder: pass output=FOLDER")
     if data is None:
         if recipe.data is None:
-            raise TrainingError("no data is named: say data=PATH")
+            raise TrainingError("no data: pass data=PATH")
         if unknown := [o for o in recipe.data_options if o not in signature(open_labelled).parameters]:
             raise TrainingError(
                 f"unknown data_options {', '.join(unknown)}; there are "
@@ -151,7 +156,7 @@ def said(result: Mapping[str, Any]) -> str:
     if result["status"] != "finished" or "metrics" not in result:
         return (
             f"{result['status']} at step {result['step']} of {result['total_steps']}; "
-            "the same command goes on from there"
+            "the same command resumes the run"
         )
     chosen, single = result["chosen"], result["best_single_evaluation"]
     lines = [f"{result['data']['name']}, {result['split']} split, seed {result['seed']}:"]

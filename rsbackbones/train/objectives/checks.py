@@ -1,8 +1,5 @@
 """What objectives check of their options and of a batch, and the masks that they make of its noise."""
 
-from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
 from torch import Tensor
 
 from rsbackbones.models.backbone import Backbone
@@ -12,36 +9,12 @@ from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.masking import Mask, random_mask
 
 
-def check_kinds(options: Any) -> None:
-    """Refuse an option that is not of the type that its field states.
-
-    Raises:
-        ValueError: names the option.
-    """
-    hints = get_type_hints(type(options))
-    for name in (field.name for field in fields(options)):
-        kind, value = hints[name], getattr(options, name)
-        if get_origin(kind) is Literal:
-            right, expected = value in get_args(kind), "one of " + ", ".join(map(repr, get_args(kind)))
-        elif kind is bool:
-            right, expected = isinstance(value, bool), "true or false"
-        elif kind is int:
-            right, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-        else:
-            right, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
-        if not right:
-            raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def check_decoder(dim: int, depth: int, heads: int) -> None:
+def check_decoder(dim: int, heads: int) -> None:
     """Refuse a size that no decoder can have.
 
     Raises:
-        ValueError: a number is not positive, or the width no multiple of 4 and of the heads.
+        ValueError: the width is not a multiple of 4 and of the number of heads.
     """
-    for name, value in (("decoder_dim", dim), ("decoder_depth", depth), ("decoder_heads", heads)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
     if dim % 4 or dim % heads:
         raise ValueError(
             f"decoder_dim must be a multiple of 4 and of decoder_heads, got {dim} and {heads} heads"

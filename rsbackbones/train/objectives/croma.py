@@ -18,23 +18,22 @@ What the paper leaves open, and what we do:
 Shapes: B images, N patches of which K are kept, D = dim of the backbone.
 """
 
-import math
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.croma import Croma
 from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.config import Count, CountOrZero, NonNegative, ShareBelowOne
 from rsbackbones.train.objectives.checks import (
     batch_channels,
     batch_grid,
     check_decoder,
-    check_kinds,
     check_no_head,
     mask_of,
     noise_of,
@@ -53,21 +52,21 @@ from rsbackbones.train.objectives.vicreg import vicreg
 class CromaObjective(ObjectiveConfig):
     """The options of CROMA's objective; the defaults are the paper's.
 
-    A weight of 0 leaves a part out altogether, and what only that part would train is frozen by ``build``.
+    A weight of 0 removes a loss, and ``build`` freezes the parameters that only this loss would train.
 
     Attributes:
-        method: tells the options of one method from those of another, in files.
-        mask_ratio_s2, mask_ratio_s1: the part of each sensor's patches that is masked.
-        masking: ``independent``, or the same patches of both sensors.
+        method: the name of the method in recipes.
+        mask_ratio_s2, mask_ratio_s1: the share of each sensor's patches that is masked.
+        masking: ``independent``, or the same patches of both sensors (``shared``).
         joint_self_bias: the bias of the joint encoder's self-attention: ``radar`` (between radar patches) or
             ``published`` (X-ALiBi's, as in the public code).
-        contrast: the objective between the sensors' image embeddings.
-        gather: whether gradients reach InfoNCE's keys: of ``all`` processes, or none, as ``published``.
-        hard_negatives: synthetic negatives per query (s' of MoCHi), 0 for none.
-        local: the objective between the sensors' encodings of a patch; needs shared masks.
+        contrast: the loss between the sensors' image embeddings.
+        gather: whether gradients reach InfoNCE's keys: those of ``all`` processes, or none (``published``).
+        hard_negatives: synthetic negatives per query (s' of MoCHi); 0: none.
+        local: the loss between the sensors' encodings of a patch; needs shared masks.
         contrast_weight, reconstruction_weight: factors of the two losses.
         reconstruction_target: the sensors whose pixels are predicted.
-        normalized_targets: whether every patch of the target is brought to mean 0 and variance 1.
+        normalized_targets: normalize every patch of the target to mean 0 and variance 1.
         decoder_dim, decoder_depth, decoder_heads: the size of the decoder.
 
     Raises:
@@ -81,31 +80,24 @@ class CromaObjective(ObjectiveConfig):
     )  # fmt: skip
 
     method: Literal["croma"] = "croma"
-    mask_ratio_s2: float = 0.75
-    mask_ratio_s1: float = 0.75
+    mask_ratio_s2: ShareBelowOne = 0.75
+    mask_ratio_s1: ShareBelowOne = 0.75
     masking: Literal["independent", "shared"] = "independent"
     joint_self_bias: Literal["radar", "published"] = "radar"
     contrast: Literal["infonce", "vicreg", "none"] = "infonce"
     gather: Literal["all", "published"] = "all"
-    hard_negatives: int = 0
+    hard_negatives: CountOrZero = 0
     local: Literal["none", "mse", "infonce"] = "none"
-    contrast_weight: float = 1.0
-    reconstruction_weight: float = 1.0
+    contrast_weight: NonNegative = 1.0
+    reconstruction_weight: NonNegative = 1.0
     reconstruction_target: Literal["both", "s1", "s2"] = "both"
     normalized_targets: bool = True
-    decoder_dim: int = 512
-    decoder_depth: int = 1
-    decoder_heads: int = 8
+    decoder_dim: Count = 512
+    decoder_depth: Count = 1
+    decoder_heads: Count = 8
 
     def __post_init__(self) -> None:
-        check_kinds(self)
-        for name in ("mask_ratio_s2", "mask_ratio_s1"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
-        for name in ("contrast_weight", "reconstruction_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        check_decoder(self.decoder_dim, self.decoder_depth, self.decoder_heads)
+        check_decoder(self.decoder_dim, self.decoder_heads)
         if self.masking == "shared" and self.mask_ratio_s2 != self.mask_ratio_s1:
             raise ValueError(
                 f"masking='shared' masks the same patches, so the ratios must be equal, got "
@@ -125,9 +117,9 @@ class CromaObjective(ObjectiveConfig):
             raise ValueError(
                 "reconstruction needs masked patches: raise the mask ratios, or set reconstruction_weight=0"
             )
-        if self.hard_negatives < 0 or (self.hard_negatives and self.contrasts != "infonce"):
+        if self.hard_negatives and self.contrasts != "infonce":
             raise ValueError(
-                f"hard_negatives must be 0, or a count with contrast='infonce' of weight above 0; got "
+                f"hard_negatives above 0 need contrast='infonce' with a weight above 0; got "
                 f"{self.hard_negatives} with {self.contrast!r} of weight {self.contrast_weight}"
             )
         if self.gather == "published" and "infonce" not in (self.contrasts, self.local):

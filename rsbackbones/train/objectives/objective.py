@@ -1,13 +1,17 @@
-"""What every pretraining method answers to."""
+"""The interface of a pretraining method."""
 
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import TypeAdapter
+from pydantic_core.core_schema import no_info_plain_validator_function, plain_serializer_function_ser_schema
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import called_units
 from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.config import STRICT
+from rsbackbones.train.engine.config_io import to_json, union_member
 from rsbackbones.train.engine.module import TrainModule
 
 
@@ -30,7 +34,7 @@ class Objective(TrainModule):
         return self.backbone
 
     def usage_note(self) -> str:
-        """Return what users should know of how the backbone was trained; empty where it is as they use it."""
+        """Return what users should know about how the backbone was trained; empty if there is nothing."""
         return ""
 
     def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -45,13 +49,13 @@ class ObjectiveConfig:
     """The options of a method: a frozen dataclass that inherits from this.
 
     Attributes:
-        method: a field whose default names the method, in recipes.
+        method: a field whose default is the name of the method in recipes.
         views: names of independently augmented views of every sample; the batch then has ``views`` instead of
             ``images``.
-        tasks: names of tasks that take turns, step by step; ``batch.task`` says which it is. A source of
-            data is for the task that it names, or for all.
-        stage_options: options that may differ between stages, and from the file of ``init_from``: they say
-            what is asked of the parameters (samples, masks, losses). All others say what parameters are.
+        tasks: names of tasks that alternate step by step; ``batch.task`` is the task of the step. A data
+            source serves the task that it names, or all tasks.
+        stage_options: options that may differ between stages, and from the file of ``init_from``: they affect
+            the data, masks or losses, not the parameters. Every other option must match.
     """
 
     method: str
@@ -72,7 +76,7 @@ class ObjectiveConfig:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The fields of the backbone's configuration that these options decide."""
+        """The fields of the backbone's configuration that these options set."""
         return {}
 
     def sample_noise(
@@ -91,23 +95,34 @@ class ObjectiveConfig:
         return {}
 
     def build(self, backbone: Backbone) -> Objective:
-        """Build the objective around ``backbone``; what of it these options do not train is frozen.
+        """Build the objective around ``backbone``. Parameters that these options do not train are frozen.
 
         Raises:
-            ValueError: they do not go together.
+            ValueError: backbone and options do not fit together.
         """
         raise NotImplementedError
 
+    __pydantic_config__ = STRICT  # subclasses inherit it
+
     @classmethod
     def members(cls) -> "tuple[type[ObjectiveConfig], ...]":
-        """Return the registered classes, one of which a recipe's objective is; for such a class nothing."""
+        """Return the classes that a field of this type may hold: the registered ones; for them none."""
         from rsbackbones.train.objectives.registry import registered_objectives
 
         return registered_objectives() if cls is ObjectiveConfig else ()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Let pydantic read and write a recipe's objective as the union of the registered classes."""
-        from typing import Union
+        """Let pydantic read a recipe's objective as the class that its ``method`` names."""
+        if cls is not ObjectiveConfig:
+            return handler(source)
+        written = plain_serializer_function_ser_schema(to_json)
+        return no_info_plain_validator_function(_read, serialization=written)
 
-        return handler.generate_schema(Union[cls.members()]) if cls is ObjectiveConfig else handler(source)  # noqa: UP007
+
+def _read(options: Any) -> ObjectiveConfig:
+    """Read options of the registered method that they name."""
+    if isinstance(options, ObjectiveConfig):
+        return options
+    read: ObjectiveConfig = TypeAdapter(union_member(ObjectiveConfig, options)).validate_python(options)
+    return read

@@ -23,21 +23,23 @@ What the paper leaves open, and what we do:
 Shapes: B samples, T seasons, N patches of which K are kept, D = dim of the backbone.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.seamo import Seamo
 from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.engine.config import Count
 from rsbackbones.train.objectives.checks import (
     batch_channels,
     batch_grid,
     check_decoder,
-    check_kinds,
     check_no_head,
     mask_of,
     select_channels,
@@ -59,13 +61,13 @@ class SeamoObjective(ObjectiveConfig):
     """The options of SeaMo's objective; the defaults are the paper's.
 
     Attributes:
-        method: tells the options of one method from those of another, in files.
+        method: the name of the method in recipes.
         strategy: the seven of table 12. ``unimodal`` trains a backbone of one sensor.
-        length: T, the seasons of a sample, where the strategy is temporal. With 1 there is no TM block, as in
-            table 14: nothing is to be joined over time.
-        mask_ratio: the part of the patches that is masked.
-        masking: ``shared`` by the sensors of a season, or ``independent``.
-        normalized_targets: whether every patch of the target is brought to mean 0 and variance 1.
+        length: T, the seasons of a sample of a temporal strategy. With 1 there is no TM block, as in table
+            14.
+        mask_ratio: the share of the patches that is masked.
+        masking: the same for the sensors of a season (``shared``), or ``independent``.
+        normalized_targets: normalize every patch of the target to mean 0 and variance 1.
         decoder_dim, decoder_depth, decoder_heads: the size of each decoder.
 
     Raises:
@@ -78,21 +80,16 @@ class SeamoObjective(ObjectiveConfig):
 
     method: Literal["seamo"] = "seamo"
     strategy: Strategy = "multimodal_temporal_tm"
-    length: int = 4
-    mask_ratio: float = 0.75
+    length: Annotated[int, Field(ge=1, le=4)] = 4
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     masking: Literal["shared", "independent"] = "shared"
     normalized_targets: bool = True
-    decoder_dim: int = 512
-    decoder_depth: int = 4
-    decoder_heads: int = 16
+    decoder_dim: Count = 512
+    decoder_depth: Count = 4
+    decoder_heads: Count = 16
 
     def __post_init__(self) -> None:
-        check_kinds(self)
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be between 0 and 1, got {self.mask_ratio}")
-        check_decoder(self.decoder_dim, self.decoder_depth, self.decoder_heads)
-        if not 1 <= self.length <= 4:
-            raise ValueError(f"length must be 1 to 4 seasons, got {self.length}")
+        check_decoder(self.decoder_dim, self.decoder_heads)
 
     @property
     def seasons(self) -> int:

@@ -1,7 +1,7 @@
 """CROMA's recipes: the paper's (Fuller et al., 2023, section 3 and appendix A), and ours for small models.
 
-The data of the paper's recipes is SSL4EO-S12 (``data.root=``), its crops are 60 to 180 of 264 pixels,
-resized to 120. They were not run here on the full set.
+The paper's recipes are for SSL4EO-S12 (``data.root=``): crops of 60 to 180 of 264 pixels, resized to 120.
+They were not run here on the full data set.
 """
 
 from rsbackbones.train.engine.config import OptimOptions, SaveOptions
@@ -16,14 +16,14 @@ RECIPES = (
     Recipe(
         name="croma_vit_l", model="croma_vit_l", objective=CromaObjective(), epochs=600, batch_size=3000,
     ),
-    # The ablations of table 6 and appendix A.1 are this one with one option changed, such as
-    # objective.contrast=none. (The paper fits each batch to its memory: batch_size=3700 at 50 % masking.)
+    # For the ablations of table 6 and appendix A.1 change one option of this recipe, such as
+    # objective.contrast=none. (The paper chooses each batch to fit the memory: 3700 at 50 % masking.)
     Recipe(
         name="croma_vit_b_ablation", model="croma_vit_b", objective=CromaObjective(), epochs=100,
         batch_size=7200,
     ),
-    # Appendix A.1, "Lower Masked Tuning" at 10, 25 or 50 %: begins with init_from=; an epoch of warm-up, then
-    # four of cosine.
+    # Appendix A.1, "Lower Masked Tuning" at 10, 25 or 50 %: needs init_from=; one epoch of warm-up, then four
+    # of cosine decay.
     Recipe(
         name="croma_vit_l_lower_masked",
         model="croma_vit_l",
@@ -32,17 +32,17 @@ RECIPES = (
         epochs=5,
         batch_size=3000,
     ),
-    # Ours, between tiny and the paper's; the learning rate is MAE's for small batches and not tuned.
+    # Ours, between tiny and the paper's sizes. The learning rate is MAE's for small batches; it is not tuned.
     Recipe(
         name="croma_vit_s", model="croma_vit_s", objective=CromaObjective(), epochs=100, batch_size=2048,
         optim=OptimOptions(base_lr=1.5e-4),
     ),
-    # Ours, the bundled demonstration model: minutes on two CPU cores. It has the four bands that all of its
-    # sources have: with twelve, eight of them known from 11 pairs only, the embeddings of another product
-    # (L1C) were worse than those of random weights. What else is not the paper's is so because images are
-    # small (64 pixels, as most of them are) and few, and the run is short: half of the patches are masked, so
-    # that 32 are seen as against the paper's 56; targets keep the brightness of a patch; the decoder is as
-    # small as the model; there is no mixup.
+    # Ours: the bundled demonstration model, which trains in minutes on two CPU cores. It has the four bands
+    # that all data sources have. With twelve bands, eight of them from 11 pairs only, the embeddings of L1C
+    # images were worse than those of random weights. The other differences from the paper are due to small
+    # images (64 pixels, as most of them have), few images and a short run: half of the patches are masked, so
+    # that 32 are visible (56 in the paper); targets keep the brightness of a patch; the decoder is as small
+    # as the model; there is no mixup.
     Recipe(
         name="croma_vit_tiny",
         model="croma_vit_tiny",

@@ -1,7 +1,7 @@
-"""What we can train on two CPU cores: a few hundred places from published sets, in one folder.
+"""Training data for two CPU cores: a few hundred places from published data sets, in one folder.
 
-``PAIRS`` have Sentinel-2 and Sentinel-1, ``CLOUDY`` both, but a cloudy Sentinel-2, ``OPTICAL`` Sentinel-2
-alone. ``SEASONS`` are two places at many dates, and, as they are only two, simulated ones.
+``PAIRS``: Sentinel-2 and Sentinel-1. ``CLOUDY``: both, with a cloudy Sentinel-2 image. ``OPTICAL``:
+Sentinel-2 only. ``SEASONS``: two places at many dates, and simulated places, because two are few.
 """
 
 from rsbackbones.data.npz import NpzFile
@@ -20,7 +20,7 @@ PAIRS = (
             path="bigearthnet_v2_pairs_80.npz",
             images={"s2": {"s2": _10M}, "s1": {"s1": _S1}},
         ),
-        repeat=16,
+        repeats=16,
     ),
     Part(
         file=NpzFile(
@@ -35,7 +35,7 @@ PAIRS = (
             },
             tile=60,
         ),
-        repeat=3,
+        repeats=3,
     ),
     Part(
         file=NpzFile(
@@ -43,7 +43,7 @@ PAIRS = (
             images={"s2": {"S2L2A": _L2A}, "s1": {"S1RTC": _S1}},
             tile=56,
         ),
-        repeat=4,
+        repeats=4,
     ),
     Part(
         file=NpzFile(
@@ -51,7 +51,7 @@ PAIRS = (
             images={"s2": {"s2": _L1C}, "s1": {"s1": _S1}},
             tile=64,
         ),
-        repeat=3,
+        repeats=3,
     ),
 )
 OPTICAL = (Part(file=NpzFile(path="s2l2a_unlabelled_1200.npz", images={"s2": {"images": _L2A}})),)
@@ -62,11 +62,11 @@ CLOUDY = (
             images={"s2": {"s2_cloudy": _L1C}, "s1": {"s1": _S1}},
             tile=64,
         ),
-        repeat=4,
+        repeats=4,
     ),
 )
 SEASONS = (
-    # A square kilometer in Belgium, 12 monthly composites; three of Sentinel-2's are missing.
+    # A square kilometer in Belgium, 12 monthly composites, of which three of Sentinel-2 are missing.
     Part(
         file=NpzFile(
             path="worldcereal/belgium_101_12months.npz",
@@ -79,9 +79,9 @@ SEASONS = (
             units={"s1": "worldcereal_db"},
             nodata={"s2": 65535, "s1": 65535},
         ),
-        repeat=128,
+        repeats=128,
     ),
-    # 640 m in Flanders at the dates of acquisition: those without clouds, evenly over the year.
+    # 640 m in Flanders at dates of acquisition: cloudless ones, spread evenly over the year.
     Part(
         file=NpzFile(
             path="worldcereal/patch_0000280849BAC91C.npz",
@@ -105,7 +105,7 @@ SEASONS = (
                 "2019-10-18",
             ),
         ),
-        repeat=128,
+        repeats=128,
     ),
-    Part(file=SimulatedPlaces(places=64, size=96), repeat=4),
+    Part(file=SimulatedPlaces(places=64, size=96), repeats=4),
 )

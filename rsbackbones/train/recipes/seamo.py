@@ -1,11 +1,12 @@
 """SeaMo's recipes: the paper's (Li et al., arXiv 2412.19237, sections 4.1.2 and 4.5), and ours.
 
-The data of the paper's recipes is SSL4EO-S12 (``data.root=``), four seasons of 264 pixels. Crops are 50 to
-100 % of the side, resized to 128, flipped left to right. Phase 1 is 20 epochs of the first season without TM
-block, phase 2 is 200 of all seasons. They were not run here on the full set.
+The paper's recipes are for SSL4EO-S12 (``data.root=``), four seasons of 264 pixels. Crops are 50 to 100 % of
+the side, resized to 128, flipped left to right. Stage 1 is 20 epochs of the first season without the TM
+block, stage 2 is 200 epochs of all seasons. They were not run here on the full data set.
 
-The paper states no warm-up and no weight decay: none ("a half-cycle cosine decay over 200 epochs"), and
-MAE's 0.05, with its betas (0.9, 0.95). It says "the same normalization" as SSL4EO-S12.
+The paper states no warm-up and no weight decay. We use no warm-up ("a half-cycle cosine decay over 200
+epochs"), and MAE's weight decay of 0.05 with its betas (0.9, 0.95). The paper uses "the same normalization"
+as SSL4EO-S12.
 """
 
 from dataclasses import replace
@@ -16,28 +17,28 @@ from rsbackbones.train.objectives.seamo import SeamoObjective
 from rsbackbones.train.recipe import DataOptions, Recipe
 from rsbackbones.train.recipes.samples import CLOUDY, PAIRS, SEASONS
 
-# A length of 1 is the same strategy without seasons and TM block, for every strategy.
-_PHASE_1 = {"objective": {"length": 1}, "epochs": 20}
-_PHASE_2: dict[str, object] = {}  # the recipe's own fields
+# With a length of 1 every strategy has neither seasons nor TM block.
+_STAGE_1 = {"objective": {"length": 1}, "epochs": 20}
+_STAGE_2: dict[str, object] = {}  # the recipe's own fields
 
 _BASE = Recipe(
     name="seamo_vit_b",
     model="seamo_vit_b",
     objective=SeamoObjective(),
-    data=DataOptions(crop=(0.5, 1.0), size=128, flips="horizontal", turns=False, region="partial", mixup=0),
+    data=DataOptions(crop=(0.5, 1.0), size=128, flips="horizontal", rot90=False, region="partial", mixup=0),
     optim=OptimOptions(base_lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, warmup=0),
-    stages=(_PHASE_1, _PHASE_2),
+    stages=(_STAGE_1, _STAGE_2),
     epochs=200,
     batch_size=2048,
 )
 
 RECIPES = (
     _BASE,
-    # Not in the paper: the same with a larger encoder.
+    # Not in the paper: a larger encoder.
     replace(_BASE, name="seamo_vit_l", model="seamo_vit_l"),
-    # The bundled demonstration model. Phase 1: all pairs, of four bands, as most of them have no more. Phase
-    # 2: the dated places. It departs from the paper as croma_vit_tiny does, for its reasons: images are small
-    # and few, and the run is short. In phase 1 there are turns and smaller crops too.
+    # The bundled demonstration model. Stage 1 trains on all pairs, with the four bands that most of them
+    # have, stage 2 on the dated places. It differs from the paper for the reasons of croma_vit_tiny: small
+    # and few images, and a short run. In stage 1 images are also rotated by 90 degrees and crops are smaller.
     Recipe(
         name="seamo_vit_tiny",
         model="seamo_vit_tiny",
@@ -53,7 +54,7 @@ RECIPES = (
             crop=(0.5, 1.0),
             size=64,
             flips="horizontal",
-            turns=False,
+            rot90=False,
             region="partial",
             mixup=0,
         ),
@@ -66,12 +67,12 @@ RECIPES = (
                     "parts": [to_json(part) for part in (*PAIRS, *CLOUDY)],
                     "crop": [32, 96],
                     "flips": True,
-                    "turns": True,
+                    "rot90": True,
                 },
                 "epochs": 60,
                 "batch_size": 64,
             },
-            _PHASE_2,
+            _STAGE_2,
         ),
         epochs=20,
         batch_size=16,
