@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 import rsbackbones as rsb
 from rsbackbones.layers.wavelength_tokenizer import VIRTUAL_BANDS, WavelengthTokenizer, fourier_features
 from rsbackbones.sensors import S2
+from rsbackbones.train.command import call_command
 from rsbackbones.train.distill_tokenizer import (
     agreeing,
+    command,
     distill_tokenizer,
     draw,
     interpolate,
-    main,
     read_images,
 )
 from rsbackbones.zoo.saving import save_in_format
@@ -317,16 +318,19 @@ def test_distillation_is_reproducible(bundled, simulated):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def distill(*arguments):
+    return call_command(command, [str(a) for a in arguments], "rsbackbones.train.distill_tokenizer")
+
+
 def test_the_command_writes_a_checkpoint_for_any_bands(bundled, tmp_path, capsys):
     path = tmp_path / "any.safetensors"
-    main(["croma_vit_tiny", "--steps", "2", "--output", str(path)])
+    assert distill("croma_vit_tiny", "--steps", "2", "--output", path) == 0
     assert "B02, B03, B04, B08" in capsys.readouterr().out
     model = rsb.create_model("croma_vit_tiny", checkpoint=path)
     x = {"s2": torch.rand(1, 4, 16, 16), "s1": torch.rand(1, 2, 16, 16)}
     assert torch.allclose(model(x), bundled(x), atol=1e-3)
     assert model.inputs["s2"] == bundled.inputs["s2"]
-    with pytest.raises(SystemExit):
-        main(["croma_vit_tiny", "--checkpoint", str(path), "--output", str(path)])
+    assert distill("croma_vit_tiny", "--checkpoint", path, "--output", path) == 2
     assert "expected an optical sensor with a linear tokenizer" in capsys.readouterr().err
     dove = rsb.create_model(
         "croma_vit_tiny", checkpoint=path, modalities=("s2",), sensors={"s2": "superdove"}
@@ -336,7 +340,7 @@ def test_the_command_writes_a_checkpoint_for_any_bands(bundled, tmp_path, capsys
 
 def test_seamo_is_distilled_by_the_same_command(tmp_path, capsys):
     path = tmp_path / "any.safetensors"
-    main(["seamo_vit_tiny", "--steps", "2", "--output", str(path)])
+    assert distill("seamo_vit_tiny", "--steps", "2", "--output", path) == 0
     assert "from any bands" in capsys.readouterr().out
     before = rsb.create_model("seamo_vit_tiny", True)
     after = rsb.create_model("seamo_vit_tiny", checkpoint=path)
@@ -351,16 +355,8 @@ def test_seamo_is_distilled_by_the_same_command(tmp_path, capsys):
 def test_images_that_cannot_be_read_are_named(tmp_path, capsys):
     np.savez(tmp_path / "nameless.npz", images=np.ones((1, 4, 8, 8)))
     for name, said in (("nosuch.npz", "cannot read"), ("nameless.npz", "has no array 'bands'")):
-        with pytest.raises(SystemExit):
-            main(
-                [
-                    "croma_vit_tiny",
-                    "--images",
-                    str(tmp_path / name),
-                    "--output",
-                    str(tmp_path / "x.safetensors"),
-                ]
-            )
+        arguments = ["--images", tmp_path / name, "--output", tmp_path / "x.safetensors"]
+        assert distill("croma_vit_tiny", *arguments) == 2
         error = capsys.readouterr().err
         assert name in error
         assert said in error
