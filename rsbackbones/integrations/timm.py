@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from timm.models import FeatureInfo, register_model
 from timm.models._features import FeatureGetterNet
@@ -46,13 +47,13 @@ PYRAMID = (4, 8, 16, 32)
 class TimmEncoder(nn.Module):
     """A backbone of one sensor with the methods of timm's models.
 
-    Features are what they are of timm's: of a ViT tokens [B, N, D], of other networks maps [B, D, h, w].
+    Features are what they are of timm's: of a ViT tokens [B, P + N, D], of other networks maps [B, D, h, w].
     ``global_pool`` is ``embedding`` (the architecture's own embedding of an image), ``avg`` (the mean of all
-    places) or ``""`` (none: logits or features of every place). There is no class token.
-    """
+    places) or ``""`` (none: logits or features of every place).
 
-    num_prefix_tokens = 0
-    has_class_token = False
+    Attributes:
+        num_prefix_tokens: P: 1 for a ViT with a class token, 0 for other networks.
+    """
 
     def __init__(self, backbone: Backbone, *, global_pool: str = "embedding") -> None:
         super().__init__()
@@ -60,6 +61,8 @@ class TimmEncoder(nn.Module):
         (modality,) = backbone.modalities
         self.stream = backbone.choose_stream()
         self.gives_tokens = isinstance(backbone, ViTBackbone)
+        self.num_prefix_tokens = backbone.num_prefix_tokens if isinstance(backbone, ViTBackbone) else 0
+        self.has_class_token = self.num_prefix_tokens > 0
         self.num_features = self.embed_dim = self.head_hidden_size = backbone.num_features
         self.in_chans = len(backbone.bands[modality])
         self.feature_info: list[dict[str, Any]] = [
@@ -109,7 +112,7 @@ class TimmEncoder(nn.Module):
             pool = backbone.pool_tokens if isinstance(backbone, ViTBackbone) else backbone.pool
             pooled = pool(self.stream, x)
         else:
-            tokens = x if self.gives_tokens else flatten_map(x)
+            tokens = x[:, self.num_prefix_tokens :] if self.gives_tokens else flatten_map(x)
             pooled = tokens.mean(dim=1) if self.global_pool else tokens
         if not pre_logits:
             pooled = self.backbone.head(pooled)
@@ -132,7 +135,7 @@ class TimmEncoder(nn.Module):
         Args:
             x: [B, C, H, W].
             indices: stage indices; a number n means the last n stages, ``None`` all.
-            return_prefix_tokens: as in timm without effect, where there are none.
+            return_prefix_tokens: without effect; single stages have none.
             norm: apply the final norm to each.
             stop_early: without effect: all stages are run.
             output_fmt: ``NCHW`` for maps [B, D, h, w], ``NLC`` for tokens [B, N, D].
@@ -161,7 +164,10 @@ class TimmEncoder(nn.Module):
         return streams[self.stream]
 
     def _final(self, encoded: Encoded) -> Tensor:
-        return flatten_map(encoded.features) if self.gives_tokens else encoded.features
+        if not self.gives_tokens:
+            return encoded.features
+        tokens = flatten_map(encoded.features)
+        return tokens if encoded.prefix is None else torch.cat([encoded.prefix, tokens], dim=1)
 
     def get_classifier(self) -> nn.Module:
         """Return the head: an ``nn.Linear``, or ``nn.Identity`` where ``num_classes`` is 0."""
@@ -383,7 +389,7 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
         and entry.availability != "unreleased"
         and modality in entry.inputs
     ]
-    own = len(architecture.config.bands[modality])
+    own = len(architecture.family.INPUTS[modality].bands)
     known.sort(key=lambda entry: not entry.default)
     cfgs = {
         entry.tag: _pretrained_cfg(architecture, modality, len(entry.inputs[modality]["bands"]), entry)
@@ -402,10 +408,16 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
 default_cfgs: dict[str, DefaultCfg] = {}
 
 
+def _modalities(architecture: Architecture) -> tuple[str, ...]:
+    """Return the modalities that an architecture may be built for, by default or by its published weights."""
+    published = [m for e in all_entries() if e.architecture == architecture.name for m in e.inputs]
+    return tuple(dict.fromkeys([*architecture.config.modalities, *published]))
+
+
 def register_encoders() -> None:
     """Register with timm the architectures that it does not know yet."""
     for architecture in architectures().values():
-        for modality in architecture.config.modalities:
+        for modality in _modalities(architecture):
             if timm_name(architecture, modality) not in default_cfgs:
                 for pyramid in (False, True):
                     _register(architecture, modality, pyramid)

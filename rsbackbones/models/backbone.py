@@ -78,12 +78,14 @@ class Encoded:
         pooled: the embedding, [B, D].
         maps: the requested maps by stage index, [B, D_i, h_i, w_i].
         series: tokens per date, [B, T, N, D], if the model consumes series and has them.
+        prefix: class tokens, [B, P, D], if the model has them.
     """
 
     features: Tensor
     pooled: Tensor
     maps: dict[int, Tensor] = field(default_factory=dict)
     series: Tensor | None = None
+    prefix: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -163,7 +165,11 @@ class Backbone(nn.Module):
     # -- methods that a family may override ------------------------------------------------------------------
 
     def pool(self, stream: str, features: Tensor) -> Tensor:
-        """Return the embedding [B, D] of a stream's final map [B, D, h, w]. By default this is the mean."""
+        """Return the embedding [B, D] of a stream's final map [B, D, h, w]. By default this is the mean.
+
+        Raises:
+            ValueError: the embedding of this model is no function of the map (it is a class token).
+        """
         return features.mean(dim=(-2, -1))
 
     def units(self) -> list[nn.Module]:
@@ -567,6 +573,7 @@ class Backbone(nn.Module):
             pooled=finished(encoded.pooled, present),
             maps={i: finished(x, present, stages[i].stride) for i, x in encoded.maps.items()},
             series=None if encoded.series is None else finished(encoded.series, by_date),
+            prefix=None if encoded.prefix is None else finished(encoded.prefix, present),
         )
 
     def _check_map(self, stage: Stage, x: Tensor, size: tuple[int, int]) -> None:

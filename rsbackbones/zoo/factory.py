@@ -149,12 +149,16 @@ def create_model(
             raise ValueError(
                 f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them"
             )
-        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+        file = checkpoints.open_checkpoint(
+            Path(checkpoint).expanduser(), allow_pickle=True, dropped=architecture.dropped
+        )
     elif pretrained or checkpoint is not None:
         entry = repository or resolve_weights(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
-        file = checkpoints.open_checkpoint(path, allow_pickle=entry.format != "rsbackbones")
+        file = checkpoints.open_checkpoint(
+            path, allow_pickle=entry.format != "rsbackbones", dropped=architecture.dropped
+        )
     elif tag:
         raise ValueError(
             f"{name} names published weights: pass pretrained=True to load them, or leave out .{tag} for a "
@@ -268,7 +272,8 @@ def _inspect(
     file: checkpoints.CheckpointFile | None = None
     entry: WeightsEntry | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
-        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+        dropped = resolve_architecture(name).dropped
+        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True, dropped=dropped)
     elif pretrained or checkpoint is not None:
         entry = resolve_weights(name)
     architecture = find_architecture(entry.architecture) if entry else resolve_architecture(name)

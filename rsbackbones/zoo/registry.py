@@ -16,7 +16,12 @@ from rsbackbones.zoo import hub
 from rsbackbones.zoo.manifest import WeightsEntry, all_entries, find_entry
 
 # Modules of the model families, imported when a name is first needed.
-FAMILIES = ["rsbackbones.models.croma", "rsbackbones.models.seamo"]
+FAMILIES = [
+    "rsbackbones.models.croma",
+    "rsbackbones.models.seamo",
+    "rsbackbones.models.resnet",
+    "rsbackbones.models.plain_vit",
+]
 # Attributes of a family's module: configurations by name, input contracts by modality, and the builder.
 _REQUIRED = ("CONFIGS", "INPUTS", "build")
 # Callbacks for newly registered families.
@@ -36,6 +41,11 @@ class Architecture:
         """The foreign checkpoint formats that the family reads, by name."""
         formats: Mapping[str, CheckpointFormat] = getattr(self.family, "CHECKPOINT_FORMATS", {})
         return formats
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Prefixes of the names in foreign checkpoints that are no part of the model."""
+        return tuple(prefix for format in self.formats.values() for prefix in format.dropped)
 
     @property
     def small(self) -> Mapping[str, Any]:
