@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint tables bench build clean
+.PHONY: demo test lint tables lock-weights bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +30,12 @@ tables: .venv/installed
 	$(BIN)/python -m rsbackbones.zoo.cards
 	$(BIN)/python -m benchmarks.encode_page
 	$(BIN)/python -m tests.test_api_surface
+
+# On a machine with network: downloads and verifies all published weights, and records full digests, sizes and
+# golden activations in the manifest; then the tables.
+lock-weights: .venv/installed
+	$(BIN)/python -m rsbackbones.cli manifest lock "*" --download --golden --output weights_manifest.json
+	$(BIN)/python -m rsbackbones.zoo.cards
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
 bench: .venv/installed

@@ -6,6 +6,13 @@ from pathlib import Path
 
 from rsbackbones.cli.options import Command, add_band_options, band_rules, names_in
 
+_FILTERS = {
+    "sensor": "weights of this sensor: s2, 'landsat*'",
+    "method": "weights of this pretraining method: moco",
+    "data": "weights pretrained on these data: 'ssl4eo*'",
+    "license": "weights under this license: CC0-1.0, or permissive",
+    "bands": "weights of one sensor that have all of these bands: B02,B03,B04,B08",
+}
 _NAME = "architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION]"
 
 
@@ -13,6 +20,8 @@ def add(command: Command) -> None:
     """Add the parsers."""
     sub = command("list", _list, "list the models and the weights that exist for them")
     sub.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as 'croma*'")
+    for name, text in _FILTERS.items():
+        sub.add_argument(f"--{name}", help=text)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = command("info", _info, "print the card of a model's weights")
@@ -28,13 +37,22 @@ def add(command: Command) -> None:
     sub.add_argument("--checkpoint", type=Path, help="a local checkpoint, or a download folder")
 
     sub = command("download", _download, "fetch and verify weights")
-    sub.add_argument("name", help=_NAME)
+    sub.add_argument("name", help=f"{_NAME}, or a shell-style pattern: 'vit_s16.*'")
     sub.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="copy the weights into this folder, for machines without network",
+        help="copy the weights and a manifest of them into this folder, for machines without network",
     )
+
+    sub = command("manifest", _manifest, "record digests and sizes of downloaded weights in a manifest")
+    sub.add_argument("action", choices=("lock",), help="lock: write the sha256 and the size of each file")
+    sub.add_argument("pattern", nargs="?", default="*", help="shell-style pattern, such as 'vit_s16.*'")
+    sub.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the manifest to write or update"
+    )
+    sub.add_argument("--download", action="store_true", help="fetch what is not in the cache")
+    sub.add_argument("--golden", action="store_true", help="also record golden activations where none are")
 
     sub = command("verify", _verify, "hash, load and run weights, and compare their features")
     sub.add_argument("name", help=_NAME)
@@ -42,15 +60,21 @@ def add(command: Command) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from rsbackbones.zoo.licenses import notice
     from rsbackbones.zoo.registry import list_models, list_weights
 
-    names = list_models(options.pattern)
-    entries = list_weights(options.pattern)
+    wanted = {name: getattr(options, name) for name in _FILTERS if getattr(options, name)}
+    given = " ".join([repr(options.pattern), *(f"--{name} {value}" for name, value in wanted.items())])
+    if "bands" in wanted:
+        wanted["bands"] = names_in(wanted["bands"])
+    entries = list_weights(options.pattern, **wanted)
+    names = [] if wanted else list_models(options.pattern)
     if not names and not entries:
-        raise ValueError(f"nothing matches {options.pattern!r}; try: rsbackbones list")
+        raise ValueError(f"nothing matches {given}; try: rsbackbones list")
     if options.json:
         weights = [
             {"id": e.id, "availability": e.availability, "license": e.license,
+             "method": e.method, "data": e.data,
              "reason": e.source.reason or None,
              "bands": {m: s["bands"] for m, s in e.inputs.items()}}
             for e in entries
@@ -69,7 +93,8 @@ def _list(options: argparse.Namespace) -> int:
                     else f", {bands}, {entry.license}"
                 )
                 default = " (default)" if entry.default and entry.availability != "unreleased" else ""
-                print(f"  {entry.id}{default}  {entry.availability}{why}")
+                marked = " (see its card)" if notice(entry.license) else ""
+                print(f"  {entry.id}{default}  {entry.availability}{why}{marked}")
     return 0
 
 
@@ -108,17 +133,44 @@ def _bands(options: argparse.Namespace) -> int:
 def _download(options: argparse.Namespace) -> int:
     from rsbackbones.files.sha256 import sha256_of
     from rsbackbones.zoo.hub import PREFIX
-    from rsbackbones.zoo.registry import resolve_weights
-    from rsbackbones.zoo.weights import download_to, fetch
+    from rsbackbones.zoo.lock import download_entries
+    from rsbackbones.zoo.manifest import FOLDER_MANIFEST
+    from rsbackbones.zoo.registry import list_weights, resolve_weights
+    from rsbackbones.zoo.weights import fetch
 
-    entry = resolve_weights(options.name)
-    path = download_to(entry, options.output.expanduser()) if options.output else fetch(entry)
-    print(f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned")
-    if options.output:
+    if any(sign in options.name for sign in "*?["):
+        entries = [e for e in list_weights(options.name) if e.availability != "unreleased"]
+        if not entries:
+            raise ValueError(f"no weights match {options.name!r}; try: rsbackbones list")
+    else:
+        entries = [resolve_weights(options.name)]
+    output = options.output.expanduser() if options.output else None
+    for entry in entries:
+        path = download_entries([entry], output)[0] if output else fetch(entry)
+        print(
+            f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned",
+            flush=True,
+        )
+    if output:
         # A folder is looked up by manifest ids; weights of a repository are passed as a file.
         use = path if options.name.startswith(PREFIX) else options.output
         print(f"to use it pass checkpoint={str(use)!r}, or set RSBACKBONES_WEIGHTS={options.output}")
+        if not options.name.startswith(PREFIX):
+            print(f"or RSBACKBONES_MANIFEST={options.output / FOLDER_MANIFEST}")
     return 0
+
+
+def _manifest(options: argparse.Namespace) -> int:
+    from rsbackbones.zoo.lock import lock_entries
+    from rsbackbones.zoo.registry import list_weights
+
+    entries = [e for e in list_weights(options.pattern) if e.availability == "hub"]
+    if not entries:
+        raise ValueError(f"no weights on the Hub match {options.pattern!r}; try: rsbackbones list")
+    output = options.output.expanduser()
+    locked = lock_entries(entries, output, download=options.download, golden=options.golden)
+    print(f"{output}: {len(locked)} of {len(entries)} entries recorded")
+    return 0 if locked else 1
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -132,6 +184,8 @@ def _verify(options: argparse.Namespace) -> int:
     entry = resolve_weights(options.name)
     path = fetch(entry, options.checkpoint)
     pinned = "in full" if entry.sha256 else f"by the published prefix {entry.sha256_prefix}"
+    if entry.sha256_from == "hub" and not entry.sha256:
+        pinned = "by what the Hub states for the commit"
     print(f"{entry.id}: {path}")
     print(f"bytes: sha256 {sha256_of(path)}, as pinned {pinned}")
     if not options.name.startswith(PREFIX):

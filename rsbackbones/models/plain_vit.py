@@ -17,7 +17,7 @@ Shapes: B images, N = h * w patches in row-major order, K kept ones, D = dim; th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layers.tokenizer import ConvTokenizer, LinearTokenizer
 from rsbackbones.models.checkpoint_format import CheckpointFormat
+from rsbackbones.models.single_sensor import SingleSensorConfig
 from rsbackbones.models.vit import Intermediates, PositionTableConfig, ViTBackbone, make_tokenizer
 from rsbackbones.sensors import SINGLE_SENSOR_INPUTS, InputSpec
 
@@ -36,18 +37,13 @@ _NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainViTConfig(PositionTableConfig):
+class PlainViTConfig(SingleSensorConfig, PositionTableConfig):
     """Everything that decides the shape of a plain ViT.
 
     ``pool`` is the embedding, ``"cls"`` or ``"mean"``; ``positions`` is ``"learned"`` or ``"sincos"``;
     ``layer_scale`` is the initial value of LayerScale, ``None`` for a network without it.
     """
 
-    image_size: int | tuple[int, int] = 224
-    modalities: tuple[str, ...] = ("s2",)
-    bands: Mapping[str, tuple[str, ...]] = field(
-        default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
-    )
     pool: str = "cls"
     positions: str = "learned"
     layer_scale: float | None = None
@@ -57,8 +53,6 @@ class PlainViTConfig(PositionTableConfig):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if len(self.modalities) != 1:
-            raise ValueError(f"a plain ViT has one modality, got {', '.join(self.modalities)}")
         if self.positions == "sincos" and self.dim % 4:
             raise ValueError(f"positions='sincos' needs a dim that is a multiple of 4, got {self.dim}")
         if self.layer_scale is not None and not 0 < self.layer_scale < float("inf"):

@@ -13,15 +13,15 @@ under the names that torchvision and timm share (the format ``torchvision``).
 Shapes: B images, D channels of the last stage.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from rsbackbones.models.backbone import Backbone, Encoded, Inputs, Stage, Wanted
 from rsbackbones.models.checkpoint_format import CheckpointFormat
-from rsbackbones.models.config import ModelConfig, is_count
+from rsbackbones.models.config import is_count
+from rsbackbones.models.single_sensor import SingleSensorConfig
 from rsbackbones.models.stem import Stem, conv_stem
 from rsbackbones.sensors import SINGLE_SENSOR_INPUTS, InputSpec
 
@@ -32,16 +32,11 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig(ModelConfig):
+class ResNetConfig(SingleSensorConfig):
     """``layers`` are the blocks of each of the four stages; ``block`` is ``"basic"`` or ``"bottleneck"``."""
 
     layers: tuple[int, ...]
     block: str
-    image_size: int | tuple[int, int] = 224
-    modalities: tuple[str, ...] = ("s2",)
-    bands: Mapping[str, tuple[str, ...]] = field(
-        default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,8 +45,6 @@ class ResNetConfig(ModelConfig):
         layers: Any = self.layers
         if not isinstance(layers, tuple) or len(layers) != len(_WIDTHS) or not all(map(is_count, layers)):
             raise ValueError(f"layers must be four positive whole numbers, got {layers!r}")
-        if len(self.modalities) != 1:
-            raise ValueError(f"a ResNet has one modality, got {', '.join(self.modalities)}")
 
     def summary(self) -> str:
         """See :meth:`ModelConfig.summary`."""

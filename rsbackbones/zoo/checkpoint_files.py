@@ -138,8 +138,9 @@ class PickleFile:
             )
             if _is_torch_archive(path):
                 raise UnsafeCheckpointError(
-                    f"{path} holds more than tensors, so it was not loaded: {reason} Convert it to tensors "
-                    "only where you trust it"
+                    f"{path} holds more than tensors, so it was not loaded: "
+                    f"{_objects_in(path) or reason} Only where you trust it, take the tensors out: "
+                    f"rsbackbones convert --trust-pickle {path} OUTPUT.safetensors --model NAME"
                 ) from error
             raise CorruptCheckpointError(f"{path} is not a torch checkpoint: {reason}") from error
         except Exception as error:  # the reader of old files fails in many ways on a damaged one
@@ -156,6 +157,15 @@ class PickleFile:
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return the named tensors, on the CPU. They may share memory and be mapped onto the file."""
         return {name: self._tensors[name] for name in names}
+
+
+def _objects_in(path: Path) -> str:
+    """Return a sentence about the objects of a pickle that are no tensors, without creating them."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not every form of file can be looked into
+        return ""
+    return f"it holds objects of {', '.join(sorted(names)[:8])}." if names else ""
 
 
 def _is_torch_archive(path: Path) -> bool:

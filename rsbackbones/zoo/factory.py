@@ -11,7 +11,7 @@ from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.sensors import InputSpec, Sensor, get_sensor, register_sensor
 from rsbackbones.zoo import checkpoint_files as checkpoints
-from rsbackbones.zoo import hub, weights
+from rsbackbones.zoo import hub, licenses, weights
 from rsbackbones.zoo.adapt import Adaptation, check_rules
 from rsbackbones.zoo.errors import WeightsMismatchError
 from rsbackbones.zoo.loading import (
@@ -156,6 +156,7 @@ def create_model(
         entry = repository or resolve_weights(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
+        licenses.show_notice(entry)
         file = checkpoints.open_checkpoint(
             path, allow_pickle=entry.format != "rsbackbones", dropped=architecture.dropped
         )

@@ -484,7 +484,8 @@ def test_every_published_row_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
             assert entry.bytes, entry.id
             assert name.endswith(".safetensors"), entry.id
         else:  # somebody else's file: at least the prefix that they publish
-            assert re.fullmatch("[0-9a-f]{8,64}", entry.sha256 or entry.sha256_prefix or "")
+            digits = entry.sha256 or entry.sha256_prefix or ""
+            assert re.fullmatch("[0-9a-f]{8,64}", digits) or entry.sha256_from == "hub", entry.id
 
 
 def source(**changes: Any) -> dict[str, Any]:
@@ -543,7 +544,14 @@ def test_package_never_loads_unsafely() -> None:
     package = Path(rsbackbones.__file__).parent
     for path in sorted(package.rglob("*.py")):
         training = path.is_relative_to(package / "train")
-        assert not list(unsafe_calls(path.read_text(), training=training)), path
+        found = list(unsafe_calls(path.read_text(), training=training))
+        if path == package / "zoo" / "trusted_pickle.py":  # `convert --trust-pickle`, and nothing else
+            assert [line.partition(": ")[2] for line in found] == [
+                "torch.load without weights_only=True",
+                "torch.load(strict=False or weights_only=False)",
+            ]
+            continue
+        assert not found, path
     # The rule itself: it sees what it is there for.
     for code in (
         "torch.load(path)",
