@@ -66,12 +66,9 @@ class ResNet(Backbone):
         width = _WIDTHS[-1] * EXPANSION[config.block]
         super().__init__(config, num_features=width, num_classes=num_classes)
         (modality,) = config.modalities
+        block: Any = resnet.BasicBlock if config.block == "basic" else resnet.Bottleneck
         network: Any = resnet.ResNet(
-            resnet.BasicBlock if config.block == "basic" else resnet.Bottleneck,
-            config.layers,
-            num_classes=0,
-            in_chans=len(config.bands[modality]),
-            zero_init_last=False,
+            block, config.layers, num_classes=0, in_chans=len(config.bands[modality]), zero_init_last=False
         )
         parts = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
         self.trunk = nn.ModuleDict({name: getattr(network, name) for name in parts})

@@ -31,6 +31,18 @@ _FIRST_CHOICES = (
 )  # fmt: skip
 
 
+# Of the published weights; the tests compare all others with torchgeo's transforms.
+_DEVIATIONS = (
+    "SeCo: torchgeo's transform exchanges the percentiles of B04 and B02, multiplies by 255 where the "
+    "authors' code divides, and does not clip. The contract is that of the authors' code.",
+    "Satlas: the authors clip to [0, 1], torchgeo does not.",
+    "CLOSP on Sentinel-1: torchgeo has no transform, as the authors' code has none. Since nobody states the "
+    "unit, `create_preprocess` asks for it.",
+    "SSL4EO-L and Satlas: torchgeo takes the stored 8-bit values only. Here reflectance, digital numbers and "
+    "kelvin are converted to them as the data sets were made.",
+)
+
+
 def weights_table(entries: Sequence[WeightsEntry]) -> str:
     """Return the weights as a Markdown table."""
     rows = []
@@ -83,6 +95,10 @@ def weights_page(entries: Sequence[WeightsEntry]) -> str:
         *notices,
         "",
         weights_table(entries),
+        "",
+        "## Where the input differs from torchgeo's transforms",
+        "",
+        *(f"- {line}" for line in _DEVIATIONS),
     ]
     return "\n".join(lines) + "\n"
 

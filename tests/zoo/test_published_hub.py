@@ -18,7 +18,7 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.cli import main
 from rsbackbones.zoo.manifest import entries_as_json, read_manifest
-from tests.hub_client import run_client
+from tests.hub_client import finish_client, run_client, start_client
 from tests.loopback_hub import LoopbackHub
 from tests.models.test_published import TIMM, theirs
 
@@ -55,9 +55,10 @@ class Zoo:
 
     def client(self, code: str, **options: Any) -> dict[str, Any]:
         code = "import rsbackbones as rsb\nfrom rsbackbones.cli import main\n" + code
-        return run_client(
+        client = start_client(
             code, self.hub, self.home, RSBACKBONES_MANIFEST=str(self.manifest), **options
-        ).report  # fmt: skip
+        )  # fmt: skip
+        return finish_client(client, timeout=600).report  # the largest file has 2.5 GB
 
     def load(self, name: str, **options: Any) -> dict[str, Any]:
         code = f"report(found=attempt(lambda: rsb.create_model({name!r}, pretrained=True).weights_entry.id))"
