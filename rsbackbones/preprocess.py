@@ -21,7 +21,8 @@ By default the result is truncated to 8 bits, as in the CROMA authors' code. The
 ``statistics="batch"``.
 
 8-bit RGB images are not physical measurements, so the statistics do not apply to them. For their unit
-``uint8_rgb`` the model's input is value / 255.
+``uint8_rgb`` the model's input is value / 255, and under the rule ``imagenet``, which is one for pictures,
+that with ImageNet's mean and standard deviation.
 """
 
 import warnings
@@ -443,18 +444,21 @@ def preprocess_for(
     for modality, needed in model_bands.items():
         sensor = get_sensor((sensors or {}).get(modality, modality))
         known_sensors[modality] = sensor
-        if (units or {}).get(modality) == UINT8_RGB:
+        spec, pictures = contract.get(modality), (units or {}).get(modality) == UINT8_RGB
+        if pictures and not (spec and spec.normalize == "imagenet"):
             if modality in own or statistics == "batch":
                 raise ValueError(
                     f"{modality}: the unit {UINT8_RGB!r} is value / 255 and has no statistics; leave out "
                     "statistics=, or pass the unit of your statistics"
                 )
             specs[modality] = _of_pictures(tuple(needed))
-        elif modality not in contract:
+        elif spec is None:
             raise ValueError(f"{modality}: the weights have no input contract for this modality")
         else:
+            if pictures:  # that is what the network saw; only how it made them is left out
+                spec = replace(spec, stretch=())
             specs[modality] = _for_bands(
-                modality, sensor, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
+                modality, sensor, spec, tuple(needed), own.get(modality, {}), eight_bit,
                 statistics == "batch",
             )  # fmt: skip
         yours = (bands or {}).get(modality)

@@ -518,6 +518,16 @@ def _ssl4eo_l(sensor: Sensor, product: str, bands: Sequence[str] | None = None) 
 # The default contracts of architectures with one sensor, where no weights state another.
 SINGLE_SENSOR_INPUTS: dict[str, InputSpec] = {
     **SSL4EO_S12,
+    "s2_ndvi": InputSpec(
+        bands=("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "NDVI"),
+        product="L2A",
+        unit="dn",
+        normalize="scale",
+        mean=(0.0,) * 9,
+        std=(10000.0,) * 9,
+        eight_bit=False,
+        statistics="SSL4Eco",
+    ),
     "rgb": InputSpec(
         bands=tuple(band.name for band in RGB.bands),
         product="8-bit picture",

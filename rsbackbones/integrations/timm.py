@@ -389,7 +389,7 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
         and entry.availability != "unreleased"
         and modality in entry.inputs
     ]
-    own = len(architecture.family.INPUTS[modality].bands)
+    own = len(architecture.config.bands.get(modality, ()))  # without weights
     known.sort(key=lambda entry: not entry.default)
     cfgs = {
         entry.tag: _pretrained_cfg(architecture, modality, len(entry.inputs[modality]["bands"]), entry)

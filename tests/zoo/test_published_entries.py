@@ -223,6 +223,16 @@ def test_pictures_have_no_other_unit_where_nobody_states_how_they_were_made():
         preprocessing(entry, units={"rgb": "reflectance"})
 
 
+@pytest.mark.parametrize("name", ["resnet50.fmow_gassl_rgb", "resnet50.seco_seco_s2_rgb"])
+def test_pictures_get_imagenets_statistics_where_the_network_saw_pictures(name):
+    """Without SeCo's stretch, which made its pictures."""
+    modality, _ = contract(find_entry(name))
+    x = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.uint8)
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    found = preprocessing(find_entry(name), units={modality: "uint8_rgb"})({modality: x})[modality].numpy()
+    np.testing.assert_allclose(found, (x / 255 - mean) / std, atol=1e-5)
+
+
 def test_rules_without_statistics_of_a_batch_refuse_them():
     with pytest.raises(ValueError, match="for the rule clip_2sd; these weights have scale"):
         preprocessing(find_entry("resnet50.ssl4eo_s12_moco_s2"), statistics="batch")
