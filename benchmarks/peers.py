@@ -1,6 +1,6 @@
 """A ResNet-50 and a ViT-B beside timm and torchgeo: the same features, load time, memory and images/s.
 
-    python -m benchmarks.peers [--output JSON] [--threads N]
+    python -m benchmarks.peers [--output DIR] [--threads N]
 
 All three read one file of random weights in the published layout (13 bands of Sentinel-2), each in a process
 of its own. They answer in turn, in rounds, so that what else the machine does meets all of them. torchgeo's
@@ -24,6 +24,7 @@ import torch
 
 from benchmarks import memory
 from benchmarks.machine import machine
+from benchmarks.page import describe
 from benchmarks.processes import say, serve, side_by_side
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.markdown import markdown_table
@@ -141,6 +142,22 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return markdown_table(heads, rows, "llrrrrr")
 
 
+def page(found: dict[str, Any]) -> str:
+    """Return peers.md."""
+    lines = [
+        "# Beside timm and torchgeo",
+        "",
+        f"{BATCH} images of {SIZE} px and {BANDS} bands, fp32, from one file of random weights; *difference* is "
+        "the largest of the features from timm's, over the largest feature. Ratios are medians of rounds in "
+        "which all took turns.",
+        "",
+        table(found["results"]),
+        "",
+        describe(found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def answer_for(cell: Cell) -> None:
     """Answer what :func:`measure` asks, the child's side."""
     torch.set_num_threads(cell.threads)
@@ -173,18 +190,23 @@ def answer_for(cell: Cell) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked."""
+    """Measure, print, and write peers.json and peers.md if asked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, metavar="DIR")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    on = machine()
     results = {network: measure(network, options.threads) for network in NETWORKS}
+    found = {
+        "machine": on, "threads": options.threads, "seed": 0, "command": "python -m benchmarks.peers",
+        "results": results,
+    }  # fmt: skip
     print(table(results))
     if options.output:
-        content = {"machine": machine(), "threads": options.threads, "results": results}
-        write_text(options.output, json.dumps(content, indent=1) + "\n")
+        write_text(options.output / "peers.json", json.dumps(found, indent=1) + "\n")
+        write_text(options.output / "peers.md", page(found))
     worst = max(held.get("difference", 0.0) for found in results.values() for held in found.values())
     if worst > TOLERANCE:
         sys.exit(f"features differ by {worst:.1e} of the largest, more than {TOLERANCE}")

@@ -175,3 +175,53 @@ def test_kept_patches_keep_their_positions():
     some = model._with_positions(torch.take_along_dim(tokens, kept[..., None], 1), (4, 6), kept)
     assert torch.equal(some[:, :1], whole[:, :1])
     assert torch.equal(some[:, 1:], torch.take_along_dim(whole[:, 1:], kept[..., None], 1))
+
+
+def test_another_image_size_keeps_the_table_and_another_patch_size_its_grid(tmp_path):
+    network = theirs("vit_s16", depth=2)
+    file = written(network, tmp_path)
+    smaller = rsb.create_model("vit_s16", checkpoint=file, overrides={"depth": 2}, image_size=112)
+    assert smaller.positions.table.shape == (1, 197, 384)
+    x = torch.rand(1, 12, 112, 112)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(x), network(x), rtol=0, atol=1e-5)
+    finer = rsb.create_model(
+        "vit_s16", checkpoint=file, overrides={"depth": 2}, patch_size=32, image_size=448
+    )  # fmt: skip
+    # A patch that is twice as large has the token of the one that it enlarges.
+    large = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear", antialias=True)
+    assert finer.tokenizer(large).shape == (1, 49, 384)
+    patch = torch.rand(1, 12, 16, 16)
+    enlarged = torch.nn.functional.interpolate(patch, (32, 32), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = network.patch_embed.proj(patch).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(finer.tokenizer(enlarged), expected, atol=1e-4, rtol=0)
+
+
+def test_a_wavelength_tokenizer_takes_any_optical_bands():
+    changes = {**find_architecture("vit_s16").small, "tokenizer": "wavelength"}
+    model = rsb.create_model("vit_s16", overrides=changes, bands={"s2": FOUR})
+    assert model(torch.rand(1, 4, 32, 32)).shape == (1, 48)
+
+
+def test_a_network_of_one_sensor_says_so():
+    with pytest.raises(ValueError, match="this network has one modality, got s2, s1"):
+        rsb.create_model("resnet18", modalities=("s2", "s1"))
+    landsat = rsb.create_model("resnet18", modalities=("landsat_tm",), overrides={"layers": (1, 1, 1, 1)})
+    assert landsat.bands == {"landsat_tm": ("B1", "B2", "B3", "B4", "B5", "B6", "B7")}
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "words"),
+    [
+        ("resnet18", "block", "dense", "block must be one of basic, bottleneck"),
+        ("resnet18", "layers", (2, 2, 2), "four positive whole numbers"),
+        ("vit_s16", "pool", "max", "pool must be one of cls, mean"),
+        ("vit_s16", "positions", "alibi", "positions must be one of learned, sincos"),
+        ("vit_s16", "layer_scale", 0, "layer_scale must be a positive number"),
+        ("vit_s16", "position_grid", (0, 4), "position_grid must be"),
+    ],
+)
+def test_bad_fields_are_refused(name, field, value, words):
+    with pytest.raises(ValueError, match=words):
+        rsb.create_model(name, overrides={field: value})

@@ -238,6 +238,68 @@ def test_rules_without_statistics_of_a_batch_refuse_them():
         preprocessing(find_entry("resnet50.ssl4eo_s12_moco_s2"), statistics="batch")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50.seco_seco_s2_rgb", "resnet50.satlas_supervised_s2_si_ms", "vit_s16.crisislandmark_closp_s1"],
+)
+def test_a_contract_survives_saving(name, tmp_path):
+    entry = find_entry(name)
+    modality, spec = contract(entry)
+    architecture = find_architecture(entry.architecture)
+    changes = {"modalities": (modality,), "bands": {modality: spec.bands}}
+    model = rsb.create_model(entry.architecture, overrides={**architecture.small, **changes})
+    model.inputs = {modality: spec}
+    again = rsb.create_model(entry.architecture, checkpoint=rsb.save_model(model, tmp_path / "a.safetensors"))
+    assert again.inputs[modality] == spec
+    units = {modality: "db"} if spec.unit is None else {}
+    x = torch.rand(len(spec.bands), 4, 4) * 200
+    raw = rsb.create_preprocess(again, units=units, check=False)(x)
+    assert torch.equal(raw, preprocessing(entry, check=False)(x))
+
+
+def test_thermal_bands_are_no_reflectance():
+    """What is checked of reflectance is not asked of kelvin, and other sensors' bands keep their ranges."""
+    _, spec = contract(find_entry("resnet18.ssl4eo_l_moco_oli_tirs_toa"))
+    modality, bands = "landsat_oli_tirs", ("B4", "B10")
+    x = np.stack([np.full((4, 4), 0.2), np.full((4, 4), 300.0)])
+    found = preprocess_for({modality: spec}, {modality: bands}, units={modality: "reflectance"})
+    red, heat = found({modality: x})[modality][:, 0, 0].tolist()
+    assert red == pytest.approx(127 / 255)
+    assert heat == pytest.approx(np.floor(255 * (300 - 248.15) / 70) / 255)
+    with pytest.raises(ValueError, match="look like digital numbers"):
+        found({modality: x * [[[10000.0]], [[1.0]]]})
+    # Level 2: surface temperature has its own scale.
+    c2 = preprocess_for({modality: spec}, {modality: bands}, units={modality: "landsat_c2"})
+    stored = np.stack([np.full((4, 4), (0.2 + 0.2) / 0.0000275), np.full((4, 4), (300 - 149) / 0.00341802)])
+    again = c2({modality: stored})[modality][:, 0, 0].tolist()
+    assert again == pytest.approx([red, heat], abs=1.01 / 255)
+
+
+def test_ndvi_is_matched_by_name_only():
+    from rsbackbones.zoo.adapt import match_bands
+
+    weights = {"sensor": "s2", "weights_sensor": "s2_ndvi"}
+    names = ("B04", "B08", "NDVI")
+    with pytest.raises(ValueError, match=r"no band.*close in wavelength to B06"):
+        match_bands("s2_ndvi", ("B06",), names, **weights)  # its wavelength lies inside NDVI's
+    (match,) = match_bands("s2_ndvi", ("B06",), names, missing_bands="nearest", **weights).matches
+    assert match.source in ("B04", "B08")
+    with pytest.raises(ValueError, match="computed from B08 and B04"):
+        match_bands("s2", ("NDVI",), ("B04",), sensor="s2_ndvi", missing_bands="nearest")
+
+
+def test_landsats_wavelengths_are_those_of_the_bands():
+    for name in ("landsat_tm", "landsat_etm", "landsat_oli_tirs"):
+        sensor = get_sensor(name)
+        assert {b.name for b in sensor.bands if b.is_thermal} == {
+            "landsat_tm": {"B6"},
+            "landsat_etm": {"B6_VCID_1", "B6_VCID_2"},
+            "landsat_oli_tirs": {"B10", "B11"},
+        }[name]
+        for color, nm in (("blue", 485), ("green", 560), ("red", 660), ("swir1", 1650), ("swir2", 2210)):
+            assert abs(sensor.band(color).wavelength - nm) < 45
+
+
 # -- search -----------------------------------------------------------------------------------------------
 
 
