@@ -147,9 +147,9 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Beside timm and torchgeo",
         "",
-        f"{BATCH} images of {SIZE} px and {BANDS} bands, fp32, from one file of random weights; *difference* "
-        "is the largest of the features from timm's, over the largest feature. Ratios are medians of rounds in "
-        "which all took turns.",
+        f"{BATCH} images of {SIZE} px and {BANDS} bands, fp32, from one file of random weights. *Difference* "
+        "is the largest of the features from timm's, over the largest feature. Ratios are medians of rounds "
+        "in which all took turns.",
         "",
         table(found["results"]),
         "",
