@@ -155,16 +155,16 @@ def test_sincos_positions_are_those_of_mae():
     model = rsb.create_model(
         "vit_s16", overrides={**find_architecture("vit_s16").small, "positions": "sincos"}
     )
-    x = torch.zeros(1, 16, 48)
-    found = model._with_positions(x, (4, 4), None)[0]
+    x = torch.zeros(1, 64, 48)
+    found = model._with_positions(x, (8, 8), None)[0]
     assert torch.equal(found[0], model.class_token[0, 0])
-    for row in range(4):
-        for column in range(4):
+    for row in range(8):
+        for column in range(8):
             half = [
                 f(place / 10000 ** (i / 12)) for place in (column, row) for f in (torch.sin, torch.cos)
                 for place in [torch.tensor(float(place))] for i in range(12)
             ]  # fmt: skip
-            torch.testing.assert_close(found[1 + 4 * row + column], torch.stack(half), atol=1e-6, rtol=0)
+            torch.testing.assert_close(found[1 + 8 * row + column], torch.stack(half), atol=1e-6, rtol=0)
 
 
 def test_kept_patches_keep_their_positions():
