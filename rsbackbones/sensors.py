@@ -495,7 +495,8 @@ SSL4EO_S12: dict[str, InputSpec] = {
 
 # Landsat of SSL4EO-L (Stewart et al., NeurIPS 2023), 8-bit: reflectance from 0 to 0.4 at the top of the
 # atmosphere and to 0.3 at the surface, brightness temperature from -25 to 45 degrees Celsius. The ranges are
-# in the scripts that compressed the data set, torchgeo's experiments/ssl4eo/landsat/compress_*.sh.
+# in the scripts that compressed the data set, torchgeo's experiments/ssl4eo/landsat/compress_*.sh; the newest
+# revision of compress_dataset.py multiplies by 255 (an older one by 256, at most one level more).
 _TOA, _SR, _KELVIN = (0.0, 4000.0), (0.0, 3000.0), (248.15, 318.15)
 
 
