@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint tables pictures bench build clean
+.PHONY: demo test check lint tables pictures lock-weights bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -39,6 +39,12 @@ pictures: .venv/installed
 	$(BIN)/python -c "from PIL import Image; \
 	  Image.open('demo/demo.png').convert('RGB').save('docs/images/demo.jpg', quality=85); \
 	  Image.open('demo/land_cover/map.png').convert('RGB').quantize(64).save('docs/images/land_cover.png')"
+
+# On a machine with network: downloads and verifies all published weights, and records full digests, sizes and
+# golden activations in the manifest; then the tables.
+lock-weights: .venv/installed
+	$(BIN)/python -m rsbackbones.cli manifest lock "*" --download --golden --output weights_manifest.json
+	$(BIN)/python -m rsbackbones.zoo.cards
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
 bench: .venv/installed

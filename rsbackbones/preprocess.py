@@ -1,4 +1,18 @@
-"""Preprocessing: convert raw sensor values to the model's input.
+"""Preprocessing: convert raw sensor values to the model's input, by the rule of the weights' input contract.
+
+====================  ========================================================================================
+rule (``normalize``)  the model's input
+====================  ========================================================================================
+``clip_2sd``          clipped to mean +- 2 standard deviations, which become 0 and 1
+``scale``             x / s, one s per band; with ``clip`` clipped to [0, 1]
+``standard``          (x - mean) / standard deviation
+``imagenet``          an 8-bit picture as [0, 1] (after a ``stretch``, if any), then (x - mean) / std
+``none``              x
+====================  ========================================================================================
+
+Some weights were trained on values that were stored in 8 bits (the units ``uint8`` and ``tci_dn``). Where the
+contract states how those were made, physical values are converted to them first, so that a user with
+reflectance passes what the network saw: value = 255 (x - low) / (high - low), clipped and rounded down.
 
 The rule ``clip_2sd`` clips every band to its mean +- 2 standard deviations and scales that range to [0, 1].
 By default the result is truncated to 8 bits, as in the CROMA authors' code. The statistics are those of the
@@ -7,18 +21,20 @@ By default the result is truncated to 8 bits, as in the CROMA authors' code. The
 ``statistics="batch"``.
 
 8-bit RGB images are not physical measurements, so the statistics do not apply to them. For their unit
-``uint8_rgb`` the model's input is value / 255.
+``uint8_rgb`` the model's input is value / 255, and under the rule ``imagenet``, which is one for pictures,
+that with ImageNet's mean and standard deviation.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.sensors import UINT8_RGB, InputSpec, Sensor, get_sensor
+from rsbackbones.sensors import UINT8_RGB, BandNumbers, InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,25 +43,33 @@ if TYPE_CHECKING:
     Raw = Tensor | npt.NDArray[np.generic]
 
 _PICTURE = "8-bit RGB images, 0 to 255: the model's input is value / 255, without statistics"
-# The unit of the input contract -> the units that values may have.
+_OPTICAL = {
+    "dn": "reflectance x 10000",
+    "dn_baseline_0400": "reflectance x 10000 + 1000: Sentinel-2 since processing baseline 04.00 (2022)",
+    "reflectance": "reflectance, 0 to 1",
+    "landsat_c2": "Landsat Collection 2, Level 2: reflectance = value x 0.0000275 - 0.2",
+}
+_RADAR = {"db": "decibel", "linear": "linear power (sigma nought, gamma nought)"}
+# The unit of the input contract -> the units that values may have. Thermal bands are in kelvin in all of them
+# but landsat_c2.
 UNITS = {
-    "dn": {
-        "dn": "reflectance x 10000",
-        "dn_baseline_0400": "reflectance x 10000 + 1000: Sentinel-2 since processing baseline 04.00 (2022)",
-        "reflectance": "reflectance, 0 to 1",
-        "landsat_c2": "Landsat Collection 2, Level 2: reflectance = value x 0.0000275 - 0.2",
-        UINT8_RGB: _PICTURE,
-    },
-    "db": {
-        "db": "decibel",
-        "linear": "linear power (sigma nought, gamma nought)",
+    "dn": {**_OPTICAL, UINT8_RGB: _PICTURE},
+    "db": {**_RADAR, UINT8_RGB: _PICTURE},
+    "uint8": {"uint8": "the 8-bit values of the training set", **_OPTICAL, UINT8_RGB: _PICTURE},
+    "tci_dn": {
+        "tci_dn": "Sentinel-2's 8-bit true color image for B04, B03 and B02, dn for other bands",
+        **_OPTICAL,
         UINT8_RGB: _PICTURE,
     },
 }
+RULES = ("clip_2sd", "scale", "standard", "imagenet", "none")
 # Lower bound for the logarithm: -100 dB is far below every clipping range.
 _SMALLEST_POWER = 1e-10
 # USGS, Landsat 8-9 Collection 2 Level 2 Science Product Guide: scale and offset of surface reflectance.
 _LANDSAT_C2_SCALE, _LANDSAT_C2_OFFSET = 0.0000275, -0.2
+_LANDSAT_C2_KELVIN_SCALE, _LANDSAT_C2_KELVIN_OFFSET = 0.00341802, 149.0
+# Keeps the normalized difference of two zeros finite, as in SSL4Eco's code.
+_SMALLEST_SUM = 1e-5
 _DIGITAL_NUMBERS = ("dn", "dn_baseline_0400", "landsat_c2")
 
 
@@ -64,6 +88,7 @@ class Preprocess:
         specs: Mapping[str, InputSpec],
         given: Mapping[str, tuple[str, ...]],
         units: Mapping[str, str],
+        sensors: Mapping[str, Sensor],
         *,
         batch_statistics: bool,
         check: bool,
@@ -71,6 +96,7 @@ class Preprocess:
         self.specs = dict(specs)
         self.given = dict(given)
         self.units = dict(units)
+        self.sensors = dict(sensors)
         self.batch_statistics = batch_statistics
         self.check = check
 
@@ -93,7 +119,7 @@ class Preprocess:
                 values are ignored and replaced by zeros. Pass the same mask to the model.
 
         Returns:
-            float32 tensors in [0, 1] of the same shape, with the model's channels; a mapping if ``x`` is one.
+            float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one.
 
         Raises:
             ValueError: a modality is unknown, the number of channels is wrong, values are NaN or infinite, or
@@ -126,7 +152,7 @@ class Preprocess:
         return frames
 
     def _apply_images(self, modality: str, x: Tensor) -> Tensor:
-        spec, given = self.specs[modality], self.given[modality]
+        given = self.given[modality]
         if x.ndim < 3 or x.shape[-3] != len(given):
             raise ValueError(
                 f"{modality}: expected [..., {len(given)}, H, W] with the bands {', '.join(given)}, got "
@@ -142,15 +168,25 @@ class Preprocess:
                 "the model's input (check=False skips this check)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
-        if given != spec.bands:
-            x = x[..., [given.index(band) for band in spec.bands], :, :]
+        sources = self._source_bands(modality)
+        if given != sources:
+            x = x[..., [given.index(band) for band in sources], :, :]
         if self.check:
-            self._check_values(modality, x)
-        x = self._to_contract_unit(modality, x)
+            self._check_values(modality, sources, x)
+        x = self._to_contract_unit(modality, sources, x)
         return self._normalize(modality, x)
 
-    def _check_values(self, modality: str, x: Tensor) -> None:
-        bands = self.specs[modality].bands
+    def _source_bands(self, modality: str) -> tuple[str, ...]:
+        """Return the bands to take from the user's: the model's, or the sources of an index."""
+        given, sensor = self.given[modality], self.sensors[modality]
+        needed = self.specs[modality].bands
+        return tuple(
+            dict.fromkeys(
+                name for band in needed for name in ((band,) if band in given else sensor.band(band).index)
+            )
+        )
+
+    def _check_values(self, modality: str, bands: tuple[str, ...], x: Tensor) -> None:
         bad = ~x.isfinite()
         if bad.any():
             counts = bad.movedim(-3, 0).flatten(1).sum(1).tolist()
@@ -161,13 +197,18 @@ class Preprocess:
             )
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
+        reflective = [not self.sensors[modality].band(band).is_thermal for band in bands]
+        if not any(reflective):
+            return
+        if not all(reflective):
+            x = x[..., torch.tensor(reflective, device=x.device), :, :]
         unit, low, high = self.units[modality], float(x.min()), float(x.max())
-        if unit == UINT8_RGB:
+        if unit in (UINT8_RGB, "uint8"):
             divided = 0 < high <= 1 and bool((x % 1 != 0).any())
             if low < 0 or high > 255 or divided:
                 fix = "multiply them by 255" if divided else "pass the unit of measured values in units="
                 raise ValueError(
-                    f"{modality}: values of the unit {UINT8_RGB!r} range from 0 to 255, got "
+                    f"{modality}: values of the unit {unit!r} range from 0 to 255, got "
                     f"{low:.4g} to {high:.4g}; {fix}"
                 )
             return
@@ -201,22 +242,51 @@ class Preprocess:
                 f"checks (rsbackbones embed: --units {modality}={hint[0]})"
             )
 
-    def _to_contract_unit(self, modality: str, x: Tensor) -> Tensor:
-        unit = self.units[modality]
-        if unit == "dn_baseline_0400":
-            return x - 1000
-        if unit == "reflectance":
-            return x * 10000
-        if unit == "landsat_c2":
-            return (x * _LANDSAT_C2_SCALE + _LANDSAT_C2_OFFSET) * 10000
+    def _to_contract_unit(self, modality: str, bands: tuple[str, ...], x: Tensor) -> Tensor:
+        """Convert the source ``bands`` [..., C, H, W] to the model's bands in the unit of the contract."""
+        spec, unit, sensor = self.specs[modality], self.units[modality], self.sensors[modality]
+        if unit == spec.unit or spec.unit is None:
+            return self._with_indices(modality, bands, x)
         if unit == "linear":
             return 10 * x.clamp(min=_SMALLEST_POWER).log10()
-        return x
+        if unit in _OPTICAL:
+            each = [sensor.band(band) for band in bands]
+            to_dn = torch.tensor(
+                [_DN_OF_THERMAL[unit] if b.is_thermal else (1, 0) if b.index else _DN_OF[unit] for b in each],
+                device=x.device,
+            )  # [C, 2]
+            x = x * to_dn[:, :1, None] + to_dn[:, 1:, None]
+        x = self._with_indices(modality, bands, x)
+        return x if unit in _RADAR or unit == UINT8_RGB else _stored(x, spec)
+
+    def _with_indices(self, modality: str, bands: tuple[str, ...], x: Tensor) -> Tensor:
+        """Return the model's bands [..., C, H, W]; an index that was not given is computed, as dn."""
+        needed = self.specs[modality].bands
+        if needed == bands:
+            return x
+        place = {band: i for i, band in enumerate(bands)}
+        columns = []
+        for band in needed:
+            if band in place:
+                columns.append(x[..., place[band], :, :])
+            else:
+                one, other = (x[..., place[name], :, :] for name in self.sensors[modality].band(band).index)
+                index = (one - other) / (one + other + _SMALLEST_SUM)
+                columns.append((index.clamp(min=0) * 10000).floor())
+        return torch.stack(columns, dim=-3)
 
     def _normalize(self, modality: str, x: Tensor) -> Tensor:
         spec = self.specs[modality]
         if spec.normalize == UINT8_RGB:
             return x / 255
+        if spec.normalize == "none":
+            return x
+        if spec.normalize != "clip_2sd":
+            mean, std = (torch.tensor(n, device=x.device).view(-1, 1, 1) for n in (spec.mean, spec.std))
+            if spec.normalize == "imagenet":
+                x = self._picture(spec, x)
+            x = (x - mean) / std
+            return x.clamp(0, 1) if spec.clip else x
         if self.batch_statistics:
             flat = x.movedim(-3, 0).flatten(1)
             mean, std = flat.mean(1), flat.std(1)
@@ -236,6 +306,16 @@ class Preprocess:
             return (x * 255).clamp(0, 255).to(torch.uint8).to(torch.float32) / 255
         return x.clamp(0, 1)
 
+    def _picture(self, spec: InputSpec, x: Tensor) -> Tensor:
+        """Return 8-bit values as [0, 1], stretched where the contract has a stretch."""
+        if not spec.stretch:
+            return x / 255
+        low, high = (
+            torch.tensor(side, device=x.device).view(-1, 1, 1) for side in zip(*spec.stretch, strict=True)
+        )
+        x = ((x - low) / (high - low)).clamp(0, 1)
+        return (x * 255).floor() / 255 if spec.eight_bit else x
+
     def __repr__(self) -> str:
         lines = []
         for modality, spec in self.specs.items():
@@ -247,9 +327,39 @@ class Preprocess:
             lines.append(
                 f"  {modality}: {', '.join(self.given[modality])} in {self.units[modality]} -> "
                 f"{', '.join(spec.bands)}, {spec.product}, {spec.normalize} of {source}"
-                + (", through 8 bits" if spec.eight_bit else "")
+                + (
+                    ", through 8 bits"
+                    if spec.eight_bit or (self.units[modality] != spec.unit and spec.stored_range)
+                    else ""
+                )
             )
         return "Preprocess(\n" + "\n".join(lines) + "\n)"
+
+
+# Scale and offset from a unit to dn, and from the thermal bands of that unit to kelvin.
+_DN_OF = {
+    "dn": (1.0, 0.0),
+    "dn_baseline_0400": (1.0, -1000.0),
+    "reflectance": (10000.0, 0.0),
+    "landsat_c2": (_LANDSAT_C2_SCALE * 10000, _LANDSAT_C2_OFFSET * 10000),
+}
+_DN_OF_THERMAL = {
+    **dict.fromkeys(_DN_OF, (1.0, 0.0)),
+    "landsat_c2": (_LANDSAT_C2_KELVIN_SCALE, _LANDSAT_C2_KELVIN_OFFSET),
+}
+
+
+def _stored(x: Tensor, spec: InputSpec) -> Tensor:
+    """Return dn [..., C, H, W] as the 8-bit values of the training set, for the bands that it stores so."""
+    if not spec.stored_range:
+        return x
+    stored = torch.tensor([pair is not None for pair in spec.stored_range], device=x.device).view(-1, 1, 1)
+    low, high = (
+        torch.tensor(side, device=x.device).view(-1, 1, 1)
+        for side in zip(*(pair or (0.0, 255.0) for pair in spec.stored_range), strict=True)
+    )
+    eight_bit = (255 * ((x - low) / (high - low))).clamp(0, 255).floor()
+    return torch.where(stored, eight_bit, x)
 
 
 def _lowest_above_zero(x: Tensor) -> float:
@@ -288,8 +398,10 @@ def create_preprocess(
             other channels (B10, for example) are dropped. Default: the model's bands.
         units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
             ``dn_baseline_0400`` (products since 2022 that still carry the offset) or ``reflectance``, for
-            Landsat also ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``. ``uint8_rgb`` is that of 8-bit
-            pictures: value / 255 is the input, and statistics have no part in it.
+            Landsat also ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``; ``uint8`` (or ``tci_dn``) for
+            the 8-bit values that some weights were trained on. ``uint8_rgb`` is that of 8-bit pictures:
+            value / 255 is the input, and statistics have no part in it. For weights whose unit nobody states,
+            it must be passed; the values are then passed on as they are.
         statistics: ``dataset``; ``batch`` (mean and deviation of each batch, the CROMA authors' script);
             or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
         eight_bit: truncate to 8 bits; default as in the contract.
@@ -297,7 +409,8 @@ def create_preprocess(
 
     Raises:
         ValueError: a modality, unit or band is unknown, a band of the model is missing from ``bands``, a band
-            has no statistics, or statistics are passed for the unit ``uint8_rgb``.
+            has no statistics, statistics are passed for the unit ``uint8_rgb``, or nobody states the unit of
+            the weights' input and ``units`` does not name it.
     """
     backbone = unwrap_model(model)
     return preprocess_for(
@@ -327,36 +440,66 @@ def preprocess_for(
     for argument, keys in (("bands", bands), ("units", units), ("statistics", own)):
         if unknown := [m for m in keys or {} if m not in model_bands]:
             raise ValueError(f"{argument} has {', '.join(unknown)}; this model has {', '.join(model_bands)}")
-    specs, given = {}, {}
+    specs, given, known_sensors = {}, {}, {}
     for modality, needed in model_bands.items():
         sensor = get_sensor((sensors or {}).get(modality, modality))
-        if (units or {}).get(modality) == UINT8_RGB:
+        known_sensors[modality] = sensor
+        spec, pictures = contract.get(modality), (units or {}).get(modality) == UINT8_RGB
+        if pictures and not (spec and spec.normalize == "imagenet"):
             if modality in own or statistics == "batch":
                 raise ValueError(
                     f"{modality}: the unit {UINT8_RGB!r} is value / 255 and has no statistics; leave out "
                     "statistics=, or pass the unit of your statistics"
                 )
             specs[modality] = _of_pictures(tuple(needed))
-        elif modality not in contract:
+        elif spec is None:
             raise ValueError(f"{modality}: the weights have no input contract for this modality")
         else:
+            if pictures:  # that is what the network saw; only how it made them is left out
+                spec = replace(spec, stretch=())
             specs[modality] = _for_bands(
-                modality, sensor, contract[modality], tuple(needed), own.get(modality, {}), eight_bit,
+                modality, sensor, spec, tuple(needed), own.get(modality, {}), eight_bit,
                 statistics == "batch",
             )  # fmt: skip
         yours = (bands or {}).get(modality)
-        given[modality] = tuple(needed) if yours is None else sensor.canonical(yours)
-        if lacking := [b for b in needed if b not in given[modality]]:
+        measured = dict.fromkeys(name for b in needed for name in sensor.band(b).index or (b,))
+        given[modality] = tuple(measured) if yours is None else sensor.canonical(yours)
+        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality])]:
             raise ValueError(
                 f"{modality}: your bands lack {', '.join(lacking)}, which the model takes. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
             )
-    chosen = {m: (units or {}).get(m, spec.unit) for m, spec in specs.items()}
-    for modality, unit in chosen.items():
-        known = UNITS.get(specs[modality].unit, (specs[modality].unit, UINT8_RGB))
-        if unit not in known:
-            raise ValueError(f"{modality}: unit must be one of {', '.join(known)}, got {unit!r}")
-    return Preprocess(specs, given, chosen, batch_statistics=statistics == "batch", check=check)
+    chosen = {m: _chosen_unit(m, spec, known_sensors[m], (units or {}).get(m)) for m, spec in specs.items()}
+    return Preprocess(
+        specs, given, chosen, known_sensors, batch_statistics=statistics == "batch", check=check
+    )
+
+
+def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
+    """Return whether a band is given, or is an index of given ones."""
+    index = sensor.band(band).index
+    return band in given or (bool(index) and {*index} <= {*given})
+
+
+def _chosen_unit(modality: str, spec: InputSpec, sensor: Sensor, asked: str | None) -> str:
+    """Return the unit of the user's values, the contract's by default."""
+    if spec.unit is None:
+        known: Mapping[str, str] = _RADAR if sensor.kind == "radar" else _OPTICAL
+        if asked is None:
+            raise ValueError(
+                f"{modality}: nobody states the unit of these weights' input. {spec.notes} Your values are "
+                f"passed on as they are once you say what they are: units={{'{modality}': ...}}, one of "
+                f"{', '.join(known)} (command line: --units)"
+            )
+    else:
+        known = UNITS.get(spec.unit, {spec.unit: "", UINT8_RGB: _PICTURE})
+        if spec.unit in ("uint8", "tci_dn") and not spec.stored_range:
+            known = {name: text for name, text in known.items() if name in (spec.unit, UINT8_RGB)}
+    unit = spec.unit if asked is None else asked
+    assert unit is not None
+    if unit not in known:
+        raise ValueError(f"{modality}: unit must be one of {', '.join(known)}, got {unit!r}")
+    return unit
 
 
 def _of_pictures(bands: tuple[str, ...]) -> InputSpec:
@@ -375,9 +518,15 @@ def _for_bands(
     batch: bool,
 ) -> InputSpec:
     """Return the contract for the model's bands, with the user's statistics if passed."""
-    if spec.normalize != "clip_2sd":
-        raise ValueError(f"{modality}: unknown normalization rule {spec.normalize!r}; known: clip_2sd")
-    known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
+    if spec.normalize not in RULES:
+        raise ValueError(
+            f"{modality}: unknown normalization rule {spec.normalize!r}; known: {', '.join(RULES)}"
+        )
+    if batch and spec.normalize != "clip_2sd":
+        raise ValueError(
+            f"{modality}: statistics='batch' is for the rule clip_2sd; these weights have {spec.normalize}"
+        )
+    known = spec.rows
     for name, (mean, std) in own.items():
         band = sensor.band(name).name
         if band not in bands or not std > 0:
@@ -385,21 +534,12 @@ def _for_bands(
                 f"{modality}: statistics of {band}: ({mean}, {std}); expected a band of the model "
                 f"({', '.join(bands)}) and a positive standard deviation"
             )
-        known[band] = (mean, std)
-    known = dict.fromkeys(spec.unused_bands, (0.0, 1.0)) | known  # their weights are zero
-    if (lacking := [b for b in bands if b not in known]) and not batch:
+        known[band] = replace(known[band], mean=mean, std=std) if band in known else BandNumbers(mean, std)
+    known = dict.fromkeys(spec.unused_bands, BandNumbers(0.0, 1.0)) | known  # their weights are zero
+    if (lacking := [b for b in bands if b not in known]) and not batch and spec.normalize != "none":
         raise ValueError(
             f"{modality}: no statistics for {', '.join(lacking)}; pass them, measured on your data: "
             f"statistics={{'{modality}': {{'{lacking[0]}': (mean, std)}}}}"
         )
-    numbers = [known.get(band, (0.0, 1.0)) for band in bands]
-    return InputSpec(
-        bands=bands,
-        product=spec.product,
-        unit=spec.unit,
-        normalize=spec.normalize,
-        mean=tuple(m for m, _ in numbers),
-        std=tuple(s for _, s in numbers),
-        eight_bit=spec.eight_bit if eight_bit is None else eight_bit,
-        statistics=spec.statistics,
-    )
+    chosen = spec.with_rows({band: known.get(band, BandNumbers(0.0, 1.0)) for band in bands})
+    return replace(chosen, eight_bit=spec.eight_bit if eight_bit is None else eight_bit)

@@ -10,6 +10,8 @@ Wavelengths, and widths at half of the maximum, are in nanometers; ground sampli
 - Sentinel-1: C-band at 5.405 GHz, of which the radar may use 100 MHz.
 - Landsat-8 and 9 OLI: Barsi et al., "The Spectral Response of the Landsat-8 Operational Land Imager",
   Remote Sensing 6(10), 2014; TIRS: the Landsat 8 Data Users Handbook (USGS).
+- Landsat-4 and 5 TM, Landsat-7 ETM+: the edges of the bands in "What are the band designations for the
+  Landsat satellites?" (USGS).
 - HLS: the bands of OLI, TIRS and MSI under the names of the HLS v2.0 User Guide (NASA), all on a 30 m grid.
 - SuperDove (PSB.SD): the band table of Planet's PlanetScope documentation.
 """
@@ -17,17 +19,19 @@ Wavelengths, and widths at half of the maximum, are in nanometers; ground sampli
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 # The unit of 8-bit RGB images: the model's input is value / 255, without statistics.
 UINT8_RGB = "uint8_rgb"
+_THERMAL_NM = (3e3, 1e5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
     """One band: ``wavelength`` is its center in nm, ``width`` its full width at half maximum in nm.
 
-    ``gsd`` is its ground sampling distance in m.
+    ``gsd`` is its ground sampling distance in m. ``index``: the band is no measurement but the normalized
+    difference (a - b) / (a + b) of these two bands of its sensor; it is only matched by name.
     """
 
     name: str
@@ -35,6 +39,12 @@ class Band:
     width: float
     gsd: float
     aliases: tuple[str, ...] = ()
+    index: tuple[str, ...] = ()
+
+    @property
+    def is_thermal(self) -> bool:
+        """Whether the band measures emitted heat (a temperature in kelvin), not reflected sunlight."""
+        return _THERMAL_NM[0] <= self.wavelength <= _THERMAL_NM[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +117,14 @@ S2 = Sensor(
     ),
 )
 
+# Seasonal contrast on SSL4Eco adds NDVI to the bands. Its wavelength, between the two, is of no use.
+S2_NDVI = Sensor(
+    name="s2_ndvi",
+    title="Sentinel-2 MSI, with NDVI",
+    kind="optical",
+    bands=(*S2.bands, Band(name="NDVI", wavelength=748.7, width=168.2, gsd=10, index=("B08", "B04"))),
+)
+
 _C_BAND_HZ = 5.405e9
 _C_BAND_NM = 299_792_458 / _C_BAND_HZ * 1e9
 _C_BAND_WIDTH_NM = _C_BAND_NM * 100e6 / _C_BAND_HZ
@@ -156,6 +174,56 @@ LANDSAT_OLI = Sensor(
     ),
 )
 
+LANDSAT_OLI_TIRS = Sensor(
+    name="landsat_oli_tirs",
+    title="Landsat-8 and Landsat-9 OLI and TIRS",
+    kind="optical",
+    bands=(
+        *LANDSAT_OLI.bands,
+        _landsat(10, 10895, 590, 100, "tir1", "lwir11"),
+        _landsat(11, 12005, 1010, 100, "tir2", "lwir12"),
+    ),
+)
+
+
+def _between(number: int, low: float, high: float, gsd: float, *common: str) -> Band:
+    return _landsat(number, (low + high) / 2, high - low, gsd, *common)
+
+
+LANDSAT_TM = Sensor(
+    name="landsat_tm",
+    title="Landsat-4 and Landsat-5 TM",
+    kind="optical",
+    bands=(
+        _between(1, 450, 520, 30, "blue"),
+        _between(2, 520, 600, 30, "green"),
+        _between(3, 630, 690, 30, "red"),
+        _between(4, 760, 900, 30, "nir"),
+        _between(5, 1550, 1750, 30, "swir16", "swir1"),
+        _between(6, 10400, 12500, 120, "tir"),
+        _between(7, 2080, 2350, 30, "swir22", "swir2"),
+    ),
+)
+
+_ETM_THERMAL = _between(6, 10400, 12500, 60)
+LANDSAT_ETM = Sensor(
+    name="landsat_etm",
+    title="Landsat-7 ETM+",
+    kind="optical",
+    bands=(
+        _between(1, 450, 520, 30, "blue"),
+        _between(2, 520, 600, 30, "green"),
+        _between(3, 630, 690, 30, "red"),
+        _between(4, 770, 900, 30, "nir"),
+        _between(5, 1550, 1750, 30, "swir16", "swir1"),
+        # The thermal band at low and at high gain.
+        replace(_ETM_THERMAL, name="B6_VCID_1", aliases=("B6L",)),
+        replace(_ETM_THERMAL, name="B6_VCID_2", aliases=("B6H",)),
+        _between(7, 2090, 2350, 30, "swir22", "swir2"),
+        _between(8, 520, 900, 15, "pan"),
+    ),
+)
+
 HLS_L30 = Sensor(
     name="hls_l30",
     title="Harmonized Landsat Sentinel-2, from Landsat",
@@ -200,7 +268,20 @@ SUPERDOVE = Sensor(
 )
 
 SENSORS: dict[str, Sensor] = {
-    sensor.name: sensor for sensor in (S2, S1, RGB, LANDSAT_OLI, HLS_L30, HLS_S30, SUPERDOVE)
+    sensor.name: sensor
+    for sensor in (
+        S2,
+        S1,
+        RGB,
+        S2_NDVI,
+        LANDSAT_TM,
+        LANDSAT_ETM,
+        LANDSAT_OLI,
+        LANDSAT_OLI_TIRS,
+        HLS_L30,
+        HLS_S30,
+        SUPERDOVE,
+    )
 }
 
 # The sensors whose bands files are searched for where nobody says which sensor they are of.
@@ -272,45 +353,80 @@ def hyperspectral(name: str, wavelengths: Sequence[float], gsd: float, *, width:
 class InputSpec:
     """The input contract of one modality: the raw values that the weights expect, and their normalization.
 
-    ``unit`` is the unit of the statistics: ``dn`` (reflectance x 10000), ``db``, ...
+    ``unit`` is the unit that the numbers below are given in: ``dn`` (reflectance x 10000, temperatures in
+    kelvin), ``db``, ``uint8`` (the 8-bit values of the training set) or ``tci_dn`` (the same for the bands of
+    Sentinel-2's true color image, dn for others). ``None``: nobody states it.
     ``normalize`` names a rule of :mod:`rsbackbones.preprocess`. ``mean`` and ``std`` are per band. A band of
     the model that is not in ``bands`` has no statistics. ``unused_bands`` need none: their kernels are zeros
     (``missing_bands="zero"``).
+
+    ``stored_range``: how the training set's 8-bit values were made: per band the values in dn (kelvin) that
+    are stored as 0 and 255, ``None`` for a band that is not stored in 8 bits. Empty: nobody states it.
+    ``stretch``: for the rule ``imagenet``, the 8-bit values per band that become 0 and 1; empty: 0 and 255.
+    ``clip``: for the rule ``scale``, clip the result to [0, 1].
+    ``notes``: what is known about the contract, and what is not.
     """
 
     bands: tuple[str, ...]
     product: str
-    unit: str
+    unit: str | None
     normalize: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     eight_bit: bool = True
     statistics: str = ""
     unused_bands: tuple[str, ...] = ()
+    stored_range: tuple[tuple[float, float] | None, ...] = ()
+    stretch: tuple[tuple[float, float], ...] = ()
+    clip: bool = False
+    notes: str = ""
+
+    @property
+    def rows(self) -> dict[str, "BandNumbers"]:
+        """The numbers of every band."""
+        ranges = self.stored_range or (None,) * len(self.bands)
+        stretches = self.stretch or (None,) * len(self.bands)
+        numbers = zip(self.mean, self.std, ranges, stretches, strict=True)
+        return {band: BandNumbers(*each) for band, each in zip(self.bands, numbers, strict=True)}
+
+    def with_rows(self, rows: Mapping[str, "BandNumbers"], unused_bands: Sequence[str] = ()) -> "InputSpec":
+        """Return the contract of other bands, with the numbers of each."""
+        each = list(rows.values())
+        return replace(
+            self,
+            bands=tuple(rows),
+            mean=tuple(row.mean for row in each),
+            std=tuple(row.std for row in each),
+            stored_range=tuple(row.stored_range for row in each) if self.stored_range else (),
+            stretch=tuple(row.stretch or (0.0, 255.0) for row in each) if self.stretch else (),
+            unused_bands=tuple(unused_bands),
+        )
 
     def of(self, bands: Sequence[str]) -> "InputSpec":
         """Return the contract of these ``bands``, in their order. Bands without statistics are left out."""
-        known = {b: (m, s) for b, m, s in zip(self.bands, self.mean, self.std, strict=True)}
-        kept = [band for band in bands if band in known]
-        return replace(
-            self,
-            bands=tuple(kept),
-            mean=tuple(known[band][0] for band in kept),
-            std=tuple(known[band][1] for band in kept),
-            unused_bands=tuple(band for band in bands if band in self.unused_bands),
-        )
+        known = self.rows
+        unused = [band for band in bands if band in self.unused_bands]
+        return self.with_rows({band: known[band] for band in bands if band in known}, unused)
 
     @staticmethod
     def from_mapping(sensor: str, fields: Mapping[str, object]) -> "InputSpec":
         """Read the contract of ``sensor`` from a manifest entry's ``inputs``.
 
+        ``scale``, one number or one per band, stands for ``mean`` 0 and that ``std``.
+
         Raises:
             ValueError: a field is missing, unknown, or the statistics do not fit the bands.
         """
+        values: dict[str, Any] = {k: _tuples(v) for k, v in fields.items()}
+        if "scale" in values:
+            scale, count = values.pop("scale"), len(values.get("bands", ()))
+            values |= {
+                "mean": (0.0,) * count,
+                "std": scale if isinstance(scale, tuple) else (scale,) * count,
+            }
+        values.setdefault("eight_bit", values.get("normalize") == "clip_2sd")
         try:
-            spec = InputSpec(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}  # type: ignore[arg-type]
-            )
+            spec = InputSpec(**values)
         except TypeError as error:
             raise ValueError(f"inputs.{sensor}: {error}") from error
         # Both may be empty, if no band of the model has a match in its weights.
@@ -326,7 +442,27 @@ class InputSpec:
             )
         if min(spec.std, default=1) <= 0:
             raise ValueError(f"inputs.{sensor}: standard deviations must be positive, got {spec.std}")
+        for name in ("stored_range", "stretch"):
+            pairs = getattr(spec, name)
+            if pairs and len(pairs) != len(spec.bands):
+                raise ValueError(f"inputs.{sensor}: {name} must have one (low, high) per band, got {pairs}")
+            if any(pair is not None and not pair[0] < pair[1] for pair in pairs):
+                raise ValueError(f"inputs.{sensor}: {name} must go from low to high, got {pairs}")
         return spec
+
+
+@dataclass(frozen=True)
+class BandNumbers:
+    """The numbers of one band in an :class:`InputSpec`."""
+
+    mean: float
+    std: float
+    stored_range: tuple[float, float] | None = None
+    stretch: tuple[float, float] | None = None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 # Published with the SSL4EO-S12 data loader, computed there from 50,000 samples (Wang et al., 2023).
@@ -356,3 +492,55 @@ SSL4EO_S12: dict[str, InputSpec] = {
         statistics="SSL4EO-S12",
     ),
 }  # fmt: skip
+
+# Landsat of SSL4EO-L (Stewart et al., NeurIPS 2023), 8-bit: reflectance from 0 to 0.4 at the top of the
+# atmosphere and to 0.3 at the surface, brightness temperature from -25 to 45 degrees Celsius. The ranges are
+# in the scripts that compressed the data set, torchgeo's experiments/ssl4eo/landsat/compress_*.sh; the newest
+# revision of compress_dataset.py multiplies by 255 (an older one by 256, at most one level more).
+_TOA, _SR, _KELVIN = (0.0, 4000.0), (0.0, 3000.0), (248.15, 318.15)
+
+
+def _ssl4eo_l(sensor: Sensor, product: str, bands: Sequence[str] | None = None) -> InputSpec:
+    chosen = [band for band in sensor.bands if bands is None or band.name in bands]
+    reflectance = _SR if product == "SR" else _TOA
+    return InputSpec(
+        bands=tuple(band.name for band in chosen),
+        product=product,
+        unit="uint8",
+        normalize="scale",
+        mean=(0.0,) * len(chosen),
+        std=(255.0,) * len(chosen),
+        eight_bit=False,
+        statistics="SSL4EO-L",
+        stored_range=tuple(_KELVIN if band.is_thermal else reflectance for band in chosen),
+    )
+
+
+# The default contracts of architectures with one sensor, where no weights state another.
+SINGLE_SENSOR_INPUTS: dict[str, InputSpec] = {
+    **SSL4EO_S12,
+    "s2_ndvi": InputSpec(
+        bands=("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "NDVI"),
+        product="L2A",
+        unit="dn",
+        normalize="scale",
+        mean=(0.0,) * 9,
+        std=(10000.0,) * 9,
+        eight_bit=False,
+        statistics="SSL4Eco",
+    ),
+    "rgb": InputSpec(
+        bands=tuple(band.name for band in RGB.bands),
+        product="8-bit picture",
+        unit="uint8",
+        normalize="imagenet",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        eight_bit=False,
+        statistics="ImageNet",
+    ),
+    "landsat_tm": _ssl4eo_l(LANDSAT_TM, "TOA"),
+    "landsat_etm": _ssl4eo_l(LANDSAT_ETM, "TOA"),
+    "landsat_oli_tirs": _ssl4eo_l(LANDSAT_OLI_TIRS, "TOA"),
+    "landsat_oli": _ssl4eo_l(LANDSAT_OLI, "SR", ("B1", "B2", "B3", "B4", "B5", "B6", "B7")),
+}

@@ -14,7 +14,7 @@ from rsbackbones.cli.embed import embed
 from rsbackbones.cli.eval import evaluate
 from rsbackbones.cli.finetune import finetune
 from rsbackbones.cli.pack import pack
-from rsbackbones.cli.zoo import bands, download, info, list_weights, verify
+from rsbackbones.cli.zoo import bands, download, info, list_weights, manifest, verify
 
 
 class _Commands(click.Group):
@@ -31,7 +31,19 @@ def commands() -> None:
     """
 
 
-for command in (list_weights, info, bands, download, verify, embed, evaluate, finetune, convert, pack):
+for command in (
+    list_weights,
+    info,
+    bands,
+    download,
+    manifest,
+    verify,
+    embed,
+    evaluate,
+    finetune,
+    convert,
+    pack,
+):
     commands.add_command(command)
 
 

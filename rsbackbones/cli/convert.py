@@ -1,6 +1,7 @@
 """The command ``convert``: convert checkpoints between formats."""
 
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ from rsbackbones.cli.options import FILE, CommaList, Command, mapping, option, r
 @option("--modalities", type=CommaList(), metavar="NAME,...", help="keep only these modalities, such as s2")
 @mapping("--overrides", form="FIELD=VALUE", read=read_field,
          help="change a field of the model's configuration, such as depth=4; repeatable")  # fmt: skip
+@option("--trust-pickle", is_flag=True, section="Pickles",
+        help="execute the pickle in a process of its own, to take out its tensors; code in it can do anything "
+        "that you can")  # fmt: skip
+@option("--state-dict", default="", metavar="KEY", section="Pickles",
+        help="with --trust-pickle: the key of the state dict in the file, such as model or state_dict")  # fmt: skip
 def convert(
     input: Path,
     output: Path,
@@ -31,6 +37,8 @@ def convert(
     dtype: str,
     modalities: list[str] | None,
     overrides: Mapping[str, Any],
+    trust_pickle: bool,
+    state_dict: str,
 ) -> int:
     """Convert a checkpoint between formats.
 
@@ -40,12 +48,20 @@ def convert(
 
     from rsbackbones.zoo.factory import create_model
     from rsbackbones.zoo.saving import save_in_format, save_model
+    from rsbackbones.zoo.trusted_pickle import extract_tensors
 
     if input.is_dir():
         raise ValueError(f"{input} is a folder; pass a checkpoint file")
-    built = create_model(
-        model, checkpoint=input, modalities=modalities, num_classes=None, overrides=dict(overrides)
-    )
+    if state_dict and not trust_pickle:
+        raise ValueError("--state-dict goes with --trust-pickle")
+    with tempfile.TemporaryDirectory() as folder:
+        if trust_pickle:
+            tensors = Path(folder) / "tensors.pt"
+            print(extract_tensors(input, tensors, state_dict), file=sys.stderr)
+        built = create_model(
+            model, checkpoint=tensors if trust_pickle else input, modalities=modalities, num_classes=None,
+            overrides=dict(overrides),
+        )  # fmt: skip
     if format == "rsbackbones":
         save_model(built, output, dtype=getattr(torch, dtype))
     else:

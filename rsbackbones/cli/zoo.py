@@ -1,33 +1,54 @@
-"""The commands about models and weights: list, info, bands, download, verify."""
+"""The commands about models and weights: list, info, bands, download, manifest, verify."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rsbackbones.cli.options import FILE, Command, band_options, band_rules, device_option, names_in, option
+from rsbackbones.cli.options import (
+    FILE,
+    CommaList,
+    Command,
+    band_options,
+    band_rules,
+    device_option,
+    names_in,
+    option,
+)
 
 _name = click.argument("name", metavar="NAME")
 
 
 @click.command("list", cls=Command)
 @click.argument("pattern", default="*")
+@option("--sensor", metavar="PATTERN", section="Filters", help="weights of this sensor: s2, 'landsat*'")
+@option("--method", metavar="PATTERN", section="Filters", help="weights of this pretraining method: moco")
+@option("--data", metavar="PATTERN", section="Filters", help="weights pretrained on these data: 'ssl4eo*'")
+@option("--license", metavar="NAME", section="Filters",
+        help="weights under this license: CC0-1.0, or permissive")  # fmt: skip
+@option("--bands", type=CommaList(), metavar="B02,B03,...", section="Filters",
+        help="weights of one sensor that have all of these bands")  # fmt: skip
 @option("--json", "as_json", is_flag=True, help="print JSON")
-def list_weights(pattern: str, as_json: bool) -> int:
+def list_weights(pattern: str, as_json: bool, **filters: Any) -> int:
     """List the models, and the weights that exist for them.
 
     PATTERN is a shell-style pattern, such as 'croma*'.
     """
     from rsbackbones.zoo import registry
+    from rsbackbones.zoo.licenses import notice
 
-    names = registry.list_models(pattern)
-    entries = registry.list_weights(pattern)
+    wanted = {name: value for name, value in filters.items() if value is not None}
+    entries = registry.list_weights(pattern, **wanted)
+    names = [] if wanted else registry.list_models(pattern)
     if not names and not entries:
-        raise ValueError(f"nothing matches {pattern!r}; try: rsbackbones list")
+        given = " ".join([repr(pattern), *(f"--{name} {_text(value)}" for name, value in wanted.items())])
+        raise ValueError(f"nothing matches {given}; try: rsbackbones list")
     if as_json:
         weights = [
             {"id": e.id, "availability": e.availability, "license": e.license,
+             "method": e.method, "data": e.data,
              "reason": e.source.reason or None,
              "bands": {m: s["bands"] for m, s in e.inputs.items()}}
             for e in entries
@@ -46,8 +67,13 @@ def list_weights(pattern: str, as_json: bool) -> int:
                     else f", {bands}, {entry.license}"
                 )
                 default = " (default)" if entry.default and entry.availability != "unreleased" else ""
-                print(f"  {entry.id}{default}  {entry.availability}{why}")
+                marked = " (see its card)" if notice(entry.license) else ""
+                print(f"  {entry.id}{default}  {entry.availability}{why}{marked}")
     return 0
+
+
+def _text(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else ",".join(value)
 
 
 @click.command(cls=Command)
@@ -116,26 +142,66 @@ def bands(
 @_name
 @option(
     "--output", type=FILE, metavar="DIR",
-    help="copy the weights into this folder, for machines without network; default: the cache only",
+    help="copy the weights and a manifest of them into this folder, for machines without network; default: the "
+    "cache only",
 )  # fmt: skip
 def download(name: str, output: Path | None) -> int:
     """Fetch weights and verify their bytes.
 
-    NAME is an architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION].
+    NAME is an architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION], or a shell-style pattern, such as
+    'vit_s16.*'.
     """
     from rsbackbones.files.sha256 import sha256_of
+    from rsbackbones.zoo import registry
     from rsbackbones.zoo.hub import PREFIX
-    from rsbackbones.zoo.registry import resolve_weights
-    from rsbackbones.zoo.weights import download_to, fetch
+    from rsbackbones.zoo.lock import download_entries
+    from rsbackbones.zoo.manifest import FOLDER_MANIFEST
+    from rsbackbones.zoo.weights import fetch
 
-    entry = resolve_weights(name)
-    path = download_to(entry, output.expanduser()) if output else fetch(entry)
-    print(f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned")
+    if any(sign in name for sign in "*?["):
+        entries = [e for e in registry.list_weights(name) if e.availability != "unreleased"]
+        if not entries:
+            raise ValueError(f"no weights match {name!r}; try: rsbackbones list")
+    else:
+        entries = [registry.resolve_weights(name)]
+    folder = output.expanduser() if output else None
+    for entry in entries:
+        path = download_entries([entry], folder)[0] if folder else fetch(entry)
+        print(
+            f"{entry.id}: {path}\nsha256 {sha256_of(path)}, {path.stat().st_size} bytes, as pinned",
+            flush=True,
+        )
     if output:
         # A folder is looked up by manifest ids; weights of a repository are passed as a file.
         use = path if name.startswith(PREFIX) else output
         print(f"to use it pass checkpoint={str(use)!r}, or set RSBACKBONES_WEIGHTS={output}")
+        if not name.startswith(PREFIX):
+            print(f"or RSBACKBONES_MANIFEST={output / FOLDER_MANIFEST}")
     return 0
+
+
+@click.command(cls=Command)
+@click.argument("action", type=click.Choice(["lock"]))
+@click.argument("pattern", default="*")
+@option("--output", type=FILE, required=True, metavar="FILE", help="the manifest to write or update")
+@option("--download", is_flag=True, help="fetch what is not in the cache")
+@option("--golden", is_flag=True, help="also record golden activations of entries that have none")
+def manifest(action: str, pattern: str, output: Path, download: bool, golden: bool) -> int:
+    """Record digests and sizes of downloaded weights in a manifest.
+
+    ACTION is lock: write the sha256 and the size of each file. PATTERN is a shell-style pattern, such as
+    'vit_s16.*'.
+    """
+    from rsbackbones.zoo import registry
+    from rsbackbones.zoo.lock import lock_entries
+
+    entries = [e for e in registry.list_weights(pattern) if e.availability == "hub"]
+    if not entries:
+        raise ValueError(f"no weights on the Hub match {pattern!r}; try: rsbackbones list")
+    path = output.expanduser()
+    locked = lock_entries(entries, path, download=download, golden=golden)
+    print(f"{path}: {len(locked)} of {len(entries)} entries recorded")
+    return 0 if locked else 1
 
 
 @click.command(cls=Command)
@@ -161,6 +227,8 @@ def verify(name: str, checkpoint: Path | None, device: str) -> int:
     entry = resolve_weights(name)
     path = fetch(entry, checkpoint)
     pinned = "in full" if entry.sha256 else f"by the published prefix {entry.sha256_prefix}"
+    if entry.sha256_from == "hub" and not entry.sha256:
+        pinned = "by what the Hub states for the commit"
     print(f"{entry.id}: {path}")
     print(f"bytes: sha256 {sha256_of(path)}, as pinned {pinned}")
     if not name.startswith(PREFIX):

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from timm.models import FeatureInfo, register_model
 from timm.models._features import FeatureGetterNet
@@ -46,14 +47,13 @@ PYRAMID = (4, 8, 16, 32)
 class TimmEncoder(nn.Module):
     """A backbone of one sensor with the methods of timm's models.
 
-    As in timm, the features of a ViT are tokens [B, N, D], and those of other networks maps [B, D, h, w].
+    As in timm, the features of a ViT are tokens [B, P + N, D], and those of other networks maps [B, D, h, w].
     ``global_pool`` is ``embedding`` (the architecture's own pooling), ``avg`` (the mean over all positions)
-    or
-    ``""`` (none: logits or features per position). There is no class token.
-    """
+    or ``""`` (none: logits or features per position).
 
-    num_prefix_tokens = 0
-    has_class_token = False
+    Attributes:
+        num_prefix_tokens: P: 1 for a ViT with a class token, 0 for other networks.
+    """
 
     def __init__(self, backbone: Backbone, *, global_pool: str = "embedding") -> None:
         super().__init__()
@@ -61,6 +61,8 @@ class TimmEncoder(nn.Module):
         (modality,) = backbone.modalities
         self.stream = backbone.choose_stream()
         self.gives_tokens = isinstance(backbone, ViTBackbone)
+        self.num_prefix_tokens = backbone.num_prefix_tokens if isinstance(backbone, ViTBackbone) else 0
+        self.has_class_token = self.num_prefix_tokens > 0
         self.num_features = self.embed_dim = self.head_hidden_size = backbone.num_features
         self.in_chans = len(backbone.bands[modality])
         self.feature_info: list[dict[str, Any]] = [
@@ -114,7 +116,7 @@ class TimmEncoder(nn.Module):
             pool = backbone.pool_tokens if isinstance(backbone, ViTBackbone) else backbone.pool
             pooled = pool(self.stream, x)
         else:
-            tokens = x if self.gives_tokens else flatten_map(x)
+            tokens = x[:, self.num_prefix_tokens :] if self.gives_tokens else flatten_map(x)
             pooled = tokens.mean(dim=1) if self.global_pool else tokens
         if not pre_logits:
             pooled = self.backbone.head(pooled)
@@ -137,7 +139,7 @@ class TimmEncoder(nn.Module):
         Args:
             x: [B, C, H, W].
             indices: stage indices; a number n means the last n stages, ``None`` all.
-            return_prefix_tokens: no effect, since there are no prefix tokens.
+            return_prefix_tokens: no effect; single stages have none.
             norm: apply the final norm to each map.
             stop_early: no effect; all stages are computed.
             output_fmt: ``NCHW`` for maps [B, D, h, w], ``NLC`` for tokens [B, N, D].
@@ -166,7 +168,10 @@ class TimmEncoder(nn.Module):
         return streams[self.stream]
 
     def _final(self, encoded: Encoded) -> Tensor:
-        return flatten_map(encoded.features) if self.gives_tokens else encoded.features
+        if not self.gives_tokens:
+            return encoded.features
+        tokens = flatten_map(encoded.features)
+        return tokens if encoded.prefix is None else torch.cat([encoded.prefix, tokens], dim=1)
 
     def get_classifier(self) -> nn.Module:
         """Return the head: an ``nn.Linear``, or ``nn.Identity`` if ``num_classes`` is 0."""
@@ -393,7 +398,7 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
         and entry.availability != "unreleased"
         and modality in entry.inputs
     ]
-    own = len(architecture.config.bands[modality])
+    own = len(architecture.config.bands.get(modality, ()))  # without weights
     known.sort(key=lambda entry: not entry.default)
     cfgs = {
         entry.tag: _pretrained_cfg(architecture, modality, len(entry.inputs[modality]["bands"]), entry)
@@ -412,10 +417,16 @@ def _register(architecture: Architecture, modality: str, pyramid: bool) -> None:
 default_cfgs: dict[str, DefaultCfg] = {}
 
 
+def _modalities(architecture: Architecture) -> tuple[str, ...]:
+    """Return the modalities that an architecture may be built for, by default or by its published weights."""
+    published = [m for e in all_entries() if e.architecture == architecture.name for m in e.inputs]
+    return tuple(dict.fromkeys([*architecture.config.modalities, *published]))
+
+
 def register_encoders() -> None:
     """Register all architectures with timm that are not registered yet."""
     for architecture in architectures().values():
-        for modality in architecture.config.modalities:
+        for modality in _modalities(architecture):
             if timm_name(architecture, modality) not in default_cfgs:
                 for pyramid in (False, True):
                     _register(architecture, modality, pyramid)

@@ -7,24 +7,39 @@ from torch import Tensor, nn
 
 from rsbackbones.layers.attention import Bias, CrossAttention, SelfAttention
 from rsbackbones.layers.drop_path import drop_path
+from rsbackbones.layers.layer_scale import LayerScale
 from rsbackbones.layers.mlp import MLP
 
 
 class Block(nn.Module):
-    """Self-attention, then MLP, each on normalized tokens and added to its input."""
+    """Self-attention, then MLP, each on normalized tokens and added to its input.
 
-    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool) -> None:
+    ``layer_scale`` is the initial value of a learned factor per channel of both branches; ``None``: none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        norm_eps: float = 1e-5,
+        layer_scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.drop_path = 0.0
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = SelfAttention(dim, num_heads, qkv_bias=qkv_bias)
-        self.norm2 = nn.LayerNorm(dim)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(self, x: Tensor, bias: Bias = None) -> Tensor:
         """[B, N, D] to [B, N, D]; ``bias`` broadcasts to [B, heads, N, N]."""
-        x = x + drop_path(self.attn(self.norm1(x), bias), self.drop_path, self.training)
-        x = x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
+        x = x + drop_path(self.ls1(self.attn(self.norm1(x), bias)), self.drop_path, self.training)
+        x = x + drop_path(self.ls2(self.mlp(self.norm2(x))), self.drop_path, self.training)
         return x
 
 

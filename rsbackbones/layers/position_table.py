@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 
 def resize_position_table(
-    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, prefix: int = 0
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    *,
+    prefix: int = 0,
+    antialias: bool = False,
 ) -> Tensor:
     """Resize a position embedding table to another grid, by bicubic interpolation in float32.
 
@@ -19,6 +24,8 @@ def resize_position_table(
         old_grid: (h, w), the grid of the table, in patches.
         new_grid: (h', w'), the requested grid.
         prefix: P.
+        antialias: widen the kernel where the table shrinks, and use timm's and Pillow's cubic (a = -0.5
+            instead of -0.75) at every size.
 
     Returns:
         [1, P + h' * w', D] with the dtype of the table; the table itself if the grids are equal.
@@ -37,8 +44,29 @@ def resize_position_table(
     if not torch.compiler.is_compiling() and size == (h, w):  # one traced program serves all grids
         return table
     maps = table[:, prefix:].unflatten(1, (h, w)).permute(0, 3, 1, 2)  # [1, D, h, w]
-    maps = F.interpolate(maps.float(), size, mode="bicubic", align_corners=False)
+    if antialias:
+        rows, columns = (_cubic_weights(old, new, maps) for old, new in zip((h, w), size, strict=True))
+        maps = rows @ maps.float() @ columns.T
+    else:
+        maps = F.interpolate(maps.float(), size, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :prefix], maps.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+def _cubic_weights(old: int, new: int, like: Tensor) -> Tensor:
+    """Return the matrix [new, old] of an antialiased cubic interpolation, on the device of ``like``.
+
+    The same as ``F.interpolate(..., mode="bicubic", antialias=True)``, which ONNX cannot express for a size
+    that is known only when the graph runs.
+    """
+    places = torch.arange(new, device=like.device, dtype=torch.float32)
+    cells = torch.arange(old, device=like.device, dtype=torch.float32)
+    scale = old / places.new_ones(new).sum()  # a tensor: `new` may be symbolic in a traced program
+    width = scale.clamp(min=1)
+    x = (((places[:, None] + 0.5) * scale - 0.5 - cells) / width).abs()  # [new, old]
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 class LearnedPositions(nn.Module):
@@ -47,12 +75,14 @@ class LearnedPositions(nn.Module):
     Args:
         grid: (h, w), of the table, in patches.
         dim: D.
+        prefix: P, the rows of prefix tokens (such as a class token) before those of the patches.
+        antialias: see :func:`resize_position_table`.
     """
 
-    def __init__(self, grid: tuple[int, int], dim: int) -> None:
+    def __init__(self, grid: tuple[int, int], dim: int, *, prefix: int = 0, antialias: bool = False) -> None:
         super().__init__()
-        self.grid = grid
-        self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim))
+        self.grid, self.prefix, self.antialias = grid, prefix, antialias
+        self.table = nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], dim))
         nn.init.normal_(self.table, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
@@ -60,6 +90,11 @@ class LearnedPositions(nn.Module):
         return {"table"}
 
     def forward(self, x: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
-        """[B, N, D] on a grid (h, w) to the same; or [B, K, D] at the places ``kept``, [B, K]."""
-        table = resize_position_table(self.table, self.grid, grid)[0].to(x.dtype)
-        return x + (table if kept is None else table[kept])
+        """[B, P + N, D] on a grid (h, w) to the same; or [B, P + K, D] at the places ``kept``, [B, K]."""
+        table = resize_position_table(
+            self.table, self.grid, grid, prefix=self.prefix, antialias=self.antialias
+        )[0].to(x.dtype)  # [P + N, D]
+        if kept is None:
+            return x + table
+        first = torch.arange(self.prefix, device=kept.device).expand(kept.shape[0], -1)  # [B, P]
+        return x + table[torch.cat([first, kept + self.prefix], dim=1)]

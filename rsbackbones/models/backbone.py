@@ -111,7 +111,11 @@ class Backbone(nn.Module):
     # -- methods that a family may override ------------------------------------------------------------------
 
     def pool(self, stream: str, features: Tensor) -> Tensor:
-        """Return the embedding [B, D] of a stream's final map [B, D, h, w]. By default this is the mean."""
+        """Return the embedding [B, D] of a stream's final map [B, D, h, w]. By default this is the mean.
+
+        Raises:
+            ValueError: the embedding of this model is no function of the map (it is a class token).
+        """
         return features.mean(dim=(-2, -1))
 
     def units(self) -> list[nn.Module]:

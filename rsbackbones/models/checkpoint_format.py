@@ -16,6 +16,7 @@ class CheckpointFormat:
     """The names that a foreign checkpoint gives to a family's modules.
 
     ``modules`` maps native module names to foreign ones; ``#`` stands for the index of a block.
+    ``parameters`` maps whole tensor names that do not follow from their modules'.
     ``nested``: the file is a dictionary of state dicts, and is written as one; reading also accepts a flat
         one.
     ``dropped``: prefixes of names that are not part of the model.
@@ -26,6 +27,7 @@ class CheckpointFormat:
     """
 
     modules: Mapping[str, str]
+    parameters: Mapping[str, str] = field(default_factory=dict)
     nested: bool = False
     dropped: tuple[str, ...] = ()
     derived: Mapping[str, Callable[[Tensor, Any], None]] = field(default_factory=dict)
@@ -38,8 +40,9 @@ class CheckpointFormat:
         A name that matches no template maps to itself; the comparison with the model reports it later.
         """
         pairs = [(foreign, native) for native, foreign in self.modules.items()]
+        whole = {foreign: native for native, foreign in self.parameters.items()}
         kept = (n for n in names if n not in self.derived and not n.startswith(self.dropped))
-        return {name: _translate(name, pairs) or name for name in kept}
+        return {name: whole.get(name) or _translate(name, pairs) or name for name in kept}
 
     def from_native(self, names: Iterable[str]) -> dict[str, str]:
         """Map native tensor names to this format's, ``{native: foreign}``.
@@ -48,7 +51,7 @@ class CheckpointFormat:
             ValueError: the format cannot store a tensor (that of a classification head, for example).
         """
         pairs = list(self.modules.items())
-        translated = {name: _translate(name, pairs) for name in names}
+        translated = {name: self.parameters.get(name) or _translate(name, pairs) for name in names}
         unmapped = sorted(name for name, foreign in translated.items() if foreign is None)
         if unmapped:
             raise ValueError(f"this checkpoint format cannot store {', '.join(unmapped)}; use save_model")

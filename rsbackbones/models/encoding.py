@@ -65,12 +65,14 @@ class Encoded:
         pooled: the embedding, [B, D].
         maps: the requested maps by stage index, [B, D_i, h_i, w_i].
         series: tokens per date, [B, T, N, D], if the model consumes series and has them.
+        prefix: class tokens, [B, P, D], if the model has them.
     """
 
     features: Tensor
     pooled: Tensor
     maps: dict[int, Tensor] = field(default_factory=dict)
     series: Tensor | None = None
+    prefix: Tensor | None = None
 
 
 def encode_validated(
@@ -184,6 +186,7 @@ def _finished(
         pooled=finished(encoded.pooled, present),
         maps={i: finished(x, present, stages[i].stride) for i, x in encoded.maps.items()},
         series=None if encoded.series is None else finished(encoded.series, by_date),
+        prefix=None if encoded.prefix is None else finished(encoded.prefix, present),
     )
 
 

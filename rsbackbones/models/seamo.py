@@ -32,8 +32,7 @@ Shapes: B images, T dates, N = h * w patches in row-major order, K kept ones, D 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +44,8 @@ from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.layers.temporal_multimodal import Fusion, Query, TemporalMultimodal
 from rsbackbones.models.backbone import Encoded
 from rsbackbones.models.checkpoint_format import CheckpointFormat
-from rsbackbones.models.config import is_count
 from rsbackbones.models.features import flatten_map, unflatten_tokens
-from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer
+from rsbackbones.models.vit import Intermediates, PositionTableConfig, ViTBackbone, make_tokenizer
 from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
@@ -65,11 +63,10 @@ _TRAINED_BLOCK = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeamoConfig(ViTConfig):
+class SeamoConfig(PositionTableConfig):
     """The configuration of a SeaMo model.
 
-    ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d). ``position_grid`` is the grid (h, w)
-    of that table in patches, by default the grid of ``image_size``. ``temporal`` builds the TM block, whose
+    ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d).  ``temporal`` builds the TM block, whose
     variants are ``fusion`` (``"fuse"`` or ``"decouple"``) and ``query`` (``"algorithm"`` or ``"text"``).
     """
 
@@ -80,7 +77,6 @@ class SeamoConfig(ViTConfig):
         default_factory=lambda: {modality: spec.bands for modality, spec in INPUTS.items()}
     )
     positions: str = "sincos"
-    position_grid: tuple[int, int] | None = None
     temporal: bool = field(default=False, metadata={"trained": _TRAINED_BLOCK})
     fusion: Fusion = "fuse"
     query: Query = "algorithm"
@@ -96,26 +92,6 @@ class SeamoConfig(ViTConfig):
             raise ValueError(f"sine-cosine positions need a dim that is a multiple of 4, got {self.dim}")
         if not isinstance(self.temporal, bool):
             raise ValueError(f"temporal must be true or false, got {self.temporal!r}")
-        if self.position_grid is not None:
-            grid: Any = self.position_grid
-            if not isinstance(grid, (tuple, list)) or len(grid) != 2 or not all(map(is_count, grid)):
-                raise ValueError(f"position_grid must be (rows, columns) of patches, got {grid!r}")
-            # The grid of image_size is always stored as None, so that equal configurations compare equal.
-            object.__setattr__(self, "position_grid", None if tuple(grid) == self._own_grid else tuple(grid))
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The grid (h, w) of the position table, in patches."""
-        return self.position_grid or self._own_grid
-
-    @property
-    def _own_grid(self) -> tuple[int, int]:
-        height, width = self.image_sides
-        return height // self.patch_size, width // self.patch_size
-
-    def requested(self, **changes: Any) -> Self:
-        """See :meth:`ModelConfig.requested`: the positions stay those that the weights were trained with."""
-        return replace(self, **({"position_grid": self.grid} | changes))
 
 
 class Seamo(ViTBackbone):

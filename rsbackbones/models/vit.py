@@ -8,9 +8,9 @@ Shapes: B images, N = h * w patches in row-major order, K kept ones, D = dim.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -80,6 +80,39 @@ class ViTConfig(ModelConfig):
         return self.tokenizer == "wavelength" and get_sensor(modality).kind == "optical"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PositionTableConfig(ViTConfig):
+    """The configuration of a ViT whose positions belong to a grid and are interpolated to others.
+
+    ``position_grid`` is that grid (h, w), in patches, by default that of ``image_size``.
+    """
+
+    position_grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.position_grid is not None:
+            grid: Any = self.position_grid
+            if not isinstance(grid, tuple) or len(grid) != 2 or not all(map(is_count, grid)):
+                raise ValueError(f"position_grid must be (rows, columns) of patches, got {grid!r}")
+            # One form for one thing, since configurations are compared: the images' own grid is not stated.
+            object.__setattr__(self, "position_grid", None if grid == self._own_grid else grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The grid (h, w), in patches, of the positions."""
+        return self.position_grid or self._own_grid
+
+    @property
+    def _own_grid(self) -> tuple[int, int]:
+        height, width = self.image_sides
+        return height // self.patch_size, width // self.patch_size
+
+    def requested(self, **changes: Any) -> Self:
+        """See :meth:`ModelConfig.requested`: the positions stay those that the weights were trained with."""
+        return replace(self, **({"position_grid": self.grid} | changes))
+
+
 class ViTBackbone(Backbone):
     """The methods that all ViTs share.
 
@@ -89,9 +122,12 @@ class ViTBackbone(Backbone):
         stream_blocks: by stream, the name of the module list with its blocks.
         stream_depths: by stream, the number of its blocks.
         averaged_streams: streams that are the patchwise mean of others: ``{"joint": ("s2", "s1")}``.
+        num_prefix_tokens: P, the tokens (such as a class token) before those of the patches in the results of
+            ``encode_tokens``; most families have none.
     """
 
     has_final_norm = True
+    num_prefix_tokens = 0
     averaged_streams: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     stream_blocks: dict[str, str]
     stream_depths: dict[str, int]
@@ -113,7 +149,7 @@ class ViTBackbone(Backbone):
         valid: Mapping[str, Tensor] | None = None,
         intermediates: Intermediates | None = None,
     ) -> dict[str, Tensor]:
-        """Return the final tokens of every stream that has its own blocks.
+        """Return the final tokens of every stream that has its own blocks, prefix tokens first.
 
         Args:
             images: by modality, [B, C, H, W], on one grid.
@@ -121,13 +157,13 @@ class ViTBackbone(Backbone):
                 order. By default all patches are encoded, [B, N, D].
             channels: by modality, the indices of the model's bands in the image, in order, if it lacks some.
             valid: as in :class:`rsbackbones.models.backbone.Inputs`.
-            intermediates: a mapping to fill with the outputs of single blocks.
+            intermediates: a mapping to fill with the outputs of single blocks, without prefix tokens.
         """
         raise NotImplementedError
 
     @abstractmethod
     def pool_tokens(self, stream: str, tokens: Tensor) -> Tensor:
-        """Return the embedding [B, D] of the tokens [B, N, D] of a stream."""
+        """Return the embedding [B, D] of the tokens [B, P + N, D] of a stream, prefix tokens first."""
         raise NotImplementedError
 
     @abstractmethod
@@ -176,8 +212,12 @@ class ViTBackbone(Backbone):
             for i in wanted.stages.get(stream, ()):
                 outputs = [self._intermediate(intermediates, part, i, wanted.norm) for part in parts[stream]]
                 maps[i] = unflatten_tokens(_mean(outputs), grid)
+            prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
             streams[stream] = Encoded(
-                features=unflatten_tokens(x, grid), pooled=self.pool_tokens(stream, x), maps=maps
+                features=unflatten_tokens(patches, grid),
+                pooled=self.pool_tokens(stream, x),
+                maps=maps,
+                prefix=prefix if self.num_prefix_tokens else None,
             )
         return streams
 

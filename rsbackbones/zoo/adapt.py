@@ -46,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsbackbones.sensors import Band, InputSpec, get_sensor
+from rsbackbones.sensors import Band, BandNumbers, InputSpec, get_sensor
 
 MISSING_RULES = ("error", "nearest", "mean", "zero", "reinit", "reinit_all")
 SCALE_RULES = ("count", "sqrt", "none")
@@ -228,7 +228,7 @@ def match_bands(
             rule = "zero"
         elif not candidates:
             unmatched.append(band.name)
-            rule, candidates = missing_bands, used if missing_bands == "nearest" else []
+            rule, candidates = missing_bands, _measured(modality, band, used, missing_bands)
         if missing_bands == "reinit_all":
             rule = "reinit"
         best = min(candidates, key=lambda source: _distance(band, source)) if candidates else None
@@ -282,7 +282,21 @@ def from_wavelengths(mapping: BandMapping) -> BandMapping:
     return replace(mapping, matches=matches, generated=True)
 
 
+def _measured(modality: str, band: Band, sources: Sequence[Band], missing_bands: str) -> list[Band]:
+    """Return the bands that ``nearest`` may choose from; none under another rule."""
+    if missing_bands != "nearest":
+        return []
+    if band.index:
+        raise ValueError(
+            f"{modality}: {band.name} is computed from {' and '.join(band.index)} and has no nearest band; "
+            "leave it out, or choose missing_bands='mean', 'zero' or 'reinit' (--missing-bands)"
+        )
+    return [source for source in sources if not source.index]
+
+
 def _is_same_band(band: Band, source: Band, kind: str) -> bool:
+    if band.index or source.index:
+        return band.name == source.name
     inside = abs(band.wavelength - source.wavelength) <= source.width / 2
     return inside and (band.name == source.name or kind != "radar")
 
@@ -353,7 +367,7 @@ def adapt_input_spec(spec: InputSpec, mapping: BandMapping) -> InputSpec:
     """
     if not mapping:
         return spec
-    known = {b: (m, s) for b, m, s in zip(spec.bands, spec.mean, spec.std, strict=True)}
+    known = spec.rows
     every = [known[band] for band in mapping.weights_bands if band in known]
     found, unused = {}, []
     for match in mapping.matches:
@@ -363,13 +377,21 @@ def adapt_input_spec(spec: InputSpec, mapping: BandMapping) -> InputSpec:
         elif match.source in known:
             found[match.band] = known[match.source]
         elif match.rule == "mean" and every:
-            found[match.band] = (sum(m for m, _ in every) / len(every), sum(s for _, s in every) / len(every))
-    return replace(
-        spec,
-        bands=tuple(found),
-        mean=tuple(m for m, _ in found.values()),
-        std=tuple(s for _, s in found.values()),
-        unused_bands=tuple(unused),
+            found[match.band] = _mean_numbers(every)
+    return spec.with_rows(found, unused)
+
+
+def _mean_numbers(rows: Sequence[BandNumbers]) -> BandNumbers:
+    def mean(pairs: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+        known = [pair for pair in pairs if pair is not None]
+        low, high = (sum(side) / len(known) for side in zip(*known, strict=True)) if known else (0.0, 0.0)
+        return (low, high) if len(known) == len(rows) else None
+
+    return BandNumbers(
+        sum(row.mean for row in rows) / len(rows),
+        sum(row.std for row in rows) / len(rows),
+        mean([row.stored_range for row in rows]),
+        mean([row.stretch for row in rows]),
     )
 
 

@@ -119,9 +119,12 @@ def _twice(names: Iterable[str]) -> list[str]:
 
 
 class PickleFile:
-    """A ``torch.save`` file of tensors. Nested dictionaries are flattened to dotted names."""
+    """A ``torch.save`` file of tensors. Nested dictionaries are flattened to dotted names.
 
-    def __init__(self, path: Path) -> None:
+    Other values are refused, except under names that begin with ``dropped`` (an optimizer's learning rate).
+    """
+
+    def __init__(self, path: Path, dropped: tuple[str, ...] = ()) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
         try:
@@ -135,14 +138,15 @@ class PickleFile:
             )
             if _is_torch_archive(path):
                 raise UnsafeCheckpointError(
-                    f"{path} holds more than tensors, so it was not loaded: {reason} Convert it to tensors "
-                    "only where you trust it"
+                    f"{path} holds more than tensors, so it was not loaded: "
+                    f"{_objects_in(path) or reason} Only where you trust it, take the tensors out: "
+                    f"rsbackbones convert --trust-pickle {path} OUTPUT.safetensors --model NAME"
                 ) from error
             raise CorruptCheckpointError(f"{path} is not a torch checkpoint: {reason}") from error
         except Exception as error:  # the reader of old files fails in many ways on a damaged one
             raise CorruptCheckpointError(f"{path} is damaged or no torch checkpoint: {error}") from error
         try:
-            flat = list(_flatten(content, "", path))
+            flat = list(_flatten(content, "", path, dropped))
         except RecursionError as error:
             raise CorruptCheckpointError(f"{path}: dictionaries nested without end") from error
         if twice := _twice(name for name, _ in flat):
@@ -155,6 +159,15 @@ class PickleFile:
         return {name: self._tensors[name] for name in names}
 
 
+def _objects_in(path: Path) -> str:
+    """Return a sentence about the objects of a pickle that are no tensors, without creating them."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not every form of file can be looked into
+        return ""
+    return f"it holds objects of {', '.join(sorted(names)[:8])}." if names else ""
+
+
 def _is_torch_archive(path: Path) -> bool:
     """Return whether the file is a pickle (bare or in a zip archive), and not a web page, for example."""
     with path.open("rb") as file:
@@ -162,7 +175,7 @@ def _is_torch_archive(path: Path) -> bool:
     return start == b"PK" or start[:1] in (b"\x80", b"c", b"(", b"]", b"}")
 
 
-def _flatten(content: Any, prefix: str, path: Path) -> Iterable[tuple[str, Tensor]]:
+def _flatten(content: Any, prefix: str, path: Path, dropped: tuple[str, ...]) -> Iterable[tuple[str, Tensor]]:
     if not isinstance(content, Mapping):
         raise CorruptCheckpointError(
             f"{path}: expected a dictionary of tensors, got {type(content).__name__}"
@@ -171,7 +184,8 @@ def _flatten(content: Any, prefix: str, path: Path) -> Iterable[tuple[str, Tenso
     for key, value in content.items():
         name = f"{prefix}{key}"
         if not isinstance(value, Tensor):
-            yield from _flatten(value, f"{name}.", path)
+            if isinstance(value, Mapping) or not f"{name}.".startswith(dropped):
+                yield from _flatten(value, f"{name}.", path, dropped)
             continue
         if value.layout is not torch.strided or value.device.type != "cpu":
             raise CorruptCheckpointError(f"{path}: {name} is {value.layout} on {value.device}")
@@ -185,13 +199,14 @@ def _flatten(content: Any, prefix: str, path: Path) -> Iterable[tuple[str, Tenso
 CheckpointFile = SafetensorsFile | PickleFile
 
 
-def open_checkpoint(path: Path, *, allow_pickle: bool) -> CheckpointFile:
+def open_checkpoint(path: Path, *, allow_pickle: bool, dropped: tuple[str, ...] = ()) -> CheckpointFile:
     """Open a checkpoint by its suffix: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin``, ``.ckpt``.
 
     Args:
         path: the file.
         allow_pickle: allow pickles (read with ``weights_only``), for a local file named by the user or a
             manifest entry with a foreign format.
+        dropped: prefixes of names in a pickle that are no part of the model and may hold more than tensors.
 
     Raises:
         WeightsNotFound: the file does not exist.
@@ -208,7 +223,7 @@ def open_checkpoint(path: Path, *, allow_pickle: bool) -> CheckpointFile:
         )
     if not allow_pickle:
         raise UnsafeCheckpointError(f"{path}: a pickle where the manifest promises safetensors")
-    return PickleFile(path)
+    return PickleFile(path, dropped)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -11,7 +11,7 @@ from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.sensors import InputSpec, Sensor, get_sensor, register_sensor
 from rsbackbones.zoo import checkpoint_files as checkpoints
-from rsbackbones.zoo import hub, weights
+from rsbackbones.zoo import hub, licenses, weights
 from rsbackbones.zoo.adapt import Adaptation, check_rules
 from rsbackbones.zoo.errors import WeightsMismatchError
 from rsbackbones.zoo.loading import (
@@ -149,12 +149,17 @@ def create_model(
             raise ValueError(
                 f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them"
             )
-        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+        file = checkpoints.open_checkpoint(
+            Path(checkpoint).expanduser(), allow_pickle=True, dropped=architecture.dropped
+        )
     elif pretrained or checkpoint is not None:
         entry = repository or resolve_weights(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
-        file = checkpoints.open_checkpoint(path, allow_pickle=entry.format != "rsbackbones")
+        licenses.show_notice(entry)
+        file = checkpoints.open_checkpoint(
+            path, allow_pickle=entry.format != "rsbackbones", dropped=architecture.dropped
+        )
     elif tag:
         raise ValueError(
             f"{name} names published weights: pass pretrained=True to load them, or leave out .{tag} for a "
@@ -287,7 +292,8 @@ def _inspect(
     file: checkpoints.CheckpointFile | None = None
     entry: WeightsEntry | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
-        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True)
+        dropped = resolve_architecture(name).dropped
+        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True, dropped=dropped)
     elif pretrained or checkpoint is not None:
         entry = resolve_weights(name)
     architecture = find_architecture(entry.architecture) if entry else resolve_architecture(name)

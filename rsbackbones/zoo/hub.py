@@ -163,8 +163,8 @@ def check_contract(entry: WeightsEntry, metadata: Mapping[str, str]) -> None:
 
 def _specs_differ(one: InputSpec, other: InputSpec) -> bool:
     """Return whether two contracts differ in their rules or in the statistics of common bands."""
-    rules = [(s.product, s.unit, s.normalize, s.eight_bit, s.unused_bands) for s in (one, other)]
-    known = [dict(zip(s.bands, zip(s.mean, s.std, strict=True), strict=True)) for s in (one, other)]
+    rules = [(s.product, s.unit, s.normalize, s.eight_bit, s.clip, s.unused_bands) for s in (one, other)]
+    known = [s.rows for s in (one, other)]
     return rules[0] != rules[1] or any(known[0][b] != known[1][b] for b in {*known[0]} & {*known[1]})
 
 

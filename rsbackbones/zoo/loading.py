@@ -81,8 +81,13 @@ def inspect_checkpoint(
         raise WeightsMismatchError(f"{entry.id}: its config and its inputs state different bands")
     dtype = entry.dtype if entry else "float32"
     if file is None or checkpoints.METADATA_KEY not in file.metadata:
-        # The tensors of a native file without metadata show whether it has a head.
-        head = file.tensors.get("head.weight") if file else None
+        # The tensors of a native file without metadata show whether it has a head; foreign formats drop it.
+        native = (
+            file
+            and (entry.format if entry else detect_format(file.tensors, architecture.formats))
+            == "rsbackbones"
+        )
+        head = file.tensors.get("head.weight") if file and native else None
         classes = head.shape[0] if head and len(head.shape) == 2 else 0
         return CheckpointInfo(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
     try:

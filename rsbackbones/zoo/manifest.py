@@ -16,6 +16,8 @@ from typing import Any
 from rsbackbones.zoo.errors import WeightsNotFound
 
 SCHEMA_VERSION = 1
+# The manifest of a folder made by ``rsbackbones download --output``.
+FOLDER_MANIFEST = "manifest.json"
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -54,9 +56,12 @@ class WeightsEntry:
     provenance: str
     inputs: Mapping[str, Mapping[str, Any]]
     default: bool = False
+    method: str = ""
+    data: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
     sha256_prefix: str | None = None
+    sha256_from: str | None = None
     bytes: int | None = None
     image_size: int = 0
     params: int = 0
@@ -124,8 +129,14 @@ def _problem(entry: WeightsEntry) -> str | None:
         return f"source.kind must be hub, bundled or unreleased, got {source.kind!r}"
     if entry.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
         return f"sha256 must be 64 hexadecimal digits, got {entry.sha256!r}"
-    if entry.sha256 is None and not re.fullmatch(r"[0-9a-f]{8,64}", entry.sha256_prefix or ""):
-        return "sha256, or a sha256_prefix of at least 8 hexadecimal digits, is needed"
+    if entry.sha256_from is not None and (entry.sha256_from != "hub" or source.kind != "hub"):
+        return f"sha256_from must be 'hub', for a file on the Hub, got {entry.sha256_from!r}"
+    if (
+        entry.sha256 is None
+        and entry.sha256_from is None
+        and not re.fullmatch(r"[0-9a-f]{8,64}", entry.sha256_prefix or "")
+    ):
+        return "sha256, a sha256_prefix of at least 8 hexadecimal digits, or sha256_from is needed"
     if entry.format == "rsbackbones" and not entry.file_name.endswith(".safetensors"):
         return "format 'rsbackbones' is a .safetensors file"
     if entry.dtype not in ("float32", "float16", "bfloat16"):
@@ -158,6 +169,14 @@ def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
     if twice := sorted({x for x in (*ids, *defaults) if (ids + defaults).count(x) > 1}):
         raise ValueError(f"{path}: more than one entry or default for {', '.join(twice)}")
     return entries
+
+
+def entries_as_json() -> dict[str, dict[str, Any]]:
+    """Return the entries of :func:`all_entries` by id, as they are written in their manifests."""
+    own = os.environ.get("RSBACKBONES_MANIFEST")
+    paths = [_packaged_manifest(), *([Path(own).expanduser()] if own else [])]
+    written = [json.loads(path.read_text(encoding="utf-8"))["weights"] for path in paths]
+    return {entry["id"]: entry for entries in written for entry in entries}
 
 
 def all_entries() -> tuple[WeightsEntry, ...]:

@@ -21,6 +21,7 @@ from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.config import as_json
 from rsbackbones.zoo import hub, weights
 from rsbackbones.zoo.errors import WeightsAccessError, WeightsError, WeightsUnavailable
+from rsbackbones.zoo.licenses import NONE_STATED
 from rsbackbones.zoo.manifest import Source, WeightsEntry
 from rsbackbones.zoo.saving import save_model
 
@@ -102,7 +103,7 @@ def write_repository(
     model = unwrap_model(model)
     origin = model.weights_entry
     license = license or (origin.license if origin else "")
-    if license in ("", "not stated"):
+    if license in ("", "not stated", NONE_STATED):
         raise ValueError("the license of these weights is unknown: pass license='cc-by-4.0', 'mit', ...")
     if not provenance:
         provenance = f"Made from `{origin.id}` ({origin.source})." if origin else "Not stated."
@@ -111,6 +112,8 @@ def write_repository(
     entry = WeightsEntry(
         id=hub.entry_id(model.architecture, repo_id),
         architecture=model.architecture,
+        method=origin.method if origin else "",
+        data=origin.data if origin else "",
         source=source,
         format="rsbackbones",
         config=as_json(model.config),

@@ -5,7 +5,7 @@ A name is ``croma_vit_b``, ``croma_vit_b.TAG``, or ``hf-hub:ORG/NAME[@REVISION]`
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -13,11 +13,17 @@ from types import ModuleType
 from typing import Any
 
 from rsbackbones.models.checkpoint_format import CheckpointFormat
-from rsbackbones.zoo import hub
+from rsbackbones.sensors import SENSORS
+from rsbackbones.zoo import hub, licenses
 from rsbackbones.zoo.manifest import WeightsEntry, all_entries, find_entry
 
 # Modules of the model families, imported when a name is first needed.
-FAMILIES = ["rsbackbones.models.croma", "rsbackbones.models.seamo"]
+FAMILIES = [
+    "rsbackbones.models.croma",
+    "rsbackbones.models.seamo",
+    "rsbackbones.models.resnet",
+    "rsbackbones.models.plain_vit",
+]
 # Attributes of a family's module: configurations by name, input contracts by modality, and the builder.
 _REQUIRED = ("CONFIGS", "INPUTS", "build")
 # Callbacks for newly registered families.
@@ -37,6 +43,11 @@ class Architecture:
         """The foreign checkpoint formats that the family reads, by name."""
         formats: Mapping[str, CheckpointFormat] = getattr(self.family, "CHECKPOINT_FORMATS", {})
         return formats
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Prefixes of the names in foreign checkpoints that are no part of the model."""
+        return tuple(prefix for format in self.formats.values() for prefix in format.dropped)
 
     @property
     def small(self) -> Mapping[str, Any]:
@@ -118,15 +129,62 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return sorted(entry.id for entry in list_weights(pattern) if entry.availability != "unreleased")
 
 
-def list_weights(pattern: str = "*") -> list[WeightsEntry]:
-    """Return the weights entries whose id or architecture matches a shell-style ``pattern``, sorted by id.
+def list_weights(
+    pattern: str = "*",
+    *,
+    sensor: str | None = None,
+    method: str | None = None,
+    data: str | None = None,
+    license: str | None = None,
+    bands: Sequence[str] | None = None,
+) -> list[WeightsEntry]:
+    """Return the weights entries that match, sorted by id.
 
     Unreleased entries state why an architecture has no weights.
+
+    Args:
+        pattern: shell-style, for the id or the architecture.
+        sensor: shell-style, for one of the sensors: ``"s2"``, ``"landsat*"``.
+        method: shell-style, for the pretraining method: ``"moco"``.
+        data: shell-style, for the pretraining data: ``"ssl4eo*"``.
+        license: an SPDX identifier or the publisher's name, or ``"permissive"``
+            (:data:`rsbackbones.zoo.licenses.PERMISSIVE`).
+        bands: names of bands that the weights of one sensor must all have: ``("B02", "B03", "B04", "B08")``.
+
+    Raises:
+        ValueError: ``bands`` is a string.
     """
+    if isinstance(bands, str):
+        raise ValueError(f"bands must be a sequence of names, got the string {bands!r}")
     return sorted(
-        (e for e in all_entries() if fnmatchcase(e.id, pattern) or fnmatchcase(e.architecture, pattern)),
+        (
+            e
+            for e in all_entries()
+            if (fnmatchcase(e.id, pattern) or fnmatchcase(e.architecture, pattern))
+            and (sensor is None or any(fnmatchcase(name, sensor) for name in _sensors(e).values()))
+            and (method is None or fnmatchcase(e.method, method))
+            and (data is None or fnmatchcase(e.data, data))
+            and (license is None or licenses.matches(e.license, license))
+            and (bands is None or any(_has_bands(e, m, sensor, bands) for m in e.inputs))
+        ),
         key=lambda entry: entry.id,
     )
+
+
+def _sensors(entry: WeightsEntry) -> dict[str, str]:
+    """Return the sensor of every modality of an entry."""
+    own = entry.config.get("sensors", {})
+    return {modality: own.get(modality, modality) for modality in entry.inputs}
+
+
+def _has_bands(entry: WeightsEntry, modality: str, sensor: str | None, bands: Sequence[str]) -> bool:
+    name = _sensors(entry)[modality]
+    if name not in SENSORS or (sensor is not None and not fnmatchcase(name, sensor)):
+        return False
+    try:
+        return {*SENSORS[name].canonical(bands)} <= {*entry.inputs[modality]["bands"]}
+    except ValueError:  # names of another sensor
+        return False
 
 
 def resolve_weights(name: str) -> WeightsEntry:

@@ -3,6 +3,11 @@
 The Hub client only checks file sizes and trusts its cache. Here the bytes are hashed on every use, downloaded
 or cached. Failures are retried a limited number of times and raised as a WeightsError.
 
+Where no hash is published (``"sha256_from": "hub"``), the bytes are checked against the sha256 that the Hub
+states for the file at the pinned commit. The Hub states it apart from the storage that sends the bytes, so a
+lying or faulty storage is caught; that the Hub itself tells the truth is taken on trust.
+``rsbackbones manifest lock`` records such digests in a manifest.
+
 Environment: ``RSBACKBONES_WEIGHTS`` is a folder made by ``rsbackbones download --output`` that is searched
 first. ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HUB_ETAG_TIMEOUT`` and
 ``HF_HUB_DOWNLOAD_TIMEOUT`` are the Hub client's own.
@@ -10,12 +15,15 @@ first. ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HUB_ETAG_TIMEOUT``
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.zoo.errors import (
@@ -29,7 +37,7 @@ from rsbackbones.zoo.errors import (
     WeightsNotFound,
     WeightsUnavailable,
 )
-from rsbackbones.zoo.manifest import WeightsEntry
+from rsbackbones.zoo.manifest import FOLDER_MANIFEST, WeightsEntry, read_manifest
 
 __all__ = [
     "CorruptCheckpointError",
@@ -43,12 +51,15 @@ __all__ = [
     "WeightsMismatchError",
     "WeightsNotFound",
     "WeightsUnavailable",
+    "cached_file",
     "describe_error",
     "download",
     "download_to",
     "fetch",
     "verify",
 ]
+
+T = TypeVar("T")
 
 TRIES = 4
 # The client itself retries some failures for up to a minute; no attempt is added after this many seconds.
@@ -102,7 +113,7 @@ def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
                 + f"; make one with: rsbackbones download {entry.id} --output {local}"
             )
         if (path := local / entry.file_name).exists():
-            verify(path, entry)
+            verify(path, _pinned_in_folder(entry, local))
             return path
         if folder is not None:
             raise WeightsNotFound(
@@ -123,6 +134,21 @@ def fetch(entry: WeightsEntry, folder: Path | None = None) -> Path:
         raise _cache_error(entry, error) from error
 
 
+def _pinned_in_folder(entry: WeightsEntry, folder: Path) -> WeightsEntry:
+    """Return ``entry`` with the digest that a download folder's manifest records, if it has none."""
+    if entry.sha256 is not None or entry.sha256_from is None:
+        return entry
+    manifest = folder / FOLDER_MANIFEST
+    known = {each.id: each for each in read_manifest(manifest)} if manifest.exists() else {}
+    if entry.id not in known or known[entry.id].sha256 is None:
+        raise WeightsIntegrityError(
+            f"{entry.id}: no hash is published for it, and {manifest} records none, so "
+            f"{folder / entry.file_name} cannot be checked; make the folder with: "
+            f"rsbackbones download {entry.id} --output {folder}"
+        )
+    return replace(entry, sha256=known[entry.id].sha256)
+
+
 def download_to(entry: WeightsEntry, folder: Path) -> Path:
     """Copy the verified file of ``entry`` into ``folder`` (created if needed), for use without network.
 
@@ -135,9 +161,10 @@ def download_to(entry: WeightsEntry, folder: Path) -> Path:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as temporary:
             part = Path(temporary.name)
         try:
+            digest = sha256_of(source)  # fetch has just compared it with the pinned one
             shutil.copyfile(source, part)
             part.chmod(0o644)
-            verify(part, entry)
+            verify(part, replace(entry, sha256=digest))
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -153,7 +180,9 @@ def _from_hub(entry: WeightsEntry) -> Path:
     from huggingface_hub import constants
 
     offline = bool(constants.HF_HUB_OFFLINE)
-    cached = _cached(entry)
+    cached = cached_file(entry)
+    if entry.sha256 is None and entry.sha256_from == "hub" and (cached is not None or not offline):
+        entry = _with_digest_of_hub(entry, cached)
     problem = None
     if cached is not None:
         problem = _mismatch(cached, entry)
@@ -178,7 +207,35 @@ def _from_hub(entry: WeightsEntry) -> Path:
     return path
 
 
-def _cached(entry: WeightsEntry) -> Path | None:
+def _with_digest_of_hub(entry: WeightsEntry, cached: Path | None) -> WeightsEntry:
+    """Return ``entry`` with the sha256 that the Hub states, now or when the cached file was fetched.
+
+    The client names a blob of its cache by what the Hub stated.
+
+    Raises:
+        WeightsIntegrityError: the Hub states no sha256.
+        WeightsError: the Hub cannot be asked.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    source = entry.source
+    stated: str | None = cached.resolve().name if cached is not None else None
+    if stated is None or not re.fullmatch(r"[0-9a-f]{64}", stated):
+        url = hf_hub_url(source.repo_id, source.filename, revision=source.revision)
+        token = None if source.private else False
+        stated = _with_retries(entry, lambda: get_hf_file_metadata(url, token=token)).etag
+    if not re.fullmatch(r"[0-9a-f]{64}", stated or ""):  # that of a small file is git's, of 40 digits
+        raise WeightsIntegrityError(
+            f"{entry.id}: {source}: the Hub states no sha256 for this file (it is no large file there), and "
+            "none is published, so its bytes cannot be checked. If you trust the file, download it "
+            "yourself and pass checkpoint=FILE, or put its sha256 into an entry of your own manifest "
+            "(RSBACKBONES_MANIFEST)"
+        )
+    return replace(entry, sha256=stated)
+
+
+def cached_file(entry: WeightsEntry) -> Path | None:
+    """Return the unverified file of ``entry`` in the Hub client's cache, if it is there."""
     from huggingface_hub import try_to_load_from_cache
 
     source = entry.source
@@ -216,21 +273,29 @@ def download(entry: WeightsEntry, *, force: bool = False) -> Path:
 
     source = entry.source
     _check_space(entry)
+    return Path(
+        _with_retries(
+            entry,
+            lambda: hf_hub_download(
+                source.repo_id,
+                source.filename,
+                revision=source.revision,
+                force_download=force,
+                token=None if source.private else False,
+            ),
+        )
+    )
+
+
+def _with_retries(entry: WeightsEntry, ask: Callable[[], T]) -> T:
+    """Send a request with the Hub client, again after failures that may pass; raise a WeightsError."""
     start = time.monotonic()
     for attempt in range(TRIES):
         try:
             with warnings.catch_warnings():
                 # The client only warns about a full disk, once it knows the size.
                 warnings.filterwarnings("error", message="Not enough free disk space")
-                return Path(
-                    hf_hub_download(
-                        source.repo_id,
-                        source.filename,
-                        revision=source.revision,
-                        force_download=force,
-                        token=None if source.private else False,
-                    )
-                )
+                return ask()
         except Exception as error:
             failure = describe_error(entry, error)
             late = time.monotonic() - start > RETRY_DEADLINE_S

@@ -308,7 +308,22 @@ def test_list_takes_a_pattern(run, fails, zoo):
     assert [w["id"] for w in found["weights"]] == ["croma_vit_b.mine", "croma_vit_b.ssl4eo_s12"]
     _, out, _ = run("list", "*.mine")
     assert re.findall(r"\S*croma_vit\S*", out) == ["croma_vit_b", "croma_vit_b.mine"]
-    assert "'resnet*'" in fails("list", "resnet*")
+    assert "'convnext*'" in fails("list", "convnext*")
+
+
+def test_list_filters_by_sensor_method_data_license_and_bands(run, fails):
+    code, out, _ = run("list", "--sensor", "s1", "--method", "softcon", "--json")
+    assert code == 0
+    found = [each["id"] for each in json.loads(out)["weights"]]
+    assert found == [f"{name}.ssl4eo_s12_softcon_s1" for name in ("resnet50", "vit_b14", "vit_s14")]
+    filters = ["--data", "ssl4eco", "--license", "permissive", "--bands", "B01,B02"]
+    _, out, _ = run("list", *filters)
+    assert [line for line in out.splitlines() if line.startswith("  ")] == [
+        "  resnet50.ssl4eco_seco_eco_s2  hub, s2 12 bands, MIT"
+    ]
+    _, out, _ = run("list", "resnet50.*", "--data", "fmow")
+    assert "none stated (see its card)" in out
+    assert "--method none" in fails("list", "--method", "none")
 
 
 def test_info_is_the_card_of_an_entry(run, zoo):
@@ -415,7 +430,7 @@ def test_download_copies_verified_weights_to_carry_along(run, zoo, pair, tmp_pat
     assert code == 0
     assert zoo.entries[0]["sha256"] in out
     assert f"RSBACKBONES_WEIGHTS={carried}" in out
-    assert [p.name for p in carried.iterdir()] == ["croma_vit_b.mine.safetensors"]
+    assert {p.name for p in carried.iterdir()} == {"croma_vit_b.mine.safetensors", "manifest.json"}
     monkeypatch.delenv("RSBACKBONES_WEIGHTS")
 
     options = ["--model", "croma_vit_b.mine", "--checkpoint", carried, "--no-progress"]

@@ -13,6 +13,7 @@ from torch.export import Dim
 
 import rsbackbones as rsb
 from rsbackbones.layers import alibi
+from rsbackbones.zoo.registry import find_architecture
 from tests.test_precision import NO_TABLES, SMALL, outputs, small, some_images
 
 # Batch, height and width; patches are 8 pixels.
@@ -21,6 +22,8 @@ SIZES = [(5, 32, 48), (3, 64, 24), (2, 40, 40), (4, 96, 120)]
 
 
 def model_of(kind, **arguments):
+    if kind == "vit_s16":  # a class token, and timm's interpolation of a table
+        return rsb.create_model(kind, overrides=dict(find_architecture(kind).small), **arguments)
     if kind.startswith("seamo"):  # positions that are interpolated to the grid at hand
         changes = {**SMALL, "positions": kind.removeprefix("seamo ")}
         return rsb.create_model("seamo_vit_tiny", overrides=changes, **arguments)
@@ -54,6 +57,7 @@ CASES = {
     "no table": ("both", torch.float32, False),
     "bfloat16": ("both", torch.bfloat16, True),
     "seamo": ("seamo sincos", torch.float32, True),
+    "class token": ("vit_s16", torch.float32, True),
 }
 
 
@@ -139,7 +143,7 @@ def free_shapes(images, pad=False):
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
-@pytest.mark.parametrize("kind", ["s2", "maps", "logits", "seamo sincos", "seamo learned"])
+@pytest.mark.parametrize("kind", ["s2", "maps", "logits", "seamo sincos", "seamo learned", "vit_s16"])
 def test_a_model_exports_with_free_batch_and_size(kind, strict):
     model = small(num_classes=3) if kind == "logits" else model_of(kind)
     example = images_of(model, *SIZES[0])
@@ -188,7 +192,7 @@ def run_onnx(path, images):
     return dict(zip(names, map(torch.from_numpy, results), strict=True)), session
 
 
-@pytest.mark.parametrize("kind", ["s2", "both", "maps", "padded", "seamo sincos"])
+@pytest.mark.parametrize("kind", ["s2", "both", "maps", "padded", "seamo sincos", "vit_s16"])
 def test_onnx_gives_the_features_of_eager_mode(kind, tmp_path):
     pytest.importorskip("onnxscript", reason="pip install 'rsbackbones[onnx]'")
     if kind == "padded":
@@ -206,7 +210,7 @@ def test_onnx_gives_the_features_of_eager_mode(kind, tmp_path):
     metadata = session.get_modelmeta().custom_metadata_map["rsbackbones"]
     said = json.loads(metadata)
     backbone = getattr(model, "backbone", model)
-    assert said["architecture"] == ("seamo_vit_tiny" if kind.startswith("seamo") else "croma_vit_tiny")
+    assert said["architecture"] == getattr(model, "backbone", model).architecture
     assert said["config"]["bands"] == {m: list(bands) for m, bands in backbone.bands.items()}
     assert said["inputs"]["s2" if "s2" in backbone.bands else "s1"]["mean"]
 

@@ -36,10 +36,14 @@ def test_every_architecture_and_sensor_has_a_name():
     expected = {
         timm_bridge.timm_name(architecture, modality) + suffix
         for architecture in timm_bridge.architectures().values()
-        for modality in architecture.config.modalities
+        for modality in {
+            *architecture.config.modalities,
+            *(m for entry in rsb.list_weights(architecture.name) for m in entry.inputs),
+        }
         for suffix in ("", "_pyramid")
     }
     assert found == expected
+    assert "rsb_resnet_landsat_oli_resnet18" in found
     assert {"rsb_croma_s2_vit_b", "rsb_croma_s1_vit_l", "rsb_croma_s2_vit_tiny_pyramid"} <= found
 
 
