@@ -31,19 +31,8 @@ def commands() -> None:
     """
 
 
-for command in (
-    list_weights,
-    info,
-    bands,
-    download,
-    manifest,
-    verify,
-    embed,
-    evaluate,
-    finetune,
-    convert,
-    pack,
-):
+_ALL = (list_weights, info, bands, download, manifest, verify, embed, evaluate, finetune, convert, pack)
+for command in _ALL:
     commands.add_command(command)
 
 

@@ -24,10 +24,10 @@ from rsbackbones.cli.options import FILE, CommaList, Command, mapping, option, r
 @mapping("--overrides", form="FIELD=VALUE", read=read_field,
          help="change a field of the model's configuration, such as depth=4; repeatable")  # fmt: skip
 @option("--trust-pickle", is_flag=True, section="Pickles",
-        help="execute the pickle in a process of its own, to take out its tensors; code in it can do anything "
-        "that you can")  # fmt: skip
+        help="execute the pickle in a process of its own, to take out its tensors; code in it can do "
+        "anything that you can")  # fmt: skip
 @option("--state-dict", default="", metavar="KEY", section="Pickles",
-        help="with --trust-pickle: the key of the state dict in the file, such as model or state_dict")  # fmt: skip
+        help="with --trust-pickle: the key of the state dict in the file, such as model")  # fmt: skip
 def convert(
     input: Path,
     output: Path,

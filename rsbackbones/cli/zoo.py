@@ -142,8 +142,8 @@ def bands(
 @_name
 @option(
     "--output", type=FILE, metavar="DIR",
-    help="copy the weights and a manifest of them into this folder, for machines without network; default: the "
-    "cache only",
+    help="copy the weights and a manifest of them into this folder, for machines without network; default: "
+    "the cache only",
 )  # fmt: skip
 def download(name: str, output: Path | None) -> int:
     """Fetch weights and verify their bytes.

@@ -66,8 +66,8 @@ _TRAINED_BLOCK = (
 class SeamoConfig(PositionTableConfig):
     """The configuration of a SeaMo model.
 
-    ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d).  ``temporal`` builds the TM block, whose
-    variants are ``fusion`` (``"fuse"`` or ``"decouple"``) and ``query`` (``"algorithm"`` or ``"text"``).
+    ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d). ``temporal`` builds the TM block,
+    whose variants are ``fusion`` (``"fuse"`` or ``"decouple"``) and ``query`` (``"algorithm"`` or ``"text"``).
     """
 
     patch_size: int = 8
