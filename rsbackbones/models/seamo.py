@@ -67,7 +67,7 @@ class SeamoConfig(PositionTableConfig):
     """The configuration of a SeaMo model.
 
     ``positions`` is ``"sincos"`` or a ``"learned"`` table (table 13 d). ``temporal`` builds the TM block,
-    whose variants are ``fusion`` (``"fuse"`` or ``"decouple"``) and ``query`` (``"algorithm"`` or ``"text"``).
+    whose variants are ``fusion`` (``"fuse"``, ``"decouple"``) and ``query`` (``"algorithm"``, ``"text"``).
     """
 
     patch_size: int = 8
