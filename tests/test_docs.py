@@ -37,6 +37,16 @@ def test_the_lines_of_the_readme_run():
     assert names["features"].maps("joint").shape == (1, 96, 15, 15)
 
 
+def test_the_adaptation_report_of_the_readme_is_real():
+    text = (ROOT / "README.md").read_text()
+    model = rsb.create_model(
+        "croma_vit_tiny", pretrained=True, modalities=("s2",), sensors={"s2": "landsat_oli"},
+        bands={"s2": ("B2", "B3", "B4", "B5", "B6")}, missing_bands="nearest",
+    )  # fmt: skip
+    report = "\n".join(line.rstrip() for line in str(model.adaptation).splitlines())
+    assert f"```\n{report}\n```" in text
+
+
 def test_links_of_the_readme_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / name).read_text()):
