@@ -3,7 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint tables pictures lock-weights bench build clean
+# What needs a plain install only.
+CORE := tests/layers tests/models tests/zoo tests/test_device.py tests/test_precision.py tests/test_preprocess.py tests/test_sensors.py
+
+.PHONY: demo test test-oldest check lint tables pictures lock-weights bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -14,11 +17,26 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python examples/demo.py --output demo $(if $(SCENE),--scene "$(SCENE)") $(if $(RADAR),--radar "$(RADAR)")
 
+# What a change should pass while it is being written: under 90 seconds on two cores.
+QUICK := -m "not slow and not multiprocess and not network and not bench"
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(QUICK) $(CORE)
+
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --durations=30
+
+# The core suite on the oldest supported versions of a plain install.
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -r tests/oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-oldest/bin/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow" $(CORE)
 
 lint: .venv/installed
 	$(BIN)/ruff format .
@@ -54,4 +72,4 @@ build: .venv/installed
 	$(BIN)/python -m build
 
 clean:
-	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """What several test files need: a small model, and the folder of real samples."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,35 @@ torch.set_num_threads(1)
 def _one_thread():
     """Whatever a library did to the number in a test before: sums differ in the last bit with it."""
     torch.set_num_threads(1)
+
+
+# Files of the core suite whose imports need the extra train, which `make test-oldest` is without.
+if find_spec("pydantic") is None:
+    collect_ignore = [
+        "layers/test_wavelength_tokenizer.py",
+        "models/test_contract.py",
+        "models/test_processes.py",
+        "models/test_training.py",
+    ]
+
+# By what they need: tests that start processes, that speak to the loopback Hub, and those of the benchmarks.
+MARKED = {
+    "multiprocess": (
+        "test_processes.py", "test_finetune_processes.py", "test_distributed.py", "test_kills.py",
+        "test_croma_ranks.py", "test_batch_norm.py", "test_series.py",
+    ),
+    "network": ("test_hub_*.py", "test_loopback_hub.py", "test_published_hub.py", "test_weights_folder.py"),
+    "bench": ("benchmarks/*",),
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Mark tests by the file that they are in."""
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent)
+        for mark, patterns in MARKED.items():
+            if any(path.match(pattern) for pattern in patterns):
+                item.add_marker(mark)
 
 
 RECORDED = Path(__file__).parent / "recorded"

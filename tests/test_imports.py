@@ -24,7 +24,7 @@ ALLOWED = {
     "models": {"layers", "sensors"},
     "preprocess": {"models", "sensors"},
     "zoo": {"files", "models", "preprocess", "sensors"},
-    "integrations": {"models", "sensors", "zoo"},
+    "integrations": {"layers", "models", "sensors", "zoo"},
     "heads": {"layers", "models", "zoo"},
     "data": {"files", "preprocess", "sensors"},
     "embed": {"data", "device", "files", "models", "preprocess", "zoo"},

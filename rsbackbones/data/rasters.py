@@ -127,17 +127,26 @@ def _label(modality: str, sensor: str) -> str:
 
 
 def _known_elsewhere(names: Sequence[str], of: Mapping[str, str]) -> str:
-    """Return a hint if another sensor has bands of all these names."""
+    """Return a hint that lists the other sensors that have bands of all these names."""
     wanted = {name.strip().lower() for name in names}
+    found = []
     for sensor in SENSORS.values():
         known = {n.lower() for band in sensor.bands for n in (band.name, *band.aliases)}
         modality = next((m for m, own in of.items() if get_sensor(own).kind == sensor.kind), None)
         if wanted <= known and modality and sensor.name not in of.values():
-            return (
-                f". They are names of {sensor.title}: sensors={{'{modality}': '{sensor.name}'}} "
-                f"(--sensors {modality}={sensor.name}) reads them so"
-            )
-    return ""
+            found.append((modality, sensor))
+    if not found:
+        return ""
+    modality, sensor = found[0]
+    if len(found) == 1:
+        return (
+            f". They are names of {sensor.title}: sensors={{'{modality}': '{sensor.name}'}} "
+            f"(--sensors {modality}={sensor.name}) reads them so"
+        )
+    return (
+        f". Several sensors have bands of these names: {', '.join(s.name for _, s in found)}. Name yours: "
+        f"sensors={{'{modality}': NAME}} (--sensors {modality}=NAME)"
+    )
 
 
 class RasterStack:

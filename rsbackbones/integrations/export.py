@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from rsbackbones.layers.tracing import SINCE_2_7
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.zoo.checkpoint_files import METADATA_KEY
@@ -58,7 +59,12 @@ def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward")
     Raises:
         ValueError: the method is unknown, or ``forward_features`` is requested from a ``features_only``
         model.
+        ImportError: torch is older than 2.7.
     """
+    if not SINCE_2_7:
+        raise ImportError(
+            f"export needs torch 2.7 or newer, found {torch.__version__}: pip install 'rsbackbones[onnx]'"
+        )
     images, backbone = _example(model), unwrap_model(model)
     multiple = backbone.size_multiple
     unit = next(iter(images.values())).shape[-2] // 2
