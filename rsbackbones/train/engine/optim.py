@@ -1,9 +1,13 @@
 """The optimizer and its schedule, from torch and timm."""
 
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from timm.optim import create_optimizer_v2, param_groups_weight_decay  # type: ignore[attr-defined]
-from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler  # type: ignore[attr-defined]
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer
@@ -12,33 +16,86 @@ from rsbackbones.layers.weight_decay import find_no_weight_decay
 from rsbackbones.train.engine.config import OptimOptions
 
 
+class Schedule(Protocol):
+    """A learning rate schedule that is a function of the step, like those of timm."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the learning rates of step ``num_updates``."""
+
+
 def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:
     """Build the optimizer of a module, with learning rate ``base_lr`` x ``batch_size`` / 256."""
-    groups = param_groups_weight_decay(
-        module, options.weight_decay, no_weight_decay_list=no_weight_decay_names(module)
-    )
     lr = options.base_lr * batch_size / 256
     extra: dict[str, Any] = {"betas": options.betas}
     if options.name in ("adam", "adamw"):
         extra["fused"] = True  # one pass over the parameters instead of ten
+    groups = parameter_groups(module, options.weight_decay)
     return create_optimizer_v2(groups, opt=options.name, lr=lr, weight_decay=0.0, **extra)
 
 
-def no_weight_decay_names(module: nn.Module) -> list[str]:
-    """Return the parameters of two or more dimensions that are not decayed, as the module states them."""
-    return sorted(find_no_weight_decay(module))
+def parameter_groups(
+    module: nn.Module, weight_decay: float, *, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters with their weight decay, and their scale of the learning rate.
+
+    Biases, norms and what the module states (:mod:`rsbackbones.layers.weight_decay`) have no weight decay.
+    Layer decay uses ``module.group_matcher``, as for timm's models.
+    """
+    exempt = sorted(find_no_weight_decay(module))
+    if layer_decay < 1:
+        layers: list[dict[str, Any]] = param_groups_layer_decay(
+            module, weight_decay, exempt, layer_decay=layer_decay
+        )
+        return layers
+    groups: list[dict[str, Any]] = param_groups_weight_decay(
+        module, weight_decay, no_weight_decay_list=exempt
+    )
+    return groups
 
 
-def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> CosineLRScheduler:
-    """Build the schedule over all steps: linear warm-up, then cosine to zero, as a function of the step.
+def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> Schedule:
+    """Build the schedule of pretraining over all steps: linear warm-up, then cosine to zero."""
+    return warmup_schedule(optimizer, "cosine", steps=steps, warmup=round(options.warmup * steps))
+
+
+def warmup_schedule(
+    optimizer: Optimizer,
+    kind: Literal["cosine", "poly", "constant"],
+    *,
+    steps: int,
+    warmup: int,
+    min_lr: float = 0.0,
+    power: float = 1.0,
+) -> Schedule:
+    """Build a schedule over ``steps``: linear warm-up for ``warmup`` steps, then one of three kinds.
 
     It is evaluated at step + 1, so that the first and the last step have rates above zero.
     """
-    warmup = round(options.warmup * steps)
-    return CosineLRScheduler(
-        optimizer, t_initial=steps - warmup + 1, warmup_t=warmup, warmup_lr_init=0.0,
-        warmup_prefix=True, t_in_epochs=False, lr_min=0.0,
-    )  # fmt: skip
+    if kind == "constant":
+        return _Constant(optimizer, warmup)
+    common: dict[str, Any] = {
+        "t_initial": steps - warmup + 1, "warmup_t": warmup, "warmup_lr_init": 0.0, "warmup_prefix": True,
+        "t_in_epochs": False, "lr_min": min_lr,
+    }  # fmt: skip
+    if kind == "poly":
+        poly: Schedule = PolyLRScheduler(optimizer, power=power, **common)
+        return poly
+    cosine: Schedule = CosineLRScheduler(optimizer, **common)
+    return cosine
+
+
+class _Constant:
+    """A constant learning rate after a linear warm-up."""
+
+    def __init__(self, optimizer: Optimizer, warmup: int) -> None:
+        self.optimizer, self.warmup = optimizer, warmup
+        self.rates = [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the learning rates of a step."""
+        share = min(1.0, num_updates / self.warmup) if self.warmup else 1.0
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = share * rate
 
 
 def start_state(module: nn.Module, optimizer: Optimizer) -> None:

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,10 @@ from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.engine.ema import ParameterEma
 from rsbackbones.train.engine.log import RunLog
 from rsbackbones.train.engine.module import TrainModule
+from rsbackbones.train.engine.optim import Schedule
 from rsbackbones.train.engine.parallel import broadcast_buffers, synchronize_gradients
 from rsbackbones.train.engine.sampler import BatchPlan, StepSampler
 from rsbackbones.train.engine.step import Step
-
-
-class Schedule(Protocol):
-    """A learning rate schedule that is a function of the step, like those of timm."""
-
-    def step_update(self, num_updates: int) -> None:
-        """Set the learning rates of step ``num_updates``."""
 
 
 class TrainRun:
