@@ -263,8 +263,8 @@ def evaluate(
 
 def _describe_encoding(how: Mapping[str, Any]) -> list[str]:
     """Return notes on the encoding options, for readers of the results."""
-    from rsbackbones.data.crops import name_of
-    from rsbackbones.data.crops import pair as both_sides
+    from rsbackbones.data.labelled.crops import name_of
+    from rsbackbones.data.labelled.crops import pair as both_sides
 
     lines = []
     if how["size"]:

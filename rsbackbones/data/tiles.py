@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsbackbones.data.crops import Crops
+from rsbackbones.data.labelled.crops import Crops
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
 from rsbackbones.data.windows import window_starts
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.crops import Size
+from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
 from rsbackbones.eval.transform import Transform, load_inputs, make_transform
 from rsbackbones.models.backbone import unwrap_model

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones import __version__
-from rsbackbones.data.crops import Size, name_of, pair
+from rsbackbones.data.labelled.crops import Size, name_of, pair
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.diversity import patch_similarity, position_probing
 from rsbackbones.eval.extrapolation import SIZES, extrapolate

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.data.crops import Size, pair
+from rsbackbones.data.labelled.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.data.patch_tiles import PatchTiles
 from rsbackbones.device import choose_device

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from rsbackbones.data.crops import Crops, Size, cropped, name_of, pair
+from rsbackbones.data.labelled.crops import Crops, Size, cropped, name_of, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.pictures import new_figure, save_png
 from rsbackbones.eval.bootstrap import intervals

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.crops import Size, pair
+from rsbackbones.data.labelled.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation
 from rsbackbones.eval.feature_source import FeatureSource

@@ -2,7 +2,8 @@
 
 He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385. The
 network is timm's, which is imported when a model is built. Most published remote-sensing ResNets store it
-under the names that torchvision and timm share (the format ``torchvision``).
+under the names that torchvision and timm share (the format ``torchvision``). New published weights are
+entries of weights_manifest.json; only a new depth needs a line here, in ``CONFIGS``.
 
 - A model has one modality. The stages are the four groups of blocks, with strides 4, 8, 16 and 32; images may
   have any size. The embedding is the mean over the final map.

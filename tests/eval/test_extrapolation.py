@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rsbackbones as rsb
-from rsbackbones.data.crops import cropped
+from rsbackbones.data.labelled.crops import cropped
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation, extrapolate, score_at_sizes, table

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.data.crops import cropped
 from rsbackbones.data.labelled import open_labelled
+from rsbackbones.data.labelled.crops import cropped
 from rsbackbones.eval.encode import encode
 
 SCALE = 4
