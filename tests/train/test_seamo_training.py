@@ -144,7 +144,9 @@ def test_a_second_phase_whose_first_is_gone_says_so_where_steps_are_counted(data
     out = tmp_path / "run"
     pretrain(two_phases(data, out, max_steps=FIRST + 1))
     shutil.rmtree(out / "stage_1")
-    with pytest.raises(TrainingError, match=r"run/stage_1/summary.json does not say .* leave out max_steps"):
+    with pytest.raises(
+        TrainingError, match=r"run/stage_1/summary.json does not state .* leave out max_steps"
+    ):
         pretrain(two_phases(data, out, max_steps=FIRST + 2))
     assert checkpoints(out) == ["step_000000001"]
     assert pretrain(two_phases(data, out)).status == "finished"
@@ -335,7 +337,7 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
         ({"stages__0__overrides": {"num_heads": 2}}, "differ in num_heads"),
         ({"overrides__bands": {"s2": ["B02", "B03"], "s1": ["VV", "VH"]},
           "stages__0__overrides": {"bands": {"s2": ["B08", "B11"], "s1": ["VV", "VH"]}}}, "differ in bands"),
-        ({"stages__0__data": {"size": 16}}, r"of \[2, 2\], those of stage 2 of \[4, 4\]: say overrides.pos"),
+        ({"stages__0__data": {"size": 16}}, r"the grid \[2, 2\], that of stage 2 \[4, 4\]: set overrides.pos"),
     ],
 )  # fmt: skip
 def test_phases_whose_weights_mean_something_else_are_refused(data, tmp_path, changes, message):

@@ -70,7 +70,7 @@ def load(path: Path, **options: Any) -> Any:
     try:
         return create_model(ARCHITECTURE, checkpoint=path, overrides=SMALL, **options)
     finally:
-        assert time.process_time() - began < 1  # processor time, whatever else the machine does
+        assert time.process_time() - began < 20  # of processor time: a bomb takes minutes
 
 
 def refusal(path: Path, *kinds: type[WeightsError], match: str | None = None, **options: Any) -> str:
