@@ -337,7 +337,7 @@ def test_the_export_drops_the_block_and_decoders_and_full_keeps_them(unbroken, t
         ({"stages__0__overrides": {"num_heads": 2}}, "differ in num_heads"),
         ({"overrides__bands": {"s2": ["B02", "B03"], "s1": ["VV", "VH"]},
           "stages__0__overrides": {"bands": {"s2": ["B08", "B11"], "s1": ["VV", "VH"]}}}, "differ in bands"),
-        ({"stages__0__data": {"size": 16}}, r"the grid \[2, 2\], that of stage 2 \[4, 4\]: set overrides.pos"),
+        ({"stages__0__data": {"size": 16}}, r"grid \[2, 2\], that of stage 2 \[4, 4\]: set overrides.pos"),
     ],
 )  # fmt: skip
 def test_phases_whose_weights_mean_something_else_are_refused(data, tmp_path, changes, message):
