@@ -1,6 +1,7 @@
 """Every published ResNet and ViT of the manifest, against torchgeo's table and timm's networks."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,9 @@ DEVIATIONS = {
     "resnet18.seco_seco_s2_rgb": "percentiles of B04 and B02 exchanged, multiplied by 255, not clipped",
     "resnet50.seco_seco_s2_rgb": "percentiles of B04 and B02 exchanged, multiplied by 255, not clipped",
 }
+# The table standardizes where pretraining clipped to mean +- 2 standard deviations and stored 8 bits.
+CLIPPED = [n for n in TABLE if ".ssl4eo_s12_" in n and (n.endswith("_s1") or "_softcon_" in n)]
+DEVIATIONS |= dict.fromkeys(CLIPPED, "not clipped to 8 bits")
 
 
 def contract(entry):
@@ -110,6 +114,27 @@ def test_preprocessing_is_the_tables(name):
         assert not np.allclose(found, expected, atol=0.1)
         return
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_radar_and_softcon_get_what_pretraining_stored():
+    """``normalize`` of the authors' data sets, and ToTensor after it; the statistics are the table's."""
+    assert len(CLIPPED) == 16
+    for name in CLIPPED:
+        (_, mean), (_, std) = TABLE[name]["steps"]
+        mean, std = (np.array(numbers).reshape(-1, 1, 1) for numbers in (mean, std))
+        entry = find_entry(name)
+        modality, spec = contract(entry)
+        x = mean + std * np.random.default_rng(0).uniform(-3, 3, (len(spec.bands), 16, 16))
+        low, high = mean - 2 * std, mean + 2 * std
+        expected = np.clip((x - low) / (high - low) * 255, 0, 255).astype(np.uint8) / 255
+        found = preprocessing(entry)({modality: x})[modality].numpy()
+        # float32 may lie on the other side of a whole number.
+        assert (np.abs(found - expected) < 1e-6).mean() > 0.999
+        assert np.abs(found - expected).max() <= 1 / 255 + 1e-6
+        # The rule of the table is there for manifests that state it.
+        standard = replace(spec, normalize="standard")
+        found = preprocess_for({modality: standard}, {modality: spec.bands})({modality: x})[modality]
+        np.testing.assert_allclose(found.numpy(), by_the_table(x, TABLE[name]["steps"]), atol=1e-4)
 
 
 # -- what the network saw, made from reflectance ----------------------------------------------------------
