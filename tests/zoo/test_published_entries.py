@@ -209,6 +209,33 @@ def test_satlas_takes_the_true_color_image_or_what_it_is_made_of():
     assert (np.abs(some({"s2": dn[where]})["s2"].numpy() - expected[where]) < 1e-5).mean() > 0.999
 
 
+@pytest.mark.parametrize("name", ["resnet50.satlas_supervised_s2_si_ms", "resnet18.ssl4eo_l_moco_oli_sr"])
+def test_measured_values_are_not_taken_for_bytes(name):
+    """By default a contract of stored values expects those."""
+    entry = find_entry(name)
+    modality, spec = contract(entry)
+    reflectance = np.random.default_rng(0).uniform(0.01, 0.6, (len(spec.bands), 8, 8))
+    cloud = reflectance.copy()
+    cloud[:, 0, 0] = 1.3
+    for values in (reflectance, cloud):
+        with pytest.raises(ValueError, match=rf"0 to 255.*units=\{{'{modality}': 'reflectance'\}}"):
+            preprocessing(entry)({modality: values})
+    dn = (reflectance * 10000).astype(np.uint16)
+    with pytest.raises(ValueError, match=rf"0 to 255.*units=\{{'{modality}': 'dn'\}}"):
+        preprocessing(entry)({modality: dn})
+    for values, unit in ((reflectance, "reflectance"), (dn, "dn")):
+        preprocessing(entry, units={modality: unit})({modality: values})
+    stored = dn // 64
+    if spec.unit == "tci_dn":  # the last bands of Satlas are digital numbers
+        with pytest.raises(ValueError, match="8-bit values are a picture, not digital numbers"):
+            preprocessing(entry)({modality: stored.astype(np.uint8)})
+        stored[3:] = dn[3:]
+    preprocessing(entry)({modality: stored})
+    some = ("B08", "B12") if spec.unit == "tci_dn" else spec.bands[-2:]
+    some_of_them = preprocess_for({modality: spec}, {modality: some})
+    some_of_them({modality: stored[[spec.bands.index(band) for band in some]]})
+
+
 def test_ndvi_is_computed_where_the_bands_do_not_have_it():
     entry = find_entry("resnet50.ssl4eco_seco_eco_s2_ndvi")
     _, spec = contract(entry)
