@@ -153,7 +153,9 @@ def create_model(
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
         if tag:
             raise ValueError(
-                f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them"
+                f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them. A "
+                "file that holds those weights gets their bands and input contract by: rsbackbones convert FILE "
+                f"OUTPUT.safetensors --model {name}"
             )
         file = checkpoints.open_checkpoint(
             Path(checkpoint).expanduser(), allow_pickle=True, dropped=architecture.dropped
@@ -197,6 +199,25 @@ def create_untrained(name: str, **arguments: Any) -> Backbone:
         model: Backbone = create_model(name, **arguments)
         return model
     return _assemble(find_architecture(entry.architecture), entry, None, **arguments)
+
+
+def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
+    """Create a model from a file of which the user says that it holds the weights ``name``, a manifest entry.
+
+    It has their bands and input contract. The file is not compared with their digest: its tensors may have
+    been taken out of a pickle. The other arguments are those of :func:`create_model`.
+
+    Raises:
+        WeightsError: the file is damaged, or does not hold their network.
+        ValueError: as ``create_model``.
+    """
+    entry = resolve_weights(name)
+    architecture = find_architecture(entry.architecture)
+    path = Path(checkpoint).expanduser()
+    file = checkpoints.open_checkpoint(path, allow_pickle=True, dropped=architecture.dropped)
+    model = _assemble(architecture, entry, file, **arguments)
+    model.weights_entry = None
+    return model
 
 
 def _assemble(

@@ -1,4 +1,4 @@
-"""Evaluation and embedding with weights of one sensor, from a manifest: small networks, contracts as published."""
+"""Evaluation and embedding with weights of one sensor: small networks, contracts as published."""
 
 import hashlib
 import json
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
-rasterio = pytest.importorskip("rasterio")
+pytest.importorskip("rasterio")
 
+import rasterio
 from rasterio.transform import from_origin
 
 import rsbackbones as rsb
