@@ -153,9 +153,9 @@ def create_model(
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
         if tag:
             raise ValueError(
-                f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them. A "
-                "file that holds those weights gets their bands and input contract by: rsbackbones convert FILE "
-                f"OUTPUT.safetensors --model {name}"
+                f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them. "
+                "A file that holds those weights gets their bands and input contract by: "
+                f"rsbackbones convert FILE OUTPUT.safetensors --model {name}"
             )
         file = checkpoints.open_checkpoint(
             Path(checkpoint).expanduser(), allow_pickle=True, dropped=architecture.dropped

@@ -253,6 +253,9 @@ def test_ndvi_is_computed_where_the_bands_do_not_have_it():
         found = preprocessing(entry, bands={"s2_ndvi": bands}, units=units)({"s2_ndvi": raw})["s2_ndvi"]
         np.testing.assert_allclose(found.numpy()[:8], expected[:8], atol=1e-6)
         assert (np.abs(found.numpy()[8] - expected[8]) <= 1.1e-4).all()
+    ratio = np.concatenate([dn / 10000, ndvi[None] / 10000])  # in the unit of the bands beside it
+    with pytest.raises(ValueError, match=r"NDVI goes to 1 at most.*times 10000; leave it out"):
+        preprocessing(entry, units={"s2_ndvi": "reflectance"})({"s2_ndvi": ratio})
     with pytest.raises(ValueError, match="your bands lack B08, NDVI"):
         preprocessing(entry, bands={"s2_ndvi": [band for band in bands if band != "B08"] + ["B09"]})
 
