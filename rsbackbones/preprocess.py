@@ -203,8 +203,8 @@ class Preprocess:
         indices = [i for i, band in enumerate(bands) if self.sensors[modality].band(band).index]
         if indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
             raise ValueError(
-                f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights take "
-                "it times 10000; leave it out of your bands, and create_preprocess computes it"
+                f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
+                "take it times 10000; leave it out of your bands, and create_preprocess computes it"
             )
         reflective = [not self.sensors[modality].band(band).is_thermal for band in bands]
         if not any(reflective):
