@@ -161,7 +161,10 @@ class Preprocess:
             )
         if x.is_complex() or x.dtype == torch.bool:
             raise ValueError(f"{modality}: expected integers or real numbers, got {x.dtype}")
-        if self.check and x.dtype in (torch.uint8, torch.int8) and self.units[modality] in _DIGITAL_NUMBERS:
+        in_numbers = self.units[modality] in _DIGITAL_NUMBERS or (
+            self.units[modality] == "tci_dn" and None in self.specs[modality].stored_range
+        )
+        if self.check and x.dtype in (torch.uint8, torch.int8) and in_numbers:
             raise ValueError(
                 f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
                 f"pass the original product, or units={{'{modality}': '{UINT8_RGB}'}} for value / 255 as "
@@ -197,6 +200,12 @@ class Preprocess:
             )
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
+        indices = [i for i, band in enumerate(bands) if self.sensors[modality].band(band).index]
+        if indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
+            raise ValueError(
+                f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
+                "take it times 10000; leave it out of your bands, and create_preprocess computes it"
+            )
         reflective = [not self.sensors[modality].band(band).is_thermal for band in bands]
         if not any(reflective):
             return
@@ -204,13 +213,12 @@ class Preprocess:
             x = x[..., torch.tensor(reflective, device=x.device), :, :]
         unit, low, high = self.units[modality], float(x.min()), float(x.max())
         if unit in (UINT8_RGB, "uint8"):
-            divided = 0 < high <= 1 and bool((x % 1 != 0).any())
-            if low < 0 or high > 255 or divided:
-                fix = "multiply them by 255" if divided else "pass the unit of measured values in units="
-                raise ValueError(
-                    f"{modality}: values of the unit {unit!r} range from 0 to 255, got "
-                    f"{low:.4g} to {high:.4g}; {fix}"
-                )
+            self._check_bytes(modality, x)
+            return
+        if unit == "tci_dn":
+            rows = self.specs[modality].rows
+            if stored := [i for i, band in enumerate(bands) if rows[band].stored_range]:
+                self._check_bytes(modality, x[..., stored, :, :])
             return
         hint = None
         if high < 0 and unit not in ("db", "linear"):
@@ -241,6 +249,24 @@ class Preprocess:
                 f"create_preprocess(model, units={{'{modality}': '{hint[0]}'}}), or check=False to skip "
                 f"checks (rsbackbones embed: --units {modality}={hint[0]})"
             )
+
+    def _check_bytes(self, modality: str, x: Tensor) -> None:
+        """Check values that are stored in 8 bits."""
+        low, high = float(x.min()), float(x.max())
+        divided = 0 < high <= 2 and bool((x % 1 != 0).any())  # a cloud's reflectance exceeds 1
+        if low >= 0 and high <= 255 and not divided:
+            return
+        unit, measured = self.units[modality], "reflectance" in _known_units(self.specs[modality])
+        fix = "multiply them by 255" if divided else "pass 8-bit values"
+        if measured and divided:
+            fix = f"reflectances have units={{'{modality}': 'reflectance'}}; {fix} if it is a divided picture"
+        elif measured:
+            fix = f"digital numbers have units={{'{modality}': 'dn'}}"
+        raise ValueError(
+            f"{modality}: values of the unit {unit!r} range from 0 to 255"
+            + (" in the bands of the true color image" if unit == "tci_dn" else "")
+            + f", got {low:.4g} to {high:.4g}; {fix} (command line: --units)"
+        )
 
     def _to_contract_unit(self, modality: str, bands: tuple[str, ...], x: Tensor) -> Tensor:
         """Convert the source ``bands`` [..., C, H, W] to the model's bands in the unit of the contract."""
@@ -481,6 +507,15 @@ def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
     return band in given or (bool(index) and {*index} <= {*given})
 
 
+def _known_units(spec: InputSpec) -> Mapping[str, str]:
+    """Return the units that values may have for a contract that states its own."""
+    assert spec.unit is not None
+    known = UNITS.get(spec.unit, {spec.unit: "", UINT8_RGB: _PICTURE})
+    if spec.unit in ("uint8", "tci_dn") and not spec.stored_range:
+        return {name: text for name, text in known.items() if name in (spec.unit, UINT8_RGB)}
+    return known
+
+
 def _chosen_unit(modality: str, spec: InputSpec, sensor: Sensor, asked: str | None) -> str:
     """Return the unit of the user's values, the contract's by default."""
     if spec.unit is None:
@@ -492,9 +527,7 @@ def _chosen_unit(modality: str, spec: InputSpec, sensor: Sensor, asked: str | No
                 f"{', '.join(known)} (command line: --units)"
             )
     else:
-        known = UNITS.get(spec.unit, {spec.unit: "", UINT8_RGB: _PICTURE})
-        if spec.unit in ("uint8", "tci_dn") and not spec.stored_range:
-            known = {name: text for name, text in known.items() if name in (spec.unit, UINT8_RGB)}
+        known = _known_units(spec)
     unit = spec.unit if asked is None else asked
     assert unit is not None
     if unit not in known:

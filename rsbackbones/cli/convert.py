@@ -14,7 +14,9 @@ from rsbackbones.cli.options import FILE, CommaList, Command, mapping, option, r
 @click.command(cls=Command)
 @click.argument("input", type=FILE)
 @click.argument("output", type=FILE)
-@option("--model", required=True, metavar="NAME", help="the architecture in the checkpoint")
+@option("--model", required=True, metavar="NAME",
+        help="the architecture in the checkpoint, or the weights that it holds (architecture.tag): it "
+        "then gets their bands and input contract")  # fmt: skip
 @option("--format", default="rsbackbones", metavar="NAME",
         help="the checkpoint format to write: rsbackbones, croma_official, ...")  # fmt: skip
 @option("--flat", is_flag=True, help="write one flat dictionary, even if the format nests them")
@@ -46,7 +48,7 @@ def convert(
     """
     import torch
 
-    from rsbackbones.zoo.factory import create_model
+    from rsbackbones.zoo.factory import create_from_file, create_model
     from rsbackbones.zoo.saving import save_in_format, save_model
     from rsbackbones.zoo.trusted_pickle import extract_tensors
 
@@ -58,7 +60,8 @@ def convert(
         if trust_pickle:
             tensors = Path(folder) / "tensors.pt"
             print(extract_tensors(input, tensors, state_dict), file=sys.stderr)
-        built = create_model(
+        create: Any = create_from_file if "." in model else create_model
+        built = create(
             model, checkpoint=tensors if trust_pickle else input, modalities=modalities, num_classes=None,
             overrides=dict(overrides),
         )  # fmt: skip

@@ -88,8 +88,7 @@ def embed(
     from rsbackbones.device import choose_device
     from rsbackbones.embed import embed_patches, embed_scene
     from rsbackbones.sensors import UINT8_RGB, get_sensor
-    from rsbackbones.zoo.factory import create_model, weights_config
-    from rsbackbones.zoo.registry import resolve_random_init
+    from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 
     refuse_two_weights(pretrained, checkpoint)
     place = choose_device(device)
@@ -97,14 +96,13 @@ def embed(
         raise ValueError(f"--output must end in .tif, .npz or .parquet, got {output}")
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
-    name = model if pretrained else resolve_random_init(model)
     weights: dict[str, Any] = {
         "pretrained": pretrained and checkpoint is None,
         "checkpoint": checkpoint,
         "overrides": dict(overrides),
     }
     rules = band_rules(sensors, missing_bands, kernel_scale)  # first: weights may be of a file's sensor
-    config = weights_config(name, **weights)
+    config = weights_config(model, **weights)
     asked = modalities or []
     if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:
         raise ValueError(f"{model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
@@ -124,7 +122,11 @@ def embed(
         )
 
     torch.manual_seed(0)
-    built = create_model(name, **weights, **rules, modalities=list(used), pad=pad, bands=chosen).to(place)
+    adapted: dict[str, Any] = {**rules, "modalities": list(used), "pad": pad, "bands": chosen}
+    if pretrained:
+        built = create_model(model, **weights, **adapted).to(place)
+    else:
+        built = create_untrained(model, overrides=dict(overrides), **adapted).to(place)
     if not pretrained:
         print("weights: RANDOM (seed 0); the features are meaningless", file=sys.stderr)
     else:

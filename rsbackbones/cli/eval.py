@@ -147,7 +147,6 @@ def evaluate(
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data
     from rsbackbones.eval.run import evaluate as run_protocols
     from rsbackbones.models.config import as_json
-    from rsbackbones.zoo.registry import resolve_random_init
 
     refuse_two_weights(pretrained, checkpoint)
     place = choose_device(device)
@@ -200,10 +199,9 @@ def evaluate(
         "kernel_scale": kernel_scale,
         "overrides": dict(overrides),
     }
-    name = model if pretrained else resolve_random_init(model)
 
     def build(**weights: Any) -> Any:
-        return model_for(labelled, name, **chosen, **weights).to(place)
+        return model_for(labelled, model, **chosen, **weights).to(place)
 
     how: dict[str, Any] = {
         "size": size, "tile": tile, "overlap": overlap, "pool": pool,
@@ -223,9 +221,13 @@ def evaluate(
             own = ("modalities", "bands", "sensors")
             shape = {f: value for f, value in as_json(built.config).items() if f not in own}
             untrained = chosen | {"modalities": built.modalities, "bands": built.bands, "overrides": shape}
-            random = FeatureSource.random_init(
-                lambda: model_for(labelled, built.architecture, **untrained, pretrained=False).to(place), how
-            )
+
+            def build_untrained() -> Any:
+                other = model_for(labelled, built.architecture, **untrained, pretrained=False)
+                other.inputs = built.inputs  # the same input for both
+                return other.to(place)
+
+            random = FeatureSource.random_init(build_untrained, how)
             subjects += [random, FeatureSource.band_statistics(built, how)]
     if streams:
         chosen_streams(list(built.stream_inputs), streams)

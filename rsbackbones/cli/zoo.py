@@ -123,12 +123,11 @@ def bands(
 
     NAME is an architecture, architecture.tag or hf-hub:ORG/NAME[@REVISION].
     """
-    from rsbackbones.zoo.factory import plan_adaptation
-    from rsbackbones.zoo.registry import resolve_architecture
+    from rsbackbones.zoo.factory import plan_adaptation, weights_config
 
     if not bands and not sensors:
         raise ValueError("pass your bands: --bands B02,B03,B04,B08, or your sensor: --sensors s2=landsat_oli")
-    first = resolve_architecture(name).config.modalities[0]
+    first = weights_config(name, pretrained=True, checkpoint=checkpoint).modalities[0]
     given: dict[str, list[str]] = {}
     for item in bands:
         left, equals, right = item.partition("=")

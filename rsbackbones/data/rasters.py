@@ -127,26 +127,20 @@ def _label(modality: str, sensor: str) -> str:
 
 
 def _known_elsewhere(names: Sequence[str], of: Mapping[str, str]) -> str:
-    """Return a hint that lists the other sensors that have bands of all these names."""
+    """Return a hint if other sensors have bands of all these names."""
     wanted = {name.strip().lower() for name in names}
-    found = []
+    ways = []
     for sensor in SENSORS.values():
         known = {n.lower() for band in sensor.bands for n in (band.name, *band.aliases)}
         modality = next((m for m, own in of.items() if get_sensor(own).kind == sensor.kind), None)
         if wanted <= known and modality and sensor.name not in of.values():
-            found.append((modality, sensor))
-    if not found:
+            ways.append((sensor.title, f"--sensors {modality}={sensor.name}"))
+    if not ways:
         return ""
-    modality, sensor = found[0]
-    if len(found) == 1:
-        return (
-            f". They are names of {sensor.title}: sensors={{'{modality}': '{sensor.name}'}} "
-            f"(--sensors {modality}={sensor.name}) reads them so"
-        )
-    return (
-        f". Several sensors have bands of these names: {', '.join(s.name for _, s in found)}. Name yours: "
-        f"sensors={{'{modality}': NAME}} (--sensors {modality}=NAME)"
-    )
+    # Landsats name other bands alike, so that only the user can tell them apart.
+    which = "" if len(ways) == 1 else ", one of which you know to be yours"
+    named = ", ".join(f"{title} ({way})" for title, way in ways)
+    return f". They are names of {named}{which}; in Python pass sensors="
 
 
 class RasterStack:

@@ -14,9 +14,8 @@ from rsbackbones.eval.transform import channels_of
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import UINT8_RGB, get_sensor
 from rsbackbones.zoo.adapt import match_bands
-from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 from rsbackbones.zoo.fingerprint import weights_digest
-from rsbackbones.zoo.registry import resolve_architecture
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def model_for(
     Args:
         data: the set.
         name, pretrained, checkpoint, image_size, overrides: as for :func:`rsbackbones.create_model`.
-        modalities: those to use; default: all that the set and the architecture have.
+        modalities: those to use; default: all that the set and the weights have.
         bands: by modality the bands to use; default: those of the set that the weights know, and with a
             ``missing_bands`` other than ``error`` all of the set. Weights of unused bands are dropped, as
             ``model.adaptation`` records.
@@ -111,7 +110,10 @@ def model_for(
     Raises:
         ValueError: the set has none of the model's modalities or bands.
     """
-    known = tuple(resolve_architecture(name).config.modalities)
+    config = weights_config(
+        name, pretrained and checkpoint is None, checkpoint=checkpoint, overrides=overrides
+    )
+    known = tuple(config.modalities)
     used = tuple(modalities) if modalities else tuple(m for m in known if m in data.bands)
     if not used or (lacking := [m for m in used if m not in data.bands]):
         raise ValueError(
@@ -120,16 +122,17 @@ def model_for(
             + _sensor_hint(data, known)
         )
     # The rules for bands have names that mypy knows as literals; create_model checks them.
-    build: Any = create_model
+    build: Any = create_untrained
     arguments: dict[str, Any] = {
-        "pretrained": pretrained and checkpoint is None,
-        "checkpoint": checkpoint,
         "modalities": used,
         "missing_bands": missing_bands,
         "kernel_scale": kernel_scale,
         "image_size": image_size,
         "overrides": dict(overrides or {}),
     }
+    if pretrained or checkpoint is not None:
+        build = create_model
+        arguments |= {"pretrained": checkpoint is None, "checkpoint": checkpoint}
     if bands is None and missing_bands == "error":
         model: Backbone = build(name, **arguments)
         bands = {modality: _known_bands(data, modality, model, name) for modality in used}
@@ -171,7 +174,8 @@ def _known_bands(data: LabelledDataset, modality: str, model: Backbone, name: st
 def _sensor_hint(data: LabelledDataset, known: Sequence[str]) -> str:
     """Say how to use images of other sensors than the model's own."""
     return "".join(
-        f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensors {m}={key})"
+        f"; to take {key} as {m} open the set with sensors={{'{m}': '{key}'}} (--sensors {m}={key}), and "
+        f"with {{'{m}': '{m}'}} if its images are of {m}"
         for key in data.bands
         for m in known
         if key not in known and get_sensor(key).kind == get_sensor(m).kind

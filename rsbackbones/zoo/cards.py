@@ -35,6 +35,8 @@ _FIRST_CHOICES = (
 _DEVIATIONS = (
     "SeCo: torchgeo's transform exchanges the percentiles of B04 and B02, multiplies by 255 where the "
     "authors' code divides, and does not clip. The contract is that of the authors' code.",
+    "Sentinel-1 of SSL4EO-S12, and SoftCon: pretraining clipped to mean ± 2 standard deviations in 8 bits, "
+    "which become [0, 1], by the authors' code and their word. torchgeo's transform is (x - mean) / std.",
     "Satlas: the authors clip to [0, 1], torchgeo does not.",
     "CLOSP on Sentinel-1: torchgeo has no transform, as the authors' code has none. Since nobody states the "
     "unit, `create_preprocess` asks for it.",

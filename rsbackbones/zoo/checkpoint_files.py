@@ -140,7 +140,8 @@ class PickleFile:
                 raise UnsafeCheckpointError(
                     f"{path} holds more than tensors, so it was not loaded: "
                     f"{_objects_in(path) or reason} Only where you trust it, take the tensors out: "
-                    f"rsbackbones convert --trust-pickle {path} OUTPUT.safetensors --model NAME"
+                    f"rsbackbones convert --trust-pickle {path} OUTPUT.safetensors --model NAME "
+                    "(for published weights architecture.tag, which keeps their bands and input contract)"
                 ) from error
             raise CorruptCheckpointError(f"{path} is not a torch checkpoint: {reason}") from error
         except Exception as error:  # the reader of old files fails in many ways on a damaged one

@@ -24,7 +24,13 @@ from rsbackbones.zoo.loading import (
     zero_stem_channels,
 )
 from rsbackbones.zoo.manifest import WeightsEntry
-from rsbackbones.zoo.registry import Architecture, find_architecture, resolve_architecture, resolve_weights
+from rsbackbones.zoo.registry import (
+    Architecture,
+    find_architecture,
+    resolve_architecture,
+    resolve_untrained,
+    resolve_weights,
+)
 
 
 @overload
@@ -147,7 +153,9 @@ def create_model(
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
         if tag:
             raise ValueError(
-                f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them"
+                f"{name}: the tag names weights of the manifest, checkpoint= a file; pass one of them. "
+                "A file that holds those weights gets their bands and input contract by: "
+                f"rsbackbones convert FILE OUTPUT.safetensors --model {name}"
             )
         file = checkpoints.open_checkpoint(
             Path(checkpoint).expanduser(), allow_pickle=True, dropped=architecture.dropped
@@ -166,10 +174,72 @@ def create_model(
             "randomly initialized model"
         )
 
-    # First the configuration of the weights, then the requested one.
-    info = inspect_checkpoint(architecture, file, entry)
     if repository and file:
         hub.check_contract(repository, file.metadata)
+    model = _assemble(
+        architecture, entry, file, modalities=modalities, sensors=sensors, bands=bands,
+        missing_bands=missing_bands, kernel_scale=kernel_scale, image_size=image_size, patch_size=patch_size,
+        pad=pad, num_classes=num_classes, overrides=overrides,
+    )  # fmt: skip
+    return FeatureMaps(model, indices=out_indices, stream=stream) if features_only else model
+
+
+def create_untrained(name: str, **arguments: Any) -> Backbone:
+    """Create the network of weights with random values in their place: a trial, or a baseline.
+
+    ``name`` with a tag or a repository has the configuration, bands and input contract of those weights. The
+    other arguments are those of :func:`create_model`.
+
+    Raises:
+        WeightsError: the repository cannot be read or was not made by rsbackbones.
+        ValueError: as ``create_model``.
+    """
+    entry = resolve_untrained(name)
+    if entry is None:
+        model: Backbone = create_model(name, **arguments)
+        return model
+    return _assemble(find_architecture(entry.architecture), entry, None, **arguments)
+
+
+def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
+    """Create a model from a file of which the user says that it holds the weights ``name``, a manifest entry.
+
+    It has their bands and input contract. The file is not compared with their digest: its tensors may have
+    been taken out of a pickle. The other arguments are those of :func:`create_model`.
+
+    Raises:
+        WeightsError: the file is damaged, or does not hold their network.
+        ValueError: as ``create_model``.
+    """
+    entry = resolve_weights(name)
+    architecture = find_architecture(entry.architecture)
+    path = Path(checkpoint).expanduser()
+    file = checkpoints.open_checkpoint(path, allow_pickle=True, dropped=architecture.dropped)
+    model = _assemble(architecture, entry, file, **arguments)
+    model.weights_entry = None
+    return model
+
+
+def _assemble(
+    architecture: Architecture,
+    entry: WeightsEntry | None,
+    file: checkpoints.CheckpointFile | None,
+    *,
+    modalities: Sequence[str] | None = None,
+    sensors: Mapping[str, str | Sensor] | None = None,
+    bands: Mapping[str, Sequence[str]] | None = None,
+    missing_bands: str = "error",
+    kernel_scale: str = "count",
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    pad: bool = False,
+    num_classes: int | None = 0,
+    overrides: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Build a model and load ``file``; without one initialize it randomly."""
+    check_rules(missing_bands, kernel_scale)
+    # First the configuration of the weights, then the requested one.
+    info = inspect_checkpoint(architecture, file, entry)
     changes = dict(overrides or {})
     if file is not None and info.is_explicit and "image_size" in changes:
         # The weights state their own size, so this can only be the size that the user plans to use.
@@ -211,10 +281,10 @@ def create_model(
             model.adaptation = load_weights(model, file, info, source_config, architecture, entry, mappings)
     model.architecture = architecture.name
     model.inputs = adapt_input_specs(info, source_config, mappings)
-    model.weights_entry = entry
+    model.weights_entry = entry if file is not None else None
     model.pad = pad
     model.eval()
-    return FeatureMaps(model, indices=out_indices, stream=stream) if features_only else model
+    return model
 
 
 def _check_contract(model: Backbone, name: str) -> None:
@@ -276,6 +346,7 @@ def weights_config(
 ) -> Any:
     """Return the configuration of the weights that ``create_model`` would load, without loading them.
 
+    Without ``pretrained``, a tag or repository in ``name`` states it all the same (:func:`create_untrained`).
     It has their modalities, and the bands and sensor of each modality. The arguments are those of
     :func:`create_model`.
 
@@ -296,6 +367,8 @@ def _inspect(
         file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True, dropped=dropped)
     elif pretrained or checkpoint is not None:
         entry = resolve_weights(name)
+    else:
+        entry = resolve_untrained(name)
     architecture = find_architecture(entry.architecture) if entry else resolve_architecture(name)
     return architecture, inspect_checkpoint(architecture, file, entry)
 

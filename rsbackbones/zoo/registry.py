@@ -209,13 +209,17 @@ def resolve_architecture(name: str) -> Architecture:
     return find_architecture(name.partition(".")[0])
 
 
-def resolve_random_init(name: str) -> str:
-    """Return the name of the architecture to initialize randomly. A tag or repository in ``name`` must exist.
+def resolve_untrained(name: str) -> WeightsEntry | None:
+    """Return the entry whose network ``name`` refers to, released or not; ``None`` for an architecture.
 
     Raises:
         WeightsError: the repository cannot be read or was not made by rsbackbones.
-        ValueError: there is no such architecture, or no entry with this tag.
+        ValueError: there is no entry with this tag.
     """
-    if not name.startswith(hub.PREFIX) and "." in name and not list_weights(name):
+    if name.startswith(hub.PREFIX):
+        return hub.read_entry(name)
+    if "." not in name:
+        return None
+    if not (entries := [entry for entry in all_entries() if entry.id == name]):
         raise ValueError(f"there are no weights {name}; see: rsbackbones list")
-    return resolve_architecture(name).name
+    return entries[0]

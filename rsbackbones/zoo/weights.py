@@ -228,7 +228,8 @@ def _with_digest_of_hub(entry: WeightsEntry, cached: Path | None) -> WeightsEntr
         raise WeightsIntegrityError(
             f"{entry.id}: {source}: the Hub states no sha256 for this file (it is no large file there), and "
             "none is published, so its bytes cannot be checked. If you trust the file, download it "
-            "yourself and pass checkpoint=FILE, or put its sha256 into an entry of your own manifest "
+            f"yourself and run: rsbackbones convert FILE OUTPUT.safetensors --model {entry.id} (OUTPUT has "
+            "its bands and input contract), or put its sha256 into an entry of your own manifest "
             "(RSBACKBONES_MANIFEST)"
         )
     return replace(entry, sha256=stated)

@@ -1,6 +1,7 @@
 """Every published ResNet and ViT of the manifest, against torchgeo's table and timm's networks."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,9 @@ DEVIATIONS = {
     "resnet18.seco_seco_s2_rgb": "percentiles of B04 and B02 exchanged, multiplied by 255, not clipped",
     "resnet50.seco_seco_s2_rgb": "percentiles of B04 and B02 exchanged, multiplied by 255, not clipped",
 }
+# The table standardizes where pretraining clipped to mean +- 2 standard deviations and stored 8 bits.
+CLIPPED = [n for n in TABLE if ".ssl4eo_s12_" in n and (n.endswith("_s1") or "_softcon_" in n)]
+DEVIATIONS |= dict.fromkeys(CLIPPED, "not clipped to 8 bits")
 
 
 def contract(entry):
@@ -112,6 +116,27 @@ def test_preprocessing_is_the_tables(name):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_radar_and_softcon_get_what_pretraining_stored():
+    """``normalize`` of the authors' data sets, and ToTensor after it; the statistics are the table's."""
+    assert len(CLIPPED) == 16
+    for name in CLIPPED:
+        (_, mean), (_, std) = TABLE[name]["steps"]
+        mean, std = (np.array(numbers).reshape(-1, 1, 1) for numbers in (mean, std))
+        entry = find_entry(name)
+        modality, spec = contract(entry)
+        x = mean + std * np.random.default_rng(0).uniform(-3, 3, (len(spec.bands), 16, 16))
+        low, high = mean - 2 * std, mean + 2 * std
+        expected = np.clip((x - low) / (high - low) * 255, 0, 255).astype(np.uint8) / 255
+        found = preprocessing(entry)({modality: x})[modality].numpy()
+        # float32 may lie on the other side of a whole number.
+        assert (np.abs(found - expected) < 1e-6).mean() > 0.999
+        assert np.abs(found - expected).max() <= 1 / 255 + 1e-6
+        # The rule of the table is there for manifests that state it.
+        standard = replace(spec, normalize="standard")
+        found = preprocess_for({modality: standard}, {modality: spec.bands})({modality: x})[modality]
+        np.testing.assert_allclose(found.numpy(), by_the_table(x, TABLE[name]["steps"]), atol=1e-4)
+
+
 # -- what the network saw, made from reflectance ----------------------------------------------------------
 
 
@@ -184,6 +209,33 @@ def test_satlas_takes_the_true_color_image_or_what_it_is_made_of():
     assert (np.abs(some({"s2": dn[where]})["s2"].numpy() - expected[where]) < 1e-5).mean() > 0.999
 
 
+@pytest.mark.parametrize("name", ["resnet50.satlas_supervised_s2_si_ms", "resnet18.ssl4eo_l_moco_oli_sr"])
+def test_measured_values_are_not_taken_for_bytes(name):
+    """By default a contract of stored values expects those."""
+    entry = find_entry(name)
+    modality, spec = contract(entry)
+    reflectance = np.random.default_rng(0).uniform(0.01, 0.6, (len(spec.bands), 8, 8))
+    cloud = reflectance.copy()
+    cloud[:, 0, 0] = 1.3
+    for values in (reflectance, cloud):
+        with pytest.raises(ValueError, match=rf"0 to 255.*units=\{{'{modality}': 'reflectance'\}}"):
+            preprocessing(entry)({modality: values})
+    dn = (reflectance * 10000).astype(np.uint16)
+    with pytest.raises(ValueError, match=rf"0 to 255.*units=\{{'{modality}': 'dn'\}}"):
+        preprocessing(entry)({modality: dn})
+    for values, unit in ((reflectance, "reflectance"), (dn, "dn")):
+        preprocessing(entry, units={modality: unit})({modality: values})
+    stored = dn // 64
+    if spec.unit == "tci_dn":  # the last bands of Satlas are digital numbers
+        with pytest.raises(ValueError, match="8-bit values are a picture, not digital numbers"):
+            preprocessing(entry)({modality: stored.astype(np.uint8)})
+        stored[3:] = dn[3:]
+    preprocessing(entry)({modality: stored})
+    some = ("B08", "B12") if spec.unit == "tci_dn" else spec.bands[-2:]
+    some_of_them = preprocess_for({modality: spec}, {modality: some})
+    some_of_them({modality: stored[[spec.bands.index(band) for band in some]]})
+
+
 def test_ndvi_is_computed_where_the_bands_do_not_have_it():
     entry = find_entry("resnet50.ssl4eco_seco_eco_s2_ndvi")
     _, spec = contract(entry)
@@ -201,6 +253,9 @@ def test_ndvi_is_computed_where_the_bands_do_not_have_it():
         found = preprocessing(entry, bands={"s2_ndvi": bands}, units=units)({"s2_ndvi": raw})["s2_ndvi"]
         np.testing.assert_allclose(found.numpy()[:8], expected[:8], atol=1e-6)
         assert (np.abs(found.numpy()[8] - expected[8]) <= 1.1e-4).all()
+    ratio = np.concatenate([dn / 10000, ndvi[None] / 10000])  # in the unit of the bands beside it
+    with pytest.raises(ValueError, match=r"NDVI goes to 1 at most.*times 10000; leave it out"):
+        preprocessing(entry, units={"s2_ndvi": "reflectance"})({"s2_ndvi": ratio})
     with pytest.raises(ValueError, match="your bands lack B08, NDVI"):
         preprocessing(entry, bands={"s2_ndvi": [band for band in bands if band != "B08"] + ["B09"]})
 

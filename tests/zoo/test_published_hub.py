@@ -139,7 +139,7 @@ def test_a_hub_that_states_no_digest_is_refused_with_the_way_out(zoo):
     found = zoo.load(SMALL)
     assert found["error"] == "WeightsIntegrityError"
     assert "states no sha256" in found["text"]
-    assert "checkpoint=FILE" in found["text"]
+    assert f"rsbackbones convert FILE OUTPUT.safetensors --model {SMALL}" in found["text"]
     assert not zoo.hub.requests(zoo.entries[SMALL]["source"]["filename"], "GET")
 
 
@@ -243,7 +243,7 @@ def test_a_pickle_with_objects_is_refused_and_can_be_converted_on_request(tmp_pa
     torch.save({"model": state, "args": argparse.Namespace(lr=0.1), "epoch": 3}, path)
     with pytest.raises(rsb.UnsafeCheckpointError, match=r"objects of argparse.Namespace.*--trust-pickle"):
         rsb.create_model("vit_s16", checkpoint=path, modalities=("s1",))
-    convert = ["convert", str(path), str(out), "--model", "vit_s16", "--override", 'modalities=["s1"]']
+    convert = ["convert", str(path), str(out), "--model", "vit_s16", "--overrides", 'modalities=["s1"]']
     assert main(convert) == 2
     assert "argparse.Namespace" in capsys.readouterr().err
     assert not out.exists()
@@ -255,6 +255,25 @@ def test_a_pickle_with_objects_is_refused_and_can_be_converted_on_request(tmp_pa
     assert "no dictionary 'ema'; keys: model, args, epoch" in capsys.readouterr().err
     assert main([*convert, "--state-dict", "model"]) == 2
     assert "goes with --trust-pickle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_file_that_holds_published_weights_gets_their_contract(trusted, tmp_path, capsys):
+    """The architecture alone has other bands and another normalization."""
+    name = "resnet18.ssl4eo_s12_moco_s2_rgb"
+    state = theirs("resnet18", 3).state_dict()
+    path, out = tmp_path / "full.pth", tmp_path / "model.safetensors"
+    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)} if trusted else state, path)
+    with pytest.raises(ValueError, match=f"convert FILE OUTPUT.safetensors --model {name}"):
+        rsb.create_model(name, checkpoint=path)
+    convert = ["convert", str(path), str(out), "--model", name]
+    assert main([*convert, *(["--trust-pickle"] if trusted else [])]) == 0, capsys.readouterr().err
+    model = rsb.create_model("resnet18", checkpoint=out)
+    assert model.bands == {"s2": ("B04", "B03", "B02")}
+    assert model.weights_entry is None  # nobody has checked the bytes
+    x = torch.rand(3, 8, 8) * 4000
+    assert torch.allclose(rsb.create_preprocess(model)(x), x / 10000)
+    assert torch.equal(model.state_dict()["trunk.conv1.weight"], state["conv1.weight"])
 
 
 def test_a_trusted_pickle_runs_in_a_process_of_its_own(tmp_path):

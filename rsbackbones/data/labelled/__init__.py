@@ -12,7 +12,7 @@ from rsbackbones.data.labelled.npz import read_mapping, read_npz
 from rsbackbones.data.labelled.raster_table import read_raster_table
 from rsbackbones.data.labelled.splits import Lists, assign_splits
 from rsbackbones.data.labelled.torchgeo_sets import PREFIX, read_torchgeo
-from rsbackbones.sensors import Sensor, get_sensor, register_sensor
+from rsbackbones.sensors import SEARCHED_SENSORS, Sensor, get_sensor, register_sensor
 
 __all__ = ["open_labelled"]
 
@@ -77,7 +77,7 @@ def open_labelled(
         m: (register_sensor(sensor) if isinstance(sensor, Sensor) else get_sensor(sensor)).name
         for m, sensor in (sensors or {}).items()
     }
-    of = {m: sensor for m, sensor in of.items() if sensor != m}
+    of = {m: sensor for m, sensor in of.items() if sensor != m or m not in SEARCHED_SENSORS}
     data = _read(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
     return assign_splits(data, lists=ids, subset=subset, seed=seed)
 

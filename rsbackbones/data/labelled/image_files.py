@@ -100,10 +100,12 @@ def find_files(
     stated = {of.get(m, m): unit for m, unit in (units or {}).items()}
     bands = {of.get(m, m): names for m, names in bands.items()} if bands else None
     sensors = [None if name is None else of.get(name, name) for name in sensors]
+    # Names such as B5 differ in meaning: where other sensors are named, only those are searched for.
+    searched = [of.get(m, m) for m in SEARCHED_SENSORS] if {*of} <= {*SEARCHED_SENSORS} else [*of.values()]
     for sensor in bands or {}:
         get_sensor(sensor)
     if all(_is_picture(path, bands, archive) for path in paths):
-        named = dict(bands or {of.get("s2", "s2"): _COLORS})
+        named = dict(bands or {searched[0]: _COLORS})
         if len(paths) > 1 or len(named) != 1 or any(len(names) != 3 for names in named.values()):
             raise ValueError(
                 f"{paths[0].name} is a picture: one file for each sample, with three bands of one sensor, "
@@ -119,7 +121,7 @@ def find_files(
     held: dict[str, tuple[str, ...]] = {}
     of_files: list[tuple[str, ...] | None] = []
     for path, here in zip(paths, sensors, strict=True):
-        wanted = tuple(bands or (of.get(m, m) for m in SEARCHED_SENSORS)) if here is None else (here,)
+        wanted = tuple(bands or searched) if here is None else (here,)
         channels = tuple(name for m in wanted for name in (bands or {}).get(m, ())) or None
         found_bands, _ = find_bands(path, wanted, channels, units=stated)
         if twice := [m for m in found_bands if m in held]:
