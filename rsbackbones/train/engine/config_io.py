@@ -160,7 +160,9 @@ def union_member(hint: Any, value: Any) -> Any:
                 "own with register_objective"
             )
         return methods[held["method"]]
-    return max(several, key=lambda kind: len(set(held) & set(_names(kind))) - len(set(held) - set(_names(kind))))
+    return max(
+        several, key=lambda kind: len(set(held) & set(_names(kind))) - len(set(held) - set(_names(kind)))
+    )
 
 
 def _members(hint: Any) -> list[Any]:
