@@ -113,6 +113,8 @@ def test_arguments_replace_single_fields():
         ("max_steps=0", "max_steps must be greater than or equal to 1, got 0"),
         ("log_every=-1", "log_every"),
         ("seed=-1", "seed"),
+        ("seed=true", "seed: expected a number, got True"),
+        ("data.mixup=true", "data.mixup: expected a number, got True"),
         ("timeout=0", "timeout"),
         ("precision=fp8", "precision"),
         ("parallel=none", "parallel"),
