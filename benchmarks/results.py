@@ -119,38 +119,38 @@ def measure(folder: Path, out: Path, only: str, sets: str) -> dict[str, Any]:
                 "level": "image" if data.labels is not None else "patch",
                 "cache": here / "cache",
             }
-            subjects = [
+            sources = [
                 FeatureSource.pretrained(entry.id, model, how),
                 FeatureSource.random_init(partial(model_for, data, entry.architecture, **alike), how),
                 FeatureSource.band_statistics(model, how),
             ]
             here.mkdir(parents=True, exist_ok=True)
-            found = evaluate(held.protocols, subjects, open_set, here, seeds=SEEDS)
-            kept = ("subject", "stream", "protocol", "seed", "metrics", "intervals")
+            found = evaluate(held.protocols, sources, open_set, here, seeds=SEEDS)
+            kept = ("source", "stream", "protocol", "seed", "metrics", "intervals")
             rows = []
             for row in found["rows"]:
                 best = {k: v for k, v in row["details"].items() if k == "best_on_test"}
                 rows.append({key: row[key] for key in kept} | {"details": best})
-            facts = {s.name: dict(s.facts) for s in subjects}
+            facts = {s.name: dict(s.facts) for s in sources}
             record.setdefault(entry.id, {})[name] = found | {
-                "rows": rows, "subjects": facts, "notes": describe(data, model),
+                "rows": rows, "sources": facts, "notes": describe(data, model),
             }  # fmt: skip
     return record
 
 
-def values(found: dict[str, Any], subject: str, stream: str, protocol: str) -> list[float]:
+def values(found: dict[str, Any], source: str, stream: str, protocol: str) -> list[float]:
     """Return the set's metric in percent, one for each seed."""
     metric = "f1_macro" if protocol == "sparse" else found["metric"]
     return [
         100 * row["metrics"][metric] for row in found["rows"]
-        if (row["subject"], row["stream"], row["protocol"]) == (subject, stream, protocol)
+        if (row["source"], row["stream"], row["protocol"]) == (source, stream, protocol)
     ]  # fmt: skip
 
 
 def verdict(weights: str, found: dict[str, Any]) -> str:
     """Say whether a model beats the statistics of its bands, under every seed, by logistic regression."""
     known = found["rows"]
-    baseline = next(r["subject"] for r in known if r["stream"] == "bands")
+    baseline = next(r["source"] for r in known if r["stream"] == "bands")
     theirs = values(found, baseline, "bands", "logistic")
     stream = whole(weights, found)
     ours = values(found, weights, stream, "logistic")
@@ -165,7 +165,7 @@ def verdict(weights: str, found: dict[str, Any]) -> str:
 
 def whole(weights: str, found: dict[str, Any]) -> str:
     """Return the stream that all sensors feed: the last of the model's own."""
-    streams = [str(row["stream"]) for row in found["rows"] if row["subject"] == weights]
+    streams = [str(row["stream"]) for row in found["rows"] if row["source"] == weights]
     return [stream for stream in streams if "+" not in stream][-1]
 
 

@@ -115,18 +115,18 @@ def measure(data: Path, out: Path) -> dict[str, Any]:
         like = trained(made[PHASE_1], held, SEEDS[0])
         alike: dict[str, Any] = {"modalities": like.modalities, "bands": like.bands, "pretrained": False}
         random = FeatureSource.random_init(partial(model_for, held, "seamo_vit_tiny", **alike), how)
-        subjects = [
+        sources = [
             *(FeatureSource(v, partial(features_of, runs, how), {}) for v, runs in made.items()),
             random,
         ]
         here = out / "eval" / name.replace(" ", "_")
         here.mkdir(parents=True, exist_ok=True)
-        found = evaluate(PROTOCOLS, subjects, open_set, here, seeds=SEEDS)
+        found = evaluate(PROTOCOLS, sources, open_set, here, seeds=SEEDS)
         scores: dict[str, dict[str, list[float]]] = {}
         for row in found["rows"]:
             column = f"{row['stream']}, {row['protocol']}"
             score = 100 * row["metrics"][found["metric"]]
-            scores.setdefault(row["subject"], {}).setdefault(column, []).append(score)
+            scores.setdefault(row["source"], {}).setdefault(column, []).append(score)
         record["sets"][name] = {"metric": found["metric"], "scores": scores}
     return record
 

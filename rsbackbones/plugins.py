@@ -14,5 +14,12 @@ def load_plugins() -> None:
         ImportError: a module cannot be imported.
     """
     for name in os.environ.get("RSBACKBONES_PLUGINS", "").split(","):
-        if name.strip():
-            import_module(name.strip())
+        if not (module := name.strip()):
+            continue
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"RSBACKBONES_PLUGINS names {module}, which cannot be imported: {error}. Install it, or add its "
+                "folder to PYTHONPATH"
+            ) from error

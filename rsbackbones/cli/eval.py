@@ -210,12 +210,12 @@ def evaluate(
     }  # fmt: skip
     if not pretrained:
         built = build(pretrained=False)
-        subjects = [FeatureSource.random_init(lambda: build(pretrained=False), how)]
+        sources = [FeatureSource.random_init(lambda: build(pretrained=False), how)]
         if baselines:  # the untrained model is already there
-            subjects.append(FeatureSource.band_statistics(built, how))
+            sources.append(FeatureSource.band_statistics(built, how))
     else:
         built = build(checkpoint=checkpoint)
-        subjects = [FeatureSource.pretrained(str(checkpoint or model), built, how)]
+        sources = [FeatureSource.pretrained(str(checkpoint or model), built, how)]
         if baselines:
             # All weights are random, so the rule only affects statistics. A checkpoint may have any shape.
             own = ("modalities", "bands", "sensors")
@@ -228,7 +228,7 @@ def evaluate(
                 return other.to(place)
 
             random = FeatureSource.random_init(build_untrained, how)
-            subjects += [random, FeatureSource.band_statistics(built, how)]
+            sources += [random, FeatureSource.band_statistics(built, how)]
     if streams:
         chosen_streams(list(built.stream_inputs), streams)
     notes = describe(labelled, built) + (_describe_encoding(how) if chosen_protocols else [])
@@ -238,24 +238,22 @@ def evaluate(
     found: dict[str, Any] = describe_data(labelled, seeds) | {"rows": []}
     if chosen_protocols:
         found = run_protocols(
-            chosen_protocols, subjects, open_set, output, sparse_k=sparse_k, device=place, **run
+            chosen_protocols, sources, open_set, output, sparse_k=sparse_k, device=place, **run
         )
     found["diagnostics"] = {}
     if diagnostics:
         options = DiagnosticOptions(
             train_size=train_size or 120, sizes=sizes or SIZES, batch_size=batch_size, cache=how["cache"]
         )
-        found["diagnostics"] = run_diagnostics(
-            diagnostics, subjects, open_set, output, options=options, **run
-        )
+        found["diagnostics"] = run_diagnostics(diagnostics, sources, open_set, output, options=options, **run)
     if chosen_protocols:
         found["encoding"] = {name: how[name] for name in ("level", "size", "tile", "overlap")}
         found["encoding"]["pool"] = how["pool"] if how["level"] == "image" else None
-    found |= {"model": model, "notes": notes, "subjects": {s.name: dict(s.facts) for s in subjects}}
+    found |= {"model": model, "notes": notes, "sources": {s.name: dict(s.facts) for s in sources}}
     print(write_report(output, found), end="")
     if pictures:
         paths, undrawn = plot_evaluation(
-            output / "pictures", found, subjects, labelled, streams=streams, size=size, progress=progress
+            output / "pictures", found, sources, labelled, streams=streams, size=size, progress=progress
         )
         print(*paths, sep="\n")
         for line in undrawn:

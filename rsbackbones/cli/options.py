@@ -1,6 +1,7 @@
 """What the commands share: the command class, types of options, and options of several commands."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -28,7 +29,11 @@ class Command(click.Command):
         try:
             load_plugins()
             code: int = super().invoke(ctx)
+            sys.stdout.flush()
             return code
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, has what it wants
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+            return 0
         except (ValueError, ImportError, OSError) as error:
             print(f"{ctx.command_path}: {error}", file=sys.stderr)
         except (RuntimeError, MemoryError) as error:
@@ -77,6 +82,10 @@ def mapping(*names: str, form: str, read: Callable[[str], Any] = str, **settings
             name, equals, value = item.partition("=")
             if not equals:
                 raise click.BadParameter(f"expected {form}, got {item!r}", ctx, parameter)
+            if name.strip() in found:
+                raise click.BadParameter(
+                    f"{name.strip()} is given twice, the second as {item!r}", ctx, parameter
+                )
             found[name.strip()] = read(value.strip())
         return found
 

@@ -87,6 +87,7 @@ def info(name: str) -> int:
     """
     from rsbackbones.zoo.cards import model_card
     from rsbackbones.zoo.hub import PREFIX
+    from rsbackbones.zoo.manifest import find_entry
     from rsbackbones.zoo.registry import find_architecture, list_weights, resolve_weights
 
     if name.startswith(PREFIX):
@@ -95,7 +96,7 @@ def info(name: str) -> int:
         find_architecture(name.partition(".")[0])
         entries = [e for e in list_weights() if name in (e.id, e.architecture)]
     if not entries:
-        raise ValueError(f"the manifest has no entry {name}; see: rsbackbones list")
+        entries = [find_entry(name)]  # raises, and names weights that exist
     print("\n".join(model_card(entry) for entry in entries), end="")
     return 0
 
@@ -131,7 +132,10 @@ def bands(
     given: dict[str, list[str]] = {}
     for item in bands:
         left, equals, right = item.partition("=")
-        given[left if equals else first] = names_in(right if equals else left)
+        modality = left if equals else first
+        if modality in given:
+            raise ValueError(f"the bands of {modality} are given twice; name them once: --bands B02,B03,B04")
+        given[modality] = names_in(right if equals else left)
     rules = band_rules(sensors, missing_bands, kernel_scale)
     print(plan_adaptation(name, bands=given, checkpoint=checkpoint, **rules))
     return 0

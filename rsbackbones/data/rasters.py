@@ -104,8 +104,8 @@ def find_bands(
     if not any(found.values()) or (names is not None and unknown):
         raise ValueError(
             f"{path}: the bands {', '.join(unknown)} belong to none of the sensors "
-            f"{', '.join(_label(m, sensor) for m, sensor in of.items())}; name the bands in order, as in "
-            f"--bands B02,B03,B04,B08{_known_elsewhere(unknown, of)}"
+            f"{', '.join(_label(m, sensor) for m, sensor in of.items())}; leave the file out, or name its "
+            f"bands in order, as in --bands B02,B03,B04,B08{_known_elsewhere(unknown, of)}"
         )
     found = {modality: bands for modality, bands in found.items() if bands}
     for modality, bands in found.items():

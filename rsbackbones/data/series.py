@@ -86,8 +86,8 @@ def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
     """Stack samples into a batch. Series shorter than the longest are padded with missing images.
 
     Raises:
-        ValueError: the samples have different modalities, image sizes or numbers of axes, or only some of
-            them have dates.
+        ValueError: the samples have different modalities, image sizes or numbers of axes, only some of them
+            have dates, or the modalities of a sample have different numbers of timesteps.
     """
     first = samples[0]
     for what in ("images", "dates"):
@@ -103,6 +103,12 @@ def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
                 + ", ".join(str(list(sample.images[m].shape)) for sample in samples)
             )
     series = [m for m, x in first.images.items() if x.ndim == 4]
+    for sample in samples:  # padded, they could be of equal length, and paired wrongly
+        if len({len(sample.images[m]) for m in series}) > 1:
+            raise ValueError(
+                "the series of a sample must have the same timesteps in all modalities, with missing images "
+                "marked, got " + ", ".join(f"{m} {list(sample.images[m].shape)}" for m in series)
+            )
     masks = {m: stack_padded([_mask(sample, m) for sample in samples]) for m in series}
     return DatedImages(
         images={m: stack_padded([sample.images[m] for sample in samples]) for m in first.images},
@@ -121,12 +127,18 @@ def model_arguments(
 ) -> dict[str, Any]:
     """Return ``dates`` and ``valid`` as the arguments of a model's forward; those that are known.
 
-    A model takes one date per timestep: that of the first of its modalities whose dates are known. (The
-    timesteps of a sample are the dates of its first sensor; images of others are paired with them.)
+    A model takes one date per timestep: that of the first of its modalities whose dates are known and whose
+    image is there. (The timesteps of a sample are the dates of its first sensor; images of others are paired
+    with them.)
     """
     arguments: dict[str, Any] = {}
-    if (m := next((m for m in modalities if m in dates), None)) is not None:
-        arguments["dates"] = dates[m]
+    known = [m for m in modalities if m in dates]
+    if known:
+        days = dates[known[0]]
+        for m in reversed(known):  # the date of a missing image is arbitrary
+            mask = valid.get(m)
+            days = dates[m] if mask is None or mask.ndim != 2 else torch.where(mask, dates[m], days)
+        arguments["dates"] = days
     if valid:
         arguments["valid"] = dict(valid)
     return arguments

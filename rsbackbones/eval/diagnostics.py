@@ -71,7 +71,7 @@ def run_diagnostics(
 ) -> dict[str, list[dict[str, Any]]]:
     """Run diagnostics and return the rows of each; see :func:`rsbackbones.eval.report.write_report`.
 
-    A row has the keys of the protocols' rows: ``subject``, ``stream``, ``protocol`` (the diagnostic),
+    A row has the keys of the protocols' rows: ``source``, ``stream``, ``protocol`` (the diagnostic),
     ``seed``, ``metrics`` (of ``extrapolation`` the task's metric by size), ``intervals`` and ``details``.
 
     Args:
@@ -100,7 +100,7 @@ def run_diagnostics(
                 raise ValueError(
                     f"{data.name} has images of two dates; {', '.join(names)} take single images"
                 )
-            for subject, build in built:
+            for source, build in built:
                 model = build(seed)
                 told = progress_message(bar, "positions: epoch")
                 computations = _computations(model, data, seed, options, told, progress)
@@ -108,11 +108,11 @@ def run_diagnostics(
                     "version": __version__,
                     "features": fingerprint(model),
                     "split": split_digest(data),
-                    "subject": subject,
+                    "source": source,
                 }
                 for name in names:
                     for stream in _streams(name, model, streams):
-                        bar.set_postfix_str(f"{subject}, {stream}: {name}")
+                        bar.set_postfix_str(f"{source}, {stream}: {name}")
                         job = {**of_all, "stream": stream, "protocol": name, "seed": seed}
                         job["options"] = options.deciding(name)
                         compute = partial(computations[name], stream)

@@ -66,7 +66,7 @@ def plot_evaluation(
     first = [row for row in found["rows"] if row["seed"] == seed]
     pictures: list[_Picture] = []
     notes: list[str] = []
-    sparse = {f"{r['subject']}, {r['stream']}": r["details"] for r in first if r["protocol"] == "sparse"}
+    sparse = {f"{r['source']}, {r['stream']}": r["details"] for r in first if r["protocol"] == "sparse"}
     if sparse:
         pictures.append((folder / "sparse.png", partial(draw_sparse, sparse, data.classes)))
     if data.labels is None:
@@ -75,7 +75,7 @@ def plot_evaluation(
         if not linear:
             notes.append("segmentations show what the linear probe predicts: run linear too")
     extrapolated = {
-        f"{row['subject']}, {row['stream']}": row["details"]
+        f"{row['source']}, {row['stream']}": row["details"]
         for row in found["diagnostics"].get("extrapolation", ())
         if row["seed"] == seed
     }
@@ -134,8 +134,8 @@ def _segmentations(
 ) -> Iterator[_Picture]:
     by_name = {source.name: source for source in sources}
     for row in rows:
-        draw = partial(_segmentation, row, by_name[row["subject"]], data, size)
-        yield folder / f"segmentation_{_file_part(row['subject'], row['stream'])}.png", draw
+        draw = partial(_segmentation, row, by_name[row["source"]], data, size)
+        yield folder / f"segmentation_{_file_part(row['source'], row['stream'])}.png", draw
 
 
 def _segmentation(

@@ -13,7 +13,7 @@ from rsbackbones.eval.knn import NEIGHBORS
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.markdown import markdown_table
 
-# A row: subject, stream, protocol, seed, metrics, interval of every metric.
+# A row: source, stream, protocol, seed, metrics, interval of every metric.
 Row = Mapping[str, Any]
 # The caption of the table of each diagnostic; the numbered tables are CROMA's.
 _CAPTIONS = {
@@ -39,12 +39,12 @@ def table(rows: Sequence[Row], metric: str) -> str:
     metrics = {p: displayed(p, metric) for p in protocols}
     head = ["features", "stream", *(f"{p}, {metrics[p]}" for p in protocols)]
     lines = []
-    for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
-        cells = [subject, stream]
+    for source, stream in dict.fromkeys((row["source"], row["stream"]) for row in rows):
+        cells = [source, stream]
         for protocol in protocols:
             selected = [
                 r for r in rows
-                if (r["subject"], r["stream"], r["protocol"]) == (subject, stream, protocol)
+                if (r["source"], r["stream"], r["protocol"]) == (source, stream, protocol)
             ]  # fmt: skip
             cells.append(_cell(selected, metrics[protocol]))
         lines.append(cells)
@@ -57,9 +57,9 @@ def diagnostics_table(rows: Sequence[Row]) -> str:
     columns = list(rows[0]["metrics"])
     heads = [f"{rows[0]['details']['metric']} at {c}" if percent else c.replace("_", " ") for c in columns]
     lines = []
-    for subject, stream in dict.fromkeys((row["subject"], row["stream"]) for row in rows):
-        selected = [row for row in rows if (row["subject"], row["stream"]) == (subject, stream)]
-        lines.append([subject, stream, *(_cell(selected, column, percent=percent) for column in columns)])
+    for source, stream in dict.fromkeys((row["source"], row["stream"]) for row in rows):
+        selected = [row for row in rows if (row["source"], row["stream"]) == (source, stream)]
+        lines.append([source, stream, *(_cell(selected, column, percent=percent) for column in columns)])
     head = ["features", "stream", *heads]
     return markdown_table(head, lines, "ll" + "r" * len(columns), spaced=True) + "\n"
 
@@ -84,17 +84,17 @@ def _cell(rows: Sequence[Row], metric: str, *, percent: bool = True) -> str:
 def best_on_test_note(rows: Sequence[Row]) -> list[str]:
     """Return what papers report of a sweep: the best learning rate on the test split itself."""
     lines = []
-    for subject, stream, protocol in dict.fromkeys((r["subject"], r["stream"], r["protocol"]) for r in rows):
-        key = (subject, stream, protocol)
+    for source, stream, protocol in dict.fromkeys((r["source"], r["stream"], r["protocol"]) for r in rows):
+        key = (source, stream, protocol)
         bests = [
             r["details"]["best_on_test"] for r in rows
-            if (r["subject"], r["stream"], r["protocol"]) == key and "best_on_test" in r["details"]
+            if (r["source"], r["stream"], r["protocol"]) == key and "best_on_test" in r["details"]
         ]  # fmt: skip
         if bests:
             metric = next(name for name in bests[0] if name != "lr")
             rates = ", ".join(f"{best['lr']:g}" for best in bests)
             value = 100 * mean(best[metric] for best in bests)
-            lines.append(f"- {subject}, {stream}, {protocol}: {metric} {value:.1f} at {rates}")
+            lines.append(f"- {source}, {stream}, {protocol}: {metric} {value:.1f} at {rates}")
     if lines:
         lines = [
             "The best learning rates on the test split, as the papers report; optimistic:",
@@ -131,11 +131,11 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
     rows: Sequence[Row] = found["rows"]
     diagnostics: Mapping[str, Sequence[Row]] = found["diagnostics"]
     lines = csv.writer(text := io.StringIO(), lineterminator="\n")
-    lines.writerow(("subject", "stream", "protocol", "seed", "metric", "value", "low", "high"))
+    lines.writerow(("source", "stream", "protocol", "seed", "metric", "value", "low", "high"))
     for row in chain(rows, *diagnostics.values()):
         for metric, value in row["metrics"].items():
             low, high = row["intervals"].get(metric, ("", ""))
-            key = [row[name] for name in ("subject", "stream", "protocol", "seed")]
+            key = [row[name] for name in ("source", "stream", "protocol", "seed")]
             lines.writerow([*key, metric, value, low, high])
     page = [f"# {found['data']['name']}", ""]
     if rows:

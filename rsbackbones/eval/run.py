@@ -40,7 +40,7 @@ class Job:
 
     features: str
     split: str
-    subject: str
+    source: str
     stream: str
     protocol: str
     seed: int

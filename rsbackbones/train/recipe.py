@@ -25,7 +25,7 @@ from rsbackbones.train.engine.config import (
     ShareBelowOne,
     Text,
 )
-from rsbackbones.train.engine.config_io import from_json, merge_fields, to_json
+from rsbackbones.train.engine.config_io import from_json, merge_fields, to_json, union_member
 from rsbackbones.train.engine.run_dir import stage_folder
 from rsbackbones.train.engine.sampler import TaskSchedule
 from rsbackbones.train.objectives.objective import ObjectiveConfig
@@ -33,8 +33,8 @@ from rsbackbones.train.objectives.registry import check_registered
 
 
 def _kind_of_file(file: Any) -> str:
-    simulated = "places" in file if isinstance(file, dict) else isinstance(file, SimulatedPlaces)
-    return "simulated" if simulated else "npz"
+    kind = union_member(NpzFile | SimulatedPlaces, file) if isinstance(file, dict) else type(file)
+    return "simulated" if kind is SimulatedPlaces else "npz"
 
 
 # One or the other, told apart by their fields: errors are then those of the one that is meant.

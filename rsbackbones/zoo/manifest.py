@@ -5,6 +5,7 @@ variable ``RSBACKBONES_MANIFEST`` names a second manifest of the user, with the 
 zoo, a mirror, a test). Its entries and its default for an architecture take precedence.
 """
 
+import difflib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ SCHEMA_VERSION = 1
 # The manifest of a folder made by ``rsbackbones download --output``.
 FOLDER_MANIFEST = "manifest.json"
 _PACKAGE = Path(__file__).parents[1]
+_MOST_SHOWN = 6  # ids in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +205,29 @@ def find_entry(name: str) -> WeightsEntry:
     chosen = [entry for entry in candidates if (entry.tag == tag if tag else entry.default)]
     if chosen and chosen[0].availability != "unreleased":
         return chosen[0]
-    available = [entry.id for entry in entries if entry.availability != "unreleased"]
     why = chosen[0].source.reason if chosen else f"no weights are known under the name {name!r}"
     if reasons := [entry.source.reason for entry in candidates if entry.availability == "unreleased"]:
         why = why if chosen else f"{why}: {reasons[0]}"
     raise WeightsNotFound(
-        f"{name}: {why}. Weights exist for: {', '.join(available) or 'no model yet'}. "
+        f"{name}: {why}. {_existing(name)} "
         "For a randomly initialized model leave out pretrained=True (commands: --no-pretrained; "
         "finetune: pretrained=false)."
     )
+
+
+def _existing(name: str) -> str:
+    """Return a sentence with weights whose names are close to ``name``: those of its architecture, if any."""
+    released = [entry for entry in all_entries() if entry.availability != "unreleased"]
+    architecture = name.partition(".")[0]
+    own = [entry.id for entry in released if entry.architecture == architecture]
+    names = {entry.architecture for entry in released} - {architecture}
+    close = difflib.get_close_matches(architecture, names, n=3, cutoff=0.8)
+    others = [entry.id for entry in released if entry.architecture in close]
+    ids = [
+        *sorted(own, key=lambda known: -difflib.SequenceMatcher(None, known, name).ratio()),
+        *sorted(others, key=lambda known: close.index(known.partition(".")[0])),
+    ]
+    every = f"`rsbackbones list` names all {len(released)}."
+    if not ids:
+        return f"There are no weights of similar names; {every}"
+    return f"Weights exist for: {', '.join(ids[:_MOST_SHOWN])}{', ...' * (len(ids) > _MOST_SHOWN)}; {every}"

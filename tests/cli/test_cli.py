@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,25 @@ def test_values_out_of_range_are_answered_with_option_value_and_range(option, va
 def test_malformed_commands_exit_with_2(arguments, capsys):
     assert main(arguments) == 2
     assert "Usage: rsbackbones" in capsys.readouterr().err
+
+
+def test_an_option_for_one_sensor_given_twice_is_refused(fails, capsys):
+    twice = ["--units", "s2=dn", "--units", "s2=reflectance"]
+    assert main(["embed", "a.tif", "--model", "m", "--output", "o.tif", *twice]) == 2
+    assert "s2 is given twice" in capsys.readouterr().err
+    assert "s2 are given twice" in fails("bands", "croma_vit_b", "--bands", "B02", "--bands", "s2=B03")
+
+
+def test_info_of_a_model_without_weights_names_weights_that_exist(fails):
+    assert "croma_vit_b.ssl4eo_s12" in fails("info", "croma_vit_b.other")
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = (
+        f"{shlex.quote(sys.executable)} -m rsbackbones.cli list --json | head -n 1; exit ${{PIPESTATUS[0]}}"
+    )
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "{\n", "")
 
 
 def test_ctrl_c_ends_without_a_traceback(run, pair, tmp_path):

@@ -40,15 +40,15 @@ def test_pictures_in_class_folders_give_one_table(pictures, tmp_path, capsys):
     assert "random initialization" in out.out
     assert "B08" in out.err  # whose weights were left out
     found = json.loads((tmp_path / "a" / "result.json").read_text())
-    protocols = {(row["subject"], row["protocol"]) for row in found["rows"]}
+    protocols = {(row["source"], row["protocol"]) for row in found["rows"]}
     assert ("mean and deviation per band", "logistic") in protocols
     assert ("croma_vit_tiny", "logistic") in protocols  # compared by the same
     assert all(0 <= row["intervals"]["top1"][0] <= row["metrics"]["top1"] + 1e-9 for row in found["rows"])
-    best = next(r for r in found["rows"] if r["subject"].startswith("mean"))
+    best = next(r for r in found["rows"] if r["source"].startswith("mean"))
     assert best["metrics"]["top1"] == 1  # colors are told apart by their means
     assert found["data"]["samples"] == {"train": 36, "test": 9}
     header = (tmp_path / "a" / "result.csv").read_text().splitlines()[0]
-    assert header == "subject,stream,protocol,seed,metric,value,low,high"
+    assert header == "source,stream,protocol,seed,metric,value,low,high"
     # Again: nothing is computed, everything is the same.
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "parts").iterdir()}
     before = (tmp_path / "a" / "result.json").read_text()
@@ -167,7 +167,7 @@ def test_label_maps_are_scored_by_pixel(dates, metric, tmp_path, capsys):
     assert metric in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert found["metric"] == metric
-    (row,) = [r for r in found["rows"] if r["subject"].startswith("mean")]
+    (row,) = [r for r in found["rows"] if r["source"].startswith("mean")]
     # The statistics tell every patch, and a patch is all one class: what is wrong is the shifted edge alone.
     with np.load(data) as arrays:
         truth = arrays["label"][6:]
@@ -237,7 +237,7 @@ def test_label_rasters_of_a_table_take_their_classes_from_the_command(tmp_path, 
     assert run(tmp_path / "out", tmp_path, "logistic", "--baselines", *options) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert found["data"]["classes"] == ["land", "water"]
-    (row,) = [r for r in found["rows"] if r["subject"].startswith("mean")]
+    (row,) = [r for r in found["rows"] if r["source"].startswith("mean")]
     assert row["metrics"]["iou_water"] == 1
     assert run(tmp_path / "other", tmp_path, "logistic") == 2
     assert "--classes" in capsys.readouterr().err
@@ -281,7 +281,7 @@ def test_change_that_the_test_split_lacks_has_no_score_and_valid_json(tmp_path, 
     assert "f1_change" in capsys.readouterr().out
     text = (tmp_path / "out" / "result.json").read_text()
     assert "NaN" not in text
-    (row,) = [r for r in json.loads(text)["rows"] if r["subject"].startswith("mean")]
+    (row,) = [r for r in json.loads(text)["rows"] if r["source"].startswith("mean")]
     assert row["metrics"]["pixel_accuracy"] == 1
     assert "f1_change" not in row["metrics"]
 
@@ -319,7 +319,7 @@ def test_what_stands_for_no_label_is_no_class(kind, tmp_path, capsys):
         record = json.loads((out / "result.json").read_text())
         assert record["data"]["classes"] == ["oil", "foam", "ship"]
         found[said] = [row["metrics"] for row in record["rows"]]
-        (row,) = [r for r in record["rows"] if r["subject"].startswith("mean")]
+        (row,) = [r for r in record["rows"] if r["source"].startswith("mean")]
         assert row["metrics"]["miou"] == 1
         # Of all metrics by class there are three.
         assert sum(name.startswith("iou_") for name in row["metrics"]) == 3
@@ -336,7 +336,7 @@ def test_what_stands_for_no_label_is_no_class(kind, tmp_path, capsys):
 def test_statistics_stand_beside_random_weights_alone(pictures, tmp_path):
     assert run(tmp_path, pictures, "knn", "--no-pretrained", "--baselines") == 0
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert [(row["subject"], row["protocol"]) for row in rows] == [
+    assert [(row["source"], row["protocol"]) for row in rows] == [
         ("random initialization", "knn"),
         ("random initialization", "logistic"),
         ("mean and deviation per band", "logistic"),

@@ -23,7 +23,7 @@ def maps(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def subject(maps):
+def source(maps):
     return FeatureSource.pretrained("tiny", model_for(open_labelled(maps), "croma_vit_tiny"), {})
 
 
@@ -42,11 +42,11 @@ def test_the_command_prints_a_table_each_and_keeps_what_is_done(maps, tmp_path, 
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert list(found["diagnostics"]) == ["invariance", "patches", "extrapolation"]
     for rows in found["diagnostics"].values():
-        assert [row["subject"] for row in rows] == ["croma_vit_tiny", "random initialization"]
+        assert [row["source"] for row in rows] == ["croma_vit_tiny", "random initialization"]
     # A crop of 32 pixels is a whole image: there the probe is that of the protocol.
-    linear = {r["subject"]: r["metrics"]["miou"] for r in found["rows"] if r["protocol"] == "linear"}
+    linear = {r["source"]: r["metrics"]["miou"] for r in found["rows"] if r["protocol"] == "linear"}
     for row in found["diagnostics"]["extrapolation"]:
-        assert row["metrics"]["32"] == pytest.approx(linear[row["subject"]])
+        assert row["metrics"]["32"] == pytest.approx(linear[row["source"]])
         assert [at["images"] for at in row["details"]["by_size"]] == [4, 16, 8]
     values = (tmp_path / "out" / "result.csv").read_text()
     assert "croma_vit_tiny,s2,invariance,0,turn_90," in values
@@ -68,9 +68,9 @@ def test_alone_they_give_no_table_of_protocols(maps, tmp_path, capsys):
     assert found["data"]["samples"] == {"train": 6, "test": 4}
 
 
-def test_positions_are_told_by_stream_and_seed(maps, subject, tmp_path):
+def test_positions_are_told_by_stream_and_seed(maps, source, tmp_path):
     found = run_diagnostics(
-        ["positions"], [subject], lambda seed: open_labelled(maps, seed=seed), tmp_path, seeds=(0, 1),
+        ["positions"], [source], lambda seed: open_labelled(maps, seed=seed), tmp_path, seeds=(0, 1),
         options=QUICK, progress=False,
     )["positions"]  # fmt: skip
     assert [(row["stream"], row["seed"]) for row in found] == [("s2", 0), ("s2", 1)]
@@ -99,12 +99,12 @@ def test_other_weights_and_other_splits_are_other_parts(maps, tmp_path):
 def test_only_what_has_a_model_is_measured(maps, tmp_path):
     data = open_labelled(maps)
     model = model_for(data, "croma_vit_tiny")
-    subjects = [
+    sources = [
         FeatureSource.band_statistics(model, {"level": "patch"}),
         FeatureSource.random_init(lambda: model, {}),
     ]
-    found = run_diagnostics(["patches"], subjects, lambda seed: data, tmp_path, progress=False)
-    assert [row["subject"] for row in found["patches"]] == ["random initialization"]
+    found = run_diagnostics(["patches"], sources, lambda seed: data, tmp_path, progress=False)
+    assert [row["source"] for row in found["patches"]] == ["random initialization"]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_both_sensors_give_all_streams_and_extrapolation_the_joint_one(tmp_path)
         label=np.arange(8) % 2, split=np.array(["train"] * 4 + ["test"] * 4),
     )  # fmt: skip
     data = open_labelled(tmp_path / "set.npz")
-    subject = FeatureSource.pretrained("both", model_for(data, "croma_vit_tiny"), {})
+    source = FeatureSource.pretrained("both", model_for(data, "croma_vit_tiny"), {})
     options = DiagnosticOptions(train_size=16, sizes=(8, 16), probe=QUICK.probe, num_resamples=10)
     found = run_diagnostics(
-        ["invariance", "extrapolation"], [subject], lambda seed: data, tmp_path / "out", options=options,
+        ["invariance", "extrapolation"], [source], lambda seed: data, tmp_path / "out", options=options,
         progress=False,
     )  # fmt: skip
     assert {row["stream"] for row in found["invariance"]} == {"s2", "s1", "joint"}

@@ -85,7 +85,7 @@ def test_a_checkpoint_of_the_sensor_meets_its_bands_by_name(tmp_path, capsys):
     checkpoint = ["--checkpoint", str(tmp_path / "landsat.safetensors"), "--sensors", "s2=landsat_oli"]
     assert main(["eval", "knn", "--model", "croma_vit_tiny", *common, *checkpoint, "--baselines"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    facts = result["subjects"][str(tmp_path / "landsat.safetensors")]
+    facts = result["sources"][str(tmp_path / "landsat.safetensors")]
     assert facts["bands"] == {"s2": ["B5", "B3", "B2"]}
     assert facts["adaptation"] is None
     assert "not used: B1, B4, B6, B7" in capsys.readouterr().err
@@ -103,9 +103,9 @@ def test_the_command_takes_the_rules(tmp_path, capsys):
     expected = tiny(
         sensors={"s2": "landsat_oli"}, bands={"s2": OLI}, missing_bands="nearest", kernel_scale="sqrt"
     )
-    facts = result["subjects"]["croma_vit_tiny"]
+    facts = result["sources"]["croma_vit_tiny"]
     assert facts["adaptation"] == str(expected.adaptation)
-    assert {row["subject"] for row in result["rows"]} > {"croma_vit_tiny", "random initialization"}
+    assert {row["source"] for row in result["rows"]} > {"croma_vit_tiny", "random initialization"}
 
 
 def test_sentinel_2_and_landsat_beside_each_other_are_not_mixed_up(tmp_path):

@@ -69,9 +69,9 @@ def test_umap_stands_beside_t_sne(tmp_path):
 def test_what_is_drawn_is_what_was_scored(dates, size, tmp_path):
     data = open_labelled(checkerboard(tmp_path / "maps.npz", dates))
     model = model_for(data, "croma_vit_tiny")
-    subject = FeatureSource.pretrained("tiny", model, {"level": "patch", "size": size})
-    found = evaluate(["linear"], [subject], lambda seed: data, tmp_path / "out", progress=False)
-    examples = segmented(found["rows"][0], subject, data, size=size)
+    source = FeatureSource.pretrained("tiny", model, {"level": "patch", "size": size})
+    found = evaluate(["linear"], [source], lambda seed: data, tmp_path / "out", progress=False)
+    examples = segmented(found["rows"][0], source, data, size=size)
     assert [example.name for example in examples] == [data.ids[i] for i in data.splits["test"]]  # all four
     right = np.mean([example.prediction == example.label for example in examples])
     assert right == pytest.approx(found["rows"][0]["metrics"]["pixel_accuracy"])
@@ -85,9 +85,9 @@ def test_patches_without_a_label_are_predicted_too(tmp_path):
     arrays["label"][6:, :, 8:] = -1
     np.savez(tmp_path / "sparse.npz", **arrays)
     data = open_labelled(tmp_path / "sparse.npz")
-    subject = FeatureSource.pretrained("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
-    found = evaluate(["linear"], [subject], lambda seed: data, tmp_path / "out", progress=False)
-    examples = segmented(found["rows"][0], subject, data)
+    source = FeatureSource.pretrained("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
+    found = evaluate(["linear"], [source], lambda seed: data, tmp_path / "out", progress=False)
+    examples = segmented(found["rows"][0], source, data)
     assert all(np.isin(example.prediction, (0, 1)).all() for example in examples)
     assert all((example.label[:, 8:] == -1).all() for example in examples)
 
@@ -101,8 +101,8 @@ def test_a_rectangle_keeps_its_rows_and_columns(tmp_path):
         split=np.array(["train"] * 4 + ["test"] * 4),
     )  # fmt: skip
     data = open_labelled(tmp_path / "set.npz")
-    subject = FeatureSource.pretrained("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
-    found = evaluate(["linear"], [subject], lambda seed: data, tmp_path / "out", progress=False)
-    examples = segmented(found["rows"][0], subject, data)
+    source = FeatureSource.pretrained("tiny", model_for(data, "croma_vit_tiny"), {"level": "patch"})
+    found = evaluate(["linear"], [source], lambda seed: data, tmp_path / "out", progress=False)
+    examples = segmented(found["rows"][0], source, data)
     right = np.mean([example.prediction == example.label for example in examples])
     assert right == pytest.approx(found["rows"][0]["metrics"]["pixel_accuracy"])

@@ -720,7 +720,9 @@ def test_commands_know_a_family_of_ones_own_by_a_plugin(tmp_path, monkeypatch, c
     assert "my_net" in done.stdout
     monkeypatch.setenv("RSBACKBONES_PLUGINS", "absent")
     assert main(["list"]) == 2
-    assert "No module named 'absent'" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "RSBACKBONES_PLUGINS names absent" in message
+    assert "No module named 'absent'" in message
 
 
 class Floored(ToyCNN):

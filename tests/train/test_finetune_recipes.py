@@ -1,12 +1,13 @@
 """The recipes are the papers' rows: numbers copied by hand from the papers, not from the code."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from rsbackbones.train.engine.config_io import from_json, parse_arguments, to_json
+from rsbackbones.train.engine.config_io import apply_overrides, from_json, parse_arguments, to_json
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views, finetune
 from rsbackbones.train.finetune.table import recipe_table
@@ -155,10 +156,13 @@ def test_the_commands_of_the_page_are_understood():
         recipe = parse_arguments(shlex.split(line, comments=True), RECIPES)
         assert recipe.data
         assert recipe.output
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    tuning, series = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {"labelled_set": None}
-    exec(code.split("result =")[0], names)
+    exec(tuning.split("result =")[0], names)
     assert names["recipe"].batch_size == 64
+    exec(series.split("data =")[0], names)
+    changes = re.search(r"apply_overrides\(recipe, ({.*?})\)", series)
+    assert apply_overrides(names["recipe"], json.loads(changes[1])).views.cutmix == 0
 
 
 def test_recipes_are_read_back():

@@ -13,6 +13,7 @@ from rsbackbones.train.engine.config_io import (
     parse_arguments,
     to_json,
 )
+from rsbackbones.train.finetune.recipes import RECIPES as FINETUNE_RECIPES
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.recipes import RECIPES
 from tests.train.training import small_recipe
@@ -78,6 +79,12 @@ def test_arguments_replace_single_fields():
         ("optim.lr=1", "'optim.lr', did you mean 'optim.base_lr'"),
         ("lr=1", "'lr', did you mean 'optim.base_lr'"),
         ("base_lr=1", "'base_lr', did you mean 'optim.base_lr'"),
+        ("size=64", "'size', did you mean 'data.size'"),
+        ("data.parts.0.file.places=3", "unknown key 'data.parts.0.file.places'. Known keys: path, images"),
+        (
+            'data.parts=[{"file": {"places": 3, "sizes": 64}}]',
+            "'data.parts.0.file.sizes', did you mean 'data.parts.0.file.size'? Known keys: places, size",
+        ),
         ("data.size=-8", "data.size must be greater than or equal to 1, got -8"),
         ("data.size=12.5", "data.size must be a valid integer"),
         ("data.root=", "data.root: the path is empty"),
@@ -106,6 +113,8 @@ def test_arguments_replace_single_fields():
         ("max_steps=0", "max_steps must be greater than or equal to 1, got 0"),
         ("log_every=-1", "log_every"),
         ("seed=-1", "seed"),
+        ("seed=true", "seed: expected a number, got True"),
+        ("data.mixup=true", "data.mixup: expected a number, got True"),
         ("timeout=0", "timeout"),
         ("precision=fp8", "precision"),
         ("parallel=none", "parallel"),
@@ -143,7 +152,7 @@ def test_what_does_not_fit_is_named(argument, expected):
 
 
 def test_a_key_twice_and_recipes_that_there_are_not():
-    with pytest.raises(ValueError, match="each key once, got 'seed=2'"):
+    with pytest.raises(ValueError, match="seed is given twice: seed=1 and seed=2"):
         parse("seed=1", "seed=2")
     with pytest.raises(ValueError, match=r"no recipe is given.*croma_vit_b"):
         parse_arguments(["seed=1"], RECIPES)
@@ -151,6 +160,14 @@ def test_a_key_twice_and_recipes_that_there_are_not():
         parse_arguments(["recipe=croma"], RECIPES)
     with pytest.raises(ValueError, match=r"cannot read the recipe /nowhere\.json"):
         parse_arguments(["recipe=/nowhere.json"], RECIPES)
+
+
+def test_a_recipe_of_another_kind_is_refused_in_few_words(tmp_path):
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(to_json(TINY)))
+    with pytest.raises(ValueError, match=r"data must be a valid string, got \{'root': .*\.\.\.;") as error:
+        parse_arguments([f"recipe={file}"], FINETUNE_RECIPES)
+    assert len(str(error.value)) < 3000
 
 
 @pytest.mark.parametrize("name", RECIPES)

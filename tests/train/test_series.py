@@ -388,3 +388,20 @@ def test_samples_that_cannot_be_one_batch():
         stack_dated([images(3, 2, 4, 4), images(3, 2, 4, 8)])
     with pytest.raises(ValueError, match="images of one size"):
         stack_dated([images(2, 4, 4), images(3, 2, 4, 4)])
+    uneven = [
+        DatedImages(images={"s2": torch.zeros(a, 2, 4, 4), "s1": torch.zeros(b, 2, 4, 4)})
+        for a, b in ((3, 2), (2, 3))
+    ]
+    with pytest.raises(ValueError, match="same timesteps in all modalities"):
+        stack_dated(uneven)
+
+
+def test_a_timestep_has_the_date_of_an_image_that_is_there():
+    dates = {"s2": torch.tensor([[0, 20, 0]]), "s1": torch.tensor([[12, 22, 0]])}
+    valid = {"s2": torch.tensor([[False, True, False]]), "s1": torch.tensor([[True, True, False]])}
+    # A missing Sentinel-2 image has no date; the model still sees Sentinel-1 on day 12.
+    found = model_arguments(dates, valid, ("s2", "s1"))["dates"]
+    assert found[:, :2].tolist() == [[12, 20]]
+    assert model_arguments(dates, valid, ("s1", "s2"))["dates"][:, :2].tolist() == [[12, 22]]
+    assert model_arguments(dates, {}, ("s2", "s1"))["dates"] is dates["s2"]
+    assert "dates" not in model_arguments({}, valid, ("s2", "s1"))

@@ -47,6 +47,14 @@ def test_pretrained_without_weights_says_so_and_lists_what_exists():
         rsb.create_model("croma_vit_b.other", pretrained=True)
 
 
+def test_of_many_weights_the_near_ones_are_listed():
+    with pytest.raises(rsb.WeightsNotFound, match=r"exist for: resnet50\.ssl4eo_s12_moco_s2, ") as error:
+        rsb.create_model("resnet50.ssl4eo_s12_moko_s2", pretrained=True)
+    assert "resnet18." not in str(error.value)
+    assert "`rsbackbones list` names all " in str(error.value)
+    assert len(str(error.value)) < 600
+
+
 def test_a_tag_without_pretrained_is_no_silent_random_model():
     with pytest.raises(ValueError, match="pretrained=True"):
         rsb.create_model("croma_vit_b.ssl4eo_s12")

@@ -195,7 +195,8 @@ def _sides(file: NpzArchive, key: str, sensor: str, spec: Any, bands: Any) -> tu
             if names not in file.facts:
                 raise ValueError(
                     f"{file.path} has no array {names!r} of the band names of {array}; it has "
-                    f"{', '.join(file.facts)}. Name the bands, bands={{'{key}': (...)}}"
+                    f"{', '.join(file.facts)}. Name the bands in order: bands={{'{key}': ('B02', ...)}} "
+                    f"(rsbackbones eval: --data-bands {key}=B02,...)"
                 )
             names = [str(name) for name in file.read(names).tolist()]
         parts[str(array)] = get_sensor(sensor).canonical(tuple(names))

@@ -16,13 +16,22 @@ BatchNormMode = Literal["local", "grouped", "sync"]
 # Every class of options has this configuration: unknown options, NaN and infinity are refused.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):  # pydantic would take True as 1
+        raise ValueError(f"expected a number, got {value}")
+    return value
+
+
+_Int = Annotated[int, BeforeValidator(_refuse_bool)]
+_Float = Annotated[float, BeforeValidator(_refuse_bool)]
+Count = Annotated[_Int, Field(ge=1)]
+CountOrZero = Annotated[_Int, Field(ge=0)]
+Positive = Annotated[_Float, Field(gt=0)]
+NonNegative = Annotated[_Float, Field(ge=0)]
+Share = Annotated[_Float, Field(ge=0, le=1)]
 # A share of which the whole is not possible: a decay, a mask ratio, a warm-up.
-ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+ShareBelowOne = Annotated[_Float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 

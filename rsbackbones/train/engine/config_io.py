@@ -5,7 +5,7 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,8 @@ from rsbackbones.train.engine.config import RunOptions
 R = TypeVar("R", bound=RunOptions)
 # A recipe's field that holds, for every stage, the fields of the recipe that differ in it.
 STAGES = "stages"
+_LONGEST_VALUE = 100  # characters of a value in an error
+_MOST_ERRORS = 4  # in one text
 
 
 def to_json(options: Any) -> dict[str, Any]:
@@ -35,7 +37,9 @@ def from_json(fields: Mapping[str, Any], kind: type[R]) -> R:
     try:
         return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
-        raise ValueError("; ".join(_describe(e, fields, kind) for e in error.errors())) from error
+        found = [_describe(e, fields, kind) for e in error.errors()]
+        more = [f"and {len(found) - _MOST_ERRORS} more"] if len(found) > _MOST_ERRORS else []
+        raise ValueError("; ".join(found[:_MOST_ERRORS] + more)) from error
 
 
 def merge_fields(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,8 +98,10 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, R]) -> R:
     changes: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or key in changes:
-            raise ValueError(f"expected key=value, each key once, got {argument!r}")
+        if not equals:
+            raise ValueError(f"expected key=value, got {argument!r}")
+        if key in changes:
+            raise ValueError(f"{key} is given twice: {key}={changes[key]} and {argument}; pass each key once")
         changes[key] = value
     name = changes.pop("recipe", None)
     if name is not None and name.endswith(".json"):
@@ -154,7 +160,9 @@ def union_member(hint: Any, value: Any) -> Any:
                 "own with register_objective"
             )
         return methods[held["method"]]
-    return next((kind for kind in several if set(held) <= set(_names(kind))), several[0])
+    return max(
+        several, key=lambda kind: len(set(held) & set(_names(kind))) - len(set(held) - set(_names(kind)))
+    )
 
 
 def _members(hint: Any) -> list[Any]:
@@ -212,20 +220,27 @@ def _describe(error: Mapping[str, Any], fields: Mapping[str, Any], kind: Any) ->
     if error["type"] == "value_error":  # one of our own checks, which names the value
         return f"{key}: " * bool(path) + text.removeprefix("Value error, ")
     text = text.replace("Input should", " must") if text.startswith("Input should") else f": {text}"
-    return f"{key}{text}, got {error['input']!r}"
+    given = repr(error["input"])
+    return f"{key}{text}, got {given if len(given) <= _LONGEST_VALUE else given[:_LONGEST_VALUE] + '...'}"
 
 
 def _unknown_key(path: Sequence[str], fields: Mapping[str, Any], kind: Any) -> str:
     """Return what is wrong with a key, with the key that was probably meant."""
     *above, name = path
     here, _ = _walk(kind, fields, above)
-    near = difflib.get_close_matches(name, _names(here), n=1)
-    if not near:  # lr: base_lr; base_lr: optim.base_lr
+    near = _shallow(key for key in _keys(here) if key.rpartition(".")[2] == name)  # size: data.size
+    near = near or difflib.get_close_matches(name, _names(here), n=1)
+    if not near:  # lr: base_lr
         words = set(name.split("_"))
-        near = [key for key in _keys(here) if words <= set(key.rpartition(".")[2].split("_"))]
-        near = [key for key in near if key.count(".") == min(key.count(".") for key in near)][:3]
+        near = _shallow(key for key in _keys(here) if words <= set(key.rpartition(".")[2].split("_")))
     meant = f", did you mean {' or '.join(repr('.'.join([*above, key])) for key in near)}?" if near else "."
     return f"unknown key {'.'.join(path)!r}{meant} Known keys: {', '.join(_names(here))}"
+
+
+def _shallow(keys: Iterable[str]) -> list[str]:
+    """Return those of the keys with the fewest dots, at most three."""
+    every = list(keys)
+    return [key for key in every if key.count(".") == min(other.count(".") for other in every)][:3]
 
 
 def _keys(kind: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ A sample is a function of (seed, epoch, index), and mixing of (seed, step). Neit
 processes or on interruptions of the run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -22,8 +22,6 @@ from rsbackbones.train.dataset import sample_generator
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
 from rsbackbones.train.finetune.recipe import Views
-
-DatedInputs = Callable[[Mapping[str, Array]], DatedImages]
 
 
 @dataclass(frozen=True, kw_only=True)
