@@ -23,7 +23,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(QUICK) $(CORE)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(QUICK)
 
 test: .venv/installed
 	$(BIN)/ruff check .

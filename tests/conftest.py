@@ -33,7 +33,7 @@ if find_spec("pydantic") is None:
         "models/test_training.py",
     ]
 
-# By what they need: tests that start processes, that speak to the loopback Hub, and those of the benchmarks.
+# Files whose tests start processes, speak to the Hub of the tests, belong to the benchmarks, or take long.
 MARKED = {
     "multiprocess": (
         "test_processes.py", "test_finetune_processes.py", "test_distributed.py", "test_kills.py",
@@ -41,6 +41,13 @@ MARKED = {
     ),
     "network": ("test_hub_*.py", "test_loopback_hub.py", "test_published_hub.py", "test_weights_folder.py"),
     "bench": ("benchmarks/*",),
+    "slow": (
+        "test_bad_checkpoints.py", "test_blockwise_attention.py", "test_checkpoint.py", "test_cli.py", "test_command.py",
+        "test_contrast.py", "test_dataset.py", "test_docs.py", "test_examples.py", "test_export.py",
+        "test_finetune.py", "test_finetune_real.py", "test_own_objective.py", "test_packaging.py",
+        "test_portability.py", "test_published.py", "test_published_entries.py", "test_seamo_training.py",
+        "test_stages.py", "test_trainer.py", "test_training.py", "test_uses.py",
+    ),
 }  # fmt: skip
 
 

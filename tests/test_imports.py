@@ -141,6 +141,7 @@ def test_import_loads_nothing_optional_and_little_else():
     assert len(others) < 60, others
 
 
+@pytest.mark.slow
 def test_import_and_use_are_clean_under_warnings_as_errors():
     # Warnings of torch's own import are torch's.
     child(

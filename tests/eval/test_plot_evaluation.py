@@ -58,6 +58,7 @@ def test_without_the_flag_nothing_is_drawn_and_what_cannot_be_is_said(no_umap, t
 
 
 @pytest.mark.slow  # numba compiles for half a minute
+@pytest.mark.slow
 def test_umap_stands_beside_t_sne(tmp_path):
     pytest.importorskip("umap")
     assert run(tmp_path / "out", described(tmp_path / "set.npz"), "knn", "--pictures") == 0

@@ -55,6 +55,7 @@ def test_timm_knows_which_names_have_weights():
     assert not timm.is_model_pretrained("rsb_croma_s1_vit_s")
 
 
+@pytest.mark.slow
 def test_nothing_is_registered_without_the_import():
     code = "import timm, rsbackbones; print(timm.list_models('rsb_*'))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)

@@ -189,6 +189,7 @@ def test_the_encoder_is_the_plain_one(sensors, grid):
     ids=["12", "9", "4", "13"],
 )
 @torch.inference_mode()
+@pytest.mark.slow
 def test_shapes_of_vit_b_at_the_sizes_of_the_issue(bands):
     torch.manual_seed(0)
     given = {} if bands is None else {"bands": {"s2": bands}}
