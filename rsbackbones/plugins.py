@@ -20,6 +20,6 @@ def load_plugins() -> None:
             import_module(module)
         except ImportError as error:
             raise ImportError(
-                f"RSBACKBONES_PLUGINS names {module}, which cannot be imported: {error}. Install it, or add its "
-                "folder to PYTHONPATH"
+                f"RSBACKBONES_PLUGINS names {module}, which cannot be imported: {error}. Install it, or add "
+                "its folder to PYTHONPATH"
             ) from error
