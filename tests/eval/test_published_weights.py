@@ -90,7 +90,7 @@ def test_weights_of_any_sensor_are_evaluated(name, options, pretrained, tmp_path
     code = main(["eval", "knn", *where, *options, *more, "--no-progress"])
     assert code == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
-    assert {row["subject"] for row in rows} == (
+    assert {row["source"] for row in rows} == (
         {name, "random initialization", "mean and deviation per band"}
         if pretrained
         else {"random initialization"}
