@@ -10,6 +10,7 @@ import timm
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.layers.tracing import SINCE_2_7
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.sensors import InputSpec, get_sensor
 from rsbackbones.zoo.cards import model_card
@@ -81,6 +82,8 @@ def test_an_entry_fits_its_file_and_says_what_it_is(name):
     assert len(spec.bands) == row["in_chans"]
     if row["bands"]:  # the table's order is the file's
         assert get_sensor(modality).canonical(row["bands"]) == spec.bands
+    if not SINCE_2_7 and row["timm_model"].startswith("vit"):
+        pytest.skip("timm builds no ViT on the meta device with torch 2.6")
     theirs = shapes_of_timm(row["timm_model"], row["in_chans"])
     names = architecture.formats[entry.format].to_native(theirs)
     ours = {key: (tuple(t.shape), t.dtype) for key, t in model.state_dict().items()}
