@@ -99,6 +99,10 @@ class PlainViT(ViTBackbone):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
+    def no_weight_decay(self) -> set[str]:
+        """See :meth:`Backbone.no_weight_decay`."""
+        return super().no_weight_decay() | {"class_token"}
+
     def encode_tokens(
         self,
         images: Mapping[str, Tensor],

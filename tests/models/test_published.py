@@ -150,6 +150,13 @@ def test_bands_by_name_are_timms_network_with_the_others_zeroed_or_permuted(name
         torch.testing.assert_close(reversed_model(x.flip(1)), network(x), rtol=0, atol=1e-5)
 
 
+def test_tokens_and_positions_are_not_decayed_as_in_timm():
+    model = rsb.create_model("vit_s14", overrides={"depth": 1})
+    theirs = timm.create_model("vit_small_patch14_dinov2", depth=1).no_weight_decay()
+    assert theirs == {"cls_token", "pos_embed", "dist_token"}  # a distillation token, which neither has
+    assert model.no_weight_decay() == {"class_token", "positions.table"}
+
+
 def test_sincos_positions_are_those_of_mae():
     """The formula of MAE's code, patch by patch; the class token has none."""
     model = rsb.create_model(
