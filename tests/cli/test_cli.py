@@ -902,7 +902,7 @@ def test_convert_refuses_what_does_not_fit(fails, tmp_path):
     assert "croma_official_d32.npz" in refused(OFFICIAL.with_suffix(".npz"), x, *SMALL)
     assert "s9" in refused(OFFICIAL, x, *SMALL, "--modalities", "s9")
     assert "dpeth" in refused(OFFICIAL, x, *SMALL, "--overrides", "dpeth=2")
-    assert "tag" in refused(OFFICIAL, x, "--model", "croma_vit_b.ssl4eo_s12")
+    assert "does not hold this model" in refused(OFFICIAL, x, "--model", "croma_vit_b.ssl4eo_s12")
 
 
 def test_convert_refuses_another_architecture(run, fails, tmp_path):
