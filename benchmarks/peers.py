@@ -197,6 +197,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="DIR")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(
+            parents=True, exist_ok=True
+        )  # before minutes of work, whose results would be lost
     on = machine()
     results = {network: measure(network, options.threads) for network in NETWORKS}
     found = {
