@@ -189,10 +189,9 @@ def test_what_is_not_registered_is_said(data, monkeypatch):
         apply_overrides(recipe_of(data), {"objective.scal": 2})
     with pytest.raises(ValueError, match=r"objective.scale must be a finite number, got nan"):
         apply_overrides(recipe_of(data), {"objective.scale": float("nan")})
-    monkeypatch.delitem(_METHODS, "means")
-    with pytest.raises(
-        ValueError, match=r"unknown method 'means'; known: .*croma.*seamo.*\. Register a method"
-    ):
+    for name in set(_METHODS) - {"croma", "seamo"}:  # of this file, and of others that ran before
+        monkeypatch.delitem(_METHODS, name)
+    with pytest.raises(ValueError, match=r"unknown method 'means'; known: croma, seamo\. Register a method"):
         from_json(saved, Recipe)
 
 

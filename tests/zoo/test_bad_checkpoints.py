@@ -12,6 +12,7 @@ import re
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ def load(path: Path, **options: Any) -> Any:
     try:
         return create_model(ARCHITECTURE, checkpoint=path, overrides=SMALL, **options)
     finally:
-        assert time.process_time() - began < 20  # of processor time: a bomb takes minutes
+        if time.process_time() - began >= 1:  # of processor time; on a busy machine a second try decides
+            began = time.process_time()
+            with suppress(WeightsError):
+                create_model(ARCHITECTURE, checkpoint=path, overrides=SMALL, **options)
+            assert time.process_time() - began < 1
 
 
 def refusal(path: Path, *kinds: type[WeightsError], match: str | None = None, **options: Any) -> str:
