@@ -138,9 +138,9 @@ def _known_elsewhere(names: Sequence[str], of: Mapping[str, str]) -> str:
     if not ways:
         return ""
     # Landsats name other bands alike, so that only the user can tell them apart.
-    which = "" if len(ways) == 1 else ", one of which you know to be yours"
+    which = "" if len(ways) == 1 else "; choose yours, since the names do not tell"
     named = ", ".join(f"{title} ({way})" for title, way in ways)
-    return f". They are names of {named}{which}; in Python pass sensors="
+    return f". They are names of {named}{which}. In Python: sensors={{MODALITY: SENSOR}}"
 
 
 class RasterStack:
