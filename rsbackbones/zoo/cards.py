@@ -37,6 +37,8 @@ _DEVIATIONS = (
     "authors' code divides, and does not clip. The contract is that of the authors' code.",
     "Sentinel-1 of SSL4EO-S12, and SoftCon: pretraining clipped to mean ± 2 standard deviations in 8 bits, "
     "which become [0, 1], by the authors' code and their word. torchgeo's transform is (x - mean) / std.",
+    "SSL4Eco: the authors read digital numbers as float32, and the ToTensor of their library (cvtorchvision) "
+    "divides by 255, in pretraining and evaluation. torchgeo's transform divides by 10000.",
     "Satlas: the authors clip to [0, 1], torchgeo does not.",
     "CLOSP on Sentinel-1: torchgeo has no transform, as the authors' code has none. Since nobody states the "
     "unit, `create_preprocess` asks for it.",
