@@ -59,10 +59,12 @@ pictures: .venv/installed
 	  Image.open('demo/land_cover/map.png').convert('RGB').quantize(64).save('docs/images/land_cover.png')"
 
 # On a machine with network: downloads and verifies all published weights, and records full digests, sizes and
-# golden activations in the manifest; then the tables.
+# golden activations in the manifest; then the tables. DATA=FOLDER, with data sets as torchgeo keeps them, also
+# measures the scores that the publishers state (a GPU is advisable), into runs/published_scores.
 lock-weights: .venv/installed
 	$(BIN)/python -m rsbackbones.cli manifest lock "*" --download --golden --output weights_manifest.json
 	$(BIN)/python -m rsbackbones.zoo.cards
+	$(if $(DATA),$(BIN)/python -m benchmarks.published_scores --data "$(DATA)" --output runs/published_scores)
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
 bench: .venv/installed

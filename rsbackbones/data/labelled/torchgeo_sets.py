@@ -21,6 +21,7 @@ PREFIX = "torchgeo:"
 _TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 _THIRTEEN = (*_TWELVE[:10], "B10", "B11", "B12")
 _SPLITS = {name: {"split": name} for name in ("train", "val", "test")}
+_UNITS = {"s2": "dn", "s1": "db"}  # in all files of these data sets but pictures
 _WHOLE_DB = "torchgeo reads the radar bands as whole decibels"
 
 
@@ -37,7 +38,7 @@ class Known:
         label: of a sample, where labels are not maps, without reading its images.
         splits: the arguments that open each.
         options: further arguments.
-        units: by sensor, where it is not that of the sensor.
+        units: by sensor, where it is not :data:`_UNITS`.
         take: (data set, sample of torchgeo, sensor) -> the image, where it is not under ``image``.
         mask: the label map of a sample of torchgeo.
         notes: what a user should know.
@@ -206,7 +207,7 @@ def read_torchgeo(name: str, root: Path) -> LabelledDataset:
         name=name,
         task=known.task,
         bands=known.bands,
-        units=known.units,
+        units={sensor: _UNITS[sensor] for sensor in known.bands} | dict(known.units),
         ids=[Path(paths[0]).relative_to(root).as_posix() for paths in files],
         codes=LabelCodes.of(known.classes(first)),
         labels=labels,
