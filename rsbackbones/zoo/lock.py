@@ -57,7 +57,11 @@ def lock_entries(
             continue
         file = weights.fetch(entry)
         digest, size = sha256_of(file), file.stat().st_size
-        stated = {**written.get(entry.id, {}), **held.get(entry.id, {})}
+        stated = dict(written.get(entry.id, {}))
+        before = held.get(entry.id, {})
+        # Of another revision, nothing that was recorded holds for these bytes.
+        if not stated or before.get("source") == stated["source"]:
+            stated |= before
         held[entry.id] = _locked(stated, digest, size)
         if golden and not stated.get("golden"):
             held[entry.id]["golden"] = _golden(entry)

@@ -163,6 +163,15 @@ def test_lock_records_digests_and_sizes_and_goldens(zoo):
     entries = {entry.id: entry for entry in read_manifest(locked)}
     assert set(entries) == {SMALL, other}
     assert set(entries[other].golden["streams"]) == {"s1"}
+    # What was recorded of an older revision does not hold for these bytes.
+    content = json.loads(locked.read_text())
+    (old,) = (e for e in content["weights"] if e["id"] == other)
+    old["source"]["revision"] = "0" * 40
+    old["golden"] = {**old["golden"], "streams": {}}
+    locked.write_text(json.dumps(content))
+    assert zoo.client(lock)["rc"] == 0
+    (again,) = (e for e in read_manifest(locked) if e.id == other)
+    assert (again.source, again.golden) == (entries[other].source, entries[other].golden)
     zoo.manifest.write_bytes(locked.read_bytes())
     verified = zoo.client(f"report(rc=main(['verify', {SMALL!r}]))")
     assert verified["rc"] == 0
