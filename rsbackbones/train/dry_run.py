@@ -57,7 +57,7 @@ def _two_steps(recipe: Recipe, processes: DistributedContext, print_to: TextIO |
         run.forward_backward(of_step)
     samples = sum(len(batch) for batch in of_step)
     total = sum(p.numel() for p in run.objective.parameters())
-    encoder = sum(p.numel() for p in run.objective.backbone.parameters())
+    encoder = sum(p.numel() for p in run.objective.export_backbone().parameters())
     peak = peak_memory(processes.device)
     hours = seconds * run.total_steps / 3600
     lines = {

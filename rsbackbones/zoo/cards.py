@@ -120,7 +120,10 @@ def model_card(entry: WeightsEntry) -> str:
     facts = [
         ("architecture", f"`{entry.architecture}`: {config.summary()}"),
         ("parameters", f"{entry.params:,}" if entry.params else "not stated"),
-        ("trained at", f"{entry.image_size} px" if entry.image_size else "not stated"),
+        (
+            "the recipe's size" if unreleased else "trained at",
+            f"{entry.image_size} px" if entry.image_size else "not stated",
+        ),
         ("source", f"unreleased: {entry.source.reason}" if unreleased else f"`{entry.source}`"),
         ("sha256", _digest(entry)),
         ("format", f"`{entry.format}`, {entry.dtype}"),

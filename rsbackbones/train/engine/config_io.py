@@ -58,7 +58,8 @@ def apply_overrides(recipe: R, changes: Mapping[str, Any]) -> R:
     Args:
         recipe: the recipe.
         changes: by key. Dots name a field within a field, or an element of a list by its index from 0:
-            ``optim.base_lr``, ``data.parts.0.repeats``, ``stages.1.data.root``.
+            ``optim.base_lr``, ``data.parts.0.repeats``, ``stages.1.data.root``. A dictionary without
+            ``method`` has the options of the recipe's method; those that it leaves out have their defaults.
 
     Raises:
         ValueError: an unknown key, or a value that does not fit.
@@ -74,6 +75,9 @@ def apply_overrides(recipe: R, changes: Mapping[str, Any]) -> R:
                 raise ValueError(f"unknown key {key!r}: {'.'.join(path[:depth])} has no fields")
             place: Any = _index(inner, path, depth, key) if isinstance(inner, list) else name
             if depth == len(path) - 1:
+                before = inner.get(place) if isinstance(inner, dict) else inner[place]
+                if isinstance(value, Mapping) and isinstance(before, Mapping) and "method" in before:
+                    value = {"method": before["method"], **value}
                 inner[place] = value
             else:
                 inner = inner.setdefault(name, {}) if isinstance(inner, dict) else inner[place]
