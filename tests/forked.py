@@ -37,7 +37,7 @@ def spawn(work: Callable[..., object], args: tuple[object, ...], nprocs: int) ->
 
 
 class Forked:
-    """Like ``subprocess.Popen`` for a command of ``sys.executable`` with ``-m MODULE ...`` or ``-c CODE ...``.
+    """Like ``subprocess.Popen`` for commands of ``sys.executable``: ``-m MODULE ...`` and ``-c CODE ...``.
 
     Args:
         arguments: The command.
