@@ -81,7 +81,7 @@ def start_client(
     descriptor, name = tempfile.mkstemp(suffix=".log")
     with os.fdopen(descriptor, "wb") as log:
         if not (prefix or preexec or fresh):
-            return Client(Forked(command, environment, Path(name), None), Path(name))
+            return Client(Forked(command, Path(name), env=environment), Path(name))
         process = subprocess.Popen(
             [*prefix, *command], env=environment, stdout=log, stderr=log, preexec_fn=preexec
         )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import rsbackbones as rsb
 from rsbackbones.cli import commands, main
+from tests import forked
 from tests.conftest import RECORDED
 from tests.data.test_rasters import S1, S2, write_tif
 from tests.embed.test_embed import inputs, optical, place, plain_map, plain_pooled, radar, read_map
@@ -97,9 +98,7 @@ def test_the_console_script_runs_the_commands(arguments, code, printed, tmp_path
     """The tests of killed runs do so with embed, eval and training; all others call ``main``."""
     script = Path(sys.executable).with_name("rsbackbones")
     assert script.exists(), "the package is not installed with its console script"
-    done = subprocess.run(
-        [script, *arguments.split()], capture_output=True, text=True, timeout=400, cwd=tmp_path
-    )
+    done = forked.run([sys.executable, script, *arguments.split()], cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert (done.stderr if code else done.stdout).startswith(printed)
 

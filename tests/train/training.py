@@ -99,7 +99,7 @@ def start(
     ``fresh``: in a new interpreter, as on the command line. A fork of one begins five seconds sooner.
     """
     if not fresh:
-        return Forked(arguments, os.environ | ENVIRONMENT, log, limits)
+        return Forked(arguments, log, env=os.environ | ENVIRONMENT, limits=limits)
     with log.open("ab") as file:
         return subprocess.Popen(
             arguments, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT,
