@@ -24,6 +24,7 @@ from tests.reference import croma_plain
 
 DATA = RECORDED
 MANIFEST = Path(__file__).parents[2] / "weights_manifest.json"
+SCRIPT = Path(sys.executable).with_name("rsbackbones")
 OFFICIAL, PRETRAIN = DATA / "croma_official_d32.pt", DATA / "croma_pretrain_d32.pt"
 # The recorded files are croma_vit_b in everything but width and depth.
 SMALL = ["--model", "croma_vit_b", "--overrides", "dim=32", "--overrides", "depth=2"]
@@ -96,11 +97,14 @@ def random_model(**options):
 )
 def test_the_console_script_runs_the_commands(arguments, code, printed, tmp_path):
     """The tests of killed runs do so with embed, eval and training; all others call ``main``."""
-    script = Path(sys.executable).with_name("rsbackbones")
-    assert script.exists(), "the package is not installed with its console script"
-    done = forked.run([sys.executable, script, *arguments.split()], cwd=tmp_path)
+    done = forked.run([sys.executable, SCRIPT, *arguments.split()], cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert (done.stderr if code else done.stdout).startswith(printed)
+
+
+def test_the_console_script_is_a_command():
+    done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, timeout=400)
+    assert (done.returncode, done.stdout) == (0, f"rsbackbones {rsb.__version__}\n"), done.stderr
 
 
 def test_version_and_help(capsys):
