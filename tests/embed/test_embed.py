@@ -5,11 +5,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +27,7 @@ from rsbackbones.embed import (
     principal_colors,
 )
 from rsbackbones.zoo.fingerprint import weights_digest
+from tests import forked
 from tests.data.test_rasters import GRID, S1, S2, write_tif
 
 QUIET = {"progress": False}
@@ -528,9 +527,7 @@ def test_a_disk_without_room_is_a_message_before_any_work(tmp_path):
         "--output",
         tmp_path / "map.tif",
     ]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, timeout=400
-    )
+    result = forked.run([sys.executable, "-c", code, *command])
     assert result.returncode == 2, result.stderr
     assert re.search(rf"needs {32 * 32 * 96 * 4} bytes .*\d+ are free", result.stderr)
     assert [p.name for p in tmp_path.iterdir()] == ["scene.tif"]
@@ -557,18 +554,17 @@ def rows_done(partial):
 
 def kill_at(partial, rows, command):
     """Run `command` until that many rows are in the journal of `partial`, and kill it there."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log = partial.parent.with_suffix(".log")
+    process = forked.Forked(command, log)
     deadline = time.monotonic() + 120
     try:
         while rows_done(partial) < rows:
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
         process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     return rows_done(partial)
 
 

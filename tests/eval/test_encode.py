@@ -1,6 +1,5 @@
 """Images encoded once: what is given, what is kept, and what is noticed."""
 
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -14,6 +13,7 @@ from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.metrics import compute_metrics, from_confusion, group_counts
+from tests import forked
 
 TINY = {"depth": 2, "dim": 32, "num_heads": 4}
 BANDS = {"s2": ("B02", "B04", "B08"), "s1": ("VV", "VH")}
@@ -295,7 +295,7 @@ encode(build(), replace(data, read=Dies()), batch_size=2, cache=pathlib.Path(sys
 
 
 def test_a_killed_run_goes_on_after_its_last_batch(tmp_path):
-    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=400)
+    result = forked.run([sys.executable, "-c", KILLED, tmp_path])
     assert result.returncode == -9, result.stderr
     data = made()
     resumed = encode(build(), data, batch_size=2, cache=tmp_path)

@@ -1,17 +1,15 @@
 """Rows and results that outlive a kill, and are never taken for those of another job."""
 
 import json
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rsbackbones.files.lock import exclusive
 from rsbackbones.files.resumable import RowStore, cached_result
+from tests import forked
 
 JOB = {"weights": "abc", "sizes": (1, 2)}
 
@@ -49,8 +47,7 @@ with RowStore(pathlib.Path(sys.argv[1]), JOB, 10**6) as store:
 
 def test_a_killed_process_leaves_whole_rows_and_no_lock(tmp_path):
     folder = tmp_path / "store"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], env=environment)
+    writer = forked.Forked([sys.executable, "-c", WRITER, folder], tmp_path / "log")
     try:
         end = time.monotonic() + 120
         while not (folder / "done.bin").exists() or (folder / "done.bin").stat().st_size < 80:

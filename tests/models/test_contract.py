@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rsbackbones.train.engine.config import RunOptions
 from rsbackbones.train.engine.parallel import parallelize
 from rsbackbones.train.finetune.objective import Finetuning
 from rsbackbones.zoo.registry import find_architecture
+from tests import forked
 from tests.conftest import close
 from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, dated, small, times_of
 from tests.models.toy_cnn import ToyCNN
@@ -702,9 +702,7 @@ def test_a_family_of_ones_own_module_enters_by_name(tmp_path):
         (tmp_path / f"{name}.py").write_text(code)
     root = str(Path(rsb.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
-    done = subprocess.run(
-        [sys.executable, "-c", OWN_FAMILY], env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = forked.run([sys.executable, "-c", OWN_FAMILY], env=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -715,9 +713,7 @@ def test_commands_know_a_family_of_ones_own_by_a_plugin(tmp_path, monkeypatch, c
     root = str(Path(rsb.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
     command = [sys.executable, "-m", "rsbackbones.cli", "list"]
-    done = subprocess.run(
-        command, env={**environment, "RSBACKBONES_PLUGINS": " plugin"}, capture_output=True, text=True
-    )
+    done = forked.run(command, env={**environment, "RSBACKBONES_PLUGINS": " plugin"})
     assert done.returncode == 0, done.stderr
     assert "my_net" in done.stdout
     monkeypatch.setenv("RSBACKBONES_PLUGINS", "absent")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+from tests.forked import spawn
 from tests.models.examples import ALL, small
 from tests.models.processes import DECAY, KINDS, STEPS, Classify, run, work
 
@@ -11,7 +11,7 @@ from tests.models.processes import DECAY, KINDS, STEPS, Classify, run, work
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(2, str(folder)), nprocs=2)
+    spawn(work, args=(2, str(folder)), nprocs=2)
     return torch.load(folder / "results.pt", weights_only=True)
 
 

@@ -105,7 +105,8 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
     pretrain(recipe("unbroken"))
     log = tmp_path / "log"
     for ranks, name in ((0, "one"), (2, "two")):
-        run(command(recipe(name, max_steps=6, parallel="fsdp"), tmp_path / "recipe.json", ranks), log)
+        arguments = command(recipe(name, max_steps=6, parallel="fsdp"), tmp_path / "recipe.json", ranks)
+        run(arguments, log, fresh=ranks == 2)
     held = contents(tmp_path / "two", 6)
     for name, value in read_run(tmp_path / "two")[2].state_dict().items():  # without any process group
         assert torch.equal(value, held[f"/objective/{name}"])

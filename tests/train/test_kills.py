@@ -66,7 +66,7 @@ def test_kills_at_random_moments(tmp_path):
         assert BEGINNING.findall(log.read_text())[-1] == (
             f"going on from step {before}" if before else "from the start"
         )
-    run(arguments, log)
+    run(arguments, log, fresh=True)
     assert newest(out) == last
     assert len(curve(out)) == last
     assert curve(out) == curve(tmp_path / "unbroken")
