@@ -87,15 +87,13 @@ def embed(
 
     from rsbackbones.device import choose_device
     from rsbackbones.embed import embed_patches, embed_scene
+    from rsbackbones.embed.inputs import MAPS, check_output
     from rsbackbones.sensors import UINT8_RGB, get_sensor
     from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 
     refuse_two_weights(pretrained, checkpoint)
     place = choose_device(device)
-    if output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
-        raise ValueError(f"--output must end in .tif, .npz or .parquet, got {output}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    check_output(output)
     weights: dict[str, Any] = {
         "pretrained": pretrained and checkpoint is None,
         "checkpoint": checkpoint,
@@ -153,7 +151,7 @@ def embed(
         "bands": [file.names for file in files], "units": units, "nodata": nodata, "batch_size": batch_size,
         "progress": progress,
     }  # fmt: skip
-    if output.suffix.lower() in (".tif", ".tiff"):
+    if output.suffix.lower() in MAPS:
         embed_scene(built, paths, output, stream=stream, window=window, overlap=overlap, **common)
         print(f"{output}\n{output.with_suffix('.png')}")
     else:

@@ -138,6 +138,7 @@ def evaluate(
 
     from rsbackbones.data.labelled import open_labelled
     from rsbackbones.data.labelled.dataset import LabelledDataset
+    from rsbackbones.data.pictures import new_figure
     from rsbackbones.device import choose_device
     from rsbackbones.eval.diagnostics import DIAGNOSTICS, DiagnosticOptions, run_diagnostics
     from rsbackbones.eval.extrapolation import SIZES
@@ -174,6 +175,8 @@ def evaluate(
         )
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {','.join(map(str, seeds))}: expected different numbers, such as 0,1,2")
+    if pictures:
+        new_figure(1, 1)  # an error where matplotlib is missing, before anything is computed
     rules = band_rules(sensors, missing_bands, kernel_scale)
 
     @call_once

@@ -19,7 +19,8 @@ from rsbackbones.data.shards import (
     read_dataset,
 )
 from rsbackbones.data.source import BadSample, Sample, Source
-from rsbackbones.files.atomic import write_text
+from rsbackbones.files.atomic import is_temporary, write_text
+from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.sensors import SSL4EO_S12
@@ -61,7 +62,7 @@ def pack(
 
     Raises:
         ValueError: no places, too many unusable ones (they are listed), a folder that holds anything else,
-            or one that cannot be written to.
+            one that cannot be written to, or one that another process packs into.
     """
     folder = Path(output).expanduser()
     if not len(source):
@@ -72,11 +73,21 @@ def pack(
         raise ValueError(f"max_bad_share must be in [0, 1), got {max_bad_share}")
     most = int(max_bad_share * len(source))
     job = _describe_job(source, per_shard)
-    if not _begin(folder, job):
-        dataset = read_dataset(folder)
-        _refuse_many(dataset["bad"], most, len(source))
-        return _finish(folder, dataset)
+    if (dataset := _finished(folder, job)) is None:
+        with exclusive(folder):
+            dataset = _finished(folder, job) or _pack(source, folder, job, per_shard, most, progress)
+    (folder / _JOB_FILE).unlink(missing_ok=True)
+    _refuse_many(dataset["bad"], most, len(source))
+    return _report(folder, dataset)
+
+
+def _pack(
+    source: Source, folder: Path, job: Mapping[str, Any], per_shard: int, most: int, progress: bool
+) -> dict[str, Any]:
+    """Write what is left to write, and return the content of ``dataset.json``."""
     shards, place, bad = _resume(folder)
+    if not shards:  # first, so that a folder with shards tells what they are
+        _write_json(folder / _JOB_FILE, job)
     _refuse_many(bad, most, len(source))
     bar = progress_bar(len(source), place, enabled=progress, unit="place")
     with bar, _one_thread():
@@ -103,7 +114,7 @@ def pack(
         "bad": bad,
     }
     _write_json(folder / DATASET_FILE, dataset)
-    return _finish(folder, dataset)
+    return dataset
 
 
 def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
@@ -124,27 +135,31 @@ def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
     }
 
 
-def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
-    """Create the folder, or find an earlier run of the job in it; return whether work is left."""
+def _finished(folder: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the content of ``dataset.json`` if the job is done; else see that the folder can be written to.
+
+    Raises:
+        ValueError: the folder cannot be made, or holds another job or other files.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        inside = {path.name for path in folder.iterdir()}
+        inside = {path.name for path in folder.iterdir() if path.name != LOCK and not is_temporary(path)}
     except OSError as error:
         raise ValueError(f"cannot make the folder {folder}: {error.strerror}") from error
     complete = DATASET_FILE in inside
     if complete or _JOB_FILE in inside:
+        if not complete and _SHARD.format(0) not in inside:
+            return None  # a run that ended before it had done anything
         held = read_dataset(folder) if complete else json.loads((folder / _JOB_FILE).read_text())
         if differ := [key for key, value in job.items() if held.get(key) != value]:
             raise ValueError(
                 f"{folder} holds another pack (with other {', '.join(differ)}); choose another "
                 "folder, or delete it"
             )
-        return not complete
-    # job.json comes first, so that a folder with shards tells what they are.
-    if inside - {f"{_JOB_FILE}.tmp"}:
+        return held if complete else None
+    if inside:
         raise ValueError(f"{folder} holds other files; choose an empty folder, or one that does not exist")
-    _write_json(folder / _JOB_FILE, job)
-    return True
+    return None
 
 
 def _resume(folder: Path) -> tuple[list[dict[str, Any]], int, list[list[str]]]:
@@ -217,8 +232,7 @@ def _entry(path: Path, places: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finish(folder: Path, dataset: Mapping[str, Any]) -> PackReport:
-    (folder / _JOB_FILE).unlink(missing_ok=True)
+def _report(folder: Path, dataset: Mapping[str, Any]) -> PackReport:
     shards = dataset["shards"]
     return PackReport(
         folder=folder,

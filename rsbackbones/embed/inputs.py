@@ -1,12 +1,17 @@
 """Rasters opened for the bands of a model, and the job under which unfinished work is kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.rasters import RasterStack
+from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.zoo.fingerprint import weights_digest
+
+MAPS, TABLES = (".tif", ".tiff"), (".npz", ".parquet")
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:
@@ -15,7 +20,11 @@ def sensors_of(model: Backbone) -> dict[str, str]:
 
 
 def embedding_job(
-    model: Backbone, paths: Sequence[Path], *, units: Mapping[str, str] | None, nodata: float | None
+    model: Backbone,
+    inputs: Sequence[InputFiles],
+    *,
+    units: Mapping[str, str] | None,
+    nodata: float | None,
 ) -> dict[str, Any]:
     """Return what the features of files depend on, as JSON takes it."""
     return {
@@ -25,7 +34,7 @@ def embedding_job(
         "sensors": sensors_of(model),
         "bands": {m: list(b) for m, b in model.bands.items()},
         "pad": model.pad,
-        "input": [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths],
+        "input": [fact for files in inputs for fact in files.facts],
         "units": units,
         "nodata": nodata,
     }
@@ -34,6 +43,44 @@ def embedding_job(
 def unfinished(output: Path) -> Path:
     """Return the folder in which the unfinished work for ``output`` is kept."""
     return output.with_name(output.name + ".partial")
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output that could not be written at the end, before any work is done.
+
+    Raises:
+        ImportError: the library that writes it is not installed.
+        ValueError: another suffix, no folder to write to, a folder of that name, or a picture that is no
+            preview where the preview goes.
+    """
+    suffix = output.suffix.lower()
+    if suffix not in (*MAPS, *TABLES):
+        raise ValueError(f"features go to .tif, .npz or .parquet, got {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    if output.is_dir():
+        raise ValueError(f"the output {output} is a folder; choose another name")
+    if suffix in MAPS:
+        check_preview(preview_path(output))
+    if suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise ImportError("writing Parquet needs pyarrow: pip install 'rsbackbones[geo]'") from error
+
+
+@contextmanager
+def writing(output: Path, folder: Path) -> Iterator[None]:
+    """Turn a failure to write the result into a message that says how to go on."""
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        raise ValueError(
+            f"cannot write {output}: {error}; what was computed is kept in {folder}: make room and run the "
+            "same again"
+        ) from error
 
 
 def open_model_rasters(

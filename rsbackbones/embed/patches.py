@@ -8,12 +8,21 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
+from rsbackbones.embed.inputs import (
+    TABLES,
+    check_output,
+    embedding_job,
+    open_model_rasters,
+    sensors_of,
+    unfinished,
+    writing,
+)
 from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
-from rsbackbones.files.resumable import RowStore
+from rsbackbones.files.resumable import RowStore, check_space
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import create_preprocess
 
@@ -41,7 +50,8 @@ def embed_patches(
     The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
     for every stream.
 
-    Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed run.
+    Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed or
+    failed run, as :func:`embed_scene` does.
 
     Args:
         model, bands, units, nodata, batch_size, device, progress: as for :func:`embed_scene`.
@@ -53,26 +63,28 @@ def embed_patches(
         The first files of the patches left out.
 
     Raises:
-        ValueError: rasters, bands or sizes that do not fit, or pixels without data.
+        ImportError: the library that writes Parquet is not installed.
+        ValueError: rasters, bands or sizes that do not fit, pixels without data, a full disk, rasters that
+            change meanwhile, or another process that writes the same output.
     """
-    if output.suffix not in (".npz", ".parquet"):
+    if output.suffix.lower() not in TABLES:
         raise ValueError(f"embeddings of patches go to .npz or .parquet, got {output}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    check_output(output)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if device is not None:
         model.to(choose_device(device))
     places = _group_by_grid(paths, sensors_of(model), bands, units)
-    job = embedding_job(model, paths, units=units, nodata=nodata) | {"bands": bands}
-    with RowStore(unfinished(output), job, len(places)) as store:
-        try:
-            _embed_places(store, model, places, units, nodata, batch_size, skip_nodata, progress)
-            if not store.done.any():
-                raise ValueError(f"no patch is left: all {len(places)} have pixels without data")
-        except ValueError:
-            store.discard()
-            raise
+    inputs = [InputFiles([file.path for file in files]) for files in places]
+    job = embedding_job(model, inputs, units=units, nodata=nodata) | {"bands": bands}
+    folder = unfinished(output)
+    # Rows and result: what is left of a disk must hold both.
+    size = 2 * 4 * len(places) * len(model.stream_inputs) * model.num_features
+    with RowStore(folder, job, len(places)) as store:
+        check_space(output.parent, 0 if store.done.any() else size, f"the table {output.name}")
+        _embed_places(store, model, places, inputs, units, nodata, batch_size, skip_nodata, progress)
+        if not store.done.any():
+            raise ValueError(f"no patch is left: all {len(places)} have pixels without data")
         kept = [files for files, done in zip(places, store.done, strict=True) if done]
         columns: dict[str, Any] = {
             "paths": [";".join(str(file.path) for file in files) for files in kept],
@@ -81,7 +93,7 @@ def embed_patches(
             "y": [files[0].center[1] for files in kept],
             **store.read(np.flatnonzero(store.done)),
         }
-        _write_table(output, columns, model)
+        _write_table(output, columns, model, inputs, folder)
         store.discard()
     return [files[0].path for files, done in zip(places, store.done, strict=True) if not done]
 
@@ -98,6 +110,7 @@ def _embed_places(
     store: RowStore,
     model: Backbone,
     places: Sequence[Sequence[_File]],
+    inputs: Sequence[InputFiles],
     units: Mapping[str, str] | None,
     nodata: float | None,
     batch_size: int,
@@ -113,6 +126,8 @@ def _embed_places(
         with torch.inference_mode():
             features = model.forward_streams(stacked)
         rows = {s: f.pooled[s].float().cpu().numpy() for s, f in features.items()}
+        for place, _ in pending:
+            inputs[place].check()
         store.write([place for place, _ in pending], rows)
         pending.clear()
 
@@ -230,22 +245,24 @@ def _group_by_grid(
     return groups
 
 
-def _write_table(output: Path, columns: Mapping[str, Any], model: Backbone) -> None:
+def _write_table(
+    output: Path, columns: Mapping[str, Any], model: Backbone, inputs: Sequence[InputFiles], folder: Path
+) -> None:
     weights = model.weights_entry.id if model.weights_entry else ""
-    with atomic_write(output) as file:
-        if output.suffix == ".npz":
+    with writing(output, folder), atomic_write(output, within=folder) as file:
+        if output.suffix.lower() == ".npz":
             save: Any = np.savez_compressed  # its typing takes every keyword for allow_pickle
             save(file, **{key: np.asarray(values) for key, values in columns.items()})
         else:
             _write_parquet(file, columns, {"model": model.architecture, "weights": weights})
+        for files in inputs:
+            files.check(again=True)
 
 
 def _write_parquet(file: BinaryIO, columns: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError("writing Parquet needs pyarrow: pip install 'rsbackbones[geo]'") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     arrays = {}
     for key, values in columns.items():
         if isinstance(values[0], np.ndarray):

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.rasters import Array
-from rsbackbones.files.atomic import atomic_path
+from rsbackbones.data.rasters import Array, open_raster
+from rsbackbones.files.atomic import atomic_write
+
+# A text in the pictures that are written here, which may be replaced.
+_OURS = {"Software": "rsbackbones"}
 
 
 def principal_colors(features: Array) -> npt.NDArray[np.uint8]:
@@ -37,17 +40,53 @@ def principal_colors(features: Array) -> npt.NDArray[np.uint8]:
     return image.reshape(4, rows, columns)
 
 
-def write_preview(path: Path, features: Array) -> None:
-    import rasterio
+def preview_path(output: Path) -> Path:
+    """Return where the preview of a feature map goes."""
+    return output.with_suffix(".png")
+
+
+def check_preview(path: Path) -> None:
+    """Refuse to replace a picture that is no preview.
+
+    Raises:
+        ValueError: there is one.
+    """
     from rasterio.errors import NotGeoreferencedWarning
+
+    if not path.exists():
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with open_raster(path) as picture:
+                ours = _OURS.items() <= picture.tags().items()
+        except ValueError:
+            ours = False
+    if not ours:
+        raise ValueError(
+            f"{path} is where the preview goes, and it was not written as one; move it, or choose another "
+            "output"
+        )
+
+
+def write_preview(path: Path, features: Array, *, within: Path) -> None:
+    """Write a preview, complete or not at all; ``within`` is the folder of its temporary file."""
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
 
     image = principal_colors(features)
     factor = max(1, round(512 / max(image.shape[1:])))
     image = image.repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width = image.shape
-    with atomic_path(path) as part, warnings.catch_warnings():
+    # In memory first: GDAL does not tell that a disk was full when it closes a PNG.
+    with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture, not a map
-        with rasterio.open(
-            part, "w", driver="PNG", dtype="uint8", count=count, height=height, width=width
-        ) as raster:
+        with memory.open(
+            driver="PNG", dtype="uint8", count=count, height=height, width=width,
+            write_metadata_as_text="YES",
+        ) as raster:  # fmt: skip
+            raster.update_tags(**_OURS)
             raster.write(image)
+        content = memory.read()
+    with atomic_write(path, within=within) as file:
+        file.write(content)

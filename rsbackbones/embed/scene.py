@@ -9,14 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, unfinished
-from rsbackbones.embed.preview import write_preview
+from rsbackbones.embed.inputs import (
+    MAPS,
+    check_output,
+    embedding_job,
+    open_model_rasters,
+    unfinished,
+    writing,
+)
+from rsbackbones.embed.preview import preview_path, write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
-from rsbackbones.files.resumable import RowStore
+from rsbackbones.files.resumable import RowStore, check_space
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
 
@@ -49,7 +57,8 @@ def embed_scene(
     beyond the scene.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
-    that the same call resumes a killed run.
+    that the same call resumes a killed run, unless a file that GDAL reads for the rasters has changed
+    (:class:`rsbackbones.data.input_files.InputFiles`). Disk space is checked before the first window.
 
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
@@ -68,20 +77,22 @@ def embed_scene(
         progress: show a progress bar.
 
     Raises:
-        ValueError: rasters, bands, sizes or an unfinished run that do not fit.
+        ValueError: rasters, bands, sizes or an unfinished run that do not fit; a full disk; rasters that
+            change meanwhile; another process that writes the same output; or a picture that is no preview
+            where the preview goes.
     """
     if device is not None:
         model.to(choose_device(device))
     cell, unit = model.stride, _unit(model)
-    if output.suffix.lower() not in (".tif", ".tiff"):
+    if output.suffix.lower() not in MAPS:
         raise ValueError(f"a feature map is a .tif, got {output}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    for written in (output, output.with_suffix(".png")):
+    for written in (output, preview_path(output)):
         if same := [path for path in paths if path.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
+    check_output(output)
+    files = InputFiles(paths)
     with open_model_rasters(model, paths, names=bands, units=units, nodata=nodata) as scene:
         sides = (scene.height, scene.width)
         rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
@@ -102,7 +113,7 @@ def embed_scene(
         _check_values(scene, preprocess)
         preprocess.check = False
         stream = model.choose_stream(stream)
-        job = embedding_job(model, paths, units=preprocess.units, nodata=nodata) | {
+        job = embedding_job(model, [files], units=preprocess.units, nodata=nodata) | {
             "stream": stream,
             "given": {m: list(b) for m, b in scene.bands.items()},
             "window": side,
@@ -110,10 +121,13 @@ def embed_scene(
             "stride": cell,
         }
         row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
-        with RowStore(unfinished(output), job, grid[0], layout=row) as store:
+        folder = unfinished(output)
+        with RowStore(folder, job, grid[0], layout=row) as store:
+            check_space(output.parent, row.itemsize * grid[0], f"the map {output.name}")
             _fill(
                 store,
                 grid,
+                files,
                 scene,
                 model,
                 preprocess,
@@ -124,8 +138,9 @@ def embed_scene(
                 progress,
             )
             features = store.read()["features"]
-            _write_map(output, features, scene, cell, job)
-            write_preview(output.with_suffix(".png"), features)
+            with writing(output, folder):
+                _write_map(output, features, scene, cell, job, files, folder)
+                write_preview(preview_path(output), features, within=folder)
             del features  # an open map of the file: it could not be deleted on every system
             store.discard()
     return output
@@ -163,6 +178,7 @@ def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
 def _fill(
     store: RowStore,
     grid: tuple[int, int],
+    files: InputFiles,
     scene: RasterStack,
     model: Backbone,
     preprocess: Preprocess,
@@ -201,6 +217,7 @@ def _fill(
             if tops[i] + final > done:
                 rows = total_sum[:final] / total_weight[:final]
                 rows[~complete[:final]] = np.nan
+                files.check()
                 store.write(range(tops[i], tops[i] + final), {"features": rows})
             total_sum, total_weight, complete = (
                 np.concatenate((x[final:], np.full_like(x[:final], rest)))
@@ -244,7 +261,13 @@ def _encode_windows(
 
 
 def _write_map(
-    output: Path, features: Array, scene: RasterStack, stride: int, job: Mapping[str, Any]
+    output: Path,
+    features: Array,
+    scene: RasterStack,
+    stride: int,
+    job: Mapping[str, Any],
+    files: InputFiles,
+    folder: Path,
 ) -> None:
     import rasterio
     from rasterio.windows import Window
@@ -260,9 +283,11 @@ def _write_map(
         "blockysize": 16, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
     strip = max(16, _STRIP_BYTES // (columns * dim * 4) // 16 * 16)
-    with atomic_path(output) as part, rasterio.open(part, "w", **profile) as raster:
-        raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
-        raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
-        for row in range(0, rows, strip):
-            block = np.moveaxis(features[row : row + strip], -1, 0)
-            raster.write(block, window=Window(0, row, columns, block.shape[1]))
+    with atomic_path(output, within=folder) as part:
+        with rasterio.open(part, "w", **profile) as raster:
+            raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
+            raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
+            for row in range(0, rows, strip):
+                block = np.moveaxis(features[row : row + strip], -1, 0)
+                raster.write(block, window=Window(0, row, columns, block.shape[1]))
+        files.check(again=True)

@@ -72,8 +72,9 @@ def encode(
 
     Raises:
         ValueError: the set lacks a band, images differ in size or are no multiple of the patch, NaN, values
-            that cannot be in their unit, an unknown stream, or a file that cannot be read. The message names
-            the sample, and nothing is cached.
+            that cannot be in their unit, an unknown stream, a file that cannot be read or changed since the
+            set was opened (the message names the sample, and nothing is cached), or another process that
+            fills the same cache.
     """
     backbone = unwrap_model(model)
     if level not in ("image", "patch") or pool not in ("pooled", "mean"):
@@ -202,7 +203,7 @@ def _collect(
         job |= {"tiles": [tiles.tile, tiles.overlap]}
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
-    with RowStore(None if cache is None else cache / key[:32], job, len(data)) as store:
+    with RowStore(None if cache is None else cache / key[:32], job, len(data), rows=images) as store:
         todo = images[~store.done[images]].tolist()
         read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
         at_once = batch_size if tiles is None else 1

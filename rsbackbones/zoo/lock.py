@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.lock import exclusive
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.zoo import weights
 from rsbackbones.zoo.errors import WeightsError
@@ -20,6 +21,9 @@ from rsbackbones.zoo.manifest import (
     entries_as_json,
     read_manifest,
 )
+
+# How long a download waits for another one to the same folder.
+_LOCK_PATIENCE_S = 60.0
 
 
 def lock_entries(
@@ -78,19 +82,21 @@ def download_entries(entries: Iterable[WeightsEntry], folder: Path) -> list[Path
 
     Raises:
         WeightsError: as :func:`rsbackbones.zoo.weights.download_to`.
+        ValueError: another process downloads to the folder, or it cannot be written to.
     """
     written = entries_as_json()
     paths = []
-    for entry in entries:
-        path = weights.download_to(entry, folder)
-        paths.append(path)
-        if entry.id not in written:  # of a repository: it is passed as a file
-            continue
-        locked = _locked(written[entry.id], sha256_of(path), path.stat().st_size)
-        # After every file: what is there when a long download is stopped can be used.
-        held = _read(folder / FOLDER_MANIFEST)
-        held[entry.id] = {**locked, "source": {"kind": "bundled", "path": path.name}}
-        write_manifest(held.values(), folder / FOLDER_MANIFEST)
+    with exclusive(folder, patience=_LOCK_PATIENCE_S):  # the manifest is read and written again
+        for entry in entries:
+            path = weights.download_to(entry, folder)
+            paths.append(path)
+            if entry.id not in written:  # of a repository: it is passed as a file
+                continue
+            locked = _locked(written[entry.id], sha256_of(path), path.stat().st_size)
+            # After every file: what is there when a long download is stopped can be used.
+            held = _read(folder / FOLDER_MANIFEST)
+            held[entry.id] = {**locked, "source": {"kind": "bundled", "path": path.name}}
+            write_manifest(held.values(), folder / FOLDER_MANIFEST)
     return paths
 
 

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.files.atomic import atomic_path
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.config import as_json
 from rsbackbones.sensors import get_sensor
@@ -97,10 +98,8 @@ def save_in_format(model: Backbone | nn.Module, path: str | Path, format: str, *
         for name, tensor in renamed.items():
             part, _, rest = name.partition(".")
             content.setdefault(part, {})[rest] = tensor
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        part_file = Path(folder) / path.name
-        torch.save(content, part_file)
-        part_file.replace(path)
+    with _writing(path) as temporary:
+        torch.save(content, temporary)
     return path
 
 
@@ -114,6 +113,7 @@ def write_safetensors(
 
     Raises:
         ValueError: a tensor holds NaN or infinity, or shares memory with another one.
+        OSError: the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -130,11 +130,21 @@ def write_safetensors(
         name: (t.to(dtype) if t.dtype in cast else t).detach().cpu().contiguous() for name, t in state.items()
     }
     _check_finite(tensors)  # after the cast: half precision ends at 65504
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        part = Path(folder) / path.name
+    with _writing(path) as part:
         save_file(tensors, part, metadata)
         part.chmod(0o644)
-        part.replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, as :func:`atomic_path`, and raise the libraries' own errors as ``OSError``."""
+    from safetensors import SafetensorError
+
+    try:
+        with atomic_path(path) as part:
+            yield part
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def resolve_output(path: str | Path, suffixes: tuple[str, ...]) -> Path:

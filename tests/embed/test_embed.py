@@ -707,11 +707,11 @@ def test_what_a_kill_leaves_at_any_moment_does_no_harm(tiny_s2, tmp_path):
     np.memmap(partial / "rows.bin", np.float32, mode="r+").reshape(expected.shape)[rows_done(partial) :] = 1e9
     with (partial / "done.bin").open("ab") as journal:
         journal.write(b"abc")
-    (partial / "job.json.tmp").write_text("")
+    (partial / "job.json.0123abcd.tmp").write_text("")
     # Killed while the GeoTIFF and the picture were written.
     whole = (tmp_path / "unbroken.tif").read_bytes()
-    (tmp_path / "map.tif.tmp").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "map.png.tmp").write_bytes(b"")
+    (partial / "map.tif.0123abcd.tmp").write_bytes(whole[: len(whole) // 2])
+    (partial / "map.png.0123abcd.tmp").write_bytes(b"")
     embed_scene(tiny_s2, [source], output, **OPTIONS)
     np.testing.assert_array_equal(read_map(output), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == [

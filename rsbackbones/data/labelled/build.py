@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.classes import LabelCodes
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task, label_scale
 from rsbackbones.data.labelled.splits import stated_splits
@@ -31,6 +32,7 @@ def build_dataset(
     splits: Sequence[str | None] | None,
     read: Callable[[int], dict[str, Array]],
     content: Any,
+    files: Sequence[InputFiles],
     notes: Sequence[str] = (),
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
@@ -48,6 +50,8 @@ def build_dataset(
         splits: the split of every sample in the words of the files; ``None`` where they state none.
         read: index -> raw arrays by the keys of ``bands``, and ``"label"`` as the file holds it.
         content: changes when the files do.
+        files: those of each sample, or one for all. They are checked whenever a sample is read, so that the
+            sample is of the files that ``content`` is of.
         notes: what a user should read beside the numbers.
 
     Raises:
@@ -106,7 +110,7 @@ def build_dataset(
         ids=ids,
         splits=stated,
         labels=numbers,
-        read=_CheckedRead(read, kept, ids, of, keys, codes, task),
+        read=_CheckedRead(read, kept, ids, of, keys, codes, task, tuple(files)),
         digest=digest.hexdigest(),
         notes=tuple(notes),
     )
@@ -163,10 +167,14 @@ class _CheckedRead:
     keys: Mapping[str, str]
     codes: LabelCodes
     task: Task
+    files: tuple[InputFiles, ...]
 
     def __call__(self, index: int) -> dict[str, Array]:
         try:
-            return self._read(self.source(int(self.kept[index])))
+            number = int(self.kept[index])
+            sample = self._read(self.source(number))
+            self.files[number if len(self.files) > 1 else 0].check()
+            return sample
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.ids[index]}: {error}") from error
 

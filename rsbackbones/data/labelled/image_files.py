@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
@@ -72,6 +73,12 @@ class ImageFiles:
         if not valid.all():
             images = {m: np.where(valid, x, np.float32(np.nan)) for m, x in images.items()}
         return images
+
+
+def input_files(paths: Sequence[Path]) -> InputFiles:
+    """Return the files behind the images and maps of a sample."""
+    plain = [path for path in paths if path.suffix.lower() in PICTURES]
+    return InputFiles([path for path in paths if path not in plain], plain=plain)
 
 
 def find_files(

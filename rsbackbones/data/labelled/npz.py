@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes, found_pixel_classes
 from rsbackbones.data.labelled.dataset import SPLITS, Array, LabelledDataset, Task
@@ -121,6 +122,7 @@ def read_npz(
             label,
             [[(name, file.facts[name]) for name in sorted(used & set(file.facts))] for file in files],
         ],
+        files=[InputFiles(plain=[file.path for file in files])],
     )
 
 

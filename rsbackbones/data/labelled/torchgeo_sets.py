@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
@@ -203,6 +204,9 @@ def read_torchgeo(name: str, root: Path) -> LabelledDataset:
     if known.label is not None:
         found = [known.label(next(iter(opened[split].values())), i) for split, i in places]
         labels = np.stack(found) if known.task == "multilabel" else [int(label) for label in found]
+    if missing := [path for paths in files for path in paths if not Path(path).exists()]:
+        raise ValueError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}")
+    inputs = [InputFiles(plain=map(Path, paths)) for paths in files]
     return build_dataset(
         name=name,
         task=known.task,
@@ -213,17 +217,10 @@ def read_torchgeo(name: str, root: Path) -> LabelledDataset:
         labels=labels,
         splits=[split for split, _ in places],
         read=_Read(name, opened, tuple(places)),
-        content=[[_facts(Path(path)) for path in paths] for paths in files],
+        content=[sample.facts for sample in inputs],
+        files=inputs,
         notes=known.notes,
     )
-
-
-def _facts(path: Path) -> tuple[str, int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    return path.name, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
