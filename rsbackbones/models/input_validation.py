@@ -108,19 +108,19 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"{modality}: got {image.dtype}, expected normalized floats; convert raw values with "
             "rsbackbones.create_preprocess(model)"
         )
-    weight = model.get_parameter(model.stem(modality).weight)
-    if image.device != weight.device:
+    device, dtype = model.place(modality)
+    if image.device != device:
         raise ValueError(
-            f"{modality}: got an image on {image.device}, the model is on {weight.device}; move one of "
-            f"them (x.to({str(weight.device)!r}))"
+            f"{modality}: got an image on {image.device}, the model is on {device}; move one of "
+            f"them (x.to({str(device)!r}))"
         )
     # Autocast converts all floating-point dtypes except float64.
-    if image.dtype != weight.dtype and (
+    if image.dtype != dtype and (
         image.dtype == torch.float64 or not torch.is_autocast_enabled(image.device.type)
     ):
         raise ValueError(
-            f"{modality}: got {image.dtype}, the model's parameters are {weight.dtype}; convert one "
-            f"of them (x.to({weight.dtype}))"
+            f"{modality}: got {image.dtype}, the model's parameters are {dtype}; convert one "
+            f"of them (x.to({dtype}))"
         )
     return image
 
