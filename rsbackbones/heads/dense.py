@@ -1,6 +1,7 @@
 """A backbone with a dense head: logits per pixel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ class DenseModel(nn.Module):
         scale: pixels of the result per image pixel, along each side.
         stream, indices: the stream and stages of a :class:`Backbone`; ``None`` for other modules.
         frozen: the backbone has no gradients and stays in ``eval()`` mode.
+        options: the arguments of ``dense_model`` that made it, as JSON values, for ``save_model``.
+        build_head: returns another such head, newly initialized.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class DenseModel(nn.Module):
         norm: bool,
         scale: int,
         frozen: bool,
+        options: Mapping[str, Any],
+        build_head: Callable[[], DenseHead],
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -44,6 +49,8 @@ class DenseModel(nn.Module):
         self.norm = norm
         self.scale = scale
         self.frozen = frozen
+        self.options = dict(options)
+        self.build_head = build_head
         if frozen:
             backbone.requires_grad_(False)
         elif isinstance(backbone, Backbone):

@@ -185,10 +185,16 @@ def _columns(spec: InputSpec) -> tuple[tuple[str, ...], Callable[[BandNumbers], 
     return ("band", *shown), lambda row: tuple(show(row) for show in shown.values())
 
 
-def repository_card(entry: WeightsEntry, num_classes: int) -> str:
-    """Return the README of the Hub repository for ``entry``: metadata, model card and usage."""
+def repository_card(entry: WeightsEntry, num_classes: int, dense: bool = False) -> str:
+    """Return the README of the Hub repository for ``entry``: metadata, model card and usage.
+
+    ``dense``: the weights include the decoder of a dense model.
+    """
     name = f"hf-hub:{entry.source.repo_id}"
     head = f", num_classes=None)  # with its head of {num_classes} classes" if num_classes else ")"
+    create = f'rsb.create_model("{name}", pretrained=True{head}'
+    if dense:
+        create = f'rsb.heads.load_dense_model("{name}")  # create_model loads the backbone alone'
     lines = [
         "---",
         "library_name: rsbackbones",
@@ -202,8 +208,9 @@ def repository_card(entry: WeightsEntry, num_classes: int) -> str:
         "",
         "```python",
         "import rsbackbones as rsb",
+        *(["import rsbackbones.heads"] if dense else []),
         "",
-        f'model = rsb.create_model("{name}", pretrained=True{head}',
+        f"model = {create}",
         "preprocess = rsb.create_preprocess(model)  # from raw values to its input",
         "```",
         "",

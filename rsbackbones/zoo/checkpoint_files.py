@@ -8,7 +8,7 @@ import json
 import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ MAX_HEADER_BYTES = 5 * 2**20
 MAX_TENSORS = 10_000
 # The metadata key of native safetensors files.
 METADATA_KEY = "rsbackbones"
+# In the file of a dense model, the names of the decoder's tensors begin with this.
+DENSE_PREFIX = "dense_head."
+# An error names at most this many tensors; a wrong model size affects hundreds.
+_MAX_NAMED = 8
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _DTYPES = {
     "F64": torch.float64,
@@ -230,3 +234,9 @@ def open_checkpoint(path: Path, *, allow_pickle: bool, dropped: tuple[str, ...] 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of tensors with NaN or infinite values."""
     return [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all().item()]
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Join names, the first few of many."""
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

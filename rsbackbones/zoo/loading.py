@@ -21,9 +21,6 @@ from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.registry import Architecture
 
-# An error names at most this many tensors; a wrong model size affects hundreds.
-_MAX_NAMED = 8
-
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
@@ -38,6 +35,8 @@ class CheckpointInfo:
     is_explicit: bool = True
     num_classes: int = 0
     dtype: torch.dtype = torch.float32
+    # The arguments of ``dense_model``, if the file holds a decoder too.
+    dense: Mapping[str, Any] | None = None
 
 
 def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
@@ -52,6 +51,19 @@ def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
             f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
         )
     return dataclasses.replace(config, **changes)
+
+
+def read_metadata(file: checkpoints.CheckpointFile) -> dict[str, Any]:
+    """Return the metadata that ``save_model`` wrote; empty if the file has none.
+
+    Raises:
+        CorruptCheckpointError: it is damaged.
+    """
+    try:
+        own = json.loads(file.metadata.get(checkpoints.METADATA_KEY, "{}"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{file.path}: its metadata is damaged: {error}") from error
+    return own if isinstance(own, dict) else {}
 
 
 def inspect_checkpoint(
@@ -107,6 +119,9 @@ def inspect_checkpoint(
             raise ValueError(f"{config.summary()}, {classes} classes, {len(file.tensors)} tensors")
         if stored not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"unknown dtype {stored!r}")
+        dense = own.get("dense")
+        if dense is not None and not isinstance(dense, dict):
+            raise ValueError(f"dense is {dense!r}, not the arguments of dense_model")
         if not entry and "inputs" in own:
             inputs = {
                 m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
@@ -120,7 +135,7 @@ def inspect_checkpoint(
         raise WeightsMismatchError(
             f"{file.path} states {stored} and {config}, but the manifest states {dtype} and {entry_config}"
         )
-    return CheckpointInfo(config, inputs, True, int(classes), getattr(torch, stored))
+    return CheckpointInfo(config, inputs, True, int(classes), getattr(torch, stored), dense)
 
 
 def _check_wavelengths(
@@ -235,7 +250,11 @@ def load_weights(
         detail = f"{source_config.summary()}: the file has no metadata"
         steps.append(AdaptationStep("configuration", "assumed", detail))
     if format == "rsbackbones":
-        names = {name: name for name in file.tensors}
+        decoder = () if info.dense is None else (checkpoints.DENSE_PREFIX,)
+        names = {name: name for name in file.tensors if not name.startswith(decoder)}
+        if info.dense is not None:
+            detail = f"{info.dense.get('head')}; rsbackbones.heads.load_dense_model loads the whole model"
+            steps.append(AdaptationStep("decoder", "dropped", detail))
     else:
         names = known[format].to_native(file.tensors)
         steps += _check_unused_tensors(file, known[format], names, source_config, what)
@@ -360,7 +379,7 @@ def _check_tensors(
             dtypes.append(f"{name} {info.dtype} instead of {expected}")
     problems += [("wrong shape", shapes), ("wrong dtype", dtypes)]
     if any(found for _, found in problems):
-        lines = "; ".join(f"{kind}: {_shorten(found)}" for kind, found in problems if found)
+        lines = "; ".join(f"{kind}: {checkpoints.shorten(found)}" for kind, found in problems if found)
         raise WeightsMismatchError(
             f"{what} does not hold this model: {lines}. A file without metadata is assumed to hold the "
             "default configuration of the architecture. If its size, sensors or bands differ, pass them: "
@@ -369,11 +388,6 @@ def _check_tensors(
         )
     if entry is not None and entry.params and entry.params != params:
         raise WeightsMismatchError(f"{what}: {params} parameters, but the manifest states {entry.params}")
-
-
-def _shorten(names: list[str]) -> str:
-    more = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _adapt_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[AdaptationStep]:
