@@ -61,7 +61,7 @@ pictures: .venv/installed
 # On a machine with network: downloads and verifies all published weights, and records full digests, sizes and
 # golden activations in the manifest; then the tables.
 lock-weights: .venv/installed
-	$(BIN)/python -m rsbackbones.cli manifest lock "*" --download --golden --output weights_manifest.json
+	$(BIN)/python -m rsbackbones manifest lock "*" --download --golden --output weights_manifest.json
 	$(BIN)/python -m rsbackbones.zoo.cards
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, unfinished
+from rsbackbones.embed.inputs import as_paths, embedding_job, open_model_rasters, unfinished
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
-from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import Preprocess, create_preprocess
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
@@ -25,9 +26,9 @@ _STRIP_BYTES = 64 * 2**20
 
 
 def embed_scene(
-    model: Backbone,
-    paths: Sequence[Path],
-    output: Path,
+    model: nn.Module,
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
@@ -41,9 +42,10 @@ def embed_scene(
 ) -> Path:
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
 
-    A pixel of the result is one cell of the model's final map, of a ViT one patch; its transform is the
-    input's, scaled by ``model.stride``, so the two line up. The scene is read in overlapping windows, and
-    features are blended where they overlap, so that no seams show. A cell with a pixel without data is NaN.
+    A pixel of the result is one cell of the model's final map, of a ViT one patch, in float32 (also from a
+    model in half precision); its transform is the input's, scaled by ``model.stride``, so the two line up.
+    The scene is read in overlapping windows, and features are blended where they overlap, so that no seams
+    show. A cell with a pixel without data is NaN.
     Where the size is no multiple of what the model needs, the last few pixels at the right and at the bottom
     are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
     beyond the scene.
@@ -54,7 +56,7 @@ def embed_scene(
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
             ``model.config.sensors``.
-        paths: rasters on one grid, together holding all bands of the model.
+        paths: rasters on one grid, or one, together holding all bands of the model.
         output: a path ending in ``.tif``.
         bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
@@ -70,6 +72,7 @@ def embed_scene(
     Raises:
         ValueError: rasters, bands, sizes or an unfinished run that do not fit.
     """
+    model, paths, output = unwrap_model(model), as_paths(paths), Path(output).expanduser()
     if device is not None:
         model.to(choose_device(device))
     cell, unit = model.stride, _unit(model)
@@ -236,8 +239,9 @@ def _encode_windows(
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
         cells = np.pad(valid, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p)
         masks.append(np.all(cells, axis=(1, 3))[: size[0], : size[1]])
-    device = next(model.parameters()).device
+    device, _ = model.place()
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
+    batch = model.as_input(batch)
     with torch.inference_mode():
         maps = model.forward_features(batch).maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
     return maps.permute(0, 2, 3, 1).float().cpu().numpy(), masks

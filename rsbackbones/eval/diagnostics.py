@@ -137,7 +137,7 @@ def _computations(
     def positions(stream: str) -> Mapping[str, Any]:
         probed = position_probing(
             model, data, streams=[stream], seed=seed, options=options.probe, batch_size=options.batch_size,
-            device=next(model.parameters()).device, progress=told,
+            device=model.place()[0], progress=told,
         )[stream]  # fmt: skip
         metrics = asdict(probed)
         lr = metrics.pop("lr")

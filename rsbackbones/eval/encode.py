@@ -85,7 +85,6 @@ def encode(
     transform = make_transform(backbone, data)
     if device is not None:
         backbone.to(choose_device(device))
-    place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)
     # A patch is a cell of the final map.
@@ -103,7 +102,7 @@ def encode(
         return images
 
     def features(images: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = backbone.forward_streams({m: x.to(place) for m, x in images.items()}, wanted)
+        found = backbone.forward_streams(backbone.as_input(images), wanted)
         if level == "patch":
             return {s: found[s].tokens[s] for s in wanted}
         return {s: found[s].pooled[s] if pool == "pooled" else found[s].tokens[s].mean(1) for s in wanted}

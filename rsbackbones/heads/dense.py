@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, Images
+from rsbackbones.models.series_arguments import Dates, Masks
 from rsbackbones.models.unused import freeze_unused
 
 
@@ -64,16 +65,12 @@ class DenseModel(nn.Module):
             self.backbone.eval()
         return self
 
-    def maps(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
         """Return the maps that the head receives, each [B, D_i, h_i, w_i]. See :meth:`forward`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._maps(x, dates=dates, valid=valid)
 
-    def forward(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> Tensor:
         """Return logits [B, K, H * scale, W * scale].
 
         Args:
@@ -87,9 +84,7 @@ class DenseModel(nn.Module):
         """
         return self._to_pixels(self.head(self.maps(x, dates=dates, valid=valid)), _size(x))
 
-    def _maps(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def _maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
         if not (isinstance(self.backbone, Backbone) and self.backbone.consumes == "series"):
             _check_single_images(self.backbone, x)
         if not isinstance(self.backbone, Backbone):

@@ -20,6 +20,7 @@ from rsbackbones.models.config import ModelConfig
 from rsbackbones.models.encoding import Encoded, Inputs, Stage, Wanted, encode_validated
 from rsbackbones.models.features import Features, evenly_spaced, resolve_indices
 from rsbackbones.models.input_validation import validate_inputs
+from rsbackbones.models.series_arguments import Dates, Masks
 from rsbackbones.models.stem import Stem
 from rsbackbones.models.training import connect_unused
 from rsbackbones.models.unused import called_units, output_size
@@ -92,10 +93,10 @@ class Backbone(nn.Module):
         self.reset_classifier(num_classes)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Torchvision's and other names of a head: the forward pass would not use such a module.
-        if name in _OTHER_HEADS and isinstance(value, nn.Module) and self.architecture:
-            if name not in self._modules:
-                raise ValueError(f"the classifier of this model is called head: model.head = ..., not {name}")
+        # The forward pass would not use such a module.
+        other = name in _OTHER_HEADS and name not in self._modules and isinstance(value, nn.Module)
+        if other and self.architecture:
+            raise ValueError(f"the classifier of this model is called head: model.head = ..., not {name}")
         super().__setattr__(name, value)
 
     # -- what a family implements ------------------------------------------------------------------
@@ -172,8 +173,8 @@ class Backbone(nn.Module):
         self,
         x: Images,
         *,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
         temporal: bool = False,
     ) -> Tensor:
         """Return logits [B, num_classes], or the pooled embedding [B, D] without a head.
@@ -208,8 +209,8 @@ class Backbone(nn.Module):
         self,
         x: Images,
         *,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
         temporal: bool = False,
     ) -> Features:
         """Return the final maps and pooled embeddings of every stream.
@@ -218,19 +219,21 @@ class Backbone(nn.Module):
             x: normalized images by modality, each [B, C, H, W] or a series [B, T, C, H, W], all on one grid.
                 H and W are multiples of ``size_multiple``. A model with one modality also accepts a bare
                 tensor.
-            dates: days since 1970-01-01 of a series, integers, [B, T]. Models that consume single images only
-                check them. Duplicates are only detected in eager mode.
-            valid: by modality, [B, T] booleans, False for missing images.
+            dates: the dates of a series, [B, T]: days since 1970-01-01 (integers), ``datetime64``,
+                timestamps or ISO dates, in a tensor, an array or lists. Models that consume single images
+                only check them. Duplicates are only detected in eager mode.
+            valid: by modality, [B, T] booleans, False for missing images: tensors, arrays or lists. A model
+                with one modality also accepts a bare one.
             temporal: fuse the encoded dates of a series, in the order of ``dates`` or, without dates, of the
                 T axis. The model must have a module for it.
 
         Raises:
             ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.
         """
-        given, valid = validate_inputs(self, x, dates, valid)
+        given, masks, days = validate_inputs(self, x, dates, valid)
         if self._default_of(given) is None:
             self._check_fed(given)
-        streams, present = encode_validated(self, given, valid, Wanted(), dates=dates, temporal=temporal)
+        streams, present = encode_validated(self, given, masks, Wanted(), dates=days, temporal=temporal)
         first, default = next(iter(given.values())), self._default_of(given)
         return Features(
             feature_maps={s: e.features for s, e in streams.items()},
@@ -249,8 +252,8 @@ class Backbone(nn.Module):
         *,
         stream: str | None = None,
         norm: bool = False,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
     ) -> list[Tensor]:
         """Return the maps of some stages of one stream, each [B, D_i, h_i, w_i].
 
@@ -269,16 +272,16 @@ class Backbone(nn.Module):
         """
         if norm and not self.has_final_norm:
             raise ValueError(f"{self.architecture} has no final norm: leave out norm=True")
-        given, valid = validate_inputs(self, x, dates, valid)
+        given, masks, days = validate_inputs(self, x, dates, valid)
         stream = self.choose_stream(stream, given)
         indices = self.stage_indices(indices, stream)
         seen = given if self.cross_modal else self.stream_inputs[stream]
         streams, _ = encode_validated(
             self,
             {m: given[m] for m in seen},
-            {m: mask for m, mask in valid.items() if m in seen},
+            {m: mask for m, mask in masks.items() if m in seen},
             Wanted(stages={stream: indices}, norm=norm),
-            dates=dates,
+            dates=days,
         )
         return [streams[stream].maps[i] for i in indices]
 
@@ -350,9 +353,7 @@ class Backbone(nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}")
         place = next(self.parameters(), None)
-        self.head: nn.Module = (
-            nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        )
+        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         if place is not None and not place.is_meta:  # a model on meta is still to be loaded
             self.head.to(place.device, place.dtype)
 
@@ -374,6 +375,10 @@ class Backbone(nn.Module):
         weight = attrgetter(self.stem(modality or self.modalities[0]).weight)(self)
         weight = weight() if callable(weight) else weight  # of a quantized layer
         return weight.device, weight.dtype if weight.is_floating_point() else torch.float32
+
+    def as_input(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return images on the model's device and in its dtype, for a model in half precision."""
+        return {m: x.to(*self.place(m)) for m, x in images.items()}
 
     # -- methods for training -----------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from rsbackbones.sensors import InputSpec, Sensor, get_sensor, register_sensor
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo import hub, licenses, weights
 from rsbackbones.zoo.adapt import Adaptation, check_rules
+from rsbackbones.zoo.checkpoint_parts import CheckpointPart, find_part
 from rsbackbones.zoo.errors import WeightsMismatchError
 from rsbackbones.zoo.loading import (
     CheckpointInfo,
@@ -149,7 +150,7 @@ def create_model(
     architecture_name, _, tag = name.partition(".")
     architecture = find_architecture(architecture_name)
     entry: WeightsEntry | None = None
-    file: checkpoints.CheckpointFile | None = None
+    file: CheckpointPart | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
         if tag:
             raise ValueError(
@@ -157,17 +158,13 @@ def create_model(
                 "A file that holds those weights gets their bands and input contract by: "
                 f"rsbackbones convert FILE OUTPUT.safetensors --model {name}"
             )
-        file = checkpoints.open_checkpoint(
-            Path(checkpoint).expanduser(), allow_pickle=True, dropped=architecture.dropped
-        )
+        file = _open(Path(checkpoint), architecture)
     elif pretrained or checkpoint is not None:
         entry = repository or resolve_weights(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
         licenses.show_notice(entry)
-        file = checkpoints.open_checkpoint(
-            path, allow_pickle=entry.format != "rsbackbones", dropped=architecture.dropped
-        )
+        file = _open(path, architecture, allow_pickle=entry.format != "rsbackbones")
     elif tag:
         raise ValueError(
             f"{name} names published weights: pass pretrained=True to load them, or leave out .{tag} for a "
@@ -213,8 +210,7 @@ def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
     """
     entry = resolve_weights(name)
     architecture = find_architecture(entry.architecture)
-    path = Path(checkpoint).expanduser()
-    file = checkpoints.open_checkpoint(path, allow_pickle=True, dropped=architecture.dropped)
+    file = _open(Path(checkpoint), architecture)
     model = _assemble(architecture, entry, file, **arguments)
     model.weights_entry = None
     return model
@@ -223,7 +219,7 @@ def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
 def _assemble(
     architecture: Architecture,
     entry: WeightsEntry | None,
-    file: checkpoints.CheckpointFile | None,
+    file: CheckpointPart | None,
     *,
     modalities: Sequence[str] | None = None,
     sensors: Mapping[str, str | Sensor] | None = None,
@@ -239,8 +235,8 @@ def _assemble(
     """Build a model and load ``file``; without one initialize it randomly."""
     check_rules(missing_bands, kernel_scale)
     # First the configuration of the weights, then the requested one.
-    info = inspect_checkpoint(architecture, file, entry)
     changes = dict(overrides or {})
+    info = inspect_checkpoint(architecture, file, entry, changes)
     if file is not None and info.is_explicit and "image_size" in changes:
         # The weights state their own size, so this can only be the size that the user plans to use.
         image_size = _single_image_size(image_size, changes.pop("image_size"))
@@ -353,24 +349,31 @@ def weights_config(
     Raises:
         ValueError: a name or field is unknown, the weights do not exist, or their metadata is damaged.
     """
-    architecture, info = _inspect(name, pretrained, checkpoint)
+    architecture, info = _inspect(name, pretrained, checkpoint, overrides)
     return replace_config(info.config, overrides or {}, architecture.name)
 
 
 def _inspect(
-    name: str, pretrained: bool, checkpoint: str | Path | None
+    name: str,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Architecture, CheckpointInfo]:
-    file: checkpoints.CheckpointFile | None = None
+    file: CheckpointPart | None = None
     entry: WeightsEntry | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
-        dropped = resolve_architecture(name).dropped
-        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True, dropped=dropped)
+        file = _open(Path(checkpoint), resolve_architecture(name))
     elif pretrained or checkpoint is not None:
         entry = resolve_weights(name)
     else:
         entry = resolve_untrained(name)
     architecture = find_architecture(entry.architecture) if entry else resolve_architecture(name)
-    return architecture, inspect_checkpoint(architecture, file, entry)
+    return architecture, inspect_checkpoint(architecture, file, entry, overrides)
+
+
+def _open(path: Path, architecture: Architecture, *, allow_pickle: bool = True) -> CheckpointPart:
+    file = checkpoints.open_checkpoint(path.expanduser(), allow_pickle=allow_pickle)
+    return find_part(file, architecture)
 
 
 def _single_image_size(argument: Any, override: Any) -> Any:

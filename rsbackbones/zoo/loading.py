@@ -3,7 +3,8 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,9 +18,13 @@ from rsbackbones.sensors import SENSORS, InputSpec, get_sensor
 from rsbackbones.zoo import adapt
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping
+from rsbackbones.zoo.checkpoint_parts import CheckpointPart
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.zoo.manifest import WeightsEntry
-from rsbackbones.zoo.registry import Architecture
+from rsbackbones.zoo.registry import Architecture, list_weights
+
+# The dtypes of weights that training loops store; loading casts them to the model's.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,7 @@ class CheckpointInfo:
     dtype: torch.dtype = torch.float32
     # The arguments of ``dense_model``, if the file holds a decoder too.
     dense: Mapping[str, Any] | None = None
+    assumed: str = ""  # whose configuration it is, if the file does not state it
 
 
 def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
@@ -67,10 +73,15 @@ def read_metadata(file: checkpoints.CheckpointFile) -> dict[str, Any]:
 
 
 def inspect_checkpoint(
-    architecture: Architecture, file: checkpoints.CheckpointFile | None, entry: WeightsEntry | None
+    architecture: Architecture,
+    file: CheckpointPart | None,
+    entry: WeightsEntry | None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> CheckpointInfo:
     """Read the metadata of a checkpoint and its manifest entry. Without either, assume the architecture's
-    defaults.
+    defaults, or the configuration of published weights of the same shapes; see :func:`_assume`.
+
+    ``overrides`` are fields of the configuration that the user states.
 
     Raises:
         CorruptCheckpointError: the metadata of the file is damaged.
@@ -101,6 +112,8 @@ def inspect_checkpoint(
         )
         head = file.tensors.get("head.weight") if file and native else None
         classes = head.shape[0] if head and len(head.shape) == 2 else 0
+        if file and not entry:
+            return dataclasses.replace(_assume(architecture, file, overrides), num_classes=classes)
         return CheckpointInfo(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
     try:
         own = json.loads(file.metadata[checkpoints.METADATA_KEY])
@@ -136,6 +149,67 @@ def inspect_checkpoint(
             f"{file.path} states {stored} and {config}, but the manifest states {dtype} and {entry_config}"
         )
     return CheckpointInfo(config, inputs, True, int(classes), getattr(torch, stored), dense)
+
+
+def _assume(architecture: Architecture, file: CheckpointPart, overrides: Mapping[str, Any]) -> CheckpointInfo:
+    """Return the configuration of a file that does not state it, from the shapes of its tensors.
+
+    It is the architecture's own, or that of published weights of the same shapes; or one of these for fewer
+    modalities. If no shapes match, it is the architecture's own, and loading names the differences.
+
+    Raises:
+        WeightsMismatchError: weights with different bands or input contracts have these shapes.
+    """
+    format = architecture.formats.get(detect_format(file.tensors, architecture.formats))
+    names = format.to_native(file.tensors) if format else {name: name for name in file.tensors}
+    shapes = {n: file.tensors[stored].shape for stored, n in names.items() if not n.startswith("head.")}
+
+    def fits(config: Any) -> bool:
+        if config.min_tensors() > len(shapes):
+            return False
+        with torch.device("meta"):
+            body = architecture.family.build(config, num_classes=0).state_dict()
+        return shapes == {name: tuple(tensor.shape) for name, tensor in body.items()}
+
+    own = CheckpointInfo(architecture.config, architecture.family.INPUTS, False)
+    infos = {"": own} | {
+        e.id: inspect_checkpoint(architecture, None, e)
+        for e in list_weights(f"{architecture.name}.*")
+        if e.availability != "unreleased"
+    }
+    infos = {
+        name: dataclasses.replace(
+            info, config=replace_config(info.config, overrides, architecture.name), is_explicit=False,
+            dtype=torch.float32, assumed=f"that of {name}" if name else "",
+        )
+        for name, info in infos.items()
+    }  # fmt: skip
+    published = [name for name in infos if name]
+    for names, fewer in (([""], False), (published, False), ([""], True), (published, True)):
+        found: dict[str, CheckpointInfo] = {}
+        for name in names:
+            for config in _with_fewer_modalities(infos[name].config) if fewer else (infos[name].config,):
+                info = dataclasses.replace(infos[name], config=config)
+                known = any((info.config, info.inputs) == (i.config, i.inputs) for i in found.values())
+                if not known and fits(config):
+                    found[name] = info
+        if len(found) > 1:
+            raise WeightsMismatchError(
+                f"{file.path} has no metadata, and the shapes of weights with different bands or input "
+                f"contracts: {', '.join(found)}. Say which: rsbackbones convert {file.path} "
+                f"OUTPUT.safetensors --model {next(iter(found))}; or state what it holds: "
+                "overrides={'bands': {'s2': ('B02', ...)}}"
+            )
+        if found:
+            return next(iter(found.values()))
+    return infos[""]
+
+
+def _with_fewer_modalities(config: Any) -> Iterator[Any]:
+    """Yield a configuration for every smaller choice of its modalities."""
+    for count in range(1, len(config.modalities)):
+        for modalities in combinations(config.modalities, count):
+            yield dataclasses.replace(config, modalities=modalities)
 
 
 def _check_wavelengths(
@@ -221,7 +295,7 @@ def adapt_input_specs(
 
 def load_weights(
     model: Backbone,
-    file: checkpoints.CheckpointFile,
+    file: CheckpointPart,
     info: CheckpointInfo,
     source_config: Any,
     architecture: Architecture,
@@ -245,9 +319,11 @@ def load_weights(
     format = entry.format if entry else detect_format(file.tensors, known)
     if format != "rsbackbones" and format not in known:
         raise WeightsMismatchError(f"{what}: unknown format {format!r}; known: {', '.join(known)}")
-    steps: list[AdaptationStep] = []
+    steps = [AdaptationStep("checkpoint", "found", file.found)] if file.found else []
     if not info.is_explicit:
-        detail = f"{source_config.summary()}: the file has no metadata"
+        bands = ", ".join(f"{m} {' '.join(source_config.bands[m])}" for m in source_config.modalities)
+        whose = f"{info.assumed}, " if info.assumed else ""
+        detail = f"{whose}{source_config.summary()}, bands {bands}: the file has no metadata"
         steps.append(AdaptationStep("configuration", "assumed", detail))
     if format == "rsbackbones":
         decoder = () if info.dense is None else (checkpoints.DENSE_PREFIX,)
@@ -260,7 +336,8 @@ def load_weights(
         steps += _check_unused_tensors(file, known[format], names, source_config, what)
     params = sum(parameter.numel() for parameter in whole.parameters())
     fields = [f.name for f in dataclasses.fields(source_config)]
-    _check_tensors(what, file, names, full, info.dtype, entry, params, fields)
+    _check_tensors(what, file, names, full, info, entry, params, fields)
+    steps += _casts(file, names, full) if not info.is_explicit else []
 
     built = model.state_dict()
     needed = {name: native for name, native in names.items() if native in built}
@@ -330,7 +407,7 @@ def _adapt_stem(
 
 
 def _check_unused_tensors(
-    file: checkpoints.CheckpointFile,
+    file: CheckpointPart,
     format: CheckpointFormat,
     names: Mapping[str, str],
     config: Any,
@@ -351,10 +428,10 @@ def _check_unused_tensors(
 
 def _check_tensors(
     what: str,
-    file: checkpoints.CheckpointFile,
+    file: CheckpointPart,
     names: Mapping[str, str],
     full: Mapping[str, Tensor],
-    dtype: torch.dtype,
+    contents: CheckpointInfo,
     entry: WeightsEntry | None,
     params: int,
     fields: Sequence[str],
@@ -373,7 +450,9 @@ def _check_tensors(
         if info.shape != tuple(full[native_name].shape):
             shapes.append(f"{name} {list(info.shape)} instead of {list(full[native_name].shape)}")
         own = full[native_name].dtype
-        expected = dtype if own.is_floating_point else own  # counters keep their dtype
+        if not contents.is_explicit and own.is_floating_point and info.dtype in _FLOATS:
+            continue  # nothing states a dtype; what is cast is reported
+        expected = contents.dtype if own.is_floating_point else own  # counters keep their dtype
         # Buffers in float64 are stored as they are, unless the whole model was cast to another dtype.
         if info.dtype != expected and not info.dtype == own == torch.float64:
             dtypes.append(f"{name} {info.dtype} instead of {expected}")
@@ -383,11 +462,27 @@ def _check_tensors(
         raise WeightsMismatchError(
             f"{what} does not hold this model: {lines}. A file without metadata is assumed to hold the "
             "default configuration of the architecture. If its size, sensors or bands differ, pass them: "
-            f"overrides={{'modalities': ('s2',), ...}} (command line: --overrides FIELD=VALUE); "
+            f"overrides={{'modalities': ('s2',), 'bands': {{'s2': ('B02', ...)}}, ...}} (command "
+            "line: --overrides FIELD=VALUE); "
             f"fields: {', '.join(fields)}"
         )
     if entry is not None and entry.params and entry.params != params:
         raise WeightsMismatchError(f"{what}: {params} parameters, but the manifest states {entry.params}")
+
+
+def _casts(
+    file: CheckpointPart, names: Mapping[str, str], full: Mapping[str, Tensor]
+) -> list[AdaptationStep]:
+    """Report the tensors whose floating-point dtype is not the model's."""
+    pairs = [
+        (str(file.tensors[name].dtype).removeprefix("torch."), str(full[native].dtype).removeprefix("torch."))
+        for name, native in names.items()
+    ]
+    cast = Counter(pair for pair in pairs if pair[0] != pair[1])
+    return [
+        AdaptationStep("checkpoint", "cast", f"{stored} to {own} ({count} tensors)")
+        for (stored, own), count in cast.items()
+    ]
 
 
 def _adapt_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[AdaptationStep]:

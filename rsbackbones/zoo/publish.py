@@ -101,7 +101,6 @@ def write_repository(
     source = Source(kind="hub", repo_id=repo_id, revision="main", filename=hub.WEIGHTS_FILE)
     hub.hub_repo(hub.PREFIX + repo_id)  # checks repo_id
     given, model = model, unwrap_model(model)
-    dense = find_dense(given)
     origin = model.weights_entry
     license = license or (origin.license if origin else "")
     if license in ("", "not stated", NONE_STATED):
@@ -132,7 +131,8 @@ def write_repository(
         metrics=metrics,
     )
     (folder / hub.CONFIG_FILE).write_text(hub.config_json(entry), encoding="utf-8")
-    (folder / CARD_FILE).write_text(repository_card(entry, model.num_classes, dense is not None), encoding="utf-8")
+    card = repository_card(entry, model.num_classes, find_dense(given) is not None)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return entry
 
 

@@ -1,4 +1,4 @@
-"""``python -m rsbackbones.cli``."""
+"""``python -m rsbackbones``: the command line."""
 
 import sys
 
