@@ -8,6 +8,7 @@ and what was found where is reported. Names and shapes are compared strictly aft
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
-from rsbackbones.zoo.registry import Architecture
+from rsbackbones.zoo.registry import Architecture, replace_config
 
 # A dictionary holds the model if this share of its names are names of the model.
 _KNOWN_SHARE = 0.5
@@ -55,9 +56,13 @@ class CheckpointPart:
 
 
 def find_part(
-    file: checkpoints.SafetensorsFile | checkpoints.PickleFile, architecture: Architecture
+    file: checkpoints.SafetensorsFile | checkpoints.PickleFile,
+    architecture: Architecture,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> CheckpointPart:
     """Return the part of a checkpoint that holds the model: the whole file, or one dictionary of it.
+
+    ``overrides`` are fields of the configuration that the user states.
 
     Raises:
         WeightsMismatchError: several dictionaries hold the model, or values beside its tensors are none.
@@ -65,7 +70,7 @@ def find_part(
     """
     if checkpoints.METADATA_KEY in file.metadata:
         return CheckpointPart(file, {name: name for name in file.tensors})
-    known = _Known(architecture)
+    known = _Known(architecture, overrides)
     found = _find(file, "", known)
     if len(found) > 1:
         exact = [candidate for candidate in found if known.are_all(candidate[1])]
@@ -93,9 +98,10 @@ def find_part(
 class _Known:
     """The tensor names of an architecture, its own and those of foreign formats."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, overrides: Mapping[str, Any]) -> None:
+        config = replace_config(architecture.config, overrides, architecture.name)
         with torch.device("meta"):
-            model = architecture.family.build(architecture.config, num_classes=1)
+            model = architecture.family.build(config, num_classes=1)
         self.native = set(model.state_dict())
         self.formats = architecture.formats
 

@@ -21,13 +21,13 @@ from rsbackbones.zoo.loading import (
     inspect_checkpoint,
     load_weights,
     match_model_bands,
-    replace_config,
     zero_stem_channels,
 )
 from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.registry import (
     Architecture,
     find_architecture,
+    replace_config,
     resolve_architecture,
     resolve_untrained,
     resolve_weights,
@@ -158,13 +158,13 @@ def create_model(
                 "A file that holds those weights gets their bands and input contract by: "
                 f"rsbackbones convert FILE OUTPUT.safetensors --model {name}"
             )
-        file = _open(Path(checkpoint), architecture)
+        file = _open(Path(checkpoint), architecture, overrides)
     elif pretrained or checkpoint is not None:
         entry = repository or resolve_weights(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
         licenses.show_notice(entry)
-        file = _open(path, architecture, allow_pickle=entry.format != "rsbackbones")
+        file = _open(path, architecture, overrides, allow_pickle=entry.format != "rsbackbones")
     elif tag:
         raise ValueError(
             f"{name} names published weights: pass pretrained=True to load them, or leave out .{tag} for a "
@@ -210,7 +210,7 @@ def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
     """
     entry = resolve_weights(name)
     architecture = find_architecture(entry.architecture)
-    file = _open(Path(checkpoint), architecture)
+    file = _open(Path(checkpoint), architecture, arguments.get("overrides"))
     model = _assemble(architecture, entry, file, **arguments)
     model.weights_entry = None
     return model
@@ -362,7 +362,7 @@ def _inspect(
     file: CheckpointPart | None = None
     entry: WeightsEntry | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
-        file = _open(Path(checkpoint), resolve_architecture(name))
+        file = _open(Path(checkpoint), resolve_architecture(name), overrides)
     elif pretrained or checkpoint is not None:
         entry = resolve_weights(name)
     else:
@@ -371,9 +371,15 @@ def _inspect(
     return architecture, inspect_checkpoint(architecture, file, entry, overrides)
 
 
-def _open(path: Path, architecture: Architecture, *, allow_pickle: bool = True) -> CheckpointPart:
+def _open(
+    path: Path,
+    architecture: Architecture,
+    overrides: Mapping[str, Any] | None,
+    *,
+    allow_pickle: bool = True,
+) -> CheckpointPart:
     file = checkpoints.open_checkpoint(path.expanduser(), allow_pickle=allow_pickle)
-    return find_part(file, architecture)
+    return find_part(file, architecture, overrides or {})
 
 
 def _single_image_size(argument: Any, override: Any) -> Any:

@@ -21,9 +21,9 @@ from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping
 from rsbackbones.zoo.checkpoint_parts import CheckpointPart
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.zoo.manifest import WeightsEntry
-from rsbackbones.zoo.registry import Architecture, list_weights
+from rsbackbones.zoo.registry import Architecture, list_weights, replace_config
 
-# The dtypes of weights that training loops store; loading casts them to the model's.
+# The dtypes of weights that training loops store, a whole model in one; loading casts them to the model's.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -43,20 +43,6 @@ class CheckpointInfo:
     # The arguments of ``dense_model``, if the file holds a decoder too.
     dense: Mapping[str, Any] | None = None
     assumed: str = ""  # whose configuration it is, if the file does not state it
-
-
-def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
-    """Return ``config`` with some fields changed.
-
-    Raises:
-        ValueError: there is no such field, or a value is out of its range.
-    """
-    known = [f.name for f in dataclasses.fields(config)]
-    if unknown := sorted(set(changes) - set(known)):
-        raise ValueError(
-            f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
-        )
-    return dataclasses.replace(config, **changes)
 
 
 def read_metadata(file: checkpoints.CheckpointFile) -> dict[str, Any]:
@@ -171,6 +157,8 @@ def _assume(architecture: Architecture, file: CheckpointPart, overrides: Mapping
             body = architecture.family.build(config, num_classes=0).state_dict()
         return shapes == {name: tuple(tensor.shape) for name, tensor in body.items()}
 
+    floats = {file.tensors[stored].dtype for stored in names} - {torch.int64, torch.bool}
+    (dtype,) = floats if len(floats) == 1 and floats <= {*_FLOATS} else (torch.float32,)
     own = CheckpointInfo(architecture.config, architecture.family.INPUTS, False)
     infos = {"": own} | {
         e.id: inspect_checkpoint(architecture, None, e)
@@ -180,7 +168,7 @@ def _assume(architecture: Architecture, file: CheckpointPart, overrides: Mapping
     infos = {
         name: dataclasses.replace(
             info, config=replace_config(info.config, overrides, architecture.name), is_explicit=False,
-            dtype=torch.float32, assumed=f"that of {name}" if name else "",
+            dtype=dtype, assumed=f"that of {name}" if name else "",
         )
         for name, info in infos.items()
     }  # fmt: skip
@@ -336,7 +324,7 @@ def load_weights(
         steps += _check_unused_tensors(file, known[format], names, source_config, what)
     params = sum(parameter.numel() for parameter in whole.parameters())
     fields = [f.name for f in dataclasses.fields(source_config)]
-    _check_tensors(what, file, names, full, info, entry, params, fields)
+    _check_tensors(what, file, names, full, info.dtype, entry, params, fields)
     steps += _casts(file, names, full) if not info.is_explicit else []
 
     built = model.state_dict()
@@ -431,7 +419,7 @@ def _check_tensors(
     file: CheckpointPart,
     names: Mapping[str, str],
     full: Mapping[str, Tensor],
-    contents: CheckpointInfo,
+    dtype: torch.dtype,
     entry: WeightsEntry | None,
     params: int,
     fields: Sequence[str],
@@ -450,9 +438,7 @@ def _check_tensors(
         if info.shape != tuple(full[native_name].shape):
             shapes.append(f"{name} {list(info.shape)} instead of {list(full[native_name].shape)}")
         own = full[native_name].dtype
-        if not contents.is_explicit and own.is_floating_point and info.dtype in _FLOATS:
-            continue  # nothing states a dtype; what is cast is reported
-        expected = contents.dtype if own.is_floating_point else own  # counters keep their dtype
+        expected = dtype if own.is_floating_point else own  # counters keep their dtype
         # Buffers in float64 are stored as they are, unless the whole model was cast to another dtype.
         if info.dtype != expected and not info.dtype == own == torch.float64:
             dtypes.append(f"{name} {info.dtype} instead of {expected}")
