@@ -9,7 +9,7 @@ from rsbackbones.heads.build import dense_model
 from rsbackbones.heads.dense import DenseModel
 from rsbackbones.zoo import hub, weights
 from rsbackbones.zoo.adapt import Adaptation
-from rsbackbones.zoo.checkpoint_files import DENSE_PREFIX, SafetensorsFile, not_finite, open_checkpoint
+from rsbackbones.zoo.checkpoint_files import DENSE_PREFIX, CheckpointFile, not_finite, open_checkpoint
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.loading import read_metadata
@@ -27,13 +27,11 @@ def load_dense_model(checkpoint: str | Path, **arguments: Any) -> DenseModel:
         WeightsError: (a ``ValueError``) there is no such file, it is damaged, or it holds no dense model.
         ImportError: a decoder that needs the extra ``heads``.
     """
+    name, source = "", dict[str, Any](checkpoint=checkpoint)
+    path = Path(checkpoint).expanduser()
     if str(checkpoint).startswith(hub.PREFIX):
-        entry = resolve_weights(str(checkpoint))
-        path, source = weights.fetch(entry), {"pretrained": True}
-        name = str(checkpoint)
-    else:
-        path = Path(checkpoint).expanduser()
-        name, source = "", {"checkpoint": path}
+        name, source = str(checkpoint), {"pretrained": True}
+        path = weights.fetch(resolve_weights(name))
     file = open_checkpoint(path, allow_pickle=True)
     stored = read_metadata(file)
     if not isinstance(stored.get("dense"), dict):
@@ -53,7 +51,7 @@ def load_dense_model(checkpoint: str | Path, **arguments: Any) -> DenseModel:
     return model.eval()
 
 
-def load_head(model: nn.Module, file: SafetensorsFile | Any) -> None:
+def load_head(model: nn.Module, file: CheckpointFile) -> None:
     """Load the decoder of a file of ``save_model`` into a dense model, strictly.
 
     Raises:

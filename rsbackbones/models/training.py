@@ -72,7 +72,7 @@ def connect_unused(model: "Backbone", output: Tensor) -> Tensor:
         reached.add(id(getattr(node, "variable", None)))
         todo += [following for following, _ in node.next_functions]
     unused = [p for p in trained if id(p) not in reached]
-    connected: Tensor = _WithZeroGradients.apply(output, *unused) if unused else output  # type: ignore[no-untyped-call]
+    connected: Tensor = _WithZeroGradients.apply(output, *unused) if unused else output
     return connected
 
 

@@ -134,6 +134,8 @@ class PickleFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
+        self.groups: dict[str, list[str]] = {}
+        self.others: dict[str, str] = {}
         try:
             # weights_only is explicit, because an environment variable can change its default.
             # An archive is memory-mapped, so that only tensors that are read take memory.
@@ -154,7 +156,6 @@ class PickleFile:
         except Exception as error:  # the reader of old files fails in many ways on a damaged one
             raise CorruptCheckpointError(f"{path} is damaged or no torch checkpoint: {error}") from error
         try:
-            self.groups, self.others = {}, {}
             flat = list(self._flatten(content, ""))
         except RecursionError as error:
             raise CorruptCheckpointError(f"{path}: dictionaries nested without end") from error

@@ -368,7 +368,7 @@ def _inspect(
     else:
         entry = resolve_untrained(name)
     architecture = find_architecture(entry.architecture) if entry else resolve_architecture(name)
-    return architecture, inspect_checkpoint(architecture, file, entry, overrides)
+    return architecture, inspect_checkpoint(architecture, file, entry, overrides or {})
 
 
 def _open(

@@ -157,40 +157,42 @@ def _assume(architecture: Architecture, file: CheckpointPart, overrides: Mapping
             body = architecture.family.build(config, num_classes=0).state_dict()
         return shapes == {name: tuple(tensor.shape) for name, tensor in body.items()}
 
-    floats = {file.tensors[stored].dtype for stored in names} - {torch.int64, torch.bool}
-    (dtype,) = floats if len(floats) == 1 and floats <= {*_FLOATS} else (torch.float32,)
-    own = CheckpointInfo(architecture.config, architecture.family.INPUTS, False)
-    infos = {"": own} | {
-        e.id: inspect_checkpoint(architecture, None, e)
-        for e in list_weights(f"{architecture.name}.*")
-        if e.availability != "unreleased"
-    }
-    infos = {
-        name: dataclasses.replace(
-            info, config=replace_config(info.config, overrides, architecture.name), is_explicit=False,
-            dtype=dtype, assumed=f"that of {name}" if name else "",
-        )
-        for name, info in infos.items()
-    }  # fmt: skip
-    published = [name for name in infos if name]
-    for names, fewer in (([""], False), (published, False), ([""], True), (published, True)):
-        found: dict[str, CheckpointInfo] = {}
-        for name in names:
-            for config in _with_fewer_modalities(infos[name].config) if fewer else (infos[name].config,):
-                info = dataclasses.replace(infos[name], config=config)
-                known = any((info.config, info.inputs) == (i.config, i.inputs) for i in found.values())
+    stored = {file.tensors[name].dtype for name in names}
+    floats = [dtype for dtype in _FLOATS if dtype in stored]
+    dtype = floats[0] if len(floats) == 1 else torch.float32
+
+    def contents(entry: WeightsEntry | None) -> CheckpointInfo | None:
+        info = inspect_checkpoint(architecture, None, entry)
+        try:
+            config = replace_config(info.config, overrides, architecture.name)
+        except ValueError:
+            if entry is None:
+                raise
+            return None  # the user states something else
+        whose = f"that of {entry.id}" if entry else ""
+        return dataclasses.replace(info, config=config, is_explicit=False, dtype=dtype, assumed=whose)
+
+    entries = [e for e in list_weights(f"{architecture.name}.*") if e.availability != "unreleased"]
+    for group, fewer in (((None,), False), (entries, False), ((None,), True), (entries, True)):
+        found: list[CheckpointInfo] = []
+        for info in filter(None, map(contents, group)):
+            for config in _with_fewer_modalities(info.config) if fewer else (info.config,):
+                known = any((config, info.inputs) == (other.config, other.inputs) for other in found)
                 if not known and fits(config):
-                    found[name] = info
+                    found.append(dataclasses.replace(info, config=config))
         if len(found) > 1:
+            ids = [info.assumed.removeprefix("that of ") for info in found]
             raise WeightsMismatchError(
                 f"{file.path} has no metadata, and the shapes of weights with different bands or input "
-                f"contracts: {', '.join(found)}. Say which: rsbackbones convert {file.path} "
-                f"OUTPUT.safetensors --model {next(iter(found))}; or state what it holds: "
+                f"contracts: {', '.join(ids)}. Say which: rsbackbones convert {file.path} "
+                f"OUTPUT.safetensors --model {ids[0]}; or state what it holds: "
                 "overrides={'bands': {'s2': ('B02', ...)}}"
             )
         if found:
-            return next(iter(found.values()))
-    return infos[""]
+            return found[0]
+    own = contents(None)
+    assert own is not None
+    return own
 
 
 def _with_fewer_modalities(config: Any) -> Iterator[Any]:
