@@ -239,7 +239,7 @@ def _encode_windows(
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
         cells = np.pad(valid, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p)
         masks.append(np.all(cells, axis=(1, 3))[: size[0], : size[1]])
-    device, _ = model.place()
+    device, _ = model.device_and_dtype()
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
     batch = model.as_input(batch)
     with torch.inference_mode():

@@ -64,7 +64,7 @@ def predict(
     backbone, transform = unwrap_model(model), dated_transform(model, data)
     modalities = backbone.modalities
     classes = len(data.classes)
-    device, _ = backbone.place()
+    device, _ = backbone.device_and_dtype()
     indices = [int(i) for i in data.splits[split]]
     counts = []
 

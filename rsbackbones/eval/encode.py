@@ -44,7 +44,7 @@ def encode(
     pool: Literal["pooled", "mean"] = "pooled",
     batch_size: int = 64,
     device: str | torch.device | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: bool = False,
 ) -> FeatureTable:
     """Encode the images of a set that are in a split.
@@ -130,7 +130,7 @@ def statistics_features(
     tile: int | None = None,
     overlap: int | None = None,
     batch_size: int = 64,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: bool = False,
 ) -> FeatureTable:
     """Return mean and standard deviation of every band, of images or patches: the baseline for features.
@@ -191,7 +191,7 @@ def _collect(
     size: Size | None,
     tiles: PatchTiles | None,
     batch_size: int,
-    cache: Path | None,
+    cache: str | Path | None,
     progress: bool,
 ) -> FeatureTable:
     if batch_size < 1:
@@ -201,7 +201,7 @@ def _collect(
         job |= {"tiles": [tiles.tile, tiles.overlap]}
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
-    with RowStore(None if cache is None else cache / key[:32], job, len(data)) as store:
+    with RowStore(None if cache is None else Path(cache).expanduser() / key[:32], job, len(data)) as store:
         todo = images[~store.done[images]].tolist()
         read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
         at_once = batch_size if tiles is None else 1

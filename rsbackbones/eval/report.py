@@ -120,7 +120,7 @@ def notes_as_markdown(notes: Sequence[str]) -> list[str]:
     return lines
 
 
-def refuse_other_result(folder: Path, model: str, source: str, data: str) -> None:
+def refuse_other_result(folder: str | Path, model: str, source: str, data: str) -> None:
     """Refuse a folder that holds the result of another model or of other data, which would be replaced.
 
     Args:
@@ -132,7 +132,7 @@ def refuse_other_result(folder: Path, model: str, source: str, data: str) -> Non
     Raises:
         ValueError: it does, or its result cannot be read.
     """
-    file = folder / "result.json"
+    file = Path(folder).expanduser() / "result.json"
     if not file.exists():
         return
     try:
@@ -148,7 +148,7 @@ def refuse_other_result(folder: Path, model: str, source: str, data: str) -> Non
         )
 
 
-def write_report(folder: Path, found: Mapping[str, Any]) -> str:
+def write_report(folder: str | Path, found: Mapping[str, Any]) -> str:
     """Write ``result.json``, ``result.csv`` and ``result.md`` and return the last.
 
     Args:
@@ -156,6 +156,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
         found: ``rows``, ``diagnostics`` (by name the rows of each), ``metric``, ``data``, ``notes`` and what
             else belongs to the record.
     """
+    folder = Path(folder).expanduser()
     rows: Sequence[Row] = found["rows"]
     diagnostics: Mapping[str, Sequence[Row]] = found["diagnostics"]
     lines = csv.writer(text := io.StringIO(), lineterminator="\n")

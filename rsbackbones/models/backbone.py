@@ -366,7 +366,7 @@ class Backbone(nn.Module):
         """The number of outputs of the head; 0 without one."""
         return 0 if isinstance(self.head, nn.Identity) else output_size(self.head, self.num_features)
 
-    def place(self, modality: str | None = None) -> tuple[torch.device, torch.dtype]:
+    def device_and_dtype(self, modality: str | None = None) -> tuple[torch.device, torch.dtype]:
         """Return the device and the dtype that images of a modality must have.
 
         They are those of its stem, also in a replica of ``nn.DataParallel``, whose weights are no parameters,
@@ -378,7 +378,7 @@ class Backbone(nn.Module):
 
     def as_input(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return images on the model's device and in its dtype, for a model in half precision."""
-        return {m: x.to(*self.place(m)) for m, x in images.items()}
+        return {m: x.to(*self.device_and_dtype(m)) for m, x in images.items()}
 
     # -- methods for training -----------------------------------------------------------------------
 
@@ -428,7 +428,7 @@ class Backbone(nn.Module):
         A model that consumes series gets two series of three dates, with their dates, and a mask of each
         modality in which one image is missing.
         """
-        device, dtype = self.place()
+        device, dtype = self.device_and_dtype()
         strides = [stage.stride for s in self.stream_inputs for stage in self.stages(s)]
         unit = math.lcm(self.size_multiple, *strides)
         unit *= math.ceil(self.min_size / (2 * unit))

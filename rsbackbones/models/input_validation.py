@@ -100,7 +100,7 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"{modality}: got {image.dtype}, expected normalized floats; convert raw values with "
             "rsbackbones.create_preprocess(model)"
         )
-    device, dtype = model.place(modality)
+    device, dtype = model.device_and_dtype(modality)
     if image.device != device:
         raise ValueError(
             f"{modality}: got an image on {image.device}, the model is on {device}; move one of "

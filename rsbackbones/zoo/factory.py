@@ -198,7 +198,7 @@ def create_untrained(name: str, **arguments: Any) -> Backbone:
     return _assemble(find_architecture(entry.architecture), entry, None, **arguments)
 
 
-def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
+def create_from_file(name: str, checkpoint: str | Path, **arguments: Any) -> Backbone:
     """Create a model from a file of which the user says that it holds the weights ``name``, a manifest entry.
 
     It has their bands and input contract. The file is not compared with their digest: its tensors may have

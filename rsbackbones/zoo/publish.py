@@ -86,7 +86,7 @@ def push_to_hub(
 def write_repository(
     model: Backbone | nn.Module,
     repo_id: str,
-    folder: Path,
+    folder: str | Path,
     *,
     license: str = "",
     provenance: str = "",
@@ -100,7 +100,7 @@ def write_repository(
 
     source = Source(kind="hub", repo_id=repo_id, revision="main", filename=hub.WEIGHTS_FILE)
     hub.hub_repo(hub.PREFIX + repo_id)  # checks repo_id
-    given, model = model, unwrap_model(model)
+    given, model, folder = model, unwrap_model(model), Path(folder).expanduser()
     origin = model.weights_entry
     license = license or (origin.license if origin else "")
     if license in ("", "not stated", NONE_STATED):

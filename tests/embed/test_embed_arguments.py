@@ -14,7 +14,7 @@ from rsbackbones.embed import embed_patches, embed_scene  # noqa: E402
 
 @pytest.fixture(scope="module")
 def raster(tmp_path_factory):
-    return write_scene(simulate_scene(64, 64), tmp_path_factory.mktemp("scene"))[0]
+    return write_scene(simulate_scene(64, 64), str(tmp_path_factory.mktemp("scene")))[0]
 
 
 def model(**arguments):

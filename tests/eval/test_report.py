@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rsbackbones.eval.report import refuse_other_result
+from rsbackbones.eval.report import refuse_other_result, write_report
 
 HELD = {"model": "croma_vit_b", "sources": {"croma_vit_b": {}, "random": {}}, "data": {"name": "eurosat"}}
 
@@ -35,3 +35,11 @@ def test_a_file_of_someone_else_is_not_replaced(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(ValueError, match="not a result of this command"):
         refuse_other_result(tmp_path, "croma_vit_b", "croma_vit_b", "eurosat")
+
+
+def test_strings_are_paths(tmp_path):
+    found = HELD | {"rows": [], "diagnostics": {}, "metric": "accuracy", "notes": ["none"]}
+    assert write_report(str(tmp_path), found).startswith("# eurosat")
+    assert json.loads((tmp_path / "result.json").read_text()) == found
+    with pytest.raises(ValueError, match="another --output"):
+        refuse_other_result(str(tmp_path), "resnet50", "resnet50", "eurosat")
