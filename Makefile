@@ -65,7 +65,7 @@ pictures: .venv/installed
 # golden activations in the manifest; then the tables. DATA=FOLDER, with data sets as torchgeo keeps them, also
 # measures the scores that the publishers state (a GPU is advisable), into runs/published_scores.
 lock-weights: .venv/installed
-	$(BIN)/python -m rsbackbones.cli manifest lock "*" --download --golden --output weights_manifest.json
+	$(BIN)/python -m rsbackbones manifest lock "*" --download --golden --output weights_manifest.json
 	$(BIN)/python -m rsbackbones.zoo.cards
 	$(if $(DATA),$(BIN)/python -m benchmarks.published_scores --data "$(DATA)" --output runs/published_scores)
 

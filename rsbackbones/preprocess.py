@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import unwrap_model
+from rsbackbones.models.series_arguments import Masks, masks_by_modality
 from rsbackbones.sensors import UINT8_RGB, BandNumbers, InputSpec, Sensor, get_sensor
 
 if TYPE_CHECKING:
@@ -101,14 +102,12 @@ class Preprocess:
         self.check = check
 
     @overload
-    def __call__(self, x: "Raw", valid: Mapping[str, Tensor] | None = None) -> Tensor: ...
+    def __call__(self, x: "Raw", valid: Masks | None = None) -> Tensor: ...
     @overload
-    def __call__(
-        self, x: "Mapping[str, Raw]", valid: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]: ...
+    def __call__(self, x: "Mapping[str, Raw]", valid: Masks | None = None) -> dict[str, Tensor]: ...
 
     def __call__(
-        self, x: "Raw | Mapping[str, Raw]", valid: Mapping[str, Tensor] | None = None
+        self, x: "Raw | Mapping[str, Raw]", valid: Masks | None = None
     ) -> Tensor | dict[str, Tensor]:
         """Normalize raw values.
 
@@ -116,7 +115,8 @@ class Preprocess:
             x: arrays or tensors by modality, [..., C, H, W], integers or floats, with channels in the order
                 of ``bands``. A bare array is accepted if there is one modality.
             valid: for series [B, T, C, H, W], by modality [B, T] booleans, False for missing images. Their
-                values are ignored and replaced by zeros. Pass the same mask to the model.
+                values are ignored and replaced by zeros. Pass the same mask to the model. Tensors, arrays
+                or lists; a bare one if there is one modality.
 
         Returns:
             float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one.
@@ -125,16 +125,22 @@ class Preprocess:
             ValueError: a modality is unknown, the number of channels is wrong, values are NaN or infinite, or
                 they are impossible in the stated unit.
         """
+        masks = masks_by_modality(valid, tuple(self.specs))
         if not isinstance(x, Mapping):
             if len(self.specs) > 1:
                 raise ValueError(
                     f"pass a mapping by modality, {{name: values}}, with the names {', '.join(self.specs)}"
                 )
             (modality,) = self.specs
-            return self._apply(modality, x, (valid or {}).get(modality))
+            return self._apply(modality, x, masks.get(modality))
         if unknown := [m for m in x if m not in self.specs]:
             raise ValueError(f"unknown modality {unknown}; known here: {', '.join(self.specs)}")
-        return {m: self._apply(m, values, (valid or {}).get(m)) for m, values in x.items()}
+        if absent := [m for m, values in x.items() if values is None]:
+            raise ValueError(
+                f"{', '.join(absent)} is None: leave out a sensor that is not there; one that is missing at "
+                "some dates has a mask, valid="
+            )
+        return {m: self._apply(m, values, masks.get(m)) for m, values in x.items()}
 
     def _apply(self, modality: str, raw: "Raw", valid: Tensor | None) -> Tensor:
         x = raw if isinstance(raw, Tensor) else torch.from_numpy(_native(raw))

@@ -33,6 +33,7 @@ ALLOWED = {
     "train": {"data", "files", "layers", "models", "plugins", "preprocess", "sensors", "train/engine", "zoo"},
     "train/finetune": {"data", "eval", "files", "heads", "models", "preprocess", "sensors", "train",
                        "train/engine", "zoo"},
+    "__main__": {"cli"},
     "cli": {"data", "device", "embed", "eval", "files", "models", "plugins", "preprocess", "sensors", "zoo"},
 }  # fmt: skip
 # Third-party packages a room may import when it is loaded; elsewhere inside functions only.

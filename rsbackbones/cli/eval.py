@@ -144,7 +144,7 @@ def evaluate(
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.feature_source import FeatureSource, describe, model_for
     from rsbackbones.eval.plot_evaluation import plot_evaluation
-    from rsbackbones.eval.report import write_report
+    from rsbackbones.eval.report import refuse_other_result, write_report
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data
     from rsbackbones.eval.run import evaluate as run_protocols
     from rsbackbones.models.config import as_json
@@ -232,6 +232,7 @@ def evaluate(
 
             random = FeatureSource.random_init(build_untrained, how)
             sources += [random, FeatureSource.band_statistics(built, how)]
+    refuse_other_result(output, model, sources[0].name, labelled.name)
     if streams:
         chosen_streams(list(built.stream_inputs), streams)
     notes = describe(labelled, built) + (_describe_encoding(how) if chosen_protocols else [])

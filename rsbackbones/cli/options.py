@@ -1,6 +1,5 @@
 """What the commands share: the command class, types of options, and options of several commands."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from rsbackbones.cli.sensor_file import register_sensor_file
+from rsbackbones.files.json_value import parse_value
 from rsbackbones.plugins import load_plugins
 from rsbackbones.zoo.adapt import MISSING_RULES, SCALE_RULES
 
@@ -128,14 +128,6 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def read_field(text: str) -> Any:
-    """Read a value of ``--overrides``: JSON, or else a string."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 def classes_in(text: str) -> list[str] | dict[str, list[int | str]]:
     """Parse class names, or class names with their label values: ``water=1,forest=311+312``."""
     if "=" not in text:
@@ -167,7 +159,7 @@ weights_options: Decorator = together(
            help="use the published weights, or random weights (seed 0)"),
     option("--checkpoint", type=FILE, metavar="FILE", section="Model",
            help="use the weights of a local checkpoint, or of a folder of `rsbackbones download`"),
-    mapping("--overrides", form="FIELD=VALUE", read=read_field, section="Model",
+    mapping("--overrides", form="FIELD=VALUE", read=parse_value, section="Model",
             help="change a field of the model's configuration, such as depth=4; repeatable"),
 )  # fmt: skip
 

@@ -14,6 +14,12 @@ from rsbackbones.zoo.fingerprint import weights_digest
 MAPS, TABLES = (".tif", ".tiff"), (".npz", ".parquet")
 
 
+def as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return one or several files as paths."""
+    each = [paths] if isinstance(paths, str | Path) else paths
+    return [Path(path).expanduser() for path in each]
+
+
 def sensors_of(model: Backbone) -> dict[str, str]:
     """Return by modality the sensor of the model's bands."""
     return {m: model.config.sensors[m] for m in model.modalities}

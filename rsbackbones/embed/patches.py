@@ -7,12 +7,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import (
     TABLES,
+    as_paths,
     check_output,
     embedding_job,
     open_model_rasters,
@@ -23,7 +25,7 @@ from rsbackbones.embed.inputs import (
 from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
-from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import create_preprocess
 
 # A raster of a patch file is one input; beyond this side it is a scene.
@@ -31,9 +33,9 @@ MAX_PATCH_SIDE = 512
 
 
 def embed_patches(
-    model: Backbone,
-    paths: Sequence[Path],
-    output: Path,
+    model: nn.Module,
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
@@ -48,14 +50,14 @@ def embed_patches(
     Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole; its sides
     are multiples of ``model.size_multiple``, or the model pads them (``create_model(..., pad=True)``).
     The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
-    for every stream.
+    for every stream, also from a model in half precision.
 
     Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed or
     failed run, as :func:`embed_scene` does.
 
     Args:
         model, bands, units, nodata, batch_size, device, progress: as for :func:`embed_scene`.
-        paths: raster files.
+        paths: raster files, or one.
         output: a path ending in ``.npz`` or ``.parquet``.
         skip_nodata: leave out patches with pixels without data; they are an error otherwise.
 
@@ -67,6 +69,7 @@ def embed_patches(
         ValueError: rasters, bands or sizes that do not fit, pixels without data, a full disk, rasters that
             change meanwhile, or another process that writes the same output.
     """
+    model, paths, output = unwrap_model(model), as_paths(paths), Path(output).expanduser()
     if output.suffix.lower() not in TABLES:
         raise ValueError(f"embeddings of patches go to .npz or .parquet, got {output}")
     check_output(output)
@@ -121,8 +124,7 @@ def _embed_places(
     pending: list[tuple[int, dict[str, torch.Tensor]]] = []
 
     def encode() -> None:
-        device = next(model.parameters()).device
-        stacked = {m: torch.stack([x[m] for _, x in pending]).to(device) for m in model.modalities}
+        stacked = model.as_input({m: torch.stack([x[m] for _, x in pending]) for m in model.modalities})
         with torch.inference_mode():
             features = model.forward_streams(stacked)
         rows = {s: f.pooled[s].float().cpu().numpy() for s, f in features.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.rasters import Array, RasterStack
@@ -15,6 +16,7 @@ from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import (
     MAPS,
+    as_paths,
     check_output,
     embedding_job,
     open_model_rasters,
@@ -25,7 +27,7 @@ from rsbackbones.embed.preview import preview_path, write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
-from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import Preprocess, create_preprocess
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
@@ -33,9 +35,9 @@ _STRIP_BYTES = 64 * 2**20
 
 
 def embed_scene(
-    model: Backbone,
-    paths: Sequence[Path],
-    output: Path,
+    model: nn.Module,
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
@@ -49,9 +51,10 @@ def embed_scene(
 ) -> Path:
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
 
-    A pixel of the result is one cell of the model's final map, of a ViT one patch; its transform is the
-    input's, scaled by ``model.stride``, so the two line up. The scene is read in overlapping windows, and
-    features are blended where they overlap, so that no seams show. A cell with a pixel without data is NaN.
+    A pixel of the result is one cell of the model's final map, of a ViT one patch, in float32 (also from a
+    model in half precision); its transform is the input's, scaled by ``model.stride``, so the two line up.
+    The scene is read in overlapping windows, and features are blended where they overlap, so that no seams
+    show. A cell with a pixel without data is NaN.
     Where the size is no multiple of what the model needs, the last few pixels at the right and at the bottom
     are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
     beyond the scene.
@@ -63,7 +66,7 @@ def embed_scene(
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
             ``model.config.sensors``.
-        paths: rasters on one grid, together holding all bands of the model.
+        paths: rasters on one grid, or one, together holding all bands of the model.
         output: a path ending in ``.tif``.
         bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
@@ -81,6 +84,7 @@ def embed_scene(
             change meanwhile; another process that writes the same output; or a picture that is no preview
             where the preview goes.
     """
+    model, paths, output = unwrap_model(model), as_paths(paths), Path(output).expanduser()
     if device is not None:
         model.to(choose_device(device))
     cell, unit = model.stride, _unit(model)
@@ -253,8 +257,9 @@ def _encode_windows(
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
         cells = np.pad(valid, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p)
         masks.append(np.all(cells, axis=(1, 3))[: size[0], : size[1]])
-    device = next(model.parameters()).device
+    device, _ = model.device_and_dtype()
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
+    batch = model.as_input(batch)
     with torch.inference_mode():
         maps = model.forward_features(batch).maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
     return maps.permute(0, 2, 3, 1).float().cpu().numpy(), masks

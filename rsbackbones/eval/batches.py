@@ -108,12 +108,12 @@ def input_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     fix = "one size is needed: rsbackbones.eval.extrapolation.cropped makes it"
-    modalities = unwrap_model(model).modalities
+    backbone = unwrap_model(model)
+    modalities = backbone.modalities
     read = BatchReader(data, modalities, make_transform(model, data), maps=False, fix=fix)
-    device = next(model.parameters()).device
     for start in range(0, len(indices), batch_size):
         images, _ = read(indices[start : start + batch_size])
-        yield {modality: x.to(device) for modality, x in images.items()}
+        yield backbone.as_input(images)
     read.warn_of_offsets(len(indices))
 
 

@@ -44,7 +44,7 @@ def encode(
     pool: Literal["pooled", "mean"] = "pooled",
     batch_size: int = 64,
     device: str | torch.device | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: bool = False,
 ) -> FeatureTable:
     """Encode the images of a set that are in a split.
@@ -86,7 +86,6 @@ def encode(
     transform = make_transform(backbone, data)
     if device is not None:
         backbone.to(choose_device(device))
-    place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)
     # A patch is a cell of the final map.
@@ -104,7 +103,7 @@ def encode(
         return images
 
     def features(images: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = backbone.forward_streams({m: x.to(place) for m, x in images.items()}, wanted)
+        found = backbone.forward_streams(backbone.as_input(images), wanted)
         if level == "patch":
             return {s: found[s].tokens[s] for s in wanted}
         return {s: found[s].pooled[s] if pool == "pooled" else found[s].tokens[s].mean(1) for s in wanted}
@@ -132,7 +131,7 @@ def statistics_features(
     tile: int | None = None,
     overlap: int | None = None,
     batch_size: int = 64,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: bool = False,
 ) -> FeatureTable:
     """Return mean and standard deviation of every band, of images or patches: the baseline for features.
@@ -193,7 +192,7 @@ def _collect(
     size: Size | None,
     tiles: PatchTiles | None,
     batch_size: int,
-    cache: Path | None,
+    cache: str | Path | None,
     progress: bool,
 ) -> FeatureTable:
     if batch_size < 1:
@@ -203,7 +202,8 @@ def _collect(
         job |= {"tiles": [tiles.tile, tiles.overlap]}
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
-    with RowStore(None if cache is None else cache / key[:32], job, len(data), rows=images) as store:
+    folder = None if cache is None else Path(cache).expanduser() / key[:32]
+    with RowStore(folder, job, len(data), rows=images) as store:
         todo = images[~store.done[images]].tolist()
         read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
         at_once = batch_size if tiles is None else 1

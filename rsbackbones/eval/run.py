@@ -52,7 +52,7 @@ def evaluate(
     protocols: Sequence[str],
     sources: Sequence[FeatureSource],
     open_set: Callable[[int], LabelledDataset],
-    out: Path,
+    out: str | Path,
     *,
     seeds: Sequence[int] = (0,),
     streams: Sequence[str] | None = None,
@@ -85,6 +85,7 @@ def evaluate(
         raise ValueError("name at least one protocol, one feature source and one seed")
     if any(source.statistics for source in sources):
         protocols = list(dict.fromkeys([*protocols, "logistic"]))  # for comparison with the statistics
+    out = Path(out).expanduser()
     parts = out / "parts"
     rows: list[dict[str, Any]] = []
     _check(open_set(seeds[0]), protocols)

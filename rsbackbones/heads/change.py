@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rsbackbones.heads.dense import DenseModel
 from rsbackbones.models.backbone import Images
+from rsbackbones.models.series_arguments import Dates, Masks
 
 
 class ChangeModel(DenseModel):
@@ -23,8 +24,8 @@ class ChangeModel(DenseModel):
         x: Images,
         later: Images | None = None,
         *,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
     ) -> Tensor:
         """Return log-probabilities [B, K, H * scale, W * scale], for a negative log-likelihood.
 

@@ -1,6 +1,7 @@
 """A backbone with a dense head: logits per pixel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, Images
+from rsbackbones.models.series_arguments import Dates, Masks
 from rsbackbones.models.unused import freeze_unused
 
 
@@ -21,6 +23,8 @@ class DenseModel(nn.Module):
         scale: pixels of the result per image pixel, along each side.
         stream, indices: the stream and stages of a :class:`Backbone`; ``None`` for other modules.
         frozen: the backbone has no gradients and stays in ``eval()`` mode.
+        options: the arguments of ``dense_model`` that made it, as JSON values, for ``save_model``.
+        build_head: returns another such head, newly initialized.
     """
 
     def __init__(
@@ -34,6 +38,8 @@ class DenseModel(nn.Module):
         norm: bool,
         scale: int,
         frozen: bool,
+        options: Mapping[str, Any],
+        build_head: Callable[[], DenseHead],
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -44,6 +50,8 @@ class DenseModel(nn.Module):
         self.norm = norm
         self.scale = scale
         self.frozen = frozen
+        self.options = dict(options)
+        self.build_head = build_head
         if frozen:
             backbone.requires_grad_(False)
         elif isinstance(backbone, Backbone):
@@ -57,16 +65,12 @@ class DenseModel(nn.Module):
             self.backbone.eval()
         return self
 
-    def maps(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
         """Return the maps that the head receives, each [B, D_i, h_i, w_i]. See :meth:`forward`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._maps(x, dates=dates, valid=valid)
 
-    def forward(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> Tensor:
         """Return logits [B, K, H * scale, W * scale].
 
         Args:
@@ -80,9 +84,7 @@ class DenseModel(nn.Module):
         """
         return self._to_pixels(self.head(self.maps(x, dates=dates, valid=valid)), _size(x))
 
-    def _maps(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def _maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
         if not (isinstance(self.backbone, Backbone) and self.backbone.consumes == "series"):
             _check_single_images(self.backbone, x)
         if not isinstance(self.backbone, Backbone):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rsbackbones.models.series_arguments import Dates, Masks, as_days, masks_by_modality
 from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def validate_inputs(
-    model: "Backbone", x: "Images", dates: Tensor | None, valid: Mapping[str, Tensor] | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Check the arguments of :meth:`Backbone.forward_features`. Return images and masks by modality.
+    model: "Backbone", x: "Images", dates: Dates | None, valid: Masks | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """Check the arguments of :meth:`Backbone.forward_features`. Return images, masks by modality, and days.
 
     Raises:
         ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.
@@ -48,9 +49,7 @@ def validate_inputs(
     series = first.ndim == 5
     frames = tuple(first.shape[:2])
     if dates is not None and not isinstance(dates, Tensor):
-        raise ValueError(
-            f"dates must be a tensor of days, [B, T], got {type(dates).__name__}: torch.tensor(dates)"
-        )
+        dates = as_days(dates).to(first.device)
     if dates is not None and (not series or tuple(dates.shape) != frames):
         raise ValueError(
             f"dates must be [B, T] = {list(frames)} for a series [B, T, C, H, W], got "
@@ -58,21 +57,14 @@ def validate_inputs(
         )
     if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
         raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
-    if valid is not None and not isinstance(valid, Mapping):
-        raise ValueError(
-            f"valid must be a mapping by modality, valid={{{next(iter(images))!r}: mask}}, got "
-            f"{type(valid).__name__}"
-        )
-    valid = dict(valid or {})
-    for m, mask in valid.items():
-        if not isinstance(mask, Tensor):
-            raise ValueError(f"valid[{m!r}] must be a tensor of booleans, got {type(mask).__name__}")
+    masks = masks_by_modality(valid, tuple(images), first.device)
+    for m, mask in masks.items():
         if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
             raise ValueError(
                 f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series among "
                 f"the images, got {mask.dtype} {list(mask.shape)}; images: {', '.join(images)}"
             )
-    return images, valid
+    return images, masks, dates
 
 
 def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
@@ -108,19 +100,19 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"{modality}: got {image.dtype}, expected normalized floats; convert raw values with "
             "rsbackbones.create_preprocess(model)"
         )
-    weight = model.get_parameter(model.stem(modality).weight)
-    if image.device != weight.device:
+    device, dtype = model.device_and_dtype(modality)
+    if image.device != device:
         raise ValueError(
-            f"{modality}: got an image on {image.device}, the model is on {weight.device}; move one of "
-            f"them (x.to({str(weight.device)!r}))"
+            f"{modality}: got an image on {image.device}, the model is on {device}; move one of "
+            f"them (x.to({str(device)!r}))"
         )
     # Autocast converts all floating-point dtypes except float64.
-    if image.dtype != weight.dtype and (
+    if image.dtype != dtype and (
         image.dtype == torch.float64 or not torch.is_autocast_enabled(image.device.type)
     ):
         raise ValueError(
-            f"{modality}: got {image.dtype}, the model's parameters are {weight.dtype}; convert one "
-            f"of them (x.to({weight.dtype}))"
+            f"{modality}: got {image.dtype}, the model's parameters are {dtype}; convert one "
+            f"of them (x.to({dtype}))"
         )
     return image
 

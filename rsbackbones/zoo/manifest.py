@@ -152,12 +152,13 @@ def _packaged_manifest() -> Path:
     return inside if inside.exists() else _PACKAGE.parent / "weights_manifest.json"
 
 
-def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
+def read_manifest(path: str | Path) -> tuple[WeightsEntry, ...]:
     """Read and check a manifest. Its bundled files are in its folder (in the package for its own manifest).
 
     Raises:
         ValueError: it is missing, not JSON, has another schema, or an entry is malformed.
     """
+    path = Path(path).expanduser()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -3,6 +3,7 @@
 A name is ``croma_vit_b``, ``croma_vit_b.TAG``, or ``hf-hub:ORG/NAME[@REVISION]``.
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,20 @@ def find_architecture(name: str) -> Architecture:
             "rsbackbones.register_family, for commands in a module that RSBACKBONES_PLUGINS names)"
         )
     return known[name]
+
+
+def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
+    """Return ``config`` with some fields changed.
+
+    Raises:
+        ValueError: there is no such field, or a value is out of its range.
+    """
+    known = [f.name for f in dataclasses.fields(config)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(
+            f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
+        )
+    return dataclasses.replace(config, **changes)
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

@@ -188,9 +188,7 @@ def test_info_of_a_model_without_weights_names_weights_that_exist(fails):
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    command = (
-        f"{shlex.quote(sys.executable)} -m rsbackbones.cli list --json | head -n 1; exit ${{PIPESTATUS[0]}}"
-    )
+    command = f"{shlex.quote(sys.executable)} -m rsbackbones list --json | head -n 1; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "{\n", "")
 

@@ -84,7 +84,7 @@ def test_progress_is_shown_within_a_protocol(pictures, tmp_path, capsys):
 def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
     assert run(tmp_path / "whole", pictures, "knn,kmeans,linear") == 0
     command = [
-        *(sys.executable, "-m", "rsbackbones.cli", "eval", "knn,kmeans,linear", "--no-progress"),
+        *(sys.executable, "-m", "rsbackbones", "eval", "knn,kmeans,linear", "--no-progress"),
         *("--model", "croma_vit_tiny", "--data", str(pictures), "--output", str(tmp_path / "killed")),
     ]
     process = forked.Forked(command, tmp_path / "log")

@@ -712,7 +712,7 @@ def test_commands_know_a_family_of_ones_own_by_a_plugin(tmp_path, monkeypatch, c
     (tmp_path / "plugin.py").write_text("import rsbackbones\nrsbackbones.register_family('mine')\n")
     root = str(Path(rsb.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
-    command = [sys.executable, "-m", "rsbackbones.cli", "list"]
+    command = [sys.executable, "-m", "rsbackbones", "list"]
     done = forked.run(command, env={**environment, "RSBACKBONES_PLUGINS": " plugin"})
     assert done.returncode == 0, done.stderr
     assert "my_net" in done.stdout

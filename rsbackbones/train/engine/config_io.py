@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rsbackbones.files.json_value import parse_value
 from rsbackbones.train.engine.config import RunOptions
 
 R = TypeVar("R", bound=RunOptions)
@@ -264,18 +265,11 @@ def _parse_value(key: str, text: str, hint: Any) -> Any:
         return None
     if any(typing.get_origin(kind) in (tuple, dict) for kind in kinds):
         if not text.startswith(("[", "{")):
-            return [_read_json(item) for item in text.split(",")]
+            return [parse_value(item) for item in text.split(",")]
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{key}: {text!r} is not JSON: {error}") from error
     if any(kind in (str, Path) or typing.get_origin(kind) is typing.Literal for kind in kinds):
         return text
-    return _read_json(text)
-
-
-def _read_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    return parse_value(text)

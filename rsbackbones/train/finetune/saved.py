@@ -6,36 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.heads import dense_model
-from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.heads import load_dense_model
+from rsbackbones.heads.loading import load_head
+from rsbackbones.models.backbone import unwrap_model
+from rsbackbones.zoo.checkpoint_files import DENSE_PREFIX, SafetensorsFile
 from rsbackbones.zoo.factory import create_model
-from rsbackbones.zoo.saving import save_model, write_safetensors
+from rsbackbones.zoo.saving import save_model
 
-MODEL, HEAD, ABOUT = "model.safetensors", "head.safetensors", "about.json"
+MODEL, ABOUT = "model.safetensors", "about.json"
 
 
 def save_finetuned(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> None:
     """Write a model and its metadata to a folder, under a temporary name that is then renamed.
 
-    ``model.safetensors`` is the backbone with its classifier, readable by ``create_model(..., checkpoint=...,
-    num_classes=None)``; ``head.safetensors`` the head of a dense model; ``about.json`` the metadata, and the
-    sha256 of both. An existing folder of that name is replaced.
+    ``model.safetensors`` is what ``save_model`` writes, readable by ``create_model(..., checkpoint=...,
+    num_classes=None)`` and, with its decoder, by ``load_dense_model``; ``about.json`` the metadata, and the
+    sha256. An existing folder of that name is replaced.
     """
     part, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old.tmp")
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     part.mkdir()
-    files = [save_model(unwrap_model(model), part / MODEL)]
-    if not isinstance(model, Backbone):
-        head: nn.Module = model.get_submodule("head")
-        write_safetensors(head.state_dict(), part / HEAD, torch.float32, {})
-        files.append(part / HEAD)
-    hashes = {file.name: sha256_of(file) for file in files}
+    hashes = {MODEL: sha256_of(save_model(model, part / MODEL))}
     write_text(part / ABOUT, json.dumps({**about, "sha256": hashes}, indent=1))
     if folder.exists():
         folder.rename(old)
@@ -65,12 +61,12 @@ def read_weights(model: nn.Module, folder: Path) -> None:
     Raises:
         ValueError: as :func:`about_finetuned`.
     """
-    from safetensors.torch import load_file
-
     about_finetuned(folder)
-    unwrap_model(model).load_state_dict(load_file(folder / MODEL), strict=True)
-    if (folder / HEAD).exists():
-        model.get_submodule("head").load_state_dict(load_file(folder / HEAD), strict=True)
+    file = SafetensorsFile(folder / MODEL)
+    own = [name for name in file.tensors if not name.startswith(DENSE_PREFIX)]
+    unwrap_model(model).load_state_dict(file.read(own), strict=True)
+    if len(own) < len(file.tensors):
+        load_head(model, file)
 
 
 def load_finetuned(folder: str | Path) -> nn.Module:
@@ -81,8 +77,6 @@ def load_finetuned(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder).expanduser()
     about = about_finetuned(folder)
-    model: nn.Module = create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
     if about["head"] is not None:
-        model = dense_model(unwrap_model(model), **about["head"])
-        read_weights(model, folder)
-    return model.eval()
+        return load_dense_model(folder / MODEL)
+    return create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
