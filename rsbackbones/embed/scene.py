@@ -1,6 +1,7 @@
 """The feature map of one scene, by overlapping windows, in bounded memory."""
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from rsbackbones.data.raster_path import raster_name, raster_paths
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, unfinished
+from rsbackbones.embed.inputs import create_preprocess_of, embedding_job, open_model_rasters, unfinished
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.preprocess import Preprocess
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
@@ -26,8 +28,8 @@ _STRIP_BYTES = 64 * 2**20
 
 def embed_scene(
     model: Backbone,
-    paths: Sequence[Path],
-    output: Path,
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     *,
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
@@ -35,6 +37,7 @@ def embed_scene(
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    resample: str | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -42,11 +45,11 @@ def embed_scene(
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
 
     A pixel of the result is one cell of the model's final map, of a ViT one patch; its transform is the
-    input's, scaled by ``model.stride``, so the two line up. The scene is read in overlapping windows, and
-    features are blended where they overlap, so that no seams show. A cell with a pixel without data is NaN.
-    Where the size is no multiple of what the model needs, the last few pixels at the right and at the bottom
-    are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
-    beyond the scene.
+    input's, scaled by ``model.stride``, so the two line up; so do ground control points. The scene is read in
+    overlapping windows, and features are blended where they overlap, so that no seams show. A cell with a
+    pixel without data is NaN. Where the size is no multiple of what the model needs, the last few pixels at
+    the right and at the bottom are not covered; a model that pads (``create_model(..., pad=True)``) covers
+    them with cells that reach beyond the scene.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
     that the same call resumes a killed run.
@@ -54,7 +57,8 @@ def embed_scene(
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
             ``model.config.sensors``.
-        paths: rasters on one grid, together holding all bands of the model.
+        paths: rasters on one grid, together holding all bands of the model; strings may be names for GDAL
+            (``/vsizip/...``, ``https://...``, ``NETCDF:...``).
         output: a path ending in ``.tif``.
         bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
@@ -63,6 +67,8 @@ def embed_scene(
         window: side of a window in pixels; default the size the model was trained on (of a network of
             large cells, four of them at least).
         overlap: by how many pixels windows overlap; default two fifths of the window.
+        resample: ``nearest``, ``bilinear`` or ``cubic``: rasters of larger pixels are resampled onto the
+            finest grid, and the tag ``resampling`` of the result says which. Default: they are refused.
         batch_size: windows encoded at a time.
         device: the model is moved there, see :func:`rsbackbones.device.choose_device`. Default: where it is.
         progress: show a progress bar.
@@ -72,6 +78,7 @@ def embed_scene(
     """
     if device is not None:
         model.to(choose_device(device))
+    output, paths = Path(output), raster_paths(paths)
     cell, unit = model.stride, _unit(model)
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError(f"a feature map is a .tif, got {output}")
@@ -80,9 +87,10 @@ def embed_scene(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for written in (output, output.with_suffix(".png")):
-        if same := [path for path in paths if path.resolve() == written.resolve()]:
+        if same := [p for p in paths if isinstance(p, Path) and p.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
-    with open_model_rasters(model, paths, names=bands, units=units, nodata=nodata) as scene:
+    rasters: dict[str, Any] = {"names": bands, "units": units, "nodata": nodata, "resample": resample}
+    with open_model_rasters(model, paths, **rasters) as scene:
         sides = (scene.height, scene.width)
         rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
         grid = (rows, columns)
@@ -93,12 +101,12 @@ def embed_scene(
             )
         if left := [n - cells * cell for n, cells in zip(sides, grid, strict=True) if n > cells * cell]:
             warnings.warn(
-                f"{scene.paths[0].name}: the map does not cover the last {max(left)} pixels of a side; a "
-                "model that pads does (create_model(..., pad=True), --pad)",
+                f"{raster_name(scene.paths[0])}: the map does not cover the last {max(left)} pixels of a "
+                "side; a model that pads does (create_model(..., pad=True), --pad)",
                 stacklevel=2,
             )
         side, shared = _window(model, window, overlap)
-        preprocess = create_preprocess(model, bands=scene.bands, units=units)
+        preprocess = create_preprocess_of(model, scene, units)
         _check_values(scene, preprocess)
         preprocess.check = False
         stream = model.choose_stream(stream)
@@ -108,6 +116,7 @@ def embed_scene(
             "window": side,
             "overlap": shared,
             "stride": cell,
+            "resampling": scene.resampling or "none",
         }
         row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
         with RowStore(unfinished(output), job, grid[0], layout=row) as store:
@@ -252,10 +261,8 @@ def _write_map(
     from rsbackbones import __version__
 
     rows, columns, dim = features.shape
-    t, p = scene.transform, stride
-    profile = {
-        "driver": "GTiff", "dtype": "float32", "count": dim, "height": rows, "width": columns,
-        "crs": scene.crs, "transform": rasterio.Affine(t.a * p, t.b * p, t.c, t.d * p, t.e * p, t.f),
+    profile = scene.grid.profile(stride, rows, columns) | {
+        "driver": "GTiff", "dtype": "float32", "count": dim,
         "nodata": float("nan"), "compress": "deflate", "predictor": 3, "zlevel": 1,
         "blockysize": 16, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
