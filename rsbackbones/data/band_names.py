@@ -75,9 +75,9 @@ def bands_of_file(sensor: Sensor, stem: str) -> tuple[str, ...]:
     return tuple(sorted(coded)) or bands_of_description(sensor, stem)
 
 
-def product_of_file(stem: str) -> str:
-    """Return a stem without the words for band and resolution, which files of one product share."""
-    return re.sub(r"(?i)(?:^|[_.\- ])(?:b\d+a?|[vh][vh]|\d+m)(?=$|[_.\- ])", "", stem)
+def product_of_file(path: str) -> str:
+    """Return a path without the words for band and resolution, which files of one product share."""
+    return re.sub(r"(?i)(?:^|(?<=[/\\])|[_.:\- ])(?:b\d+a?|[vh][vh]|r?\d+m)(?=$|[/\\_.:\- ])", "", path)
 
 
 def _left_over(sensor: Sensor, text: str) -> list[str] | None:

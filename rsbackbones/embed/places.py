@@ -1,7 +1,6 @@
 """Which raster files are one patch: those of one place, and of one product where several cover it."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import NamedTuple
 
 from rsbackbones.data.band_names import product_of_file
@@ -67,7 +66,8 @@ def group_files(
                 raise
             left_out[path] = f"unreadable: {error}"
             continue
-        keys = file.grid.places() if file.grid.placed else set()
+        # Without georeference, files of one name but for the band belong together.
+        keys = file.grid.places() if file.grid.placed else {(product_of_file(str(path)),)}
         for place in {place for key in keys for place in near.get(key, [])}:
             if places[place][0].grid.covers_same(file.grid):
                 places[place].append(file)
@@ -106,8 +106,7 @@ def _split(model: Backbone, files: Sequence[PatchFile]) -> list[list[PatchFile]]
         groups: dict[object, list[PatchFile]] = {}
         for i, file in enumerate(used):
             whole = file.bands[modality] == {*model.bands[modality]}
-            folder, _, name = str(file.path).rpartition(raster_name(file.path))
-            groups.setdefault(i if whole else (folder, product_of_file(PurePath(name).stem)), []).append(file)
+            groups.setdefault(i if whole else product_of_file(str(file.path)), []).append(file)
         if not any(_twice(group) for group in groups.values()):
             return list(groups.values())
     raise ValueError(
