@@ -182,7 +182,9 @@ def _names_of_channels(
         indices = [i for i in range(1, count + 1) if len(names) == count or i not in alphas]
         if len(names) != len(indices):
             has = f"{count} bands" + (f", {len(alphas)} of them alpha" if alphas else "")
-            raise ValueError(f"{path} has {has}, {len(names)} were named: {', '.join(names)}")
+            raise ValueError(
+                f"{path} has {has}, {len(names)} were named: {', '.join(names)}; {_NAME_IN_ORDER}"
+            )
         named = zip(indices, names, strict=True)
         given = {i: n for i, n in named if n != SKIP and not (i in alphas and n.lower() == "alpha")}
         return {i: (name, _candidates(name, of)) for i, name in given.items()}

@@ -8,8 +8,21 @@ from typing import Any
 from rsbackbones.data.raster_path import RasterPath, archive_of
 from rsbackbones.data.rasters import RasterStack, not_understood, open_raster, reading
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.zoo.fingerprint import weights_digest
+
+
+def check_backbone(model: Any) -> None:
+    """Refuse what gives lists of maps.
+
+    Raises:
+        ValueError: the model was built with ``features_only=True``.
+    """
+    if isinstance(model, FeatureMaps):
+        raise ValueError(
+            "the model gives a list of maps; build it without features_only=True to embed rasters"
+        )
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:

@@ -11,7 +11,13 @@ import torch
 
 from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_paths
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import create_preprocess_of, embedding_job, open_model_rasters, unfinished
+from rsbackbones.embed.inputs import (
+    check_backbone,
+    create_preprocess_of,
+    embedding_job,
+    open_model_rasters,
+    unfinished,
+)
 from rsbackbones.embed.places import Patch, group_files
 from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
@@ -64,6 +70,7 @@ def embed_patches(
         UnreadableRaster: a file cannot be read.
         ValueError: rasters, bands or sizes that do not fit, or pixels without data.
     """
+    check_backbone(model)
     output, paths = Path(output), raster_paths(paths)
     if on_unreadable not in ("fail", "skip"):
         raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")

@@ -14,7 +14,13 @@ from rsbackbones.data.raster_path import raster_name, raster_paths
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import create_preprocess_of, embedding_job, open_model_rasters, unfinished
+from rsbackbones.embed.inputs import (
+    check_backbone,
+    create_preprocess_of,
+    embedding_job,
+    open_model_rasters,
+    unfinished,
+)
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
@@ -78,6 +84,7 @@ def embed_scene(
     """
     if device is not None:
         model.to(choose_device(device))
+    check_backbone(model)
     output, paths = Path(output), raster_paths(paths)
     cell, unit = model.stride, _unit(model)
     if output.suffix.lower() not in (".tif", ".tiff"):

@@ -158,18 +158,23 @@ def test_a_transform_without_a_place_is_refused(tmp_path, transform):
     source = write_tif(tmp_path / "source.tif", ramp(1), ("B02",))
     path = tmp_path / "a.vrt"
     path.write_text(
-        f'<VRTDataset rasterXSize="24" rasterYSize="16"><SRS>EPSG:32633</SRS><GeoTransform>{c},{a},{b},{f},{d},{e}'
-        '</GeoTransform><VRTRasterBand dataType="UInt16" band="1"><Description>B02</Description><SimpleSource>'
-        f"<SourceFilename>{source}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+        '<VRTDataset rasterXSize="24" rasterYSize="16"><SRS>EPSG:32633</SRS>'
+        f"<GeoTransform>{c},{a},{b},{f},{d},{e}</GeoTransform>"
+        '<VRTRasterBand dataType="UInt16" band="1"><Description>B02</Description><SimpleSource>'
+        f"<SourceFilename>{source}</SourceFilename><SourceBand>1</SourceBand>"
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
     )
     with pytest.raises(ValueError, match=r"a\.vrt: its transform .* gives pixels no place; .*gdal_edit"):
         RasterStack([path], ("s2",))
 
 
 def test_rational_polynomials_are_refused_with_the_command(tmp_path):
-    rpc = RPC(height_off=0, height_scale=1, lat_off=47, lat_scale=1, line_den_coeff=[1.0] + [0.0] * 19,
-              line_num_coeff=[0.0] * 20, line_off=8, line_scale=8, long_off=12, long_scale=1,
-              samp_den_coeff=[1.0] + [0.0] * 19, samp_num_coeff=[0.0] * 20, samp_off=12, samp_scale=12)  # fmt: skip
+    ones, zeros = [1.0] + [0.0] * 19, [0.0] * 20
+    rpc = RPC(
+        height_off=0, height_scale=1, lat_off=47, lat_scale=1, long_off=12, long_scale=1, line_off=8,
+        line_scale=8, samp_off=12, samp_scale=12, line_num_coeff=zeros, line_den_coeff=ones,
+        samp_num_coeff=zeros, samp_den_coeff=ones,
+    )  # fmt: skip
     path = tmp_path / "a.tif"
     with rasterio.open(
         path, "w", driver="GTiff", dtype="uint16", count=1, height=16, width=24, rpcs=rpc

@@ -80,8 +80,10 @@ def test_names_for_gdal_stay_strings_and_files_are_paths(tmp_path, monkeypatch):
 def test_the_file_behind_a_name_is_found(tmp_path):
     file = tmp_path / "a.zip"
     file.touch()
-    for name in (f"/vsizip/{file}/in/b.tif", f"zip://{file}!in/b.tif", f"/vsizip/{{{file}}}/b.tif",
-                 f'NETCDF:"{file}":B02', f"NETCDF:{file}:B02", f"SENTINEL2_L2A:/vsizip/{file}/x/MTD.xml:10m:EPSG_1"):  # fmt: skip
+    for name in (
+        f"/vsizip/{file}/in/b.tif", f"zip://{file}!in/b.tif", f"/vsizip/{{{file}}}/b.tif",
+        f'NETCDF:"{file}":B02', f"NETCDF:{file}:B02", f"SENTINEL2_L2A:/vsizip/{file}/x/MTD.xml:10m:EPSG_1",
+    ):  # fmt: skip
         assert archive_of(name) == file, name
     assert archive_of("https://host/a.tif") is None
     assert archive_of("/vsizip/vsicurl/https://host/a.zip/b.tif") is None
@@ -125,7 +127,7 @@ class RangeHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of a server of this folder. A process of its own: GDAL keeps the interpreter while it waits."""
+    """The address of a server of this folder, in a process of its own: GDAL waits with the GIL held."""
     RangeHandler.folder = tmp_path
     with ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler) as httpd:
         process = multiprocessing.get_context("fork").Process(target=httpd.serve_forever, daemon=True)
@@ -165,6 +167,13 @@ def test_rasters_are_read_wherever_they_are(model, run, server, tmp_path, kind):
     for name in ("again.tif", "again.npz"):
         assert run(source, "--output", tmp_path / name)[0] == 0
     np.testing.assert_array_equal(read_map(tmp_path / "again.tif"), read_map(tmp_path / "map.tif"))
+
+
+def test_a_list_of_maps_is_refused(tmp_path):
+    maps = rsb.create_model("croma_vit_tiny", modalities=("s2",), features_only=True)
+    for embed, output in ((embed_scene, "a.tif"), (embed_patches, "a.npz")):
+        with pytest.raises(ValueError, match="without features_only"):
+            embed(maps, "absent.tif", tmp_path / output)
 
 
 @pytest.mark.parametrize("kind", ["zip", "http"])
@@ -240,8 +249,8 @@ def test_files_of_single_bands_are_one_patch(model, run, tmp_path):
     rows = rows_of(tmp_path / "rows.npz")
     found = dict(zip(rows["paths"].tolist(), rows["s2"], strict=True))
     assert len(found) == 5
-    for key, data in [*((";".join(map(str, paths[4 * i : 4 * i + 4])), x) for i, x in enumerate(images.values())),
-                      (str(whole), optical(seed=99))]:  # fmt: skip
+    given = {";".join(map(str, paths[4 * i : 4 * i + 4])): x for i, x in enumerate(images.values())}
+    for key, data in (given | {str(whole): optical(seed=99)}).items():
         np.testing.assert_allclose(found[key], plain_pooled(model, {"s2": data})["s2"], atol=1e-5)
 
 
