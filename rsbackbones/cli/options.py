@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from rsbackbones.cli.sensor_file import register_sensor_file
+from rsbackbones.data.raster_path import RasterPath, raster_path
 from rsbackbones.files.json_value import parse_value
 from rsbackbones.plugins import load_plugins
 from rsbackbones.zoo.adapt import MISSING_RULES, SCALE_RULES
@@ -105,6 +106,16 @@ class CommaList(click.ParamType[Any]):
         if not isinstance(value, str):
             return list(value)
         return [self.item.convert(part.strip(), param, ctx) for part in value.split(",")]
+
+
+class Raster(click.ParamType[Any]):
+    """A raster file or folder as a path, a name for GDAL (/vsizip/..., https://...) as a string."""
+
+    name = "raster"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> RasterPath:
+        """Leave strings for GDAL as they are."""
+        return raster_path(value)
 
 
 class Size(click.ParamType[Any]):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.data.check import validate_sample
-from rsbackbones.data.rasters import RasterStack, find_bands
+from rsbackbones.data.rasters import RasterStack, find_bands, not_understood
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
 
@@ -113,7 +113,7 @@ class GeoTiffSource:
                 units=self._units,
             ) as stack:
                 arrays, valid = stack.read()
-                held = stack.bands
+                held, unclear = stack.bands, not_understood(stack.ignored)
         except ValueError as error:
             raise BadSample(str(error)) from error
         if not valid.all():
@@ -122,6 +122,7 @@ class GeoTiffSource:
             if set(held.get(sensor, ())) != set(names):
                 raise BadSample(
                     f"{sensor} has the bands {', '.join(held.get(sensor, ()))}, not {', '.join(names)}"
+                    f"{unclear}"
                 )
         images = {s: arrays[s][[held[s].index(band) for band in names]] for s, names in self.bands.items()}
         if frame is None:

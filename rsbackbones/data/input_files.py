@@ -112,7 +112,7 @@ def dataset_files(path: str | Path) -> list[str]:
 
 def _local(name: str) -> Path | None:
     """Return the local file that a name of GDAL lies in; ``None`` for a remote one."""
-    inner = _ARCHIVE.sub("", name)
+    inner = re.sub("[{}]", "", _ARCHIVE.sub("", name))  # /vsizip/{a.zip}/b.tif
     subdataset = _SUBDATASET.fullmatch(inner)
     for candidate in (inner, inner.partition("!")[0], subdataset[1] if subdataset else inner):
         path = Path(candidate)

@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.data.input_files import InputFiles
-from rsbackbones.data.rasters import RasterStack
+from rsbackbones.data.raster_path import RasterPath
+from rsbackbones.data.rasters import RasterStack, not_understood
 from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.preprocess import Preprocess, create_preprocess
 from rsbackbones.zoo.fingerprint import weights_digest
 
 MAPS, TABLES = (".tif", ".tiff"), (".npz", ".parquet")
-
-
-def as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return one or several files as paths."""
-    each = [paths] if isinstance(paths, str | Path) else paths
-    return [Path(path).expanduser() for path in each]
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:
@@ -91,11 +87,12 @@ def writing(output: Path, folder: Path) -> Iterator[None]:
 
 def open_model_rasters(
     model: Backbone,
-    paths: Sequence[Path],
+    paths: Sequence[RasterPath],
     *,
     names: Sequence[Sequence[str] | None] | None,
     units: Mapping[str, str] | None,
     nodata: float | None,
+    resample: str | None = None,
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
@@ -103,11 +100,23 @@ def open_model_rasters(
         ValueError: a modality has no raster, or as :class:`RasterStack`.
     """
     sensors = sensors_of(model)
-    stack = RasterStack(paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units)
+    stack = RasterStack(
+        paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units, resample=resample
+    )
     if missing := [m for m in model.modalities if m not in stack.bands]:
         stack.close()
         text = "; ".join(f"{m} (of {sensors[m]}: {', '.join(model.bands[m])})" for m in missing)
         raise ValueError(
             f"{', '.join(map(str, paths))}: no raster holds bands of {text}, which the model takes"
+            f"{not_understood(stack.ignored)}"
         )
     return stack
+
+
+def create_preprocess_of(model: Backbone, stack: RasterStack, units: Mapping[str, str] | None) -> Preprocess:
+    """Return the preprocessing of a stack's bands; an error about bands names what was not understood."""
+    try:
+        return create_preprocess(model, bands=stack.bands, units=units)
+    except ValueError as error:
+        lacking = any({*needed} - {*stack.bands[m]} for m, needed in model.bands.items())
+        raise ValueError(f"{error}{not_understood(stack.ignored) if lacking else ''}") from error

@@ -1,6 +1,7 @@
 """The feature map of one scene, by overlapping windows, in bounded memory."""
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_path import raster_name, raster_paths
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import (
     MAPS,
-    as_paths,
     check_output,
+    create_preprocess_of,
     embedding_job,
     open_model_rasters,
     unfinished,
@@ -28,7 +30,7 @@ from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
 from rsbackbones.models.backbone import Backbone, unwrap_model
-from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.preprocess import Preprocess
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
@@ -36,8 +38,8 @@ _STRIP_BYTES = 64 * 2**20
 
 def embed_scene(
     model: nn.Module,
-    paths: str | Path | Sequence[str | Path],
-    output: str | Path,
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     *,
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
@@ -45,6 +47,7 @@ def embed_scene(
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    resample: str | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -52,12 +55,11 @@ def embed_scene(
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
 
     A pixel of the result is one cell of the model's final map, of a ViT one patch, in float32 (also from a
-    model in half precision); its transform is the input's, scaled by ``model.stride``, so the two line up.
-    The scene is read in overlapping windows, and features are blended where they overlap, so that no seams
-    show. A cell with a pixel without data is NaN.
-    Where the size is no multiple of what the model needs, the last few pixels at the right and at the bottom
-    are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
-    beyond the scene.
+    model in half precision); its transform is the input's, scaled by ``model.stride``, so the two line up; so
+    do ground control points. The scene is read in overlapping windows, and features are blended where they
+    overlap, so that no seams show. A cell with a pixel without data is NaN. Where the size is no multiple of
+    what the model needs, the last few pixels at the right and at the bottom are not covered; a model that
+    pads (``create_model(..., pad=True)``) covers them with cells that reach beyond the scene.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
     that the same call resumes a killed run, unless a file that GDAL reads for the rasters has changed
@@ -66,7 +68,8 @@ def embed_scene(
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
             ``model.config.sensors``.
-        paths: rasters on one grid, or one, together holding all bands of the model.
+        paths: rasters on one grid, or one, together holding all bands of the model; strings may be names for
+            GDAL (``/vsizip/...``, ``https://...``, ``NETCDF:...``).
         output: a path ending in ``.tif``.
         bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
@@ -75,6 +78,8 @@ def embed_scene(
         window: side of a window in pixels; default the size the model was trained on (of a network of
             large cells, four of them at least).
         overlap: by how many pixels windows overlap; default two fifths of the window.
+        resample: ``nearest``, ``bilinear`` or ``cubic``: rasters of larger pixels are resampled onto the
+            finest grid, and the tag ``resampling`` of the result says which. Default: they are refused.
         batch_size: windows encoded at a time.
         device: the model is moved there, see :func:`rsbackbones.device.choose_device`. Default: where it is.
         progress: show a progress bar.
@@ -84,7 +89,7 @@ def embed_scene(
             change meanwhile; another process that writes the same output; or a picture that is no preview
             where the preview goes.
     """
-    model, paths, output = unwrap_model(model), as_paths(paths), Path(output).expanduser()
+    model, paths, output = unwrap_model(model), raster_paths(paths), Path(output).expanduser()
     if device is not None:
         model.to(choose_device(device))
     cell, unit = model.stride, _unit(model)
@@ -93,11 +98,12 @@ def embed_scene(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for written in (output, preview_path(output)):
-        if same := [path for path in paths if path.resolve() == written.resolve()]:
+        if same := [p for p in paths if isinstance(p, Path) and p.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
     check_output(output)
     files = InputFiles(paths)
-    with open_model_rasters(model, paths, names=bands, units=units, nodata=nodata) as scene:
+    rasters: dict[str, Any] = {"names": bands, "units": units, "nodata": nodata, "resample": resample}
+    with open_model_rasters(model, paths, **rasters) as scene:
         sides = (scene.height, scene.width)
         rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
         grid = (rows, columns)
@@ -108,12 +114,12 @@ def embed_scene(
             )
         if left := [n - cells * cell for n, cells in zip(sides, grid, strict=True) if n > cells * cell]:
             warnings.warn(
-                f"{scene.paths[0].name}: the map does not cover the last {max(left)} pixels of a side; a "
-                "model that pads does (create_model(..., pad=True), --pad)",
+                f"{raster_name(scene.paths[0])}: the map does not cover the last {max(left)} pixels of a "
+                "side; a model that pads does (create_model(..., pad=True), --pad)",
                 stacklevel=2,
             )
         side, shared = _window(model, window, overlap)
-        preprocess = create_preprocess(model, bands=scene.bands, units=units)
+        preprocess = create_preprocess_of(model, scene, units)
         _check_values(scene, preprocess)
         preprocess.check = False
         stream = model.choose_stream(stream)
@@ -123,6 +129,7 @@ def embed_scene(
             "window": side,
             "overlap": shared,
             "stride": cell,
+            "resampling": scene.resampling or "none",
         }
         row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
         folder = unfinished(output)
@@ -280,10 +287,8 @@ def _write_map(
     from rsbackbones import __version__
 
     rows, columns, dim = features.shape
-    t, p = scene.transform, stride
-    profile = {
-        "driver": "GTiff", "dtype": "float32", "count": dim, "height": rows, "width": columns,
-        "crs": scene.crs, "transform": rasterio.Affine(t.a * p, t.b * p, t.c, t.d * p, t.e * p, t.f),
+    profile = scene.grid.profile(stride, rows, columns) | {
+        "driver": "GTiff", "dtype": "float32", "count": dim,
         "nodata": float("nan"), "compress": "deflate", "predictor": 3, "zlevel": 1,
         "blockysize": 16, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip

@@ -877,7 +877,7 @@ def test_npz_has_one_row_for_each_pair(tiny, tmp_path):
     # All radar files first: what belongs together is told by the grid.
     sources = [b for _, b, _ in pairs] + [a for a, _, _ in reversed(pairs)]
     output = tmp_path / "rows.npz"
-    assert embed_patches(tiny, sources, output, batch_size=2, **QUIET) == []
+    assert embed_patches(tiny, sources, output, batch_size=2, **QUIET) == {}
     with np.load(output) as rows:
         assert set(rows) == {"paths", "crs", "x", "y", "s2", "s1", "joint"}
         assert rows["paths"].tolist() == [f"{b};{a}" for a, b, _ in pairs]
@@ -919,7 +919,7 @@ def test_interrupted_patches_go_on_after_the_last_batch(tiny_s2, tmp_path, after
     ]
     options = {"skip_nodata": True, "batch_size": 2} | QUIET
     unbroken, output = tmp_path / "unbroken.npz", tmp_path / "rows.npz"
-    assert embed_patches(tiny_s2, sources, unbroken, **options) == [sources[2]]
+    assert embed_patches(tiny_s2, sources, unbroken, **options) == {sources[2]: "pixels without data"}
     count = 0
 
     def stop(*_):
@@ -1015,7 +1015,7 @@ def test_patches_without_data_are_an_error_or_left_out(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"1_s2\.tif: 2 pixels have no data.*--skip-nodata"):
         embed_patches(tiny, sources, output, **QUIET)
     assert not output.exists()
-    assert embed_patches(tiny, sources, output, skip_nodata=True, **QUIET) == [pairs[1][0]]
+    assert [*embed_patches(tiny, sources, output, skip_nodata=True, **QUIET)] == [pairs[1][0]]
     with np.load(output) as rows:
         assert rows["paths"].tolist() == [f"{a};{b}" for a, b, _ in (pairs[0], pairs[2])]
         expected = plain_pooled(tiny, pairs[2][2])["joint"]

@@ -14,7 +14,15 @@ import numpy as np
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
+from rsbackbones.data.raster_path import check_regular_file
+from rsbackbones.data.rasters import (
+    RasterStack,
+    check_fits_memory,
+    find_bands,
+    not_understood,
+    open_raster,
+    reading,
+)
 from rsbackbones.sensors import SEARCHED_SENSORS, UINT8_RGB, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -67,6 +75,7 @@ class ImageFiles:
                 if lacking := [b for b in bands if b not in stack.bands.get(m, ())]:
                     raise ValueError(
                         f"{paths[0].name} has no {m} {', '.join(lacking)}, which others of the set have"
+                        f"{not_understood(stack.ignored)}"
                     )
             arrays, valid = stack.read()
         images = {m: arrays[m][[stack.bands[m].index(b) for b in bands]] for m, bands in self.bands.items()}
@@ -210,6 +219,8 @@ def _picture(path: Path, archive: ZipMembers | None) -> Array:
 def _pixels(path: Path, archive: ZipMembers | None, modes: tuple[str, ...]) -> Array:
     from PIL import Image, UnidentifiedImageError
 
+    if archive is None:
+        check_regular_file(path)
     try:
         with Image.open(path if archive is None else io.BytesIO(archive.read(path.as_posix()))) as image:
             if image.mode not in modes:
@@ -222,10 +233,9 @@ def _pixels(path: Path, archive: ZipMembers | None, modes: tuple[str, ...]) -> A
 
 
 def _array(raster: Any, index: int | None) -> Array:
-    from rasterio.errors import RasterioIOError
-
-    try:
+    check_fits_memory(
+        raster.name, (raster.count if index is None else 1, *raster.shape), np.dtype(raster.dtypes[0])
+    )
+    with reading(raster):
         array: Array = raster.read() if index is None else raster.read(index)
-    except RasterioIOError as error:
-        raise ValueError(f"cannot read {raster.name}: {error.__cause__ or error}") from error
     return array
