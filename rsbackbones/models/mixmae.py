@@ -28,7 +28,6 @@ Shapes: B images, N = h * w patches in row-major order, K kept ones, D = dim.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from rsbackbones.layers.block import Block
@@ -98,41 +97,36 @@ class Mixmae(ViTBackbone):
         """See :meth:`ViTBackbone.encode_tokens`; every sensor is encoded alone."""
         tokens = {}
         for m, image in images.items():
-            x = self._embed(m, image, (kept or {}).get(m), (channels or {}).get(m))
-            for i, block in enumerate(self.blocks):
-                x = block(x)
-                if intermediates is not None and (m, i) in intermediates:
-                    intermediates[m, i] = x
-            tokens[m] = self.norm(x)
+            x = self.embed(m, image, kept=(kept or {}).get(m), channels=(channels or {}).get(m))
+            tokens[m] = self.encode_embedded(x, m, intermediates)
         return tokens
 
-    def encode_mixture(
+    def embed(
         self,
-        images: Mapping[str, Tensor],
-        from_first: Tensor,
-        channels: Mapping[str, Sequence[int]] | None = None,
+        modality: str,
+        image: Tensor,
+        *,
+        kept: Tensor | None = None,
+        channels: Sequence[int] | None = None,
     ) -> Tensor:
-        """Return the final tokens [B, N, D] of a mixture of the patches of two sensors.
+        """Return the patches of an image before the blocks, with positions: [B, N, D], or [B, K, D].
 
-        Args:
-            images: by modality, [B, C, H, W], of two modalities.
-            from_first: [B, N], True where the patch is that of the first of ``images``.
-            channels: as for :meth:`encode_tokens`.
+        The arguments are those of :meth:`encode_tokens`, of one modality.
         """
-        first, second = (self._embed(m, x, None, (channels or {}).get(m)) for m, x in images.items())
-        x = torch.where(from_first[..., None], first, second)
-        for block in self.blocks:
-            x = block(x)
-        tokens: Tensor = self.norm(x)
-        return tokens
-
-    def _embed(
-        self, modality: str, image: Tensor, kept: Tensor | None, channels: Sequence[int] | None
-    ) -> Tensor:
-        """Return the tokens of patches with their positions, [B, N, D], or [B, K, D] of ``kept`` ones."""
         x = self.tokenizers[modality](image, kept=kept, channels=channels)
         positioned: Tensor = self.positions(x, self.grid(image), kept)
         return positioned
+
+    def encode_embedded(
+        self, x: Tensor, modality: str = "", intermediates: Intermediates | None = None
+    ) -> Tensor:
+        """Return the final tokens, [B, N, D], of patches from :meth:`embed`, also of several sensors."""
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if intermediates is not None and (modality, i) in intermediates:
+                intermediates[modality, i] = x
+        tokens: Tensor = self.norm(x)
+        return tokens
 
     def pool_tokens(self, stream: str, tokens: Tensor) -> Tensor:
         """See :meth:`ViTBackbone.pool_tokens`."""
