@@ -134,7 +134,7 @@ class AuxmaeObjective(ObjectiveConfig):
             if task.name == name:
                 return task
         raise ValueError(
-            f"the task of the batch is {name!r}, and those of the objective are {', '.join(self.task_names)}: "
+            f"the task of the batch is {name!r}; those of the objective are {', '.join(self.task_names)}: "
             "name one of them in Batch(task=...)"
         )
 
