@@ -11,10 +11,12 @@ from timm.optim import (  # type: ignore[attr-defined]
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler  # type: ignore[attr-defined]
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rsbackbones.layers.weight_decay import find_no_weight_decay
 from rsbackbones.train.engine.config import OptimOptions
+from rsbackbones.train.engine.errors import TrainingError
 
 
 class Schedule(Protocol):
@@ -60,8 +62,16 @@ def create_optimizer(
     """Build an optimizer of parameter groups, which have their weight decay.
 
     ``momentum`` gives plain SGD; without it ``sgd`` is timm's, with Nesterov's momentum of 0.9.
+
+    Raises:
+        TrainingError: torch's Adafactor cannot train sharded parameters.
     """
     if name == "adafactor":
+        if any(isinstance(p, DTensor) for group in groups for p in group["params"]):
+            raise TrainingError(
+                "optim.name=adafactor cannot train sharded parameters (torch's does not support them): pass "
+                "parallel=ddp, or another optimizer"
+            )
         # timm's has a first moment and an absolute learning rate if it is given betas.
         return torch.optim.Adafactor(groups, lr)
     if name == "sgd" and momentum is not None:
