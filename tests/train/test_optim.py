@@ -187,7 +187,7 @@ def test_adafactor_refuses_sharded_parameters():
     try:
         module = torch.nn.Linear(4, 4)
         fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(TrainingError, match="adafactor cannot train sharded parameters.*parallel=ddp"):
+        with pytest.raises(TrainingError, match=r"adafactor cannot train sharded parameters.*parallel=ddp"):
             build_optimizer(module, OptimOptions(name="adafactor"), 8)
     finally:
         dist.destroy_process_group()
