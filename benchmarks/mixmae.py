@@ -4,10 +4,10 @@
     python -m benchmarks.mixmae                                    # writes the page from the JSON
 
 The recipes are `s2mae_vit_tiny`, `auxmae_vit_tiny` and `mixmae_vit_tiny`, at two lengths, for three seeds.
-All see the same Sentinel-2 images equally often: in AuxMAE half of the steps belong to each task, over the same
-places. Equal steps are not equal work; FLOPs are in the record. Frozen features, as in benchmarks/results.py;
-a seed is that of the training, of the split and of random weights. The bands are four, and the images of
-EuroSAT MS are L1C, those of the training mostly L2A.
+All see the same Sentinel-2 images equally often: in AuxMAE half of the steps belong to each task, over the
+same places. Equal steps are not equal work; FLOPs are in the record. Frozen features, as in
+benchmarks/results.py; a seed is that of the training, of the split and of random weights. The bands are four,
+and the images of EuroSAT MS are L1C, those of the training mostly L2A.
 """
 
 import argparse
