@@ -493,6 +493,29 @@ SSL4EO_S12: dict[str, InputSpec] = {
     ),
 }  # fmt: skip
 
+# The same of the images at the top of the atmosphere, which are not stored in 8 bits.
+SSL4EO_S12_L1C: dict[str, InputSpec] = {
+    "s2": InputSpec(
+        bands=tuple(band.name for band in S2.bands),
+        product="L1C",
+        unit="dn",
+        normalize="clip_2sd",
+        mean=(
+            1605.57504906, 1390.78157673, 1314.8729939, 1363.52445545, 1549.44374991, 2091.74883118,
+            2371.7172463, 2299.90463006, 2560.29504086, 830.06605044, 22.10351321, 2177.07172323,
+            1524.06546312,
+        ),
+        std=(
+            786.78685367, 850.34818441, 875.06484736, 1138.84957046, 1122.17775652, 1161.59187054,
+            1274.39184232, 1248.42891965, 1345.52684884, 577.31607053, 51.15431158, 1336.09932639,
+            1136.53823676,
+        ),
+        eight_bit=False,
+        statistics="SSL4EO-S12",
+    ),
+    "s1": replace(SSL4EO_S12["s1"], eight_bit=False),
+}  # fmt: skip
+
 # Landsat of SSL4EO-L (Stewart et al., NeurIPS 2023), 8-bit: reflectance from 0 to 0.4 at the top of the
 # atmosphere and to 0.3 at the surface, brightness temperature from -25 to 45 degrees Celsius. The ranges are
 # in the scripts that compressed the data set, torchgeo's experiments/ssl4eo/landsat/compress_*.sh; the newest

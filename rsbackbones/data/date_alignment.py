@@ -15,6 +15,11 @@ Ints = npt.NDArray[np.int64]
 MAX_DAYS_APART = 60
 
 
+def undated(count: int) -> Times:
+    """Return dates for images in order of time without dates: those of one number go together, no others."""
+    return np.datetime64("1970-01-01") + 10 * MAX_DAYS_APART * np.arange(count)
+
+
 def date_order(times: Times, sensor: str) -> Ints:
     """Return the indices that put the dates of one sensor, datetime64 [T], in order.
 
@@ -55,6 +60,26 @@ def pair_dates(frames: Times, others: Times) -> Ints:
     # Crossed pairs can cost the same as straight ones; straightening never takes a pair further apart.
     pairs[rows[taken]] = np.sort(columns[taken])
     return pairs
+
+
+def nearest_dates(frames: Times, others: Times, days: int) -> Ints:
+    """Match each frame to the nearest date of another sensor, not one to one.
+
+    Args:
+        frames: dates, datetime64 [T].
+        others: dates of another sensor, datetime64 [S]; NaT for images that are missing.
+        days: the largest distance.
+
+    Returns:
+        [T], indices into ``others`` (of two equally near dates the first), -1 for frames without a match.
+    """
+    if not len(others):
+        return np.full(len(frames), -1, np.int64)
+    apart = np.abs(frames[:, None] - others).astype("timedelta64[s]").astype(np.float64)
+    apart[np.isnat(frames)[:, None] | np.isnat(others)] = np.inf
+    nearest = apart.argmin(axis=1)
+    near = np.take_along_axis(apart, nearest[:, None], axis=1)[:, 0] <= days * 86400
+    return np.where(near, nearest, -1)
 
 
 def align_dates(times: Mapping[str, Times]) -> dict[str, Ints]:

@@ -9,7 +9,7 @@ shards hold and the SHA-256 of each. The function ``pack`` makes it.
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.check import validate_sample
+from rsbackbones.data.date_alignment import Times, undated
 from rsbackbones.data.file_cache import FileCache
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.files.atomic import atomic_write
@@ -158,6 +159,34 @@ class PackedSource:
         if lacking := [sensor for sensor, flags in held.items() if not flags[frame]]:
             raise BadSample(f"{', '.join(lacking)} has no usable image at date {frame}")
         return validate_sample(images, self.bands, frames=None, dates=dates)
+
+    def times(self, place: int, sensors: Sequence[str]) -> dict[str, Times]:
+        """See :meth:`DatedSource.times`; the images are those that packing aligned."""
+        path, index = self._find(place)
+        try:
+            attributes = self._shards.open(str(path)).attributes
+        except _DAMAGE as error:
+            raise BadSample(f"cannot read shard {path}: {error}") from error
+        days, valid = attributes["dates"][index], attributes.get("valid", {})
+        times = {
+            s: np.array(days[s], "datetime64[D]") if s in days else undated(self.frames) for s in sensors
+        }
+        for sensor, flags in (valid[index] if valid else {}).items():
+            if sensor in times:
+                times[sensor][~np.array(flags, bool)] = np.datetime64("NaT")
+        return times
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """See :meth:`DatedSource.read_images`."""
+        path, index = self._find(place)
+        try:
+            shard = self._shards.open(str(path))
+            images = {sensor: shard.read(f"{sensor}/{index}", i) for sensor, i in which.items()}
+            days = shard.attributes["dates"][index]
+        except _DAMAGE as error:
+            raise BadSample(f"cannot read shard {path}: {error}") from error
+        dates = {s: np.array(days[s][i : i + 1], np.int64) for s, i in which.items() if s in days}
+        return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
 
     def verify(self) -> list[str]:
         """Hash all shards; return what is wrong with which: nothing, where all are as they were written."""

@@ -90,9 +90,11 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
         )
     if not model.pad and (height % p or width % p):
         cropped = f"crop to {height // p * p} x {width // p * p}"
+        up = (-(-height // p) * p, -(-width // p) * p)
+        resized = f"resize to {up[0]} x {up[1]} (image_size={up[0] if up[0] == up[1] else up})"
         raise ValueError(
             f"{modality}: {height} x {width} pixels are not a multiple of {p}, as this model needs; "
-            f"{cropped if min(height, width) >= p else 'enlarge them'}, or have them padded: "
+            f"{cropped if min(height, width) >= p else 'enlarge them'}, {resized}, or have them padded: "
             "create_model(..., pad=True)"
         )
     if not image.is_floating_point():

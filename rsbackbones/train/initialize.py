@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from rsbackbones.models.backbone import Backbone
-from rsbackbones.preprocess import preprocess_for
-from rsbackbones.sensors import InputSpec
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
 from rsbackbones.train.engine.checkpoint import finished, problem, step_of
 from rsbackbones.train.engine.config_io import from_json
 from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.input_contracts import input_contracts
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.zoo.checkpoint_files import CheckpointFile, not_finite, open_checkpoint
@@ -31,24 +28,10 @@ def build_objective(recipe: Recipe) -> Objective:
     # The grid of position tables is that of the training images.
     overrides = {"image_size": recipe.data.size, **recipe.objective.overrides, **recipe.overrides}
     model = create_model(recipe.model, overrides=overrides)
-    if recipe.data.statistics:
-        model.inputs = _with_statistics(model, recipe.data.statistics)
+    model.inputs = input_contracts(model, recipe)
     objective: Objective = recipe.objective.build(model)
     objective.train()
     return objective
-
-
-def _with_statistics(
-    model: Backbone, own: Mapping[str, Mapping[str, tuple[float, float]]]
-) -> dict[str, InputSpec]:
-    """Return the input contract with the statistics of the recipe, which the trained model keeps."""
-    specs = preprocess_for(model.inputs, model.bands, sensors=model.config.sensors, statistics=own).specs
-    return {
-        m: replace(spec, statistics=f"{spec.statistics}; {', '.join(own[m])}: stated by the recipe")
-        if own.get(m)
-        else spec
-        for m, spec in specs.items()
-    }
 
 
 def initialize_weights(objective: Objective, recipe: Recipe, previous: Recipe | None = None) -> str | None:

@@ -22,6 +22,8 @@ from rsbackbones.zoo.manifest import WeightsEntry, all_entries, find_entry
 FAMILIES = [
     "rsbackbones.models.croma",
     "rsbackbones.models.seamo",
+    "rsbackbones.models.auxmae",
+    "rsbackbones.models.mixmae",
     "rsbackbones.models.resnet",
     "rsbackbones.models.plain_vit",
 ]

@@ -33,10 +33,10 @@ from tests.data.test_rasters import GRID, S1, S2, write_tif
 QUIET = {"progress": False}
 
 
-def optical(height, width, seed=0, dtype=np.uint16):
+def optical(height, width, seed=0, dtype=np.uint16, bands=12):
     """Digital numbers of Sentinel-2: noise over a slope, so that no two windows are alike."""
     slope = np.add.outer(np.arange(height) * 9, np.arange(width) * 5)
-    noise = np.random.default_rng(seed).integers(200, 2500, (12, height, width))
+    noise = np.random.default_rng(seed).integers(200, 2500, (bands, height, width))
     return (noise + slope).astype(dtype)
 
 

@@ -530,6 +530,9 @@ BAD_INPUTS = [
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_INPUTS, ids=[m[:24] for _, m in BAD_INPUTS])
 def test_bad_inputs_are_refused_with_the_fix(model, spoil, message):
+    m = model.modalities[0]
+    if "B10" in model.bands[m]:
+        model = small(model.architecture, bands={m: [band for band in model.bands[m] if band != "B10"]})
     bad = spoil(batch(model), model.modalities[0])
     for call in (model, model.forward_features, model.forward_intermediates):
         with pytest.raises(ValueError, match=message):
