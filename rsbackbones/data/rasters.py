@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.data.tiff_files import driver_of
 from rsbackbones.sensors import SENSORS, UINT8_RGB, get_sensor
 
 Array = npt.NDArray[Any]
@@ -32,7 +33,7 @@ class _Channel:
 
 
 def open_raster(path: Path) -> Any:
-    """Open a raster with rasterio.
+    """Open a raster with rasterio; what is named ``.tif`` must be a TIFF.
 
     Raises:
         ImportError: rasterio is not installed.
@@ -43,10 +44,11 @@ def open_raster(path: Path) -> Any:
         from rasterio.errors import RasterioIOError
     except ImportError as error:
         raise ImportError("reading GeoTIFFs needs rasterio: pip install 'rsbackbones[geo]'") from error
+    driver = driver_of(path)
     try:
-        return rasterio.open(path)
+        return rasterio.open(path, driver=driver)
     except RasterioIOError as error:
-        raise ValueError(f"cannot read {path} as a raster: {error}") from error
+        raise ValueError(f"cannot read {path} as a {'GeoTIFF' if driver else 'raster'}: {error}") from error
 
 
 def find_bands(
