@@ -8,8 +8,9 @@ import json
 import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from rsbackbones.zoo.errors import (
 # Real headers are far smaller. A header of 67 MB with a million empty tensors takes 17 s to parse.
 MAX_HEADER_BYTES = 5 * 2**20
 MAX_TENSORS = 10_000
+# The pickle in a torch.save file holds names and shapes; references let a small one hold a huge tree.
+MAX_PICKLE_BYTES, MAX_PICKLE_VALUES = 4 * MAX_HEADER_BYTES, 10 * MAX_TENSORS
 # The metadata key of native safetensors files.
 METADATA_KEY = "rsbackbones"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -127,6 +130,7 @@ class PickleFile:
     def __init__(self, path: Path, dropped: tuple[str, ...] = ()) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
+        _check_archive(path)
         try:
             # weights_only is explicit, because an environment variable can change its default.
             # An archive is memory-mapped, so that only tensors that are read take memory.
@@ -147,11 +151,13 @@ class PickleFile:
         except Exception as error:  # the reader of old files fails in many ways on a damaged one
             raise CorruptCheckpointError(f"{path} is damaged or no torch checkpoint: {error}") from error
         try:
-            flat = list(_flatten(content, "", path, dropped))
+            flat = list(_flatten(content, "", path, dropped, count()))
         except RecursionError as error:
             raise CorruptCheckpointError(f"{path}: dictionaries nested without end") from error
         if twice := _twice(name for name, _ in flat):
             raise CorruptCheckpointError(f"{path}: tensors named twice: {', '.join(twice)}")
+        if len(flat) > MAX_TENSORS:
+            raise CorruptCheckpointError(f"{path}: {len(flat)} tensors; at most {MAX_TENSORS} are accepted")
         self._tensors = dict(flat)
         self.tensors = {n: TensorInfo(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
 
@@ -176,17 +182,42 @@ def _is_torch_archive(path: Path) -> bool:
     return start == b"PK" or start[:1] in (b"\x80", b"c", b"(", b"]", b"}")
 
 
-def _flatten(content: Any, prefix: str, path: Path, dropped: tuple[str, ...]) -> Iterable[tuple[str, Tensor]]:
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive whose members expand: torch.save stores them as they are, and maps them."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile fails in many ways on a damaged one
+        raise CorruptCheckpointError(f"{path} is damaged: {error}") from error
+    if packed := [member.filename for member in members if member.compress_type]:
+        raise CorruptCheckpointError(
+            f"{path}: {packed[0]} is compressed, which torch.save never does; save the file again with it"
+        )
+    if large := [member for member in members if member.filename.endswith("data.pkl")
+                 and member.file_size > MAX_PICKLE_BYTES]:  # fmt: skip
+        raise CorruptCheckpointError(
+            f"{path}: {large[0].filename} has {large[0].file_size} bytes; at most {MAX_PICKLE_BYTES} are "
+            "accepted"
+        )
+
+
+def _flatten(
+    content: Any, prefix: str, path: Path, dropped: tuple[str, ...], visited: Iterator[int]
+) -> Iterable[tuple[str, Tensor]]:
     if not isinstance(content, Mapping):
         raise CorruptCheckpointError(
             f"{path}: expected a dictionary of tensors, got {type(content).__name__}"
             + (f" at {prefix!r}" if prefix else "")
         )
     for key, value in content.items():
+        if next(visited) >= MAX_PICKLE_VALUES:
+            raise CorruptCheckpointError(f"{path}: more than {MAX_PICKLE_VALUES} values")
         name = f"{prefix}{key}"
         if not isinstance(value, Tensor):
             if isinstance(value, Mapping) or not f"{name}.".startswith(dropped):
-                yield from _flatten(value, f"{name}.", path, dropped)
+                yield from _flatten(value, f"{name}.", path, dropped, visited)
             continue
         if value.layout is not torch.strided or value.device.type != "cpu":
             raise CorruptCheckpointError(f"{path}: {name} is {value.layout} on {value.device}")
