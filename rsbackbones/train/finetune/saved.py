@@ -3,19 +3,33 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.heads import dense_model
 from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.typed_fields import check_fields
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.saving import save_model, write_safetensors
 
+
+@dataclass(frozen=True)
+class _About:
+    """The fields of ``about.json`` that are needed."""
+
+    architecture: str
+    head: Mapping[str, Any] | None
+    sha256: Mapping[Literal["model.safetensors", "head.safetensors"], str]
+
+
+_ABOUT = ("architecture", "head", "sha256")
 MODEL, HEAD, ABOUT = "model.safetensors", "head.safetensors", "about.json"
 
 
@@ -50,12 +64,13 @@ def about_finetuned(folder: Path) -> dict[str, Any]:
         ValueError: the folder has none, or a file was changed.
     """
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        for name, digest in about["sha256"].items():
-            if sha256_of(folder / name) != digest:
-                raise ValueError(f"{folder / name} is not what was written; fine-tune again")
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        about: dict[str, Any] = read_json(folder / ABOUT)
+        check_fields(_About, {name: about[name] for name in _ABOUT}, ABOUT)
+        wrong = [name for name, digest in about["sha256"].items() if sha256_of(folder / name) != digest]
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} holds no fine-tuned model: {type(error).__name__}: {error}") from error
+    if wrong:
+        raise ValueError(f"{folder / wrong[0]} is not what was written; fine-tune again")
     return about
 
 
@@ -76,12 +91,18 @@ def read_weights(model: nn.Module, folder: Path) -> None:
 def load_finetuned(folder: str | Path) -> nn.Module:
     """Load a model that :func:`save_finetuned` wrote, in ``eval()`` mode. ``about.json`` has its classes.
 
+    ``create_preprocess`` of a classifier resizes images to the size that it was trained and scored at.
+
     Raises:
         ValueError: as :func:`about_finetuned`.
     """
     folder = Path(folder).expanduser()
     about = about_finetuned(folder)
     model: nn.Module = create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
+    if isinstance(model, Backbone) and (
+        size := about.get("size")
+    ):  # of folders that an earlier version wrote
+        model.input_size = (size, size)
     if about["head"] is not None:
         model = dense_model(unwrap_model(model), **about["head"])
         read_weights(model, folder)
