@@ -54,6 +54,9 @@ from rsbackbones.cli.options import (
 @option("--pad", is_flag=True, section="Windows",
         help="pad sides that are not multiples of the patch size; default: refuse patch files, "
         "crop scenes")  # fmt: skip
+@option("--colors-from", type=FILE, metavar="MAP.tif", section="Windows",
+        help="color the preview of a scene like that of this feature map, so that both can be compared: "
+        "another date, of the same model; otherwise colors are of one map alone")  # fmt: skip
 @run_options(batch_size=8)
 def embed(
     rasters: tuple[Path, ...],
@@ -75,6 +78,7 @@ def embed(
     window: int | None,
     overlap: int | None,
     pad: bool,
+    colors_from: Path | None,
     batch_size: int,
     device: str,
     progress: bool,
@@ -94,6 +98,8 @@ def embed(
     place = choose_device(device)
     if output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
         raise ValueError(f"--output must end in .tif, .npz or .parquet, got {output}")
+    if colors_from is not None and output.suffix.lower() not in (".tif", ".tiff"):
+        raise ValueError(f"--colors-from is for the picture of a feature map, a .tif; got --output {output}")
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     weights: dict[str, Any] = {
@@ -154,8 +160,14 @@ def embed(
         "progress": progress,
     }  # fmt: skip
     if output.suffix.lower() in (".tif", ".tiff"):
-        embed_scene(built, paths, output, stream=stream, window=window, overlap=overlap, **common)
+        embed_scene(
+            built, paths, output, stream=stream, window=window, overlap=overlap, colors_from=colors_from,
+            **common,
+        )  # fmt: skip
         print(f"{output}\n{output.with_suffix('.png')}")
+        if colors_from is None:
+            print("the colors of the picture are of this map alone; to compare dates, pass --colors-from "
+                  f"{output} with the others", file=sys.stderr)  # fmt: skip
     else:
         skipped = embed_patches(built, paths, output, skip_nodata=skip_nodata, **common)
         print(output)
