@@ -93,6 +93,7 @@ class Preprocess:
         *,
         batch_statistics: bool,
         check: bool,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.specs = dict(specs)
         self.given = dict(given)
@@ -100,6 +101,7 @@ class Preprocess:
         self.sensors = dict(sensors)
         self.batch_statistics = batch_statistics
         self.check = check
+        self.size = size
 
     @overload
     def __call__(self, x: "Raw", valid: Masks | None = None) -> Tensor: ...
@@ -119,7 +121,8 @@ class Preprocess:
                 or lists; a bare one if there is one modality.
 
         Returns:
-            float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one.
+            float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one. For a
+            fine-tuned classifier they are resized to the size that it was scored at (``size``).
 
         Raises:
             ValueError: a modality is unknown, the number of channels is wrong, values are NaN or infinite, or
@@ -132,7 +135,7 @@ class Preprocess:
                     f"pass a mapping by modality, {{name: values}}, with the names {', '.join(self.specs)}"
                 )
             (modality,) = self.specs
-            return self._apply(modality, x, masks.get(modality))
+            return resize(self._apply(modality, x, masks.get(modality)), self.size)
         if unknown := [m for m in x if m not in self.specs]:
             raise ValueError(f"unknown modality {unknown}; known here: {', '.join(self.specs)}")
         if absent := [m for m, values in x.items() if values is None]:
@@ -140,7 +143,7 @@ class Preprocess:
                 f"{', '.join(absent)} is None: leave out a sensor that is not there; one that is missing at "
                 "some dates has a mask, valid="
             )
-        return {m: self._apply(m, values, masks.get(m)) for m, values in x.items()}
+        return {m: resize(self._apply(m, values, masks.get(m)), self.size) for m, values in x.items()}
 
     def _apply(self, modality: str, raw: "Raw", valid: Tensor | None) -> Tensor:
         x = raw if isinstance(raw, Tensor) else torch.from_numpy(_native(raw))
@@ -365,7 +368,20 @@ class Preprocess:
                     else ""
                 )
             )
+        if self.size:
+            lines.append(f"  resized to {self.size[0]} x {self.size[1]} pixels, the size of fine-tuning")
         return "Preprocess(\n" + "\n".join(lines) + "\n)"
+
+
+def resize(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Return [..., C, H, W] at a size, (height, width): bilinear, with antialiasing."""
+    if size is None or x.shape[-2:] == size:
+        return x
+    flat = x.reshape(-1, *x.shape[-3:])
+    fine: Tensor = nn.functional.interpolate(
+        flat, size=size, mode="bilinear", align_corners=False, antialias=True
+    )
+    return fine.reshape(*x.shape[:-2], *size)
 
 
 # Scale and offset from a unit to dn, and from the thermal bands of that unit to kelvin.
@@ -424,6 +440,9 @@ def create_preprocess(
     ``save_model``. A model without either uses the default contract of its architecture (for CROMA:
     SSL4EO-S12 statistics, Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
 
+    For a fine-tuned classifier, images are also resized to the size that it was trained and scored at
+    (``model.input_size``; set that to ``None`` to keep their own).
+
     Args:
         model: from ``create_model``; wrappers of torch.compile, data parallelism or timm are removed.
         bands: the channels of *your* arrays, in order, by modality. The model's bands are selected by name,
@@ -445,10 +464,12 @@ def create_preprocess(
             the weights' input and ``units`` does not name it.
     """
     backbone = unwrap_model(model)
-    return preprocess_for(
+    result = preprocess_for(
         backbone.inputs, backbone.bands, sensors=backbone.config.sensors, bands=bands, units=units,
         statistics=statistics, eight_bit=eight_bit, check=check,
     )  # fmt: skip
+    result.size = backbone.input_size
+    return result
 
 
 def preprocess_for(

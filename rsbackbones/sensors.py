@@ -21,8 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rsbackbones.typed_fields import check_fields, show
+
 # The unit of 8-bit RGB images: the model's input is value / 255, without statistics.
 UINT8_RGB = "uint8_rgb"
+# The units and rules that an input contract may state, with ``None`` for a unit that nobody states.
+ContractUnit = Literal["dn", "db", "uint8", "tci_dn"]
+ContractRule = Literal["clip_2sd", "scale", "standard", "imagenet", "none"]
+# A standard deviation below it would make infinities of pixels.
+_SMALLEST_STD = 1e-9
 _THERMAL_NM = (3e3, 1e5)
 
 
@@ -409,6 +416,18 @@ class InputSpec:
         return self.with_rows({band: known[band] for band in bands if band in known}, unused)
 
     @staticmethod
+    def check_mapping(sensor: str, fields: object) -> None:
+        """Check the types of a contract's fields, without looking up the sensor.
+
+        Raises:
+            ValueError: a field is unknown, of another type, or not finite; it is named.
+        """
+        known = {
+            "unit": ContractUnit | None, "normalize": ContractRule, "scale": float | tuple[float, ...]
+        }  # fmt: skip
+        check_fields(InputSpec, fields, f"inputs.{sensor}", also=known)
+
+    @staticmethod
     def from_mapping(sensor: str, fields: Mapping[str, object]) -> "InputSpec":
         """Read the contract of ``sensor`` from a manifest entry's ``inputs``.
 
@@ -417,6 +436,7 @@ class InputSpec:
         Raises:
             ValueError: a field is missing, unknown, or the statistics do not fit the bands.
         """
+        InputSpec.check_mapping(sensor, fields)
         values: dict[str, Any] = {k: _tuples(v) for k, v in fields.items()}
         if "scale" in values:
             scale, count = values.pop("scale"), len(values.get("bands", ()))
@@ -438,10 +458,10 @@ class InputSpec:
         if not len(spec.bands) == len(spec.mean) == len(spec.std):
             raise ValueError(
                 f"inputs.{sensor}: {len(spec.bands)} bands, {len(spec.mean)} means and "
-                f"{len(spec.std)} standard deviations; give one of each per band"
+                f"{len(spec.std)} standard deviations; mean and std have one number per band"
             )
-        if min(spec.std, default=1) <= 0:
-            raise ValueError(f"inputs.{sensor}: standard deviations must be positive, got {spec.std}")
+        if min(spec.std, default=1) < _SMALLEST_STD:
+            raise ValueError(f"inputs.{sensor}: std must be positive, got {show(spec.std)}")
         for name in ("stored_range", "stretch"):
             pairs = getattr(spec, name)
             if pairs and len(pairs) != len(spec.bands):

@@ -62,6 +62,9 @@ from rsbackbones.data.resample import RESAMPLING
 @option("--pad", is_flag=True, section="Windows",
         help="pad sides that are not multiples of the patch size; default: refuse patch files, "
         "crop scenes")  # fmt: skip
+@option("--colors-from", type=FILE, metavar="MAP.tif", section="Windows",
+        help="color the preview of a scene like that of this feature map, so that both can be compared: "
+        "another date, of the same model; otherwise colors are of one map alone")  # fmt: skip
 @run_options(batch_size=8)
 def embed(
     rasters: tuple[RasterPath, ...],
@@ -85,6 +88,7 @@ def embed(
     window: int | None,
     overlap: int | None,
     pad: bool,
+    colors_from: Path | None,
     batch_size: int,
     device: str,
     progress: bool,
@@ -111,6 +115,8 @@ def embed(
         raise ValueError(
             "--on-unreadable skip is for patches (.npz, .parquet); a scene needs all of its files"
         )
+    if colors_from is not None and not is_scene:
+        raise ValueError(f"--colors-from is for the picture of a feature map, a .tif; got --output {output}")
     weights: dict[str, Any] = {
         "pretrained": pretrained and checkpoint is None,
         "checkpoint": checkpoint,
@@ -176,11 +182,17 @@ def embed(
         "progress": progress, "resample": resample,
     }  # fmt: skip
     if is_scene:
-        embed_scene(built, paths, output, stream=stream, window=window, overlap=overlap, **common)
+        embed_scene(
+            built, paths, output, stream=stream, window=window, overlap=overlap, colors_from=colors_from,
+            **common,
+        )  # fmt: skip
         with open_raster(output) as written:
             if (resampling := written.tags()["resampling"]) != "none":
                 print(f"resampled: {resampling}", file=sys.stderr)
         print(f"{output}\n{output.with_suffix('.png')}")
+        if colors_from is None:
+            print("the colors of the picture are of this map alone; to compare dates, pass --colors-from "
+                  f"{output} with the others", file=sys.stderr)  # fmt: skip
     else:
         left_out = embed_patches(
             built, paths, output, skip_nodata=skip_nodata, on_unreadable=on_unreadable, **common

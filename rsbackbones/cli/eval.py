@@ -253,6 +253,7 @@ def evaluate(
     if chosen_protocols:
         found["encoding"] = {name: how[name] for name in ("level", "size", "tile", "overlap")}
         found["encoding"]["pool"] = how["pool"] if how["level"] == "image" else None
+    notes += found.get("notes", [])
     found |= {"model": model, "notes": notes, "sources": {s.name: dict(s.facts) for s in sources}}
     print(write_report(output, found), end="")
     if pictures:

@@ -24,6 +24,7 @@ from rsbackbones.data.raster_path import (
     raster_paths,
 )
 from rsbackbones.data.resample import RESAMPLING, describe_resampling, finest_grid, resampled
+from rsbackbones.data.tiff_files import driver_of
 from rsbackbones.sensors import SENSORS, UINT8_RGB, get_sensor
 
 Array = npt.NDArray[Any]
@@ -60,7 +61,7 @@ class _Mask:
 
 
 def open_raster(path: RasterPath) -> Any:
-    """Open a raster with rasterio.
+    """Open a raster with rasterio; what is named ``.tif`` must be a TIFF.
 
     Raises:
         ImportError: rasterio is not installed.
@@ -73,10 +74,12 @@ def open_raster(path: RasterPath) -> Any:
     except ImportError as error:
         raise ImportError("reading GeoTIFFs needs rasterio: pip install 'rsbackbones[geo]'") from error
     check_regular_file(path)
+    driver = driver_of(path)
     try:
-        raster = rasterio.open(path)
+        raster = rasterio.open(path, driver=driver)
     except RasterioIOError as error:
-        raise UnreadableRaster(f"cannot read {path} as a raster: {error}") from error
+        kind = "GeoTIFF" if driver else "raster"
+        raise UnreadableRaster(f"cannot read {path} as a {kind}: {error}") from error
     try:
         if not raster.count:
             inside = ", ".join(raster.subdatasets[:4]) or "none"

@@ -25,7 +25,7 @@ from rsbackbones.embed.inputs import (
     unfinished,
     writing,
 )
-from rsbackbones.embed.preview import preview_path, write_preview
+from rsbackbones.embed.preview import ColorBasis, preview_path, write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
@@ -51,6 +51,7 @@ def embed_scene(
     batch_size: int = 8,
     device: str | torch.device | None = None,
     progress: bool = True,
+    colors_from: Path | None = None,
 ) -> Path:
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
 
@@ -60,6 +61,9 @@ def embed_scene(
     overlap, so that no seams show. A cell with a pixel without data is NaN. Where the size is no multiple of
     what the model needs, the last few pixels at the right and at the bottom are not covered; a model that
     pads (``create_model(..., pad=True)``) covers them with cells that reach beyond the scene.
+
+    The preview's colors are the principal components of this map, so colors of two maps cannot be compared,
+    unless the second is written with ``colors_from`` the first.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
     that the same call resumes a killed run, unless a file that GDAL reads for the rasters has changed
@@ -83,6 +87,8 @@ def embed_scene(
         batch_size: windows encoded at a time.
         device: the model is moved there, see :func:`rsbackbones.device.choose_device`. Default: where it is.
         progress: show a progress bar.
+        colors_from: a feature map written before, of the same model: the preview gets its colors, as for two
+            dates of a place.
 
     Raises:
         ValueError: rasters, bands, sizes or an unfinished run that do not fit; a full disk; rasters that
@@ -97,6 +103,12 @@ def embed_scene(
         raise ValueError(f"a feature map is a .tif, got {output}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    basis = None if colors_from is None else ColorBasis.of_map(colors_from)
+    if basis is not None and len(basis.mean) != model.num_features:
+        raise ValueError(
+            f"{colors_from} has {len(basis.mean)} features and the model {model.num_features}: colors_from "
+            "(--colors-from) takes a map of the same model"
+        )
     for written in (output, preview_path(output)):
         if same := [p for p in paths if isinstance(p, Path) and p.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
@@ -151,7 +163,7 @@ def embed_scene(
             features = store.read()["features"]
             with writing(output, folder):
                 _write_map(output, features, scene, cell, job, files, folder)
-                write_preview(preview_path(output), features, within=folder)
+                write_preview(preview_path(output), features, basis, within=folder)
             del features  # an open map of the file: it could not be deleted on every system
             store.discard()
     return output

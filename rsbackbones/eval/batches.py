@@ -1,7 +1,6 @@
 """The images of a labelled data set in batches, checked: of one size, without NaN; errors name the sample."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
+from rsbackbones.eval.image_warnings import ImageWarnings
 from rsbackbones.eval.transform import Transform, load_inputs, make_transform
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.preprocess import OffsetWarning
@@ -29,6 +29,7 @@ class BatchReader:
         same_size: refuse images of different sizes.
         maps: return label maps too.
         fix: what the error about sizes recommends.
+        warned: the warnings that the images earned.
     """
 
     data: LabelledDataset
@@ -38,8 +39,10 @@ class BatchReader:
     same_size: bool = True
     maps: bool = True
     fix: str = "name one size for all, size= (--size)"
+    warned: ImageWarnings = field(default_factory=ImageWarnings)
     _seen: Size | None = field(default=None, init=False)
-    _offset_warnings: Counter[str] = field(default_factory=Counter, init=False)
+    _index: int = field(default=0, init=False)
+    _offsets: set[str] = field(default_factory=set, init=False)
 
     def __call__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Array | None]:
         """Return by sensor [B, C, H, W], or [B, 2, C, H, W] of two dates, and [B, H, W] of label maps."""
@@ -47,6 +50,7 @@ class BatchReader:
         maps = []
         for index in indices:
             # One by one: what an image becomes does not depend on its neighbors.
+            self._index = index
             inputs, sample = load_inputs(self.data, index, self._checked)
             for m, x in inputs.items():
                 images[m].append(x)
@@ -73,19 +77,22 @@ class BatchReader:
                     f"{self._seen[1]}; {self.fix}"
                 )
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", OffsetWarning)
+            warnings.simplefilter("always", UserWarning)
             inputs = self.transform(sample)
         for one in caught:
+            new = str(one.message) not in self.warned.earned
+            if issubclass(one.category, UserWarning):
+                self.warned.add(self._index, str(one.message))
             if one.category is OffsetWarning:
-                self._offset_warnings[str(one.message)] += 1
-            else:
+                self._offsets.add(str(one.message))
+            elif new:
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         return inputs
 
     def warn_of_offsets(self, count: int) -> None:
         """Warn where none of ``count`` images has a dark pixel: that a single one has none means nothing."""
-        for text, many in self._offset_warnings.items():
-            if many == count:
+        for text, images in self.warned.earned.items():
+            if len(images) == count and text in self._offsets:
                 warnings.warn(
                     f"{self.data.name}, all images: {text}; in the command --units",
                     OffsetWarning,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,12 @@ from rsbackbones.device import choose_device
 from rsbackbones.eval.batches import BatchReader, frozen_eval
 from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
 from rsbackbones.eval.fingerprint import fingerprint
-from rsbackbones.eval.transform import Transform, check_single_images, make_transform, resize
+from rsbackbones.eval.image_warnings import ImageWarnings
+from rsbackbones.eval.transform import Transform, check_single_images, make_transform
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import unwrap_model
+from rsbackbones.preprocess import resize
 
 # Part of the cache key: raise it when a change alters features.
 VERSION = 1
@@ -205,7 +208,8 @@ def _collect(
     folder = None if cache is None else Path(cache).expanduser() / key[:32]
     with RowStore(folder, job, len(data), rows=images) as store:
         todo = images[~store.done[images]].tolist()
-        read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
+        warned = ImageWarnings(None if folder is None else folder.with_name(f"{folder.name}.warnings"))
+        read = BatchReader(data, modalities, prepare, size, same_size=tiles is None, warned=warned)
         at_once = batch_size if tiles is None else 1
         # All rows have one size: rows of smaller images end with patches without labels.
         patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
@@ -218,6 +222,7 @@ def _collect(
                     found = _of_dates(of_images, batch, data.task)
                 except ValueError:
                     store.discard()
+                    warned.discard()
                     raise
                 made = {s: x.float().cpu().numpy() for s, x in found.items()}
                 if maps is not None and level == "patch":
@@ -229,7 +234,8 @@ def _collect(
                 store.write(indices, made)
                 bar.update(len(indices))
         read.warn_of_offsets(len(todo))
-        return build_table(store.read(images), images, data, level, key)
+        table = build_table(store.read(images), images, data, level, key)
+        return replace(table, warnings=warned.counts(images.tolist()))
 
 
 def _tiles(

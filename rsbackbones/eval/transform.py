@@ -5,14 +5,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, read_series
 from rsbackbones.models.backbone import Backbone, unwrap_model
-from rsbackbones.preprocess import preprocess_for
+from rsbackbones.preprocess import preprocess_for, resize
 
 # Raw images by modality, [..., C, H, W], in the band order and units of their data set; ignores other keys.
 Transform = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
@@ -151,15 +150,6 @@ def _errors_name(data: LabelledDataset, index: int) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{data.name}: {name}: {str(error).removeprefix(f'{name}: ')}") from error
-
-
-def resize(x: Tensor, size: Size | None) -> Tensor:
-    """Return [..., C, H, W] at a size, (height, width): bilinear, with antialiasing."""
-    if size is None or x.shape[-2:] == size:
-        return x
-    flat = x.reshape(-1, *x.shape[-3:])
-    fine: Tensor = F.interpolate(flat, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return fine.reshape(*x.shape[:-2], *size)
 
 
 def channels_of(backbone: Backbone, modality: str, data: LabelledDataset) -> list[int]:

@@ -63,6 +63,8 @@ class Backbone(nn.Module):
         inputs: the input contract of every modality, for ``create_preprocess``.
         adaptation: the changes made while loading (``None`` if nothing was loaded).
         weights_entry: the manifest entry of the loaded weights, or ``None``.
+        input_size: the size (height, width) in pixels that a fine-tuned classifier was trained and scored at,
+            if images were resized; ``create_preprocess`` resizes to it. ``None`` keeps the size of images.
         pad: pad images whose sides are not multiples of ``size_multiple`` (at the bottom and right, by
             repeating the last pixels) instead of raising an error. Maps then cover the padded image, rounded
             up to whole cells, and embeddings average over it.
@@ -80,6 +82,7 @@ class Backbone(nn.Module):
     inputs: Mapping[str, InputSpec]
     adaptation: "Adaptation | None" = None
     weights_entry: "WeightsEntry | None" = None
+    input_size: tuple[int, int] | None = None
 
     def __init__(self, config: ModelConfig, *, num_features: int, num_classes: int = 0) -> None:
         """Set the common attributes. By default every modality is its own stream."""

@@ -87,7 +87,7 @@ def export(
             "bytes": file.stat().st_size,
             "inputs": {m: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
                        for m, spec in specs.items()},
-            "image_size": size,
+            "image_size": size if isinstance(size, int) else 0,
             "params": sum(p.numel() for p in model.parameters()),
             "license": "not stated",
             "provenance": f"{_provenance(run, recipe, record, step)} {objective.usage_note()}".rstrip(),

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
-from rsbackbones.train.engine.checkpoint import finished, problem, step_of
+from rsbackbones.train.engine.checkpoint import finished, first_line, problem, step_of
+from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
 from rsbackbones.train.engine.config_io import from_json
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.input_contracts import input_contracts
@@ -140,8 +140,7 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
 
     For a run of several stages the recipe is the whole one; the rest belongs to the last stage.
 
-    The weights are those of the newest intact checkpoint, or their moving average if the run has one. Only
-    read runs of your own: loading a distributed checkpoint can execute code.
+    The weights are those of the newest intact checkpoint, or their moving average if the run has one.
 
     Raises:
         TrainingError: there is no run or no intact checkpoint.
@@ -153,6 +152,8 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
         if stages := sorted(p for p in run.glob("stage_*") if p.is_dir()):
             told = f"{run} is still in an earlier stage, which is a run as well: {stages[-1]}"
         raise TrainingError(told) from error
+    if lacking := [key for key in ("recipe", "sources", "environment") if key not in record]:
+        raise TrainingError(f"{run / 'recipe.json'} is not that of a run: it lacks {', '.join(lacking)}")
     recipe = from_json(record["recipe"], Recipe)
     last = recipe.resolve_stages()[-1]
     objective = build_objective(last)
@@ -170,9 +171,11 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
     if last.ema:
         wanted["ema"] = {name: x.detach().clone() for name, x in state.items()}
     try:
-        load(wanted, checkpoint_id=whole[0], no_dist=True)
+        load_checkpoint(wanted, whole[0], no_dist=True)
     except CheckpointException as error:
-        raise TrainingError(f"{whole[0]} does not hold what {run / 'recipe.json'} says: {error}") from error
+        raise TrainingError(
+            f"{whole[0]} does not hold what {run / 'recipe.json'} says: {first_line(error)}"
+        ) from error
     objective.load_state_dict({**state, **wanted.get("ema", {})}, strict=True)
     step = step_of(whole[0])
     assert step is not None

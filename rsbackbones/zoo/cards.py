@@ -77,6 +77,19 @@ def first_choices_table(entries: Sequence[WeightsEntry]) -> str:
     return markdown_table(heads, rows, "lllrl")
 
 
+def pins_sentence(entries: Sequence[WeightsEntry]) -> str:
+    """Return how many files are pinned in which way."""
+    ways = [entry.pinned for entry in entries if entry.pinned]
+    digits = sorted({len(entry.sha256_prefix or "") for entry in entries if entry.pinned == "sha256_prefix"})
+    return (
+        f"Of the {len(ways)} files, {ways.count('sha256_prefix')} are pinned by the first "
+        f"{' or '.join(map(str, digits))} digits of their SHA-256 only, which is all that their publishers "
+        f"state; {ways.count('hub')} by the SHA-256 that the Hub states for the pinned commit; "
+        f"{ways.count('sha256')} by a full SHA-256. `rsbackbones list --json` names them (`pinned`), and "
+        "`rsbackbones manifest lock` pins what you have downloaded in full."
+    )
+
+
 def weights_page(entries: Sequence[WeightsEntry]) -> str:
     """Return docs/weights.md."""
     notices = [
@@ -98,6 +111,8 @@ def weights_page(entries: Sequence[WeightsEntry]) -> str:
         *notices,
         "",
         weights_table(entries),
+        "",
+        pins_sentence(entries),
         "",
         "## Where the input differs from torchgeo's transforms",
         "",
@@ -228,7 +243,8 @@ def generated_files(root: Path) -> dict[Path, str]:
     """Return the text of every generated file of a checkout at ``root``."""
     entries = list_weights()
     readme = root / "README.md"
-    text = replace_between(readme.read_text(encoding="utf-8"), _BEGIN, _END, first_choices_table(entries))
+    table = f"{first_choices_table(entries)}\n\n{pins_sentence(entries)}"
+    text = replace_between(readme.read_text(encoding="utf-8"), _BEGIN, _END, table)
     cards = {root / "docs" / "cards" / f"{entry.id}.md": model_card(entry) for entry in entries}
     return {readme: text, root / "docs" / "weights.md": weights_page(entries), **cards}
 

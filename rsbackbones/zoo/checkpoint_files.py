@@ -8,8 +8,9 @@ import json
 import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from rsbackbones.zoo.errors import (
 # Real headers are far smaller. A header of 67 MB with a million empty tensors takes 17 s to parse.
 MAX_HEADER_BYTES = 5 * 2**20
 MAX_TENSORS = 10_000
+# The pickle in a torch.save file holds names and shapes; references let a small one hold a huge tree.
+MAX_PICKLE_BYTES, MAX_PICKLE_VALUES = 4 * MAX_HEADER_BYTES, 10 * MAX_TENSORS
 # The metadata key of native safetensors files.
 METADATA_KEY = "rsbackbones"
 # In the file of a dense model, the names of the decoder's tensors begin with this.
@@ -136,6 +139,7 @@ class PickleFile:
         self.metadata: dict[str, str] = {}
         self.groups: dict[str, list[str]] = {}
         self.others: dict[str, str] = {}
+        _check_archive(path)
         try:
             # weights_only is explicit, because an environment variable can change its default.
             # An archive is memory-mapped, so that only tensors that are read take memory.
@@ -156,11 +160,13 @@ class PickleFile:
         except Exception as error:  # the reader of old files fails in many ways on a damaged one
             raise CorruptCheckpointError(f"{path} is damaged or no torch checkpoint: {error}") from error
         try:
-            flat = list(self._flatten(content, ""))
+            flat = list(self._flatten(content, "", count()))
         except RecursionError as error:
             raise CorruptCheckpointError(f"{path}: dictionaries nested without end") from error
         if twice := _twice(name for name, _ in flat):
             raise CorruptCheckpointError(f"{path}: tensors named twice: {', '.join(twice)}")
+        if len(flat) > MAX_TENSORS:
+            raise CorruptCheckpointError(f"{path}: {len(flat)} tensors; at most {MAX_TENSORS} are accepted")
         self._tensors = dict(flat)
         self.tensors = {n: TensorInfo(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
 
@@ -168,7 +174,7 @@ class PickleFile:
         """Return the named tensors, on the CPU. They may share memory and be mapped onto the file."""
         return {name: self._tensors[name] for name in names}
 
-    def _flatten(self, content: Any, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    def _flatten(self, content: Any, prefix: str, visited: Iterator[int]) -> Iterable[tuple[str, Tensor]]:
         if not isinstance(content, Mapping):
             raise CorruptCheckpointError(
                 f"{self.path}: expected a dictionary of tensors, got {type(content).__name__}; write one: "
@@ -176,9 +182,11 @@ class PickleFile:
             )
         self.groups[prefix] = [f"{prefix}{k}." for k, held in content.items() if isinstance(held, Mapping)]
         for key, value in content.items():
+            if next(visited) >= MAX_PICKLE_VALUES:
+                raise CorruptCheckpointError(f"{self.path}: more than {MAX_PICKLE_VALUES} values")
             name = f"{prefix}{key}"
             if isinstance(value, Mapping):
-                yield from self._flatten(value, f"{name}.")
+                yield from self._flatten(value, f"{name}.", visited)
                 continue
             if not isinstance(value, Tensor):
                 self.others[name] = type(value).__name__
@@ -208,6 +216,27 @@ def _is_torch_archive(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(2)
     return start == b"PK" or start[:1] in (b"\x80", b"c", b"(", b"]", b"}")
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive whose members expand: torch.save stores them as they are, and maps them."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile fails in many ways on a damaged one
+        raise CorruptCheckpointError(f"{path} is damaged: {error}") from error
+    if packed := [member.filename for member in members if member.compress_type]:
+        raise CorruptCheckpointError(
+            f"{path}: {packed[0]} is compressed, which torch.save never does; save the file again with it"
+        )
+    if large := [member for member in members if member.filename.endswith("data.pkl")
+                 and member.file_size > MAX_PICKLE_BYTES]:  # fmt: skip
+        raise CorruptCheckpointError(
+            f"{path}: {large[0].filename} has {large[0].file_size} bytes; at most {MAX_PICKLE_BYTES} are "
+            "accepted"
+        )
 
 
 CheckpointFile = SafetensorsFile | PickleFile

@@ -278,6 +278,9 @@ def _assemble(
     model.architecture = architecture.name
     model.inputs = adapt_input_specs(info, source_config, mappings)
     model.weights_entry = entry if file is not None else None
+    # It belongs to the stored head; whoever names a size of their own takes that.
+    if file is not None and classes == info.num_classes and image_size is None:
+        model.input_size = info.input_size
     model.pad = pad
     model.eval()
     return model

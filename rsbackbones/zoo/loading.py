@@ -7,14 +7,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.checkpoint_format import CheckpointFormat, detect_format
+from rsbackbones.models.config import is_count
 from rsbackbones.sensors import SENSORS, InputSpec, get_sensor
+from rsbackbones.typed_fields import check_fields
 from rsbackbones.zoo import adapt
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping
@@ -43,6 +45,21 @@ class CheckpointInfo:
     # The arguments of ``dense_model``, if the file holds a decoder too.
     dense: Mapping[str, Any] | None = None
     assumed: str = ""  # whose configuration it is, if the file does not state it
+    input_size: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Metadata:
+    """What :func:`rsbackbones.zoo.saving.metadata` writes, as far as it is read."""
+
+    architecture: str
+    config: Mapping[str, Any]
+    num_classes: int
+    input_size: tuple[int, int] | None
+    dtype: Literal["float32", "float16", "bfloat16"]
+    inputs: Mapping[str, Mapping[str, Any]]
+    wavelengths: Mapping[str, Mapping[str, float]]
+    dense: Mapping[str, Any] | None
 
 
 def read_metadata(file: checkpoints.CheckpointFile) -> dict[str, Any]:
@@ -77,12 +94,13 @@ def inspect_checkpoint(
     inputs: Mapping[str, InputSpec] = architecture.family.INPUTS
     entry_config: dict[str, Any] = {}
     if entry:
-        sensors = entry.config.get("sensors", {})
-        inputs = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in entry.inputs.items()}
+        check_fields(type(architecture.config), entry.config, f"{entry.id}: config")
+        inputs = _read_contracts(entry.inputs, entry.config.get("sensors", {}), f"{entry.id}: ")
         # The manifest states the order of the pretrained bands.
         bands = {**architecture.config.bands, **{m: spec.bands for m, spec in inputs.items()}}
         entry_config = {"bands": bands, **entry.config}
-    base = replace_config(architecture.config, entry_config, architecture.name)
+    where = f"{entry.id}: config" if entry else architecture.name
+    base = replace_config(architecture.config, entry_config, where)
     # A band without statistics is listed in the config only.
     if entry and any(
         spec.of(base.bands[m]).bands != spec.bands for m, spec in inputs.items() if m in base.bands
@@ -103,9 +121,14 @@ def inspect_checkpoint(
         return CheckpointInfo(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
     try:
         own = json.loads(file.metadata[checkpoints.METADATA_KEY])
+        known = {f.name for f in dataclasses.fields(_Metadata)}
+        check_fields(_Metadata, {k: own[k] for k in known if k in own}, "rsbackbones")
         name, fields, classes, stored = (own[k] for k in ("architecture", "config", "num_classes", "dtype"))
         if name != architecture.name:
-            raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
+            raise WeightsMismatchError(
+                f"{file.path} holds {name}, not {architecture.name}: another architecture"
+            )
+        check_fields(type(architecture.config), fields, "config")
         if unknown := [s for s in fields.get("sensors", {}).values() if s not in SENSORS]:
             raise WeightsMismatchError(
                 f"{file.path} was trained on bands of {', '.join(map(repr, unknown))}, an unknown sensor; "
@@ -114,27 +137,36 @@ def inspect_checkpoint(
         _check_wavelengths(own.get("wavelengths", {}), fields.get("sensors", {}), file.path)
         config = replace_config(architecture.config, fields, architecture.name)
         # Refuse to build a model larger than the file.
-        if not 0 <= int(classes) <= 2**20 or config.min_tensors() > len(file.tensors):
-            raise ValueError(f"{config.summary()}, {classes} classes, {len(file.tensors)} tensors")
-        if stored not in ("float32", "float16", "bfloat16"):
-            raise ValueError(f"unknown dtype {stored!r}")
-        dense = own.get("dense")
-        if dense is not None and not isinstance(dense, dict):
-            raise ValueError(f"dense is {dense!r}, not the arguments of dense_model")
+        if not 0 <= classes <= 2**20 or config.min_tensors() > len(file.tensors):
+            raise ValueError(f"{config.summary()}, num_classes {classes}, {len(file.tensors)} tensors")
+        size = own.get("input_size")
+        if size is not None and not all(map(is_count, size)):
+            raise ValueError(f"input_size must be (height, width) in pixels, got {size}")
         if not entry and "inputs" in own:
-            inputs = {
-                m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
-                for m, contract in own["inputs"].items()
-            }
+            inputs = _read_contracts(own["inputs"], config.sensors)
     except WeightsMismatchError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCheckpointError(f"{file.path}: its metadata is damaged: {error}") from error
     if entry and (stored != dtype or replace_config(config, entry_config, entry.id) != config):
         raise WeightsMismatchError(
-            f"{file.path} states {stored} and {config}, but the manifest states {dtype} and {entry_config}"
+            f"{file.path} states {stored} and {config}, but {entry.id} in the manifest states {dtype} and "
+            f"{entry_config}"
         )
-    return CheckpointInfo(config, inputs, True, int(classes), getattr(torch, stored), dense)
+    return CheckpointInfo(
+        config, inputs, True, classes, getattr(torch, stored), own.get("dense"),
+        input_size=None if size is None else tuple(size),
+    )  # fmt: skip
+
+
+def _read_contracts(
+    contracts: Mapping[str, Mapping[str, Any]], sensors: Mapping[str, str], where: str = ""
+) -> dict[str, InputSpec]:
+    """Return input contracts by modality. ``where`` begins the text of errors."""
+    try:
+        return {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in contracts.items()}
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
 
 
 def _assume(architecture: Architecture, file: CheckpointPart, overrides: Mapping[str, Any]) -> CheckpointInfo:

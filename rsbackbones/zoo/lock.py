@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.lock import exclusive
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.zoo import weights
@@ -110,7 +111,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     read_manifest(path)  # checks it
-    return {entry["id"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["weights"]}
+    return {entry["id"]: entry for entry in read_json(path)["weights"]}
 
 
 def _locked(entry: Mapping[str, Any], digest: str, size: int) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def metadata(model: Backbone) -> dict[str, Any]:
         "architecture": model.architecture,
         "config": as_json(model.config),
         "num_classes": model.num_classes,
+        "input_size": model.input_size if model.num_classes else None,
         "inputs": {m: dataclasses.asdict(spec) for m, spec in model.inputs.items() if m in model.modalities},
         # The reader may have registered another sensor under the same name; wavelengths tell them apart.
         "wavelengths": {

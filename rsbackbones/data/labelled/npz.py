@@ -13,6 +13,7 @@ from rsbackbones.data.labelled.dataset import SPLITS, Array, LabelledDataset, Ta
 from rsbackbones.data.labelled.npz_reader import BandArrays, NpzReader
 from rsbackbones.data.labelled.splits import find_ids
 from rsbackbones.data.npz_archive import NpzArchive
+from rsbackbones.files.bounds import read_yaml
 from rsbackbones.sensors import SENSORS, get_sensor
 
 _SERIES = (
@@ -132,11 +133,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or holds no mapping.
     """
-    import yaml  # type: ignore[import-untyped,unused-ignore]
-
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        held = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
         raise ValueError(f"{path}: expected a mapping such as 's2: images', got {type(held).__name__}")

@@ -3,20 +3,34 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.heads import load_dense_model
 from rsbackbones.heads.loading import load_head
 from rsbackbones.models.backbone import unwrap_model
+from rsbackbones.typed_fields import check_fields
 from rsbackbones.zoo.checkpoint_files import DENSE_PREFIX, SafetensorsFile
 from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.saving import save_model
 
+
+@dataclass(frozen=True)
+class _About:
+    """The fields of ``about.json`` that are needed."""
+
+    architecture: str
+    head: Mapping[str, Any] | None
+    sha256: Mapping[Literal["model.safetensors"], str]
+
+
+_ABOUT = ("architecture", "head", "sha256")
 MODEL, ABOUT = "model.safetensors", "about.json"
 
 
@@ -46,12 +60,13 @@ def about_finetuned(folder: Path) -> dict[str, Any]:
         ValueError: the folder has none, or a file was changed.
     """
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        for name, digest in about["sha256"].items():
-            if sha256_of(folder / name) != digest:
-                raise ValueError(f"{folder / name} is not what was written; fine-tune again")
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        about: dict[str, Any] = read_json(folder / ABOUT)
+        check_fields(_About, {name: about[name] for name in _ABOUT}, ABOUT)
+        wrong = [name for name, digest in about["sha256"].items() if sha256_of(folder / name) != digest]
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} holds no fine-tuned model: {type(error).__name__}: {error}") from error
+    if wrong:
+        raise ValueError(f"{folder / wrong[0]} is not what was written; fine-tune again")
     return about
 
 
@@ -72,11 +87,14 @@ def read_weights(model: nn.Module, folder: Path) -> None:
 def load_finetuned(folder: str | Path) -> nn.Module:
     """Load a model that :func:`save_finetuned` wrote, in ``eval()`` mode. ``about.json`` has its classes.
 
+    ``create_preprocess`` of a classifier resizes images to the size that it was trained and scored at.
+
     Raises:
         ValueError: as :func:`about_finetuned`.
     """
     folder = Path(folder).expanduser()
     about = about_finetuned(folder)
+
     if about["head"] is not None:
         return load_dense_model(folder / MODEL)
     return create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
