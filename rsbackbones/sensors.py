@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 # The unit of 8-bit RGB images: the model's input is value / 255, without statistics.
-UINT8_RGB = "uint8_rgb"
+RGB8 = "rgb8"
 _THERMAL_NM = (3e3, 1e5)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.sensors import SENSORS, UINT8_RGB, get_sensor
+from rsbackbones.sensors import RGB8, SENSORS, get_sensor
 
 Array = npt.NDArray[Any]
 # Sensors to look for, or by modality the sensor of its bands ({"s2": "landsat_oli"}).
@@ -112,8 +112,8 @@ def find_bands(
         if modality not in (units or {}) and any(plain_8_bit[index - 1] for index in bands.values()):
             raise ValueError(
                 f"{path}: {_label(modality, of[modality])}: 8-bit values are a picture, not digital numbers; "
-                f"use the product itself, or name their unit: units={{'{modality}': '{UINT8_RGB}'}} "
-                f"(--units {modality}={UINT8_RGB}) makes value / 255 the model's input"
+                f"use the product itself, or name their unit: units={{'{modality}': '{RGB8}'}} "
+                f"(--units {modality}={RGB8}) makes value / 255 the model's input"
             )
     return found, unknown
 

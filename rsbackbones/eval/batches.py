@@ -1,7 +1,5 @@
 """The images of a labelled data set in batches, checked: of one size, without NaN; errors name the sample."""
 
-import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +10,9 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.eval.transform import Transform, load_inputs, make_transform
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.preprocess import OffsetWarning
 
 
 @dataclass
@@ -39,7 +37,7 @@ class BatchReader:
     maps: bool = True
     fix: str = "name one size for all, size= (--size)"
     _seen: Size | None = field(default=None, init=False)
-    _offset_warnings: Counter[str] = field(default_factory=Counter, init=False)
+    unit_warnings: UnitWarnings = field(default_factory=UnitWarnings, init=False)
 
     def __call__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Array | None]:
         """Return by sensor [B, C, H, W], or [B, 2, C, H, W] of two dates, and [B, H, W] of label maps."""
@@ -72,25 +70,8 @@ class BatchReader:
                     f"{m} has {shape[0]} x {shape[1]} pixels, others of the set have {self._seen[0]} x "
                     f"{self._seen[1]}; {self.fix}"
                 )
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", OffsetWarning)
-            inputs = self.transform(sample)
-        for one in caught:
-            if one.category is OffsetWarning:
-                self._offset_warnings[str(one.message)] += 1
-            else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        return inputs
-
-    def warn_of_offsets(self, count: int) -> None:
-        """Warn where none of ``count`` images has a dark pixel: that a single one has none means nothing."""
-        for text, many in self._offset_warnings.items():
-            if many == count:
-                warnings.warn(
-                    f"{self.data.name}, all images: {text}; in the command --units",
-                    OffsetWarning,
-                    stacklevel=2,
-                )
+        with self.unit_warnings.of_image():
+            return self.transform(sample)
 
 
 def input_batches(
@@ -114,7 +95,7 @@ def input_batches(
     for start in range(0, len(indices), batch_size):
         images, _ = read(indices[start : start + batch_size])
         yield {modality: x.to(device) for modality, x in images.items()}
-    read.warn_of_offsets(len(indices))
+    read.unit_warnings.warn(data.name, len(indices))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.transform import channels_of
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.sensors import UINT8_RGB, get_sensor
+from rsbackbones.sensors import RGB8, get_sensor
 from rsbackbones.zoo.adapt import match_bands
 from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 from rsbackbones.zoo.fingerprint import weights_digest
@@ -187,7 +187,7 @@ def describe(data: LabelledDataset, model: Backbone) -> list[str]:
     lines = list(data.notes)
     for modality, bands in model.bands.items():
         unused = [b for b in data.bands[modality] if b not in bands]
-        sentinel_2 = data.sensor(modality).name == "s2" and data.units.get(modality) != UINT8_RGB
+        sentinel_2 = data.sensor(modality).name == "s2" and data.units.get(modality) != RGB8
         if sentinel_2 and "B10" in unused and model.inputs[modality].product == "L2A":
             lines.append(
                 f"{modality}: the images have B10, which only L1C products have; the weights expect L2A"

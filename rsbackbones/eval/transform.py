@@ -25,7 +25,7 @@ def make_transform(model: nn.Module, data: LabelledDataset, *, series: bool = Fa
 
     It takes arrays or tensors [..., C, H, W] by modality and returns float32 tensors of the same leading
     shape on the same device. The model's bands are gathered by name, and values are normalized by the
-    model's input contract (:func:`rsbackbones.create_preprocess`); values of the unit ``uint8_rgb`` become
+    model's input contract (:func:`rsbackbones.create_preprocess`); values of the unit ``rgb8`` become
     value / 255. Other sensors and ``"label"`` are ignored.
     ``series``: the caller passes the dates and masks of series to the model, see :func:`dated_transform`.
 

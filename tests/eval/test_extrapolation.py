@@ -24,7 +24,7 @@ from rsbackbones.layers.sincos import (
     interpolated_from,
     sincos_embedding,
 )
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 from tests.eval.dense_sets import pixel_set
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
@@ -49,7 +49,7 @@ def two_colors(sizes, *, splits, seed=0):
         labels.append(label)
     splits = {name: np.array(indices) for name, indices in splits.items()}
     return pixel_set(
-        images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": UINT8_RGB}, splits=splits
+        images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": RGB8}, splits=splits
     )
 
 
@@ -77,7 +77,7 @@ def test_crops_are_parts_that_do_not_overlap_as_many_as_fit(height, width, down,
 
 def one_label_each(images, labels, **changes):
     data = pixel_set(images, [None] * len(images), task="classes", bands={"s2": RGB}, **changes)
-    return replace(data, labels=np.asarray(labels), units={"s2": UINT8_RGB}, read=lambda i: dict(images[i]))
+    return replace(data, labels=np.asarray(labels), units={"s2": RGB8}, read=lambda i: dict(images[i]))
 
 
 def test_crops_keep_splits_and_labels_and_say_what_they_are():

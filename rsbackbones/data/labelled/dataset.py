@@ -29,7 +29,7 @@ class LabelledDataset:
         task: what a label is.
         classes: their names; K of them.
         bands: by modality (``s2``, ``s1``) the names of the channels, in the order of the images.
-        units: by modality, as ``create_preprocess`` knows them, or ``"uint8_rgb"``.
+        units: by modality, as ``create_preprocess`` knows them, or ``"rgb8"``.
         sensors: by modality the sensor of its bands, where it is not the modality's own.
         ids: of every sample, unique.
         splits: the indices of the samples of ``train``, ``val`` and ``test``, as far as they exist.

@@ -14,7 +14,7 @@ import numpy as np
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
 from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
-from rsbackbones.sensors import SEARCHED_SENSORS, UINT8_RGB, get_sensor
+from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
@@ -48,7 +48,7 @@ class ImageFiles:
 
     @property
     def units(self) -> dict[str, str]:
-        return {**(dict.fromkeys(self.bands, UINT8_RGB) if self.pictures else {}), **self.stated}
+        return {**(dict.fromkeys(self.bands, RGB8) if self.pictures else {}), **self.stated}
 
     def read(self, paths: Sequence[Path]) -> dict[str, Array]:
         """Return by sensor [C, H, W]: uint8 of pictures; float32 of rasters, NaN where there is no data.
