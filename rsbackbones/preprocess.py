@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.sensors import RGB8, BandNumbers, InputSpec, Sensor, get_sensor
-from rsbackbones.value_check import Verdict, format_value, judge, missing_pixels
+from rsbackbones.value_check import MissingPixelsWarning, Verdict, format_value, judge, missing_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,18 +82,6 @@ _LANDSAT_C2_KELVIN_SCALE, _LANDSAT_C2_KELVIN_OFFSET = 0.00341802, 149.0
 # Keeps the normalized difference of two zeros finite, as in SSL4Eco's code.
 _SMALLEST_SUM = 1e-5
 _DIGITAL_NUMBERS = ("dn", "dn_baseline_0400", "landsat_c2")
-
-
-class UnitWarning(UserWarning):
-    """The values may be in another unit than the stated one; they do not tell."""
-
-
-class OffsetWarning(UnitWarning):
-    """Hardly a value is below 1000: the values may include the radiometric offset of Sentinel-2 products."""
-
-
-class MissingPixelsWarning(UserWarning):
-    """Pixels hold zero in all bands, as those without data do, and nobody says so."""
 
 
 class Preprocess:
@@ -282,8 +270,7 @@ class Preprocess:
                 f"{modality}={found.unit})"
             )
         if found.kind == "suspect":
-            category = OffsetWarning if found.unit == "dn_baseline_0400" else UnitWarning
-            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", category, stacklevel=5)
+            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=5)
         else:
             raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 
@@ -438,6 +425,19 @@ def _fill(x: Tensor, missing: Tensor, modality: str) -> Tensor:
     return torch.where(held, x, mean.float())
 
 
+def picture_note(spec: InputSpec, unit: str) -> str | None:
+    """Return how 8-bit pictures become the input of weights, where ``unit`` is theirs."""
+    if unit.partition(":")[0] != RGB8:
+        return None
+    if _is_picture_contract(spec):
+        return "8-bit pictures, as the weights were trained on"
+    dn = _picture_dn(unit)
+    return (
+        f"8-bit pictures (unit {unit}): 255 is taken as a reflectance of {dn / 10000:g} ({dn:g} dn); for "
+        f"pictures made otherwise name their own, units {RGB8}:DN"
+    )
+
+
 def _is_picture_contract(spec: InputSpec) -> bool:
     """Whether the network saw pictures, or 8-bit values that nobody states the reflectance of."""
     return spec.normalize == "imagenet" or (spec.unit in ("uint8", "tci_dn") and not spec.stored_range)
@@ -501,7 +501,7 @@ def create_preprocess(
             or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
         eight_bit: truncate to 8 bits; default as in the contract.
         check: raise an error for NaN, infinity and values that are impossible in the stated unit, and warn of
-            those that may be in another (:class:`UnitWarning`).
+            those that may be in another (:class:`rsbackbones.value_check.UnitWarning`).
         nodata: the value of pixels without data. Those that hold it in any band of a sensor do not count in
             the check, and get the mean of their band over the other pixels of their image.
 

@@ -52,6 +52,18 @@ _IN_WORDS = {
 }
 
 
+class UnitWarning(UserWarning):
+    """The values may be in another unit than the stated one; they do not tell."""
+
+
+class OffsetWarning(UnitWarning):
+    """Hardly a value is below 1000: the values may include the radiometric offset of Sentinel-2 products."""
+
+
+class MissingPixelsWarning(UserWarning):
+    """Pixels hold zero in all bands, as those without data do, and nobody says so."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What :func:`judge` finds.
@@ -68,6 +80,11 @@ class Verdict:
     text: str = ""
     unit: str | None = None
     nodata: float | None = None
+
+    @property
+    def warning(self) -> type[UnitWarning]:
+        """The category of a warning of what is suspected."""
+        return OffsetWarning if self.unit == "dn_baseline_0400" else UnitWarning
 
 
 _RIGHT = Verdict()
@@ -194,7 +211,7 @@ def _judge_optical(v: _Values, unit: str, sensor: Sensor) -> Verdict:
     if likely in ("percent", RGB8):
         # Dark water has such numbers too (6 of 80 patches of BigEarthNet, none above 228), and night.
         sure = likely == "percent" or v.high >= 240
-        return v.like(likely, unit, sure=sure) if sure or v.high >= 32 else _RIGHT
+        return v.like(likely, unit, sure=sure) if sure or v.high >= 64 else _RIGHT
     if unit == "landsat_c2":
         return _RIGHT if v.median >= 5000 else v.like("dn", unit)
     if v.share_above(21_000) > 0.01:  # with or without the offset

@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 Sensors = Sequence[str] | Mapping[str, str]
 # Corners that differ by less than this part of a pixel are the same.
 _SAME_GRID = 1e-3
+_METERS_PER_DEGREE = 111_320.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def find_bands(
             raise ValueError(
                 f"{path}: {_label(modality, of[modality])}: 8-bit values are a picture, not digital numbers; "
                 f"use the product itself, or name their unit: units={{'{modality}': '{RGB8}'}} "
-                f"(--units {modality}={RGB8}) makes value / 255 the model's input"
+                f"(--units {modality}={RGB8}) takes 255 as a reflectance of 0.275"
             )
     return found, unknown
 
@@ -150,6 +151,8 @@ class RasterStack:
         bands: the bands of every modality, in the order in which :meth:`read` gives them.
         ignored: descriptions that belong to none of the sensors, by file.
         height, width, crs, transform: those of the common grid.
+        stated_units: by modality the unit that tags state, of scale and offset (they are applied) or units.
+        zero_missing: modalities whose pixels have no data where all bands hold zero; none at first.
     """
 
     def __init__(
@@ -214,6 +217,22 @@ class RasterStack:
             self._open = opening.pop_all()
         self.height, self.width = first.height, first.width
         self.crs, self.transform = first.crs, first.transform
+        self.zero_missing: frozenset[str] = frozenset()
+        self.stated_units = {
+            m: unit for m, channels in self._channels.items() if (unit := self._tagged_unit(of[m], channels))
+        }
+
+    def _tagged_unit(self, sensor: str, channels: Sequence[_Channel]) -> str | None:
+        """Return the unit that the tags of a modality's bands state, if they agree on one."""
+        found: set[str | None] = set()
+        for channel in channels:
+            raster, i = self._rasters[channel.raster], channel.index - 1
+            if get_sensor(sensor).kind == "radar":
+                found.add("db" if (raster.units[i] or "").lower() in ("db", "decibel") else None)
+            elif not get_sensor(sensor).band(channel.band).is_thermal:
+                # Scales of reflectance are 1 / 10000 or smaller (Landsat); of 8 bits about 1 / 255.
+                found.add("reflectance" if 0 < raster.scales[i] <= 1 / 200 else None)
+        return found.pop() if len(found) == 1 else None
 
     def read(
         self,
@@ -232,7 +251,8 @@ class RasterStack:
         where = None if window is None else Window(window[1], window[0], window[3], window[2])
         arrays, valid = {}, None
         for modality, channels in self._channels.items():
-            layers = []
+            layers, zero = [], modality in self.zero_missing
+            dark: Array | None = None
             for channel in channels:
                 raster = self._rasters[channel.raster]
                 try:
@@ -244,9 +264,13 @@ class RasterStack:
                 if self.nodata is not None:
                     good &= data != self.nodata
                 valid = good if valid is None else valid & good
+                if zero:
+                    dark = data == 0 if dark is None else dark & (data == 0)
                 scale, offset = raster.scales[channel.index - 1], raster.offsets[channel.index - 1]
                 layers.append(data if (scale, offset) == (1, 0) else data * scale + offset)
             arrays[modality] = np.stack(layers)
+            if valid is not None and dark is not None:
+                valid &= ~dark
         assert valid is not None
         return {m: np.where(valid, x, np.float32(0)) for m, x in arrays.items()}, valid
 
@@ -270,6 +294,18 @@ def ground_position(transform: Any, column: float, row: float) -> tuple[float, f
     """Return the (x, y) of a place in a raster; written out, as operators of Affine change with versions."""
     t = transform
     return t.a * column + t.b * row + t.c, t.d * column + t.e * row + t.f
+
+
+def pixel_size(raster: Any) -> float | None:
+    """Return the side of a pixel in meters, at the middle of a raster; ``None`` without georeference."""
+    if raster.crs is None or raster.transform.is_identity:
+        return None
+    t = raster.transform
+    area = abs(t.a * t.e - t.b * t.d)
+    if not raster.crs.is_geographic:
+        return float(area**0.5 * raster.crs.linear_units_factor[1])
+    _, latitude = ground_position(t, raster.width / 2, raster.height / 2)
+    return float(_METERS_PER_DEGREE * max(area * np.cos(np.radians(latitude)), 0.0) ** 0.5)
 
 
 def same_grid(first: Any, other: Any) -> bool:

@@ -1,11 +1,11 @@
-"""Warnings about the units of many images, given once for all: a single image may be dark or bright by itself."""
+"""Warnings about the units of many images, given once for all: a single one may be dark or bright."""
 
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rsbackbones.preprocess import MissingPixelsWarning, UnitWarning
+from rsbackbones.value_check import MissingPixelsWarning, UnitWarning
 
 
 class UnitWarnings:

@@ -1,12 +1,15 @@
 """Rasters opened for the bands of a model, and the job under which unfinished work is kept."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsbackbones.data.rasters import RasterStack
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.value_check import zero_is_missing
 from rsbackbones.zoo.fingerprint import weights_digest
+from rsbackbones.zoo.pixel_size import pixel_size_notes
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:
@@ -46,6 +49,8 @@ def open_model_rasters(
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
+    Pixels that hold zero in all bands have no data, where the unit of the values allows no such measurement.
+
     Raises:
         ValueError: a modality has no raster, or as :class:`RasterStack`.
     """
@@ -57,4 +62,22 @@ def open_model_rasters(
         raise ValueError(
             f"{', '.join(map(str, paths))}: no raster holds bands of {text}, which the model takes"
         )
+    known = {m: spec.unit for m, spec in model.inputs.items()} | stack.stated_units | dict(units or {})
+    stack.zero_missing = frozenset(m for m in stack.bands if zero_is_missing(known.get(m)))
     return stack
+
+
+def all_units(stack: RasterStack, units: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the units that the files state, and those that the user names, which count first."""
+    return stack.stated_units | dict(units or {})
+
+
+def warn_of_pixel_sizes(model: Backbone, pixels: Mapping[str, float | None]) -> None:
+    """Warn of files, by name, whose pixels have another size than those of training; once for all alike."""
+    alike: dict[str, list[str]] = {}
+    for name, pixel in pixels.items():
+        for note in pixel_size_notes(model, pixel):
+            alike.setdefault(note, []).append(name)
+    for note, (first, *others) in alike.items():
+        rest = f" and {len(others)} more" if others else ""
+        warnings.warn(f"{first}{rest}: {note}", stacklevel=3)

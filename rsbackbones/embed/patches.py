@@ -8,9 +8,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
+from rsbackbones.data.rasters import find_bands, ground_position, open_raster, pixel_size, same_grid
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
+from rsbackbones.embed.inputs import (
+    all_units,
+    embedding_job,
+    open_model_rasters,
+    sensors_of,
+    unfinished,
+    warn_of_pixel_sizes,
+)
 from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
@@ -38,8 +46,8 @@ def embed_patches(
 
     Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole; its sides
     are multiples of ``model.size_multiple``, or the model pads them (``create_model(..., pad=True)``).
-    The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
-    for every stream.
+    The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, the side of a pixel in
+    meters ``pixel_m`` (NaN: no georeference), and [patches, D] float32 for every stream.
 
     Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed run.
 
@@ -64,6 +72,7 @@ def embed_patches(
     if device is not None:
         model.to(choose_device(device))
     places = _group_by_grid(paths, sensors_of(model), bands, units)
+    warn_of_pixel_sizes(model, {files[0].path.name: files[0].pixel for files in places})
     job = embedding_job(model, paths, units=units, nodata=nodata) | {"bands": bands}
     with RowStore(unfinished(output), job, len(places)) as store:
         try:
@@ -79,6 +88,7 @@ def embed_patches(
             "crs": [files[0].crs for files in kept],
             "x": [files[0].center[0] for files in kept],
             "y": [files[0].center[1] for files in kept],
+            "pixel_m": [files[0].pixel for files in kept],
             **store.read(np.flatnonzero(store.done)),
         }
         _write_table(output, columns, model)
@@ -92,6 +102,7 @@ class _File(NamedTuple):
     modalities: set[str]
     crs: str
     center: tuple[float, float]
+    pixel: float
 
 
 def _embed_places(
@@ -116,11 +127,12 @@ def _embed_places(
         store.write([place for place, _ in pending], rows)
         pending.clear()
 
-    todo = np.flatnonzero(~store.done).tolist()
+    todo, doubts = np.flatnonzero(~store.done).tolist(), UnitWarnings()
     with progress_bar(len(places), len(places) - len(todo), enabled=progress, unit="patch") as bar:
         for place in todo:
             bar.update()
-            images = _read_place(model, places[place], units, nodata, skip_nodata)
+            with doubts.of_image():
+                images = _read_place(model, places[place], units, nodata, skip_nodata)
             if images is None:
                 continue
             shapes = [image.shape for image in images.values()]
@@ -131,6 +143,8 @@ def _embed_places(
                 encode()
     if pending:
         encode()
+    if todo:
+        doubts.warn(places[todo[0]][0].path.name, len(todo))
 
 
 def _read_place(
@@ -164,7 +178,7 @@ def _read_place(
                 "this model needs; crop it first, or pad it: create_model(..., pad=True) (--pad)"
             )
         try:
-            preprocess = create_preprocess(model, bands=patch.bands, units=units)
+            preprocess = create_preprocess(model, bands=patch.bands, units=all_units(patch, units))
             images = preprocess({m: x[None] for m, x in arrays.items()})
         except ValueError as error:
             raise ValueError(f"{first}: {error}") from error
@@ -198,7 +212,8 @@ def _group_by_grid(
         modalities = set(find_bands(path, sensors, name, units=units)[0])
         with open_raster(path) as raster:
             center = ground_position(raster.transform, raster.width / 2, raster.height / 2)
-            file = _File(path, name, modalities, str(raster.crs or ""), center)
+            pixel = pixel_size(raster) or math.nan
+            file = _File(path, name, modalities, str(raster.crs or ""), center, pixel)
             cells = _cells(raster, path)
             for place in {place for cell in cells for place in near.get(cell, [])}:
                 with open_raster(places[place][0].path) as first:

@@ -9,11 +9,15 @@ import numpy.typing as npt
 from rsbackbones.data.rasters import Array
 from rsbackbones.files.atomic import atomic_path
 
+# Features that differ by less than this share of the largest are equal but for rounding.
+ROUNDING = 1e-5
+
 
 def principal_colors(features: Array) -> npt.NDArray[np.uint8]:
     """Return the first three principal components of a feature map [h, w, D] as RGBA, [4, h, w].
 
-    Each component is stretched between its 2nd and 98th percentile; NaN is transparent.
+    Each component is stretched between its 2nd and 98th percentile; NaN is transparent. A component that
+    varies by no more than rounding is black.
     """
     rows, columns, dim = features.shape
     flat = features.reshape(-1, dim)
@@ -27,11 +31,14 @@ def principal_colors(features: Array) -> npt.NDArray[np.uint8]:
         axes = vectors[:, ::-1][:, :3].astype(np.float32)
         # The sign of an eigenvector is arbitrary: fix it, so that a preview is reproducible.
         axes *= np.sign(axes[np.abs(axes).argmax(axis=0), range(3)])
+        noise = ROUNDING * np.abs(sample).max()
         low, high = np.percentile((sample - mean) @ axes, (2, 98), axis=0)
         for start in range(0, len(flat), 65_536):
             block = (flat[start : start + 65_536] - mean) @ axes
             seen = np.isfinite(block).all(axis=1)
-            scaled = np.clip((np.nan_to_num(block) - low) / np.maximum(high - low, 1e-12), 0, 1)
+            scaled = np.clip(
+                (np.nan_to_num(block) - low) / np.where(high - low > noise, high - low, np.inf), 0, 1
+            )
             image[:3, start : start + len(block)] = (scaled * 255 * seen[:, None]).T
             image[3, start : start + len(block)] = seen * 255
     return image.reshape(4, rows, columns)

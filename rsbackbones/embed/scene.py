@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsbackbones.data.rasters import Array, RasterStack
+from rsbackbones.data.rasters import Array, RasterStack, pixel_size
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, unfinished
-from rsbackbones.embed.preview import write_preview
+from rsbackbones.embed.inputs import (
+    all_units,
+    embedding_job,
+    open_model_rasters,
+    unfinished,
+    warn_of_pixel_sizes,
+)
+from rsbackbones.embed.preview import ROUNDING, write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
@@ -22,6 +28,8 @@ from rsbackbones.preprocess import Preprocess, create_preprocess
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
+# The values of a large scene are checked on this many samples along each side, of this many pixels.
+_SAMPLES, _SAMPLE_SIDE = 8, 64
 
 
 def embed_scene(
@@ -98,9 +106,9 @@ def embed_scene(
                 stacklevel=2,
             )
         side, shared = _window(model, window, overlap)
-        preprocess = create_preprocess(model, bands=scene.bands, units=units)
-        _check_values(scene, preprocess)
-        preprocess.check = False
+        preprocess = create_preprocess(model, bands=scene.bands, units=all_units(scene, units))
+        preprocess.check = not _check_values(scene, preprocess)
+        warn_of_pixel_sizes(model, {scene.paths[0].name: pixel_size(scene)})
         stream = model.choose_stream(stream)
         job = embedding_job(model, paths, units=preprocess.units, nodata=nodata) | {
             "stream": stream,
@@ -108,6 +116,7 @@ def embed_scene(
             "window": side,
             "overlap": shared,
             "stride": cell,
+            "pixel_m": pixel_size(scene),
         }
         row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
         with RowStore(unfinished(output), job, grid[0], layout=row) as store:
@@ -124,6 +133,7 @@ def embed_scene(
                 progress,
             )
             features = store.read()["features"]
+            _refuse_constant(features, scene)
             _write_map(output, features, scene, cell, job)
             write_preview(output.with_suffix(".png"), features)
             del features  # an open map of the file: it could not be deleted on every system
@@ -151,13 +161,69 @@ def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[i
     return side, shared
 
 
-def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
-    """Check the unit on the whole scene, decimated: a single window may be too uniform."""
-    shape = (min(scene.height, 512), min(scene.width, 512))
-    arrays, valid = scene.read(out_shape=shape)
-    if not valid.any():
-        raise ValueError(f"{scene.paths[0]}: no pixel has data in all bands that the model takes")
-    preprocess({m: x[:, valid][:, None] for m, x in arrays.items()})
+def _check_values(scene: RasterStack, preprocess: Preprocess) -> bool:
+    """Check the values of the whole scene at once, as a single window may be too uniform.
+
+    Of a large scene samples at full resolution are read: overviews may be averages, or out of date.
+
+    Returns:
+        Whether there were values to check.
+    """
+    whole = scene.height * scene.width <= (_SAMPLES * _SAMPLE_SIDE) ** 2
+    sides = (scene.height, scene.width) if whole else (_SAMPLE_SIDE,) * 2
+    corners = [
+        np.unique(np.linspace(0, max(n - side, 0), 1 if whole else _SAMPLES).astype(int)).tolist()
+        for n, side in zip((scene.height, scene.width), sides, strict=True)
+    ]
+    found: dict[str, list[Array]] = {}
+    for row in corners[0]:
+        for column in corners[1]:
+            size = (min(sides[0], scene.height - row), min(sides[1], scene.width - column))
+            arrays, valid = scene.read((row, column, *size))
+            for m, x in arrays.items():
+                found.setdefault(m, []).append(x[:, valid])
+    values = {m: np.concatenate(samples, axis=1) for m, samples in found.items()}
+    if not all(x.shape[1] for x in values.values()):
+        if whole:
+            raise ValueError(_no_data(scene))
+        return False  # the windows are checked one by one
+    made = preprocess({m: x[:, None] for m, x in values.items()})
+    if all(float(x.max()) == float(x.min()) for x in made.values()) and any(
+        np.ptp(x, axis=1).any() for x in values.values()
+    ):
+        raise ValueError(_clipped(scene))
+    return True
+
+
+def _clipped(scene: RasterStack) -> str:
+    return (
+        f"{scene.paths[0]}: the values differ, and what the model gets of them is the same everywhere, as "
+        "normalization clips them: they are in another unit, likely (--units, units=), or hold no scene"
+    )
+
+
+def _no_data(scene: RasterStack) -> str:
+    return f"{scene.paths[0]}: no pixel has data in all bands that the model takes"
+
+
+def _refuse_constant(features: Array, scene: RasterStack) -> None:
+    """Refuse a map that is the same everywhere although the scene is not."""
+    rows = features.reshape(-1, features.shape[-1])
+    rows = rows[:: max(1, len(rows) // 20_000)]
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if len(rows) < 2:
+        if not np.isfinite(features[..., 0]).any():
+            raise ValueError(_no_data(scene))
+        return
+    if np.ptp(rows, axis=0).max() > ROUNDING * np.abs(rows).max():
+        return
+    side = min(scene.height, scene.width, _SAMPLES * _SAMPLE_SIDE)
+    arrays, valid = scene.read(((scene.height - side) // 2, (scene.width - side) // 2, side, side))
+    if any(np.ptp(x[:, valid], axis=1).any() for x in arrays.values() if valid.any()):
+        raise ValueError(
+            f"{scene.paths[0]}: the features are the same everywhere, and the values are not: the weights do "
+            "not fit these values, or the values are in another unit (--units, units=)"
+        )
 
 
 def _fill(

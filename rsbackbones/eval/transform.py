@@ -1,13 +1,17 @@
 """From the raw samples of a labelled data set to the inputs of a model."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.data.date_alignment import MAX_DAYS_APART
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, read_series
@@ -25,8 +29,7 @@ def make_transform(model: nn.Module, data: LabelledDataset, *, series: bool = Fa
 
     It takes arrays or tensors [..., C, H, W] by modality and returns float32 tensors of the same leading
     shape on the same device. The model's bands are gathered by name, and values are normalized by the
-    model's input contract (:func:`rsbackbones.create_preprocess`); values of the unit ``rgb8`` become
-    value / 255. Other sensors and ``"label"`` are ignored.
+    model's input contract (:func:`rsbackbones.create_preprocess`). Other sensors and ``"label"`` are ignored.
     ``series``: the caller passes the dates and masks of series to the model, see :func:`dated_transform`.
 
     Raises:
@@ -99,6 +102,7 @@ def dated_transform(model: nn.Module, data: LabelledDataset) -> DatedTransform:
             series = images[m].new_zeros(len(mask), *images[m].shape[1:])
             series[mask] = images[m]
             images[m] = series
+        _warn_of_pairs(data, read)
         return DatedImages(
             images=images,
             dates={m: torch.from_numpy(days) for m, (_, days, _) in read.items() if days is not None},
@@ -106,6 +110,23 @@ def dated_transform(model: nn.Module, data: LabelledDataset) -> DatedTransform:
         )
 
     return dated
+
+
+def _warn_of_pairs(data: LabelledDataset, read: Mapping[str, tuple[Array, Array | None, Array]]) -> None:
+    """Warn where images of two sensors at one position are not those nearest in time, or seasons apart."""
+    dated = [(m, days, held) for m, (_, days, held) in read.items() if days is not None]
+    for (m, days, held), (other, days_of_other, held_of_other) in combinations(dated, 2):
+        if len(days) == len(days_of_other):
+            both = held & held_of_other
+            apart = np.abs(days[both][:, None] - days_of_other[both])
+            paired = apart.diagonal()
+            if (paired > apart.min(axis=1, initial=MAX_DAYS_APART)).any():
+                warnings.warn(
+                    f"{data.name}: the images of {m} and {other} are paired by their position in the series, "
+                    "and others are nearer in time; align them first "
+                    "(rsbackbones.data.date_alignment.align_dates)",
+                    stacklevel=4,
+                )
 
 
 def check_single_images(data: LabelledDataset) -> None:

@@ -321,7 +321,7 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
     described = write_tif(tmp_path / "described.tif", data, ("red", "green", "blue"))
     options = ["--sensors", "s2=rgb", "--units", "s2=rgb8"]
     model = build(weights, sensors={"s2": "rgb"})
-    images = torch.from_numpy(data[None].astype(np.float32) / 255)
+    images = rsb.create_preprocess(model)(data[None].astype(np.float32) / 255 * 2750)
     with torch.inference_mode():
         plain = model.forward_features(images)
     maps = plain.maps("s2")[0].permute(1, 2, 0).numpy()

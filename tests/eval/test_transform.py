@@ -40,12 +40,14 @@ def test_measured_values_are_what_create_preprocess_makes_of_them():
     assert torch.equal(bare({"s2": dates[None]})["s2"][0, 0], expected["s2"])
 
 
-def test_pictures_are_divided_by_255_and_gathered_by_name():
+def test_pictures_become_reflectance_and_are_gathered_by_name():
     pictures = model(modalities=("s2",), bands={"s2": ("B02", "B03", "B04")})
     raw = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16)).astype(np.uint8)
     data = set_of({"s2": ("B04", "B08", "B03", "B02")}, {"s2": RGB8})
     made = make_transform(pictures, data)({"s2": raw})["s2"]
-    np.testing.assert_array_equal(made.numpy(), raw[:, [3, 2, 0]].astype(np.float32) / 255)
+    measured = rsb.create_preprocess(pictures, check=False)
+    wanted = measured(raw[:, [3, 2, 0]].astype(np.float32) / 255 * 2750)
+    assert (made - wanted).abs().max() <= 1 / 255 + 1e-6
     assert torch.equal(make_transform(pictures, data)({"s2": torch.from_numpy(raw)})["s2"], made)
 
 

@@ -32,6 +32,7 @@ def build_dataset(
     read: Callable[[int], dict[str, Array]],
     content: Any,
     notes: Sequence[str] = (),
+    pixel_m: float | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -49,6 +50,7 @@ def build_dataset(
         read: index -> raw arrays by the keys of ``bands``, and ``"label"`` as the file holds it.
         content: changes when the files do.
         notes: what a user should read beside the numbers.
+        pixel_m: the side of a pixel in meters, where files state it.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -109,6 +111,7 @@ def build_dataset(
         read=_CheckedRead(read, kept, ids, of, keys, codes, task),
         digest=digest.hexdigest(),
         notes=tuple(notes),
+        pixel_m=pixel_m,
     )
 
 

@@ -79,6 +79,7 @@ def read_class_folders(
         read=partial(_read, files_of, paths),
         content=content,
         notes=(PICTURE_NOTE,) if files_of.pictures else (),
+        pixel_m=files_of.pixel_m,
     )
 
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
+from rsbackbones.data.rasters import RasterStack, find_bands, open_raster, pixel_size
 from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
 _COLORS = ("red", "green", "blue")  # which every optical sensor knows
 Bands = Mapping[str, Sequence[str]]
-PICTURE_NOTE = "8-bit pictures: value / 255 is the model's input, without statistics"
+PICTURE_NOTE = "the images are 8-bit pictures of red, green and blue"
 
 
 def is_image(name: str) -> bool:
@@ -37,7 +37,8 @@ class ImageFiles:
         pictures: files hold 8-bit red, green and blue, or three bands that the user named.
         names: for every file of a sample the names of its channels, ``None``: as the files describe them.
         archive: the paths are of members of this zip file.
-        stated: by sensor the units that the user named; GeoTIFFs of 8 bits need one.
+        stated: by sensor the units that the user named, or else the files; GeoTIFFs of 8 bits need one.
+        pixel_m: the side of a pixel in meters, where the files are georeferenced.
     """
 
     bands: Mapping[str, tuple[str, ...]]
@@ -45,6 +46,7 @@ class ImageFiles:
     names: tuple[tuple[str, ...] | None, ...]
     archive: "ZipMembers | None" = None
     stated: Mapping[str, str] = field(default_factory=dict)
+    pixel_m: float | None = None
 
     @property
     def units(self) -> dict[str, str]:
@@ -128,7 +130,9 @@ def find_files(
             raise ValueError(f"{path.name}: {', '.join(twice)} is in another file of the sample too")
         held |= {m: tuple(held_here) for m, held_here in found_bands.items()}
         of_files.append(channels)
-    return ImageFiles(held, False, tuple(of_files), stated=stated)
+    with RasterStack(list(paths), tuple(held), names=of_files, units=stated) as stack:
+        stated, pixel = stack.stated_units | stated, pixel_size(stack)
+    return ImageFiles(held, False, tuple(of_files), stated=stated, pixel_m=pixel)
 
 
 def read_map(path: Path) -> Array:

@@ -100,6 +100,7 @@ def read_raster_table(
         content=[images, kinds]
         + [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every],
         notes=notes,
+        pixel_m=files_of.pixel_m,
     )
 
 
