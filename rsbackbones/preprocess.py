@@ -81,6 +81,8 @@ _LANDSAT_C2_SCALE, _LANDSAT_C2_OFFSET = 0.0000275, -0.2
 _LANDSAT_C2_KELVIN_SCALE, _LANDSAT_C2_KELVIN_OFFSET = 0.00341802, 149.0
 # Keeps the normalized difference of two zeros finite, as in SSL4Eco's code.
 _SMALLEST_SUM = 1e-5
+# So many images of a batch or a series are judged one by one too, evenly spaced.
+_JUDGED = 64
 _DIGITAL_NUMBERS = ("dn", "dn_baseline_0400", "landsat_c2")
 
 
@@ -242,16 +244,20 @@ class Preprocess:
                 self._check_bytes(modality, x[..., stored, :, :])
         else:
             missing = missing_pixels(x, unit)
-            if missing.any():
-                if self.nodata != 0:
-                    warnings.warn(
-                        f"{modality}: pixels hold zero in all bands, as those without data do, and are taken "
-                        "as measured; create_preprocess(model, nodata=0) fills them",
-                        MissingPixelsWarning,
-                        stacklevel=4,
-                    )
-                x = x.movedim(-3, 0)[:, ~missing]
-            self._act_on(modality, judge(x, unit, sensor))
+            if self.nodata != 0 and missing.any():
+                warnings.warn(
+                    f"{modality}: pixels hold zero in all bands, as those without data do, and are taken as "
+                    "measured; create_preprocess(model, nodata=0) fills them",
+                    MissingPixelsWarning,
+                    stacklevel=4,
+                )
+            self._act_on(modality, judge(x.movedim(-3, 0)[:, ~missing], unit, sensor))
+            images, holes = x.reshape(-1, *x.shape[-3:]), missing.reshape(-1, *x.shape[-2:])
+            for i in range(0, len(images), -(-len(images) // _JUDGED)) if len(images) > 1 else ():
+                found = judge(images[i][:, ~holes[i]], unit, sensor)
+                if found.kind != "suspect":  # a single image may be dark or bright
+                    text = f"image {i + 1} of {len(images)}: {found.text}"
+                    self._act_on(modality, replace(found, text=text))
 
     def _act_on(self, modality: str, found: Verdict) -> None:
         """Raise an error or warn as a verdict requires, with the option that helps."""

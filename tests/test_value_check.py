@@ -5,6 +5,7 @@ import re
 import warnings
 import zipfile
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ import rasterio
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.data.check import validate_sample
+from rsbackbones.data.date_alignment import warn_of_pairs
 from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.pack import pack
+from rsbackbones.data.source import BadSample
 from rsbackbones.embed import embed_patches, embed_scene, principal_colors
 from rsbackbones.eval.batches import input_batches
+from rsbackbones.eval.feature_source import describe
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.pretraining import open_sources
@@ -123,13 +128,16 @@ def run_patches(model, modality, unit, x, folder):
     embed_patches(model, [path], folder / "rows.npz", units={modality: unit} if unit else {}, progress=False)
 
 
-def run_eval(model, modality, unit, x, folder):
-    data = LabelledDataset(
+def labelled(model, modality, unit, x):
+    return LabelledDataset(
         name="x", task="classes", classes=("a", "b"), bands={modality: BANDS[modality]},
         units={modality: unit} if unit else {}, ids=("x",), splits={"train": np.array([0])},
         labels=np.array([0]), read=lambda _: {modality: x}, digest="x",
     )  # fmt: skip
-    list(input_batches(model, data, "train", batch_size=1))
+
+
+def run_eval(model, modality, unit, x, folder):
+    list(input_batches(model, labelled(model, modality, unit, x), "train", batch_size=1))
 
 
 def run_pack(model, modality, unit, x, folder):
@@ -316,7 +324,8 @@ def test_a_map_without_variance_is_refused_and_not_stretched(models, tmp_path):
 def test_pixels_of_another_size_are_named(models, tmp_path):
     near, far = (
         write_tif(
-            tmp_path / f"{m}.tif", DN.astype("u2"), BANDS["s2"], transform=rasterio.Affine(m, 0, 5e5, 0, -m, 5e6)
+            tmp_path / f"{m}.tif", DN.astype("u2"), BANDS["s2"],
+            transform=rasterio.Affine(m, 0, 5e5, 0, -m, 5e6),
         )
         for m in (10, 20)
     )  # fmt: skip
@@ -330,7 +339,40 @@ def test_pixels_of_another_size_are_named(models, tmp_path):
         np.testing.assert_allclose(
             rows["pixel_m"], [10, 20, 11.132 * np.cos(np.radians(40)) ** 0.5], rtol=1e-3
         )
+    data = replace(labelled(models["s2"], "s2", "rgb8:3000", DN.astype("u2")), pixel_m=20.0)
+    with pytest.warns(UserWarning, match="x: s2: the pixels are 20 m wide"):
+        notes = describe(data, models["s2"])
+    assert any("20 m wide" in note for note in notes)
+    assert any("255 is taken as a reflectance of 0.3 (3000 dn)" in note for note in notes)
     with pytest.warns(UserWarning, match="20 m wide"):
         embed_scene(models["s2"], [far], tmp_path / "map.tif", progress=False)
     with rasterio.open(tmp_path / "map.tif") as found:
         assert float(found.tags()["pixel_m"]) == 20
+
+
+def test_every_date_of_a_series_is_judged(models):
+    series = np.stack([DN] * 8)[None]
+    preprocess = rsb.create_preprocess(models["s2"])
+    preprocess(series)
+    series[0, 5] /= 1e4
+    with pytest.raises(ValueError, match=r"image 6 of 8: values .* look like reflectances"):
+        preprocess(series)
+    series[0, 5] = -9999
+    with pytest.raises(ValueError, match="nodata=-9999"):
+        preprocess(series)
+    preprocess(series, {"s2": torch.arange(8)[None] != 5})
+
+
+@pytest.mark.parametrize(
+    ("others", "warned"),
+    [([0, 100, 200], False), ([3, 96, 210], False), ([100, 200, 300], True), ([0, 10, 98], True)],
+)
+def test_dates_are_not_paired_by_their_position_unasked(others, warned):
+    images = {"s2": np.stack([DN] * 3).astype("u2"), "s1": np.stack([DB] * 3).astype("f4")}
+    days = {"s2": np.array([0, 100, 200]), "s1": np.array(others)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(BadSample, match="days apart") if max(others) > 260 else nullcontext():
+            validate_sample(images, BANDS, frames=3, dates=days)
+        warn_of_pairs("set", days, {"s1": np.array([True, True, False])})
+    assert any("paired by their position" in str(one.message) for one in caught) == warned

@@ -1,17 +1,14 @@
 """From the raw samples of a labelled data set to the inputs of a model."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import combinations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsbackbones.data.date_alignment import MAX_DAYS_APART
+from rsbackbones.data.date_alignment import warn_of_pairs
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, read_series
@@ -102,7 +99,8 @@ def dated_transform(model: nn.Module, data: LabelledDataset) -> DatedTransform:
             series = images[m].new_zeros(len(mask), *images[m].shape[1:])
             series[mask] = images[m]
             images[m] = series
-        _warn_of_pairs(data, read)
+        dated = {m: days for m, (_, days, _) in read.items() if days is not None}
+        warn_of_pairs(data.name, dated, {m: held for m, (_, _, held) in read.items()})
         return DatedImages(
             images=images,
             dates={m: torch.from_numpy(days) for m, (_, days, _) in read.items() if days is not None},
@@ -110,23 +108,6 @@ def dated_transform(model: nn.Module, data: LabelledDataset) -> DatedTransform:
         )
 
     return dated
-
-
-def _warn_of_pairs(data: LabelledDataset, read: Mapping[str, tuple[Array, Array | None, Array]]) -> None:
-    """Warn where images of two sensors at one position are not those nearest in time, or seasons apart."""
-    dated = [(m, days, held) for m, (_, days, held) in read.items() if days is not None]
-    for (m, days, held), (other, days_of_other, held_of_other) in combinations(dated, 2):
-        if len(days) == len(days_of_other):
-            both = held & held_of_other
-            apart = np.abs(days[both][:, None] - days_of_other[both])
-            paired = apart.diagonal()
-            if (paired > apart.min(axis=1, initial=MAX_DAYS_APART)).any():
-                warnings.warn(
-                    f"{data.name}: the images of {m} and {other} are paired by their position in the series, "
-                    "and others are nearer in time; align them first "
-                    "(rsbackbones.data.date_alignment.align_dates)",
-                    stacklevel=4,
-                )
 
 
 def check_single_images(data: LabelledDataset) -> None:

@@ -48,9 +48,7 @@ def two_colors(sizes, *, splits, seed=0):
         images.append({"s2": (label * 180 + noise).astype(np.uint8)})
         labels.append(label)
     splits = {name: np.array(indices) for name, indices in splits.items()}
-    return pixel_set(
-        images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": RGB8}, splits=splits
-    )
+    return pixel_set(images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": RGB8}, splits=splits)
 
 
 @given(height=st.integers(8, 40), width=st.integers(8, 40), down=st.integers(1, 20), right=st.integers(1, 20))

@@ -105,9 +105,7 @@ def test_bad_sets_are_refused():
     data = pixel_set(mixed, [None, None], bands={"s2": RGB}, units={"s2": RGB8})
     with pytest.raises(ValueError, match=r"place 1: s2 has 24 x 24 pixels, others .* 16 x 16; one size"):
         invariance(rgb, data)
-    data = pixel_set(
-        [{"s2": np.full((3, 16, 16), np.nan)}], [None], bands={"s2": RGB}, units={"s2": RGB8}
-    )
+    data = pixel_set([{"s2": np.full((3, 16, 16), np.nan)}], [None], bands={"s2": RGB}, units={"s2": RGB8})
     with pytest.raises(ValueError, match=r"by hand: place 0: .*NaN"):
         invariance(rgb, data)
 
