@@ -117,11 +117,11 @@ def judge(x: Tensor, unit: str, sensor: Sensor) -> Verdict:
         return _RIGHT
     x = x.flatten()
     if (marker := _marker(x, unit)) is not None:
-        count = int((x == marker).sum())
+        share = float((x == marker).float().mean())
         value = format_value(marker)
         return Verdict(
             "impossible",
-            f"{value} in {count} of {len(x)} values ({count / len(x):.2g} of them) is no value of the unit "
+            f"{value} in {share:.2%} of the values is no value of the unit "
             f"{unit!r}; it marks pixels without data, likely",
             nodata=marker,
         )
@@ -168,8 +168,8 @@ class _Values:
         text = f"{self.range} look like" if sure else "the values may be"
         return Verdict(kind, f"{text} {_IN_WORDS[other]}, not {unit!r}", unit=other)
 
-    def impossible(self, unit: str, why: str) -> Verdict:
-        return Verdict("impossible", f"{self.range} {why}, not {unit!r}")
+    def impossible(self, unit: str, why: str, fix: str = "") -> Verdict:
+        return Verdict("impossible", f"{self.range} {why}, not {unit!r}{fix and ': '}{fix}")
 
 
 def _marker(x: Tensor, unit: str) -> float | None:
@@ -195,7 +195,7 @@ def _judge_optical(v: _Values, unit: str, sensor: Sensor) -> Verdict:
             "out pixels without data first",
         )
     if not v.whole and v.low < -0.5 and v.high < 20 and v.share_below(0) > 0.05:
-        return v.impossible(unit, "look normalized already (mean 0, deviation 1): pass the original values")
+        return v.impossible(unit, "look normalized already (mean 0, deviation 1)", "pass the original values")
     reflectance = not v.whole and v.low >= -0.2 and v.share_above(2) <= 0.01 and v.high <= 20
     if unit == "reflectance":
         if v.low >= -0.2 and v.share_above(2) <= 0.01 and v.high <= 20:
@@ -252,11 +252,11 @@ def _judge_radar(v: _Values, unit: str) -> Verdict:
     if negative < 0.05 and (v.median > 20 or (v.whole and v.median > 2)):
         return v.impossible(
             unit,
-            "look like amplitudes (the digital numbers of GRD products) or scaled decibels: calibrate them "
-            "to sigma or gamma nought (SNAP, pyroSAR); WorldCereal stores dB = 20 log10(value) - 83",
+            "look like amplitudes (the digital numbers of GRD products) or scaled decibels",
+            "calibrate them to sigma nought (SNAP); WorldCereal stores dB = 20 log10(value) - 83",
         )
     if v.low < -0.5 and v.low > -8 and abs(v.median) < 1.5 and negative > 0.05 and v.high < 8:
-        return v.impossible(unit, "look normalized already (mean 0, deviation 1): pass the original values")
+        return v.impossible(unit, "look normalized already (mean 0, deviation 1)", "pass the original values")
     if unit == "db":
         return v.like("linear", unit) if negative < 0.05 else _RIGHT
     # Removing the thermal noise makes some power negative; decibels are so in most pixels.
