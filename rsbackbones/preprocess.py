@@ -187,7 +187,7 @@ class Preprocess:
         if self.nodata is not None:
             x = _fill(x, missing_pixels(x, None, self.nodata), modality)
         if self.check:
-            self.check_values(modality, x)
+            self._check_values(modality, x)
         x = self._to_contract_unit(modality, sources, x)
         return self._normalize(modality, x)
 
@@ -205,7 +205,7 @@ class Preprocess:
             )
         )
 
-    def check_values(self, modality: str, x: Tensor) -> None:
+    def _check_values(self, modality: str, x: Tensor) -> None:
         """Check values [..., C, H, W] of the bands that the model takes, or the sources of its indices.
 
         Raises:
