@@ -28,7 +28,7 @@ ALLOWED = {
     "integrations": {"layers", "models", "sensors", "zoo"},
     "heads": {"layers", "models", "zoo"},
     "data": {"files", "preprocess", "sensors", "value_check"},
-    "embed": {"data", "device", "files", "models", "preprocess", "sensors", "zoo"},
+    "embed": {"data", "device", "files", "models", "preprocess", "value_check", "zoo"},
     "eval": {"data", "device", "files", "heads", "models", "preprocess", "sensors", "zoo"},
     "train/engine": {"files", "layers"},
     "train": {"data", "files", "layers", "models", "plugins", "preprocess", "sensors", "train/engine", "zoo"},

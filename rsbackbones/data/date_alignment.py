@@ -100,7 +100,9 @@ def align_complete_dates(times: Mapping[str, Times], frame: int | None = None) -
     return aligned
 
 
-def warn_of_pairs(name: str, dates: Mapping[str, Ints], valid: Mapping[str, npt.NDArray[np.bool_]]) -> None:
+def warn_of_pairs(
+    name: str, dates: Mapping[str, npt.NDArray[Any]], valid: Mapping[str, npt.NDArray[Any]]
+) -> None:
     """Warn where images of two sensors at one position are not those nearest in time, or seasons apart.
 
     Args:
