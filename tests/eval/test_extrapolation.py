@@ -45,7 +45,7 @@ def two_colors(sizes, *, splits, seed=0):
     for height, width in sizes:
         label = np.kron(generator.integers(0, 2, (height // 8, width // 8)), np.ones((8, 8), np.int64))
         noise = generator.integers(0, 30, (3, height, width))
-        images.append({"s2": (label * 180 + noise).astype(np.uint8)})
+        images.append({"s2": (label * 225 + noise).astype(np.uint8)})
         labels.append(label)
     splits = {name: np.array(indices) for name, indices in splits.items()}
     return pixel_set(images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": RGB8}, splits=splits)
