@@ -24,7 +24,7 @@ from typing import Any, Literal
 from rsbackbones.typed_fields import check_fields, show
 
 # The unit of 8-bit RGB images: the model's input is value / 255, without statistics.
-UINT8_RGB = "uint8_rgb"
+RGB8 = "rgb8"
 # The units and rules that an input contract may state, with ``None`` for a unit that nobody states.
 ContractUnit = Literal["dn", "db", "uint8", "tci_dn"]
 ContractRule = Literal["clip_2sd", "scale", "standard", "imagenet", "none"]

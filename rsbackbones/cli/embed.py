@@ -45,8 +45,8 @@ from rsbackbones.data.resample import RESAMPLING
         "(For bands of the rasters without a match in the weights see --missing-bands: by default they are "
         "not used, and refused if --sensors names another sensor)")  # fmt: skip
 @mapping("--units", form="SENSOR=UNIT", section="Values",
-         help="unit of the values: s2=reflectance, s2=dn_baseline_0400, s1=linear or s2=uint8_rgb (8-bit "
-         "pictures); repeatable")  # fmt: skip
+         help="unit of the values: s2=reflectance, s2=dn_baseline_0400, s1=linear or s2=rgb8 (8-bit "
+         "pictures whose 255 is DN 2750; rgb8:3558 for ESA's true color image); repeatable")  # fmt: skip
 @option("--nodata", type=float, metavar="VALUE", section="Values",
         help="the value of pixels without data, if the files do not state it")  # fmt: skip
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
@@ -104,7 +104,8 @@ def embed(
     from rsbackbones.device import choose_device
     from rsbackbones.embed import embed_patches, embed_scene
     from rsbackbones.embed.inputs import MAPS, check_output
-    from rsbackbones.sensors import UINT8_RGB, get_sensor
+    from rsbackbones.preprocess import picture_note
+    from rsbackbones.sensors import RGB8, get_sensor
     from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 
     refuse_two_weights(pretrained, checkpoint)
@@ -169,7 +170,7 @@ def embed(
     product = built.inputs["s2"].product if "s2" in built.inputs else ""
     if (
         used.get("s2") == "s2" and "B10" in held["s2"] and product == "L2A"
-        and "B10" not in built.bands["s2"] and units.get("s2") != UINT8_RGB
+        and "B10" not in built.bands["s2"] and not units.get("s2", "").startswith(RGB8)
     ):  # fmt: skip
         print(
             "note: band B10 exists only in L1C products, but the weights expect L2A (surface reflectance); "
@@ -181,6 +182,9 @@ def embed(
         "bands": [file.names for file in files], "units": units, "nodata": nodata, "batch_size": batch_size,
         "progress": progress, "resample": resample,
     }  # fmt: skip
+    for m, unit in units.items():
+        if m in built.inputs and (note := picture_note(built.inputs[m], unit)):
+            print(f"{m}: {note}", file=sys.stderr)
     if is_scene:
         embed_scene(
             built, paths, output, stream=stream, window=window, overlap=overlap, colors_from=colors_from,

@@ -181,7 +181,7 @@ band_options: Decorator = together(
             "your own a JSON description: s2=enmap.json (see docs/bands.md); repeatable"),
     option("--missing-bands", type=click.Choice(MISSING_RULES), default="error", section="Bands",
            help="rule for bands without a match in the weights. Re-initialized bands have no statistics: "
-           "pass them from Python (create_preprocess), or use the unit uint8_rgb"),
+           "pass them from Python (create_preprocess)"),
     option("--kernel-scale", type=click.Choice(SCALE_RULES), default="count", section="Bands",
            help="rule that scales the remaining kernels if bands are dropped"),
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """Images of a place in order of time, and the images of several sensors aligned by date."""
 
+import warnings
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -121,3 +123,28 @@ def align_complete_dates(times: Mapping[str, Times], frame: int | None = None) -
                 "days away, or go with another"
             )
     return aligned
+
+
+def warn_of_pairs(
+    name: str, dates: Mapping[str, npt.NDArray[Any]], valid: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Warn where images of two sensors at one position are not those nearest in time, or seasons apart.
+
+    Args:
+        name: of the data.
+        dates: by sensor days, [T]; sensors whose series differ in length are not paired.
+        valid: by sensor [T], ``False`` where an image is missing; others are complete.
+    """
+    for (one, days), (other, days_of_other) in combinations(dates.items(), 2):
+        if len(days) != len(days_of_other):
+            continue
+        both = np.ones(len(days), bool)
+        for sensor in (one, other):
+            both &= valid.get(sensor, both)
+        apart = np.abs(days[both].astype(np.int64)[:, None] - days_of_other[both].astype(np.int64))
+        if (apart.diagonal() > apart.min(axis=1, initial=MAX_DAYS_APART)).any():
+            warnings.warn(
+                f"{name}: images of {one} and {other} are paired by their position in the series, and others "
+                "are nearer in time; align them first (rsbackbones.data.date_alignment.align_dates)",
+                stacklevel=3,
+            )

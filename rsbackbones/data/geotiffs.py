@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.date_alignment import Times, undated
 from rsbackbones.data.rasters import RasterStack, find_bands, not_understood
@@ -26,12 +28,13 @@ class GeoTiffSource:
     3. In one folder where no stem has such a word, every file is a place and holds all sensors.
 
     A place that lacks a sensor is a :class:`BadSample` when it is read. All rasters of a place must be on one
-    grid. Values are float32, with the files' scale and offset tags applied.
+    grid. Values are float32, with the files' scale and offset tags applied; reflectances that these make
+    become digital numbers (x 10000), unless ``units`` names their unit.
 
     Args:
         root: the folder.
         bands: for each sensor the names of the files' bands, in order, where the files do not describe them.
-        units: by sensor, of 8-bit values, which are refused where it is not named; see
+        units: by sensor, where it is not that of the files; 8-bit values are refused without one, see
             :func:`rsbackbones.data.rasters.find_bands`.
         name: default: the folder's name.
 
@@ -127,6 +130,9 @@ class GeoTiffSource:
             ) as stack:
                 arrays, valid = stack.read()
                 held, unclear = stack.bands, not_understood(stack.ignored)
+                for sensor, unit in stack.stated_units.items():
+                    if unit == "reflectance" and sensor not in self._units:
+                        arrays[sensor] = arrays[sensor] * np.float32(10_000)
         except ValueError as error:
             raise BadSample(str(error)) from error
         if not valid.all():

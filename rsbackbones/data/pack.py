@@ -3,12 +3,17 @@
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.shards import (
@@ -23,9 +28,11 @@ from rsbackbones.files.atomic import is_temporary, write_text
 from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.sensors import SSL4EO_S12, get_sensor
+from rsbackbones.value_check import judge, missing_pixels
 
 _JOB_FILE = "job.json"
+_PROBED_PLACES = 16
 _SHARD = "{:06d}.zarr.zip"
 
 
@@ -61,8 +68,9 @@ def pack(
         progress: show a bar.
 
     Raises:
-        ValueError: no places, too many unusable ones (they are listed), a folder that holds anything else,
-            one that cannot be written to, or one that another process packs into.
+        ValueError: no places, values that are no dn or dB, too many unusable places (they are listed), a
+            folder that holds anything else, one that cannot be written to, or one that another process packs
+            into.
     """
     folder = Path(output).expanduser()
     if not len(source):
@@ -85,6 +93,7 @@ def _pack(
     source: Source, folder: Path, job: Mapping[str, Any], per_shard: int, most: int, progress: bool
 ) -> dict[str, Any]:
     """Write what is left to write, and return the content of ``dataset.json``."""
+    _check_units(source)
     shards, place, bad = _resume(folder)
     if not shards:  # first, so that a folder with shards tells what they are
         _write_json(folder / _JOB_FILE, job)
@@ -115,6 +124,33 @@ def _pack(
     }
     _write_json(folder / DATASET_FILE, dataset)
     return dataset
+
+
+def _check_units(source: Source) -> None:
+    """Check on some places that the values are in the units that the shards state.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for place in sorted({i * len(source) // _PROBED_PLACES for i in range(_PROBED_PLACES)}):
+        try:
+            images = source.read(place).images
+        except (BadSample, OSError):
+            continue  # it is listed as such
+        for sensor in images.keys() & SSL4EO_S12.keys():
+            x = torch.from_numpy(np.ascontiguousarray(images[sensor], np.float32)).movedim(-3, 0)
+            held = x.isfinite().all(0) & ~missing_pixels(x.movedim(0, -3), SSL4EO_S12[sensor].unit)
+            found.setdefault(sensor, []).append(x[:, held].flatten())
+    for sensor, values in found.items():
+        unit = SSL4EO_S12[sensor].unit
+        assert unit is not None
+        verdict = judge(torch.cat(values), unit, get_sensor(sensor))
+        text = f"{source.name}, {sensor}: {verdict.text}"
+        if verdict.kind == "suspect":
+            warnings.warn(f"{text}; shards state {unit!r}", verdict.warning, stacklevel=3)
+        elif verdict.kind != "right":
+            raise ValueError(f"{text}. Shards hold {unit!r}: convert the values first")
 
 
 def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from rsbackbones.data.raster_path import raster_name
 
 # Corners that differ by less than this part of a pixel are the same.
 _SAME_GRID = 1e-3
+_METERS_PER_DEGREE = 111_320.0
 
 
 class Grid(NamedTuple):
@@ -53,6 +54,16 @@ class Grid(NamedTuple):
         """The side of a pixel, in units of the CRS."""
         t = self.transform
         return float(abs(t.a * t.e - t.b * t.d) ** 0.5)
+
+    @property
+    def pixel_in_meters(self) -> float | None:
+        """The side of a pixel at the middle of the raster; ``None`` without a transform."""
+        if self.crs is None or self.points or self.transform.is_identity:
+            return None
+        if not self.crs.is_geographic:
+            return float(self.pixel * self.crs.linear_units_factor[1])
+        _, latitude = self.position(self.width / 2, self.height / 2)
+        return float(_METERS_PER_DEGREE * self.pixel * max(math.cos(math.radians(latitude)), 0.0) ** 0.5)
 
     @property
     def placed(self) -> bool:

@@ -25,7 +25,7 @@ from rsbackbones.data.raster_path import (
 )
 from rsbackbones.data.resample import RESAMPLING, describe_resampling, finest_grid, resampled
 from rsbackbones.data.tiff_files import driver_of
-from rsbackbones.sensors import SENSORS, UINT8_RGB, get_sensor
+from rsbackbones.sensors import RGB8, SENSORS, get_sensor
 
 Array = npt.NDArray[Any]
 # Sensors to look for, or by modality the sensor of its bands ({"s2": "landsat_oli"}).
@@ -164,8 +164,8 @@ def find_bands(
         if modality not in (units or {}) and any(plain_8_bit[index - 1] for index in bands.values()):
             raise ValueError(
                 f"{path}: {_label(modality, of[modality])}: 8-bit values are a picture, not digital numbers; "
-                f"use the product itself, or name their unit: units={{'{modality}': '{UINT8_RGB}'}} "
-                f"(--units {modality}={UINT8_RGB}) makes value / 255 the model's input"
+                f"use the product itself, or name their unit: units={{'{modality}': '{RGB8}'}} "
+                f"(--units {modality}={RGB8}) takes 255 as a reflectance of 0.275"
             )
     return found, unknown
 
@@ -267,6 +267,8 @@ class RasterStack:
         ignored: descriptions that belong to none of the sensors, by file.
         grid: the common :class:`Grid`; ``height``, ``width``, ``crs`` and ``transform`` are its own.
         resampling: which files are resampled onto the grid, and how; empty if none is.
+        stated_units: by modality the unit that tags state, of scale and offset (they are applied) or units.
+        zero_missing: modalities whose pixels have no data where all bands hold zero; none at first.
     """
 
     def __init__(
@@ -333,7 +335,9 @@ class RasterStack:
             used = sorted({c.raster for channels in self._channels.values() for c in channels})
             self._rasters = {i: opening.enter_context(open_raster(paths[i])) for i in used}
             grids = {i: Grid.of(raster) for i, raster in self._rasters.items()}
-            self._tags = {i: (raster.scales, raster.offsets) for i, raster in self._rasters.items()}
+            self._tags = {
+                i: (raster.scales, raster.offsets, raster.units) for i, raster in self._rasters.items()
+            }
             self._masks = {i: _Mask.of(raster, self._read_of(i)) for i, raster in self._rasters.items()}
             self.grid = finest_grid(list(grids.values())) if resample else grids[used[0]]
             coarse = {i: grid for i, grid in grids.items() if not self.grid.same(grid)}
@@ -349,6 +353,23 @@ class RasterStack:
                 self._masks[i] = _Mask.of(self._rasters[i], self._read_of(i))
             self._open = opening.pop_all()
         self.height, self.width, self.crs, self.transform = self.grid[:4]
+        self.zero_missing: frozenset[str] = frozenset()
+        self.stated_units = {
+            m: unit for m, channels in self._channels.items() if (unit := self._tagged_unit(of[m], channels))
+        }
+
+    def _tagged_unit(self, sensor: str, channels: Sequence[_Channel]) -> str | None:
+        """Return the unit that the tags of a modality's bands state, if they agree on one."""
+        found: set[str | None] = set()
+        for channel in channels:
+            scales, _, units = self._tags[channel.raster]
+            i = channel.index - 1
+            if get_sensor(sensor).kind == "radar":
+                found.add("db" if (units[i] or "").lower() in ("db", "decibel") else None)
+            elif not get_sensor(sensor).band(channel.band).is_thermal:
+                # Scales of reflectance are 1 / 10000 or smaller (Landsat); of 8 bits about 1 / 255.
+                found.add("reflectance" if 0 < scales[i] <= 1 / 200 else None)
+        return found.pop() if len(found) == 1 else None
 
     def read(
         self,
@@ -367,19 +388,24 @@ class RasterStack:
         self._check_memory(out_shape or (window[2:] if window else (self.height, self.width)))
         arrays, valid = {}, None
         for modality, channels in self._channels.items():
-            layers = []
+            layers, zero = [], modality in self.zero_missing
+            dark: Array | None = None
             for channel in channels:
-                layer, good = self._read_channel(channel, where, out_shape)
+                layer, good, black = self._read_channel(channel, where, out_shape)
                 valid = good if valid is None else valid & good
+                if zero:
+                    dark = black if dark is None else dark & black
                 layers.append(layer)
             arrays[modality] = np.stack(layers)
+            if valid is not None and dark is not None:
+                valid &= ~dark
         assert valid is not None
         return {m: np.where(valid, x, np.float32(0)) for m, x in arrays.items()}, valid
 
     def _read_channel(
         self, channel: _Channel, where: Any, out_shape: tuple[int, int] | None
-    ) -> tuple[Array, Array]:
-        """Return a channel as float32, and where it has data."""
+    ) -> tuple[Array, Array, Array]:
+        """Return a channel as float32, where it has data, and where the file holds zero."""
         raster, mask = self._rasters[channel.raster], self._masks[channel.raster]
         options: dict[str, Any] = {"window": where, "out_shape": out_shape}
         with reading(raster):
@@ -391,8 +417,8 @@ class RasterStack:
             good &= part
         if self.nodata is not None:
             good &= data != self.nodata
-        scale, offset = (tags[channel.index - 1] for tags in self._tags[channel.raster])
-        return data if (scale, offset) == (1, 0) else data * scale + offset, good
+        scale, offset = (tags[channel.index - 1] for tags in self._tags[channel.raster][:2])
+        return data if (scale, offset) == (1, 0) else data * scale + offset, good, data == 0
 
     def _read_of(self, raster: int) -> set[int]:
         """Return the indices of a raster's bands that are read."""

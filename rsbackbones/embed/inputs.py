@@ -1,5 +1,6 @@
 """Rasters opened for the bands of a model, and the job under which unfinished work is kept."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from rsbackbones.data.rasters import RasterStack, not_understood
 from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.value_check import zero_is_missing
 from rsbackbones.zoo.fingerprint import weights_digest
+from rsbackbones.zoo.pixel_size import pixel_size_notes
 
 MAPS, TABLES = (".tif", ".tiff"), (".npz", ".parquet")
 
@@ -96,6 +99,8 @@ def open_model_rasters(
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
+    Pixels that hold zero in all bands have no data, where the unit of the values allows no such measurement.
+
     Raises:
         ValueError: a modality has no raster, or as :class:`RasterStack`.
     """
@@ -110,13 +115,29 @@ def open_model_rasters(
             f"{', '.join(map(str, paths))}: no raster holds bands of {text}, which the model takes"
             f"{not_understood(stack.ignored)}"
         )
+    known = {m: spec.unit for m, spec in model.inputs.items()} | stack.stated_units | dict(units or {})
+    stack.zero_missing = frozenset(m for m in stack.bands if zero_is_missing(known.get(m)))
     return stack
 
 
 def create_preprocess_of(model: Backbone, stack: RasterStack, units: Mapping[str, str] | None) -> Preprocess:
-    """Return the preprocessing of a stack's bands; an error about bands names what was not understood."""
+    """Return the preprocessing of a stack's bands, in the units that the user names, else those of the files.
+
+    An error about bands names what was not understood.
+    """
     try:
-        return create_preprocess(model, bands=stack.bands, units=units)
+        return create_preprocess(model, bands=stack.bands, units=stack.stated_units | dict(units or {}))
     except ValueError as error:
         lacking = any({*needed} - {*stack.bands[m]} for m, needed in model.bands.items())
         raise ValueError(f"{error}{not_understood(stack.ignored) if lacking else ''}") from error
+
+
+def warn_of_pixel_sizes(model: Backbone, pixels: Mapping[str, float | None]) -> None:
+    """Warn of files, by name, whose pixels have another size than those of training; once for all alike."""
+    alike: dict[str, list[str]] = {}
+    for name, pixel in pixels.items():
+        for note in pixel_size_notes(model, pixel):
+            alike.setdefault(note, []).append(name)
+    for note, (first, *others) in alike.items():
+        rest = f" and {len(others)} more" if others else ""
+        warnings.warn(f"{first}{rest}: {note}", stacklevel=3)

@@ -1,6 +1,7 @@
 """One embedding per patch file, for many of them."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from rsbackbones.data.input_files import InputFiles
-from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_paths
+from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name, raster_paths
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import (
     TABLES,
@@ -20,6 +22,7 @@ from rsbackbones.embed.inputs import (
     embedding_job,
     open_model_rasters,
     unfinished,
+    warn_of_pixel_sizes,
     writing,
 )
 from rsbackbones.embed.places import Patch, group_files
@@ -52,9 +55,10 @@ def embed_patches(
     Rasters on the same grid with different bands (the S1 and the S2 file of a place, or a file for each band)
     are one patch, encoded whole; its sides are multiples of ``model.size_multiple``, or the model pads them
     (``create_model(..., pad=True)``). The result has ``paths`` (joined by ``;``), ``crs``, the center ``x``
-    and ``y``, and [patches, D] float32 for every stream, also from a model in half precision. With
-    ``resample`` it has ``resampling``, which says for each patch which files were resampled. What is left out
-    is named in ``left_out`` with ``left_out_reasons`` (of Parquet in the metadata).
+    and ``y``, the side of a pixel in meters ``pixel_m`` (NaN: no georeference), and [patches, D] float32 for
+    every stream, also from a model in half precision. With ``resample`` it has ``resampling``, which says for
+    each patch which files were resampled. What is left out is named in ``left_out`` with
+    ``left_out_reasons`` (of Parquet in the metadata).
 
     Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed or
     failed run, as :func:`embed_scene` does.
@@ -90,6 +94,9 @@ def embed_patches(
     left_out: dict[RasterPath, str] = {}
     skip = on_unreadable == "skip"
     patches = group_files(model, paths, bands, units, resample=resample, left_out=left_out if skip else None)
+    warn_of_pixel_sizes(
+        model, {raster_name(patch.name): patch.files[0].grid.pixel_in_meters for patch in patches}
+    )
     inputs = [InputFiles([file.path for file in patch.files]) for patch in patches]
     job = embedding_job(model, inputs, units=units, nodata=nodata) | {"bands": bands, "resample": resample}
     folder = unfinished(output)
@@ -120,6 +127,7 @@ def embed_patches(
             "crs": [str(grid.crs or "") for grid in grids],
             "x": [x for x, _ in centers],
             "y": [y for _, y in centers],
+            "pixel_m": [math.nan if (m := grid.pixel_in_meters) is None else m for grid in grids],
             **({"resampling": [patch.resampling for patch in kept]} if resample else {}),
             **store.read(np.flatnonzero(store.done)),
         }
@@ -155,12 +163,13 @@ def _embed_patches(
         store.write([number for number, _ in pending], rows)
         pending.clear()
 
-    todo = np.flatnonzero(~store.done).tolist()
+    todo, doubts = np.flatnonzero(~store.done).tolist(), UnitWarnings()
     with progress_bar(len(patches), len(patches) - len(todo), enabled=progress, unit="patch") as bar:
         for number in todo:
             bar.update()
             try:
-                images = _read_patch(model, patches[number], units, nodata, resample)
+                with doubts.of_image():
+                    images = _read_patch(model, patches[number], units, nodata, resample)
             except UnreadableRaster as error:
                 if not skip_unreadable:
                     if pending:
@@ -181,6 +190,8 @@ def _embed_patches(
                 encode()
     if pending:
         encode()
+    if todo:
+        doubts.warn(raster_name(patches[todo[0]].name), len(todo))
 
 
 class _NoData(ValueError):

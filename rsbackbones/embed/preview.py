@@ -13,15 +13,22 @@ from rsbackbones.files.atomic import atomic_write
 # A text in the pictures that are written here, which may be replaced.
 _OURS = {"Software": "rsbackbones"}
 
+# Features that differ by less than this share of the largest are equal but for rounding.
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class ColorBasis:
-    """What turns features into colors: ``mean`` [D], ``axes`` [D, 3], the range ``low`` to ``high`` [3]."""
+    """What turns features into colors: ``mean`` [D], ``axes`` [D, 3], the range ``low`` to ``high`` [3].
+
+    A component whose range is no more than ``noise`` varies by rounding only, and is black.
+    """
 
     mean: Array
     axes: Array
     low: Array
     high: Array
+    noise: float
 
     @staticmethod
     def of(features: Array) -> "ColorBasis | None":
@@ -40,8 +47,9 @@ class ColorBasis:
         axes = vectors[:, ::-1][:, :3].astype(np.float32)
         # The sign of an eigenvector is arbitrary: fix it, so that a preview is reproducible.
         axes *= np.sign(axes[np.abs(axes).argmax(axis=0), range(3)])
+        noise = ROUNDING * np.abs(sample).max()
         low, high = np.percentile((sample - mean) @ axes, (2, 98), axis=0)
-        return ColorBasis(mean, axes, low, high)
+        return ColorBasis(mean, axes, low, high, float(noise))
 
     @staticmethod
     def of_map(path: Path) -> "ColorBasis | None":
@@ -77,7 +85,7 @@ def principal_colors(features: Array, basis: ColorBasis | None = None) -> npt.ND
         for start in range(0, len(flat), 65_536):
             block = (flat[start : start + 65_536] - basis.mean) @ basis.axes
             seen = np.isfinite(block).all(axis=1)
-            span = np.maximum(basis.high - basis.low, 1e-12)
+            span = np.where(basis.high - basis.low > basis.noise, basis.high - basis.low, np.inf)
             scaled = np.clip((np.nan_to_num(block) - basis.low) / span, 0, 1)
             image[start : start + len(block), :3] = scaled * 255 * seen[:, None]
             image[start : start + len(block), 3] = seen * 255

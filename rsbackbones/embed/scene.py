@@ -23,9 +23,10 @@ from rsbackbones.embed.inputs import (
     embedding_job,
     open_model_rasters,
     unfinished,
+    warn_of_pixel_sizes,
     writing,
 )
-from rsbackbones.embed.preview import ColorBasis, preview_path, write_preview
+from rsbackbones.embed.preview import ROUNDING, ColorBasis, preview_path, write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
@@ -34,6 +35,8 @@ from rsbackbones.preprocess import Preprocess
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
+# The values of a large scene are checked on this many samples along each side, of this many pixels.
+_SAMPLES, _SAMPLE_SIDE = 8, 64
 
 
 def embed_scene(
@@ -132,8 +135,8 @@ def embed_scene(
             )
         side, shared = _window(model, window, overlap)
         preprocess = create_preprocess_of(model, scene, units)
-        _check_values(scene, preprocess)
-        preprocess.check = False
+        preprocess.check = not _check_values(scene, preprocess)
+        warn_of_pixel_sizes(model, {raster_name(scene.paths[0]): scene.grid.pixel_in_meters})
         stream = model.choose_stream(stream)
         job = embedding_job(model, [files], units=preprocess.units, nodata=nodata) | {
             "stream": stream,
@@ -142,6 +145,7 @@ def embed_scene(
             "overlap": shared,
             "stride": cell,
             "resampling": scene.resampling or "none",
+            "pixel_m": scene.grid.pixel_in_meters,
         }
         row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
         folder = unfinished(output)
@@ -161,6 +165,7 @@ def embed_scene(
                 progress,
             )
             features = store.read()["features"]
+            _refuse_constant(features, scene)
             with writing(output, folder):
                 _write_map(output, features, scene, cell, job, files, folder)
                 write_preview(preview_path(output), features, basis, within=folder)
@@ -189,13 +194,69 @@ def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[i
     return side, shared
 
 
-def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
-    """Check the unit on the whole scene, decimated: a single window may be too uniform."""
-    shape = (min(scene.height, 512), min(scene.width, 512))
-    arrays, valid = scene.read(out_shape=shape)
-    if not valid.any():
-        raise ValueError(f"{scene.paths[0]}: no pixel has data in all bands that the model takes")
-    preprocess({m: x[:, valid][:, None] for m, x in arrays.items()})
+def _check_values(scene: RasterStack, preprocess: Preprocess) -> bool:
+    """Check the values of the whole scene at once, as a single window may be too uniform.
+
+    Of a large scene samples at full resolution are read: overviews may be averages, or out of date.
+
+    Returns:
+        Whether there were values to check.
+    """
+    whole = scene.height * scene.width <= (_SAMPLES * _SAMPLE_SIDE) ** 2
+    sides = (scene.height, scene.width) if whole else (_SAMPLE_SIDE,) * 2
+    corners = [
+        np.unique(np.linspace(0, max(n - side, 0), 1 if whole else _SAMPLES).astype(int)).tolist()
+        for n, side in zip((scene.height, scene.width), sides, strict=True)
+    ]
+    found: dict[str, list[Array]] = {}
+    for row in corners[0]:
+        for column in corners[1]:
+            size = (min(sides[0], scene.height - row), min(sides[1], scene.width - column))
+            arrays, valid = scene.read((row, column, *size))
+            for m, x in arrays.items():
+                found.setdefault(m, []).append(x[:, valid])
+    values = {m: np.concatenate(samples, axis=1) for m, samples in found.items()}
+    if not all(x.shape[1] for x in values.values()):
+        if whole:
+            raise ValueError(_no_data(scene))
+        return False  # the windows are checked one by one
+    made = preprocess({m: x[:, None] for m, x in values.items()})
+    if all(float(x.max()) == float(x.min()) for x in made.values()) and any(
+        np.ptp(x, axis=1).any() for x in values.values()
+    ):
+        raise ValueError(_clipped(scene))
+    return True
+
+
+def _clipped(scene: RasterStack) -> str:
+    return (
+        f"{scene.paths[0]}: the values differ, and what the model gets of them is the same everywhere, as "
+        "normalization clips them: they are in another unit, likely (--units, units=), or hold no scene"
+    )
+
+
+def _no_data(scene: RasterStack) -> str:
+    return f"{scene.paths[0]}: no pixel has data in all bands that the model takes"
+
+
+def _refuse_constant(features: Array, scene: RasterStack) -> None:
+    """Refuse a map that is the same everywhere although the scene is not."""
+    rows = features.reshape(-1, features.shape[-1])
+    rows = rows[:: max(1, len(rows) // 20_000)]
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if len(rows) < 2:
+        if not np.isfinite(features[..., 0]).any():
+            raise ValueError(_no_data(scene))
+        return
+    if np.ptp(rows, axis=0).max() > ROUNDING * np.abs(rows).max():
+        return
+    side = min(scene.height, scene.width, _SAMPLES * _SAMPLE_SIDE)
+    arrays, valid = scene.read(((scene.height - side) // 2, (scene.width - side) // 2, side, side))
+    if any(np.ptp(x[:, valid], axis=1).any() for x in arrays.values() if valid.any()):
+        raise ValueError(
+            f"{scene.paths[0]}: the features are the same everywhere, and the values are not: the weights do "
+            "not fit these values, or the values are in another unit (--units, units=)"
+        )
 
 
 def _fill(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.eval.image_warnings import ImageWarnings
 from rsbackbones.eval.transform import Transform, load_inputs, make_transform
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.preprocess import OffsetWarning
+from rsbackbones.value_check import MissingPixelsWarning, UnitWarning
 
 
 @dataclass
@@ -41,8 +42,8 @@ class BatchReader:
     fix: str = "name one size for all, size= (--size)"
     warned: ImageWarnings = field(default_factory=ImageWarnings)
     _seen: Size | None = field(default=None, init=False)
+    unit_warnings: UnitWarnings = field(default_factory=UnitWarnings, init=False)
     _index: int = field(default=0, init=False)
-    _offsets: set[str] = field(default_factory=set, init=False)
 
     def __call__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Array | None]:
         """Return by sensor [B, C, H, W], or [B, 2, C, H, W] of two dates, and [B, H, W] of label maps."""
@@ -79,25 +80,14 @@ class BatchReader:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             inputs = self.transform(sample)
-        for one in caught:
-            new = str(one.message) not in self.warned.earned
-            if issubclass(one.category, UserWarning):
-                self.warned.add(self._index, str(one.message))
-            if one.category is OffsetWarning:
-                self._offsets.add(str(one.message))
-            elif new:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        with self.unit_warnings.of_image():
+            for one in caught:
+                new = str(one.message) not in self.warned.earned
+                if issubclass(one.category, UserWarning):
+                    self.warned.add(self._index, str(one.message))
+                if new or issubclass(one.category, (UnitWarning, MissingPixelsWarning)):
+                    warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         return inputs
-
-    def warn_of_offsets(self, count: int) -> None:
-        """Warn where none of ``count`` images has a dark pixel: that a single one has none means nothing."""
-        for text, images in self.warned.earned.items():
-            if len(images) == count and text in self._offsets:
-                warnings.warn(
-                    f"{self.data.name}, all images: {text}; in the command --units",
-                    OffsetWarning,
-                    stacklevel=2,
-                )
 
 
 def input_batches(
@@ -121,7 +111,7 @@ def input_batches(
     for start in range(0, len(indices), batch_size):
         images, _ = read(indices[start : start + batch_size])
         yield backbone.as_input(images)
-    read.warn_of_offsets(len(indices))
+    read.unit_warnings.warn(data.name, len(indices))
 
 
 @contextmanager

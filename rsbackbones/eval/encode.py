@@ -233,7 +233,7 @@ def _collect(
                     }
                 store.write(indices, made)
                 bar.update(len(indices))
-        read.warn_of_offsets(len(todo))
+        read.unit_warnings.warn(data.name, len(todo))
         table = build_table(store.read(images), images, data, level, key)
         return replace(table, warnings=warned.counts(images.tolist()))
 

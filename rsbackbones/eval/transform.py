@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.date_alignment import warn_of_pairs
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, read_series
@@ -24,8 +25,7 @@ def make_transform(model: nn.Module, data: LabelledDataset, *, series: bool = Fa
 
     It takes arrays or tensors [..., C, H, W] by modality and returns float32 tensors of the same leading
     shape on the same device. The model's bands are gathered by name, and values are normalized by the
-    model's input contract (:func:`rsbackbones.create_preprocess`); values of the unit ``uint8_rgb`` become
-    value / 255. Other sensors and ``"label"`` are ignored.
+    model's input contract (:func:`rsbackbones.create_preprocess`). Other sensors and ``"label"`` are ignored.
     ``series``: the caller passes the dates and masks of series to the model, see :func:`dated_transform`.
 
     Raises:
@@ -98,6 +98,8 @@ def dated_transform(model: nn.Module, data: LabelledDataset) -> DatedTransform:
             series = images[m].new_zeros(len(mask), *images[m].shape[1:])
             series[mask] = images[m]
             images[m] = series
+        dated = {m: days for m, (_, days, _) in read.items() if days is not None}
+        warn_of_pairs(data.name, dated, {m: held for m, (_, _, held) in read.items()})
         return DatedImages(
             images=images,
             dates={m: torch.from_numpy(days) for m, (_, days, _) in read.items() if days is not None},

@@ -13,6 +13,7 @@ from rsbackbones.data.open import open_part, open_source
 from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample, Source
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
@@ -393,6 +394,7 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
     """Read some samples with all checks, to detect wrong units and too small images before a run."""
     source, series = stream.source, stream.seasons not in (None, 1)
     too_small: list[BadSample | None] = []
+    doubts = UnitWarnings()
     for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
         try:
             sample = source.read(place, None if series else 0)
@@ -400,7 +402,8 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
             continue  # the run reports it
         images = {m: sample.images[m] for m in preprocess.specs}
         try:
-            preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
+            with doubts.of_image():
+                preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
         except ValueError as error:
             raise TrainingError(
                 f'{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{"s2": ...}}'
@@ -411,5 +414,6 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
             too_small.append(problem)
         else:
             too_small.append(None)
+    doubts.warn(source.name, len(too_small))
     if too_small and all(too_small):  # if only some are, the run skips them
         raise TrainingError(f"{source.name}: {too_small[0]}")

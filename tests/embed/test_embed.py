@@ -879,7 +879,7 @@ def test_npz_has_one_row_for_each_pair(tiny, tmp_path):
     output = tmp_path / "rows.npz"
     assert embed_patches(tiny, sources, output, batch_size=2, **QUIET) == {}
     with np.load(output) as rows:
-        assert set(rows) == {"paths", "crs", "x", "y", "s2", "s1", "joint"}
+        assert set(rows) == {"paths", "crs", "x", "y", "pixel_m", "s2", "s1", "joint"}
         assert rows["paths"].tolist() == [f"{b};{a}" for a, b, _ in pairs]
         assert rows["crs"].tolist() == ["EPSG:32633"] * 3
         np.testing.assert_allclose(rows["x"], [500_160 + 10_000 * i for i in range(3)])
@@ -961,7 +961,7 @@ def test_dates_of_one_place_are_rows_of_their_own(tiny_s2, tmp_path):
     elsewhere = write_tif(tmp_path / "9.tif", optical(32, 32, seed=9), S2, transform=place(4))
     embed_patches(tiny_s2, [sources[0], elsewhere, *sources[1:]], tmp_path / "rows.npz", **QUIET)
     with np.load(tmp_path / "rows.npz") as rows:
-        assert set(rows) == {"paths", "crs", "x", "y", "s2"}
+        assert set(rows) == {"paths", "crs", "x", "y", "pixel_m", "s2"}
         found = dict(zip(rows["paths"].tolist(), rows["s2"], strict=True))
     assert len(found) == 4
     for source, data in zip(sources, dates, strict=True):

@@ -363,8 +363,8 @@ def test_real_pictures(real_data, tmp_path):
     )
     encoded = encode(model, data, cache=tmp_path)
     with torch.inference_mode():
-        x = torch.from_numpy(data.read(250)["s2"][None] / np.float32(255))
-        expected = model(x)[0]
+        measured = data.read(250)["s2"][None] * np.float32(2750 / 255)
+        expected = model(rsb.create_preprocess(model)(measured))[0]
     np.testing.assert_allclose(encoded.stream("s2").features[250], expected, atol=2e-6)
 
 
@@ -383,7 +383,7 @@ def test_a_missing_dark_pixel_is_judged_over_all_images():
     with pytest.warns(UserWarning, match="bright, all images: .*dn_baseline_0400"):
         encode(model, of(bright, "bright"))
     one_dark = bright.copy()
-    one_dark[2, 0, 0, 0] = 200
+    one_dark[2, 0, 0] = 200  # a row: a single pixel tells nothing
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(model, of(one_dark, "dark"))

@@ -291,7 +291,7 @@ def test_a_unit_that_nobody_states_is_asked_for(name):
 
 def test_pictures_have_no_other_unit_where_nobody_states_how_they_were_made():
     entry = find_entry("resnet50.fmow_gassl_rgb")
-    with pytest.raises(ValueError, match="unit must be one of uint8, uint8_rgb, got 'reflectance'"):
+    with pytest.raises(ValueError, match="unit must be one of uint8, rgb8, got 'reflectance'"):
         preprocessing(entry, units={"rgb": "reflectance"})
 
 
@@ -301,7 +301,7 @@ def test_pictures_get_imagenets_statistics_where_the_network_saw_pictures(name):
     modality, _ = contract(find_entry(name))
     x = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.uint8)
     mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    found = preprocessing(find_entry(name), units={modality: "uint8_rgb"})({modality: x})[modality].numpy()
+    found = preprocessing(find_entry(name), units={modality: "rgb8"})({modality: x})[modality].numpy()
     np.testing.assert_allclose(found, (x / 255 - mean) / std, atol=1e-5)
 
 

@@ -34,6 +34,7 @@ def build_dataset(
     content: Any,
     files: Sequence[InputFiles],
     notes: Sequence[str] = (),
+    pixel_m: float | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -53,6 +54,7 @@ def build_dataset(
         files: those of each sample, or one for all. They are checked whenever a sample is read, so that the
             sample is of the files that ``content`` is of.
         notes: what a user should read beside the numbers.
+        pixel_m: the side of a pixel in meters, where files state it.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -113,6 +115,7 @@ def build_dataset(
         read=_CheckedRead(read, kept, ids, of, keys, codes, task, tuple(files)),
         digest=digest.hexdigest(),
         notes=tuple(notes),
+        pixel_m=pixel_m,
     )
 
 

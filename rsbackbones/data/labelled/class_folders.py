@@ -81,6 +81,7 @@ def read_class_folders(
         content=[archive.members[name] for name in names] if archive else [f.facts for f in inputs],
         files=inputs,
         notes=(PICTURE_NOTE,) if files_of.pictures else (),
+        pixel_m=files_of.pixel_m,
     )
 
 

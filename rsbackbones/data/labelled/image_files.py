@@ -23,13 +23,13 @@ from rsbackbones.data.rasters import (
     open_raster,
     reading,
 )
-from rsbackbones.sensors import SEARCHED_SENSORS, UINT8_RGB, get_sensor
+from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
 _COLORS = ("red", "green", "blue")  # which every optical sensor knows
 Bands = Mapping[str, Sequence[str]]
-PICTURE_NOTE = "8-bit pictures: value / 255 is the model's input, without statistics"
+PICTURE_NOTE = "the images are 8-bit pictures of red, green and blue"
 
 
 def is_image(name: str) -> bool:
@@ -46,7 +46,8 @@ class ImageFiles:
         pictures: files hold 8-bit red, green and blue, or three bands that the user named.
         names: for every file of a sample the names of its channels, ``None``: as the files describe them.
         archive: the paths are of members of this zip file.
-        stated: by sensor the units that the user named; GeoTIFFs of 8 bits need one.
+        stated: by sensor the units that the user named, or else the files; GeoTIFFs of 8 bits need one.
+        pixel_m: the side of a pixel in meters, where the files are georeferenced.
     """
 
     bands: Mapping[str, tuple[str, ...]]
@@ -54,10 +55,11 @@ class ImageFiles:
     names: tuple[tuple[str, ...] | None, ...]
     archive: "ZipMembers | None" = None
     stated: Mapping[str, str] = field(default_factory=dict)
+    pixel_m: float | None = None
 
     @property
     def units(self) -> dict[str, str]:
-        return {**(dict.fromkeys(self.bands, UINT8_RGB) if self.pictures else {}), **self.stated}
+        return {**(dict.fromkeys(self.bands, RGB8) if self.pictures else {}), **self.stated}
 
     def read(self, paths: Sequence[Path]) -> dict[str, Array]:
         """Return by sensor [C, H, W]: uint8 of pictures; float32 of rasters, NaN where there is no data.
@@ -144,7 +146,9 @@ def find_files(
             raise ValueError(f"{path.name}: {', '.join(twice)} is in another file of the sample too")
         held |= {m: tuple(held_here) for m, held_here in found_bands.items()}
         of_files.append(channels)
-    return ImageFiles(held, False, tuple(of_files), stated=stated)
+    with RasterStack(list(paths), tuple(held), names=of_files, units=stated) as stack:
+        stated, pixel = stack.stated_units | stated, stack.grid.pixel_in_meters
+    return ImageFiles(held, False, tuple(of_files), stated=stated, pixel_m=pixel)
 
 
 def read_map(path: Path) -> Array:

@@ -108,6 +108,7 @@ def read_raster_table(
         content=[images, kinds, [sample.facts for sample in inputs]],
         files=inputs,
         notes=notes,
+        pixel_m=files_of.pixel_m,
     )
 
 

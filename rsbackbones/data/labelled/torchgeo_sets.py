@@ -16,7 +16,7 @@ from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 
 PREFIX = "torchgeo:"
 _TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
@@ -158,7 +158,7 @@ KNOWN: dict[str, Known] = {
         classes=lambda ds: ds.classes,
         files=lambda ds, i: [ds.imgs[i][0]],
         label=lambda ds, i: ds.targets[i],
-        units={"s2": UINT8_RGB},
+        units={"s2": RGB8},
         notes=("8-bit pictures: value / 255 is the model's input, without statistics",),
     ),
 }  # fmt: skip
