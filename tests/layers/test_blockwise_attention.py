@@ -172,7 +172,7 @@ def peak():
 torch.set_num_threads(1)
 training = sys.argv[1] == "training"
 model = rsb.create_model(
-    "croma_vit_tiny", modalities=("s2",), overrides={"dim": 32, "depth": 1, "num_heads": 2}
+    "croma_vit_tiny", modalities=("s2",), overrides={"dim": 16, "depth": 2, "num_heads": 2}
 )
 model.forward_features(torch.randn(1, 12, 8, 8)).pooled["s2"].sum().backward()
 found = []
