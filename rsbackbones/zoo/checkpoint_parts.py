@@ -158,12 +158,12 @@ def _shared_prefixes(names: Sequence[str]) -> list[str]:
     """Return the dotted prefixes that all names share, the empty one first."""
     if not names:
         return []
-    first, last = min(names).split("."), max(names).split(".")  # all others lie between these two
+    first, last = min(names).split("."), max(names)  # all others lie between these two
     prefixes = [""]
-    for one, other in zip(first[:-1], last[:-1], strict=False):
-        if one != other:
+    for part in first[:-1]:
+        if not last.startswith(f"{prefixes[-1]}{part}."):
             break
-        prefixes.append(f"{prefixes[-1]}{one}.")
+        prefixes.append(f"{prefixes[-1]}{part}.")
     return prefixes
 
 
