@@ -94,10 +94,12 @@ class InputFiles:
 def dataset_files(path: str | Path) -> list[str]:
     """Return the files that GDAL reads for a raster: itself, sidecars, and sources of a VRT with theirs.
 
-    Of what cannot be opened the name alone is returned; reading it raises the error.
+    Of what cannot be opened, or without rasterio, the name alone is returned; reading it raises the error.
     """
-    import rasterio
-
+    try:
+        import rasterio
+    except ImportError:
+        return [str(path)]
     from rsbackbones.data.rasters import open_raster
 
     found: dict[str, None] = {}
