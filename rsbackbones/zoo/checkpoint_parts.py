@@ -7,6 +7,7 @@ and what was found where is reported. Names and shapes are compared strictly aft
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -158,13 +159,8 @@ def _shared_prefixes(names: Sequence[str]) -> list[str]:
     """Return the dotted prefixes that all names share, the empty one first."""
     if not names:
         return []
-    first, last = min(names).split("."), max(names).split(".")  # all others lie between these two
-    prefixes = [""]
-    for one, other in zip(first[:-1], last[:-1], strict=False):
-        if one != other:
-            break
-        prefixes.append(f"{prefixes[-1]}{one}.")
-    return prefixes
+    shared = commonprefix([name.split(".")[:-1] for name in names])
+    return ["", *(".".join(shared[: count + 1]) + "." for count in range(len(shared)))]
 
 
 def _check_others(
