@@ -7,7 +7,6 @@ and what was found where is reported. Names and shapes are compared strictly aft
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -159,8 +158,9 @@ def _shared_prefixes(names: Sequence[str]) -> list[str]:
     """Return the dotted prefixes that all names share, the empty one first."""
     if not names:
         return []
-    shared = commonprefix([name.split(".")[:-1] for name in names])
-    return ["", *(".".join(shared[: count + 1]) + "." for count in range(len(shared)))]
+    parts = names[0].split(".")[:-1]
+    prefixes = ["", *(".".join(parts[: count + 1]) + "." for count in range(len(parts)))]
+    return [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
 
 
 def _check_others(
