@@ -158,13 +158,9 @@ def _shared_prefixes(names: Sequence[str]) -> list[str]:
     """Return the dotted prefixes that all names share, the empty one first."""
     if not names:
         return []
-    first, last = min(names).split("."), max(names)  # all others lie between these two
-    prefixes = [""]
-    for part in first[:-1]:
-        if not last.startswith(f"{prefixes[-1]}{part}."):
-            break
-        prefixes.append(f"{prefixes[-1]}{part}.")
-    return prefixes
+    parts = names[0].split(".")[:-1]
+    prefixes = ["", *(".".join(parts[: count + 1]) + "." for count in range(len(parts)))]
+    return [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
 
 
 def _check_others(

@@ -26,7 +26,7 @@ def same_weights(a, b):
 def test_lists():
     assert rsb.list_models("croma*") == ["croma_vit_b", "croma_vit_l", "croma_vit_s", "croma_vit_tiny"]
     assert rsb.list_models("seamo*") == ["seamo_vit_b", "seamo_vit_l", "seamo_vit_tiny"]
-    assert rsb.list_models("*_b") == ["croma_vit_b", "seamo_vit_b"]
+    assert rsb.list_models("*_b") == ["auxmae_vit_b", "croma_vit_b", "mixmae_vit_b", "seamo_vit_b"]
     assert rsb.list_models("nothing*") == []
     pretrained = rsb.list_models(pretrained=True)
     assert "croma_vit_b.ssl4eo_s12" in pretrained
@@ -226,14 +226,21 @@ def test_missing_checkpoint_files():
         rsb.create_model("croma_vit_b.ssl4eo_s12", checkpoint="nowhere.safetensors")
 
 
-def test_half_precision_is_cast_up_only_where_the_file_says_so(tiny, tmp_path, images):
+def test_half_precision_is_cast_up_where_the_file_or_all_weights_have_it(tiny, tmp_path, images):
     path = rsb.save_model(tiny, tmp_path / "half.safetensors", dtype=torch.float16)
     assert path.stat().st_size < 0.6 * sum(t.numel() * 4 for t in tiny.state_dict().values())
     model = rsb.create_model("croma_vit_tiny", checkpoint=path)
     assert model(images).dtype == torch.float32
     torch.testing.assert_close(model(images), tiny(images), atol=5e-3, rtol=0)
     silent = tmp_path / "silent.safetensors"
-    save_file({n: t.half() for n, t in tiny.state_dict().items()}, silent)
+    state = tiny.state_dict()
+    save_file({n: t.half() for n, t in state.items()}, silent)
+    again = rsb.create_model("croma_vit_tiny", checkpoint=silent)  # all in one type: cast, and reported
+    assert torch.equal(again(images), model(images))
+    assert [s.detail for s in again.adaptation.steps if s.action == "cast"] == [
+        f"float16 to float32 ({len(state)} tensors)"
+    ]
+    save_file({n: t.half() if n.startswith("embeddings.s1") else t for n, t in state.items()}, silent)
     with pytest.raises(rsb.WeightsMismatchError, match=r"wrong dtype.*embeddings\.s1"):
         rsb.create_model("croma_vit_tiny", checkpoint=silent)
 
