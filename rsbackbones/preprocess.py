@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.arrays import is_dataset, to_mask, to_tensor
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.sensors import UINT8_RGB, BandNumbers, InputSpec, Sensor, get_sensor
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Raw = Tensor | npt.NDArray[np.generic]
+    Mask = Tensor | npt.NDArray[np.generic] | Sequence[Any]
+    Masks = Mask | Mapping[str, Mask]
 
 _PICTURE = "8-bit RGB images, 0 to 255: the model's input is value / 255, without statistics"
 _OPTICAL = {
@@ -101,66 +104,110 @@ class Preprocess:
         self.check = check
 
     @overload
-    def __call__(self, x: "Raw", valid: Mapping[str, Tensor] | None = None) -> Tensor: ...
+    def __call__(self, x: "Raw", valid: "Masks | None" = None) -> Tensor: ...
     @overload
-    def __call__(
-        self, x: "Mapping[str, Raw]", valid: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]: ...
+    def __call__(self, x: "Mapping[str, Raw]", valid: "Masks | None" = None) -> dict[str, Tensor]: ...
 
     def __call__(
-        self, x: "Raw | Mapping[str, Raw]", valid: Mapping[str, Tensor] | None = None
+        self, x: "Raw | Mapping[str, Raw]", valid: "Masks | None" = None
     ) -> Tensor | dict[str, Tensor]:
         """Normalize raw values.
 
         Args:
             x: arrays or tensors by modality, [..., C, H, W], integers or floats, with channels in the order
-                of ``bands``. A bare array is accepted if there is one modality.
-            valid: for series [B, T, C, H, W], by modality [B, T] booleans, False for missing images. Their
-                values are ignored and replaced by zeros. Pass the same mask to the model.
+                of ``bands``. A bare array is accepted if there is one modality. The dimensions and bands of
+                an xarray DataArray or Dataset are taken by their names
+                (:func:`rsbackbones.arrays.to_tensor`).
+            valid: by modality booleans, False for what does not count: pixels [..., H, W], or missing images
+                [B, T] of series [B, T, C, H, W]. Their values are ignored and replaced by zeros. Pass the
+                same mask to the model. :meth:`valid_pixels` finds the pixels that arrays themselves lack.
 
         Returns:
             float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one.
 
         Raises:
-            ValueError: a modality is unknown, the number of channels is wrong, values are NaN or infinite, or
-                they are impossible in the stated unit.
+            ValueError: a modality is unknown, the number of channels is wrong, values are NaN, infinite or
+                masked, or they are impossible in the stated unit.
         """
-        if not isinstance(x, Mapping):
+        images, single = self._by_modality(x)
+        masks = valid if isinstance(valid, Mapping) else {} if valid is None else dict.fromkeys(images, valid)
+        if unknown := [m for m in masks if m not in images]:
+            raise ValueError(f"valid has {', '.join(unknown)}; the images are {', '.join(images)}")
+        if len(images) > 1 and valid is not None and not isinstance(valid, Mapping):
+            raise ValueError(f"valid must be a mapping by modality, got {type(valid).__name__}")
+        made = {m: self._apply(m, values, masks.get(m)) for m, values in images.items()}
+        return made[single] if single else made
+
+    def valid_pixels(self, x: "Raw | Mapping[str, Raw]") -> dict[str, Tensor]:
+        """Return which pixels of raw values have data in all bands that the model takes.
+
+        A pixel has none where a band is NaN or infinite, masked (a numpy masked array), or has the value that
+        an xarray object states for it (``_FillValue``)::
+
+            valid = preprocess.valid_pixels(x)
+            features = model.forward_features(preprocess(x, valid=valid), valid=valid)
+
+        Args:
+            x: as for calling the preprocessing.
+
+        Returns:
+            By modality, booleans [..., H, W]. Combine them with masks of your own by ``&``.
+        """
+        found = {}
+        for m, values in self._by_modality(x)[0].items():
+            tensor, held = self._tensor(m, values)
+            sources = [self.given[m].index(band) for band in self._source_bands(m)]
+            there = torch.stack([tensor[..., i, :, :].isfinite() for i in sources]).all(dim=0)
+            found[m] = there if held is None else there & held
+        return found
+
+    def _by_modality(self, x: "Raw | Mapping[str, Raw]") -> tuple[Mapping[str, Any], str | None]:
+        """Return raw values by modality, and the modality of a bare array."""
+        if not isinstance(x, Mapping) or is_dataset(x):
             if len(self.specs) > 1:
                 raise ValueError(
                     f"pass a mapping by modality, {{name: values}}, with the names {', '.join(self.specs)}"
                 )
             (modality,) = self.specs
-            return self._apply(modality, x, (valid or {}).get(modality))
+            return {modality: x}, modality
         if unknown := [m for m in x if m not in self.specs]:
             raise ValueError(f"unknown modality {unknown}; known here: {', '.join(self.specs)}")
-        return {m: self._apply(m, values, (valid or {}).get(m)) for m, values in x.items()}
+        return x, None
 
-    def _apply(self, modality: str, raw: "Raw", valid: Tensor | None) -> Tensor:
-        x = raw if isinstance(raw, Tensor) else torch.from_numpy(_native(raw))
+    def _tensor(self, modality: str, raw: "Raw") -> tuple[Tensor, Tensor | None]:
+        """Return raw values [..., C, H, W] and which pixels they have, [..., H, W], ``None`` for all."""
+
+        def find_band(name: str) -> str | None:
+            try:
+                return self.sensors[modality].band(name).name
+            except ValueError:
+                return None
+
+        return to_tensor(raw, self.given[modality], find_band, modality)
+
+    def _apply(self, modality: str, raw: "Raw", valid: Any) -> Tensor:
+        x, held = self._tensor(modality, raw)
         if valid is None:
-            return self._apply_images(modality, x)
-        if valid.dtype != torch.bool or x.ndim != 5 or valid.shape != x.shape[:2]:
+            return self._apply_images(modality, x, held)
+        mask, pixels = to_mask(valid, f"valid[{modality!r}]").to(x.device), (*x.shape[:-3], *x.shape[-2:])
+        if x.ndim == 5 and mask.shape == x.shape[:2]:
+            mask = mask[..., None, None].expand(pixels)
+        if mask.shape != pixels:
             raise ValueError(
-                f"{modality}: valid must be booleans [B, T] for a series [B, T, C, H, W], got {valid.dtype} "
-                f"{list(valid.shape)} for {list(x.shape)}"
+                f"{modality}: valid must be booleans {list(pixels)}, True for pixels that count, or [B, T] "
+                f"for a series [B, T, C, H, W], got {list(mask.shape)} for {list(x.shape)}"
             )
-        bands = len(self.specs[modality].bands)
-        frames = torch.zeros(*x.shape[:2], bands, *x.shape[-2:], device=x.device)
-        if valid.any():
-            frames[valid] = self._apply_images(modality, x[valid])
-        return frames
+        if mask.all():
+            return self._apply_images(modality, x, held)
+        made = torch.zeros(*x.shape[:-3], len(self.specs[modality].bands), *x.shape[-2:], device=x.device)
+        if mask.any():
+            values = x.movedim(-3, 0)[:, mask][:, None]  # [C, 1, pixels]
+            inside = None if held is None else held[mask][None]
+            made.movedim(-3, 0)[:, mask] = self._apply_images(modality, values, inside)[:, 0]
+        return made
 
-    def _apply_images(self, modality: str, x: Tensor) -> Tensor:
+    def _apply_images(self, modality: str, x: Tensor, held: Tensor | None) -> Tensor:
         given = self.given[modality]
-        if x.ndim < 3 or x.shape[-3] != len(given):
-            raise ValueError(
-                f"{modality}: expected [..., {len(given)}, H, W] with the bands {', '.join(given)}, got "
-                f"{list(x.shape)}. If your channels differ, pass their names: "
-                f"create_preprocess(model, bands={{'{modality}': (...)}})"
-            )
-        if x.is_complex() or x.dtype == torch.bool:
-            raise ValueError(f"{modality}: expected integers or real numbers, got {x.dtype}")
         in_numbers = self.units[modality] in _DIGITAL_NUMBERS or (
             self.units[modality] == "tci_dn" and None in self.specs[modality].stored_range
         )
@@ -171,6 +218,8 @@ class Preprocess:
                 "the model's input (check=False skips this check)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
+        if held is not None:
+            x = x.masked_fill(~held.to(x.device).unsqueeze(-3), float("nan"))
         sources = self._source_bands(modality)
         if given != sources:
             x = x[..., [given.index(band) for band in sources], :, :]
@@ -195,8 +244,9 @@ class Preprocess:
             counts = bad.movedim(-3, 0).flatten(1).sum(1).tolist()
             where = ", ".join(f"{b}: {n}" for b, n in zip(bands, counts, strict=True) if n)
             raise ValueError(
-                f"{modality}: NaN or infinity in the input (pixels per band: {where}); fill or remove "
-                "pixels without data first"
+                f"{modality}: NaN or infinity in the input, or masked pixels (pixels per band: {where}); "
+                "fill them, or mark them as missing: valid = preprocess.valid_pixels(x), then preprocess(x, "
+                "valid=valid) and model(..., valid=valid)"
             )
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
@@ -390,17 +440,6 @@ def _stored(x: Tensor, spec: InputSpec) -> Tensor:
 
 def _lowest_above_zero(x: Tensor) -> float:
     return float(x.masked_fill(x <= 0, float("inf")).min())
-
-
-def _native(raw: Any) -> Any:
-    """Return an array that torch can share: native byte order and positive strides."""
-    import numpy as np
-
-    array = np.asarray(raw)
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"expected an array of integers or floats, got dtype {array.dtype}")
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    return array if array.flags.writeable else array.copy()
 
 
 def create_preprocess(

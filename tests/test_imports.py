@@ -16,13 +16,14 @@ PACKAGE = Path(rsbackbones.__file__).parent
 # own, as far as it is named here; "__init__" is the public API.
 ALLOWED = {
     "__init__": {"integrations", "models", "preprocess", "sensors", "zoo"},
+    "arrays": set(),
     "sensors": set(),
     "layers": set(),
     "files": set(),
     "plugins": set(),
     "device": set(),
-    "models": {"layers", "sensors"},
-    "preprocess": {"models", "sensors"},
+    "models": {"arrays", "layers", "sensors"},
+    "preprocess": {"arrays", "models", "sensors"},
     "zoo": {"files", "models", "preprocess", "sensors"},
     "integrations": {"layers", "models", "sensors", "zoo"},
     "heads": {"layers", "models", "zoo"},
@@ -38,6 +39,7 @@ ALLOWED = {
 # Third-party packages a room may import when it is loaded; elsewhere inside functions only.
 OUTSIDE = {
     "__init__": set(),
+    "arrays": {"torch"},
     "sensors": set(),
     "layers": {"einops", "torch"},
     "files": {"filelock", "numpy", "torch"},

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rsbackbones.arrays import to_mask
 from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
@@ -58,21 +59,36 @@ def validate_inputs(
         )
     if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
         raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
-    if valid is not None and not isinstance(valid, Mapping):
-        raise ValueError(
-            f"valid must be a mapping by modality, valid={{{next(iter(images))!r}: mask}}, got "
-            f"{type(valid).__name__}"
-        )
-    valid = dict(valid or {})
-    for m, mask in valid.items():
-        if not isinstance(mask, Tensor):
-            raise ValueError(f"valid[{m!r}] must be a tensor of booleans, got {type(mask).__name__}")
-        if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
+    return images, _checked_masks(images, valid)
+
+
+def _checked_masks(images: Mapping[str, Tensor], valid: object) -> dict[str, Tensor]:
+    """Return masks of images, [B, T], or of pixels, [B, H, W] or [B, T, H, W], as booleans by modality."""
+    if valid is None:
+        return {}
+    if not isinstance(valid, Mapping):
+        if len(images) > 1:
             raise ValueError(
-                f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series among "
-                f"the images, got {mask.dtype} {list(mask.shape)}; images: {', '.join(images)}"
+                f"valid must be a mapping by modality, valid={{{next(iter(images))!r}: mask}}, got "
+                f"{type(valid).__name__}"
             )
-    return images, valid
+        valid = dict.fromkeys(images, valid)
+    masks = {}
+    for m, given in valid.items():
+        if m not in images:
+            raise ValueError(f"valid[{m!r}]: no such modality among the images: {', '.join(images)}")
+        mask = to_mask(given, f"valid[{m!r}]").to(images[m].device)
+        shape = images[m].shape
+        pixels = [*shape[:-3], *shape[-2:]]
+        if list(mask.shape) != pixels and (images[m].ndim == 4 or list(mask.shape) != list(shape[:2])):
+            one = f"[B, H, W] = {pixels}"
+            series = f"[B, T] = {list(shape[:2])} for missing images, or [B, T, H, W] = {pixels}"
+            raise ValueError(
+                f"valid[{m!r}] must be booleans {one if images[m].ndim == 4 else series}, got "
+                f"{list(mask.shape)} for images {list(shape)}"
+            )
+        masks[m] = mask
+    return masks
 
 
 def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
