@@ -26,7 +26,7 @@ ALLOWED = {
     "preprocess": {"arrays", "models", "sensors"},
     "zoo": {"files", "models", "preprocess", "sensors"},
     "integrations": {"layers", "models", "sensors", "zoo"},
-    "heads": {"layers", "models", "zoo"},
+    "heads": {"arrays", "layers", "models", "zoo"},
     "data": {"files", "preprocess", "sensors"},
     "embed": {"data", "device", "files", "models", "preprocess", "zoo"},
     "eval": {"data", "device", "files", "heads", "models", "preprocess", "sensors", "zoo"},
