@@ -14,6 +14,7 @@ from rsbackbones.cli.options import (
     Command,
     band_options,
     band_rules,
+    codes_in,
     mapping,
     option,
     refuse_two_weights,
@@ -46,6 +47,10 @@ from rsbackbones.cli.options import (
          "pictures); repeatable")  # fmt: skip
 @option("--nodata", type=float, metavar="VALUE", section="Values",
         help="the value of pixels without data, if the files do not state it")  # fmt: skip
+@mapping("--mask", form="NAME=CLASS,...", read=codes_in, section="Values",
+         help="pixels that do not count, such as clouds: SCL=3,8,9,10 by a band of the rasters, "
+         "scl.tif=3,8-10 by another raster (of the optical sensors; s1:NAME names the sensor), resampled by "
+         "nearest neighbor; repeatable. Cells of which less than half the pixels count are left out")  # fmt: skip
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
 @option("--window", type=COUNT, metavar="PIXELS", section="Windows", show_default="the size of pretraining",
         help="side of the windows that a scene is read in")  # fmt: skip
@@ -71,6 +76,7 @@ def embed(
     allow_dropped_bands: bool,
     units: Mapping[str, str],
     nodata: float | None,
+    mask: Mapping[str, list[int]],
     skip_nodata: bool,
     window: int | None,
     overlap: int | None,
@@ -85,6 +91,7 @@ def embed(
     """
     import torch
 
+    from rsbackbones.data.rasters import open_raster
     from rsbackbones.device import choose_device
     from rsbackbones.embed import embed_patches, embed_scene
     from rsbackbones.sensors import UINT8_RGB, get_sensor
@@ -107,7 +114,7 @@ def embed(
     if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:
         raise ValueError(f"{model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
-    files = _find(rasters, bands, sensor_names, asked or config.modalities, units)
+    files = _find(rasters, bands, sensor_names, asked or config.modalities, units, mask)
     held = {m: {b for file in files for b in file.bands.get(m, ())} for m in sensor_names}
     used = {m: sensor_names[m] for m in asked or config.modalities if held[m]}
     if lacking := [m for m in (*asked, *rules["sensors"]) if m not in used]:
@@ -150,12 +157,16 @@ def embed(
         )
     paths = [file.path for file in files]
     common: dict[str, Any] = {
-        "bands": [file.names for file in files], "units": units, "nodata": nodata, "batch_size": batch_size,
-        "progress": progress,
+        "bands": [file.names for file in files], "units": units, "nodata": nodata, "mask": mask,
+        "batch_size": batch_size, "progress": progress,
     }  # fmt: skip
     if output.suffix.lower() in (".tif", ".tiff"):
         embed_scene(built, paths, output, stream=stream, window=window, overlap=overlap, **common)
         print(f"{output}\n{output.with_suffix('.png')}")
+        if mask:
+            with open_raster(output) as written:
+                share = float(written.tags()["valid_share"])
+            print(f"{share:.1%} of the pixels have data and count by --mask", file=sys.stderr)
     else:
         skipped = embed_patches(built, paths, output, skip_nodata=skip_nodata, **common)
         print(output)
@@ -179,18 +190,23 @@ def _find(
     sensors: Mapping[str, str],
     wanted: Sequence[str],
     units: Mapping[str, str],
+    mask: Mapping[str, list[int]],
 ) -> list[_File]:
     """Find the bands of the ``wanted`` modalities in the rasters. Report rasters without any."""
+    from rsbackbones.data.class_masks import masked_names
     from rsbackbones.data.rasters import find_bands
 
     paths = _expand(rasters)
     files = []
-    for path, names in zip(paths, _band_names(bands, paths), strict=True):
+    for path, given in zip(paths, _band_names(bands, paths), strict=True):
+        names = masked_names(given, mask)
         if not set(find_bands(path, sensors, names, units=units)[0]) & set(wanted):
             print(f"{path.name}: left out, it holds no bands of {', '.join(wanted)}", file=sys.stderr)
             continue
         found, ignored = find_bands(path, {m: sensors[m] for m in wanted}, names, units=units)
-        files.append(_File(path, names, {m: tuple(bands) for m, bands in found.items()}, ignored))
+        masks = {key.rpartition(":")[2].lower() for key in mask}
+        ignored = [name for name in ignored if name.strip().lower() not in masks]
+        files.append(_File(path, given, {m: tuple(bands) for m, bands in found.items()}, ignored))
     return files
 
 

@@ -61,7 +61,7 @@ def find_bands(
     Args:
         path: the raster.
         sensors: those to look for; by modality, where it takes the bands of another sensor.
-        names: of its bands, in order, where its descriptions do not tell.
+        names: of its bands, in order, where its descriptions do not tell; ``-`` for one to skip.
         units: those that the user named, by modality. 8-bit values of others are a picture of a product and
             none, unless the file's scale and offset tags make something else of them.
 
@@ -75,6 +75,11 @@ def find_bands(
     of = _by_modality(sensors)
     with open_raster(path) as raster:
         count, found_names = raster.count, raster.descriptions
+        if any(kind.startswith("complex") for kind in raster.dtypes):
+            raise ValueError(
+                f"{path} holds complex values, single-look complex radar data (SLC): make intensities of "
+                "them, abs(x) ** 2, and calibrate these to sigma or gamma nought; or use a GRD product"
+            )
         tagged = zip(raster.dtypes, raster.scales, raster.offsets, strict=True)
         plain_8_bit = [kind in ("uint8", "int8") and (a, b) == (1, 0) for kind, a, b in tagged]
     if names is not None and len(names) != count:
@@ -87,6 +92,8 @@ def find_bands(
     found: dict[str, dict[str, int]] = {}
     unknown = []
     for index, name in enumerate(names or found_names, start=1):
+        if name == "-":
+            continue
         for modality, sensor in of.items():
             try:
                 band = get_sensor(sensor).band(name).name
@@ -249,6 +256,11 @@ class RasterStack:
             arrays[modality] = np.stack(layers)
         assert valid is not None
         return {m: np.where(valid, x, np.float32(0)) for m, x in arrays.items()}, valid
+
+    def modalities_of(self, path: Path) -> list[str]:
+        """Return the modalities whose bands are read from a file."""
+        i = self.paths.index(path)
+        return [m for m, channels in self._channels.items() if any(c.raster == i for c in channels)]
 
     def close(self) -> None:
         """Close the files."""

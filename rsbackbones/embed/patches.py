@@ -1,6 +1,7 @@
 """One embedding per patch file, for many of them."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, masked_names
 from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
@@ -29,6 +31,7 @@ def embed_patches(
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
     nodata: float | None = None,
+    mask: ClassMasks | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
     skip_nodata: bool = False,
@@ -39,12 +42,14 @@ def embed_patches(
     Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole; its sides
     are multiples of ``model.size_multiple``, or the model pads them (``create_model(..., pad=True)``).
     The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
-    for every stream.
+    for every stream. With ``mask`` it also has ``valid_share``, the share of pixels that count in all
+    sensors; cells of which less than half count are in no embedding, and an embedding without any cell is
+    NaN.
 
     Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed run.
 
     Args:
-        model, bands, units, nodata, batch_size, device, progress: as for :func:`embed_scene`.
+        model, bands, units, nodata, mask, batch_size, device, progress: as for :func:`embed_scene`.
         paths: raster files.
         output: a path ending in ``.npz`` or ``.parquet``.
         skip_nodata: leave out patches with pixels without data; they are an error otherwise.
@@ -63,11 +68,11 @@ def embed_patches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if device is not None:
         model.to(choose_device(device))
-    places = _group_by_grid(paths, sensors_of(model), bands, units)
-    job = embedding_job(model, paths, units=units, nodata=nodata) | {"bands": bands}
+    places = _group_by_grid(paths, sensors_of(model), bands, units, mask)
+    job = embedding_job(model, paths, units=units, nodata=nodata, mask=mask) | {"bands": bands}
     with RowStore(unfinished(output), job, len(places)) as store:
         try:
-            _embed_places(store, model, places, units, nodata, batch_size, skip_nodata, progress)
+            _embed_places(store, model, places, units, nodata, mask, batch_size, skip_nodata, progress)
             if not store.done.any():
                 raise ValueError(f"no patch is left: all {len(places)} have pixels without data")
         except ValueError:
@@ -81,6 +86,12 @@ def embed_patches(
             "y": [files[0].center[1] for files in kept],
             **store.read(np.flatnonzero(store.done)),
         }
+        if lost := sum(bool(np.isnan(x).any()) for x in columns[next(iter(model.stream_inputs))]):
+            warnings.warn(
+                f"{lost} of {len(kept)} patches have no cell of which half the pixels count: their "
+                "embeddings are NaN",
+                stacklevel=2,
+            )
         _write_table(output, columns, model)
         store.discard()
     return [files[0].path for files, done in zip(places, store.done, strict=True) if not done]
@@ -100,33 +111,39 @@ def _embed_places(
     places: Sequence[Sequence[_File]],
     units: Mapping[str, str] | None,
     nodata: float | None,
+    mask: ClassMasks | None,
     batch_size: int,
     skip_nodata: bool,
     progress: bool,
 ) -> None:
     """Compute the rows that the store lacks; places that are left out get none."""
-    pending: list[tuple[int, dict[str, torch.Tensor]]] = []
+    pending: list[tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
 
     def encode() -> None:
         device = next(model.parameters()).device
-        stacked = {m: torch.stack([x[m] for _, x in pending]).to(device) for m in model.modalities}
+        stacked = {m: torch.stack([x[m] for _, x, _ in pending]).to(device) for m in model.modalities}
+        valid = {m: torch.stack([masks[m] for _, _, masks in pending]) for m in pending[0][2]}
         with torch.inference_mode():
-            features = model.forward_streams(stacked)
+            features = model.forward_streams(stacked, valid=valid)
         rows = {s: f.pooled[s].float().cpu().numpy() for s, f in features.items()}
-        store.write([place for place, _ in pending], rows)
+        if valid:
+            counts = torch.stack(list(valid.values())).all(dim=0)
+            rows["valid_share"] = counts.float().mean(dim=(1, 2)).numpy()
+        store.write([place for place, _, _ in pending], rows)
         pending.clear()
 
     todo = np.flatnonzero(~store.done).tolist()
     with progress_bar(len(places), len(places) - len(todo), enabled=progress, unit="patch") as bar:
         for place in todo:
             bar.update()
-            images = _read_place(model, places[place], units, nodata, skip_nodata)
-            if images is None:
+            read = _read_place(model, places[place], units, nodata, mask, skip_nodata)
+            if read is None:
                 continue
+            images, valid = read
             shapes = [image.shape for image in images.values()]
             if pending and [image.shape for image in pending[0][1].values()] != shapes:
                 encode()
-            pending.append((place, images))
+            pending.append((place, images, valid))
             if len(pending) == batch_size:
                 encode()
     if pending:
@@ -138,12 +155,18 @@ def _read_place(
     files: Sequence[_File],
     units: Mapping[str, str] | None,
     nodata: float | None,
+    mask: ClassMasks | None,
     skip_nodata: bool,
-) -> dict[str, torch.Tensor] | None:
-    """Return the normalized images of a place by modality, [C, H, W]; ``None``: it is left out."""
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
+    """Return the normalized images of a place by modality, [C, H, W], and where there are masks the pixels
+    that count, [H, W]; ``None``: it is left out.
+    """
     first, paths = files[0].path, [file.path for file in files]
     names = [file.names for file in files]
-    with open_model_rasters(model, paths, names=names, units=units, nodata=nodata) as patch:
+    with (
+        open_model_rasters(model, paths, names=names, units=units, nodata=nodata, mask=mask) as patch,
+        ClassMaskReader(patch, mask or {}, sensors_of(model), names=names) as masks,
+    ):
         if max(patch.height, patch.width) > MAX_PATCH_SIDE:
             raise ValueError(
                 f"{first} has {patch.height} x {patch.width} pixels: a scene, not a patch (at most "
@@ -165,10 +188,13 @@ def _read_place(
             )
         try:
             preprocess = create_preprocess(model, bands=patch.bands, units=units)
-            images = preprocess({m: x[None] for m, x in arrays.items()})
+            counts = {m: torch.from_numpy(x) for m, x in masks.read().items()}
+            images = preprocess(
+                {m: x[None] for m, x in arrays.items()}, valid={m: x[None] for m, x in counts.items()}
+            )
         except ValueError as error:
             raise ValueError(f"{first}: {error}") from error
-    return {m: image[0] for m, image in images.items()}
+    return {m: image[0] for m, image in images.items()}, counts
 
 
 def _cells(raster: Any, path: Path) -> set[tuple[Any, ...]]:
@@ -189,13 +215,14 @@ def _group_by_grid(
     sensors: Mapping[str, str],
     names: Sequence[Sequence[str] | None] | None,
     units: Mapping[str, str] | None,
+    mask: ClassMasks | None,
 ) -> list[list[_File]]:
     """Put the files of one place together, in the order of the first of each."""
     places: list[list[_File]] = []
     near: dict[tuple[Any, ...], list[int]] = {}
     for i, path in enumerate(paths):
         name = names[i] if names else None
-        modalities = set(find_bands(path, sensors, name, units=units)[0])
+        modalities = set(find_bands(path, sensors, masked_names(name, mask), units=units)[0])
         with open_raster(path) as raster:
             center = ground_position(raster.transform, raster.width / 2, raster.height / 2)
             file = _File(path, name, modalities, str(raster.crs or ""), center)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, unfinished
+from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
 from rsbackbones.embed.preview import write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
@@ -32,6 +33,7 @@ def embed_scene(
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
     nodata: float | None = None,
+    mask: ClassMasks | None = None,
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
@@ -43,10 +45,11 @@ def embed_scene(
 
     A pixel of the result is one cell of the model's final map, of a ViT one patch; its transform is the
     input's, scaled by ``model.stride``, so the two line up. The scene is read in overlapping windows, and
-    features are blended where they overlap, so that no seams show. A cell with a pixel without data is NaN.
-    Where the size is no multiple of what the model needs, the last few pixels at the right and at the bottom
-    are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that reach
-    beyond the scene.
+    features are blended where they overlap, so that no seams show. A cell with a pixel without data is NaN,
+    and so is one of whose pixels less than half count by ``mask``; the tag ``valid_share`` is then the share
+    of pixels that have data and count. Where the size is no multiple of what the model needs, the last few
+    pixels at the right and at the bottom are not covered; a model that pads (``create_model(..., pad=True)``)
+    covers them with cells that reach beyond the scene.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
     that the same call resumes a killed run.
@@ -59,6 +62,8 @@ def embed_scene(
         bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
         nodata: the value without data, where the files do not state it.
+        mask: by a band of the rasters, or the path of a raster, the classes of pixels that do not count:
+            ``{"SCL": (3, 8, 9, 10)}``; see :class:`rsbackbones.data.class_masks.ClassMaskReader`.
         stream: by default the model's default stream.
         window: side of a window in pixels; default the size the model was trained on (of a network of
             large cells, four of them at least).
@@ -82,7 +87,10 @@ def embed_scene(
     for written in (output, output.with_suffix(".png")):
         if same := [path for path in paths if path.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
-    with open_model_rasters(model, paths, names=bands, units=units, nodata=nodata) as scene:
+    with (
+        open_model_rasters(model, paths, names=bands, units=units, nodata=nodata, mask=mask) as scene,
+        ClassMaskReader(scene, mask or {}, sensors_of(model), names=bands) as masks,
+    ):
         sides = (scene.height, scene.width)
         rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
         grid = (rows, columns)
@@ -99,22 +107,24 @@ def embed_scene(
             )
         side, shared = _window(model, window, overlap)
         preprocess = create_preprocess(model, bands=scene.bands, units=units)
-        _check_values(scene, preprocess)
+        _check_values(scene, masks, preprocess)
         preprocess.check = False
         stream = model.choose_stream(stream)
-        job = embedding_job(model, paths, units=preprocess.units, nodata=nodata) | {
+        job = embedding_job(model, paths, units=preprocess.units, nodata=nodata, mask=mask) | {
             "stream": stream,
             "given": {m: list(b) for m, b in scene.bands.items()},
             "window": side,
             "overlap": shared,
             "stride": cell,
         }
-        row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
+        share = [("valid_share", "<f4", (grid[1],))] if mask else []
+        row = np.dtype([("features", "<f4", (grid[1], model.num_features)), *share])
         with RowStore(unfinished(output), job, grid[0], layout=row) as store:
             _fill(
                 store,
                 grid,
                 scene,
+                masks,
                 model,
                 preprocess,
                 stream,
@@ -123,10 +133,12 @@ def embed_scene(
                 batch_size,
                 progress,
             )
-            features = store.read()["features"]
-            _write_map(output, features, scene, cell, job)
+            rows = store.read()
+            features = rows["features"]
+            counted = {"valid_share": f"{float(rows['valid_share'].mean()):.6f}"} if mask else {}
+            _write_map(output, features, scene, cell, job | counted)
             write_preview(output.with_suffix(".png"), features)
-            del features  # an open map of the file: it could not be deleted on every system
+            del rows, features  # an open map of the file: it could not be deleted on every system
             store.discard()
     return output
 
@@ -151,12 +163,16 @@ def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[i
     return side, shared
 
 
-def _check_values(scene: RasterStack, preprocess: Preprocess) -> None:
+def _check_values(scene: RasterStack, masks: ClassMaskReader, preprocess: Preprocess) -> None:
     """Check the unit on the whole scene, decimated: a single window may be too uniform."""
     shape = (min(scene.height, 512), min(scene.width, 512))
     arrays, valid = scene.read(out_shape=shape)
     if not valid.any():
         raise ValueError(f"{scene.paths[0]}: no pixel has data in all bands that the model takes")
+    for mask in masks.read(out_shape=shape).values():
+        valid = valid & mask
+    if not valid.any():
+        raise ValueError(f"{scene.paths[0]}: no pixel with data counts by the mask: are its classes right?")
     preprocess({m: x[:, valid][:, None] for m, x in arrays.items()})
 
 
@@ -164,6 +180,7 @@ def _fill(
     store: RowStore,
     grid: tuple[int, int],
     scene: RasterStack,
+    masks: ClassMaskReader,
     model: Backbone,
     preprocess: Preprocess,
     stream: str,
@@ -185,62 +202,81 @@ def _fill(
     total_sum = np.zeros((size[0], width, dim), np.float32)
     total_weight = np.zeros((size[0], width, 1), np.float32)
     complete = np.ones((size[0], width), bool)
+    share = np.ones((size[0], width), np.float32)
     with progress_bar(total, total - left, enabled=progress) as bar:
         for i in strips:
             for start in range(0, len(lefts), batch_size):
                 batch = lefts[start : start + batch_size]
-                maps, masks = _encode_windows(model, scene, preprocess, stream, tops[i], batch, size)
-                for column, values, mask in zip(batch, maps, masks, strict=True):
+                maps, shares = _encode_windows(model, scene, masks, preprocess, stream, tops[i], batch, size)
+                for column, values, (has_data, counts) in zip(batch, maps, shares, strict=True):
                     columns = slice(column, column + size[1])
                     total_sum[:, columns] += values * weights[..., None]
                     total_weight[:, columns] += weights[..., None]
-                    complete[:, columns] = mask
+                    complete[:, columns], share[:, columns] = has_data == 1, counts
                 bar.update(len(batch))
             # Rows above the next window are final; the others wait for it.
             final = (tops[i + 1] if i + 1 < len(tops) else height) - tops[i]
             if tops[i] + final > done:
                 rows = total_sum[:final] / total_weight[:final]
                 rows[~complete[:final]] = np.nan
-                store.write(range(tops[i], tops[i] + final), {"features": rows})
-            total_sum, total_weight, complete = (
+                kept = {"features": rows} | ({"valid_share": share[:final]} if masks else {})
+                store.write(range(tops[i], tops[i] + final), kept)
+            total_sum, total_weight, complete, share = (
                 np.concatenate((x[final:], np.full_like(x[:final], rest)))
-                for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1))
+                for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1), (share, 1))
             )
 
 
 def _encode_windows(
     model: Backbone,
     scene: RasterStack,
+    masks: ClassMaskReader,
     preprocess: Preprocess,
     stream: str,
     top: int,
     lefts: Sequence[int],
     size: tuple[int, int],
-) -> tuple[Array, list[Array]]:
-    """Encode windows of one row; return maps [B, h, w, D] and where each patch has all its data."""
+) -> tuple[Array, list[tuple[Array, Array]]]:
+    """Encode windows of one row; return maps [B, h, w, D], and for each the shares of a cell's pixels that
+    have data, and of those that count in the stream as well, [h, w].
+    """
     p, unit = model.stride, _unit(model)
     whole = [-(-side * p // unit) * unit for side in size]  # pixels of a window
     images: dict[str, list[Array]] = {m: [] for m in model.modalities}
-    masks: list[Array] = []
+    counted: dict[str, list[Array]] = {}
+    shares: list[tuple[Array, Array]] = []
     height = min(whole[0], scene.height - top * p)
     for left in lefts:
         width = min(whole[1], scene.width - left * p)
-        arrays, valid = scene.read((top * p, left * p, height, width))
+        window = (top * p, left * p, height, width)
+        arrays, valid = scene.read(window)
+        counts = masks.read(window)
         # As the model pads a single window (``Backbone.pad``).
         beyond = ((0, whole[0] - height), (0, whole[1] - width))
         for modality, x in arrays.items():
             if not valid.all():
                 # Fill gaps with typical values: they reach the neighbors through attention.
-                typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
+                seen = valid & counts.get(modality, True)
+                typical = x[:, seen].mean(axis=1) if seen.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
-        cells = np.pad(valid, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p)
-        masks.append(np.all(cells, axis=(1, 3))[: size[0], : size[1]])
+        for modality, mask in counts.items():
+            counted.setdefault(modality, []).append(np.pad(mask, beyond, mode="edge"))
+        clear = valid.copy()
+        for modality in model.stream_inputs[stream]:
+            clear &= counts.get(modality, True)
+        has_data, counts_too = (
+            np.pad(x, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p).mean((1, 3))
+            for x in (valid, clear)
+        )
+        shares.append((has_data[: size[0], : size[1]], counts_too[: size[0], : size[1]]))
     device = next(model.parameters()).device
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
+    clouds = {m: torch.from_numpy(np.stack(x)) for m, x in counted.items()}
     with torch.inference_mode():
-        maps = model.forward_features(batch).maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
-    return maps.permute(0, 2, 3, 1).float().cpu().numpy(), masks
+        features = model.forward_features(batch, valid=clouds)
+    maps = features.maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
+    return maps.permute(0, 2, 3, 1).float().cpu().numpy(), shares
 
 
 def _write_map(
