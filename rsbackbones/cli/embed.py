@@ -50,7 +50,7 @@ from rsbackbones.cli.options import (
 @mapping("--mask", form="NAME=CLASS,...", read=codes_in, section="Values",
          help="pixels that do not count, such as clouds: SCL=3,8,9,10 by a band of the rasters, "
          "scl.tif=3,8-10 by another raster (of the optical sensors; s1:NAME names the sensor), resampled by "
-         "nearest neighbor; repeatable. Cells of which less than half the pixels count are left out")  # fmt: skip
+         "nearest neighbor; repeatable. Cells of which less than half the pixels count are NaN")  # fmt: skip
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
 @option("--window", type=COUNT, metavar="PIXELS", section="Windows", show_default="the size of pretraining",
         help="side of the windows that a scene is read in")  # fmt: skip

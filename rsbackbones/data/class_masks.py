@@ -144,8 +144,8 @@ class ClassMaskReader:
                 "resample it by; bring it to that grid first"
             )
         warnings.warn(
-            f"mask {raster.name} is brought to the grid of {stack.paths[0]} by nearest neighbor: from pixels of "
-            f"{abs(raster.transform.a):.6g} ({raster.crs}) to {abs(stack.transform.a):.6g} ({stack.crs})",
+            f"mask {raster.name} is brought to the grid of {stack.paths[0]} by nearest neighbor: from pixels "
+            f"of {abs(raster.transform.a):.6g} ({raster.crs}) to {abs(stack.transform.a):.6g} ({stack.crs})",
             stacklevel=5,
         )
         options = {} if raster.nodata is not None else {"add_alpha": True}
