@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# The tests of a file stay together, as they share what is slow to make, until another worker has none left.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 # What needs a plain install only.
 CORE := tests/layers tests/models tests/zoo tests/test_device.py tests/test_precision.py tests/test_preprocess.py tests/test_sensors.py
 
@@ -23,20 +26,20 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(QUICK)
+	$(BIN)/python -m pytest $(WORKERS) $(QUICK)
 
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --durations=30
+	$(BIN)/python -m pytest $(WORKERS) --durations=30
 
 # The core suite on the oldest supported versions of a plain install.
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet -r tests/oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
-	.venv-oldest/bin/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow" $(CORE)
+	.venv-oldest/bin/python -m pytest $(WORKERS) -m "not slow" $(CORE)
 
 lint: .venv/installed
 	$(BIN)/ruff format .
@@ -59,10 +62,12 @@ pictures: .venv/installed
 	  Image.open('demo/land_cover/map.png').convert('RGB').quantize(64).save('docs/images/land_cover.png')"
 
 # On a machine with network: downloads and verifies all published weights, and records full digests, sizes and
-# golden activations in the manifest; then the tables.
+# golden activations in the manifest; then the tables. DATA=FOLDER, with data sets as torchgeo keeps them, also
+# measures the scores that the publishers state (a GPU is advisable), into runs/published_scores.
 lock-weights: .venv/installed
-	$(BIN)/python -m rsbackbones.cli manifest lock "*" --download --golden --output weights_manifest.json
+	$(BIN)/python -m rsbackbones manifest lock "*" --download --golden --output weights_manifest.json
 	$(BIN)/python -m rsbackbones.zoo.cards
+	$(if $(DATA),$(BIN)/python -m benchmarks.published_scores --data "$(DATA)" --output runs/published_scores)
 
 # Encoding against peers, under 60 minutes on two cores; QUICK=1 takes under 5. Writes to the folder bench.
 bench: .venv/installed

@@ -44,6 +44,7 @@ class Cell:
     network: str
     path: str
     threads: int
+    batch: int = BATCH
 
 
 def build(cell: Cell) -> Any:
@@ -66,9 +67,9 @@ def build(cell: Cell) -> Any:
     return network.eval()
 
 
-def images() -> torch.Tensor:
+def images(batch: int) -> torch.Tensor:
     """Return the same images in every process."""
-    return torch.rand(BATCH, BANDS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return torch.rand(batch, BANDS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
 def write_weights(network: str, path: Path) -> None:
@@ -85,7 +86,7 @@ def write_weights(network: str, path: Path) -> None:
     torch.save(state, path)
 
 
-def measure(network: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(network: str, threads: int, rounds: int = ROUNDS, batch: int = BATCH) -> dict[str, Any]:
     """Measure all peers in one run.
 
     Returns:
@@ -95,7 +96,9 @@ def measure(network: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{network}.pth"
         write_weights(network, path)
-        cells = {p: Cell(peer=p, network=network, path=str(path), threads=threads) for p in PEERS}
+        cells = {
+            p: Cell(peer=p, network=network, path=str(path), threads=threads, batch=batch) for p in PEERS
+        }
         found: dict[str, Any] = {peer: {"rates": []} for peer in PEERS}
         with side_by_side("benchmarks.peers", cells) as processes:
             for peer in PEERS:
@@ -166,7 +169,7 @@ def answer_for(cell: Cell) -> None:
     else:
         __import__("timm")
         __import__("rsbackbones")
-    held: dict[str, Any] = {"x": images()}
+    held: dict[str, Any] = {"x": images(cell.batch)}
 
     def answer(what: str) -> dict[str, Any]:
         began = time.perf_counter()

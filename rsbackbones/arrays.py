@@ -55,7 +55,10 @@ def to_tensor(
     """
     missing: Any = None
     if values is None:
-        raise ValueError(f"{what}: got None; leave {what} out where there is no image")
+        raise ValueError(
+            f"{what} is None: leave out a sensor that is not there; one that is missing at some dates has a "
+            "mask, valid="
+        )
     if _is_xarray(values):
         values, missing = _from_xarray(values, bands, find_band, what)
     if isinstance(values, Tensor):
@@ -86,7 +89,7 @@ def to_tensor(
 
 
 def to_mask(valid: Any, what: str) -> Tensor:
-    """Return a mask as booleans: of a tensor, array, list or DataArray of booleans, or of 0 and 1.
+    """Return a mask as booleans: of a tensor, array, list or DataArray of booleans, or of uint8 0 and 1.
 
     Raises:
         ValueError: other values; ``what`` names the mask.
@@ -101,9 +104,9 @@ def to_mask(valid: Any, what: str) -> Tensor:
         raise ValueError(f"{what} must be booleans, got {type(valid).__name__}") from error
     if mask.dtype == torch.bool:
         return mask
-    if mask.is_floating_point() or mask.is_complex() or ((mask != 0) & (mask != 1)).any():
+    if mask.dtype != torch.uint8 or (mask > 1).any():
         raise ValueError(
-            f"{what} must be booleans (or 0 and 1), True where a pixel counts, got {mask.dtype} "
+            f"{what} must be booleans (or uint8 of 0 and 1), True where a pixel counts, got {mask.dtype} "
             f"{list(mask.shape)}; of a class map: ~numpy.isin(scl, (3, 8, 9, 10))"
         )
     return mask.bool()

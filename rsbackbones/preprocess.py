@@ -20,9 +20,10 @@ By default the result is truncated to 8 bits, as in the CROMA authors' code. The
 *batch* instead, so that the features of an image depend on the other images of its batch; that rule is
 ``statistics="batch"``.
 
-8-bit RGB images are not physical measurements, so the statistics do not apply to them. For their unit
-``uint8_rgb`` the model's input is value / 255, and under the rule ``imagenet``, which is one for pictures,
-that with ImageNet's mean and standard deviation.
+8-bit pictures of reflectance (the unit ``rgb8``) are converted to it: 255 stands for a reflectance of 0.275,
+2,750 dn, as in the pictures of EuroSAT beside their originals (B02, B03, B04: 2,780, 2,742, 2,735).
+``rgb8:DN`` names another one: ESA's true color images of L1C (TCI) saturate at 3,558, ``rgb8:3558``.
+Under the rule ``imagenet``, which is one for pictures, ``rgb8`` is the picture itself.
 """
 
 import warnings
@@ -33,36 +34,45 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.arrays import is_dataset, to_mask, to_tensor
+from rsbackbones.arrays import is_dataset, to_tensor
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.sensors import UINT8_RGB, BandNumbers, InputSpec, Sensor, get_sensor
+from rsbackbones.models.series_arguments import Masks, masks_by_modality
+from rsbackbones.sensors import RGB8, BandNumbers, InputSpec, Sensor, get_sensor
+from rsbackbones.value_check import MissingPixelsWarning, Verdict, format_value, judge, missing_pixels
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     Raw = Tensor | npt.NDArray[np.generic]
-    Mask = Tensor | npt.NDArray[np.generic] | Sequence[Any]
-    Masks = Mask | Mapping[str, Mask]
 
-_PICTURE = "8-bit RGB images, 0 to 255: the model's input is value / 255, without statistics"
+# The dn that 255 of an 8-bit picture stands for, where the unit does not name another (``rgb8:3558``).
+PICTURE_DN = 2750.0
+_PICTURE = (
+    f"8-bit pictures: reflectance x 10000 = value / 255 x {PICTURE_DN:.0f}; {RGB8}:DN for another DN of 255"
+)
 _OPTICAL = {
     "dn": "reflectance x 10000",
     "dn_baseline_0400": "reflectance x 10000 + 1000: Sentinel-2 since processing baseline 04.00 (2022)",
     "reflectance": "reflectance, 0 to 1",
+    "percent": "reflectance in percent",
     "landsat_c2": "Landsat Collection 2, Level 2: reflectance = value x 0.0000275 - 0.2",
 }
-_RADAR = {"db": "decibel", "linear": "linear power (sigma nought, gamma nought)"}
+_RADAR = {
+    "db": "decibel",
+    "linear": "linear power (sigma nought, gamma nought)",
+    "db_x100": "decibel x 100, as integers hold them",
+}
 # The unit of the input contract -> the units that values may have. Thermal bands are in kelvin in all of them
 # but landsat_c2.
 UNITS = {
-    "dn": {**_OPTICAL, UINT8_RGB: _PICTURE},
-    "db": {**_RADAR, UINT8_RGB: _PICTURE},
-    "uint8": {"uint8": "the 8-bit values of the training set", **_OPTICAL, UINT8_RGB: _PICTURE},
+    "dn": {**_OPTICAL, RGB8: _PICTURE},
+    "db": _RADAR,
+    "uint8": {"uint8": "the 8-bit values of the training set", **_OPTICAL, RGB8: _PICTURE},
     "tci_dn": {
         "tci_dn": "Sentinel-2's 8-bit true color image for B04, B03 and B02, dn for other bands",
         **_OPTICAL,
-        UINT8_RGB: _PICTURE,
+        RGB8: _PICTURE,
     },
 }
 RULES = ("clip_2sd", "scale", "standard", "imagenet", "none")
@@ -73,11 +83,9 @@ _LANDSAT_C2_SCALE, _LANDSAT_C2_OFFSET = 0.0000275, -0.2
 _LANDSAT_C2_KELVIN_SCALE, _LANDSAT_C2_KELVIN_OFFSET = 0.00341802, 149.0
 # Keeps the normalized difference of two zeros finite, as in SSL4Eco's code.
 _SMALLEST_SUM = 1e-5
+# So many images of a batch or a series are judged one by one too, evenly spaced.
+_JUDGED = 64
 _DIGITAL_NUMBERS = ("dn", "dn_baseline_0400", "landsat_c2")
-
-
-class OffsetWarning(UserWarning):
-    """Every value is 1000 or more: the values may include the radiometric offset of Sentinel-2 products."""
 
 
 class Preprocess:
@@ -95,6 +103,8 @@ class Preprocess:
         *,
         batch_statistics: bool,
         check: bool,
+        size: tuple[int, int] | None = None,
+        nodata: float | None = None,
     ) -> None:
         self.specs = dict(specs)
         self.given = dict(given)
@@ -102,14 +112,16 @@ class Preprocess:
         self.sensors = dict(sensors)
         self.batch_statistics = batch_statistics
         self.check = check
+        self.size = size
+        self.nodata = nodata
 
     @overload
-    def __call__(self, x: "Raw", valid: "Masks | None" = None) -> Tensor: ...
+    def __call__(self, x: "Raw", valid: Masks | None = None) -> Tensor: ...
     @overload
-    def __call__(self, x: "Mapping[str, Raw]", valid: "Masks | None" = None) -> dict[str, Tensor]: ...
+    def __call__(self, x: "Mapping[str, Raw]", valid: Masks | None = None) -> dict[str, Tensor]: ...
 
     def __call__(
-        self, x: "Raw | Mapping[str, Raw]", valid: "Masks | None" = None
+        self, x: "Raw | Mapping[str, Raw]", valid: Masks | None = None
     ) -> Tensor | dict[str, Tensor]:
         """Normalize raw values.
 
@@ -121,28 +133,31 @@ class Preprocess:
             valid: by modality booleans, False for what does not count: pixels [..., H, W], or missing images
                 [B, T] of series [B, T, C, H, W]. Their values are ignored and replaced by zeros. Pass the
                 same mask to the model. :meth:`valid_pixels` finds the pixels that arrays themselves lack.
+                Tensors, arrays or lists; a bare one if there is one modality. Masks are of the size of ``x``,
+                also where the result has another (``size``).
 
         Returns:
-            float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one.
+            float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one. Pixels
+            that hold ``nodata`` in any band get the mean of their band over the other pixels of the image.
+            For a fine-tuned classifier images are resized to the size that it was scored at (``size``).
 
         Raises:
             ValueError: a modality is unknown, the number of channels is wrong, values are NaN, infinite or
                 masked, or they are impossible in the stated unit.
         """
         images, single = self._by_modality(x)
-        masks = valid if isinstance(valid, Mapping) else {} if valid is None else dict.fromkeys(images, valid)
+        masks = masks_by_modality(valid, tuple(images))
         if unknown := [m for m in masks if m not in images]:
             raise ValueError(f"valid has {', '.join(unknown)}; the images are {', '.join(images)}")
-        if len(images) > 1 and valid is not None and not isinstance(valid, Mapping):
-            raise ValueError(f"valid must be a mapping by modality, got {type(valid).__name__}")
         made = {m: self._apply(m, values, masks.get(m)) for m, values in images.items()}
         return made[single] if single else made
 
     def valid_pixels(self, x: "Raw | Mapping[str, Raw]") -> dict[str, Tensor]:
         """Return which pixels of raw values have data in all bands that the model takes.
 
-        A pixel has none where a band is NaN or infinite, masked (a numpy masked array), or has the value that
-        an xarray object states for it (``_FillValue``)::
+        A pixel has none where a band is NaN or infinite, masked (a numpy masked array), or holds ``nodata``
+        or the value that an xarray object states for it (``_FillValue``); and where all bands hold zero, if
+        the unit allows no such measurement (:func:`rsbackbones.value_check.missing_pixels`)::
 
             valid = preprocess.valid_pixels(x)
             features = model.forward_features(preprocess(x, valid=valid), valid=valid)
@@ -151,14 +166,17 @@ class Preprocess:
             x: as for calling the preprocessing.
 
         Returns:
-            By modality, booleans [..., H, W]. Combine them with masks of your own by ``&``.
+            By modality, booleans [..., H, W] of the size of ``x``. Combine them with masks of your own by
+            ``&``. Where the preprocessing resizes images (``size``), bring them to that size for the model,
+            by nearest neighbor.
         """
         found = {}
         for m, values in self._by_modality(x)[0].items():
             tensor, held = self._tensor(m, values)
-            sources = [self.given[m].index(band) for band in self._source_bands(m)]
-            there = torch.stack([tensor[..., i, :, :].isfinite() for i in sources]).all(dim=0)
-            found[m] = there if held is None else there & held
+            given = self.given[m]
+            read = tensor[..., [given.index(band) for band in self._source_bands(m)], :, :].float()
+            there = read.isfinite().all(-3) & ~missing_pixels(read, self.units[m], self.nodata)
+            found[m] = there if held is None else there & held.to(there.device)
         return found
 
     def _by_modality(self, x: "Raw | Mapping[str, Raw]") -> tuple[Mapping[str, Any], str | None]:
@@ -185,11 +203,13 @@ class Preprocess:
 
         return to_tensor(raw, self.given[modality], find_band, modality)
 
-    def _apply(self, modality: str, raw: "Raw", valid: Any) -> Tensor:
+    def _apply(self, modality: str, raw: "Raw", mask: Tensor | None) -> Tensor:
         x, held = self._tensor(modality, raw)
-        if valid is None:
-            return self._apply_images(modality, x, held)
-        mask, pixels = to_mask(valid, f"valid[{modality!r}]").to(x.device), (*x.shape[:-3], *x.shape[-2:])
+        if held is not None:
+            held = held.to(x.device)
+        if mask is None:
+            return resize(self._apply_images(modality, x, held, None), self.size)
+        mask, pixels = mask.to(x.device), (*x.shape[:-3], *x.shape[-2:])
         if x.ndim == 5 and mask.shape == x.shape[:2]:
             mask = mask[..., None, None].expand(pixels)
         if mask.shape != pixels:
@@ -197,36 +217,54 @@ class Preprocess:
                 f"{modality}: valid must be booleans {list(pixels)}, True for pixels that count, or [B, T] "
                 f"for a series [B, T, C, H, W], got {list(mask.shape)} for {list(x.shape)}"
             )
-        if mask.all():
-            return self._apply_images(modality, x, held)
-        made = torch.zeros(*x.shape[:-3], len(self.specs[modality].bands), *x.shape[-2:], device=x.device)
-        if mask.any():
-            values = x.movedim(-3, 0)[:, mask][:, None]  # [C, 1, pixels]
-            inside = None if held is None else held[mask][None]
-            made.movedim(-3, 0)[:, mask] = self._apply_images(modality, values, inside)[:, 0]
+        sides = self.size or (x.shape[-2], x.shape[-1])
+        made = torch.zeros(*x.shape[:-3], len(self.specs[modality].bands), *sides, device=x.device)
+        there = mask.flatten(-2).any(-1)  # images with a pixel that counts
+        if there.any():
+            keep = mask[there]
+            images = self._apply_images(modality, x[there], None if held is None else held[there], keep)
+            kept = nn.functional.interpolate(keep[:, None].float(), size=sides, mode="nearest-exact") > 0
+            made[there] = resize(images, self.size).masked_fill(~kept, 0)
         return made
 
-    def _apply_images(self, modality: str, x: Tensor, held: Tensor | None) -> Tensor:
+    def _apply_images(self, modality: str, x: Tensor, held: Tensor | None, keep: Tensor | None) -> Tensor:
+        """Normalize images [..., C, H, W].
+
+        Args:
+            modality, x: of which.
+            held: [..., H, W], False for pixels that the array lacks.
+            keep: [..., H, W], False for pixels that the user masks. They get the mean of their band, as those
+                of ``nodata`` do, and count neither in the checks nor in batch statistics.
+        """
         given = self.given[modality]
-        in_numbers = self.units[modality] in _DIGITAL_NUMBERS or (
-            self.units[modality] == "tci_dn" and None in self.specs[modality].stored_range
-        )
-        if self.check and x.dtype in (torch.uint8, torch.int8) and in_numbers:
+        if self.check and x.dtype in (torch.uint8, torch.int8) and self._in_numbers(modality):
             raise ValueError(
                 f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
-                f"pass the original product, or units={{'{modality}': '{UINT8_RGB}'}} for value / 255 as "
-                "the model's input (check=False skips this check)"
+                f"pass the original product, or units={{'{modality}': '{RGB8}'}} (--units {modality}={RGB8}) "
+                f"for a picture whose 255 is a reflectance of {PICTURE_DN / 10000:g} (check=False skips this "
+                "check)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         if held is not None:
-            x = x.masked_fill(~held.to(x.device).unsqueeze(-3), float("nan"))
+            x = x.masked_fill(~held.unsqueeze(-3), float("nan"))
         sources = self._source_bands(modality)
         if given != sources:
             x = x[..., [given.index(band) for band in sources], :, :]
+        missing = None if keep is None or keep.all() else ~keep
+        if self.nodata is not None:
+            marked = missing_pixels(x, None, self.nodata)
+            missing = marked if missing is None else marked | missing
+        if missing is not None:
+            x = _fill(x, missing, modality)
+        counted = None if missing is None else ~missing
         if self.check:
-            self._check_values(modality, sources, x)
+            self._check_values(modality, x, counted)
         x = self._to_contract_unit(modality, sources, x)
-        return self._normalize(modality, x)
+        return self._normalize(modality, x, counted)
+
+    def _in_numbers(self, modality: str) -> bool:
+        unit = self.units[modality]
+        return unit in _DIGITAL_NUMBERS or (unit == "tci_dn" and None in self.specs[modality].stored_range)
 
     def _source_bands(self, modality: str) -> tuple[str, ...]:
         """Return the bands to take from the user's: the model's, or the sources of an index."""
@@ -238,8 +276,19 @@ class Preprocess:
             )
         )
 
-    def _check_values(self, modality: str, bands: tuple[str, ...], x: Tensor) -> None:
+    def _check_values(self, modality: str, x: Tensor, counted: Tensor | None) -> None:
+        """Check values [..., C, H, W] of the bands that the model takes, or the sources of its indices.
+
+        ``counted`` is False, [..., H, W], for pixels that were filled.
+
+        Raises:
+            ValueError: they are NaN or infinite, or cannot be in the stated unit
+                (:mod:`rsbackbones.value_check`).
+        """
+        bands, sensor, unit = self._source_bands(modality), self.sensors[modality], self.units[modality]
         bad = ~x.isfinite()
+        if counted is not None:
+            bad &= counted.unsqueeze(-3)
         if bad.any():
             counts = bad.movedim(-3, 0).flatten(1).sum(1).tolist()
             where = ", ".join(f"{b}: {n}" for b, n in zip(bands, counts, strict=True) if n)
@@ -250,55 +299,66 @@ class Preprocess:
             )
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
-        indices = [i for i, band in enumerate(bands) if self.sensors[modality].band(band).index]
+        indices = [i for i, band in enumerate(bands) if sensor.band(band).index]
         if indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
             raise ValueError(
                 f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
                 "take it times 10000; leave it out of your bands, and create_preprocess computes it"
             )
-        reflective = [not self.sensors[modality].band(band).is_thermal for band in bands]
-        if not any(reflective):
+        measured = [
+            i for i, band in enumerate(bands) if not sensor.band(band).is_thermal and i not in indices
+        ]
+        if not measured:
             return
-        if not all(reflective):
-            x = x[..., torch.tensor(reflective, device=x.device), :, :]
-        unit, low, high = self.units[modality], float(x.min()), float(x.max())
-        if unit in (UINT8_RGB, "uint8"):
+        if len(measured) < len(bands):
+            x = x[..., measured, :, :]
+        if unit.partition(":")[0] in (RGB8, "uint8"):
             self._check_bytes(modality, x)
-            return
-        if unit == "tci_dn":
+        elif unit == "tci_dn":
             rows = self.specs[modality].rows
-            if stored := [i for i, band in enumerate(bands) if rows[band].stored_range]:
+            if stored := [k for k, i in enumerate(measured) if rows[bands[i]].stored_range]:
                 self._check_bytes(modality, x[..., stored, :, :])
+        else:
+            missing = missing_pixels(x, unit)
+            if counted is not None:
+                missing &= counted
+            if self.nodata != 0 and missing.any():
+                warnings.warn(
+                    f"{modality}: pixels hold zero in all bands, as those without data do, and are taken as "
+                    "measured; create_preprocess(model, nodata=0) fills them",
+                    MissingPixelsWarning,
+                    stacklevel=4,
+                )
+            if counted is not None:
+                missing |= ~counted
+            self._act_on(modality, judge(x.movedim(-3, 0)[:, ~missing], unit, sensor))
+            images, holes = x.reshape(-1, *x.shape[-3:]), missing.reshape(-1, *x.shape[-2:])
+            for i in range(0, len(images), -(-len(images) // _JUDGED)) if len(images) > 1 else ():
+                found = judge(images[i][:, ~holes[i]], unit, sensor)
+                if found.kind != "suspect":  # a single image may be dark or bright
+                    text = f"image {i + 1} of {len(images)}: {found.text}"
+                    self._act_on(modality, replace(found, text=text))
+
+    def _act_on(self, modality: str, found: Verdict) -> None:
+        """Raise an error or warn as a verdict requires, with the option that helps."""
+        if found.kind == "right":
             return
-        hint = None
-        if high < 0 and unit not in ("db", "linear"):
-            raise ValueError(
-                f"{modality}: no value is above zero, the values go from {low:.4g} to {high:.4g}; fill or "
-                "leave out pixels without data first"
+        fix = ""
+        if found.nodata is not None:
+            value = format_value(found.nodata)
+            fix = (
+                f"; declare it: create_preprocess(model, nodata={value}) (--nodata {value}; "
+                f"in a GeoTIFF: gdal_edit.py -a_nodata {value} FILE)"
             )
-        below_zero = unit == "landsat_c2" and 0 < high < -_LANDSAT_C2_OFFSET / _LANDSAT_C2_SCALE
-        if unit in _DIGITAL_NUMBERS and 0 < high <= 2:
-            hint = ("reflectance", "reflectances (0 to 1)")
-        elif below_zero or (unit == "reflectance" and high > 20):
-            hint = ("dn", "digital numbers (reflectance x 10000)")
-        elif unit == "db" and low >= 0 and high > 0:
-            hint = ("linear", "linear power")
-        elif unit == "dn" and _lowest_above_zero(x) >= 1000:  # zero is what pixels without data hold
-            warnings.warn(
-                f"{modality}: no value is below 1000. Sentinel-2 products since 2022 have a radiometric "
-                f"offset of 1000. If yours do, pass create_preprocess(model, units={{'{modality}': "
-                "'dn_baseline_0400'}) (Landsat Collection 2: 'landsat_c2')",
-                OffsetWarning,
-                stacklevel=4,
+        elif found.unit in _known_units(self.specs[modality]):
+            fix = (
+                f"; pass create_preprocess(model, units={{'{modality}': '{found.unit}'}}) (--units "
+                f"{modality}={found.unit})"
             )
-        elif unit == "linear" and low < 0:
-            hint = ("db", "decibels")
-        if hint:
-            raise ValueError(
-                f"{modality}: values from {low:.4g} to {high:.4g} look like {hint[1]}, not {unit!r}; pass "
-                f"create_preprocess(model, units={{'{modality}': '{hint[0]}'}}), or check=False to skip "
-                f"checks (rsbackbones embed: --units {modality}={hint[0]})"
-            )
+        if found.kind == "suspect":
+            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=5)
+        else:
+            raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 
     def _check_bytes(self, modality: str, x: Tensor) -> None:
         """Check values that are stored in 8 bits."""
@@ -325,15 +385,21 @@ class Preprocess:
             return self._with_indices(modality, bands, x)
         if unit == "linear":
             return 10 * x.clamp(min=_SMALLEST_POWER).log10()
-        if unit in _OPTICAL:
+        if unit == "db_x100":
+            return x / 100
+        if unit in _DN_OF or not _is_picture_contract(spec):
             each = [sensor.band(band) for band in bands]
+            of_dn = _DN_OF.get(unit) or (_picture_dn(unit) / 255, 0.0)
             to_dn = torch.tensor(
-                [_DN_OF_THERMAL[unit] if b.is_thermal else (1, 0) if b.index else _DN_OF[unit] for b in each],
+                [
+                    _DN_OF_THERMAL.get(unit, (1, 0)) if b.is_thermal else (1, 0) if b.index else of_dn
+                    for b in each
+                ],
                 device=x.device,
             )  # [C, 2]
             x = x * to_dn[:, :1, None] + to_dn[:, 1:, None]
-        x = self._with_indices(modality, bands, x)
-        return x if unit in _RADAR or unit == UINT8_RGB else _stored(x, spec)
+            return _stored(self._with_indices(modality, bands, x), spec)
+        return self._with_indices(modality, bands, x)
 
     def _with_indices(self, modality: str, bands: tuple[str, ...], x: Tensor) -> Tensor:
         """Return the model's bands [..., C, H, W]; an index that was not given is computed, as dn."""
@@ -351,10 +417,8 @@ class Preprocess:
                 columns.append((index.clamp(min=0) * 10000).floor())
         return torch.stack(columns, dim=-3)
 
-    def _normalize(self, modality: str, x: Tensor) -> Tensor:
+    def _normalize(self, modality: str, x: Tensor, counted: Tensor | None) -> Tensor:
         spec = self.specs[modality]
-        if spec.normalize == UINT8_RGB:
-            return x / 255
         if spec.normalize == "none":
             return x
         if spec.normalize != "clip_2sd":
@@ -364,7 +428,8 @@ class Preprocess:
             x = (x - mean) / std
             return x.clamp(0, 1) if spec.clip else x
         if self.batch_statistics:
-            flat = x.movedim(-3, 0).flatten(1)
+            flat = x.movedim(-3, 0)
+            flat = flat.flatten(1) if counted is None else flat[:, counted]
             mean, std = flat.mean(1), flat.std(1)
             if flat.shape[1] < 2 or bool((std == 0).any()):
                 constant = [b for b, s in zip(spec.bands, std.tolist(), strict=True) if not s > 0]
@@ -395,10 +460,6 @@ class Preprocess:
     def __repr__(self) -> str:
         lines = []
         for modality, spec in self.specs.items():
-            if spec.normalize == UINT8_RGB:
-                given = ", ".join(self.given[modality])
-                lines.append(f"  {modality}: {given} in {UINT8_RGB} -> {', '.join(spec.bands)}, value / 255")
-                continue
             source = "each batch" if self.batch_statistics else spec.statistics or "the weights' entry"
             lines.append(
                 f"  {modality}: {', '.join(self.given[modality])} in {self.units[modality]} -> "
@@ -409,7 +470,20 @@ class Preprocess:
                     else ""
                 )
             )
+        if self.size:
+            lines.append(f"  resized to {self.size[0]} x {self.size[1]} pixels, the size of fine-tuning")
         return "Preprocess(\n" + "\n".join(lines) + "\n)"
+
+
+def resize(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Return [..., C, H, W] at a size, (height, width): bilinear, with antialiasing."""
+    if size is None or x.shape[-2:] == size:
+        return x
+    flat = x.reshape(-1, *x.shape[-3:])
+    fine: Tensor = nn.functional.interpolate(
+        flat, size=size, mode="bilinear", align_corners=False, antialias=True
+    )
+    return fine.reshape(*x.shape[:-2], *size)
 
 
 # Scale and offset from a unit to dn, and from the thermal bands of that unit to kelvin.
@@ -417,6 +491,7 @@ _DN_OF = {
     "dn": (1.0, 0.0),
     "dn_baseline_0400": (1.0, -1000.0),
     "reflectance": (10000.0, 0.0),
+    "percent": (100.0, 0.0),
     "landsat_c2": (_LANDSAT_C2_SCALE * 10000, _LANDSAT_C2_OFFSET * 10000),
 }
 _DN_OF_THERMAL = {
@@ -438,8 +513,50 @@ def _stored(x: Tensor, spec: InputSpec) -> Tensor:
     return torch.where(stored, eight_bit, x)
 
 
-def _lowest_above_zero(x: Tensor) -> float:
-    return float(x.masked_fill(x <= 0, float("inf")).min())
+def _fill(x: Tensor, missing: Tensor, modality: str) -> Tensor:
+    """Fill missing pixels [..., H, W] of [..., C, H, W] with the mean of their band over their image."""
+    if not missing.any():
+        return x
+    held = (~missing)[..., None, :, :]
+    count = held.sum((-2, -1), keepdim=True)
+    if not count.all():
+        raise ValueError(f"{modality}: an image has no pixel with data; leave it out")
+    mean = torch.where(held, x, 0).double().sum((-2, -1), keepdim=True) / count
+    return torch.where(held, x, mean.float())
+
+
+def picture_note(spec: InputSpec, unit: str) -> str | None:
+    """Return how 8-bit pictures become the input of weights, where ``unit`` is theirs."""
+    if unit.partition(":")[0] != RGB8:
+        return None
+    if _is_picture_contract(spec):
+        return "8-bit pictures, as the weights were trained on"
+    dn = _picture_dn(unit)
+    return (
+        f"8-bit pictures (unit {unit}): 255 is taken as a reflectance of {dn / 10000:g} ({dn:g} dn); for "
+        f"pictures made otherwise name their own, units {RGB8}:DN"
+    )
+
+
+def _is_picture_contract(spec: InputSpec) -> bool:
+    """Whether the network saw pictures, or 8-bit values that nobody states the reflectance of."""
+    return spec.normalize == "imagenet" or (spec.unit in ("uint8", "tci_dn") and not spec.stored_range)
+
+
+def _picture_dn(unit: str) -> float:
+    """Return the dn that 255 stands for: of ``rgb8`` 2750, of ``rgb8:3558`` 3558.
+
+    Raises:
+        ValueError: it is no positive number.
+    """
+    _, colon, text = unit.partition(":")
+    try:
+        value = float(text) if colon else PICTURE_DN
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"the unit {RGB8}:DN names the digital number that 255 stands for, got {unit!r}")
+    return value
 
 
 def create_preprocess(
@@ -450,6 +567,7 @@ def create_preprocess(
     statistics: Literal["dataset", "batch"] | Mapping[str, Mapping[str, tuple[float, float]]] = "dataset",
     eight_bit: bool | None = None,
     check: bool = True,
+    nodata: float | None = None,
 ) -> Preprocess:
     """Return the preprocessing that converts raw values to this model's input.
 
@@ -457,31 +575,39 @@ def create_preprocess(
     ``save_model``. A model without either uses the default contract of its architecture (for CROMA:
     SSL4EO-S12 statistics, Sentinel-2 L2A in DN, Sentinel-1 GRD in dB).
 
+    For a fine-tuned classifier, images are also resized to the size that it was trained and scored at
+    (``model.input_size``; set that to ``None`` to keep their own).
+
     Args:
         model: from ``create_model``; wrappers of torch.compile, data parallelism or timm are removed.
         bands: the channels of *your* arrays, in order, by modality. The model's bands are selected by name,
             other channels (B10, for example) are dropped. Default: the model's bands.
         units: the unit of your values by sensor, where it is not the contract's: for Sentinel-2 ``dn``,
             ``dn_baseline_0400`` (products since 2022 that still carry the offset) or ``reflectance``, for
-            Landsat also ``landsat_c2``; for Sentinel-1 ``db`` or ``linear``; ``uint8`` (or ``tci_dn``) for
-            the 8-bit values that some weights were trained on. ``uint8_rgb`` is that of 8-bit pictures:
-            value / 255 is the input, and statistics have no part in it. For weights whose unit nobody states,
-            it must be passed; the values are then passed on as they are.
+            Landsat also ``landsat_c2``; or ``percent``; for Sentinel-1 ``db``, ``linear`` or ``db_x100``;
+            ``uint8`` (or ``tci_dn``) for the 8-bit values that some weights were trained on. ``rgb8`` is that
+            of 8-bit pictures, whose 255 is 2750 dn; ``rgb8:3558`` names another DN, here that of ESA's true
+            color images. For weights whose unit nobody states, it must be passed; the values are then passed
+            on as they are.
         statistics: ``dataset``; ``batch`` (mean and deviation of each batch, the CROMA authors' script);
             or ``{sensor: {band: (mean, std)}}`` of your own, in the contract's unit, for some bands.
         eight_bit: truncate to 8 bits; default as in the contract.
-        check: raise an error for NaN, infinity and values that are impossible in the stated unit.
+        check: raise an error for NaN, infinity and values that are impossible in the stated unit, and warn of
+            those that may be in another (:class:`rsbackbones.value_check.UnitWarning`).
+        nodata: the value of pixels without data. Those that hold it in any band of a sensor do not count in
+            the check, and get the mean of their band over the other pixels of their image.
 
     Raises:
         ValueError: a modality, unit or band is unknown, a band of the model is missing from ``bands``, a band
-            has no statistics, statistics are passed for the unit ``uint8_rgb``, or nobody states the unit of
-            the weights' input and ``units`` does not name it.
+            has no statistics, or nobody states the unit of the weights' input and ``units`` does not name it.
     """
     backbone = unwrap_model(model)
-    return preprocess_for(
+    result = preprocess_for(
         backbone.inputs, backbone.bands, sensors=backbone.config.sensors, bands=bands, units=units,
-        statistics=statistics, eight_bit=eight_bit, check=check,
+        statistics=statistics, eight_bit=eight_bit, check=check, nodata=nodata,
     )  # fmt: skip
+    result.size = backbone.input_size
+    return result
 
 
 def preprocess_for(
@@ -494,6 +620,7 @@ def preprocess_for(
     statistics: Literal["dataset", "batch"] | Mapping[str, Mapping[str, tuple[float, float]]] = "dataset",
     eight_bit: bool | None = None,
     check: bool = True,
+    nodata: float | None = None,
 ) -> Preprocess:
     """As :func:`create_preprocess`, from an input contract and the ``model_bands`` of each modality.
 
@@ -509,23 +636,14 @@ def preprocess_for(
     for modality, needed in model_bands.items():
         sensor = get_sensor((sensors or {}).get(modality, modality))
         known_sensors[modality] = sensor
-        spec, pictures = contract.get(modality), (units or {}).get(modality) == UINT8_RGB
-        if pictures and not (spec and spec.normalize == "imagenet"):
-            if modality in own or statistics == "batch":
-                raise ValueError(
-                    f"{modality}: the unit {UINT8_RGB!r} is value / 255 and has no statistics; leave out "
-                    "statistics=, or pass the unit of your statistics"
-                )
-            specs[modality] = _of_pictures(tuple(needed))
-        elif spec is None:
+        spec = contract.get(modality)
+        if spec is None:
             raise ValueError(f"{modality}: the weights have no input contract for this modality")
-        else:
-            if pictures:  # that is what the network saw; only how it made them is left out
-                spec = replace(spec, stretch=())
-            specs[modality] = _for_bands(
-                modality, sensor, spec, tuple(needed), own.get(modality, {}), eight_bit,
-                statistics == "batch",
-            )  # fmt: skip
+        if (units or {}).get(modality) == RGB8 and spec.normalize == "imagenet":
+            spec = replace(spec, stretch=())  # the network saw pictures; only how it made them is left out
+        specs[modality] = _for_bands(
+            modality, sensor, spec, tuple(needed), own.get(modality, {}), eight_bit, statistics == "batch"
+        )
         yours = (bands or {}).get(modality)
         measured = dict.fromkeys(name for b in needed for name in sensor.band(b).index or (b,))
         given[modality] = tuple(measured) if yours is None else sensor.canonical(yours)
@@ -536,8 +654,9 @@ def preprocess_for(
             )
     chosen = {m: _chosen_unit(m, spec, known_sensors[m], (units or {}).get(m)) for m, spec in specs.items()}
     return Preprocess(
-        specs, given, chosen, known_sensors, batch_statistics=statistics == "batch", check=check
-    )
+        specs, given, chosen, known_sensors, batch_statistics=statistics == "batch", check=check,
+        nodata=nodata,
+    )  # fmt: skip
 
 
 def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
@@ -548,10 +667,11 @@ def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
 
 def _known_units(spec: InputSpec) -> Mapping[str, str]:
     """Return the units that values may have for a contract that states its own."""
-    assert spec.unit is not None
-    known = UNITS.get(spec.unit, {spec.unit: "", UINT8_RGB: _PICTURE})
+    if spec.unit is None:
+        return {}
+    known = UNITS.get(spec.unit, {spec.unit: "", RGB8: _PICTURE})
     if spec.unit in ("uint8", "tci_dn") and not spec.stored_range:
-        return {name: text for name, text in known.items() if name in (spec.unit, UINT8_RGB)}
+        return {name: text for name, text in known.items() if name in (spec.unit, RGB8)}
     return known
 
 
@@ -569,15 +689,11 @@ def _chosen_unit(modality: str, spec: InputSpec, sensor: Sensor, asked: str | No
         known = _known_units(spec)
     unit = spec.unit if asked is None else asked
     assert unit is not None
-    if unit not in known:
+    if unit.partition(":")[0] == RGB8 != unit and RGB8 in known and not _is_picture_contract(spec):
+        _picture_dn(unit)
+    elif unit not in known:
         raise ValueError(f"{modality}: unit must be one of {', '.join(known)}, got {unit!r}")
     return unit
-
-
-def _of_pictures(bands: tuple[str, ...]) -> InputSpec:
-    return InputSpec(
-        bands=bands, product="", unit=UINT8_RGB, normalize=UINT8_RGB, mean=(), std=(), eight_bit=True
-    )
 
 
 def _for_bands(

@@ -21,8 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rsbackbones.typed_fields import check_fields, show
+
 # The unit of 8-bit RGB images: the model's input is value / 255, without statistics.
-UINT8_RGB = "uint8_rgb"
+RGB8 = "rgb8"
+# The units and rules that an input contract may state, with ``None`` for a unit that nobody states.
+ContractUnit = Literal["dn", "db", "uint8", "tci_dn"]
+ContractRule = Literal["clip_2sd", "scale", "standard", "imagenet", "none"]
+# A standard deviation below it would make infinities of pixels.
+_SMALLEST_STD = 1e-9
 _THERMAL_NM = (3e3, 1e5)
 
 
@@ -101,15 +108,15 @@ S2 = Sensor(
     title="Sentinel-2 MSI",
     kind="optical",
     bands=(
-        _s2("B01", 442.7, 21, 60, "coastal"),
+        _s2("B01", 442.7, 21, 60, "coastal", "coastal_aerosol"),
         _s2("B02", 492.4, 66, 10, "blue"),
         _s2("B03", 559.8, 36, 10, "green"),
         _s2("B04", 664.6, 31, 10, "red"),
-        _s2("B05", 704.1, 15, 20, "rededge1"),
-        _s2("B06", 740.5, 15, 20, "rededge2"),
-        _s2("B07", 782.8, 20, 20, "rededge3"),
-        _s2("B08", 832.8, 106, 10, "nir"),
-        _s2("B8A", 864.7, 21, 20, "nir08"),
+        _s2("B05", 704.1, 15, 20, "rededge1", "rededge071", "re1"),
+        _s2("B06", 740.5, 15, 20, "rededge2", "rededge075", "re2"),
+        _s2("B07", 782.8, 20, 20, "rededge3", "rededge078", "re3"),
+        _s2("B08", 832.8, 106, 10, "nir", "nir_broad", "broad_nir"),
+        _s2("B8A", 864.7, 21, 20, "nir08", "nir_narrow", "narrow_nir"),
         _s2("B09", 945.1, 20, 60, "nir09"),
         _s2("B10", 1373.5, 31, 60, "cirrus"),
         _s2("B11", 1613.7, 91, 20, "swir16", "swir1"),
@@ -409,6 +416,18 @@ class InputSpec:
         return self.with_rows({band: known[band] for band in bands if band in known}, unused)
 
     @staticmethod
+    def check_mapping(sensor: str, fields: object) -> None:
+        """Check the types of a contract's fields, without looking up the sensor.
+
+        Raises:
+            ValueError: a field is unknown, of another type, or not finite; it is named.
+        """
+        known = {
+            "unit": ContractUnit | None, "normalize": ContractRule, "scale": float | tuple[float, ...]
+        }  # fmt: skip
+        check_fields(InputSpec, fields, f"inputs.{sensor}", also=known)
+
+    @staticmethod
     def from_mapping(sensor: str, fields: Mapping[str, object]) -> "InputSpec":
         """Read the contract of ``sensor`` from a manifest entry's ``inputs``.
 
@@ -417,6 +436,7 @@ class InputSpec:
         Raises:
             ValueError: a field is missing, unknown, or the statistics do not fit the bands.
         """
+        InputSpec.check_mapping(sensor, fields)
         values: dict[str, Any] = {k: _tuples(v) for k, v in fields.items()}
         if "scale" in values:
             scale, count = values.pop("scale"), len(values.get("bands", ()))
@@ -438,10 +458,10 @@ class InputSpec:
         if not len(spec.bands) == len(spec.mean) == len(spec.std):
             raise ValueError(
                 f"inputs.{sensor}: {len(spec.bands)} bands, {len(spec.mean)} means and "
-                f"{len(spec.std)} standard deviations; give one of each per band"
+                f"{len(spec.std)} standard deviations; mean and std have one number per band"
             )
-        if min(spec.std, default=1) <= 0:
-            raise ValueError(f"inputs.{sensor}: standard deviations must be positive, got {spec.std}")
+        if min(spec.std, default=1) < _SMALLEST_STD:
+            raise ValueError(f"inputs.{sensor}: std must be positive, got {show(spec.std)}")
         for name in ("stored_range", "stretch"):
             pairs = getattr(spec, name)
             if pairs and len(pairs) != len(spec.bands):
@@ -491,6 +511,29 @@ SSL4EO_S12: dict[str, InputSpec] = {
         std=(5.25697717, 5.91150917),
         statistics="SSL4EO-S12",
     ),
+}  # fmt: skip
+
+# The same of the images at the top of the atmosphere, which are not stored in 8 bits.
+SSL4EO_S12_L1C: dict[str, InputSpec] = {
+    "s2": InputSpec(
+        bands=tuple(band.name for band in S2.bands),
+        product="L1C",
+        unit="dn",
+        normalize="clip_2sd",
+        mean=(
+            1605.57504906, 1390.78157673, 1314.8729939, 1363.52445545, 1549.44374991, 2091.74883118,
+            2371.7172463, 2299.90463006, 2560.29504086, 830.06605044, 22.10351321, 2177.07172323,
+            1524.06546312,
+        ),
+        std=(
+            786.78685367, 850.34818441, 875.06484736, 1138.84957046, 1122.17775652, 1161.59187054,
+            1274.39184232, 1248.42891965, 1345.52684884, 577.31607053, 51.15431158, 1336.09932639,
+            1136.53823676,
+        ),
+        eight_bit=False,
+        statistics="SSL4EO-S12",
+    ),
+    "s1": replace(SSL4EO_S12["s1"], eight_bit=False),
 }  # fmt: skip
 
 # Landsat of SSL4EO-L (Stewart et al., NeurIPS 2023), 8-bit: reflectance from 0 to 0.4 at the top of the

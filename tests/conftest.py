@@ -14,8 +14,10 @@ from rsbackbones.sensors import SENSORS
 # How fast a machine is says nothing about the code: no test fails for being slow.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
-# The workers of pytest-xdist share the cores; more threads each would only make them wait.
+# The workers of pytest-xdist share the cores; more threads each would only make them wait. The same holds for
+# processes that tests start, and for those that torch.compile would start.
 torch.set_num_threads(1)
+os.environ.update({"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"})
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """A client of the loopback Hub in a process of its own.
 
 HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are read once, when huggingface_hub is imported: one setting
-needs one fresh process. The child's code has `report(name=value)`, which hands JSON back, and
-`attempt(function, *args)`, which turns an exception into `{"error": class name, "text": ...}`.
+needs one process that has not imported it. The child's code has `report(name=value)`, which hands JSON
+back, and `attempt(function, *args)`, which turns an exception into `{"error": class name, "text": ...}`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import os
 import re
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.forked import Forked
 from tests.loopback_hub import LoopbackHub
 
 PRELUDE = """
@@ -39,17 +40,21 @@ def attempt(act, *args, **kwargs):
 
 
 @dataclass(frozen=True)
+class Client:
+    process: Forked | subprocess.Popen[bytes]
+    log: Path
+
+
+@dataclass(frozen=True)
 class Done:
     rc: int
-    stdout: str
-    stderr: str
-    seconds: float
+    output: str
 
     @property
     def report(self) -> dict[str, Any]:
         """What the child reported, all its `report(...)` calls in one."""
-        assert self.rc == 0, f"exit code {self.rc}\n{self.stdout}\n{self.stderr}"
-        lines = [line for line in self.stdout.splitlines() if line.startswith("@report ")]
+        assert self.rc == 0, f"exit code {self.rc}\n{self.output}"
+        lines = [line for line in self.output.splitlines() if line.startswith("@report ")]
         return {key: value for line in lines for key, value in json.loads(line[8:]).items()}
 
 
@@ -59,33 +64,39 @@ def start_client(
     hf_home: Path,
     prefix: Sequence[str] = (),
     preexec: Callable[[], None] | None = None,
+    fresh: bool = False,
     **env: str,
-) -> subprocess.Popen[str]:
-    """Start `code` in a fresh interpreter with `hub` as its endpoint (None: one that refuses).
+) -> Client:
+    """Start `code` in a process with `hub` as its endpoint (None: one that refuses).
 
-    Of the settings that bear on downloads it sees only those named here.
+    Of the settings that bear on downloads it sees only those named here. With `fresh`, and for what a
+    prefix or a function before the start needs, it is a new interpreter.
     """
     foreign = re.compile("HF_|HUGGING|RSBACKBONES_|TORCH_|.*_proxy", re.IGNORECASE)
     inherited = {name: value for name, value in os.environ.items() if not foreign.match(name)}
     hf = {"HF_HOME": str(hf_home), "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9"}
     fixed = {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-c", PRELUDE + code],
-        env=inherited | hf | fixed | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=preexec,
-    )
+    environment = inherited | hf | fixed | env
+    command = [sys.executable, "-c", PRELUDE + code]
+    descriptor, name = tempfile.mkstemp(suffix=".log")
+    with os.fdopen(descriptor, "wb") as log:
+        if not (prefix or preexec or fresh):
+            return Client(Forked(command, Path(name), env=environment), Path(name))
+        process = subprocess.Popen(
+            [*prefix, *command], env=environment, stdout=log, stderr=log, preexec_fn=preexec
+        )
+        return Client(process, Path(name))
 
 
-def finish_client(process: subprocess.Popen[str], timeout: float = 100) -> Done:
-    began = time.monotonic()
+def finish_client(client: Client, timeout: float = 100) -> Done:
     try:
-        stdout, stderr = process.communicate(timeout=timeout)
+        code = client.process.wait(timeout)
     finally:
-        process.kill()
-    return Done(process.returncode, stdout, stderr, time.monotonic() - began)
+        client.process.kill()
+        client.process.wait()
+        output = client.log.read_text()
+        client.log.unlink()
+    return Done(code, output)
 
 
 def run_client(code: str, hub: LoopbackHub | None, hf_home: Path, **options: Any) -> Done:

@@ -133,7 +133,7 @@ def test_statistics_and_checks_are_of_the_pixels_that_count(model, dn):
         (lambda x: x.astype(np.complex64), r"SLC.*intensities.*calibrate"),
         (lambda x: torch.ones(1, 4, 8, 8, dtype=torch.complex64), r"SLC.*intensities.*calibrate"),
         (lambda x: xr.DataArray(x * 1j, dims=("time", "band", "y", "x")), r"SLC.*intensities.*calibrate"),
-        (lambda x: None, "got None; leave s2 out"),
+        (lambda x: None, "s2 is None: leave out"),
         (lambda x: x.astype(str), "dtype <U"),
         (lambda x: xr.DataArray(x, dims=("foo", "band", "y", "x")), "dimension 'foo'.* is not known; rename"),
         (lambda x: xr.DataArray(x, dims=("row", "band", "y", "x")), "'y'.* is a second one of y"),

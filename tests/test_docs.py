@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 import rsbackbones as rsb
 from rsbackbones.zoo.cards import generated_files
+from tests import forked
 from tests.test_examples import RUN_HERE
 
 ROOT = Path(__file__).parent.parent
@@ -56,9 +56,7 @@ def test_links_of_the_readme_lead_somewhere():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_examples_run(path, tmp_path):
     arguments = ["--output", str(tmp_path / "out")] if path.name == "demo.py" else []
-    result = subprocess.run(
-        [sys.executable, str(path), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=400
-    )
+    result = forked.run([sys.executable, path, *arguments], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     if path.name == "demo.py":
         assert "RANDOM weights" in result.stdout or "weights croma_vit_tiny." in result.stdout

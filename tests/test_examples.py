@@ -3,7 +3,6 @@
 import json
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.data.simulator import simulate_scene
+from tests import forked
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_HERE = (
@@ -26,10 +26,7 @@ RUN_HERE = (
 
 
 def run(name, *arguments, cwd):
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / name, *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    result = forked.run([sys.executable, EXAMPLES / name, *arguments], cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -87,7 +87,7 @@ def test_dataset_statistics_do_not_depend_on_the_neighbors(tiny, raw):
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_dtypes_agree_and_nothing_is_changed_in_place(dtype, as_tensor):
     model = rsb.create_model("croma_vit_tiny", modalities=["s2"])
-    values = np.random.default_rng(1).integers(3, 250, (1, 12, 8, 8)).astype(dtype)
+    values = np.random.default_rng(1).integers(3, 2500, (1, 12, 8, 8)).astype(dtype)
     if as_tensor and np.dtype(dtype).byteorder == ">":
         pytest.skip("torch has no big-endian tensors")
     x = torch.from_numpy(values.copy()) if as_tensor else values
@@ -256,34 +256,40 @@ def test_pixels_without_data_do_not_hide_an_offset():
     preprocess = rsb.create_preprocess(rsb.create_model("croma_vit_tiny", modalities=("s2",)))
     raw = torch.full((1, 12, 8, 8), 1500.0)
     raw[..., 0, 0] = 0
-    with pytest.warns(UserWarning, match="no value is below 1000"):
+    with pytest.warns(UserWarning, match="hardly a value is below 900"):
         preprocess(raw)
     with pytest.raises(ValueError, match="no value is above zero"):
-        preprocess(torch.full((1, 12, 8, 8), -9999.0))
+        preprocess(torch.full((1, 12, 8, 8), -3.0))
 
 
 # -- pictures -----------------------------------------------------------------------------------------
 
 
-def test_pictures_are_divided_by_255_without_statistics(raw):
-    model = rsb.create_model("croma_vit_tiny", overrides={"depth": 2, "dim": 32, "num_heads": 4})
+SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
+
+
+@pytest.mark.parametrize(("unit", "of_255"), [("rgb8", 2750), ("rgb8:3558", 3558)])
+def test_pictures_become_reflectance(raw, unit, of_255):
+    model = rsb.create_model("croma_vit_tiny", overrides=SMALL, bands={"s2": ("B03", "B02")})
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8)).astype(np.uint8)
-    # Of a band that has no statistics, too; and beside a sensor that is measured.
-    other = rsb.create_model(
-        "croma_vit_tiny",
-        overrides={"depth": 2, "dim": 32, "num_heads": 4},
-        bands={"s2": ("B03", "B10", "B02")},
-    )
-    made = rsb.create_preprocess(other, bands={"s2": ("B02", "B03", "B10")}, units={"s2": "uint8_rgb"})
+    made = rsb.create_preprocess(model, bands={"s2": ("B02", "B03", "B04")}, units={"s2": unit})
     found = made({"s2": image, "s1": raw["s1"]})
-    np.testing.assert_array_equal(found["s2"].numpy(), image[:, [1, 2, 0]].astype(np.float32) / 255)
-    np.testing.assert_allclose(found["s1"].numpy(), expected(raw)["s1"], atol=1e-5)
-    assert "B02, B03, B10 in uint8_rgb -> B03, B10, B02, value / 255" in repr(made)
-    with pytest.raises(ValueError, match="no statistics for B10"):
-        rsb.create_preprocess(other)
-    for statistics in ("batch", {"s2": {"B02": (1, 2)}}):
-        with pytest.raises(ValueError, match="'uint8_rgb' is value / 255 and has no statistics"):
-            rsb.create_preprocess(model, units={"s2": "uint8_rgb"}, statistics=statistics)
+    measured = rsb.create_preprocess(model, bands={"s2": ("B02", "B03", "B04")}, check=False)
+    wanted = measured({"s2": image.astype(np.float64) / 255 * of_255, "s1": raw["s1"]})
+    for m in found:
+        assert nearly(found[m], wanted[m].numpy())
+    assert f"B02, B03, B04 in {unit} -> B03, B02" in repr(made)
+
+
+@pytest.mark.parametrize("unit", ["rgb8:", "rgb8:0", "rgb8:nan", "rgb8:x"])
+def test_the_scale_of_a_picture_is_a_positive_number(tiny, unit):
+    with pytest.raises(ValueError, match="names the digital number that 255 stands for"):
+        rsb.create_preprocess(tiny, units={"s2": unit})
+
+
+def test_a_picture_of_radar_has_no_scale(tiny):
+    with pytest.raises(ValueError, match="s1: unit must be one of db, linear, db_x100, got 'rgb8'"):
+        rsb.create_preprocess(tiny, units={"s1": "rgb8"})
 
 
 @pytest.mark.parametrize(
@@ -293,7 +299,7 @@ def test_pictures_are_divided_by_255_without_statistics(raw):
 def test_values_that_no_picture_has_are_refused(value, message):
     overrides = {"depth": 2, "dim": 32, "num_heads": 4}
     model = rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides=overrides)
-    made = rsb.create_preprocess(model, units={"s2": "uint8_rgb"})
+    made = rsb.create_preprocess(model, units={"s2": "rgb8"})
     image = np.full((12, 8, 8), 7.0)
     image[3, 2, 1] = value
     with pytest.raises(ValueError, match=message):

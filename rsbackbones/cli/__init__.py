@@ -15,6 +15,7 @@ from rsbackbones.cli.eval import evaluate
 from rsbackbones.cli.finetune import finetune
 from rsbackbones.cli.pack import pack
 from rsbackbones.cli.zoo import bands, download, info, list_weights, manifest, verify
+from rsbackbones.files.terminal import plain_output
 
 
 class _Commands(click.Group):
@@ -38,6 +39,11 @@ for command in _ALL:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 if a check failed, 2 for an error."""
+    with plain_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code: int = commands.main(
             None if arguments is None else list(arguments), prog_name="rsbackbones", standalone_mode=False

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from rsbackbones.cli.options import FILE, CommaList, Command, mapping, option, read_field
+from rsbackbones.cli.options import FILE, CommaList, Command, mapping, option
+from rsbackbones.files.json_value import parse_value
 
 
 @click.command(cls=Command)
@@ -23,7 +24,7 @@ from rsbackbones.cli.options import FILE, CommaList, Command, mapping, option, r
 @option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
         help="the type to store; needs --format rsbackbones")  # fmt: skip
 @option("--modalities", type=CommaList(), metavar="NAME,...", help="keep only these modalities, such as s2")
-@mapping("--overrides", form="FIELD=VALUE", read=read_field,
+@mapping("--overrides", form="FIELD=VALUE", read=parse_value,
          help="change a field of the model's configuration, such as depth=4; repeatable")  # fmt: skip
 @option("--trust-pickle", is_flag=True, section="Pickles",
         help="execute the pickle in a process of its own, to take out its tensors; code in it can do "

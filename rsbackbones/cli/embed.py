@@ -12,6 +12,7 @@ from rsbackbones.cli.options import (
     FILE,
     CommaList,
     Command,
+    Raster,
     band_options,
     band_rules,
     codes_in,
@@ -21,10 +22,12 @@ from rsbackbones.cli.options import (
     run_options,
     weights_options,
 )
+from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name
+from rsbackbones.data.resample import RESAMPLING
 
 
 @click.command(cls=Command)
-@click.argument("rasters", nargs=-1, required=True, type=FILE)
+@click.argument("rasters", nargs=-1, required=True, type=Raster())
 @option("--output", required=True, type=FILE, metavar="FILE",
         help="NAME.tif: feature map of one scene; NAME.npz or NAME.parquet: an embedding per "
         "patch file")  # fmt: skip
@@ -35,16 +38,16 @@ from rsbackbones.cli.options import (
 @option("--stream", metavar="NAME", section="Model", show_default="joint if the model has it",
         help="the features of a map: s2, s1 or joint")  # fmt: skip
 @option("--bands", type=CommaList(), multiple=True, metavar="B02,B03,...", section="Bands",
-        help="the bands of the rasters, in order, if the files do not name them; once for all, or once per "
-        "raster")  # fmt: skip
+        help="the bands of the rasters, in order, if the files do not name them ('-' leaves one out); once "
+        "for all, or once per raster")  # fmt: skip
 @band_options
 @option("--allow-dropped-bands", is_flag=True, section="Bands",
         help="drop the weights of bands that the rasters lack; not needed if --sensors names another sensor. "
         "(For bands of the rasters without a match in the weights see --missing-bands: by default they are "
         "not used, and refused if --sensors names another sensor)")  # fmt: skip
 @mapping("--units", form="SENSOR=UNIT", section="Values",
-         help="unit of the values: s2=reflectance, s2=dn_baseline_0400, s1=linear or s2=uint8_rgb (8-bit "
-         "pictures); repeatable")  # fmt: skip
+         help="unit of the values: s2=reflectance, s2=dn_baseline_0400, s1=linear or s2=rgb8 (8-bit "
+         "pictures whose 255 is DN 2750; rgb8:3558 for ESA's true color image); repeatable")  # fmt: skip
 @option("--nodata", type=float, metavar="VALUE", section="Values",
         help="the value of pixels without data, if the files do not state it")  # fmt: skip
 @mapping("--mask", form="NAME=CLASS,...", read=codes_in, section="Values",
@@ -52,6 +55,11 @@ from rsbackbones.cli.options import (
          "scl.tif=3,8-10 by another raster (of the optical sensors; s1:NAME names the sensor), resampled by "
          "nearest neighbor; repeatable. Cells of which less than half the pixels count are NaN")  # fmt: skip
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
+@option("--on-unreadable", type=click.Choice(("fail", "skip")), default="fail", section="Values",
+        help="of patches: stop at a file that cannot be read, or leave it out and name it in the "
+        "result")  # fmt: skip
+@option("--resample", type=click.Choice(RESAMPLING), section="Bands", show_default="refuse other grids",
+        help="resample rasters of other pixel sizes onto the finest grid")  # fmt: skip
 @option("--window", type=COUNT, metavar="PIXELS", section="Windows", show_default="the size of pretraining",
         help="side of the windows that a scene is read in")  # fmt: skip
 @option("--overlap", type=click.IntRange(min=0), metavar="PIXELS", section="Windows",
@@ -59,9 +67,12 @@ from rsbackbones.cli.options import (
 @option("--pad", is_flag=True, section="Windows",
         help="pad sides that are not multiples of the patch size; default: refuse patch files, "
         "crop scenes")  # fmt: skip
+@option("--colors-from", type=FILE, metavar="MAP.tif", section="Windows",
+        help="color the preview of a scene like that of this feature map, so that both can be compared: "
+        "another date, of the same model; otherwise colors are of one map alone")  # fmt: skip
 @run_options(batch_size=8)
 def embed(
-    rasters: tuple[Path, ...],
+    rasters: tuple[RasterPath, ...],
     output: Path,
     model: str,
     pretrained: bool,
@@ -78,31 +89,41 @@ def embed(
     nodata: float | None,
     mask: Mapping[str, list[int]],
     skip_nodata: bool,
+    on_unreadable: str,
+    resample: str | None,
     window: int | None,
     overlap: int | None,
     pad: bool,
+    colors_from: Path | None,
     batch_size: int,
     device: str,
     progress: bool,
 ) -> int:
     """Compute features of GeoTIFFs.
 
-    RASTERS are GeoTIFFs, or folders of them: the files of one scene, or of many patches.
+    RASTERS are GeoTIFFs or other rasters, folders of them, Sentinel-2 products (SAFE), or names for GDAL
+    (/vsizip/..., https://...): the files of one scene, or of many patches.
     """
     import torch
 
     from rsbackbones.data.rasters import open_raster
     from rsbackbones.device import choose_device
     from rsbackbones.embed import embed_patches, embed_scene
-    from rsbackbones.sensors import UINT8_RGB, get_sensor
+    from rsbackbones.embed.inputs import MAPS, check_output
+    from rsbackbones.preprocess import picture_note
+    from rsbackbones.sensors import RGB8, get_sensor
     from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 
     refuse_two_weights(pretrained, checkpoint)
     place = choose_device(device)
-    if output.suffix.lower() not in (".tif", ".tiff", ".npz", ".parquet"):
-        raise ValueError(f"--output must end in .tif, .npz or .parquet, got {output}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    check_output(output)
+    is_scene = output.suffix.lower() in MAPS
+    if is_scene and on_unreadable == "skip":
+        raise ValueError(
+            "--on-unreadable skip is for patches (.npz, .parquet); a scene needs all of its files"
+        )
+    if colors_from is not None and not is_scene:
+        raise ValueError(f"--colors-from is for the picture of a feature map, a .tif; got --output {output}")
     weights: dict[str, Any] = {
         "pretrained": pretrained and checkpoint is None,
         "checkpoint": checkpoint,
@@ -114,18 +135,25 @@ def embed(
     if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:
         raise ValueError(f"{model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
-    files = _find(rasters, bands, sensor_names, asked or config.modalities, units, mask)
+    files = _find(rasters, bands, sensor_names, asked or config.modalities, units, mask, on_unreadable)
     held = {m: {b for file in files for b in file.bands.get(m, ())} for m in sensor_names}
     used = {m: sensor_names[m] for m in asked or config.modalities if held[m]}
     if lacking := [m for m in (*asked, *rules["sensors"]) if m not in used]:
         of = ", ".join(m if sensor_names[m] == m else f"{m} ({sensor_names[m]})" for m in lacking)
-        raise ValueError(f"no raster holds bands of {of}")
+        raise ValueError(f"no raster holds bands of {of}{_not_understood(files)}")
     chosen, absent = _model_bands(model, config, used, held, missing_bands)
     if absent and not allow_dropped_bands:
+        unclear = _not_understood(files)
+        other = next((m for m in used if get_sensor(used[m]).kind == "optical"), None)
         raise ValueError(
-            f"the rasters lack bands that the model takes: {'; '.join(absent)}. Pass --allow-dropped-bands "
-            "to drop the weights of these bands, or the sensor of the rasters, if it is another one: "
-            f"--sensors {next(iter(used))}=landsat_oli"
+            f"the rasters lack bands that the model takes: {'; '.join(absent)}{unclear}. "
+            + ("Otherwise pass" if unclear else "Pass")
+            + " --allow-dropped-bands to drop the weights of these bands"
+            + (
+                f", or the sensor of the rasters, if it is another one: --sensors {other}=landsat_oli"
+                if other
+                else ""
+            )
         )
 
     torch.manual_seed(0)
@@ -148,7 +176,7 @@ def embed(
     product = built.inputs["s2"].product if "s2" in built.inputs else ""
     if (
         used.get("s2") == "s2" and "B10" in held["s2"] and product == "L2A"
-        and "B10" not in built.bands["s2"] and units.get("s2") != UINT8_RGB
+        and "B10" not in built.bands["s2"] and not units.get("s2", "").startswith(RGB8)
     ):  # fmt: skip
         print(
             "note: band B10 exists only in L1C products, but the weights expect L2A (surface reflectance); "
@@ -158,56 +186,85 @@ def embed(
     paths = [file.path for file in files]
     common: dict[str, Any] = {
         "bands": [file.names for file in files], "units": units, "nodata": nodata, "mask": mask,
-        "batch_size": batch_size, "progress": progress,
+        "batch_size": batch_size, "progress": progress, "resample": resample,
     }  # fmt: skip
-    if output.suffix.lower() in (".tif", ".tiff"):
-        embed_scene(built, paths, output, stream=stream, window=window, overlap=overlap, **common)
-        print(f"{output}\n{output.with_suffix('.png')}")
+    for m, unit in units.items():
+        if m in built.inputs and (note := picture_note(built.inputs[m], unit)):
+            print(f"{m}: {note}", file=sys.stderr)
+    if is_scene:
+        embed_scene(
+            built, paths, output, stream=stream, window=window, overlap=overlap, colors_from=colors_from,
+            **common,
+        )  # fmt: skip
+        with open_raster(output) as written:
+            tags = written.tags()
+        if tags["resampling"] != "none":
+            print(f"resampled: {tags['resampling']}", file=sys.stderr)
         if mask:
-            with open_raster(output) as written:
-                share = float(written.tags()["valid_share"])
+            share = float(tags["valid_share"])
             print(f"{share:.1%} of the pixels have data and count by --mask", file=sys.stderr)
+        print(f"{output}\n{output.with_suffix('.png')}")
+        if colors_from is None:
+            print("the colors of the picture are of this map alone; to compare dates, pass --colors-from "
+                  f"{output} with the others", file=sys.stderr)  # fmt: skip
     else:
-        skipped = embed_patches(built, paths, output, skip_nodata=skip_nodata, **common)
+        left_out = embed_patches(
+            built, paths, output, skip_nodata=skip_nodata, on_unreadable=on_unreadable, **common
+        )
         print(output)
-        for path in skipped:
-            print(f"left out, pixels without data: {path}", file=sys.stderr)
+        for path, reason in left_out.items():
+            print(f"left out, {reason}: {path}", file=sys.stderr)
+        if left_out:
+            print(f"{len(left_out)} left out of {len(paths)} files, named in {output.name}", file=sys.stderr)
     return 0
 
 
 class _File(NamedTuple):
     """A raster, its band names from the user, its bands by modality, and its other bands."""
 
-    path: Path
+    path: RasterPath
     names: list[str] | None
     bands: Mapping[str, Sequence[str]]
     ignored: Sequence[str]
 
 
 def _find(
-    rasters: Sequence[Path],
+    rasters: Sequence[RasterPath],
     bands: Sequence[list[str]],
     sensors: Mapping[str, str],
     wanted: Sequence[str],
     units: Mapping[str, str],
     mask: Mapping[str, list[int]],
+    on_unreadable: str,
 ) -> list[_File]:
     """Find the bands of the ``wanted`` modalities in the rasters. Report rasters without any."""
-    from rsbackbones.data.class_masks import masked_names
+    from rsbackbones.data.class_masks import mask_bands, masked_names
     from rsbackbones.data.rasters import find_bands
 
-    paths = _expand(rasters)
+    paths, searched = _expand(rasters), {m: sensors[m] for m in wanted}
     files = []
     for path, given in zip(paths, _band_names(bands, paths), strict=True):
         names = masked_names(given, mask)
-        if not set(find_bands(path, sensors, names, units=units)[0]) & set(wanted):
-            print(f"{path.name}: left out, it holds no bands of {', '.join(wanted)}", file=sys.stderr)
+        try:
+            elsewhere = not set(find_bands(path, sensors, names, units=units)[0]) & set(wanted)
+            found, ignored = ({}, []) if elsewhere else find_bands(path, searched, names, units=units)
+        except UnreadableRaster:
+            if on_unreadable == "fail":
+                raise
+            files.append(_File(path, given, {}, []))  # named by what reads the patches
             continue
-        found, ignored = find_bands(path, {m: sensors[m] for m in wanted}, names, units=units)
-        masks = {key.rpartition(":")[2].lower() for key in mask}
-        ignored = [name for name in ignored if name.strip().lower() not in masks]
+        if elsewhere:
+            print(f"{raster_name(path)}: left out, it holds no bands of {', '.join(wanted)}", file=sys.stderr)
+            continue
+        ignored = [name for name in ignored if name.strip().lower() not in mask_bands(mask)]
         files.append(_File(path, given, {m: tuple(bands) for m, bands in found.items()}, ignored))
     return files
+
+
+def _not_understood(files: Sequence[_File]) -> str:
+    from rsbackbones.data.rasters import not_understood
+
+    return not_understood({file.path: file.ignored for file in files if file.ignored})
 
 
 def _model_bands(
@@ -247,27 +304,30 @@ def _warn_unused(files: Sequence[_File], used: Mapping[str, Sequence[str]]) -> N
     for file in files:
         idle = [b for m, bands in file.bands.items() for b in bands if b not in used[m]]
         if unused := [*idle, *file.ignored]:
-            alike.setdefault(", ".join(unused), []).append(file.path.name)
+            alike.setdefault(", ".join(unused), []).append(raster_name(file.path))
     for bands, (first, *others) in alike.items():
         rest = f" and {len(others)} more" if others else ""
         print(f"{first}{rest}: not used: {bands}", file=sys.stderr)
 
 
-def _expand(paths: Sequence[Path]) -> list[Path]:
-    """Replace folders by the GeoTIFFs in them, in order of name."""
-    found: list[Path] = []
+def _expand(paths: Sequence[RasterPath]) -> list[RasterPath]:
+    """Replace folders by the rasters in them, in order of name. Report those that are left out."""
+    from rsbackbones.data.raster_folder import rasters_in
+
+    found: list[RasterPath] = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in (".tif", ".tiff"))
-            if not inside:
-                raise ValueError(f"there is no .tif in the folder {path}")
+        if isinstance(path, Path) and path.is_dir():
+            inside, others = rasters_in(path)
             found += inside
+            if others:
+                names = ", ".join(other.name for other in others)
+                print(f"{path}: left out, no bands or in larger pixels: {names}", file=sys.stderr)
         else:
             found.append(path)
     return found
 
 
-def _band_names(given: Sequence[list[str]], paths: Sequence[Path]) -> Sequence[list[str] | None]:
+def _band_names(given: Sequence[list[str]], paths: Sequence[RasterPath]) -> Sequence[list[str] | None]:
     if not given:
         return [None] * len(paths)
     if len(given) == 1:

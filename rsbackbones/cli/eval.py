@@ -138,12 +138,13 @@ def evaluate(
 
     from rsbackbones.data.labelled import open_labelled
     from rsbackbones.data.labelled.dataset import LabelledDataset
+    from rsbackbones.data.pictures import new_figure
     from rsbackbones.device import choose_device
     from rsbackbones.eval.diagnostics import DIAGNOSTICS, DiagnosticOptions, run_diagnostics
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.feature_source import FeatureSource, describe, model_for
     from rsbackbones.eval.plot_evaluation import plot_evaluation
-    from rsbackbones.eval.report import write_report
+    from rsbackbones.eval.report import refuse_other_result, write_report
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data
     from rsbackbones.eval.run import evaluate as run_protocols
     from rsbackbones.models.config import as_json
@@ -174,6 +175,8 @@ def evaluate(
         )
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {','.join(map(str, seeds))}: expected different numbers, such as 0,1,2")
+    if pictures:
+        new_figure(1, 1)  # an error where matplotlib is missing, before anything is computed
     rules = band_rules(sensors, missing_bands, kernel_scale)
 
     @call_once
@@ -229,6 +232,7 @@ def evaluate(
 
             random = FeatureSource.random_init(build_untrained, how)
             sources += [random, FeatureSource.band_statistics(built, how)]
+    refuse_other_result(output, model, sources[0].name, labelled.name)
     if streams:
         chosen_streams(list(built.stream_inputs), streams)
     notes = describe(labelled, built) + (_describe_encoding(how) if chosen_protocols else [])
@@ -249,6 +253,7 @@ def evaluate(
     if chosen_protocols:
         found["encoding"] = {name: how[name] for name in ("level", "size", "tile", "overlap")}
         found["encoding"]["pool"] = how["pool"] if how["level"] == "image" else None
+    notes += found.get("notes", [])
     found |= {"model": model, "notes": notes, "sources": {s.name: dict(s.facts) for s in sources}}
     print(write_report(output, found), end="")
     if pictures:

@@ -1,6 +1,5 @@
 """What the commands share: the command class, types of options, and options of several commands."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 import click
 
 from rsbackbones.cli.sensor_file import register_sensor_file
+from rsbackbones.data.raster_path import RasterPath, raster_path
+from rsbackbones.files.json_value import parse_value
 from rsbackbones.plugins import load_plugins
 from rsbackbones.zoo.adapt import MISSING_RULES, SCALE_RULES
 
@@ -107,6 +108,16 @@ class CommaList(click.ParamType[Any]):
         return [self.item.convert(part.strip(), param, ctx) for part in value.split(",")]
 
 
+class Raster(click.ParamType[Any]):
+    """A raster file or folder as a path, a name for GDAL (/vsizip/..., https://...) as a string."""
+
+    name = "raster"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> RasterPath:
+        """Leave strings for GDAL as they are."""
+        return raster_path(value)
+
+
 class Size(click.ParamType[Any]):
     """A size in pixels: ``120``, or ``96x480`` for height and width."""
 
@@ -126,14 +137,6 @@ class Size(click.ParamType[Any]):
 def names_in(text: str) -> list[str]:
     """Split names separated by commas."""
     return [name.strip() for name in text.split(",")]
-
-
-def read_field(text: str) -> Any:
-    """Read a value of ``--overrides``: JSON, or else a string."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def classes_in(text: str) -> list[str] | dict[str, list[int | str]]:
@@ -182,7 +185,7 @@ weights_options: Decorator = together(
            help="use the published weights, or random weights (seed 0)"),
     option("--checkpoint", type=FILE, metavar="FILE", section="Model",
            help="use the weights of a local checkpoint, or of a folder of `rsbackbones download`"),
-    mapping("--overrides", form="FIELD=VALUE", read=read_field, section="Model",
+    mapping("--overrides", form="FIELD=VALUE", read=parse_value, section="Model",
             help="change a field of the model's configuration, such as depth=4; repeatable"),
 )  # fmt: skip
 
@@ -193,7 +196,7 @@ band_options: Decorator = together(
             "your own a JSON description: s2=enmap.json (see docs/bands.md); repeatable"),
     option("--missing-bands", type=click.Choice(MISSING_RULES), default="error", section="Bands",
            help="rule for bands without a match in the weights. Re-initialized bands have no statistics: "
-           "pass them from Python (create_preprocess), or use the unit uint8_rgb"),
+           "pass them from Python (create_preprocess)"),
     option("--kernel-scale", type=click.Choice(SCALE_RULES), default="count", section="Bands",
            help="rule that scales the remaining kernels if bands are dropped"),
 )  # fmt: skip

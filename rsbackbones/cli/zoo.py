@@ -49,7 +49,7 @@ def list_weights(pattern: str, as_json: bool, **filters: Any) -> int:
         weights = [
             {"id": e.id, "availability": e.availability, "license": e.license,
              "method": e.method, "data": e.data,
-             "reason": e.source.reason or None,
+             "reason": e.source.reason or None, "pinned": e.pinned or None,
              "bands": {m: s["bands"] for m, s in e.inputs.items()}}
             for e in entries
         ]  # fmt: skip
@@ -229,9 +229,9 @@ def verify(name: str, checkpoint: Path | None, device: str) -> int:
     place = choose_device(device)
     entry = resolve_weights(name)
     path = fetch(entry, checkpoint)
-    pinned = "in full" if entry.sha256 else f"by the published prefix {entry.sha256_prefix}"
-    if entry.sha256_from == "hub" and not entry.sha256:
-        pinned = "by what the Hub states for the commit"
+    pinned = {"sha256": "in full", "hub": "by what the Hub states for the commit"}.get(
+        entry.pinned, f"by the published prefix {entry.sha256_prefix}"
+    )
     print(f"{entry.id}: {path}")
     print(f"bytes: sha256 {sha256_of(path)}, as pinned {pinned}")
     if not name.startswith(PREFIX):

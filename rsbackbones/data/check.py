@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.date_alignment import MAX_DAYS_APART
+from rsbackbones.data.date_alignment import MAX_DAYS_APART, warn_of_pairs
 from rsbackbones.data.source import BadSample, Sample
 
 Array = npt.NDArray[Any]
@@ -65,6 +65,7 @@ def validate_sample(
             apart = np.where(held, apart, 0)
         if apart.max() > MAX_DAYS_APART:
             raise BadSample(f"the sensors' images were taken {apart.max()} days apart")
+    warn_of_pairs("a sample", dates or {}, gaps)
     return Sample(images=good, dates=dict(dates or {}), valid=gaps)
 
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rsbackbones.data.rasters import Array, RasterStack, open_raster, same_grid
+from rsbackbones.data.raster_grid import Grid
+from rsbackbones.data.raster_path import raster_name
+from rsbackbones.data.rasters import SKIP, Array, RasterStack, names_of_channels, open_raster, reading
+from rsbackbones.data.resample import resampled
 from rsbackbones.sensors import get_sensor
 
 # By a band of the rasters or the path of another raster, optionally after "MODALITY:", the classes that do
@@ -29,10 +32,21 @@ class _Layer:
     classes: list[int]
 
 
+def mask_bands(masks: ClassMasks | None) -> set[str]:
+    """Return the names that bands of masks may have, in lower case."""
+    return {key.rpartition(":")[2].strip().lower() for key in masks or ()}
+
+
 def masked_names(names: Sequence[str] | None, masks: ClassMasks | None) -> list[str] | None:
     """Return names of bands as :class:`RasterStack` takes them: those of masks are skipped, ``-``."""
-    bands = {key.rpartition(":")[2].lower() for key in masks or ()}
-    return None if names is None else ["-" if name.strip().lower() in bands else name for name in names]
+    bands = mask_bands(masks)
+    return None if names is None else [SKIP if name.strip().lower() in bands else name for name in names]
+
+
+def mask_files(masks: ClassMasks | None) -> list[Path]:
+    """Return the masks that are files, not bands of the rasters."""
+    names = [name for key in masks or () for name in (key, key.partition(":")[2]) if name]
+    return [path for name in names if (path := Path(name).expanduser()).is_file()]
 
 
 class ClassMaskReader:
@@ -72,19 +86,14 @@ class ClassMaskReader:
         out_shape: tuple[int, int] | None = None,
     ) -> dict[str, Array]:
         """Read a window as :meth:`RasterStack.read` does; by modality [h, w], False for masked pixels."""
-        from rasterio.errors import RasterioIOError
         from rasterio.windows import Window
 
         where = None if window is None else Window(window[1], window[0], window[3], window[2])
         found: dict[str, Array] = {}
         for m, layers in self._layers.items():
             for layer in layers:
-                try:
+                with reading(layer.raster):
                     values = layer.raster.read(layer.index, window=where, out_shape=out_shape, masked=True)
-                except RasterioIOError as error:
-                    raise ValueError(
-                        f"cannot read {layer.raster.name}: {error.__cause__ or error}"
-                    ) from error
                 counts = ~np.ma.getmaskarray(values) & ~np.isin(np.ma.getdata(values), layer.classes)
                 found[m] = found[m] & counts if m in found else counts
         return found
@@ -108,16 +117,16 @@ class ClassMaskReader:
         names: Sequence[Sequence[str] | None] | None,
     ) -> tuple[Any, int, list[str]]:
         """Open the raster of a mask; return it, its band, and the modalities it masks."""
-        described = []
+        described: list[str] = []
         for i, path in enumerate(stack.paths):
             raster = opening.enter_context(open_raster(path))
-            bands = [name or "" for name in ((names[i] if names else None) or raster.descriptions)]
-            found = [j for j, name in enumerate(bands, start=1) if name.strip().lower() == source.lower()]
+            bands = names_of_channels(raster, path, sensors, names[i] if names else None)
+            found = [j for j, (name, _) in bands.items() if name.strip().lower() == source.strip().lower()]
             if len(found) > 1:
                 raise ValueError(f"{path}: the mask {source!r} is the name of {len(found)} bands")
             if found:
-                return raster, found[0], stack.modalities_of(path)
-            described += [name for name in bands if name]
+                return self._on_grid(opening, stack, raster, warn=False), found[0], stack.modalities_of(path)
+            described += [name for name, _ in bands.values()]
         path = Path(source).expanduser()
         if not path.is_file():
             raise ValueError(
@@ -128,30 +137,26 @@ class ClassMaskReader:
         if raster.count != 1:
             raise ValueError(f"mask {path}: expected one band of classes, got {raster.count}")
         optical = [m for m in stack.bands if get_sensor(sensors[m]).kind == "optical"]
-        with open_raster(stack.paths[0]) as first:
-            if not same_grid(first, raster):
-                raster = self._resampled(opening, stack, raster)
-        return raster, 1, optical or list(stack.bands)
+        return self._on_grid(opening, stack, raster, warn=True), 1, optical or list(stack.bands)
 
-    def _resampled(self, opening: ExitStack, stack: RasterStack, raster: Any) -> Any:
-        """Return a view of a raster on the grid of the stack; pixels beyond it have no value."""
-        from rasterio.enums import Resampling
-        from rasterio.vrt import WarpedVRT
+    def _on_grid(self, opening: ExitStack, stack: RasterStack, raster: Any, *, warn: bool) -> Any:
+        """Return a raster, or a view of it on the grid of the stack; pixels beyond it have no value."""
+        from rasterio.enums import ColorInterp
 
-        if raster.crs is None or stack.crs is None:
+        grid = Grid.of(raster)
+        if stack.grid.same(grid):
+            return raster
+        if any(one.crs is None or one.points for one in (grid, stack.grid)):
             raise ValueError(
-                f"mask {raster.name} has another grid than {stack.paths[0]}, and one of them has no CRS to "
-                "resample it by; bring it to that grid first"
+                f"mask {raster.name} has another grid than {stack.paths[0]}, and one of them has no CRS and "
+                "transform to resample it by; bring it to that grid first"
             )
-        warnings.warn(
-            f"mask {raster.name} is brought to the grid of {stack.paths[0]} by nearest neighbor: from pixels "
-            f"of {abs(raster.transform.a):.6g} ({raster.crs}) to {abs(stack.transform.a):.6g} ({stack.crs})",
-            stacklevel=5,
-        )
-        options = {} if raster.nodata is not None else {"add_alpha": True}
-        return opening.enter_context(
-            WarpedVRT(
-                raster, crs=stack.crs, transform=stack.transform, height=stack.height, width=stack.width,
-                resampling=Resampling.nearest, **options,
+        if warn:
+            warnings.warn(
+                f"mask {raster_name(raster.name)} is brought to the grid of {raster_name(stack.paths[0])} by "
+                f"nearest neighbor: from pixels of {grid.pixel:.6g} ({grid.crs}) to {stack.grid.pixel:.6g} "
+                f"({stack.crs})",
+                stacklevel=5,
             )
-        )  # fmt: skip
+        has_alpha = ColorInterp.alpha in raster.colorinterp
+        return opening.enter_context(resampled(raster, stack.grid, "nearest", None, alpha=has_alpha))

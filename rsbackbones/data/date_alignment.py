@@ -1,6 +1,8 @@
 """Images of a place in order of time, and the images of several sensors aligned by date."""
 
+import warnings
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,11 @@ Ints = npt.NDArray[np.int64]
 
 # A season: images of two sensors further apart do not show the same place in the same state.
 MAX_DAYS_APART = 60
+
+
+def undated(count: int) -> Times:
+    """Return dates for images in order of time without dates: those of one number go together, no others."""
+    return np.datetime64("1970-01-01") + 10 * MAX_DAYS_APART * np.arange(count)
 
 
 def date_order(times: Times, sensor: str) -> Ints:
@@ -57,6 +64,26 @@ def pair_dates(frames: Times, others: Times) -> Ints:
     return pairs
 
 
+def nearest_dates(frames: Times, others: Times, days: int) -> Ints:
+    """Match each frame to the nearest date of another sensor, not one to one.
+
+    Args:
+        frames: dates, datetime64 [T].
+        others: dates of another sensor, datetime64 [S]; NaT for images that are missing.
+        days: the largest distance.
+
+    Returns:
+        [T], indices into ``others`` (of two equally near dates the first), -1 for frames without a match.
+    """
+    if not len(others):
+        return np.full(len(frames), -1, np.int64)
+    apart = np.abs(frames[:, None] - others).astype("timedelta64[s]").astype(np.float64)
+    apart[np.isnat(frames)[:, None] | np.isnat(others)] = np.inf
+    nearest = apart.argmin(axis=1)
+    near = np.take_along_axis(apart, nearest[:, None], axis=1)[:, 0] <= days * 86400
+    return np.where(near, nearest, -1)
+
+
 def align_dates(times: Mapping[str, Times]) -> dict[str, Ints]:
     """Return by sensor the index of its image for each frame, [T], -1 for none.
 
@@ -96,3 +123,28 @@ def align_complete_dates(times: Mapping[str, Times], frame: int | None = None) -
                 "days away, or go with another"
             )
     return aligned
+
+
+def warn_of_pairs(
+    name: str, dates: Mapping[str, npt.NDArray[Any]], valid: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Warn where images of two sensors at one position are not those nearest in time, or seasons apart.
+
+    Args:
+        name: of the data.
+        dates: by sensor days, [T]; sensors whose series differ in length are not paired.
+        valid: by sensor [T], ``False`` where an image is missing; others are complete.
+    """
+    for (one, days), (other, days_of_other) in combinations(dates.items(), 2):
+        if len(days) != len(days_of_other):
+            continue
+        both = np.ones(len(days), bool)
+        for sensor in (one, other):
+            both &= valid.get(sensor, both)
+        apart = np.abs(days[both].astype(np.int64)[:, None] - days_of_other[both].astype(np.int64))
+        if (apart.diagonal() > apart.min(axis=1, initial=MAX_DAYS_APART)).any():
+            warnings.warn(
+                f"{name}: images of {one} and {other} are paired by their position in the series, and others "
+                "are nearer in time; align them first (rsbackbones.data.date_alignment.align_dates)",
+                stacklevel=3,
+            )

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rsbackbones.data.check import validate_sample
-from rsbackbones.data.rasters import RasterStack, find_bands
+from rsbackbones.data.date_alignment import Times, undated
+from rsbackbones.data.rasters import RasterStack, find_bands, not_understood
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
 
@@ -25,12 +28,13 @@ class GeoTiffSource:
     3. In one folder where no stem has such a word, every file is a place and holds all sensors.
 
     A place that lacks a sensor is a :class:`BadSample` when it is read. All rasters of a place must be on one
-    grid. Values are float32, with the files' scale and offset tags applied.
+    grid. Values are float32, with the files' scale and offset tags applied; reflectances that these make
+    become digital numbers (x 10000), unless ``units`` names their unit.
 
     Args:
         root: the folder.
         bands: for each sensor the names of the files' bands, in order, where the files do not describe them.
-        units: by sensor, of 8-bit values, which are refused where it is not named; see
+        units: by sensor, where it is not that of the files; 8-bit values are refused without one, see
             :func:`rsbackbones.data.rasters.find_bands`.
         name: default: the folder's name.
 
@@ -101,32 +105,46 @@ class GeoTiffSource:
         """
         if frame not in (None, 0):
             raise IndexError(f"frame {frame} of 1")
+        sample = self.read_images(place, dict.fromkeys(self.bands, 0))
+        return sample if frame == 0 else Sample(images={s: x[None] for s, x in sample.images.items()})
+
+    def times(self, place: int, sensors: Sequence[str]) -> dict[str, Times]:
+        """See :meth:`DatedSource.times`: the images of a place count as of one date."""
         files = self._places[self._keys[place]]
-        if lacking := [sensor for sensor in self._sensors if sensor not in files]:
+        return {sensor: undated(1) for sensor in sensors if sensor in files or _ALL in files}
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """See :meth:`DatedSource.read_images`."""
+        bands = {sensor: self.bands[sensor] for sensor in self.bands if sensor in which}
+        files = self._places[self._keys[place]]
+        if lacking := [s for s in self._sensors if s not in files and (s in which or s == _ALL)]:
             raise BadSample(f"{', '.join(lacking)} is missing; there is {next(iter(files.values())).name}")
+        files = {sensor: path for sensor, path in files.items() if sensor in which or sensor == _ALL}
         try:
             with RasterStack(
                 list(files.values()),
-                tuple(self.bands),
-                wanted=self.bands,
+                tuple(bands),
+                wanted=bands,
                 names=[self._names.get(sensor) for sensor in files],
                 units=self._units,
             ) as stack:
                 arrays, valid = stack.read()
-                held = stack.bands
+                held, unclear = stack.bands, not_understood(stack.ignored)
+                for sensor, unit in stack.stated_units.items():
+                    if unit == "reflectance" and sensor not in self._units:
+                        arrays[sensor] = arrays[sensor] * np.float32(10_000)
         except ValueError as error:
             raise BadSample(str(error)) from error
         if not valid.all():
             raise BadSample(f"{int((~valid).sum())} of {valid.size} pixels have no data")
-        for sensor, names in self.bands.items():
+        for sensor, names in bands.items():
             if set(held.get(sensor, ())) != set(names):
                 raise BadSample(
                     f"{sensor} has the bands {', '.join(held.get(sensor, ()))}, not {', '.join(names)}"
+                    f"{unclear}"
                 )
-        images = {s: arrays[s][[held[s].index(band) for band in names]] for s, names in self.bands.items()}
-        if frame is None:
-            images = {s: image[None] for s, image in images.items()}
-        return validate_sample(images, self.bands, frames=None if frame is not None else 1)
+        images = {s: arrays[s][[held[s].index(band) for band in names]] for s, names in bands.items()}
+        return validate_sample(images, bands, frames=None)
 
 
 # The number of places that are read to find the bands of the files.

@@ -1,5 +1,6 @@
 """Images in one .npz file."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.check import stack_valid, validate_sample
-from rsbackbones.data.date_alignment import align_complete_dates, align_dates
+from rsbackbones.data.date_alignment import Times, align_complete_dates, align_dates, undated
 from rsbackbones.data.grid import to_grid
 from rsbackbones.data.npz_archive import Array, NpzArchive
 from rsbackbones.data.npz_dates import find_kept, read_times
@@ -137,6 +138,28 @@ class NpzSource:
             images = {sensor: image[0] for sensor, image in images.items()}
         frames = self.frames if frame is None else None
         return validate_sample(images, self.bands, frames=frames, dates=dates, valid=valid)
+
+    def times(self, place: int, sensors: Sequence[str]) -> dict[str, Times]:
+        """See :meth:`DatedSource.times`."""
+        index = place // len(self._windows)
+        if not self._times:
+            return dict.fromkeys(sensors, undated(self.frames))
+        first = next(iter(self._times))
+        return {s: self._times[s][index][self._kept[index]] if s == first else self._times[s][index]
+                for s in sensors}  # fmt: skip
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """See :meth:`DatedSource.read_images`."""
+        index, window = divmod(place, len(self._windows))
+        dates: dict[str, Array] = {}
+        images: dict[str, Array] = {}
+        for sensor, i in which.items():
+            if self._times and sensor == next(iter(self._times)):
+                i = int(self._kept[index][i])
+            images[sensor] = self._read_image(sensor, index, i, window)
+            if self._times:
+                dates[sensor] = self._times[sensor][index][[i]].astype(np.int64)
+        return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
 
     def _align(self, index: int, frame: int | None) -> dict[str, Ints]:
         """Return by sensor the position of each frame's image on its axis of dates, -1 for none."""

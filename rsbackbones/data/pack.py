@@ -3,12 +3,17 @@
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.shards import (
@@ -19,12 +24,15 @@ from rsbackbones.data.shards import (
     read_dataset,
 )
 from rsbackbones.data.source import BadSample, Sample, Source
-from rsbackbones.files.atomic import write_text
+from rsbackbones.files.atomic import is_temporary, write_text
+from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.sensors import SSL4EO_S12, get_sensor
+from rsbackbones.value_check import judge, missing_pixels
 
 _JOB_FILE = "job.json"
+_PROBED_PLACES = 16
 _SHARD = "{:06d}.zarr.zip"
 
 
@@ -60,8 +68,9 @@ def pack(
         progress: show a bar.
 
     Raises:
-        ValueError: no places, too many unusable ones (they are listed), a folder that holds anything else,
-            or one that cannot be written to.
+        ValueError: no places, values that are no dn or dB, too many unusable places (they are listed), a
+            folder that holds anything else, one that cannot be written to, or one that another process packs
+            into.
     """
     folder = Path(output).expanduser()
     if not len(source):
@@ -72,11 +81,22 @@ def pack(
         raise ValueError(f"max_bad_share must be in [0, 1), got {max_bad_share}")
     most = int(max_bad_share * len(source))
     job = _describe_job(source, per_shard)
-    if not _begin(folder, job):
-        dataset = read_dataset(folder)
-        _refuse_many(dataset["bad"], most, len(source))
-        return _finish(folder, dataset)
+    if (dataset := _finished(folder, job)) is None:
+        with exclusive(folder):
+            dataset = _finished(folder, job) or _pack(source, folder, job, per_shard, most, progress)
+    (folder / _JOB_FILE).unlink(missing_ok=True)
+    _refuse_many(dataset["bad"], most, len(source))
+    return _report(folder, dataset)
+
+
+def _pack(
+    source: Source, folder: Path, job: Mapping[str, Any], per_shard: int, most: int, progress: bool
+) -> dict[str, Any]:
+    """Write what is left to write, and return the content of ``dataset.json``."""
+    _check_units(source)
     shards, place, bad = _resume(folder)
+    if not shards:  # first, so that a folder with shards tells what they are
+        _write_json(folder / _JOB_FILE, job)
     _refuse_many(bad, most, len(source))
     bar = progress_bar(len(source), place, enabled=progress, unit="place")
     with bar, _one_thread():
@@ -103,7 +123,34 @@ def pack(
         "bad": bad,
     }
     _write_json(folder / DATASET_FILE, dataset)
-    return _finish(folder, dataset)
+    return dataset
+
+
+def _check_units(source: Source) -> None:
+    """Check on some places that the values are in the units that the shards state.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for place in sorted({i * len(source) // _PROBED_PLACES for i in range(_PROBED_PLACES)}):
+        try:
+            images = source.read(place).images
+        except (BadSample, OSError):
+            continue  # it is listed as such
+        for sensor in images.keys() & SSL4EO_S12.keys():
+            x = torch.from_numpy(np.ascontiguousarray(images[sensor], np.float32)).movedim(-3, 0)
+            held = x.isfinite().all(0) & ~missing_pixels(x.movedim(0, -3), SSL4EO_S12[sensor].unit)
+            found.setdefault(sensor, []).append(x[:, held].flatten())
+    for sensor, values in found.items():
+        unit = SSL4EO_S12[sensor].unit
+        assert unit is not None
+        verdict = judge(torch.cat(values), unit, get_sensor(sensor))
+        text = f"{source.name}, {sensor}: {verdict.text}"
+        if verdict.kind == "suspect":
+            warnings.warn(f"{text}; shards state {unit!r}", verdict.warning, stacklevel=3)
+        elif verdict.kind != "right":
+            raise ValueError(f"{text}. Shards hold {unit!r}: convert the values first")
 
 
 def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
@@ -124,27 +171,31 @@ def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
     }
 
 
-def _begin(folder: Path, job: Mapping[str, Any]) -> bool:
-    """Create the folder, or find an earlier run of the job in it; return whether work is left."""
+def _finished(folder: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the content of ``dataset.json`` if the job is done; else see that the folder can be written to.
+
+    Raises:
+        ValueError: the folder cannot be made, or holds another job or other files.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        inside = {path.name for path in folder.iterdir()}
+        inside = {path.name for path in folder.iterdir() if path.name != LOCK and not is_temporary(path)}
     except OSError as error:
         raise ValueError(f"cannot make the folder {folder}: {error.strerror}") from error
     complete = DATASET_FILE in inside
     if complete or _JOB_FILE in inside:
+        if not complete and _SHARD.format(0) not in inside:
+            return None  # a run that ended before it had done anything
         held = read_dataset(folder) if complete else json.loads((folder / _JOB_FILE).read_text())
         if differ := [key for key, value in job.items() if held.get(key) != value]:
             raise ValueError(
                 f"{folder} holds another pack (with other {', '.join(differ)}); choose another "
                 "folder, or delete it"
             )
-        return not complete
-    # job.json comes first, so that a folder with shards tells what they are.
-    if inside - {f"{_JOB_FILE}.tmp"}:
+        return held if complete else None
+    if inside:
         raise ValueError(f"{folder} holds other files; choose an empty folder, or one that does not exist")
-    _write_json(folder / _JOB_FILE, job)
-    return True
+    return None
 
 
 def _resume(folder: Path) -> tuple[list[dict[str, Any]], int, list[list[str]]]:
@@ -217,8 +268,7 @@ def _entry(path: Path, places: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finish(folder: Path, dataset: Mapping[str, Any]) -> PackReport:
-    (folder / _JOB_FILE).unlink(missing_ok=True)
+def _report(folder: Path, dataset: Mapping[str, Any]) -> PackReport:
     shards = dataset["shards"]
     return PackReport(
         folder=folder,

@@ -27,9 +27,9 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_png(figure: Any, path: Path) -> None:
+def save_png(figure: Any, path: str | Path) -> None:
     """Write a figure, whole or not at all."""
-    with atomic_write(path) as file:
+    with atomic_write(Path(path).expanduser()) as file:
         figure.savefig(file, dpi=110, format="png")
 
 

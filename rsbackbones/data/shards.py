@@ -7,9 +7,12 @@ shards hold and the SHA-256 of each. The function ``pack`` makes it.
 """
 
 import json
+import math
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,19 +21,23 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.check import validate_sample
+from rsbackbones.data.date_alignment import Times, undated
 from rsbackbones.data.file_cache import FileCache
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.files.atomic import atomic_write
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.typed_fields import check_fields, show
 
 Array = npt.NDArray[Any]
 SCHEMA = 1
 DATASET_FILE = "dataset.json"
 # Level 3 of zstd on shuffled bits: three times smaller than real L2A, decoded at about 1.5 GB/s.
-_CODEC = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 2, "blocksize": 0}
+_CODEC: dict[str, Any] = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 2, "blocksize": 0}
 # Every file of a zip carries a date; with a fixed one, equal contents are equal bytes.
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError,
+           struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 class ShardWriter:
@@ -148,16 +155,44 @@ class PackedSource:
             days = shard.attributes["dates"][index]
             # Earlier shards do not say it: their places lack nothing.
             valid = shard.attributes["valid"][index] if "valid" in shard.attributes else {}
+            chosen = slice(None) if frame is None else slice(frame, frame + 1)
+            dates = {sensor: np.array(values, np.int64)[chosen] for sensor, values in days.items()}
+            held = {sensor: np.array(flags, bool) for sensor, flags in valid.items()}
         except _DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
-        chosen = slice(None) if frame is None else slice(frame, frame + 1)
-        dates = {sensor: np.array(values, np.int64)[chosen] for sensor, values in days.items()}
-        held = {sensor: np.array(flags, bool) for sensor, flags in valid.items()}
         if frame is None:
             return validate_sample(images, self.bands, frames=self.frames, dates=dates, valid=held)
         if lacking := [sensor for sensor, flags in held.items() if not flags[frame]]:
             raise BadSample(f"{', '.join(lacking)} has no usable image at date {frame}")
         return validate_sample(images, self.bands, frames=None, dates=dates)
+
+    def times(self, place: int, sensors: Sequence[str]) -> dict[str, Times]:
+        """See :meth:`DatedSource.times`; the images are those that packing aligned."""
+        path, index = self._find(place)
+        try:
+            attributes = self._shards.open(str(path)).attributes
+        except _DAMAGE as error:
+            raise BadSample(f"cannot read shard {path}: {error}") from error
+        days, valid = attributes["dates"][index], attributes.get("valid", {})
+        times = {
+            s: np.array(days[s], "datetime64[D]") if s in days else undated(self.frames) for s in sensors
+        }
+        for sensor, flags in (valid[index] if valid else {}).items():
+            if sensor in times:
+                times[sensor][~np.array(flags, bool)] = np.datetime64("NaT")
+        return times
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """See :meth:`DatedSource.read_images`."""
+        path, index = self._find(place)
+        try:
+            shard = self._shards.open(str(path))
+            images = {sensor: shard.read(f"{sensor}/{index}", i) for sensor, i in which.items()}
+            days = shard.attributes["dates"][index]
+        except _DAMAGE as error:
+            raise BadSample(f"cannot read shard {path}: {error}") from error
+        dates = {s: np.array(days[s][i : i + 1], np.int64) for s, i in which.items() if s in days}
+        return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
 
     def verify(self) -> list[str]:
         """Hash all shards; return what is wrong with which: nothing, where all are as they were written."""
@@ -192,11 +227,20 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     """
     path = folder / DATASET_FILE
     try:
-        dataset: dict[str, Any] = json.loads(path.read_text())
+        dataset: dict[str, Any] = read_json(path)
+        check_fields(_Dataset, {name: dataset[name] for name in _DATASET_FIELDS}, "dataset")
+        for shard in dataset["shards"]:
+            check_fields(_Entry, shard, "shards")
+            if Path(shard["file"]).name != shard["file"] or shard["places"] < 1:
+                raise ValueError(
+                    f"shards: {shard['file']!r} of {shard['places']} places is no file beside it"
+                )
         schema, places = dataset["schema"], sum(shard["places"] for shard in dataset["shards"])
     except FileNotFoundError as error:
         raise ValueError(f"there is no {path}; a packed folder has one when it is complete") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ValueError(f"cannot read {path}: it lacks {error}") from error
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if schema != SCHEMA or places < 1:
         raise ValueError(f"{path} is of schema {schema} with {places} places; this version reads {SCHEMA}")
@@ -215,30 +259,70 @@ def read_attributes(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}); delete it and pack again") from error
 
 
+@dataclass(frozen=True)
+class _Dataset:
+    """The fields of ``dataset.json`` that are read; lists of shards are as long as they are."""
+
+    schema: int
+    name: str
+    bands: Mapping[str, tuple[str, ...]]
+    frames: int
+    per_shard: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """The fields of a shard in ``dataset.json``."""
+
+    file: str
+    places: int
+    bytes: int
+    sha256: str
+
+
+_DATASET_FIELDS = tuple(field.name for field in fields(_Dataset))
+
+
 class _Shard:
     """An open shard. Every read is checked by the zip's CRC."""
 
     def __init__(self, path: str) -> None:
         self._zip = zipfile.ZipFile(path)
+        if packed := [info.filename for info in self._zip.infolist() if info.compress_type]:
+            raise ValueError(f"{packed[0]} is compressed by the zip, which rsbackbones pack never does")
         self.attributes: dict[str, Any] = json.loads(self._zip.read(".zattrs"))
 
     def read(self, name: str, frame: int | None) -> Array:
         """Read an array [T, C, H, W], or one date of it. A chunk that is missing is a KeyError, not zeros."""
         header: Mapping[str, Any] = json.loads(self._zip.read(f"{name}/.zarray"))
         frames, *shape = header["shape"]
+        kind = np.dtype(header["dtype"])
         codec = _codec(header["compressor"])
         chunks = [
-            np.frombuffer(codec.decode(self._zip.read(f"{name}/{k}.0.0.0")), header["dtype"]).reshape(shape)
+            _decode(codec, self._zip.read(f"{name}/{k}.0.0.0"), kind, shape)
             for k in (range(frames) if frame is None else [frame])
         ]
         return np.stack(chunks) if frame is None else chunks[0]
 
 
-def _codec(config: Mapping[str, Any]) -> Any:
+def _decode(codec: Any, chunk: bytes, kind: np.dtype[Any], shape: list[int]) -> Array:
+    """Decode a chunk, if it says that it holds this array, and not more."""
+    # The header of Blosc: four bytes, then the sizes of the array, of a block, and of the chunk.
+    stated, _, stored = struct.unpack_from("<III", chunk, 4)
+    if kind.kind not in "uif" or (stated, stored) != (math.prod(shape) * kind.itemsize, len(chunk)):
+        raise ValueError(f"a chunk that holds {stated} bytes, where {kind} {shape} is stated")
+    return np.frombuffer(codec.decode(chunk), kind).reshape(shape)
+
+
+def _codec(config: Any) -> Any:
+    """Return the codec of a header. Only Blosc, which :func:`pack` uses: others execute code (``pickle``)."""
     try:
         import numcodecs
     except ImportError as error:
         raise ImportError("packed data needs numcodecs: pip install 'rsbackbones[train]'") from error
+    if not isinstance(config, Mapping) or config.get("id") != _CODEC["id"] or set(config) - set(_CODEC):
+        raise ValueError(f"codec {show(config)}; shards of rsbackbones pack are compressed by blosc")
     return numcodecs.get_codec(dict(config))
 
 

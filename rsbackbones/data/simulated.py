@@ -1,5 +1,6 @@
 """Simulated places with seasons, where real dated places are too few. Whoever trains on them says so."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.check import validate_sample
+from rsbackbones.data.date_alignment import Times
 from rsbackbones.data.simulator import MIN_SIZE, S1_BANDS, S2_BANDS, simulate_days
 from rsbackbones.data.source import Sample
 
@@ -84,13 +86,28 @@ class SimulatedSource:
 
     def read(self, place: int, frame: int | None = None) -> Sample:
         """Read a place at one date or at all; all are drawn at the first read."""
-        if place not in self._drawn:
-            self._drawn[place] = self._draw(place)
-        images, days = self._drawn[place]
+        images, days = self._kept(place)
         dates = {sensor: days[sensor] if frame is None else days[sensor][[frame]] for sensor in days}
         # Copies: what is kept is not the reader's to change.
         chosen = {sensor: (x if frame is None else x[frame]).copy() for sensor, x in images.items()}
         return validate_sample(chosen, self.bands, frames=self.frames if frame is None else None, dates=dates)
+
+    def times(self, place: int, sensors: Sequence[str]) -> dict[str, Times]:
+        """See :meth:`DatedSource.times`; draws the place."""
+        days = self._kept(place)[1]
+        return {sensor: days[sensor].astype("datetime64[D]") for sensor in sensors}
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """See :meth:`DatedSource.read_images`."""
+        images, days = self._kept(place)
+        dates = {sensor: days[sensor][[i]] for sensor, i in which.items()}
+        chosen = {sensor: images[sensor][i].copy() for sensor, i in which.items()}
+        return validate_sample(chosen, {s: self.bands[s] for s in which}, frames=None, dates=dates)
+
+    def _kept(self, place: int) -> tuple[dict[str, Array], dict[str, Ints]]:
+        if place not in self._drawn:
+            self._drawn[place] = self._draw(place)
+        return self._drawn[place]
 
     def _draw(self, place: int) -> tuple[dict[str, Array], dict[str, Ints]]:
         if not 0 <= place < len(self):

@@ -167,10 +167,11 @@ def simulate_days(height: int, width: int, *, seed: int = 0, days: Sequence[int]
     return tuple(scenes)
 
 
-def write_scene(scene: Scene, folder: Path) -> tuple[Path, Path]:
+def write_scene(scene: Scene, folder: str | Path) -> tuple[Path, Path]:
     """Write `scene_s2.tif` and `scene_s1.tif` into `folder` and return their paths."""
     import rasterio
 
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, image: NDArray[Any], bands: tuple[str, ...]) -> Path:

@@ -5,6 +5,7 @@ and for each of the source's sensors an image per date. Values are raw: Sentinel
 without the offset of 1000), Sentinel-1 in dB; those of other sensors as the files have them.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -68,4 +69,26 @@ class Source(Protocol):
 
     def describe(self, place: int) -> str:
         """Return a name to find the place by: a file, a key."""
+        ...
+
+
+class DatedSource(Source, Protocol):
+    """A source whose images can be read one by one; every reader of this package is one."""
+
+    def times(self, place: int, sensors: Sequence[str]) -> "dict[str, Array]":
+        """Return the dates of a place's images by sensor, datetime64 [n], NaT for one that is missing.
+
+        In any order; a sensor that the place lacks is left out. Equal dates mean equal times.
+
+        Raises:
+            BadSample: they cannot be read.
+        """
+        ...
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """Read one image of each sensor that is named, [C, H, W]: its index in :meth:`times`.
+
+        Raises:
+            BadSample: one of them cannot be used.
+        """
         ...

@@ -4,6 +4,7 @@ Read as published (Wang et al., 2023) and as its authors' code describes it. Not
 tests write small files in this layout.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,10 +98,25 @@ class SSL4EOFolders:
             dates[sensor] = times[sensor][which].astype("datetime64[D]").astype(np.int64)
         return validate_sample(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
 
+    def times(self, place: int, sensors: Sequence[str]) -> dict[str, Array]:
+        """See :meth:`DatedSource.times`; lists folders, and opens no file."""
+        folders = {s: self._folders[s] / self._ids[place] for s in sensors}
+        return {s: _times(f, self._products(s, f)) for s, f in folders.items() if f.is_dir()}
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """See :meth:`DatedSource.read_images`."""
+        images, dates = {}, {}
+        for sensor, i in which.items():
+            folder = self._folders[sensor] / self._ids[place]
+            product = self._products(sensor, folder)[i]
+            images[sensor] = self._read_bands(sensor, product)
+            dates[sensor] = _times(folder, [product]).astype("datetime64[D]").astype(np.int64)
+        return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
+
     def _products(self, sensor: str, folder: Path) -> list[Path]:
         if not folder.is_dir():
             raise BadSample(f"{sensor} is missing: there is no {folder}")
-        products = [path for path in folder.iterdir() if path.is_dir()]
+        products = sorted(path for path in folder.iterdir() if path.is_dir())
         if len(products) != self.frames:
             raise BadSample(f"{folder} holds {len(products)} dates, expected {self.frames}")
         return products

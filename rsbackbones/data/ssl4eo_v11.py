@@ -9,7 +9,7 @@ import os
 import tarfile
 import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,20 @@ class SSL4EOZarr:
             images[sensor] = subtract_offset(image) if sensor == "s2" and self._subtract else image
             dates[sensor] = held[sensor].times[which].astype("datetime64[D]").astype(np.int64)
         return validate_sample(images, self.bands, frames=self.frames if frame is None else None, dates=dates)
+
+    def times(self, place: int, sensors: Sequence[str]) -> dict[str, Array]:
+        """See :meth:`DatedSource.times`; reads the names of the products, in tar shards the whole member."""
+        return {s: self._find(s, place).times for s in sensors if self._where[s][place, 0] >= 0}
+
+    def read_images(self, place: int, which: Mapping[str, int]) -> Sample:
+        """See :meth:`DatedSource.read_images`."""
+        images, dates = {}, {}
+        for sensor, i in which.items():
+            held = self._find(sensor, place)
+            image = held.read(np.int64(i))
+            images[sensor] = subtract_offset(image) if sensor == "s2" and self._subtract else image
+            dates[sensor] = held.times[[i]].astype("datetime64[D]").astype(np.int64)
+        return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
 
     def _find(self, sensor: str, place: int) -> "_Images":
         file, at, size = self._where[sensor][place].tolist()

@@ -1,13 +1,23 @@
 """Rasters opened for the bands of a model, and the job under which unfinished work is kept."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rsbackbones.data.class_masks import ClassMasks, masked_names
-from rsbackbones.data.rasters import RasterStack
+from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_path import RasterPath
+from rsbackbones.data.rasters import RasterStack, not_understood
+from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.value_check import zero_is_missing
 from rsbackbones.zoo.fingerprint import weights_digest
+from rsbackbones.zoo.pixel_size import pixel_size_notes
+
+MAPS, TABLES = (".tif", ".tiff"), (".npz", ".parquet")
 
 
 def sensors_of(model: Backbone) -> dict[str, str]:
@@ -17,16 +27,13 @@ def sensors_of(model: Backbone) -> dict[str, str]:
 
 def embedding_job(
     model: Backbone,
-    paths: Sequence[Path],
+    inputs: Sequence[InputFiles],
     *,
     units: Mapping[str, str] | None,
     nodata: float | None,
     mask: ClassMasks | None = None,
 ) -> dict[str, Any]:
     """Return what the features of files depend on, as JSON takes it."""
-    mask = mask or {}
-    files = [Path(name).expanduser() for key in mask for name in (key, key.partition(":")[2]) if name]
-    paths = [*paths, *(path for path in files if path.is_file())]
     masked = {"mask": {key: sorted(classes) for key, classes in mask.items()}} if mask else {}
     return {
         "model": model.architecture,
@@ -35,7 +42,7 @@ def embedding_job(
         "sensors": sensors_of(model),
         "bands": {m: list(b) for m, b in model.bands.items()},
         "pad": model.pad,
-        "input": [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths],
+        "input": [fact for files in inputs for fact in files.facts],
         "units": units,
         "nodata": nodata,
         **masked,
@@ -47,17 +54,57 @@ def unfinished(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def check_output(output: Path) -> None:
+    """Refuse an output that could not be written at the end, before any work is done.
+
+    Raises:
+        ImportError: the library that writes it is not installed.
+        ValueError: another suffix, no folder to write to, a folder of that name, or a picture that is no
+            preview where the preview goes.
+    """
+    suffix = output.suffix.lower()
+    if suffix not in (*MAPS, *TABLES):
+        raise ValueError(f"features go to .tif, .npz or .parquet, got {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    if output.is_dir():
+        raise ValueError(f"the output {output} is a folder; choose another name")
+    if suffix in MAPS:
+        check_preview(preview_path(output))
+    if suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise ImportError("writing Parquet needs pyarrow: pip install 'rsbackbones[geo]'") from error
+
+
+@contextmanager
+def writing(output: Path, folder: Path) -> Iterator[None]:
+    """Turn a failure to write the result into a message that says how to go on."""
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        raise ValueError(
+            f"cannot write {output}: {error}; what was computed is kept in {folder}: make room and run the "
+            "same again"
+        ) from error
+
+
 def open_model_rasters(
     model: Backbone,
-    paths: Sequence[Path],
+    paths: Sequence[RasterPath],
     *,
     names: Sequence[Sequence[str] | None] | None,
     units: Mapping[str, str] | None,
     nodata: float | None,
+    resample: str | None = None,
     mask: ClassMasks | None = None,
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
+    Pixels that hold zero in all bands have no data, where the unit of the values allows no such measurement.
     ``names`` may name the bands of ``mask``, which are no bands of a sensor.
 
     Raises:
@@ -65,11 +112,39 @@ def open_model_rasters(
     """
     sensors = sensors_of(model)
     names = None if names is None else [masked_names(each, mask) for each in names]
-    stack = RasterStack(paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units)
+    stack = RasterStack(
+        paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units, resample=resample
+    )
     if missing := [m for m in model.modalities if m not in stack.bands]:
         stack.close()
         text = "; ".join(f"{m} (of {sensors[m]}: {', '.join(model.bands[m])})" for m in missing)
         raise ValueError(
             f"{', '.join(map(str, paths))}: no raster holds bands of {text}, which the model takes"
+            f"{not_understood(stack.ignored)}"
         )
+    known = {m: spec.unit for m, spec in model.inputs.items()} | stack.stated_units | dict(units or {})
+    stack.zero_missing = frozenset(m for m in stack.bands if zero_is_missing(known.get(m)))
     return stack
+
+
+def create_preprocess_of(model: Backbone, stack: RasterStack, units: Mapping[str, str] | None) -> Preprocess:
+    """Return the preprocessing of a stack's bands, in the units that the user names, else those of the files.
+
+    An error about bands names what was not understood.
+    """
+    try:
+        return create_preprocess(model, bands=stack.bands, units=stack.stated_units | dict(units or {}))
+    except ValueError as error:
+        lacking = any({*needed} - {*stack.bands[m]} for m, needed in model.bands.items())
+        raise ValueError(f"{error}{not_understood(stack.ignored) if lacking else ''}") from error
+
+
+def warn_of_pixel_sizes(model: Backbone, pixels: Mapping[str, float | None]) -> None:
+    """Warn of files, by name, whose pixels have another size than those of training; once for all alike."""
+    alike: dict[str, list[str]] = {}
+    for name, pixel in pixels.items():
+        for note in pixel_size_notes(model, pixel):
+            alike.setdefault(note, []).append(name)
+    for note, (first, *others) in alike.items():
+        rest = f" and {len(others)} more" if others else ""
+        warnings.warn(f"{first}{rest}: {note}", stacklevel=3)

@@ -1,32 +1,47 @@
 """One embedding per patch file, for many of them."""
 
+import json
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import nn
 
-from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, masked_names
-from rsbackbones.data.rasters import find_bands, ground_position, open_raster, same_grid
+from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, mask_files
+from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name, raster_paths
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
+from rsbackbones.embed.inputs import (
+    TABLES,
+    check_output,
+    create_preprocess_of,
+    embedding_job,
+    open_model_rasters,
+    sensors_of,
+    unfinished,
+    warn_of_pixel_sizes,
+    writing,
+)
+from rsbackbones.embed.places import Patch, group_files
 from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
-from rsbackbones.files.resumable import RowStore
-from rsbackbones.models.backbone import Backbone
-from rsbackbones.preprocess import create_preprocess
+from rsbackbones.files.resumable import RowStore, check_space
+from rsbackbones.models.backbone import Backbone, unwrap_model
 
 # A raster of a patch file is one input; beyond this side it is a scene.
 MAX_PATCH_SIDE = 512
 
 
 def embed_patches(
-    model: Backbone,
-    paths: Sequence[Path],
-    output: Path,
+    model: nn.Module,
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     *,
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
@@ -35,93 +50,128 @@ def embed_patches(
     batch_size: int = 8,
     device: str | torch.device | None = None,
     skip_nodata: bool = False,
+    on_unreadable: str = "fail",
+    resample: str | None = None,
     progress: bool = True,
-) -> list[Path]:
+) -> dict[RasterPath, str]:
     """Write one pooled embedding per patch to ``.npz`` or ``.parquet``.
 
-    Rasters on the same grid (the S1 and the S2 file of a place) are one patch, encoded whole; its sides
-    are multiples of ``model.size_multiple``, or the model pads them (``create_model(..., pad=True)``).
-    The result has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, and [patches, D] float32
-    for every stream. With ``mask`` it also has ``valid_share``, the share of pixels that count in all
-    sensors; cells of which less than half count are in no embedding, and an embedding without any cell is
-    NaN.
+    Rasters on the same grid with different bands (the S1 and the S2 file of a place, or a file for each band)
+    are one patch, encoded whole; its sides are multiples of ``model.size_multiple``, or the model pads them
+    (``create_model(..., pad=True)``). The result has ``paths`` (joined by ``;``), ``crs``, the center ``x``
+    and ``y``, the side of a pixel in meters ``pixel_m`` (NaN: no georeference), and [patches, D] float32 for
+    every stream, also from a model in half precision. With ``mask`` it also has ``valid_share``, the share of
+    pixels that count in all sensors; cells of which less than half count are in no embedding, and an
+    embedding without any cell is NaN. With ``resample`` it has ``resampling``, which says for each patch
+    which files were resampled. What is left out is named in ``left_out`` with ``left_out_reasons`` (of
+    Parquet in the metadata).
 
-    Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed run.
+    Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed or
+    failed run, as :func:`embed_scene` does.
 
     Args:
         model, bands, units, nodata, mask, batch_size, device, progress: as for :func:`embed_scene`.
-        paths: raster files.
+        paths: raster files, or one; strings may be names for GDAL (``/vsizip/...``, ``https://...``).
         output: a path ending in ``.npz`` or ``.parquet``.
         skip_nodata: leave out patches with pixels without data; they are an error otherwise.
+        on_unreadable: ``skip`` leaves out files that cannot be read, and patches that lack them; ``fail``:
+            they are an error, and what was done before is kept.
+        resample: as for :func:`embed_scene`; files that cover the same ground in other pixels are one patch.
 
     Returns:
-        The first files of the patches left out.
+        Why patches, by their first file, or single files are left out.
 
     Raises:
-        ValueError: rasters, bands or sizes that do not fit, or pixels without data.
+        ImportError: the library that writes Parquet is not installed.
+        UnreadableRaster: a file cannot be read.
+        ValueError: rasters, bands or sizes that do not fit, pixels without data, a full disk, rasters that
+            change meanwhile, or another process that writes the same output.
     """
-    if output.suffix not in (".npz", ".parquet"):
+    model, paths, output = unwrap_model(model), raster_paths(paths), Path(output).expanduser()
+    if on_unreadable not in ("fail", "skip"):
+        raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
+    if output.suffix.lower() not in TABLES:
         raise ValueError(f"embeddings of patches go to .npz or .parquet, got {output}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
+    check_output(output)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if device is not None:
         model.to(choose_device(device))
-    places = _group_by_grid(paths, sensors_of(model), bands, units, mask)
-    job = embedding_job(model, paths, units=units, nodata=nodata, mask=mask) | {"bands": bands}
-    with RowStore(unfinished(output), job, len(places)) as store:
+    left_out: dict[RasterPath, str] = {}
+    skip = on_unreadable == "skip"
+    patches = group_files(
+        model, paths, bands, units, resample=resample, left_out=left_out if skip else None, mask=mask
+    )
+    warn_of_pixel_sizes(
+        model, {raster_name(patch.name): patch.files[0].grid.pixel_in_meters for patch in patches}
+    )
+    inputs = [InputFiles([file.path for file in patch.files]) for patch in patches]
+    inputs.append(InputFiles(mask_files(mask)))  # of all patches
+    job = embedding_job(model, inputs, units=units, nodata=nodata, mask=mask)
+    job |= {"bands": bands, "resample": resample}
+    folder = unfinished(output)
+    # Rows and result: what is left of a disk must hold both.
+    size = 2 * 4 * len(patches) * len(model.stream_inputs) * model.num_features
+    with RowStore(folder, job, len(patches)) as store:
+        check_space(output.parent, 0 if store.done.any() else size, f"the table {output.name}")
         try:
-            _embed_places(store, model, places, units, nodata, mask, batch_size, skip_nodata, progress)
-            if not store.done.any():
-                raise ValueError(f"no patch is left: all {len(places)} have pixels without data")
-        except ValueError:
-            store.discard()
-            raise
-        kept = [files for files, done in zip(places, store.done, strict=True) if done]
+            _embed_patches(
+                store, model, patches, inputs, units, nodata, mask, batch_size, skip_nodata, resample, skip,
+                left_out, progress,
+            )  # fmt: skip
+        except UnreadableRaster as error:
+            if not (count := int(store.done.sum())):
+                raise
+            raise UnreadableRaster(
+                f"{error}. {count} of {len(patches)} patches are done and kept in {folder}; the same call "
+                "with --on-unreadable skip (on_unreadable='skip') goes on without this one"
+            ) from error
+        if not store.done.any():
+            first, reason = next(iter(left_out.items()))
+            raise ValueError(f"no patch is left: all {len(left_out)} are left out, as {first}: {reason}")
+        kept = [patch for patch, done in zip(patches, store.done, strict=True) if done]
+        grids = [patch.files[0].grid for patch in kept]
+        centers = [grid.position(grid.width / 2, grid.height / 2) for grid in grids]
         columns: dict[str, Any] = {
-            "paths": [";".join(str(file.path) for file in files) for files in kept],
-            "crs": [files[0].crs for files in kept],
-            "x": [files[0].center[0] for files in kept],
-            "y": [files[0].center[1] for files in kept],
+            "paths": [";".join(str(file.path) for file in patch.files) for patch in kept],
+            "crs": [str(grid.crs or "") for grid in grids],
+            "x": [x for x, _ in centers],
+            "y": [y for _, y in centers],
+            "pixel_m": [math.nan if (m := grid.pixel_in_meters) is None else m for grid in grids],
+            **({"resampling": [patch.resampling for patch in kept]} if resample else {}),
             **store.read(np.flatnonzero(store.done)),
         }
-        if lost := sum(bool(np.isnan(x).any()) for x in columns[next(iter(model.stream_inputs))]):
+        if mask and (lost := sum(bool(np.isnan(x).any()) for x in columns[next(iter(model.stream_inputs))])):
             warnings.warn(
                 f"{lost} of {len(kept)} patches have no cell of which half the pixels count: their "
                 "embeddings are NaN",
                 stacklevel=2,
             )
-        _write_table(output, columns, model)
+        _write_table(output, columns, model, inputs, folder, left_out)
         store.discard()
-    return [files[0].path for files, done in zip(places, store.done, strict=True) if not done]
+    return left_out
 
 
-class _File(NamedTuple):
-    path: Path
-    names: Sequence[str] | None
-    modalities: set[str]
-    crs: str
-    center: tuple[float, float]
-
-
-def _embed_places(
+def _embed_patches(
     store: RowStore,
     model: Backbone,
-    places: Sequence[Sequence[_File]],
+    patches: Sequence[Patch],
+    inputs: Sequence[InputFiles],
     units: Mapping[str, str] | None,
     nodata: float | None,
     mask: ClassMasks | None,
     batch_size: int,
     skip_nodata: bool,
+    resample: str | None,
+    skip_unreadable: bool,
+    left_out: dict[RasterPath, str],
     progress: bool,
 ) -> None:
-    """Compute the rows that the store lacks; places that are left out get none."""
+    """Compute the rows that the store lacks; patches that are left out get none, and a reason."""
     pending: list[tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
 
     def encode() -> None:
-        device = next(model.parameters()).device
-        stacked = {m: torch.stack([x[m] for _, x, _ in pending]).to(device) for m in model.modalities}
+        stacked = model.as_input({m: torch.stack([x[m] for _, x, _ in pending]) for m in model.modalities})
         valid = {m: torch.stack([masks[m] for _, _, masks in pending]) for m in pending[0][2]}
         with torch.inference_mode():
             features = model.forward_streams(stacked, valid=valid)
@@ -129,42 +179,62 @@ def _embed_places(
         if valid:
             counts = torch.stack(list(valid.values())).all(dim=0)
             rows["valid_share"] = counts.float().mean(dim=(1, 2)).numpy()
-        store.write([place for place, _, _ in pending], rows)
+        for number in (*(number for number, _, _ in pending), -1):
+            inputs[number].check()
+        store.write([number for number, _, _ in pending], rows)
         pending.clear()
 
-    todo = np.flatnonzero(~store.done).tolist()
-    with progress_bar(len(places), len(places) - len(todo), enabled=progress, unit="patch") as bar:
-        for place in todo:
+    todo, doubts = np.flatnonzero(~store.done).tolist(), UnitWarnings()
+    with progress_bar(len(patches), len(patches) - len(todo), enabled=progress, unit="patch") as bar:
+        for number in todo:
             bar.update()
-            read = _read_place(model, places[place], units, nodata, mask, skip_nodata)
-            if read is None:
+            try:
+                with doubts.of_image():
+                    images, valid = _read_patch(model, patches[number], units, nodata, mask, resample)
+            except UnreadableRaster as error:
+                if not skip_unreadable:
+                    if pending:
+                        encode()  # what was read before is kept
+                    raise
+                left_out[patches[number].name] = f"unreadable: {error}"
                 continue
-            images, valid = read
+            except _NoData:
+                if not skip_nodata:
+                    raise
+                left_out[patches[number].name] = "pixels without data"
+                continue
             shapes = [image.shape for image in images.values()]
             if pending and [image.shape for image in pending[0][1].values()] != shapes:
                 encode()
-            pending.append((place, images, valid))
+            pending.append((number, images, valid))
             if len(pending) == batch_size:
                 encode()
     if pending:
         encode()
+    if todo:
+        doubts.warn(raster_name(patches[todo[0]].name), len(todo))
 
 
-def _read_place(
+class _NoData(ValueError):
+    """A patch has pixels without data."""
+
+
+def _read_patch(
     model: Backbone,
-    files: Sequence[_File],
+    files: Patch,
     units: Mapping[str, str] | None,
     nodata: float | None,
     mask: ClassMasks | None,
-    skip_nodata: bool,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
-    """Return the normalized images of a place by modality, [C, H, W], and where there are masks the pixels
-    that count, [H, W]; ``None``: it is left out.
+    resample: str | None,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the normalized images of a patch by modality, [C, H, W], and where there are masks the pixels
+    that count, [H, W].
     """
-    first, paths = files[0].path, [file.path for file in files]
-    names = [file.names for file in files]
+    first, paths = files.name, [file.path for file in files.files]
+    names = [file.names for file in files.files]
+    options: dict[str, Any] = {"units": units, "nodata": nodata, "resample": resample, "mask": mask}
     with (
-        open_model_rasters(model, paths, names=names, units=units, nodata=nodata, mask=mask) as patch,
+        open_model_rasters(model, paths, names=names, **options) as patch,
         ClassMaskReader(patch, mask or {}, sensors_of(model), names=names) as masks,
     ):
         if max(patch.height, patch.width) > MAX_PATCH_SIDE:
@@ -174,9 +244,7 @@ def _read_place(
             )
         arrays, valid = patch.read()
         if not valid.all():
-            if skip_nodata:
-                return None
-            raise ValueError(
+            raise _NoData(
                 f"{first}: {int((~valid).sum())} pixels have no data; leave the file out, or leave "
                 "out all such patches with --skip-nodata"
             )
@@ -187,7 +255,7 @@ def _read_place(
                 "this model needs; crop it first, or pad it: create_model(..., pad=True) (--pad)"
             )
         try:
-            preprocess = create_preprocess(model, bands=patch.bands, units=units)
+            preprocess = create_preprocess_of(model, patch, units)
             counts = {m: torch.from_numpy(x) for m, x in masks.read().items()}
             images = preprocess(
                 {m: x[None] for m, x in arrays.items()}, valid={m: x[None] for m, x in counts.items()}
@@ -197,82 +265,38 @@ def _read_place(
     return {m: image[0] for m, image in images.items()}, counts
 
 
-def _cells(raster: Any, path: Path) -> set[tuple[Any, ...]]:
-    """Return keys of which two rasters on one grid share at least one, however their corners are rounded."""
-    if raster.crs is None and raster.transform.is_identity:
-        return {(path,)}  # pictures without georeference all lie at the origin; each is a place of its own
-    pixel = math.hypot(raster.transform.a, raster.transform.d)
-    x, y = raster.transform.c / pixel, raster.transform.f / pixel
-    return {
-        (str(raster.crs), raster.shape, math.floor(x + dx), math.floor(y + dy))
-        for dx in (0, 0.5)
-        for dy in (0, 0.5)
-    }
-
-
-def _group_by_grid(
-    paths: Sequence[Path],
-    sensors: Mapping[str, str],
-    names: Sequence[Sequence[str] | None] | None,
-    units: Mapping[str, str] | None,
-    mask: ClassMasks | None,
-) -> list[list[_File]]:
-    """Put the files of one place together, in the order of the first of each."""
-    places: list[list[_File]] = []
-    near: dict[tuple[Any, ...], list[int]] = {}
-    for i, path in enumerate(paths):
-        name = names[i] if names else None
-        modalities = set(find_bands(path, sensors, masked_names(name, mask), units=units)[0])
-        with open_raster(path) as raster:
-            center = ground_position(raster.transform, raster.width / 2, raster.height / 2)
-            file = _File(path, name, modalities, str(raster.crs or ""), center)
-            cells = _cells(raster, path)
-            for place in {place for cell in cells for place in near.get(cell, [])}:
-                with open_raster(places[place][0].path) as first:
-                    if same_grid(first, raster):
-                        places[place].append(file)
-                        break
-            else:
-                for cell in cells:
-                    near.setdefault(cell, []).append(len(places))
-                places.append([file])
-    groups: list[list[_File]] = []
-    for files in places:
-        if len(sensors) == 1:
-            groups += [[file] for file in files]  # several dates of one place
-            continue
-        held = [modality for file in files for modality in file.modalities]
-        if twice := [m for m in sensors if held.count(m) > 1]:
-            raise ValueError(
-                f"several rasters of {', '.join(twice)} lie on the grid of {files[0].path}: "
-                f"{', '.join(file.path.name for file in files)}; embed one date at a time"
-            )
-        if lacking := [m for m in sensors if m not in held]:
-            raise ValueError(
-                f"{files[0].path} has no raster of {', '.join(lacking)} on its grid; add one, or embed "
-                f"the other sensor alone: --modalities {next(m for m in sensors if m in held)}. (Rasters "
-                "without georeference cannot be paired)"
-            )
-        groups.append(files)
-    return groups
-
-
-def _write_table(output: Path, columns: Mapping[str, Any], model: Backbone) -> None:
+def _write_table(
+    output: Path,
+    columns: Mapping[str, Any],
+    model: Backbone,
+    inputs: Sequence[InputFiles],
+    folder: Path,
+    left_out: Mapping[RasterPath, str],
+) -> None:
     weights = model.weights_entry.id if model.weights_entry else ""
-    with atomic_write(output) as file:
-        if output.suffix == ".npz":
+    with writing(output, folder), atomic_write(output, within=folder) as file:
+        if output.suffix.lower() == ".npz":
+            if left_out:
+                columns = {
+                    **columns,
+                    "left_out": [str(path) for path in left_out],
+                    "left_out_reasons": list(left_out.values()),
+                }
             save: Any = np.savez_compressed  # its typing takes every keyword for allow_pickle
             save(file, **{key: np.asarray(values) for key, values in columns.items()})
         else:
-            _write_parquet(file, columns, {"model": model.architecture, "weights": weights})
+            metadata = {"model": model.architecture, "weights": weights}
+            if left_out:
+                metadata["left_out"] = json.dumps({str(path): reason for path, reason in left_out.items()})
+            _write_parquet(file, columns, metadata)
+        for files in inputs:
+            files.check(again=True)
 
 
 def _write_parquet(file: BinaryIO, columns: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError("writing Parquet needs pyarrow: pip install 'rsbackbones[geo]'") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     arrays = {}
     for key, values in columns.items():
         if isinstance(values[0], np.ndarray):

@@ -1,6 +1,7 @@
 """The feature map of one scene, by overlapping windows, in bounded memory."""
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,27 +9,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks
+from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, mask_files
+from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_path import raster_name, raster_paths
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.data.windows import blend_weights, window_starts
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import embedding_job, open_model_rasters, sensors_of, unfinished
-from rsbackbones.embed.preview import write_preview
+from rsbackbones.embed.inputs import (
+    MAPS,
+    check_output,
+    create_preprocess_of,
+    embedding_job,
+    open_model_rasters,
+    sensors_of,
+    unfinished,
+    warn_of_pixel_sizes,
+    writing,
+)
+from rsbackbones.embed.preview import ROUNDING, ColorBasis, preview_path, write_preview
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
-from rsbackbones.files.resumable import RowStore
-from rsbackbones.models.backbone import Backbone
-from rsbackbones.preprocess import Preprocess, create_preprocess
+from rsbackbones.files.resumable import RowStore, check_space
+from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.preprocess import Preprocess
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
+# The values of a large scene are checked on this many samples along each side, of this many pixels.
+_SAMPLES, _SAMPLE_SIDE = 8, 64
 
 
 def embed_scene(
-    model: Backbone,
-    paths: Sequence[Path],
-    output: Path,
+    model: nn.Module,
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     *,
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
@@ -37,27 +53,35 @@ def embed_scene(
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    resample: str | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
     progress: bool = True,
+    colors_from: Path | None = None,
 ) -> Path:
     """Write the feature map of a scene as a GeoTIFF, and its PCA preview as a PNG beside it.
 
-    A pixel of the result is one cell of the model's final map, of a ViT one patch; its transform is the
-    input's, scaled by ``model.stride``, so the two line up. The scene is read in overlapping windows, and
-    features are blended where they overlap, so that no seams show. A cell with a pixel without data is NaN,
-    and so is one of whose pixels less than half count by ``mask``; the tag ``valid_share`` is then the share
-    of pixels that have data and count. Where the size is no multiple of what the model needs, the last few
-    pixels at the right and at the bottom are not covered; a model that pads (``create_model(..., pad=True)``)
-    covers them with cells that reach beyond the scene.
+    A pixel of the result is one cell of the model's final map, of a ViT one patch, in float32 (also from a
+    model in half precision); its transform is the input's, scaled by ``model.stride``, so the two line up; so
+    do ground control points. The scene is read in overlapping windows, and features are blended where they
+    overlap, so that no seams show. A cell with a pixel without data is NaN, and so is one of whose pixels
+    less than half count by ``mask``; the tag ``valid_share`` is then the share of pixels that have data and
+    count. Where the size is no multiple of what the model needs, the last few pixels at the right and at the
+    bottom are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that
+    reach beyond the scene.
+
+    The preview's colors are the principal components of this map, so colors of two maps cannot be compared,
+    unless the second is written with ``colors_from`` the first.
 
     Memory is bounded by one row of windows. Finished rows are kept in ``OUTPUT.partial`` until the end, so
-    that the same call resumes a killed run.
+    that the same call resumes a killed run, unless a file that GDAL reads for the rasters has changed
+    (:class:`rsbackbones.data.input_files.InputFiles`). Disk space is checked before the first window.
 
     Args:
         model: for the sensors that the rasters hold: bands are looked up among those of
             ``model.config.sensors``.
-        paths: rasters on one grid, together holding all bands of the model.
+        paths: rasters on one grid, or one, together holding all bands of the model; strings may be names for
+            GDAL (``/vsizip/...``, ``https://...``, ``NETCDF:...``).
         output: a path ending in ``.tif``.
         bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
@@ -68,27 +92,44 @@ def embed_scene(
         window: side of a window in pixels; default the size the model was trained on (of a network of
             large cells, four of them at least).
         overlap: by how many pixels windows overlap; default two fifths of the window.
+        resample: ``nearest``, ``bilinear`` or ``cubic``: rasters of larger pixels are resampled onto the
+            finest grid, and the tag ``resampling`` of the result says which. Default: they are refused.
         batch_size: windows encoded at a time.
         device: the model is moved there, see :func:`rsbackbones.device.choose_device`. Default: where it is.
         progress: show a progress bar.
+        colors_from: a feature map written before, of the same model: the preview gets its colors, as for two
+            dates of a place.
 
     Raises:
-        ValueError: rasters, bands, sizes or an unfinished run that do not fit.
+        ValueError: rasters, bands, sizes or an unfinished run that do not fit; a full disk; rasters that
+            change meanwhile; another process that writes the same output; or a picture that is no preview
+            where the preview goes.
     """
+    model, paths, output = unwrap_model(model), raster_paths(paths), Path(output).expanduser()
     if device is not None:
         model.to(choose_device(device))
     cell, unit = model.stride, _unit(model)
-    if output.suffix.lower() not in (".tif", ".tiff"):
+    if output.suffix.lower() not in MAPS:
         raise ValueError(f"a feature map is a .tif, got {output}")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    for written in (output, output.with_suffix(".png")):
-        if same := [path for path in paths if path.resolve() == written.resolve()]:
+    basis = None if colors_from is None else ColorBasis.of_map(colors_from)
+    if basis is not None and len(basis.mean) != model.num_features:
+        raise ValueError(
+            f"{colors_from} has {len(basis.mean)} features and the model {model.num_features}: colors_from "
+            "(--colors-from) takes a map of the same model"
+        )
+    read = [*paths, *mask_files(mask)]
+    for written in (output, preview_path(output)):
+        if same := [p for p in read if isinstance(p, Path) and p.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
+    check_output(output)
+    files = InputFiles(read)
+    rasters: dict[str, Any] = {
+        "names": bands, "units": units, "nodata": nodata, "resample": resample, "mask": mask,
+    }  # fmt: skip
     with (
-        open_model_rasters(model, paths, names=bands, units=units, nodata=nodata, mask=mask) as scene,
+        open_model_rasters(model, paths, **rasters) as scene,
         ClassMaskReader(scene, mask or {}, sensors_of(model), names=bands) as masks,
     ):
         sides = (scene.height, scene.width)
@@ -101,28 +142,33 @@ def embed_scene(
             )
         if left := [n - cells * cell for n, cells in zip(sides, grid, strict=True) if n > cells * cell]:
             warnings.warn(
-                f"{scene.paths[0].name}: the map does not cover the last {max(left)} pixels of a side; a "
-                "model that pads does (create_model(..., pad=True), --pad)",
+                f"{raster_name(scene.paths[0])}: the map does not cover the last {max(left)} pixels of a "
+                "side; a model that pads does (create_model(..., pad=True), --pad)",
                 stacklevel=2,
             )
         side, shared = _window(model, window, overlap)
-        preprocess = create_preprocess(model, bands=scene.bands, units=units)
-        _check_values(scene, masks, preprocess)
-        preprocess.check = False
+        preprocess = create_preprocess_of(model, scene, units)
+        preprocess.check = not _check_values(scene, masks, preprocess)
+        warn_of_pixel_sizes(model, {raster_name(scene.paths[0]): scene.grid.pixel_in_meters})
         stream = model.choose_stream(stream)
-        job = embedding_job(model, paths, units=preprocess.units, nodata=nodata, mask=mask) | {
+        job = embedding_job(model, [files], units=preprocess.units, nodata=nodata, mask=mask) | {
             "stream": stream,
             "given": {m: list(b) for m, b in scene.bands.items()},
             "window": side,
             "overlap": shared,
             "stride": cell,
+            "resampling": scene.resampling or "none",
+            "pixel_m": scene.grid.pixel_in_meters,
         }
         share = [("valid_share", "<f4", (grid[1],))] if mask else []
         row = np.dtype([("features", "<f4", (grid[1], model.num_features)), *share])
-        with RowStore(unfinished(output), job, grid[0], layout=row) as store:
+        folder = unfinished(output)
+        with RowStore(folder, job, grid[0], layout=row) as store:
+            check_space(output.parent, row.itemsize * grid[0], f"the map {output.name}")
             _fill(
                 store,
                 grid,
+                files,
                 scene,
                 masks,
                 model,
@@ -133,12 +179,15 @@ def embed_scene(
                 batch_size,
                 progress,
             )
-            rows = store.read()
-            features = rows["features"]
-            counted = {"valid_share": f"{float(rows['valid_share'].mean()):.6f}"} if mask else {}
-            _write_map(output, features, scene, cell, job | counted)
-            write_preview(output.with_suffix(".png"), features)
-            del rows, features  # an open map of the file: it could not be deleted on every system
+            table = store.read()
+            features = table["features"]
+            if mask:
+                job["valid_share"] = f"{float(table['valid_share'].mean()):.6f}"
+            _refuse_constant(features, scene, masks)
+            with writing(output, folder):
+                _write_map(output, features, scene, cell, job, files, folder)
+                write_preview(preview_path(output), features, basis, within=folder)
+            del table, features  # an open map of the file: it could not be deleted on every system
             store.discard()
     return output
 
@@ -163,22 +212,89 @@ def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[i
     return side, shared
 
 
-def _check_values(scene: RasterStack, masks: ClassMaskReader, preprocess: Preprocess) -> None:
-    """Check the unit on the whole scene, decimated: a single window may be too uniform."""
-    shape = (min(scene.height, 512), min(scene.width, 512))
-    arrays, valid = scene.read(out_shape=shape)
-    if not valid.any():
-        raise ValueError(f"{scene.paths[0]}: no pixel has data in all bands that the model takes")
-    for mask in masks.read(out_shape=shape).values():
-        valid = valid & mask
-    if not valid.any():
-        raise ValueError(f"{scene.paths[0]}: no pixel with data counts by the mask: are its classes right?")
-    preprocess({m: x[:, valid][:, None] for m, x in arrays.items()})
+def _check_values(scene: RasterStack, masks: ClassMaskReader, preprocess: Preprocess) -> bool:
+    """Check the values of the whole scene at once, as a single window may be too uniform.
+
+    Pixels that do not count by a mask are not checked.
+    Of a large scene samples at full resolution are read: overviews may be averages, or out of date.
+
+    Returns:
+        Whether there were values to check.
+    """
+    whole = scene.height * scene.width <= (_SAMPLES * _SAMPLE_SIDE) ** 2
+    sides = (scene.height, scene.width) if whole else (_SAMPLE_SIDE,) * 2
+    corners = [
+        np.unique(np.linspace(0, max(n - side, 0), 1 if whole else _SAMPLES).astype(int)).tolist()
+        for n, side in zip((scene.height, scene.width), sides, strict=True)
+    ]
+    found: dict[str, list[Array]] = {}
+    has_data = False
+    for row in corners[0]:
+        for column in corners[1]:
+            size = (min(sides[0], scene.height - row), min(sides[1], scene.width - column))
+            arrays, valid = scene.read((row, column, *size))
+            has_data |= bool(valid.any())
+            for counts in masks.read((row, column, *size)).values():
+                valid &= counts
+            for m, x in arrays.items():
+                found.setdefault(m, []).append(x[:, valid])
+    values = {m: np.concatenate(samples, axis=1) for m, samples in found.items()}
+    if not all(x.shape[1] for x in values.values()):
+        if whole and has_data:
+            raise ValueError(_none_counts(scene))
+        if whole:
+            raise ValueError(_no_data(scene))
+        return False  # the windows are checked one by one
+    made = preprocess({m: x[:, None] for m, x in values.items()})
+    if all(float(x.max()) == float(x.min()) for x in made.values()) and any(
+        np.ptp(x, axis=1).any() for x in values.values()
+    ):
+        raise ValueError(_clipped(scene))
+    return True
+
+
+def _clipped(scene: RasterStack) -> str:
+    return (
+        f"{scene.paths[0]}: the values differ, and what the model gets of them is the same everywhere, as "
+        "normalization clips them: they are in another unit, likely (--units, units=), or hold no scene"
+    )
+
+
+def _no_data(scene: RasterStack) -> str:
+    return f"{scene.paths[0]}: no pixel has data in all bands that the model takes"
+
+
+def _none_counts(scene: RasterStack) -> str:
+    return f"{scene.paths[0]}: no pixel with data counts by the mask: are its classes right?"
+
+
+def _refuse_constant(features: Array, scene: RasterStack, masks: ClassMaskReader) -> None:
+    """Refuse a map that is the same everywhere although the scene is not."""
+    rows = features.reshape(-1, features.shape[-1])
+    rows = rows[:: max(1, len(rows) // 20_000)]
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if len(rows) < 2:
+        if not np.isfinite(features[..., 0]).any():
+            raise ValueError(f"{_no_data(scene)}, and counts by the mask" if masks else _no_data(scene))
+        return
+    if np.ptp(rows, axis=0).max() > ROUNDING * np.abs(rows).max():
+        return
+    side = min(scene.height, scene.width, _SAMPLES * _SAMPLE_SIDE)
+    middle = ((scene.height - side) // 2, (scene.width - side) // 2, side, side)
+    arrays, valid = scene.read(middle)
+    for counts in masks.read(middle).values():
+        valid &= counts
+    if any(np.ptp(x[:, valid], axis=1).any() for x in arrays.values() if valid.any()):
+        raise ValueError(
+            f"{scene.paths[0]}: the features are the same everywhere, and the values are not: the weights do "
+            "not fit these values, or the values are in another unit (--units, units=)"
+        )
 
 
 def _fill(
     store: RowStore,
     grid: tuple[int, int],
+    files: InputFiles,
     scene: RasterStack,
     masks: ClassMaskReader,
     model: Backbone,
@@ -219,6 +335,7 @@ def _fill(
             if tops[i] + final > done:
                 rows = total_sum[:final] / total_weight[:final]
                 rows[~complete[:final]] = np.nan
+                files.check()
                 kept = {"features": rows} | ({"valid_share": share[:final]} if masks else {})
                 store.write(range(tops[i], tops[i] + final), kept)
             total_sum, total_weight, complete, share = (
@@ -270,8 +387,9 @@ def _encode_windows(
             for x in (valid, clear)
         )
         shares.append((has_data[: size[0], : size[1]], counts_too[: size[0], : size[1]]))
-    device = next(model.parameters()).device
+    device, _ = model.device_and_dtype()
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
+    batch = model.as_input(batch)
     clouds = {m: torch.from_numpy(np.stack(x)) for m, x in counted.items()}
     with torch.inference_mode():
         features = model.forward_features(batch, valid=clouds)
@@ -280,7 +398,13 @@ def _encode_windows(
 
 
 def _write_map(
-    output: Path, features: Array, scene: RasterStack, stride: int, job: Mapping[str, Any]
+    output: Path,
+    features: Array,
+    scene: RasterStack,
+    stride: int,
+    job: Mapping[str, Any],
+    files: InputFiles,
+    folder: Path,
 ) -> None:
     import rasterio
     from rasterio.windows import Window
@@ -288,17 +412,17 @@ def _write_map(
     from rsbackbones import __version__
 
     rows, columns, dim = features.shape
-    t, p = scene.transform, stride
-    profile = {
-        "driver": "GTiff", "dtype": "float32", "count": dim, "height": rows, "width": columns,
-        "crs": scene.crs, "transform": rasterio.Affine(t.a * p, t.b * p, t.c, t.d * p, t.e * p, t.f),
+    profile = scene.grid.profile(stride, rows, columns) | {
+        "driver": "GTiff", "dtype": "float32", "count": dim,
         "nodata": float("nan"), "compress": "deflate", "predictor": 3, "zlevel": 1,
         "blockysize": 16, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
     strip = max(16, _STRIP_BYTES // (columns * dim * 4) // 16 * 16)
-    with atomic_path(output) as part, rasterio.open(part, "w", **profile) as raster:
-        raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
-        raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
-        for row in range(0, rows, strip):
-            block = np.moveaxis(features[row : row + strip], -1, 0)
-            raster.write(block, window=Window(0, row, columns, block.shape[1]))
+    with atomic_path(output, within=folder) as part:
+        with rasterio.open(part, "w", **profile) as raster:
+            raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
+            raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
+            for row in range(0, rows, strip):
+                block = np.moveaxis(features[row : row + strip], -1, 0)
+                raster.write(block, window=Window(0, row, columns, block.shape[1]))
+        files.check(again=True)

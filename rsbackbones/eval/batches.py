@@ -1,7 +1,6 @@
 """The images of a labelled data set in batches, checked: of one size, without NaN; errors name the sample."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +11,11 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
+from rsbackbones.data.unit_warnings import UnitWarnings
+from rsbackbones.eval.image_warnings import ImageWarnings
 from rsbackbones.eval.transform import Transform, load_inputs, make_transform
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.preprocess import OffsetWarning
+from rsbackbones.value_check import MissingPixelsWarning, UnitWarning
 
 
 @dataclass
@@ -29,6 +30,7 @@ class BatchReader:
         same_size: refuse images of different sizes.
         maps: return label maps too.
         fix: what the error about sizes recommends.
+        warned: the warnings that the images earned.
     """
 
     data: LabelledDataset
@@ -38,8 +40,10 @@ class BatchReader:
     same_size: bool = True
     maps: bool = True
     fix: str = "name one size for all, size= (--size)"
+    warned: ImageWarnings = field(default_factory=ImageWarnings)
     _seen: Size | None = field(default=None, init=False)
-    _offset_warnings: Counter[str] = field(default_factory=Counter, init=False)
+    unit_warnings: UnitWarnings = field(default_factory=UnitWarnings, init=False)
+    _index: int = field(default=0, init=False)
 
     def __call__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Array | None]:
         """Return by sensor [B, C, H, W], or [B, 2, C, H, W] of two dates, and [B, H, W] of label maps."""
@@ -47,6 +51,7 @@ class BatchReader:
         maps = []
         for index in indices:
             # One by one: what an image becomes does not depend on its neighbors.
+            self._index = index
             inputs, sample = load_inputs(self.data, index, self._checked)
             for m, x in inputs.items():
                 images[m].append(x)
@@ -73,24 +78,16 @@ class BatchReader:
                     f"{self._seen[1]}; {self.fix}"
                 )
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", OffsetWarning)
+            warnings.simplefilter("always", UserWarning)
             inputs = self.transform(sample)
-        for one in caught:
-            if one.category is OffsetWarning:
-                self._offset_warnings[str(one.message)] += 1
-            else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        with self.unit_warnings.of_image():
+            for one in caught:
+                new = str(one.message) not in self.warned.earned
+                if issubclass(one.category, UserWarning):
+                    self.warned.add(self._index, str(one.message))
+                if new or issubclass(one.category, (UnitWarning, MissingPixelsWarning)):
+                    warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         return inputs
-
-    def warn_of_offsets(self, count: int) -> None:
-        """Warn where none of ``count`` images has a dark pixel: that a single one has none means nothing."""
-        for text, many in self._offset_warnings.items():
-            if many == count:
-                warnings.warn(
-                    f"{self.data.name}, all images: {text}; in the command --units",
-                    OffsetWarning,
-                    stacklevel=2,
-                )
 
 
 def input_batches(
@@ -108,13 +105,13 @@ def input_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     fix = "one size is needed: rsbackbones.eval.extrapolation.cropped makes it"
-    modalities = unwrap_model(model).modalities
+    backbone = unwrap_model(model)
+    modalities = backbone.modalities
     read = BatchReader(data, modalities, make_transform(model, data), maps=False, fix=fix)
-    device = next(model.parameters()).device
     for start in range(0, len(indices), batch_size):
         images, _ = read(indices[start : start + batch_size])
-        yield {modality: x.to(device) for modality, x in images.items()}
-    read.warn_of_offsets(len(indices))
+        yield backbone.as_input(images)
+    read.unit_warnings.warn(data.name, len(indices))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ there.
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,10 @@ def predict(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if overlap is not None and tile is None:
         raise ValueError("overlap is that of tiles; name their size with tile=")
-    transform, modalities = dated_transform(model, data), unwrap_model(model).modalities
+    backbone, transform = unwrap_model(model), dated_transform(model, data)
+    modalities = backbone.modalities
     classes = len(data.classes)
-    device = next(model.parameters()).device
+    device, _ = backbone.device_and_dtype()
     indices = [int(i) for i in data.splits[split]]
     counts = []
     unscored: list[int] = []
@@ -72,7 +74,7 @@ def predict(
     def samples() -> Iterator[tuple[int, DatedImages, Array]]:
         for index in indices:
             images, raw = load_dated(data, index, transform)
-            yield index, images.to(device), raw["label"]
+            yield index, replace(images.to(device), images=backbone.as_input(images.images)), raw["label"]
 
     def count(index: int, scores: Tensor, label: Array) -> None:
         if len(scores) != classes:

@@ -46,7 +46,7 @@ class DiagnosticOptions:
     probe: ProbeOptions = CROMA_OPTIONS
     num_resamples: int = 1000
     batch_size: int = 32
-    cache: Path | None = None
+    cache: str | Path | None = None
 
     def deciding(self, name: str) -> dict[str, Any]:
         """Return the options that the numbers of a diagnostic depend on."""
@@ -62,7 +62,7 @@ def run_diagnostics(
     names: Sequence[str],
     sources: Sequence[FeatureSource],
     open_set: Callable[[int], LabelledDataset],
-    out: Path,
+    out: str | Path,
     *,
     seeds: Sequence[int] = (0,),
     streams: Sequence[str] | None = None,
@@ -89,7 +89,7 @@ def run_diagnostics(
     """
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise ValueError(f"unknown diagnostic {', '.join(unknown)}; there are {', '.join(DIAGNOSTICS)}")
-    options = options or DiagnosticOptions()
+    options, out = options or DiagnosticOptions(), Path(out).expanduser()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     built = [(source.name, source.model) for source in sources if source.model is not None]
     total = len(seeds) * len(built)
@@ -137,7 +137,7 @@ def _computations(
     def positions(stream: str) -> Mapping[str, Any]:
         probed = position_probing(
             model, data, streams=[stream], seed=seed, options=options.probe, batch_size=options.batch_size,
-            device=next(model.parameters()).device, progress=told,
+            device=model.device_and_dtype()[0], progress=told,
         )[stream]  # fmt: skip
         metrics = asdict(probed)
         lr = metrics.pop("lr")

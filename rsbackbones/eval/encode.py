@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,12 @@ from rsbackbones.device import choose_device
 from rsbackbones.eval.batches import BatchReader, frozen_eval
 from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
 from rsbackbones.eval.fingerprint import fingerprint
-from rsbackbones.eval.transform import Transform, check_single_images, make_transform, resize
+from rsbackbones.eval.image_warnings import ImageWarnings
+from rsbackbones.eval.transform import Transform, check_single_images, make_transform
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import unwrap_model
+from rsbackbones.preprocess import resize
 
 # Part of the cache key: raise it when a change alters features.
 VERSION = 1
@@ -44,7 +47,7 @@ def encode(
     pool: Literal["pooled", "mean"] = "pooled",
     batch_size: int = 64,
     device: str | torch.device | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: bool = False,
 ) -> FeatureTable:
     """Encode the images of a set that are in a split.
@@ -72,8 +75,9 @@ def encode(
 
     Raises:
         ValueError: the set lacks a band, images differ in size or are no multiple of the patch, NaN, values
-            that cannot be in their unit, an unknown stream, or a file that cannot be read. The message names
-            the sample, and nothing is cached.
+            that cannot be in their unit, an unknown stream, a file that cannot be read or changed since the
+            set was opened (the message names the sample, and nothing is cached), or another process that
+            fills the same cache.
     """
     backbone = unwrap_model(model)
     if level not in ("image", "patch") or pool not in ("pooled", "mean"):
@@ -85,7 +89,6 @@ def encode(
     transform = make_transform(backbone, data)
     if device is not None:
         backbone.to(choose_device(device))
-    place = next(backbone.parameters()).device
     target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)
     # A patch is a cell of the final map.
@@ -103,7 +106,7 @@ def encode(
         return images
 
     def features(images: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = backbone.forward_streams({m: x.to(place) for m, x in images.items()}, wanted)
+        found = backbone.forward_streams(backbone.as_input(images), wanted)
         if level == "patch":
             return {s: found[s].tokens[s] for s in wanted}
         return {s: found[s].pooled[s] if pool == "pooled" else found[s].tokens[s].mean(1) for s in wanted}
@@ -131,7 +134,7 @@ def statistics_features(
     tile: int | None = None,
     overlap: int | None = None,
     batch_size: int = 64,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: bool = False,
 ) -> FeatureTable:
     """Return mean and standard deviation of every band, of images or patches: the baseline for features.
@@ -192,7 +195,7 @@ def _collect(
     size: Size | None,
     tiles: PatchTiles | None,
     batch_size: int,
-    cache: Path | None,
+    cache: str | Path | None,
     progress: bool,
 ) -> FeatureTable:
     if batch_size < 1:
@@ -202,9 +205,11 @@ def _collect(
         job |= {"tiles": [tiles.tile, tiles.overlap]}
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
     images = np.unique(np.concatenate(list(data.splits.values()))).astype(np.int64)
-    with RowStore(None if cache is None else cache / key[:32], job, len(data)) as store:
+    folder = None if cache is None else Path(cache).expanduser() / key[:32]
+    with RowStore(folder, job, len(data), rows=images) as store:
         todo = images[~store.done[images]].tolist()
-        read = BatchReader(data, modalities, prepare, size, same_size=tiles is None)
+        warned = ImageWarnings(None if folder is None else folder.with_name(f"{folder.name}.warnings"))
+        read = BatchReader(data, modalities, prepare, size, same_size=tiles is None, warned=warned)
         at_once = batch_size if tiles is None else 1
         # All rows have one size: rows of smaller images end with patches without labels.
         patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
@@ -217,6 +222,7 @@ def _collect(
                     found = _of_dates(of_images, batch, data.task)
                 except ValueError:
                     store.discard()
+                    warned.discard()
                     raise
                 made = {s: x.float().cpu().numpy() for s, x in found.items()}
                 if maps is not None and level == "patch":
@@ -227,8 +233,9 @@ def _collect(
                     }
                 store.write(indices, made)
                 bar.update(len(indices))
-        read.warn_of_offsets(len(todo))
-        return build_table(store.read(images), images, data, level, key)
+        read.unit_warnings.warn(data.name, len(todo))
+        table = build_table(store.read(images), images, data, level, key)
+        return replace(table, warnings=warned.counts(images.tolist()))
 
 
 def _tiles(

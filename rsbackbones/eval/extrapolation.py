@@ -67,7 +67,7 @@ def extrapolate(
     seed: int = 0,
     num_resamples: int = 1000,
     batch_size: int = 32,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: bool = False,
 ) -> list[AtSize]:
     """Train a probe on frozen features of one image size, and score it at others.

@@ -1,5 +1,6 @@
 """Where evaluated features come from: a pretrained model, an untrained one, or statistics of the bands."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.transform import channels_of
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.sensors import UINT8_RGB, get_sensor
+from rsbackbones.preprocess import picture_note
+from rsbackbones.sensors import RGB8, get_sensor
 from rsbackbones.zoo.adapt import match_bands
 from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 from rsbackbones.zoo.fingerprint import weights_digest
+from rsbackbones.zoo.pixel_size import pixel_size_notes
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,10 @@ def describe(data: LabelledDataset, model: Backbone) -> list[str]:
     lines = list(data.notes)
     for modality, bands in model.bands.items():
         unused = [b for b in data.bands[modality] if b not in bands]
-        sentinel_2 = data.sensor(modality).name == "s2" and data.units.get(modality) != UINT8_RGB
+        unit = data.units.get(modality, "")
+        if note := picture_note(model.inputs[modality], unit):
+            lines.append(f"{modality}: {note}")
+        sentinel_2 = data.sensor(modality).name == "s2" and not unit.startswith(RGB8)
         if sentinel_2 and "B10" in unused and model.inputs[modality].product == "L2A":
             lines.append(
                 f"{modality}: the images have B10, which only L1C products have; the weights expect L2A"
@@ -200,6 +206,9 @@ def describe(data: LabelledDataset, model: Backbone) -> list[str]:
                 f"{table.modality}: the images are taken as {table.sensor}, and the weights are for "
                 f"{table.weights_sensor}; where that is wrong, name the sensor of the images (--sensors)"
             )
+    for note in pixel_size_notes(model, data.pixel_m):
+        lines.append(note)
+        warnings.warn(f"{data.name}: {note}", stacklevel=2)
     if model.adaptation:
         lines.append(str(model.adaptation))
     return lines

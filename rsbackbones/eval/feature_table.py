@@ -34,6 +34,7 @@ class FeatureTable:
         pixels: [n, K] int64, the pixels of each class in a patch; ``None``: its label is that of the image.
         dims: the number of columns of each stream.
         key: a digest of the weights, the preprocessing and the data.
+        warnings: by its text how many images earned a warning.
     """
 
     features: Array
@@ -42,6 +43,7 @@ class FeatureTable:
     pixels: Array | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     key: str = ""
+    warnings: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.features)

@@ -31,7 +31,7 @@ _Picture = tuple[Path, Callable[[Path], None]]
 
 
 def plot_evaluation(
-    folder: Path,
+    folder: str | Path,
     found: Mapping[str, Any],
     sources: Sequence[FeatureSource],
     data: LabelledDataset,
@@ -62,7 +62,7 @@ def plot_evaluation(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    seed = found["seeds"][0]
+    folder, seed = Path(folder).expanduser(), found["seeds"][0]
     first = [row for row in found["rows"] if row["seed"] == seed]
     pictures: list[_Picture] = []
     notes: list[str] = []

@@ -38,7 +38,7 @@ class Segmented:
 def draw_features(
     samples: FeatureTable,
     names: Sequence[str],
-    path: Path,
+    path: str | Path,
     *,
     title: str = "",
     method: Literal["tsne", "umap"] = "tsne",
@@ -82,7 +82,7 @@ def draw_features(
     save_png(figure, path)
 
 
-def draw_segmentations(examples: Sequence[Segmented], names: Sequence[str], path: Path) -> None:
+def draw_segmentations(examples: Sequence[Segmented], names: Sequence[str], path: str | Path) -> None:
     """Draw each image, its labels (ignored pixels white) and the prediction, with the classes in a legend.
 
     Raises:
@@ -120,7 +120,7 @@ def draw_segmentations(examples: Sequence[Segmented], names: Sequence[str], path
     save_png(figure, path)
 
 
-def draw_sparse(curves: Mapping[str, Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
+def draw_sparse(curves: Mapping[str, Mapping[str, Any]], names: Sequence[str], path: str | Path) -> None:
     """Draw F1 over the number of dimensions, a panel per class, a line for each of the features.
 
     Args:

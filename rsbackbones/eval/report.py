@@ -120,7 +120,35 @@ def notes_as_markdown(notes: Sequence[str]) -> list[str]:
     return lines
 
 
-def write_report(folder: Path, found: Mapping[str, Any]) -> str:
+def refuse_other_result(folder: str | Path, model: str, source: str, data: str) -> None:
+    """Refuse a folder that holds the result of another model or of other data, which would be replaced.
+
+    Args:
+        folder: the output folder.
+        model: the model's name.
+        source: the name of its feature source, which names a checkpoint.
+        data: the name of the data set.
+
+    Raises:
+        ValueError: it does, or its result cannot be read.
+    """
+    file = Path(folder).expanduser() / "result.json"
+    if not file.exists():
+        return
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+        before = (held["model"], next(iter(held["sources"])), held["data"]["name"])
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise ValueError(f"{file} is not a result of this command; choose another --output") from error
+    if before != (model, source, data):
+        names = " ".join(dict.fromkeys(before[:2]))
+        raise ValueError(
+            f"{file} holds the result of {names} on {before[2]}, which would be replaced: choose another "
+            f"--output, or delete the files result.* in {folder}"
+        )
+
+
+def write_report(folder: str | Path, found: Mapping[str, Any]) -> str:
     """Write ``result.json``, ``result.csv`` and ``result.md`` and return the last.
 
     Args:
@@ -128,6 +156,7 @@ def write_report(folder: Path, found: Mapping[str, Any]) -> str:
         found: ``rows``, ``diagnostics`` (by name the rows of each), ``metric``, ``data``, ``notes`` and what
             else belongs to the record.
     """
+    folder = Path(folder).expanduser()
     rows: Sequence[Row] = found["rows"]
     diagnostics: Mapping[str, Sequence[Row]] = found["diagnostics"]
     lines = csv.writer(text := io.StringIO(), lineterminator="\n")

@@ -17,6 +17,7 @@ from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.feature_source import FeatureSource
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.fingerprint import split_digest
+from rsbackbones.eval.image_warnings import warning_notes
 from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import NEIGHBORS, knn
 from rsbackbones.eval.linear_probe import ProbeType, Progress
@@ -52,7 +53,7 @@ def evaluate(
     protocols: Sequence[str],
     sources: Sequence[FeatureSource],
     open_set: Callable[[int], LabelledDataset],
-    out: Path,
+    out: str | Path,
     *,
     seeds: Sequence[int] = (0,),
     streams: Sequence[str] | None = None,
@@ -61,7 +62,9 @@ def evaluate(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Run the protocols and return their rows; see :func:`rsbackbones.eval.report.write_report`.
+    """Run the protocols; return their rows, and notes on the warnings that images earned.
+
+    :func:`rsbackbones.eval.report.write_report` writes them.
 
     Args:
         protocols: of :data:`PROTOCOLS`.
@@ -85,8 +88,10 @@ def evaluate(
         raise ValueError("name at least one protocol, one feature source and one seed")
     if any(source.statistics for source in sources):
         protocols = list(dict.fromkeys([*protocols, "logistic"]))  # for comparison with the statistics
+    out = Path(out).expanduser()
     parts = out / "parts"
     rows: list[dict[str, Any]] = []
+    warned: dict[str, int] = {}
     _check(open_set(seeds[0]), protocols)
     total = len(seeds) * len(sources)
     with exclusive(out), progress_bar(total, 0, enabled=progress, unit="source") as bar:
@@ -96,6 +101,8 @@ def evaluate(
             split = split_digest(data)
             for source in sources:
                 encoded = source.features(data, seed)
+                # The sources read the same images, so that a warning of several is one.
+                warned |= {text: max(many, warned.get(text, 0)) for text, many in encoded.warnings.items()}
                 for stream in streams_of(encoded, streams):
                     for protocol in ("logistic",) if source.statistics else protocols:
                         what = f"{source.name}, {stream}: {protocol}"
@@ -108,7 +115,9 @@ def evaluate(
                         compute = partial(_row, encoded, data, job, told, device)
                         rows.append(cached_result(parts, {"version": __version__, **stated}, compute))
                 bar.update()
-    return describe_data(open_set(seeds[0]), seeds) | {"rows": rows}
+    data = open_set(seeds[0])
+    images = sum(map(len, data.splits.values()))
+    return describe_data(data, seeds) | {"rows": rows, "notes": warning_notes(warned, images)}
 
 
 def _check(data: LabelledDataset, protocols: Sequence[str]) -> None:

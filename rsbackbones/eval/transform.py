@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.data.date_alignment import warn_of_pairs
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, read_series
 from rsbackbones.models.backbone import Backbone, unwrap_model
-from rsbackbones.preprocess import preprocess_for
+from rsbackbones.preprocess import preprocess_for, resize
 
 # Raw images by modality, [..., C, H, W], in the band order and units of their data set; ignores other keys.
 Transform = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
@@ -25,8 +25,7 @@ def make_transform(model: nn.Module, data: LabelledDataset, *, series: bool = Fa
 
     It takes arrays or tensors [..., C, H, W] by modality and returns float32 tensors of the same leading
     shape on the same device. The model's bands are gathered by name, and values are normalized by the
-    model's input contract (:func:`rsbackbones.create_preprocess`); values of the unit ``uint8_rgb`` become
-    value / 255. Other sensors and ``"label"`` are ignored.
+    model's input contract (:func:`rsbackbones.create_preprocess`). Other sensors and ``"label"`` are ignored.
     ``series``: the caller passes the dates and masks of series to the model, see :func:`dated_transform`.
 
     Raises:
@@ -99,6 +98,8 @@ def dated_transform(model: nn.Module, data: LabelledDataset) -> DatedTransform:
             series = images[m].new_zeros(len(mask), *images[m].shape[1:])
             series[mask] = images[m]
             images[m] = series
+        dated = {m: days for m, (_, days, _) in read.items() if days is not None}
+        warn_of_pairs(data.name, dated, {m: held for m, (_, _, held) in read.items()})
         return DatedImages(
             images=images,
             dates={m: torch.from_numpy(days) for m, (_, days, _) in read.items() if days is not None},
@@ -151,15 +152,6 @@ def _errors_name(data: LabelledDataset, index: int) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{data.name}: {name}: {str(error).removeprefix(f'{name}: ')}") from error
-
-
-def resize(x: Tensor, size: Size | None) -> Tensor:
-    """Return [..., C, H, W] at a size, (height, width): bilinear, with antialiasing."""
-    if size is None or x.shape[-2:] == size:
-        return x
-    flat = x.reshape(-1, *x.shape[-3:])
-    fine: Tensor = F.interpolate(flat, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return fine.reshape(*x.shape[:-2], *size)
 
 
 def channels_of(backbone: Backbone, modality: str, data: LabelledDataset) -> list[int]:

@@ -41,8 +41,13 @@ def _commit() -> str | None:
     top = Path(rsbackbones.__file__).parents[1]
     if not (top / ".git").exists():
         return None
-    git = subprocess.run(
-        ["git", "-C", str(top), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return git.stdout.strip() or None
+    commit = _git(top, "describe", "--always", "--abbrev=40")
+    # Not `describe --dirty`, which locks and writes the index.
+    changed = _git(top, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if commit and changed else commit or None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return the output of git, which takes no lock and runs no monitor that the repository names."""
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -11,20 +11,20 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.files.atomic import write_text
-from rsbackbones.files.lock import exclusive
+from rsbackbones.files.atomic import is_temporary, write_text
+from rsbackbones.files.lock import LOCK, exclusive
 
 Array = npt.NDArray[Any]
 _ENTRY = np.dtype([("row", "<u4"), ("checksum", "<u4")])
 _JOB, _ROWS, _DONE = "job.json", "rows.bin", "done.bin"
-_OWN = {_JOB, f"{_JOB}.tmp", _ROWS, _DONE, "lock"}
+_OWN = {_JOB, _ROWS, _DONE, LOCK}
 
 
 class RowStore:
@@ -32,62 +32,80 @@ class RowStore:
 
     The folder holds ``job.json`` (the job, and the layout of a row), ``rows.bin``, and ``done.bin``, a
     journal with the number and the checksum of every row written. A row is done when the journal has it and
-    its bytes have that checksum. The process that writes holds a lock on the folder until the store closes.
+    its bytes have that checksum. The store holds a lock on the folder until it closes. A store that closes
+    without a row that is done leaves no folder.
 
     Args:
         folder: where rows are kept; ``None`` keeps them in memory.
         job: what decides the rows.
         count: how many rows there are.
-        layout: the arrays of a row, where they are known beforehand: the folder is then locked, and disk
-            space reserved, at once instead of at the first write.
+        rows: those that the caller needs. Where all are done, the folder is only read, without a lock.
+        layout: the arrays of a row, where they are known beforehand: disk space is then reserved at once.
 
     Attributes:
         done: [count] bool, which rows are there.
 
     Raises:
-        ValueError: the folder holds other files or another job, another process writes to it, or the disk has
-            no room for ``layout``.
+        ValueError: the folder holds other files, or rows of another job; another process writes to it, or it
+            cannot be written to; the disk has no room for ``layout``.
     """
 
     def __init__(
-        self, folder: Path | None, job: Mapping[str, Any], count: int, *, layout: np.dtype[Any] | None = None
+        self,
+        folder: Path | None,
+        job: Mapping[str, Any],
+        count: int,
+        *,
+        rows: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        layout: np.dtype[Any] | None = None,
     ) -> None:
         self._folder = folder
         self._job = json.loads(json.dumps(job))
         self._layout: np.dtype[Any] | None = None
         self._memory: Array | None = None
         self._lock = ExitStack()
-        self._locked = False
+        self._locked = self._delete = False
+        self._wanted = np.arange(count) if rows is None else np.asarray(rows, np.int64)
         self.done: npt.NDArray[np.bool_] = np.zeros(count, bool)
         if folder is not None:
-            held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            held = {p.name for p in folder.iterdir() if not is_temporary(p)} if folder.is_dir() else set()
             if folder.exists() and (not folder.is_dir() or held - _OWN):
                 raise ValueError(
                     f"{folder} is needed for unfinished work and holds other files; move it away"
                 )
-            self._open(folder)
+            with warnings.catch_warnings():  # what is damaged is reported when it is locked
+                warnings.simplefilter("ignore")
+                self._open(folder)
+            if rows is None or not self.done[self._wanted].all():
+                self._begin(folder)
         if layout is not None:
-            self._begin(layout, reserve=True)
+            try:
+                self._set_layout(layout, reserve=True)
+            except BaseException:
+                self.close()
+                raise
 
     def write(self, rows: Sequence[int], arrays: Mapping[str, Array]) -> None:
         """Keep some rows, given as arrays [rows, ...] by name; on return they are on disk.
 
         Raises:
-            ValueError: rows of another layout than those kept, another process writes to the folder, or the
-                disk does not take them.
+            ValueError: rows of another layout than those kept, or the disk does not take them.
         """
         layout = np.dtype([(n, x.dtype.newbyteorder("<"), x.shape[1:]) for n, x in arrays.items()])
         packed = np.empty(len(rows), layout)
         for name, x in arrays.items():
             packed[name] = x
-        self._begin(layout)
+        self._set_layout(layout)
         if self._memory is not None:
             self._memory[list(rows)] = packed
         elif self._folder is not None:
             try:
                 self._append(self._folder, rows, packed)
             except OSError as error:
-                raise ValueError(f"cannot write to {self._folder}: {error.strerror or error}") from error
+                raise ValueError(
+                    f"cannot write to {self._folder}: {error.strerror or error}; rows that are done are "
+                    "kept: make room and run the same again"
+                ) from error
         self.done[list(rows)] = True
 
     def read(self, rows: npt.NDArray[np.int64] | None = None) -> dict[str, Array]:
@@ -103,14 +121,19 @@ class RowStore:
 
     def discard(self) -> None:
         """Delete the folder."""
+        self._delete = True
         self.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Let other processes write to the folder."""
+        """Let other processes write to the folder; delete it where no row is done."""
+        if self._folder is None or not self._locked:
+            return
+        if self._delete or not self.done.any():
+            self._clear(self._folder)
         self._lock.close()
         self._locked = False
+        with suppress(OSError):  # it holds rows, or another process has begun
+            self._folder.rmdir()
 
     def __enter__(self) -> "RowStore":
         return self
@@ -118,28 +141,43 @@ class RowStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, folder: Path) -> None:
-        """Take over what the folder has of this job: without ``job.json``, which comes first, nothing."""
+    def _begin(self, folder: Path) -> None:
+        """Lock the folder, and take over what it has of this job, or make it empty."""
+        self._lock.enter_context(exclusive(folder))
+        self._locked = True
+        try:
+            if not self._open(folder):
+                self._clear(folder)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, folder: Path) -> bool:
+        """Find what the folder has of this job; return whether it can be added to."""
+        self.done[:], self._layout = False, None
         try:
             stated = json.loads((folder / _JOB).read_text(encoding="utf-8"))
-            job = stated["job"]
+            job = dict(stated["job"])
             layout = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in stated["layout"]])
-        except FileNotFoundError:
-            return
+        except FileNotFoundError:  # it comes first: without it there is nothing
+            return False
         except (OSError, ValueError, TypeError, KeyError) as error:
             warnings.warn(f"{folder} is damaged and made anew: {error}", stacklevel=4)
-            (folder / _JOB).unlink()
-            return
+            return False
+        try:
+            journal = (folder / _DONE).read_bytes()
+        except FileNotFoundError:
+            journal = b""
+        entries = np.frombuffer(journal[: len(journal) // _ENTRY.itemsize * _ENTRY.itemsize], _ENTRY)
         if job != self._job:
+            if not len(entries):
+                return False
+            other = sorted(key for key in {*job, *self._job} if job.get(key) != self._job.get(key))
             raise ValueError(
-                f"{folder} holds an unfinished run with other inputs or settings; delete it, or choose "
-                "another output"
+                f"{folder} holds an unfinished run with other inputs or settings ({', '.join(other)}); "
+                "delete it, or choose another output"
             )
         self._layout = layout
-        if not (folder / _DONE).exists() or not (folder / _ROWS).exists():
-            return
-        journal = (folder / _DONE).read_bytes()
-        entries = np.frombuffer(journal[: len(journal) // _ENTRY.itemsize * _ENTRY.itemsize], _ENTRY)
         checksums = dict(zip(entries["row"].tolist(), entries["checksum"].tolist(), strict=True))
         rows = self._mapped()
         for row, checksum in checksums.items():
@@ -150,15 +188,15 @@ class RowStore:
                 f"{folder}: {damaged} of {len(checksums)} rows are damaged and are computed again",
                 stacklevel=4,
             )
+        return True
 
-    def _begin(self, layout: np.dtype[Any], *, reserve: bool = False) -> None:
+    def _clear(self, folder: Path) -> None:
+        for name in (_JOB, _ROWS, _DONE):
+            (folder / name).unlink(missing_ok=True)
+
+    def _set_layout(self, layout: np.dtype[Any], *, reserve: bool = False) -> None:
         """Make the store ready for rows of a layout."""
         folder = self._folder
-        if folder is not None and not self._locked:
-            self._lock.enter_context(exclusive(folder))
-            self._locked = True
-            if self._layout is None:
-                self._open(folder)  # another process may have begun the job meanwhile
         if self._layout is not None:
             if layout != self._layout:
                 raise ValueError(
@@ -166,30 +204,24 @@ class RowStore:
                     f"{_sizes(self._layout)}: are the images of one size?"
                 )
             return
-        self._layout = layout
         if folder is None:
-            self._memory = np.zeros(len(self.done), layout)
+            self._layout, self._memory = layout, np.zeros(len(self.done), layout)
             return
-        for name in (_ROWS, _DONE):  # of a process that was killed before it wrote job.json
-            (folder / name).unlink(missing_ok=True)
-        if reserve:
-            self._reserve(folder / _ROWS, layout.itemsize * len(self.done))
+        size = layout.itemsize * len(self._wanted)
+        check_space(folder, size, "unfinished work")
         fields = [(name, layout[name].base.str, layout[name].shape) for name in layout.names or ()]
-        write_text(folder / _JOB, json.dumps({"job": self._job, "layout": fields}, indent=1) + "\n")
-
-    def _reserve(self, path: Path, size: int) -> None:
-        """Take disk space, so that a disk without room is noticed before any work is done."""
         try:
-            with path.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
+            if reserve:
+                with (folder / _ROWS).open("wb") as file:
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, layout.itemsize * len(self.done))
+            write_text(folder / _JOB, json.dumps({"job": self._job, "layout": fields}, indent=1) + "\n")
         except OSError as error:
-            self.discard()
-            place = path.parent.parent
             raise ValueError(
-                f"unfinished work needs {size} bytes in {place}, where {shutil.disk_usage(place).free} are "
-                f"free: {error.strerror}"
+                f"unfinished work needs {size} bytes in {folder}, where {shutil.disk_usage(folder).free} are "
+                f"free: {error.strerror or error}"
             ) from error
+        self._layout = layout
 
     def _append(self, folder: Path, rows: Sequence[int], packed: Array) -> None:
         # The journal follows only when the rows are on disk.
@@ -213,10 +245,20 @@ class RowStore:
         assert self._folder is not None
         assert self._layout is not None
         path = self._folder / _ROWS
-        whole = path.stat().st_size // self._layout.itemsize
+        whole = path.stat().st_size // self._layout.itemsize if path.exists() else 0
         if not whole:
             return np.zeros(0, self._layout)
         return np.memmap(path, self._layout, mode="r", shape=(whole,))
+
+
+def check_space(folder: Path, size: int, what: str) -> None:
+    """Refuse a disk without room for ``what``, before any work is done.
+
+    Raises:
+        ValueError: less than ``size`` bytes are free.
+    """
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise ValueError(f"{what} needs {size} bytes in {folder}, where {free} are free; make room")
 
 
 def _sizes(layout: np.dtype[Any]) -> str:

@@ -1,6 +1,7 @@
 """``dense_model``: build a dense prediction model from a backbone and the name of a head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -93,26 +94,33 @@ def dense_model(
             f"{head} takes the map of one stage, got {len(channels)}: choose one with indices= (or "
             "out_indices= of create_model)"
         )
-    options = {name: value for name, value in (("width", width), ("depth", depth)) if value is not None}
-    decoder: DenseHead
+    sizes = {name: value for name, value in (("width", width), ("depth", depth)) if value is not None}
+    build_head: Callable[[], DenseHead]
     if head == "upernet":
-        decoder = UPerNet(channels, reductions, num_classes, **options)
+        build_head = partial(UPerNet, channels, reductions, num_classes, **sizes)
     elif head == "linear":
-        decoder = LinearHead(channels[0], reductions[0], num_classes)
+        build_head = partial(LinearHead, channels[0], reductions[0], num_classes)
     else:
-        decoder = ViTLiteHead(channels[0], reductions[0], num_classes, scale=scale, **options)
+        build_head = partial(ViTLiteHead, channels[0], reductions[0], num_classes, scale=scale, **sizes)
     kind = ChangeModel if task == "change" else DenseModel
     is_backbone = isinstance(source, FeatureMaps)
+    stream = source.stream if is_backbone else None
+    indices = source.indices if is_backbone else None
     return kind(
         source.backbone if is_backbone else backbone,
-        decoder,
+        build_head(),
         num_classes=num_classes,
-        stream=source.stream if is_backbone else None,
-        indices=source.indices if is_backbone else None,
+        stream=stream,
+        indices=indices,
         norm=head != "upernet" and is_backbone and source.backbone.has_final_norm,
         scale=scale,
         frozen=freeze,
-    )
+        options={
+            "head": head, "num_classes": num_classes, "task": task, "stream": stream,
+            "indices": indices and list(indices), "scale": scale, "freeze": freeze, **sizes,
+        },
+        build_head=build_head,
+    )  # fmt: skip
 
 
 def _feature_layers(

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rsbackbones.arrays import to_mask
 from rsbackbones.heads.dense import DenseModel
 from rsbackbones.models.backbone import Images
+from rsbackbones.models.series_arguments import Dates, Masks, masks_by_modality
 from rsbackbones.models.validity import Validity
 
 
@@ -25,8 +25,8 @@ class ChangeModel(DenseModel):
         x: Images,
         later: Images | None = None,
         *,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
     ) -> Tensor:
         """Return log-probabilities [B, K, H * scale, W * scale], for a negative log-likelihood.
 
@@ -45,15 +45,14 @@ class ChangeModel(DenseModel):
         """
         return self._hidden(*self._log_probabilities(x, later, dates, valid))
 
-    def _logits(
-        self, x: Images, dates: Tensor | None, valid: Mapping[str, Tensor] | None
-    ) -> tuple[Tensor, Validity]:
+    def _logits(self, x: Images, dates: Dates | None, valid: Masks | None) -> tuple[Tensor, Validity]:
         return self._log_probabilities(x, None, dates, valid)
 
     def _log_probabilities(
-        self, x: Images, later: Images | None, dates: Tensor | None, valid: Mapping[str, Tensor] | None
+        self, x: Images, later: Images | None, dates: Dates | None, valid: Masks | None
     ) -> tuple[Tensor, Validity]:
-        masks = {m: to_mask(mask, f"valid[{m!r}]") for m, mask in (valid or {}).items()}
+        modalities = tuple(x) if isinstance(x, Mapping) else getattr(self.backbone, "modalities", ("x",))
+        masks = masks_by_modality(valid, modalities)
         if dates is not None or any(mask.ndim != 4 or mask.shape[1] != 2 for mask in masks.values()):
             raise ValueError(
                 "change detection takes two complete images in the order of their dates: leave out dates and "

@@ -1,6 +1,7 @@
 """A backbone with a dense head: logits per pixel."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, Images
+from rsbackbones.models.series_arguments import Dates, Masks
 from rsbackbones.models.unused import freeze_unused
 from rsbackbones.models.validity import Validity
 
@@ -22,6 +24,8 @@ class DenseModel(nn.Module):
         scale: pixels of the result per image pixel, along each side.
         stream, indices: the stream and stages of a :class:`Backbone`; ``None`` for other modules.
         frozen: the backbone has no gradients and stays in ``eval()`` mode.
+        options: the arguments of ``dense_model`` that made it, as JSON values, for ``save_model``.
+        build_head: returns another such head, newly initialized.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class DenseModel(nn.Module):
         norm: bool,
         scale: int,
         frozen: bool,
+        options: Mapping[str, Any],
+        build_head: Callable[[], DenseHead],
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -45,6 +51,8 @@ class DenseModel(nn.Module):
         self.norm = norm
         self.scale = scale
         self.frozen = frozen
+        self.options = dict(options)
+        self.build_head = build_head
         if frozen:
             backbone.requires_grad_(False)
         elif isinstance(backbone, Backbone):
@@ -58,15 +66,11 @@ class DenseModel(nn.Module):
             self.backbone.eval()
         return self
 
-    def maps(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
         """Return the maps that the head receives, [B, D_i, h_i, w_i], without NaN. See :meth:`forward`."""
         return self._encoded(x, dates, valid)[0]
 
-    def forward(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> Tensor:
         """Return logits [B, K, H * scale, W * scale].
 
         Args:
@@ -83,15 +87,11 @@ class DenseModel(nn.Module):
         logits, counted = self._logits(x, dates, valid)
         return self._hidden(logits, counted)
 
-    def logits(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def logits(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> Tensor:
         """As :meth:`forward`, for a loss: logits of cells that do not count are not set to NaN."""
         return self._logits(x, dates, valid)[0]
 
-    def _logits(
-        self, x: Images, dates: Tensor | None, valid: Mapping[str, Tensor] | None
-    ) -> tuple[Tensor, Validity]:
+    def _logits(self, x: Images, dates: Dates | None, valid: Masks | None) -> tuple[Tensor, Validity]:
         maps, counted = self._encoded(x, dates, valid)
         return self._to_pixels(self.head(maps), _size(x)), counted
 
@@ -111,25 +111,21 @@ class DenseModel(nn.Module):
             keep = keep[:, : logits.shape[-2], : logits.shape[-1]]
         return logits.masked_fill(~keep[:, None], float("nan"))
 
-    def _encoded(
-        self, x: Images, dates: Tensor | None, valid: Mapping[str, Tensor] | None
-    ) -> tuple[list[Tensor], Validity]:
+    def _encoded(self, x: Images, dates: Dates | None, valid: Masks | None) -> tuple[list[Tensor], Validity]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._encode(x, dates=dates, valid=valid)
 
-    def _maps(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def _maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
         return self._encode(x, dates=dates, valid=valid)[0]
 
     def _encode(
-        self, x: Images, *, dates: Tensor | None = None, valid: Mapping[str, Tensor] | None = None
+        self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None
     ) -> tuple[list[Tensor], Validity]:
         """Return the maps that the head receives, and what counts in them."""
         if not (isinstance(self.backbone, Backbone) and self.backbone.consumes == "series"):
             _check_single_images(self.backbone, x)
         if not isinstance(self.backbone, Backbone):
-            if dates is not None or (valid is not None and len(valid)):
+            if dates is not None or not _is_empty(valid):
                 raise ValueError(
                     f"dates and valid are for models of create_model; {type(self.backbone).__name__} takes "
                     "single images: leave them out, or put the head on such a model"
@@ -148,6 +144,10 @@ class DenseModel(nn.Module):
         if full != list(logits.shape[-2:]):
             logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
         return logits[..., : size[0] * self.scale, : size[1] * self.scale]
+
+
+def _is_empty(valid: Masks | None) -> bool:
+    return valid is None or (isinstance(valid, Mapping) and not valid)
 
 
 def _check_single_images(backbone: nn.Module, x: Images) -> None:

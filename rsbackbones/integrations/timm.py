@@ -163,7 +163,7 @@ class TimmEncoder(nn.Module):
     def _encode(self, x: Tensor, wanted: Wanted) -> Encoded:
         if x.ndim != 4:
             raise ValueError(f"timm's models take images [B, C, H, W], got {list(x.shape)}")
-        images, valid = validate_inputs(self.backbone, x, None, None)
+        images, valid, _ = validate_inputs(self.backbone, x, None, None)
         streams, _ = encode_validated(self.backbone, images, valid, wanted)
         return streams[self.stream]
 

@@ -7,6 +7,7 @@ shapes see :mod:`rsbackbones.models.features`.
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -19,8 +20,10 @@ from rsbackbones.models.config import ModelConfig
 from rsbackbones.models.encoding import Encoded, Inputs, Stage, Wanted, encode_validated
 from rsbackbones.models.features import Features, evenly_spaced, resolve_indices
 from rsbackbones.models.input_validation import validate_inputs
+from rsbackbones.models.series_arguments import Dates, Masks, masks_by_modality
 from rsbackbones.models.stem import Stem
-from rsbackbones.models.unused import called_units
+from rsbackbones.models.training import connect_unused
+from rsbackbones.models.unused import called_units, output_size
 from rsbackbones.models.validity import Validity
 from rsbackbones.sensors import InputSpec
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Backbone", "Encoded", "Images", "Inputs", "Stage", "Wanted", "unwrap_model"]
 
 Images = Tensor | Mapping[str, Tensor]
+# The names of a classifier in other libraries.
+_OTHER_HEADS = ("fc", "classifier", "heads")
 
 
 class Backbone(nn.Module):
@@ -56,9 +61,13 @@ class Backbone(nn.Module):
             class token.
         has_final_norm: whether streams end with a norm. It is not applied to the maps of single stages.
         num_features: D, the channels of the final maps and embeddings of every stream.
+        head: the classifier, a module from [..., D] to [..., num_classes]; ``nn.Identity`` without one. It
+            may be replaced: ``model.head = nn.Linear(model.num_features, 5)``.
         inputs: the input contract of every modality, for ``create_preprocess``.
         adaptation: the changes made while loading (``None`` if nothing was loaded).
         weights_entry: the manifest entry of the loaded weights, or ``None``.
+        input_size: the size (height, width) in pixels that a fine-tuned classifier was trained and scored at,
+            if images were resized; ``create_preprocess`` resizes to it. ``None`` keeps the size of images.
         pad: pad images whose sides are not multiples of ``size_multiple`` (at the bottom and right, by
             repeating the last pixels) instead of raising an error. Maps then cover the padded image, rounded
             up to whole cells, and embeddings average over it.
@@ -77,6 +86,7 @@ class Backbone(nn.Module):
     inputs: Mapping[str, InputSpec]
     adaptation: "Adaptation | None" = None
     weights_entry: "WeightsEntry | None" = None
+    input_size: tuple[int, int] | None = None
 
     def __init__(self, config: ModelConfig, *, num_features: int, num_classes: int = 0) -> None:
         """Set the common attributes. By default every modality is its own stream."""
@@ -88,6 +98,13 @@ class Backbone(nn.Module):
         self.default_stream = self.modalities[0]
         self.num_features = num_features
         self.reset_classifier(num_classes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The forward pass would not use such a module.
+        other = name in _OTHER_HEADS and name not in self._modules and isinstance(value, nn.Module)
+        if other and self.architecture:
+            raise ValueError(f"the classifier of this model is called head: model.head = ..., not {name}")
+        super().__setattr__(name, value)
 
     # -- what a family implements ------------------------------------------------------------------
 
@@ -163,11 +180,11 @@ class Backbone(nn.Module):
         self,
         x: Images,
         *,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
         temporal: bool = False,
     ) -> Tensor:
-        """Return logits [B, num_classes], or the pooled embedding [B, D] if ``num_classes`` is 0.
+        """Return logits [B, num_classes], or the pooled embedding [B, D] without a head.
 
         They come from the model's default stream, or from the only stream if the passed modalities do not
         include it. A head only works on the stream that uses all modalities of the model. For a series, a
@@ -177,8 +194,8 @@ class Backbone(nn.Module):
         features = self.forward_features(x, dates=dates, valid=valid, temporal=temporal)
         stream = features.default_stream
         pooled, present = features.pooled[stream], features.valid.get(stream)
-        if not self.num_classes:
-            return pooled
+        if isinstance(self.head, nn.Identity):
+            return connect_unused(self, pooled)
         trained = self.choose_stream()
         if stream != trained:
             raise ValueError(
@@ -189,18 +206,18 @@ class Backbone(nn.Module):
             )
         if present is None:
             logits: Tensor = self.head(pooled)
-            return logits
-        # Keep the NaN of missing images away from the head, whose gradients would be NaN too.
-        missing = ~present[..., None]
-        logits = self.head(pooled.masked_fill(missing, 0))
-        return logits.masked_fill(missing, float("nan"))
+        else:
+            # Keep the NaN of missing images away from the head, whose gradients would be NaN too.
+            missing = ~present[..., None]
+            logits = self.head(pooled.masked_fill(missing, 0)).masked_fill(missing, float("nan"))
+        return connect_unused(self, logits)
 
     def forward_features(
         self,
         x: Images,
         *,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
         temporal: bool = False,
     ) -> Features:
         """Return the final maps and pooled embeddings of every stream.
@@ -209,11 +226,12 @@ class Backbone(nn.Module):
             x: normalized images by modality, each [B, C, H, W] or a series [B, T, C, H, W], all on one grid.
                 H and W are multiples of ``size_multiple``. A model with one modality also accepts a bare
                 tensor.
-            dates: days since 1970-01-01 of a series, integers, [B, T]. Models that consume single images only
-                check them. Duplicates are only detected in eager mode.
+            dates: the dates of a series, [B, T]: days since 1970-01-01 (integers), ``datetime64``,
+                timestamps or ISO dates, in a tensor, an array or lists. Models that consume single images
+                only check them. Duplicates are only detected in eager mode.
             valid: by modality, booleans: [B, T], False for missing images of a series; or a pixel mask,
-                [B, H, W] or [B, T, H, W], False for pixels that do not count (clouds, no data). Arrays, and 0
-                and 1 in uint8, are accepted as well; a model with one modality also takes a bare mask.
+                [B, H, W] or [B, T, H, W], False for pixels that do not count (clouds, no data): tensors,
+                arrays or lists, or 0 and 1 in uint8. A model with one modality also accepts a bare one.
                 Invalid pixels, whatever their values, are replaced by the mean of their band (0.5 for weights
                 normalized by ``clip_2sd``, 0 for ``standard`` and ``imagenet``, else the mean of the image's
                 valid pixels). A cell of the map is NaN if less than half of its pixels are valid, and takes
@@ -226,10 +244,10 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.
         """
-        given, valid = validate_inputs(self, x, dates, valid)
+        given, masks, days = validate_inputs(self, x, dates, valid)
         if self._default_of(given) is None:
             self._check_fed(given)
-        streams, counted = encode_validated(self, given, valid, Wanted(), dates=dates, temporal=temporal)
+        streams, counted = encode_validated(self, given, masks, Wanted(), dates=days, temporal=temporal)
         first, default = next(iter(given.values())), self._default_of(given)
         strides = {s: self.stages(s)[-1].stride for s in streams}
         present = {s: v.images(strides[s]) for s, v in counted.items()}
@@ -252,8 +270,8 @@ class Backbone(nn.Module):
         *,
         stream: str | None = None,
         norm: bool = False,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
     ) -> list[Tensor]:
         """Return the maps of some stages of one stream, each [B, D_i, h_i, w_i].
 
@@ -283,8 +301,8 @@ class Backbone(nn.Module):
         *,
         stream: str | None = None,
         norm: bool = False,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
     ) -> tuple[str, list[tuple[int, Tensor]], Validity]:
         """As :meth:`forward_intermediates`, for decoders: cells that do not count are not set to NaN.
 
@@ -293,16 +311,16 @@ class Backbone(nn.Module):
         """
         if norm and not self.has_final_norm:
             raise ValueError(f"{self.architecture} has no final norm: leave out norm=True")
-        given, valid = validate_inputs(self, x, dates, valid)
+        given, masks, days = validate_inputs(self, x, dates, valid)
         stream = self.choose_stream(stream, given)
         indices = self.stage_indices(indices, stream)
         seen = given if self.cross_modal else self.stream_inputs[stream]
         streams, counted = encode_validated(
             self,
             {m: given[m] for m in seen},
-            {m: mask for m, mask in valid.items() if m in seen},
+            {m: mask for m, mask in masks.items() if m in seen},
             Wanted(stages={stream: indices}, norm=norm),
-            dates=dates,
+            dates=days,
         )
         return stream, [(i, streams[stream].maps[i]) for i in indices], counted[stream]
 
@@ -350,7 +368,7 @@ class Backbone(nn.Module):
         x: Mapping[str, Tensor],
         streams: Sequence[str] | None = None,
         *,
-        valid: Mapping[str, Tensor] | None = None,
+        valid: Masks | None = None,
     ) -> dict[str, Features]:
         """Return, for every stream s, the features computed from its own modalities only, at ``[s]``.
 
@@ -368,10 +386,11 @@ class Backbone(nn.Module):
         wanted = [self.choose_stream(s, x) for s in streams] if streams is not None else fed
         if not self.cross_modal:
             return dict.fromkeys(wanted, self.forward_features(x, valid=valid))
+        masks = masks_by_modality(valid, tuple(x))
         return {
             s: self.forward_features(
                 {m: x[m] for m in self.stream_inputs[s]},
-                valid={m: mask for m, mask in (valid or {}).items() if m in self.stream_inputs[s]},
+                valid={m: mask for m, mask in masks.items() if m in self.stream_inputs[s]},
             )
             for s in wanted
         }
@@ -384,14 +403,32 @@ class Backbone(nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 (no head) or more, got {num_classes}")
         place = next(self.parameters(), None)
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         if place is not None and not place.is_meta:  # a model on meta is still to be loaded
             self.head.to(place.device, place.dtype)
 
     def get_classifier(self) -> nn.Module:
-        """Return the head: an ``nn.Linear``, or ``nn.Identity`` if ``num_classes`` is 0."""
+        """Return the head: an ``nn.Linear`` or your own module, or ``nn.Identity`` without one."""
         return self.head
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs of the head; 0 without one."""
+        return 0 if isinstance(self.head, nn.Identity) else output_size(self.head, self.num_features)
+
+    def device_and_dtype(self, modality: str | None = None) -> tuple[torch.device, torch.dtype]:
+        """Return the device and the dtype that images of a modality must have.
+
+        They are those of its stem, also in a replica of ``nn.DataParallel``, whose weights are no parameters,
+        and after dynamic quantization, whose weights are integers for float32 inputs.
+        """
+        weight = attrgetter(self.stem(modality or self.modalities[0]).weight)(self)
+        weight = weight() if callable(weight) else weight  # of a quantized layer
+        return weight.device, weight.dtype if weight.is_floating_point() else torch.float32
+
+    def as_input(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return images on the model's device and in its dtype, for a model in half precision."""
+        return {m: x.to(*self.device_and_dtype(m)) for m, x in images.items()}
 
     # -- methods for training -----------------------------------------------------------------------
 
@@ -441,17 +478,20 @@ class Backbone(nn.Module):
         A model that consumes series gets two series of three dates, with their dates, and a mask of each
         modality in which one image is missing.
         """
-        weight = self.get_parameter(self.stem(self.modalities[0]).weight)
+        device, dtype = self.device_and_dtype()
         strides = [stage.stride for s in self.stream_inputs for stage in self.stages(s)]
         unit = math.lcm(self.size_multiple, *strides)
         unit *= math.ceil(self.min_size / (2 * unit))
         lead = (2, 3) if self.consumes == "series" else (2,)
         size = (2 * unit, 3 * unit)
-        images = {m: weight.new_zeros(*lead, len(bands), *size) for m, bands in self.bands.items()}
+        images = {
+            m: torch.zeros(*lead, len(bands), *size, device=device, dtype=dtype)
+            for m, bands in self.bands.items()
+        }
         if self.consumes == "image":
             return Inputs(images=images)
-        dates = torch.tensor([[0, 10, 20], [5, 95, 365]], device=weight.device)
-        present = torch.tensor([[True, True, True], [True, False, True]], device=weight.device)
+        dates = torch.tensor([[0, 10, 20], [5, 95, 365]], device=device)
+        present = torch.tensor([[True, True, True], [True, False, True]], device=device)
         return Inputs(images=images, dates=dates, valid=dict.fromkeys(images, present))
 
     # -- private helpers ------------------------------------------------------------------------

@@ -75,7 +75,10 @@ class ModelConfig:
                 f"sensors must name the sensor of a modality, as in {{'s2': 'landsat_oli'}}, got "
                 f"{self.sensors!r}"
             )
-        own, sensor = get_sensor(modality), get_sensor(self.sensors.get(modality, modality))
+        try:
+            own, sensor = get_sensor(modality), get_sensor(self.sensors.get(modality, modality))
+        except ValueError as error:
+            raise ValueError(f"modalities and sensors: {error}") from error
         if own.kind != sensor.kind:
             raise ValueError(
                 f"sensors: {modality} is {own.kind} and {sensor.name} is {sensor.kind}; they cannot stand "
@@ -97,5 +100,5 @@ def _lists_to_tuples(value: Any) -> Any:
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a value is a positive whole number."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Return whether a value is a positive whole number, of a size that networks have."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**20

@@ -270,7 +270,7 @@ class Croma(ViTBackbone):
         device = queries.device.type
         # Cast once: if every block cast the bias itself, each copy would be kept for the backward pass.
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
+        dtype = torch.get_autocast_dtype(device) if autocast else self.device_and_dtype()[1]
         return bias_between(queries, keys, self.num_heads, dtype, grid=grid)
 
     def final_norm(self, stream: str) -> nn.Module:

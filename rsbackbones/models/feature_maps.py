@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone, Images
+from rsbackbones.models.series_arguments import Dates, Masks
 
 if TYPE_CHECKING:
     from rsbackbones.zoo.adapt import Adaptation
@@ -86,8 +87,8 @@ class FeatureMaps(nn.Module):
         self,
         x: Images,
         *,
-        dates: Tensor | None = None,
-        valid: Mapping[str, Tensor] | None = None,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
     ) -> list[Tensor]:
         """Return the maps, one per index. For the arguments see :meth:`Backbone.forward_features`."""
         return self.backbone.forward_intermediates(

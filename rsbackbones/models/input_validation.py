@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rsbackbones.arrays import to_mask
+from rsbackbones.models.series_arguments import Dates, Masks, as_days, masks_by_modality
 from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def validate_inputs(
-    model: "Backbone", x: "Images", dates: Tensor | None, valid: Mapping[str, Tensor] | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Check the arguments of :meth:`Backbone.forward_features`. Return images and masks by modality.
+    model: "Backbone", x: "Images", dates: Dates | None, valid: Masks | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """Check the arguments of :meth:`Backbone.forward_features`. Return images, masks by modality, and days.
 
     Raises:
         ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.
@@ -49,9 +49,7 @@ def validate_inputs(
     series = first.ndim == 5
     frames = tuple(first.shape[:2])
     if dates is not None and not isinstance(dates, Tensor):
-        raise ValueError(
-            f"dates must be a tensor of days, [B, T], got {type(dates).__name__}: torch.tensor(dates)"
-        )
+        dates = as_days(dates).to(first.device)
     if dates is not None and (not series or tuple(dates.shape) != frames):
         raise ValueError(
             f"dates must be [B, T] = {list(frames)} for a series [B, T, C, H, W], got "
@@ -59,36 +57,25 @@ def validate_inputs(
         )
     if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
         raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
-    return images, _checked_masks(images, valid)
+    masks = masks_by_modality(valid, tuple(images), first.device)
+    for m, mask in masks.items():
+        _check_mask(images, m, mask)
+    return images, masks, dates
 
 
-def _checked_masks(images: Mapping[str, Tensor], valid: object) -> dict[str, Tensor]:
-    """Return masks of images, [B, T], or of pixels, [B, H, W] or [B, T, H, W], as booleans by modality."""
-    if valid is None:
-        return {}
-    if not isinstance(valid, Mapping):
-        if len(images) > 1:
-            raise ValueError(
-                f"valid must be a mapping by modality, valid={{{next(iter(images))!r}: mask}}, got "
-                f"{type(valid).__name__}"
-            )
-        valid = dict.fromkeys(images, valid)
-    masks = {}
-    for m, given in valid.items():
-        if m not in images:
-            raise ValueError(f"valid[{m!r}]: no such modality among the images: {', '.join(images)}")
-        mask = to_mask(given, f"valid[{m!r}]").to(images[m].device)
-        shape = images[m].shape
-        pixels = [*shape[:-3], *shape[-2:]]
-        if list(mask.shape) != pixels and (images[m].ndim == 4 or list(mask.shape) != list(shape[:2])):
-            one = f"[B, H, W] = {pixels}"
-            series = f"[B, T] = {list(shape[:2])} for missing images, or [B, T, H, W] = {pixels}"
-            raise ValueError(
-                f"valid[{m!r}] must be booleans {one if images[m].ndim == 4 else series}, got "
-                f"{list(mask.shape)} for images {list(shape)}"
-            )
-        masks[m] = mask
-    return masks
+def _check_mask(images: Mapping[str, Tensor], modality: str, mask: Tensor) -> None:
+    """Check that a mask is one of images, [B, T], or of pixels, [B, H, W] or [B, T, H, W]."""
+    if modality not in images:
+        raise ValueError(f"valid[{modality!r}]: no such modality among the images: {', '.join(images)}")
+    shape = images[modality].shape
+    pixels = [*shape[:-3], *shape[-2:]]
+    if list(mask.shape) != pixels and (len(shape) == 4 or list(mask.shape) != list(shape[:2])):
+        one = f"[B, H, W] = {pixels}"
+        series = f"[B, T] = {list(shape[:2])} for missing images, or [B, T, H, W] = {pixels}"
+        raise ValueError(
+            f"valid[{modality!r}] must be booleans {one if len(shape) == 4 else series}, got "
+            f"{list(mask.shape)} for images {list(shape)}"
+        )
 
 
 def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
@@ -114,9 +101,11 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
         )
     if not model.pad and (height % p or width % p):
         cropped = f"crop to {height // p * p} x {width // p * p}"
+        up = (-(-height // p) * p, -(-width // p) * p)
+        resized = f"resize to {up[0]} x {up[1]} (image_size={up[0] if up[0] == up[1] else up})"
         raise ValueError(
             f"{modality}: {height} x {width} pixels are not a multiple of {p}, as this model needs; "
-            f"{cropped if min(height, width) >= p else 'enlarge them'}, or have them padded: "
+            f"{cropped if min(height, width) >= p else 'enlarge them'}, {resized}, or have them padded: "
             "create_model(..., pad=True)"
         )
     if not image.is_floating_point():
@@ -124,19 +113,19 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"{modality}: got {image.dtype}, expected normalized floats; convert raw values with "
             "rsbackbones.create_preprocess(model)"
         )
-    weight = model.get_parameter(model.stem(modality).weight)
-    if image.device != weight.device:
+    device, dtype = model.device_and_dtype(modality)
+    if image.device != device:
         raise ValueError(
-            f"{modality}: got an image on {image.device}, the model is on {weight.device}; move one of "
-            f"them (x.to({str(weight.device)!r}))"
+            f"{modality}: got an image on {image.device}, the model is on {device}; move one of "
+            f"them (x.to({str(device)!r}))"
         )
     # Autocast converts all floating-point dtypes except float64.
-    if image.dtype != weight.dtype and (
+    if image.dtype != dtype and (
         image.dtype == torch.float64 or not torch.is_autocast_enabled(image.device.type)
     ):
         raise ValueError(
-            f"{modality}: got {image.dtype}, the model's parameters are {weight.dtype}; convert one "
-            f"of them (x.to({weight.dtype}))"
+            f"{modality}: got {image.dtype}, the model's parameters are {dtype}; convert one "
+            f"of them (x.to({dtype}))"
         )
     return image
 

@@ -11,7 +11,9 @@ embedding is the mean of the final tokens. The ``joint`` stream is the patchwise
 After pretraining, the encoder is the backbone. The temporal-multimodal (TM) block of the pretraining
 (:mod:`rsbackbones.layers.temporal_multimodal`) can be kept: ``temporal=True`` builds it, and
 ``forward_features(series, temporal=True)`` lets each date of a series attend to the last available date
-before it.
+before it. Features pair the tokens of the same location. Pretraining pairs visible tokens in the order in
+which the mask keeps them (Algorithm 1), so a pair has one location in 1 of 256 cases only: the block was not
+trained on what it is used for.
 
 What the paper leaves open, and our choices:
 

@@ -64,6 +64,28 @@ def called_units(backbone: "Backbone") -> list[nn.Module]:
     return units
 
 
+def output_size(head: nn.Module, width: int) -> int:
+    """Return the number of outputs of a classifier that takes embeddings of ``width``.
+
+    A linear layer states it, also a quantized or a wrapped one. Other modules are called once.
+
+    Raises:
+        ValueError: the module does not take embeddings [B, D].
+    """
+    if isinstance(stated := getattr(head, "out_features", None), int):
+        return stated
+    place = next((p for p in (*head.parameters(), *head.buffers()) if p.is_floating_point()), None)
+    x = torch.zeros(1, width) if place is None else place.new_zeros(1, width)
+    try:
+        with _eval_mode(head), torch.no_grad():
+            return int(head(x).shape[-1])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"the head must take embeddings [B, {width}] (model.num_features), and this "
+            f"{type(head).__name__} does not: {error}"
+        ) from error
+
+
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Set ``eval()`` mode, so that BatchNorm does not learn from the zeros of ``example_inputs``."""

@@ -64,7 +64,7 @@ class ViTConfig(ModelConfig):
         if any(side % self.patch_size for side in self.image_sides):
             raise ValueError(
                 f"image_size must be a multiple of the patch size {self.patch_size}, or (height, width) of "
-                f"such, got {self.image_size!r}"
+                f"such, got {self.image_size!r}; resize the images, or pass pad=True and another image_size"
             )
 
     def summary(self) -> str:

@@ -36,7 +36,7 @@ def command(fields: tuple[str, ...], list_recipes: bool, dry_run: bool) -> int:
     if list_recipes:
         for name, known in RECIPES.items():
             stages = known.resolve_stages()
-            epochs = ", then ".join(f"{stage.epochs} epochs of batch {stage.batch_size}" for stage in stages)
+            epochs = ", then ".join(f"{stage.length} of batch {stage.batch_size}" for stage in stages)
             print(f"{name}: {known.model}, {epochs}")
         return 0
     recipe = parse_arguments(fields, RECIPES)

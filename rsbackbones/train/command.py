@@ -8,12 +8,18 @@ from typing import NoReturn
 
 import click
 
+from rsbackbones.files.terminal import plain_output
 from rsbackbones.plugins import load_plugins
 from rsbackbones.train.engine.distributed import end_process
 
 
 def call_command(command: click.Command, arguments: Sequence[str], module: str) -> int:
     """Run a command of ``module``, print expected errors, and return the exit code: 2 for an error."""
+    with plain_output():
+        return _call(command, arguments, module)
+
+
+def _call(command: click.Command, arguments: Sequence[str], module: str) -> int:
     try:
         load_plugins()
         code: int = command.main(list(arguments), prog_name=f"python -m {module}", standalone_mode=False)

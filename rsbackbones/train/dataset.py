@@ -4,8 +4,8 @@ A sample is a function of (seed, epoch, source, index). A sample that cannot be 
 sample of its source and listed in the batch. The trainer stops a run with too many of them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -68,6 +68,8 @@ class DataStream:
         repeat: how often an epoch goes over the source.
         seasons: the dates that make a sample; see :attr:`ObjectiveConfig.seasons`.
         task: the task of its samples.
+        scales: by modality, how many times as many pixels along each side its images have as ``views.size``;
+            by default 1.
 
     Raises:
         ValueError: the source has fewer dates, or the views do not apply to series of all dates.
@@ -79,6 +81,7 @@ class DataStream:
     repeat: int = 1
     seasons: int | Literal["all"] | None = None
     task: str = ""
+    scales: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seasons == "all":
@@ -303,16 +306,19 @@ def _view(stream: DataStream, sample: Sample, generator: torch.Generator) -> dic
     """Crop, normalize and augment: [C, H, W] to [C, size, size]; a series [T, C, H, W] date by date."""
     height, width = next(iter(sample.images.values())).shape[-2:]
     drawn = stream.draw_views(generator, height, width)
+    sides = {m: stream.views.size * stream.scales.get(m, 1) for m in sample.images}
     if stream.seasons == "all":
-        view, size = drawn[0], stream.views.size
+        view = drawn[0]
         series = stream.preprocess({m: cut(view, x) for m, x in sample.images.items()})
-        return {m: torch.stack([resize_and_turn(view, one, size) for one in x]) for m, x in series.items()}
+        return {
+            m: torch.stack([resize_and_turn(view, one, sides[m]) for one in x]) for m, x in series.items()
+        }
     of_seasons = []
     for t, view in enumerate(drawn):
         of_season = {m: x if x.ndim == 3 else x[t] for m, x in sample.images.items()}
         # Cropped before normalization, which gives the same values at less cost.
         squares = stream.preprocess({m: cut(view, image) for m, image in of_season.items()})
-        of_seasons.append({m: resize_and_turn(view, x, stream.views.size) for m, x in squares.items()})
+        of_seasons.append({m: resize_and_turn(view, x, sides[m]) for m, x in squares.items()})
     if stream.seasons is None:
         return of_seasons[0]
     return {m: torch.stack([season[m] for season in of_seasons]) for m in of_seasons[0]}

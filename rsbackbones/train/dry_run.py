@@ -57,7 +57,7 @@ def _two_steps(recipe: Recipe, processes: DistributedContext, print_to: TextIO |
         run.forward_backward(of_step)
     samples = sum(len(batch) for batch in of_step)
     total = sum(p.numel() for p in run.objective.parameters())
-    encoder = sum(p.numel() for p in run.objective.backbone.parameters())
+    encoder = sum(p.numel() for p in run.objective.export_backbone().parameters())
     peak = peak_memory(processes.device)
     hours = seconds * run.total_steps / 3600
     lines = {
@@ -65,8 +65,7 @@ def _two_steps(recipe: Recipe, processes: DistributedContext, print_to: TextIO |
         "peak memory": "not measured on Windows" if peak is None else f"{peak / 2**30:.2f} GiB per process",
         "FLOPs": f"{counter.get_total_flops() / samples / 1e9:.2f} G per sample, forward and backward",
         "step": f"{seconds:.2f} s, {recipe.batch_size / seconds:.1f} samples/s, loss {loss:.4f}",
-        "run": f"{run.total_steps} steps of {recipe.batch_size}, {recipe.epochs} epochs of "
-        f"{run.plan.steps_per_epoch}",
+        "run": f"{run.total_steps} steps of {recipe.batch_size}; an epoch has {run.plan.steps_per_epoch}",
         "estimated duration": f"{hours:.2f} h on {processes.world_size} process(es) like this one",
     }
     for stream in run.streams:

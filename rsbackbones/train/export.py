@@ -36,7 +36,9 @@ from rsbackbones.zoo.saving import save_model, write_safetensors
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def export(run: Path, output: Path, *, tag: str = "", dtype: str = "float32", full: bool = False) -> Path:
+def export(
+    run: str | Path, output: str | Path, *, tag: str = "", dtype: str = "float32", full: bool = False
+) -> Path:
     """Write the encoder of a run, and with ``full`` the whole objective, to the folder ``output``.
 
     Args:
@@ -53,6 +55,7 @@ def export(run: Path, output: Path, *, tag: str = "", dtype: str = "float32", fu
     Raises:
         ValueError: no usable run, tag or folder.
     """
+    run, output = Path(run).expanduser(), Path(output).expanduser()
     recipe, record, objective, step = read_run(run)
     model = (objective.backbone if full else objective.export_backbone()).eval()
     tag = tag or re.sub(r"[^a-z0-9]+", "_", run.resolve().name.lower()).strip("_")
@@ -84,7 +87,7 @@ def export(run: Path, output: Path, *, tag: str = "", dtype: str = "float32", fu
             "bytes": file.stat().st_size,
             "inputs": {m: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
                        for m, spec in specs.items()},
-            "image_size": size,
+            "image_size": size if isinstance(size, int) else 0,
             "params": sum(p.numel() for p in model.parameters()),
             "license": "not stated",
             "provenance": f"{_provenance(run, recipe, record, step)} {objective.usage_note()}".rstrip(),

@@ -3,22 +3,19 @@
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load
 
-from rsbackbones.models.backbone import Backbone
-from rsbackbones.preprocess import preprocess_for
-from rsbackbones.sensors import InputSpec
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
-from rsbackbones.train.engine.checkpoint import finished, problem, step_of
+from rsbackbones.train.engine.checkpoint import finished, first_line, problem, step_of
+from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
 from rsbackbones.train.engine.config_io import from_json
 from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.input_contracts import input_contracts
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.zoo.checkpoint_files import CheckpointFile, not_finite, open_checkpoint
@@ -31,24 +28,10 @@ def build_objective(recipe: Recipe) -> Objective:
     # The grid of position tables is that of the training images.
     overrides = {"image_size": recipe.data.size, **recipe.objective.overrides, **recipe.overrides}
     model = create_model(recipe.model, overrides=overrides)
-    if recipe.data.statistics:
-        model.inputs = _with_statistics(model, recipe.data.statistics)
+    model.inputs = input_contracts(model, recipe)
     objective: Objective = recipe.objective.build(model)
     objective.train()
     return objective
-
-
-def _with_statistics(
-    model: Backbone, own: Mapping[str, Mapping[str, tuple[float, float]]]
-) -> dict[str, InputSpec]:
-    """Return the input contract with the statistics of the recipe, which the trained model keeps."""
-    specs = preprocess_for(model.inputs, model.bands, sensors=model.config.sensors, statistics=own).specs
-    return {
-        m: replace(spec, statistics=f"{spec.statistics}; {', '.join(own[m])}: stated by the recipe")
-        if own.get(m)
-        else spec
-        for m, spec in specs.items()
-    }
 
 
 def initialize_weights(objective: Objective, recipe: Recipe, previous: Recipe | None = None) -> str | None:
@@ -157,8 +140,7 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
 
     For a run of several stages the recipe is the whole one; the rest belongs to the last stage.
 
-    The weights are those of the newest intact checkpoint, or their moving average if the run has one. Only
-    read runs of your own: loading a distributed checkpoint can execute code.
+    The weights are those of the newest intact checkpoint, or their moving average if the run has one.
 
     Raises:
         TrainingError: there is no run or no intact checkpoint.
@@ -170,6 +152,8 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
         if stages := sorted(p for p in run.glob("stage_*") if p.is_dir()):
             told = f"{run} is still in an earlier stage, which is a run as well: {stages[-1]}"
         raise TrainingError(told) from error
+    if lacking := [key for key in ("recipe", "sources", "environment") if key not in record]:
+        raise TrainingError(f"{run / 'recipe.json'} is not that of a run: it lacks {', '.join(lacking)}")
     recipe = from_json(record["recipe"], Recipe)
     last = recipe.resolve_stages()[-1]
     objective = build_objective(last)
@@ -187,9 +171,11 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
     if last.ema:
         wanted["ema"] = {name: x.detach().clone() for name, x in state.items()}
     try:
-        load(wanted, checkpoint_id=whole[0], no_dist=True)
+        load_checkpoint(wanted, whole[0], no_dist=True)
     except CheckpointException as error:
-        raise TrainingError(f"{whole[0]} does not hold what {run / 'recipe.json'} says: {error}") from error
+        raise TrainingError(
+            f"{whole[0]} does not hold what {run / 'recipe.json'} says: {first_line(error)}"
+        ) from error
     objective.load_state_dict({**state, **wanted.get("ema", {})}, strict=True)
     step = step_of(whole[0])
     assert step is not None

@@ -10,7 +10,7 @@ from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretc
 from rsbackbones.train.engine.run_dir import read_log
 
 # Values without a panel of their own.
-_NOT_DRAWN = ("step", "epoch", "samples_per_s", "data_wait")
+_NOT_DRAWN = ("step", "epoch", "task", "samples_per_s", "data_wait")
 
 
 def draw_losses(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Pretraining: builds the data, objective, optimizer and schedule of a recipe, and trains its stages."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from rsbackbones.data.open import open_part, open_source
+from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample, Source
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
@@ -129,7 +132,8 @@ class PretrainRun(TrainRun):
             self.beginning = initialize_weights(self.objective, config, previous)
         backbone, options = self.objective.backbone, config.objective
         self.streams = open_sources(config, backbone)
-        self.places = sum(len(source) for source in {id(s.source): s.source for s in self.streams}.values())
+        whole = [_whole(stream.source) for stream in self.streams]
+        self.places = sum(len(source) for source in {id(source): source for source in whole}.values())
         self.plan = BatchPlan(
             lengths=tuple(len(stream) for stream in self.streams),
             repeats=tuple(stream.repeat for stream in self.streams),
@@ -137,7 +141,7 @@ class PretrainRun(TrainRun):
             frames=tuple(stream.frames for stream in self.streams),
             tasks=tuple(stream.task for stream in self.streams),
             task_names=task_names(config),
-            schedule=config.data.task_schedule,
+            schedule=options.schedule or config.data.task_schedule,
             batch_size=config.batch_size,
             seed=config.seed,
         )  # fmt: skip
@@ -145,7 +149,7 @@ class PretrainRun(TrainRun):
             self.streams, stride=backbone.stride, sample_noise=options.sample_noise,
             views=options.views, seed=config.seed,
         )  # fmt: skip
-        self.total_steps = config.epochs * self.plan.steps_per_epoch
+        self.total_steps = config.steps or (config.epochs or 1) * self.plan.steps_per_epoch
 
         self.objective.to(processes.device)
         set_batch_norm(self.objective, config.batch_norm, config.batch_norm_group)
@@ -205,6 +209,12 @@ class PretrainRun(TrainRun):
         ]
 
 
+def _whole(source: Source) -> Source:
+    """Return the source that one of some of its sensors reads."""
+    inner = getattr(source, "source", None)
+    return source if inner is None else _whole(inner)
+
+
 def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     """Open the recipe's sources, with the normalization, augmentation and task of each.
 
@@ -226,63 +236,142 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     except ValueError as error:
         raise TrainingError(f"{error}. In a recipe: data.statistics=, data.units=") from error
     tasks = task_names(recipe)
-    streams = []
-    held: set[str] = set()
+    streams: list[DataStream] = []
+    held: dict[str, tuple[str, ...]] = {}
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
     named = {sensors.get(m, m): unit for m, unit in data.units.items()}
     for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
-        source = rename_sensors(found, sensors)
-        held |= set(found.bands)
-        crop = (part and part.crop) or data.crop
-        size = (part and part.size) or data.size
-        if size % backbone.size_multiple:
-            raise TrainingError(f"data.size must be a multiple of {backbone.size_multiple}, got {size}")
-        wanted = {
-            m: tuple(band for band in backbone.bands[m] if band in source.bands[m])
-            for m in backbone.modalities
-            if m in source.bands
-        }
-        wanted = {m: bands for m, bands in wanted.items() if bands}
-        if not wanted:
-            taken = {
-                m if sensor == m else f"{m} ({sensor})": backbone.bands[m] for m, sensor in sensors.items()
-            }
-            raise TrainingError(f"{source.name} has {found.bands}, and the model takes {taken}")
-        given = {m: source.bands[m] for m in wanted}
-        units = {m: unit for m, unit in data.units.items() if m in wanted}
-        views = Views(
-            crop=crop, size=size, flips=data.flips, rot90=data.rot90, region=data.region, mixup=data.mixup
-        )
-        checking, preprocess = (
-            preprocess_for(backbone.inputs, wanted, sensors=sensors, bands=given, units=units, check=check)
-            for check in (True, False)
-        )
-        try:
-            stream = DataStream(
-                source=source, preprocess=preprocess, views=views, repeat=part.repeats if part else 1,
-                seasons=recipe.objective.seasons,
-            )  # fmt: skip
-        except ValueError as error:
-            raise TrainingError(str(error)) from error
-        _probe_samples(stream, checking)
-        streams += [replace(stream, task=task) for task in ([part.task] if part and part.task else tasks)]
+        own = _streams_of(found, part, recipe, backbone, (part.task,) if part and part.task else tasks)
+        held[found.name] = tuple(found.bands)
+        if not own:
+            raise TrainingError(
+                f"{found.name} has {found.bands}, and no task takes it: {_needs(recipe, tasks)}. Leave it "
+                "out of data.parts"
+            )
+        streams += own
+    inventory = "; ".join(f"{name}: {', '.join(bands)}" for name, bands in held.items())
     fed = {m for stream in streams for m in stream.preprocess.specs}
     if idle := [m for m in backbone.modalities if m not in fed]:
+        every = sorted({sensor for bands in held.values() for sensor in bands})
         raise TrainingError(
             f"no source has {', '.join(sensors[m] for m in idle)}, which {recipe.model} takes (there is "
-            f"{', '.join(sorted(held))}): a part of the model would stay random. Check the folder, train "
+            f"{', '.join(every)}): a part of the model would stay random. Check the folder, train "
             f"without: overrides.modalities={json.dumps(sorted(fed))}, or on another sensor: "
             f"overrides.sensors.{idle[0]}=SENSOR with its overrides.bands.{idle[0]}"
         )
     if idle := [task for task in tasks if not any(stream.task == task for stream in streams)]:
         raise TrainingError(
-            f"no source is for the task {', '.join(idle)}: name it as the task of one of data.parts"
+            f"no source is for the task {', '.join(idle)}: name it as the task of one of data.parts, or add "
+            f"images ({_needs(recipe, idle)}); the sources hold {inventory}"
         )
     if unknown := [m for m in data.units if m not in fed]:
         raise TrainingError(
             f"data.units names {', '.join(unknown)}; the sensors are {', '.join(sorted(fed))}"
         )
     return streams
+
+
+def _needs(recipe: Recipe, tasks: Sequence[str]) -> str:
+    """Return which sensors tasks need, in words."""
+    needed = {task: recipe.objective.task_images(task) for task in tasks}
+    return "; ".join(
+        f"{task or recipe.objective.method} takes {' and '.join(images or ['any sensor of the model'])}"
+        for task, images in needed.items()
+    )
+
+
+def _streams_of(
+    found: Source, part: Part | None, recipe: Recipe, backbone: Backbone, tasks: Sequence[str]
+) -> list[DataStream]:
+    """Return a stream of a source for each of the tasks that it has the images for."""
+    data, sensors, name = recipe.data, backbone.config.sensors, found.name
+    crop = (part and part.crop) or data.crop
+    size = (part and part.size) or data.size
+    if size % backbone.size_multiple:
+        raise TrainingError(f"data.size must be a multiple of {backbone.size_multiple}, got {size}")
+    views = Views(
+        crop=crop, size=size, flips=data.flips, rot90=data.rot90, region=data.region, mixup=data.mixup
+    )
+    needed = {task: recipe.objective.task_images(task) for task in tasks}
+    made: dict[tuple[str, ...] | None, DataStream | None] = {}
+    streams = []
+    for task, scales in needed.items():
+        wanted = None if scales is None else tuple(scales)
+        if wanted not in made:
+            made[wanted] = None
+            source = _select(found, wanted, data.pair_days, sensors)
+            bands = _bands_of(source, backbone, wanted) if source else {}
+            if source and wanted is None and not bands:
+                taken = {
+                    m if sensor == m else f"{m} ({sensor})": backbone.bands[m]
+                    for m, sensor in sensors.items()
+                }
+                raise TrainingError(f"{name} has {source.bands}, and the model takes {taken}")
+            if source and bands and (wanted is None or len(bands) == len(wanted)):
+                made[wanted] = _open_stream(source, bands, part, recipe, backbone, views)
+        if (stream := made[wanted]) is not None:
+            streams.append(replace(stream, task=task, scales=dict(scales or {})))
+    return streams
+
+
+def _select(
+    found: Source, wanted: Sequence[str] | None, pair_days: int | None, sensors: Mapping[str, str]
+) -> Source | None:
+    """Return a source of the wanted modalities alone, ``None`` if it has no sample of them all."""
+    if wanted is None:
+        return rename_sensors(found, sensors)
+    raw = [sensors.get(m, m) for m in wanted]
+    if any(sensor not in found.bands for sensor in raw):
+        return None
+    if not hasattr(found, "read_images"):
+        raise TrainingError(
+            f"{found.name} cannot read images of single sensors, as this method needs: "
+            f"{type(found).__name__} lacks the methods of rsbackbones.data.source.DatedSource"
+        )
+    selected = SelectedSource(found, raw, pair_days=pair_days)  # type: ignore[arg-type]
+    return rename_sensors(selected, {m: s for m, s in sensors.items() if m in wanted}) if selected else None
+
+
+def _bands_of(source: Source, backbone: Backbone, wanted: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """Return by modality the bands of a source that the model takes, or that are a target."""
+    bands = {
+        m: tuple(
+            band
+            for band in (backbone.bands[m] if m in backbone.bands else backbone.inputs[m].bands)
+            if band in source.bands[m]
+        )
+        for m in (backbone.modalities if wanted is None else wanted)
+        if m in source.bands
+    }
+    return {m: names for m, names in bands.items() if names}
+
+
+def _open_stream(
+    source: Source,
+    bands: dict[str, tuple[str, ...]],
+    part: Part | None,
+    recipe: Recipe,
+    backbone: Backbone,
+    views: Views,
+) -> DataStream:
+    """Return a stream of these bands of a source, after a look at some samples."""
+    given = {m: source.bands[m] for m in bands}
+    units = {m: unit for m, unit in recipe.data.units.items() if m in bands}
+    checking, preprocess = (
+        preprocess_for(
+            backbone.inputs, bands, sensors=backbone.config.sensors, bands=given, units=units, check=check
+        )
+        for check in (True, False)
+    )
+    try:
+        stream = DataStream(
+            source=source, preprocess=preprocess, views=views, repeat=part.repeats if part else 1,
+            seasons=recipe.objective.seasons,
+        )  # fmt: skip
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    _probe_samples(stream, checking)
+    return stream
 
 
 def task_names(recipe: Recipe) -> tuple[str, ...]:
@@ -292,7 +381,7 @@ def task_names(recipe: Recipe) -> tuple[str, ...]:
         TrainingError: a source has a task that the objective does not have.
     """
     named = tuple(dict.fromkeys(part.task for part in recipe.data.parts if part.task))
-    tasks = recipe.objective.tasks or named or ("",)
+    tasks = recipe.objective.task_names or named or ("",)
     if unknown := [task for task in named if task not in tasks]:
         raise TrainingError(
             f"data.parts name the task {', '.join(unknown)}; the tasks of {recipe.objective.method!r} are "
@@ -305,6 +394,7 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
     """Read some samples with all checks, to detect wrong units and too small images before a run."""
     source, series = stream.source, stream.seasons not in (None, 1)
     too_small: list[BadSample | None] = []
+    doubts = UnitWarnings()
     for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
         try:
             sample = source.read(place, None if series else 0)
@@ -312,7 +402,8 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
             continue  # the run reports it
         images = {m: sample.images[m] for m in preprocess.specs}
         try:
-            preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
+            with doubts.of_image():
+                preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
         except ValueError as error:
             raise TrainingError(
                 f'{source.name}: {source.describe(place)}: {error}. In a recipe: data.units={{"s2": ...}}'
@@ -323,5 +414,6 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
             too_small.append(problem)
         else:
             too_small.append(None)
+    doubts.warn(source.name, len(too_small))
     if too_small and all(too_small):  # if only some are, the run skips them
         raise TrainingError(f"{source.name}: {too_small[0]}")

@@ -5,12 +5,13 @@ A named recipe holds a paper's numbers. ``key=value`` arguments replace single f
 """
 
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 from rsbackbones.data.augment import CropRange, Flips, Region
+from rsbackbones.data.date_alignment import MAX_DAYS_APART
 from rsbackbones.data.npz import NpzFile
 from rsbackbones.data.simulated import SimulatedPlaces
 from rsbackbones.train.engine.config import (
@@ -82,7 +83,12 @@ class DataOptions:
         mixup: parameter of the Beta distribution; 0: no mixup.
         task_schedule: the order of the tasks of ``parts`` or of the objective: ``proportional`` (to the
             number of batches of each, shuffled), ``alternate`` or ``random``; see
-            :class:`~rsbackbones.train.engine.sampler.BatchPlan`.
+            :class:`~rsbackbones.train.engine.sampler.BatchPlan`. A method may have an order of its own.
+        pair_days: in a method that states the sensors of its tasks, the partner of an image is that of the
+            other sensor nearest in time, at most so many days away; it may be that of several images.
+            ``None``: one to one, at most 60 days away.
+        products: by modality the product of the images, if the model's input contract is for another:
+            ``{"s2": "L2A"}`` or ``{"s2": "L1C"}``. The statistics of SSL4EO-S12 for it are used and exported.
         units: by sensor, the unit of Sentinel-2 and Sentinel-1 values that are not DN and dB; as for
             ``create_preprocess``.
         statistics: by modality and band (mean, standard deviation), in the unit of the model's input contract
@@ -102,6 +108,8 @@ class DataOptions:
     region: Region = "same"
     mixup: NonNegative = 0.3
     task_schedule: TaskSchedule = "proportional"
+    pair_days: Annotated[CountOrZero, Field(le=MAX_DAYS_APART)] | None = None
+    products: dict[Literal["s2"], Literal["L1C", "L2A"]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     workers: CountOrZero = 2
@@ -127,6 +135,7 @@ class Recipe(RunOptions):
         data: see :class:`DataOptions`.
         optim: see :class:`~rsbackbones.train.engine.config.OptimOptions`.
         epochs: how often a stage goes over its data. The task schedule does not change it.
+        steps: the length of a stage in steps; set epochs or steps.
         stages: for every stage the fields that differ from the recipe's own, nested as in its JSON:
             ``({"epochs": 20, "objective": {"length": 1}}, {})``. Empty: one stage.
         init_from: weights that the first stage begins with: ``objective.safetensors`` of ``export --full``.
@@ -138,7 +147,8 @@ class Recipe(RunOptions):
     objective: ObjectiveConfig
     data: DataOptions = field(default_factory=DataOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
-    epochs: Count
+    epochs: Count | None = None
+    steps: Count | None = None
     stages: tuple[dict[str, Any], ...] = ()
     init_from: FilePath | None = None
     ema: ShareBelowOne = 0.0
@@ -146,6 +156,17 @@ class Recipe(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_registered(self.objective)
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"set epochs or steps, one of them; got epochs={self.epochs} and steps={self.steps} (none "
+                "unsets one)"
+            )
+        own = self.objective.schedule
+        if own and self.data.task_schedule not in ("proportional", own):
+            raise ValueError(
+                f"data.task_schedule={self.data.task_schedule}: {self.objective.method} has an order of its "
+                f"own, objective.order={own}; change that"
+            )
         for i, changes in enumerate(self.stages):
             if fixed := [name for name in ("name", "output", "stages", "max_steps") if name in changes]:
                 raise ValueError(f"stages.{i} cannot change {', '.join(fixed)}: they are options of the run")
@@ -159,6 +180,11 @@ class Recipe(RunOptions):
                 "the stages differ in objective.length, but with these options every stage trains on single "
                 "dates: pass stages=[] as well"
             )
+
+    @property
+    def length(self) -> str:
+        """The length of the run, or of a stage, in words."""
+        return f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
 
     def resolve_stages(self) -> "tuple[Recipe, ...]":
         """Return the recipe of every stage, with its own folder; of a recipe without stages itself.
@@ -174,6 +200,9 @@ class Recipe(RunOptions):
             own["output"] = self.output and str(stage_folder(self.output, i, len(self.stages)))
             if i:
                 own["init_from"] = None
+            for length, other in (("epochs", "steps"), ("steps", "epochs")):
+                if changes.get(length) is not None:
+                    own[other] = None
             try:
                 resolved.append(from_json(merge_fields(own, changes), Recipe))
             except ValueError as error:

@@ -8,8 +8,9 @@ import json
 import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ from rsbackbones.zoo.errors import (
 # Real headers are far smaller. A header of 67 MB with a million empty tensors takes 17 s to parse.
 MAX_HEADER_BYTES = 5 * 2**20
 MAX_TENSORS = 10_000
+# The pickle in a torch.save file holds names and shapes; references let a small one hold a huge tree.
+MAX_PICKLE_BYTES, MAX_PICKLE_VALUES = 4 * MAX_HEADER_BYTES, 10 * MAX_TENSORS
 # The metadata key of native safetensors files.
 METADATA_KEY = "rsbackbones"
+# In the file of a dense model, the names of the decoder's tensors begin with this.
+DENSE_PREFIX = "dense_head."
+# An error names at most this many tensors; a wrong model size affects hundreds.
+_MAX_NAMED = 8
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _DTYPES = {
     "F64": torch.float64,
@@ -68,6 +75,8 @@ class SafetensorsFile:
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpointError(f"{path} is not a sound safetensors file: {error}") from error
         self.metadata: dict[str, str] = dict(metadata)
+        self.groups: dict[str, list[str]] = {}
+        self.others: dict[str, str] = {}
         self.tensors = {
             name: TensorInfo(tuple(info["shape"]), _DTYPES.get(info["dtype"], str(info["dtype"])))
             for name, info in header.items()
@@ -119,14 +128,18 @@ def _twice(names: Iterable[str]) -> list[str]:
 
 
 class PickleFile:
-    """A ``torch.save`` file of tensors. Nested dictionaries are flattened to dotted names.
+    """A ``torch.save`` file. Nested dictionaries are flattened to dotted names.
 
-    Other values are refused, except under names that begin with ``dropped`` (an optimizer's learning rate).
+    ``groups`` are the dictionaries within each dictionary, by the beginnings of names; ``others`` the types
+    of values that are no tensors.
     """
 
-    def __init__(self, path: Path, dropped: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
+        self.groups: dict[str, list[str]] = {}
+        self.others: dict[str, str] = {}
+        _check_archive(path)
         try:
             # weights_only is explicit, because an environment variable can change its default.
             # An archive is memory-mapped, so that only tensors that are read take memory.
@@ -147,17 +160,46 @@ class PickleFile:
         except Exception as error:  # the reader of old files fails in many ways on a damaged one
             raise CorruptCheckpointError(f"{path} is damaged or no torch checkpoint: {error}") from error
         try:
-            flat = list(_flatten(content, "", path, dropped))
+            flat = list(self._flatten(content, "", count()))
         except RecursionError as error:
             raise CorruptCheckpointError(f"{path}: dictionaries nested without end") from error
         if twice := _twice(name for name, _ in flat):
             raise CorruptCheckpointError(f"{path}: tensors named twice: {', '.join(twice)}")
+        if len(flat) > MAX_TENSORS:
+            raise CorruptCheckpointError(f"{path}: {len(flat)} tensors; at most {MAX_TENSORS} are accepted")
         self._tensors = dict(flat)
         self.tensors = {n: TensorInfo(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return the named tensors, on the CPU. They may share memory and be mapped onto the file."""
         return {name: self._tensors[name] for name in names}
+
+    def _flatten(self, content: Any, prefix: str, visited: Iterator[int]) -> Iterable[tuple[str, Tensor]]:
+        if not isinstance(content, Mapping):
+            raise CorruptCheckpointError(
+                f"{self.path}: expected a dictionary of tensors, got {type(content).__name__}; write one: "
+                "torch.save(model.state_dict(), ...)"
+            )
+        self.groups[prefix] = [f"{prefix}{k}." for k, held in content.items() if isinstance(held, Mapping)]
+        for key, value in content.items():
+            if next(visited) >= MAX_PICKLE_VALUES:
+                raise CorruptCheckpointError(f"{self.path}: more than {MAX_PICKLE_VALUES} values")
+            name = f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                yield from self._flatten(value, f"{name}.", visited)
+                continue
+            if not isinstance(value, Tensor):
+                self.others[name] = type(value).__name__
+                continue
+            if value.layout is not torch.strided or value.device.type != "cpu":
+                raise CorruptCheckpointError(f"{self.path}: {name} is {value.layout} on {value.device}")
+            # A view can claim a shape of any size over a few stored bytes; copying it would exhaust memory.
+            stored = value.untyped_storage().nbytes()
+            if stored < value.numel() * value.element_size():
+                raise CorruptCheckpointError(
+                    f"{self.path}: {name} claims {tuple(value.shape)} over {stored} bytes"
+                )
+            yield name, value
 
 
 def _objects_in(path: Path) -> str:
@@ -176,38 +218,37 @@ def _is_torch_archive(path: Path) -> bool:
     return start == b"PK" or start[:1] in (b"\x80", b"c", b"(", b"]", b"}")
 
 
-def _flatten(content: Any, prefix: str, path: Path, dropped: tuple[str, ...]) -> Iterable[tuple[str, Tensor]]:
-    if not isinstance(content, Mapping):
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive whose members expand: torch.save stores them as they are, and maps them."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile fails in many ways on a damaged one
+        raise CorruptCheckpointError(f"{path} is damaged: {error}") from error
+    if packed := [member.filename for member in members if member.compress_type]:
         raise CorruptCheckpointError(
-            f"{path}: expected a dictionary of tensors, got {type(content).__name__}"
-            + (f" at {prefix!r}" if prefix else "")
+            f"{path}: {packed[0]} is compressed, which torch.save never does; save the file again with it"
         )
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if not isinstance(value, Tensor):
-            if isinstance(value, Mapping) or not f"{name}.".startswith(dropped):
-                yield from _flatten(value, f"{name}.", path, dropped)
-            continue
-        if value.layout is not torch.strided or value.device.type != "cpu":
-            raise CorruptCheckpointError(f"{path}: {name} is {value.layout} on {value.device}")
-        # A view can claim a shape of any size over a few stored bytes; copying it would exhaust memory.
-        stored = value.untyped_storage().nbytes()
-        if stored < value.numel() * value.element_size():
-            raise CorruptCheckpointError(f"{path}: {name} claims {tuple(value.shape)} over {stored} bytes")
-        yield name, value
+    if large := [member for member in members if member.filename.endswith("data.pkl")
+                 and member.file_size > MAX_PICKLE_BYTES]:  # fmt: skip
+        raise CorruptCheckpointError(
+            f"{path}: {large[0].filename} has {large[0].file_size} bytes; at most {MAX_PICKLE_BYTES} are "
+            "accepted"
+        )
 
 
 CheckpointFile = SafetensorsFile | PickleFile
 
 
-def open_checkpoint(path: Path, *, allow_pickle: bool, dropped: tuple[str, ...] = ()) -> CheckpointFile:
+def open_checkpoint(path: Path, *, allow_pickle: bool) -> CheckpointFile:
     """Open a checkpoint by its suffix: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin``, ``.ckpt``.
 
     Args:
         path: the file.
         allow_pickle: allow pickles (read with ``weights_only``), for a local file named by the user or a
             manifest entry with a foreign format.
-        dropped: prefixes of names in a pickle that are no part of the model and may hold more than tensors.
 
     Raises:
         WeightsNotFound: the file does not exist.
@@ -224,9 +265,15 @@ def open_checkpoint(path: Path, *, allow_pickle: bool, dropped: tuple[str, ...] 
         )
     if not allow_pickle:
         raise UnsafeCheckpointError(f"{path}: a pickle where the manifest promises safetensors")
-    return PickleFile(path, dropped)
+    return PickleFile(path)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of tensors with NaN or infinite values."""
     return [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all().item()]
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Join names, the first few of many."""
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

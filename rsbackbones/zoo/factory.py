@@ -13,6 +13,7 @@ from rsbackbones.sensors import InputSpec, Sensor, get_sensor, register_sensor
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo import hub, licenses, weights
 from rsbackbones.zoo.adapt import Adaptation, check_rules
+from rsbackbones.zoo.checkpoint_parts import CheckpointPart, find_part
 from rsbackbones.zoo.errors import WeightsMismatchError
 from rsbackbones.zoo.loading import (
     CheckpointInfo,
@@ -20,13 +21,13 @@ from rsbackbones.zoo.loading import (
     inspect_checkpoint,
     load_weights,
     match_model_bands,
-    replace_config,
     zero_stem_channels,
 )
 from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.registry import (
     Architecture,
     find_architecture,
+    replace_config,
     resolve_architecture,
     resolve_untrained,
     resolve_weights,
@@ -149,7 +150,7 @@ def create_model(
     architecture_name, _, tag = name.partition(".")
     architecture = find_architecture(architecture_name)
     entry: WeightsEntry | None = None
-    file: checkpoints.CheckpointFile | None = None
+    file: CheckpointPart | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
         if tag:
             raise ValueError(
@@ -157,17 +158,13 @@ def create_model(
                 "A file that holds those weights gets their bands and input contract by: "
                 f"rsbackbones convert FILE OUTPUT.safetensors --model {name}"
             )
-        file = checkpoints.open_checkpoint(
-            Path(checkpoint).expanduser(), allow_pickle=True, dropped=architecture.dropped
-        )
+        file = _open(Path(checkpoint), architecture, overrides)
     elif pretrained or checkpoint is not None:
         entry = repository or resolve_weights(name)
         folder = None if checkpoint is None else Path(checkpoint).expanduser()
         path = weights.fetch(entry, folder)
         licenses.show_notice(entry)
-        file = checkpoints.open_checkpoint(
-            path, allow_pickle=entry.format != "rsbackbones", dropped=architecture.dropped
-        )
+        file = _open(path, architecture, overrides, allow_pickle=entry.format != "rsbackbones")
     elif tag:
         raise ValueError(
             f"{name} names published weights: pass pretrained=True to load them, or leave out .{tag} for a "
@@ -201,7 +198,7 @@ def create_untrained(name: str, **arguments: Any) -> Backbone:
     return _assemble(find_architecture(entry.architecture), entry, None, **arguments)
 
 
-def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
+def create_from_file(name: str, checkpoint: str | Path, **arguments: Any) -> Backbone:
     """Create a model from a file of which the user says that it holds the weights ``name``, a manifest entry.
 
     It has their bands and input contract. The file is not compared with their digest: its tensors may have
@@ -213,8 +210,7 @@ def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
     """
     entry = resolve_weights(name)
     architecture = find_architecture(entry.architecture)
-    path = Path(checkpoint).expanduser()
-    file = checkpoints.open_checkpoint(path, allow_pickle=True, dropped=architecture.dropped)
+    file = _open(Path(checkpoint), architecture, arguments.get("overrides"))
     model = _assemble(architecture, entry, file, **arguments)
     model.weights_entry = None
     return model
@@ -223,7 +219,7 @@ def create_from_file(name: str, checkpoint: Path, **arguments: Any) -> Backbone:
 def _assemble(
     architecture: Architecture,
     entry: WeightsEntry | None,
-    file: checkpoints.CheckpointFile | None,
+    file: CheckpointPart | None,
     *,
     modalities: Sequence[str] | None = None,
     sensors: Mapping[str, str | Sensor] | None = None,
@@ -239,8 +235,8 @@ def _assemble(
     """Build a model and load ``file``; without one initialize it randomly."""
     check_rules(missing_bands, kernel_scale)
     # First the configuration of the weights, then the requested one.
-    info = inspect_checkpoint(architecture, file, entry)
     changes = dict(overrides or {})
+    info = inspect_checkpoint(architecture, file, entry, changes)
     if file is not None and info.is_explicit and "image_size" in changes:
         # The weights state their own size, so this can only be the size that the user plans to use.
         image_size = _single_image_size(image_size, changes.pop("image_size"))
@@ -282,6 +278,9 @@ def _assemble(
     model.architecture = architecture.name
     model.inputs = adapt_input_specs(info, source_config, mappings)
     model.weights_entry = entry if file is not None else None
+    # It belongs to the stored head; whoever names a size of their own takes that.
+    if file is not None and classes == info.num_classes and image_size is None:
+        model.input_size = info.input_size
     model.pad = pad
     model.eval()
     return model
@@ -353,24 +352,37 @@ def weights_config(
     Raises:
         ValueError: a name or field is unknown, the weights do not exist, or their metadata is damaged.
     """
-    architecture, info = _inspect(name, pretrained, checkpoint)
+    architecture, info = _inspect(name, pretrained, checkpoint, overrides)
     return replace_config(info.config, overrides or {}, architecture.name)
 
 
 def _inspect(
-    name: str, pretrained: bool, checkpoint: str | Path | None
+    name: str,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Architecture, CheckpointInfo]:
-    file: checkpoints.CheckpointFile | None = None
+    file: CheckpointPart | None = None
     entry: WeightsEntry | None = None
     if checkpoint is not None and not Path(checkpoint).expanduser().is_dir():
-        dropped = resolve_architecture(name).dropped
-        file = checkpoints.open_checkpoint(Path(checkpoint).expanduser(), allow_pickle=True, dropped=dropped)
+        file = _open(Path(checkpoint), resolve_architecture(name), overrides)
     elif pretrained or checkpoint is not None:
         entry = resolve_weights(name)
     else:
         entry = resolve_untrained(name)
     architecture = find_architecture(entry.architecture) if entry else resolve_architecture(name)
-    return architecture, inspect_checkpoint(architecture, file, entry)
+    return architecture, inspect_checkpoint(architecture, file, entry, overrides or {})
+
+
+def _open(
+    path: Path,
+    architecture: Architecture,
+    overrides: Mapping[str, Any] | None,
+    *,
+    allow_pickle: bool = True,
+) -> CheckpointPart:
+    file = checkpoints.open_checkpoint(path.expanduser(), allow_pickle=allow_pickle)
+    return find_part(file, architecture, overrides or {})
 
 
 def _single_image_size(argument: Any, override: Any) -> Any:

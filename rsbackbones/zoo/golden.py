@@ -34,8 +34,7 @@ def golden_input(model: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
 
 def compute_golden(model: Backbone, size: tuple[int, int]) -> dict[str, Any]:
     """Return the golden record for the manifest: a few numbers from the features of every stream."""
-    device = next(model.parameters()).device
-    images = {modality: x.to(device) for modality, x in golden_input(model, size).items()}
+    images = model.as_input(golden_input(model, size))
     with torch.inference_mode():
         features = model.forward_features(images)
     return {

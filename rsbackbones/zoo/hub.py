@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.files.bounds import read_json
 from rsbackbones.sensors import SENSORS, InputSpec
 from rsbackbones.zoo import weights
 from rsbackbones.zoo.checkpoint_files import METADATA_KEY
@@ -118,10 +119,8 @@ def parse_config(path: Path, source: Source) -> WeightsEntry:
     """
     here = f"{source.repo_id}/{CONFIG_FILE}@{source.revision}"
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError(f"more than {_MAX_CONFIG_BYTES} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path, most=_MAX_CONFIG_BYTES)
+    except ValueError as error:
         raise CorruptCheckpointError(f"{here} is not JSON: {error}") from error
     if not isinstance(content, Mapping) or content.get("library_name") != "rsbackbones":
         raise WeightsMismatchError(

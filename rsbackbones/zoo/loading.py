@@ -3,26 +3,30 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.checkpoint_format import CheckpointFormat, detect_format
+from rsbackbones.models.config import is_count
 from rsbackbones.sensors import SENSORS, InputSpec, get_sensor
+from rsbackbones.typed_fields import check_fields
 from rsbackbones.zoo import adapt
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping
+from rsbackbones.zoo.checkpoint_parts import CheckpointPart
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.zoo.manifest import WeightsEntry
-from rsbackbones.zoo.registry import Architecture
+from rsbackbones.zoo.registry import Architecture, list_weights, replace_config
 
-# An error names at most this many tensors; a wrong model size affects hundreds.
-_MAX_NAMED = 8
+# The dtypes of weights that training loops store, a whole model in one; loading casts them to the model's.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +42,49 @@ class CheckpointInfo:
     is_explicit: bool = True
     num_classes: int = 0
     dtype: torch.dtype = torch.float32
+    # The arguments of ``dense_model``, if the file holds a decoder too.
+    dense: Mapping[str, Any] | None = None
+    assumed: str = ""  # whose configuration it is, if the file does not state it
+    input_size: tuple[int, int] | None = None
 
 
-def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
-    """Return ``config`` with some fields changed.
+@dataclasses.dataclass(frozen=True)
+class _Metadata:
+    """What :func:`rsbackbones.zoo.saving.metadata` writes, as far as it is read."""
+
+    architecture: str
+    config: Mapping[str, Any]
+    num_classes: int
+    input_size: tuple[int, int] | None
+    dtype: Literal["float32", "float16", "bfloat16"]
+    inputs: Mapping[str, Mapping[str, Any]]
+    wavelengths: Mapping[str, Mapping[str, float]]
+    dense: Mapping[str, Any] | None
+
+
+def read_metadata(file: checkpoints.CheckpointFile) -> dict[str, Any]:
+    """Return the metadata that ``save_model`` wrote; empty if the file has none.
 
     Raises:
-        ValueError: there is no such field, or a value is out of its range.
+        CorruptCheckpointError: it is damaged.
     """
-    known = [f.name for f in dataclasses.fields(config)]
-    if unknown := sorted(set(changes) - set(known)):
-        raise ValueError(
-            f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
-        )
-    return dataclasses.replace(config, **changes)
+    try:
+        own = json.loads(file.metadata.get(checkpoints.METADATA_KEY, "{}"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{file.path}: its metadata is damaged: {error}") from error
+    return own if isinstance(own, dict) else {}
 
 
 def inspect_checkpoint(
-    architecture: Architecture, file: checkpoints.CheckpointFile | None, entry: WeightsEntry | None
+    architecture: Architecture,
+    file: CheckpointPart | None,
+    entry: WeightsEntry | None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> CheckpointInfo:
     """Read the metadata of a checkpoint and its manifest entry. Without either, assume the architecture's
-    defaults.
+    defaults, or the configuration of published weights of the same shapes; see :func:`_assume`.
+
+    ``overrides`` are fields of the configuration that the user states.
 
     Raises:
         CorruptCheckpointError: the metadata of the file is damaged.
@@ -68,12 +94,13 @@ def inspect_checkpoint(
     inputs: Mapping[str, InputSpec] = architecture.family.INPUTS
     entry_config: dict[str, Any] = {}
     if entry:
-        sensors = entry.config.get("sensors", {})
-        inputs = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in entry.inputs.items()}
+        check_fields(type(architecture.config), entry.config, f"{entry.id}: config")
+        inputs = _read_contracts(entry.inputs, entry.config.get("sensors", {}), f"{entry.id}: ")
         # The manifest states the order of the pretrained bands.
         bands = {**architecture.config.bands, **{m: spec.bands for m, spec in inputs.items()}}
         entry_config = {"bands": bands, **entry.config}
-    base = replace_config(architecture.config, entry_config, architecture.name)
+    where = f"{entry.id}: config" if entry else architecture.name
+    base = replace_config(architecture.config, entry_config, where)
     # A band without statistics is listed in the config only.
     if entry and any(
         spec.of(base.bands[m]).bands != spec.bands for m, spec in inputs.items() if m in base.bands
@@ -89,12 +116,19 @@ def inspect_checkpoint(
         )
         head = file.tensors.get("head.weight") if file and native else None
         classes = head.shape[0] if head and len(head.shape) == 2 else 0
+        if file and not entry:
+            return dataclasses.replace(_assume(architecture, file, overrides), num_classes=classes)
         return CheckpointInfo(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
     try:
         own = json.loads(file.metadata[checkpoints.METADATA_KEY])
+        known = {f.name for f in dataclasses.fields(_Metadata)}
+        check_fields(_Metadata, {k: own[k] for k in known if k in own}, "rsbackbones")
         name, fields, classes, stored = (own[k] for k in ("architecture", "config", "num_classes", "dtype"))
         if name != architecture.name:
-            raise WeightsMismatchError(f"{file.path} holds {name}, not {architecture.name}")
+            raise WeightsMismatchError(
+                f"{file.path} holds {name}, not {architecture.name}: another architecture"
+            )
+        check_fields(type(architecture.config), fields, "config")
         if unknown := [s for s in fields.get("sensors", {}).values() if s not in SENSORS]:
             raise WeightsMismatchError(
                 f"{file.path} was trained on bands of {', '.join(map(repr, unknown))}, an unknown sensor; "
@@ -103,24 +137,101 @@ def inspect_checkpoint(
         _check_wavelengths(own.get("wavelengths", {}), fields.get("sensors", {}), file.path)
         config = replace_config(architecture.config, fields, architecture.name)
         # Refuse to build a model larger than the file.
-        if not 0 <= int(classes) <= 2**20 or config.min_tensors() > len(file.tensors):
-            raise ValueError(f"{config.summary()}, {classes} classes, {len(file.tensors)} tensors")
-        if stored not in ("float32", "float16", "bfloat16"):
-            raise ValueError(f"unknown dtype {stored!r}")
+        if not 0 <= classes <= 2**20 or config.min_tensors() > len(file.tensors):
+            raise ValueError(f"{config.summary()}, num_classes {classes}, {len(file.tensors)} tensors")
+        size = own.get("input_size")
+        if size is not None and not all(map(is_count, size)):
+            raise ValueError(f"input_size must be (height, width) in pixels, got {size}")
         if not entry and "inputs" in own:
-            inputs = {
-                m: InputSpec.from_mapping(config.sensors.get(m, m), contract)
-                for m, contract in own["inputs"].items()
-            }
+            inputs = _read_contracts(own["inputs"], config.sensors)
     except WeightsMismatchError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCheckpointError(f"{file.path}: its metadata is damaged: {error}") from error
     if entry and (stored != dtype or replace_config(config, entry_config, entry.id) != config):
         raise WeightsMismatchError(
-            f"{file.path} states {stored} and {config}, but the manifest states {dtype} and {entry_config}"
+            f"{file.path} states {stored} and {config}, but {entry.id} in the manifest states {dtype} and "
+            f"{entry_config}"
         )
-    return CheckpointInfo(config, inputs, True, int(classes), getattr(torch, stored))
+    return CheckpointInfo(
+        config, inputs, True, classes, getattr(torch, stored), own.get("dense"),
+        input_size=None if size is None else tuple(size),
+    )  # fmt: skip
+
+
+def _read_contracts(
+    contracts: Mapping[str, Mapping[str, Any]], sensors: Mapping[str, str], where: str = ""
+) -> dict[str, InputSpec]:
+    """Return input contracts by modality. ``where`` begins the text of errors."""
+    try:
+        return {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in contracts.items()}
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+
+
+def _assume(architecture: Architecture, file: CheckpointPart, overrides: Mapping[str, Any]) -> CheckpointInfo:
+    """Return the configuration of a file that does not state it, from the shapes of its tensors.
+
+    It is the architecture's own, or that of published weights of the same shapes; or one of these for fewer
+    modalities. If no shapes match, it is the architecture's own, and loading names the differences.
+
+    Raises:
+        WeightsMismatchError: weights with different bands or input contracts have these shapes.
+    """
+    format = architecture.formats.get(detect_format(file.tensors, architecture.formats))
+    names = format.to_native(file.tensors) if format else {name: name for name in file.tensors}
+    shapes = {n: file.tensors[stored].shape for stored, n in names.items() if not n.startswith("head.")}
+
+    def fits(config: Any) -> bool:
+        if config.min_tensors() > len(shapes):
+            return False
+        with torch.device("meta"):
+            body = architecture.family.build(config, num_classes=0).state_dict()
+        return shapes == {name: tuple(tensor.shape) for name, tensor in body.items()}
+
+    stored = {file.tensors[name].dtype for name in names}
+    floats = [dtype for dtype in _FLOATS if dtype in stored]
+    dtype = floats[0] if len(floats) == 1 else torch.float32
+
+    def contents(entry: WeightsEntry | None) -> CheckpointInfo | None:
+        info = inspect_checkpoint(architecture, None, entry)
+        try:
+            config = replace_config(info.config, overrides, architecture.name)
+        except ValueError:
+            if entry is None:
+                raise
+            return None  # the user states something else
+        whose = f"that of {entry.id}" if entry else ""
+        return dataclasses.replace(info, config=config, is_explicit=False, dtype=dtype, assumed=whose)
+
+    entries = [e for e in list_weights(f"{architecture.name}.*") if e.availability != "unreleased"]
+    for group, fewer in (((None,), False), (entries, False), ((None,), True), (entries, True)):
+        found: list[CheckpointInfo] = []
+        for info in filter(None, map(contents, group)):
+            for config in _with_fewer_modalities(info.config) if fewer else (info.config,):
+                known = any((config, info.inputs) == (other.config, other.inputs) for other in found)
+                if not known and fits(config):
+                    found.append(dataclasses.replace(info, config=config))
+        if len(found) > 1:
+            ids = [info.assumed.removeprefix("that of ") for info in found]
+            raise WeightsMismatchError(
+                f"{file.path} has no metadata, and the shapes of weights with different bands or input "
+                f"contracts: {', '.join(ids)}. Say which: rsbackbones convert {file.path} "
+                f"OUTPUT.safetensors --model {ids[0]}; or state what it holds: "
+                "overrides={'bands': {'s2': ('B02', ...)}}"
+            )
+        if found:
+            return found[0]
+    own = contents(None)
+    assert own is not None
+    return own
+
+
+def _with_fewer_modalities(config: Any) -> Iterator[Any]:
+    """Yield a configuration for every smaller choice of its modalities."""
+    for count in range(1, len(config.modalities)):
+        for modalities in combinations(config.modalities, count):
+            yield dataclasses.replace(config, modalities=modalities)
 
 
 def _check_wavelengths(
@@ -206,7 +317,7 @@ def adapt_input_specs(
 
 def load_weights(
     model: Backbone,
-    file: checkpoints.CheckpointFile,
+    file: CheckpointPart,
     info: CheckpointInfo,
     source_config: Any,
     architecture: Architecture,
@@ -230,18 +341,25 @@ def load_weights(
     format = entry.format if entry else detect_format(file.tensors, known)
     if format != "rsbackbones" and format not in known:
         raise WeightsMismatchError(f"{what}: unknown format {format!r}; known: {', '.join(known)}")
-    steps: list[AdaptationStep] = []
+    steps = [AdaptationStep("checkpoint", "found", file.found)] if file.found else []
     if not info.is_explicit:
-        detail = f"{source_config.summary()}: the file has no metadata"
+        bands = ", ".join(f"{m} {' '.join(source_config.bands[m])}" for m in source_config.modalities)
+        whose = f"{info.assumed}, " if info.assumed else ""
+        detail = f"{whose}{source_config.summary()}, bands {bands}: the file has no metadata"
         steps.append(AdaptationStep("configuration", "assumed", detail))
     if format == "rsbackbones":
-        names = {name: name for name in file.tensors}
+        decoder = () if info.dense is None else (checkpoints.DENSE_PREFIX,)
+        names = {name: name for name in file.tensors if not name.startswith(decoder)}
+        if info.dense is not None:
+            detail = f"{info.dense.get('head')}; rsbackbones.heads.load_dense_model loads the whole model"
+            steps.append(AdaptationStep("decoder", "dropped", detail))
     else:
         names = known[format].to_native(file.tensors)
         steps += _check_unused_tensors(file, known[format], names, source_config, what)
     params = sum(parameter.numel() for parameter in whole.parameters())
     fields = [f.name for f in dataclasses.fields(source_config)]
     _check_tensors(what, file, names, full, info.dtype, entry, params, fields)
+    steps += _casts(file, names, full) if not info.is_explicit else []
 
     built = model.state_dict()
     needed = {name: native for name, native in names.items() if native in built}
@@ -311,7 +429,7 @@ def _adapt_stem(
 
 
 def _check_unused_tensors(
-    file: checkpoints.CheckpointFile,
+    file: CheckpointPart,
     format: CheckpointFormat,
     names: Mapping[str, str],
     config: Any,
@@ -332,7 +450,7 @@ def _check_unused_tensors(
 
 def _check_tensors(
     what: str,
-    file: checkpoints.CheckpointFile,
+    file: CheckpointPart,
     names: Mapping[str, str],
     full: Mapping[str, Tensor],
     dtype: torch.dtype,
@@ -360,20 +478,31 @@ def _check_tensors(
             dtypes.append(f"{name} {info.dtype} instead of {expected}")
     problems += [("wrong shape", shapes), ("wrong dtype", dtypes)]
     if any(found for _, found in problems):
-        lines = "; ".join(f"{kind}: {_shorten(found)}" for kind, found in problems if found)
+        lines = "; ".join(f"{kind}: {checkpoints.shorten(found)}" for kind, found in problems if found)
         raise WeightsMismatchError(
             f"{what} does not hold this model: {lines}. A file without metadata is assumed to hold the "
             "default configuration of the architecture. If its size, sensors or bands differ, pass them: "
-            f"overrides={{'modalities': ('s2',), ...}} (command line: --overrides FIELD=VALUE); "
+            f"overrides={{'modalities': ('s2',), 'bands': {{'s2': ('B02', ...)}}, ...}} (command "
+            "line: --overrides FIELD=VALUE); "
             f"fields: {', '.join(fields)}"
         )
     if entry is not None and entry.params and entry.params != params:
         raise WeightsMismatchError(f"{what}: {params} parameters, but the manifest states {entry.params}")
 
 
-def _shorten(names: list[str]) -> str:
-    more = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _casts(
+    file: CheckpointPart, names: Mapping[str, str], full: Mapping[str, Tensor]
+) -> list[AdaptationStep]:
+    """Report the tensors whose floating-point dtype is not the model's."""
+    pairs = [
+        (str(file.tensors[name].dtype).removeprefix("torch."), str(full[native].dtype).removeprefix("torch."))
+        for name, native in names.items()
+    ]
+    cast = Counter(pair for pair in pairs if pair[0] != pair[1])
+    return [
+        AdaptationStep("checkpoint", "cast", f"{stored} to {own} ({count} tensors)")
+        for (stored, own), count in cast.items()
+    ]
 
 
 def _adapt_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) -> list[AdaptationStep]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
+from rsbackbones.files.lock import exclusive
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.zoo import weights
 from rsbackbones.zoo.errors import WeightsError
@@ -20,6 +22,9 @@ from rsbackbones.zoo.manifest import (
     entries_as_json,
     read_manifest,
 )
+
+# How long a download waits for another one to the same folder.
+_LOCK_PATIENCE_S = 60.0
 
 
 def lock_entries(
@@ -57,7 +62,11 @@ def lock_entries(
             continue
         file = weights.fetch(entry)
         digest, size = sha256_of(file), file.stat().st_size
-        stated = {**written.get(entry.id, {}), **held.get(entry.id, {})}
+        stated = dict(written.get(entry.id, {}))
+        before = held.get(entry.id, {})
+        # Of another revision, nothing that was recorded holds for these bytes.
+        if not stated or before.get("source") == stated["source"]:
+            stated |= before
         held[entry.id] = _locked(stated, digest, size)
         if golden and not stated.get("golden"):
             held[entry.id]["golden"] = _golden(entry)
@@ -74,19 +83,21 @@ def download_entries(entries: Iterable[WeightsEntry], folder: Path) -> list[Path
 
     Raises:
         WeightsError: as :func:`rsbackbones.zoo.weights.download_to`.
+        ValueError: another process downloads to the folder, or it cannot be written to.
     """
     written = entries_as_json()
     paths = []
-    for entry in entries:
-        path = weights.download_to(entry, folder)
-        paths.append(path)
-        if entry.id not in written:  # of a repository: it is passed as a file
-            continue
-        locked = _locked(written[entry.id], sha256_of(path), path.stat().st_size)
-        # After every file: what is there when a long download is stopped can be used.
-        held = _read(folder / FOLDER_MANIFEST)
-        held[entry.id] = {**locked, "source": {"kind": "bundled", "path": path.name}}
-        write_manifest(held.values(), folder / FOLDER_MANIFEST)
+    with exclusive(folder, patience=_LOCK_PATIENCE_S):  # the manifest is read and written again
+        for entry in entries:
+            path = weights.download_to(entry, folder)
+            paths.append(path)
+            if entry.id not in written:  # of a repository: it is passed as a file
+                continue
+            locked = _locked(written[entry.id], sha256_of(path), path.stat().st_size)
+            # After every file: what is there when a long download is stopped can be used.
+            held = _read(folder / FOLDER_MANIFEST)
+            held[entry.id] = {**locked, "source": {"kind": "bundled", "path": path.name}}
+            write_manifest(held.values(), folder / FOLDER_MANIFEST)
     return paths
 
 
@@ -100,7 +111,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     read_manifest(path)  # checks it
-    return {entry["id"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["weights"]}
+    return {entry["id"]: entry for entry in read_json(path)["weights"]}
 
 
 def _locked(entry: Mapping[str, Any], digest: str, size: int) -> dict[str, Any]:

@@ -14,6 +14,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.files.bounds import read_json
+from rsbackbones.models.config import ModelConfig
+from rsbackbones.sensors import InputSpec
+from rsbackbones.typed_fields import check_fields, show
 from rsbackbones.zoo.errors import WeightsNotFound
 
 SCHEMA_VERSION = 1
@@ -85,26 +89,43 @@ class WeightsEntry:
         return self.source.kind
 
     @property
+    def pinned(self) -> str:
+        """How the bytes are pinned: ``sha256``, ``sha256_prefix``, ``hub``; ``""``: none are published."""
+        if self.availability == "unreleased":
+            return ""
+        return "sha256" if self.sha256 else "sha256_prefix" if self.sha256_prefix else "hub"
+
+    @property
     def file_name(self) -> str:
         """The name of the file in a folder made by ``rsbackbones download --output``."""
         return self.id + Path(self.source.filename or self.source.path).suffix
 
     @staticmethod
-    def from_json(entry: Mapping[str, Any], where: str, folder: Path) -> "WeightsEntry":
+    def from_json(entry: Any, where: str, folder: Path) -> "WeightsEntry":
         """Parse and check an entry. ``where`` names the manifest in errors; ``folder`` has its bundled files.
 
         Raises:
             ValueError: a field is missing, unknown or malformed.
         """
-        here = f"{where}, entry {entry.get('id', '(without an id)')!r}"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where}: an entry is an object of fields, got {show(entry)}")
+        here = f"{where}, entry {show(entry.get('id', '(without an id)'))}"
         known = {f.name for f in fields(WeightsEntry)} - {"folder"}
         required = {"id", "architecture", "source", "format", "license", "provenance", "inputs"}
-        if wrong := sorted(set(entry) - known) + sorted(required - set(entry)):
-            raise ValueError(f"{here}: unknown or missing fields: {', '.join(wrong)}")
-        try:
-            source = Source(**entry["source"])
-        except TypeError as error:
-            raise ValueError(f"{here}: source: {error}") from error
+        if wrong := [name[:60] for name in entry if name not in known] + sorted(required - set(entry)):
+            raise ValueError(f"{here}: unknown or missing fields: {', '.join(wrong[:8])}")
+        check_fields(WeightsEntry, entry, here)
+        check_fields(Source, entry["source"], f"{here}: source")
+        if "kind" not in entry["source"]:
+            raise ValueError(f"{here}: source: kind is missing")
+        for modality, spec in entry["inputs"].items():
+            try:
+                InputSpec.check_mapping(modality, spec)
+            except ValueError as error:
+                raise ValueError(f"{here}: {error}") from error
+        own = {f.name for f in fields(ModelConfig)} & set(config := entry.get("config", {}))
+        check_fields(ModelConfig, {name: config[name] for name in own}, f"{here}: config")
+        source = Source(**entry["source"])
         result = WeightsEntry(**{**entry, "source": source, "folder": folder})
         if problem := _problem(result):
             raise ValueError(f"{here}: {problem}")
@@ -133,16 +154,18 @@ def _problem(entry: WeightsEntry) -> str | None:
         return f"sha256 must be 64 hexadecimal digits, got {entry.sha256!r}"
     if entry.sha256_from is not None and (entry.sha256_from != "hub" or source.kind != "hub"):
         return f"sha256_from must be 'hub', for a file on the Hub, got {entry.sha256_from!r}"
-    if (
-        entry.sha256 is None
-        and entry.sha256_from is None
-        and not re.fullmatch(r"[0-9a-f]{8,64}", entry.sha256_prefix or "")
-    ):
+    if entry.sha256_prefix is not None and not re.fullmatch(r"[0-9a-f]{8,64}", entry.sha256_prefix):
+        return f"sha256_prefix must be 8 to 64 hexadecimal digits, got {show(entry.sha256_prefix)}"
+    if not (entry.sha256 or entry.sha256_from or entry.sha256_prefix):
         return "sha256, a sha256_prefix of at least 8 hexadecimal digits, or sha256_from is needed"
     if entry.format == "rsbackbones" and not entry.file_name.endswith(".safetensors"):
-        return "format 'rsbackbones' is a .safetensors file"
+        return "format 'rsbackbones' is a .safetensors file, so source.path or source.filename ends in that"
     if entry.dtype not in ("float32", "float16", "bfloat16"):
         return f"dtype must be float32, float16 or bfloat16, got {entry.dtype!r}"
+    if entry.bytes is not None and entry.bytes < 1:
+        return f"bytes must be positive, got {entry.bytes}"
+    if negative := [name for name in ("image_size", "params") if getattr(entry, name) < 0]:
+        return f"{' and '.join(negative)} must not be negative"
     return None
 
 
@@ -152,20 +175,24 @@ def _packaged_manifest() -> Path:
     return inside if inside.exists() else _PACKAGE.parent / "weights_manifest.json"
 
 
-def read_manifest(path: Path) -> tuple[WeightsEntry, ...]:
+def read_manifest(path: str | Path) -> tuple[WeightsEntry, ...]:
     """Read and check a manifest. Its bundled files are in its folder (in the package for its own manifest).
 
     Raises:
         ValueError: it is missing, not JSON, has another schema, or an entry is malformed.
     """
+    path = Path(path).expanduser()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the weights manifest {path}: {error}") from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path}: expected a manifest of schema_version {SCHEMA_VERSION}")
     folder = _PACKAGE if path == _packaged_manifest() else path.parent
-    entries = tuple(WeightsEntry.from_json(e, str(path), folder) for e in content.get("weights", []))
+    weights = content.get("weights", [])
+    if not isinstance(weights, list):
+        raise ValueError(f"{path}: weights must be a list of entries, got {show(weights)}")
+    entries = tuple(WeightsEntry.from_json(e, str(path), folder) for e in weights)
     ids = [e.id for e in entries]
     defaults = [e.architecture for e in entries if e.default]
     if twice := sorted({x for x in (*ids, *defaults) if (ids + defaults).count(x) > 1}):

@@ -23,7 +23,7 @@ from rsbackbones.zoo import hub, weights
 from rsbackbones.zoo.errors import WeightsAccessError, WeightsError, WeightsUnavailable
 from rsbackbones.zoo.licenses import NONE_STATED
 from rsbackbones.zoo.manifest import Source, WeightsEntry
-from rsbackbones.zoo.saving import save_model
+from rsbackbones.zoo.saving import find_dense, save_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -53,7 +53,7 @@ def push_to_hub(
     if it does not exist. A repository of the same architecture gets a new version.
 
     Args:
-        model: from ``create_model``; wrappers are removed as in ``save_model``.
+        model: from ``create_model`` or ``rsbackbones.heads.dense_model``, as for ``save_model``.
         repo_id: ``ORG/NAME``.
         license: the license of the weights, as the Hub names it (``cc-by-4.0``); default that of the
             pretrained weights of the model.
@@ -86,7 +86,7 @@ def push_to_hub(
 def write_repository(
     model: Backbone | nn.Module,
     repo_id: str,
-    folder: Path,
+    folder: str | Path,
     *,
     license: str = "",
     provenance: str = "",
@@ -100,14 +100,14 @@ def write_repository(
 
     source = Source(kind="hub", repo_id=repo_id, revision="main", filename=hub.WEIGHTS_FILE)
     hub.hub_repo(hub.PREFIX + repo_id)  # checks repo_id
-    model = unwrap_model(model)
+    given, model, folder = model, unwrap_model(model), Path(folder).expanduser()
     origin = model.weights_entry
     license = license or (origin.license if origin else "")
     if license in ("", "not stated", NONE_STATED):
         raise ValueError("the license of these weights is unknown: pass license='cc-by-4.0', 'mit', ...")
     if not provenance:
         provenance = f"Made from `{origin.id}` ({origin.source})." if origin else "Not stated."
-    file = save_model(model, folder / hub.WEIGHTS_FILE, dtype=dtype)
+    file = save_model(given, folder / hub.WEIGHTS_FILE, dtype=dtype)
     size = model.config.image_size
     entry = WeightsEntry(
         id=hub.entry_id(model.architecture, repo_id),
@@ -131,7 +131,8 @@ def write_repository(
         metrics=metrics,
     )
     (folder / hub.CONFIG_FILE).write_text(hub.config_json(entry), encoding="utf-8")
-    (folder / CARD_FILE).write_text(repository_card(entry, model.num_classes), encoding="utf-8")
+    card = repository_card(entry, model.num_classes, find_dense(given) is not None)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return entry
 
 

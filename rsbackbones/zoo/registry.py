@@ -3,6 +3,7 @@
 A name is ``croma_vit_b``, ``croma_vit_b.TAG``, or ``hf-hub:ORG/NAME[@REVISION]``.
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,17 @@ from typing import Any
 
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.sensors import SENSORS
+from rsbackbones.typed_fields import check_fields
 from rsbackbones.zoo import hub, licenses
+from rsbackbones.zoo.checkpoint_files import MAX_TENSORS
 from rsbackbones.zoo.manifest import WeightsEntry, all_entries, find_entry
 
 # Modules of the model families, imported when a name is first needed.
 FAMILIES = [
     "rsbackbones.models.croma",
     "rsbackbones.models.seamo",
+    "rsbackbones.models.auxmae",
+    "rsbackbones.models.mixmae",
     "rsbackbones.models.resnet",
     "rsbackbones.models.plain_vit",
 ]
@@ -117,6 +122,30 @@ def find_architecture(name: str) -> Architecture:
             "rsbackbones.register_family, for commands in a module that RSBACKBONES_PLUGINS names)"
         )
     return known[name]
+
+
+def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
+    """Return ``config`` with some fields changed.
+
+    Raises:
+        ValueError: there is no such field, or a value has another type or is out of its range.
+    """
+    known = [f.name for f in dataclasses.fields(config)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(
+            f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
+        )
+    try:
+        changed = dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError):
+        check_fields(type(config), changes, name)
+        raise
+    check_fields(type(config), changes, name)
+    if changed.min_tensors() > MAX_TENSORS:
+        raise ValueError(f"{name}: {changed.summary()} has more than {MAX_TENSORS} tensors")
+    return changed
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

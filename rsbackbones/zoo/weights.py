@@ -17,7 +17,6 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.zoo.errors import (
     CorruptCheckpointError,
@@ -158,16 +158,10 @@ def download_to(entry: WeightsEntry, folder: Path) -> Path:
     source, target = fetch(entry), folder / entry.file_name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as temporary:
-            part = Path(temporary.name)
-        try:
-            digest = sha256_of(source)  # fetch has just compared it with the pinned one
+        digest = sha256_of(source)  # fetch has just compared it with the pinned one
+        with atomic_path(target) as part:
             shutil.copyfile(source, part)
-            part.chmod(0o644)
             verify(part, replace(entry, sha256=digest))
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise WeightsCacheError(f"{entry.id}: cannot write {target}: {error}") from error
     return target

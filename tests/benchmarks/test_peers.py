@@ -14,7 +14,7 @@ FOLDER = Path(peers.__file__).parent
 @pytest.mark.parametrize("network", peers.NETWORKS)
 def test_features_are_those_of_the_peers(network):
     pytest.importorskip("torchgeo")
-    found = peers.measure(network, threads=1, rounds=1)
+    found = peers.measure(network, threads=1, rounds=1, batch=2)
     assert set(found) == {"rsbackbones", "timm", "torchgeo"}
     for held in found.values():
         assert "error" not in held

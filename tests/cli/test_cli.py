@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import rsbackbones as rsb
 from rsbackbones.cli import commands, main
+from tests import forked
 from tests.conftest import RECORDED
 from tests.data.test_rasters import S1, S2, write_tif
 from tests.embed.test_embed import inputs, optical, place, plain_map, plain_pooled, radar, read_map
@@ -23,6 +24,7 @@ from tests.reference import croma_plain
 
 DATA = RECORDED
 MANIFEST = Path(__file__).parents[2] / "weights_manifest.json"
+SCRIPT = Path(sys.executable).with_name("rsbackbones")
 OFFICIAL, PRETRAIN = DATA / "croma_official_d32.pt", DATA / "croma_pretrain_d32.pt"
 # The recorded files are croma_vit_b in everything but width and depth.
 SMALL = ["--model", "croma_vit_b", "--overrides", "dim=32", "--overrides", "depth=2"]
@@ -95,13 +97,14 @@ def random_model(**options):
 )
 def test_the_console_script_runs_the_commands(arguments, code, printed, tmp_path):
     """The tests of killed runs do so with embed, eval and training; all others call ``main``."""
-    script = Path(sys.executable).with_name("rsbackbones")
-    assert script.exists(), "the package is not installed with its console script"
-    done = subprocess.run(
-        [script, *arguments.split()], capture_output=True, text=True, timeout=400, cwd=tmp_path
-    )
+    done = forked.run([sys.executable, SCRIPT, *arguments.split()], cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert (done.stderr if code else done.stdout).startswith(printed)
+
+
+def test_the_console_script_is_a_command():
+    done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, timeout=400)
+    assert (done.returncode, done.stdout) == (0, f"rsbackbones {rsb.__version__}\n"), done.stderr
 
 
 def test_version_and_help(capsys):
@@ -185,9 +188,7 @@ def test_info_of_a_model_without_weights_names_weights_that_exist(fails):
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    command = (
-        f"{shlex.quote(sys.executable)} -m rsbackbones.cli list --json | head -n 1; exit ${{PIPESTATUS[0]}}"
-    )
+    command = f"{shlex.quote(sys.executable)} -m rsbackbones list --json | head -n 1; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "{\n", "")
 

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -24,6 +22,7 @@ from rsbackbones.data.shards import PackedSource
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.data.ssl4eo import SSL4EOFolders
 from rsbackbones.data.ssl4eo_v11 import SSL4EOZarr
+from tests import forked
 from tests.data.test_sources import B12, pairs
 from tests.data.test_ssl4eo import write_v10, write_v11
 
@@ -213,7 +212,7 @@ def test_a_killed_pack_goes_on(tmp_path):
     whole = pack(
         Places(12, broken=(1, 7)), tmp_path / "whole", per_shard=2, max_bad_share=0.2, progress=False
     )
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "out")])
+    child = forked.Forked([sys.executable, "-c", CHILD, tmp_path / "out"], tmp_path / "log")
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "out" / "000001.zarr.zip").exists():
@@ -221,7 +220,7 @@ def test_a_killed_pack_goes_on(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(0.06)  # into the next shard
-        child.send_signal(signal.SIGKILL)
+        child.kill()
     finally:
         child.kill()
         child.wait()
@@ -274,9 +273,7 @@ pack(Places(10), sys.argv[1], per_shard=int(sys.argv[2]), progress=False)
 def test_a_full_disk_says_what_is_needed(tmp_path):
     """A limit on the size of a file stands for a full disk: the same OSError at the same place."""
     out = tmp_path / "out"
-    result = subprocess.run(
-        [sys.executable, "-c", FULL, str(out), "8"], capture_output=True, text=True, timeout=400
-    )
+    result = forked.run([sys.executable, "-c", FULL, out, "8"])
     assert result.returncode == 1
     last = [line for line in result.stderr.splitlines() if line.startswith("ValueError")]
     assert len(last) == 1

@@ -5,11 +5,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,15 +27,16 @@ from rsbackbones.embed import (
     principal_colors,
 )
 from rsbackbones.zoo.fingerprint import weights_digest
+from tests import forked
 from tests.data.test_rasters import GRID, S1, S2, write_tif
 
 QUIET = {"progress": False}
 
 
-def optical(height, width, seed=0, dtype=np.uint16):
+def optical(height, width, seed=0, dtype=np.uint16, bands=12):
     """Digital numbers of Sentinel-2: noise over a slope, so that no two windows are alike."""
     slope = np.add.outer(np.arange(height) * 9, np.arange(width) * 5)
-    noise = np.random.default_rng(seed).integers(200, 2500, (12, height, width))
+    noise = np.random.default_rng(seed).integers(200, 2500, (bands, height, width))
     return (noise + slope).astype(dtype)
 
 
@@ -528,9 +527,7 @@ def test_a_disk_without_room_is_a_message_before_any_work(tmp_path):
         "--output",
         tmp_path / "map.tif",
     ]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, timeout=400
-    )
+    result = forked.run([sys.executable, "-c", code, *command])
     assert result.returncode == 2, result.stderr
     assert re.search(rf"needs {32 * 32 * 96 * 4} bytes .*\d+ are free", result.stderr)
     assert [p.name for p in tmp_path.iterdir()] == ["scene.tif"]
@@ -557,18 +554,17 @@ def rows_done(partial):
 
 def kill_at(partial, rows, command):
     """Run `command` until that many rows are in the journal of `partial`, and kill it there."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log = partial.parent.with_suffix(".log")
+    process = forked.Forked(command, log)
     deadline = time.monotonic() + 120
     try:
         while rows_done(partial) < rows:
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
         process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     return rows_done(partial)
 
 
@@ -711,11 +707,11 @@ def test_what_a_kill_leaves_at_any_moment_does_no_harm(tiny_s2, tmp_path):
     np.memmap(partial / "rows.bin", np.float32, mode="r+").reshape(expected.shape)[rows_done(partial) :] = 1e9
     with (partial / "done.bin").open("ab") as journal:
         journal.write(b"abc")
-    (partial / "job.json.tmp").write_text("")
+    (partial / "job.json.0123abcd.tmp").write_text("")
     # Killed while the GeoTIFF and the picture were written.
     whole = (tmp_path / "unbroken.tif").read_bytes()
-    (tmp_path / "map.tif.tmp").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "map.png.tmp").write_bytes(b"")
+    (partial / "map.tif.0123abcd.tmp").write_bytes(whole[: len(whole) // 2])
+    (partial / "map.png.0123abcd.tmp").write_bytes(b"")
     embed_scene(tiny_s2, [source], output, **OPTIONS)
     np.testing.assert_array_equal(read_map(output), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -881,9 +877,9 @@ def test_npz_has_one_row_for_each_pair(tiny, tmp_path):
     # All radar files first: what belongs together is told by the grid.
     sources = [b for _, b, _ in pairs] + [a for a, _, _ in reversed(pairs)]
     output = tmp_path / "rows.npz"
-    assert embed_patches(tiny, sources, output, batch_size=2, **QUIET) == []
+    assert embed_patches(tiny, sources, output, batch_size=2, **QUIET) == {}
     with np.load(output) as rows:
-        assert set(rows) == {"paths", "crs", "x", "y", "s2", "s1", "joint"}
+        assert set(rows) == {"paths", "crs", "x", "y", "pixel_m", "s2", "s1", "joint"}
         assert rows["paths"].tolist() == [f"{b};{a}" for a, b, _ in pairs]
         assert rows["crs"].tolist() == ["EPSG:32633"] * 3
         np.testing.assert_allclose(rows["x"], [500_160 + 10_000 * i for i in range(3)])
@@ -923,7 +919,7 @@ def test_interrupted_patches_go_on_after_the_last_batch(tiny_s2, tmp_path, after
     ]
     options = {"skip_nodata": True, "batch_size": 2} | QUIET
     unbroken, output = tmp_path / "unbroken.npz", tmp_path / "rows.npz"
-    assert embed_patches(tiny_s2, sources, unbroken, **options) == [sources[2]]
+    assert embed_patches(tiny_s2, sources, unbroken, **options) == {sources[2]: "pixels without data"}
     count = 0
 
     def stop(*_):
@@ -965,7 +961,7 @@ def test_dates_of_one_place_are_rows_of_their_own(tiny_s2, tmp_path):
     elsewhere = write_tif(tmp_path / "9.tif", optical(32, 32, seed=9), S2, transform=place(4))
     embed_patches(tiny_s2, [sources[0], elsewhere, *sources[1:]], tmp_path / "rows.npz", **QUIET)
     with np.load(tmp_path / "rows.npz") as rows:
-        assert set(rows) == {"paths", "crs", "x", "y", "s2"}
+        assert set(rows) == {"paths", "crs", "x", "y", "pixel_m", "s2"}
         found = dict(zip(rows["paths"].tolist(), rows["s2"], strict=True))
     assert len(found) == 4
     for source, data in zip(sources, dates, strict=True):
@@ -1019,7 +1015,7 @@ def test_patches_without_data_are_an_error_or_left_out(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"1_s2\.tif: 2 pixels have no data.*--skip-nodata"):
         embed_patches(tiny, sources, output, **QUIET)
     assert not output.exists()
-    assert embed_patches(tiny, sources, output, skip_nodata=True, **QUIET) == [pairs[1][0]]
+    assert [*embed_patches(tiny, sources, output, skip_nodata=True, **QUIET)] == [pairs[1][0]]
     with np.load(output) as rows:
         assert rows["paths"].tolist() == [f"{a};{b}" for a, b, _ in (pairs[0], pairs[2])]
         expected = plain_pooled(tiny, pairs[2][2])["joint"]

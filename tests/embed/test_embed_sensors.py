@@ -16,7 +16,7 @@ from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.feature_source import model_for
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 from tests.data.test_rasters import GRID, S2, write_tif
 
 LANDSAT = ("B1", "B2", "B3", "B4", "B5", "B6", "B7")
@@ -244,7 +244,7 @@ def test_unused_bands_are_said_once_for_all_files(run, tmp_path):
 
 # -- 8-bit rasters ------------------------------------------------------------------------------------
 
-REFUSED = r"8bit\.tif: s2.*: 8-bit values are a picture, not digital numbers; .*uint8_rgb"
+REFUSED = r"8bit\.tif: s2.*: 8-bit values are a picture, not digital numbers; .*rgb8"
 
 
 def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
@@ -256,7 +256,7 @@ def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
         embed_patches(model, [path], tmp_path / "rows.npz", **QUIET)
     code, err = run(path, "--allow-dropped-bands", "--output", tmp_path / "m.tif")
     assert code == 2
-    assert "--units s2=uint8_rgb" in err
+    assert "--units s2=rgb8" in err
     with pytest.raises(ValueError, match=r"s2 \(rgb\): 8-bit"):
         find_bands(path, {"s2": "rgb"})
 
@@ -270,12 +270,12 @@ def test_8_bit_values_are_refused_wherever_rasters_are_read(run, tmp_path):
         open_labelled(tmp_path / "folders")
     rows = ["path,label,split", "8bit.tif,a,test", *(f"folders/{x}/8bit.tif,{x},train" for x in "ab")]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    pictures = open_labelled(tmp_path, sensors={"s2": "rgb"}, units={"s2": UINT8_RGB})
-    assert (pictures.bands, pictures.units) == ({"s2": ("B04", "B03", "B02")}, {"s2": UINT8_RGB})
+    pictures = open_labelled(tmp_path, sensors={"s2": "rgb"}, units={"s2": RGB8})
+    assert (pictures.bands, pictures.units) == ({"s2": ("B04", "B03", "B02")}, {"s2": RGB8})
     np.testing.assert_array_equal(pictures.read(0)["s2"], picture())
     with pytest.raises(ValueError, match=REFUSED):
         open_source(tmp_path / "folders" / "a")
-    source = open_source(tmp_path / "folders" / "a", named={"s2": UINT8_RGB})
+    source = open_source(tmp_path / "folders" / "a", named={"s2": RGB8})
     np.testing.assert_array_equal(source.read(0, 0).images["s2"], picture())
 
 
@@ -313,15 +313,15 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
             ]
         )
     evaluated = open_labelled(tmp_path / "set", classes=("a", "b"))
-    assert evaluated.units == {"s2": UINT8_RGB}
+    assert evaluated.units == {"s2": RGB8}
     expected = (
         encode(model_for(evaluated, "croma_vit_tiny", checkpoint=weights), evaluated).stream("s2").features
     )
 
     described = write_tif(tmp_path / "described.tif", data, ("red", "green", "blue"))
-    options = ["--sensors", "s2=rgb", "--units", "s2=uint8_rgb"]
+    options = ["--sensors", "s2=rgb", "--units", "s2=rgb8"]
     model = build(weights, sensors={"s2": "rgb"})
-    images = torch.from_numpy(data[None].astype(np.float32) / 255)
+    images = rsb.create_preprocess(model)(data[None].astype(np.float32) / 255 * 2750)
     with torch.inference_mode():
         plain = model.forward_features(images)
     maps = plain.maps("s2")[0].permute(1, 2, 0).numpy()
@@ -329,7 +329,7 @@ def test_a_picture_has_the_features_that_evaluation_gives_it(run, tmp_path, weig
     for source, more in [
         (described, options),
         (tmp_path / "set" / "p.tif", [*options, "--bands", "red,green,blue"]),
-        (described, ["--units", "s2=uint8_rgb", "--allow-dropped-bands"]),  # as three bands of Sentinel-2
+        (described, ["--units", "s2=rgb8", "--allow-dropped-bands"]),  # as three bands of Sentinel-2
     ]:
         code, err = run(source, *more, "--output", tmp_path / "rows.npz")
         assert code == 0, err

@@ -171,7 +171,7 @@ def test_the_command_line_and_an_unfinished_run_of_another_mask(tmp_path, capsys
 def test_complex_rasters_are_refused(model, tmp_path):
     data = (np.ones((12, 16, 16)) + 1j).astype(np.complex64)
     path = write_tif(tmp_path / "slc.tif", data, S2)
-    with pytest.raises(ValueError, match=r"SLC.*intensities.*calibrate"):
+    with pytest.raises(ValueError, match=r"SLC.*calibrate.*intensity"):
         embed_scene(model, [path], tmp_path / "m.tif", **QUIET)
 
 

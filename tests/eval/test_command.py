@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ pytest.importorskip("sklearn")
 from PIL import Image
 
 from rsbackbones.cli import main
+from tests import forked
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def test_progress_is_shown_within_a_protocol(pictures, tmp_path, capsys):
 def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
     assert run(tmp_path / "whole", pictures, "knn,kmeans,linear") == 0
     command = [
-        *(sys.executable, "-m", "rsbackbones.cli", "eval", "knn,kmeans,linear", "--no-progress"),
+        *(sys.executable, "-m", "rsbackbones", "eval", "knn,kmeans,linear", "--no-progress"),
         *("--model", "croma_vit_tiny", "--data", str(pictures), "--output", str(tmp_path / "killed")),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.Forked(command, tmp_path / "log")
     parts = tmp_path / "killed" / "parts"
     for _ in range(1200):
         if process.poll() is not None or (parts.is_dir() and any(parts.glob("*.json"))):
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_result(pictures, tmp_path):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert forked.run(command).returncode == 0
     rows = [json.loads((tmp_path / name / "result.json").read_text())["rows"] for name in ("whole", "killed")]
     assert rows[0] == rows[1]
 

@@ -16,7 +16,7 @@ from rsbackbones.eval.diversity import (
     probe_positions,
 )
 from rsbackbones.eval.linear_probe import ProbeOptions
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 from tests.eval.dense_sets import pixel_set, simulated
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
@@ -102,7 +102,7 @@ def test_a_model_with_absolute_positions_gives_them_away(positions, known):
     generator = np.random.default_rng(0)
     images = [{"s2": generator.integers(96, 160, (3, 32, 32)).astype(np.uint8)} for _ in range(60)]
     data = pixel_set(
-        images, [None] * 60, bands={"s2": ("B04", "B03", "B02")}, units={"s2": UINT8_RGB},
+        images, [None] * 60, bands={"s2": ("B04", "B03", "B02")}, units={"s2": RGB8},
         splits={"train": np.arange(40), "test": np.arange(40, 60)},
     )  # fmt: skip
     torch.manual_seed(0)

@@ -1,6 +1,5 @@
 """Images encoded once: what is given, what is kept, and what is noticed."""
 
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -14,6 +13,7 @@ from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.metrics import compute_metrics, from_confusion, group_counts
+from tests import forked
 
 TINY = {"depth": 2, "dim": 32, "num_heads": 4}
 BANDS = {"s2": ("B02", "B04", "B08"), "s1": ("VV", "VH")}
@@ -295,7 +295,7 @@ encode(build(), replace(data, read=Dies()), batch_size=2, cache=pathlib.Path(sys
 
 
 def test_a_killed_run_goes_on_after_its_last_batch(tmp_path):
-    result = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=400)
+    result = forked.run([sys.executable, "-c", KILLED, tmp_path])
     assert result.returncode == -9, result.stderr
     data = made()
     resumed = encode(build(), data, batch_size=2, cache=tmp_path)
@@ -363,8 +363,8 @@ def test_real_pictures(real_data, tmp_path):
     )
     encoded = encode(model, data, cache=tmp_path)
     with torch.inference_mode():
-        x = torch.from_numpy(data.read(250)["s2"][None] / np.float32(255))
-        expected = model(x)[0]
+        measured = data.read(250)["s2"][None] * np.float32(2750 / 255)
+        expected = model(rsb.create_preprocess(model)(measured))[0]
     np.testing.assert_allclose(encoded.stream("s2").features[250], expected, atol=2e-6)
 
 
@@ -383,7 +383,7 @@ def test_a_missing_dark_pixel_is_judged_over_all_images():
     with pytest.warns(UserWarning, match="bright, all images: .*dn_baseline_0400"):
         encode(model, of(bright, "bright"))
     one_dark = bright.copy()
-    one_dark[2, 0, 0, 0] = 200
+    one_dark[2, 0, 0] = 200  # a row: a single pixel tells nothing
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(model, of(one_dark, "dark"))

@@ -24,7 +24,7 @@ from rsbackbones.layers.sincos import (
     interpolated_from,
     sincos_embedding,
 )
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 from tests.eval.dense_sets import pixel_set
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}
@@ -45,12 +45,10 @@ def two_colors(sizes, *, splits, seed=0):
     for height, width in sizes:
         label = np.kron(generator.integers(0, 2, (height // 8, width // 8)), np.ones((8, 8), np.int64))
         noise = generator.integers(0, 30, (3, height, width))
-        images.append({"s2": (label * 180 + noise).astype(np.uint8)})
+        images.append({"s2": (label * 225 + noise).astype(np.uint8)})
         labels.append(label)
     splits = {name: np.array(indices) for name, indices in splits.items()}
-    return pixel_set(
-        images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": UINT8_RGB}, splits=splits
-    )
+    return pixel_set(images, labels, ("dark", "bright"), bands={"s2": RGB}, units={"s2": RGB8}, splits=splits)
 
 
 @given(height=st.integers(8, 40), width=st.integers(8, 40), down=st.integers(1, 20), right=st.integers(1, 20))
@@ -77,7 +75,7 @@ def test_crops_are_parts_that_do_not_overlap_as_many_as_fit(height, width, down,
 
 def one_label_each(images, labels, **changes):
     data = pixel_set(images, [None] * len(images), task="classes", bands={"s2": RGB}, **changes)
-    return replace(data, labels=np.asarray(labels), units={"s2": UINT8_RGB}, read=lambda i: dict(images[i]))
+    return replace(data, labels=np.asarray(labels), units={"s2": RGB8}, read=lambda i: dict(images[i]))
 
 
 def test_crops_keep_splits_and_labels_and_say_what_they_are():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import rsbackbones as rsb
 from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.eval.invariance import OTHER_IMAGE, TRANSFORMS, invariance
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 from tests.eval.dense_sets import pixel_set
 
 RGB = ("B04", "B03", "B02")
@@ -25,7 +25,7 @@ def pictures(values):
     """Images [N, 3, h, w] of one value per patch: a patch looks the same however it is turned."""
     images = [{"s2": np.kron(v, np.ones((1, 8, 8))).astype(np.uint8)} for v in values]
     labels = [np.zeros(x["s2"].shape[-2:], np.int64) for x in images]
-    return pixel_set(images, labels, bands={"s2": RGB}, units={"s2": UINT8_RGB})
+    return pixel_set(images, labels, bands={"s2": RGB}, units={"s2": RGB8})
 
 
 def test_the_transformations_are_what_they_are_called():
@@ -63,7 +63,7 @@ def test_alibi_is_not_invariant_where_patches_are_not():
     """So the property above is of positions, not of a measure that always says 1."""
     values = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
     labels = [np.zeros((32, 32), np.int64)] * 2
-    data = pixel_set([{"s2": v} for v in values], labels, bands={"s2": RGB}, units={"s2": UINT8_RGB})
+    data = pixel_set([{"s2": v} for v in values], labels, bands={"s2": RGB}, units={"s2": RGB8})
     found = invariance(model(modalities=("s2",), bands={"s2": RGB}), data)["s2"]
     assert all(found[name] < 1 - 1e-6 for name in TRANSFORMS)
 
@@ -102,12 +102,10 @@ def test_bad_sets_are_refused():
     with pytest.raises(ValueError, match="needs at least two"):
         invariance(rgb, pictures(np.zeros((1, 3, 2, 2))))
     mixed = [{"s2": np.zeros((3, side, side), np.uint8)} for side in (16, 24)]
-    data = pixel_set(mixed, [None, None], bands={"s2": RGB}, units={"s2": UINT8_RGB})
+    data = pixel_set(mixed, [None, None], bands={"s2": RGB}, units={"s2": RGB8})
     with pytest.raises(ValueError, match=r"place 1: s2 has 24 x 24 pixels, others .* 16 x 16; one size"):
         invariance(rgb, data)
-    data = pixel_set(
-        [{"s2": np.full((3, 16, 16), np.nan)}], [None], bands={"s2": RGB}, units={"s2": UINT8_RGB}
-    )
+    data = pixel_set([{"s2": np.full((3, 16, 16), np.nan)}], [None], bands={"s2": RGB}, units={"s2": RGB8})
     with pytest.raises(ValueError, match=r"by hand: place 0: .*NaN"):
         invariance(rgb, data)
 

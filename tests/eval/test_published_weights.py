@@ -138,4 +138,4 @@ def test_pictures_are_of_the_sensor_that_is_named(tmp_path):
     assert set(open_labelled(tmp_path).bands) == {"s2"}
     data = open_labelled(tmp_path, sensors={"rgb": "rgb"})
     assert data.bands == {"rgb": ("B04", "B03", "B02")}
-    assert data.units == {"rgb": "uint8_rgb"}
+    assert data.units == {"rgb": "rgb8"}

@@ -7,7 +7,7 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.eval.transform import make_transform
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 from tests.eval.dense_sets import pixel_set
 
 
@@ -40,12 +40,14 @@ def test_measured_values_are_what_create_preprocess_makes_of_them():
     assert torch.equal(bare({"s2": dates[None]})["s2"][0, 0], expected["s2"])
 
 
-def test_pictures_are_divided_by_255_and_gathered_by_name():
+def test_pictures_become_reflectance_and_are_gathered_by_name():
     pictures = model(modalities=("s2",), bands={"s2": ("B02", "B03", "B04")})
     raw = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16)).astype(np.uint8)
-    data = set_of({"s2": ("B04", "B08", "B03", "B02")}, {"s2": UINT8_RGB})
+    data = set_of({"s2": ("B04", "B08", "B03", "B02")}, {"s2": RGB8})
     made = make_transform(pictures, data)({"s2": raw})["s2"]
-    np.testing.assert_array_equal(made.numpy(), raw[:, [3, 2, 0]].astype(np.float32) / 255)
+    measured = rsb.create_preprocess(pictures, check=False)
+    wanted = measured(raw[:, [3, 2, 0]].astype(np.float32) / 255 * 2750)
+    assert (made - wanted).abs().max() <= 1 / 255 + 1e-6
     assert torch.equal(make_transform(pictures, data)({"s2": torch.from_numpy(raw)})["s2"], made)
 
 
@@ -58,7 +60,7 @@ def test_a_set_that_lacks_what_the_model_takes_is_refused_with_the_fix():
         ValueError, match=r"your bands lack B12, which the model takes.*create_model\(..., bands="
     ):
         make_transform(model(modalities=("s2",)), set_of({"s2": S2_BANDS[:-1]}))
-    rgb = set_of({"s2": ("B04", "B03", "B02")}, {"s2": UINT8_RGB})
+    rgb = set_of({"s2": ("B04", "B03", "B02")}, {"s2": RGB8})
     with pytest.raises(ValueError, match=r"your bands lack B01, .*bands=\{'s2': \('B04', 'B03', 'B02'\)\}"):
         make_transform(model(modalities=("s2",)), rgb)
 
@@ -67,7 +69,7 @@ def test_a_set_that_lacks_what_the_model_takes_is_refused_with_the_fix():
 def test_values_that_no_picture_has_are_refused(value, message):
     inputs = make_transform(
         model(modalities=("s2",), bands={"s2": ("red", "green", "blue")}),
-        set_of({"s2": ("red", "green", "blue")}, {"s2": UINT8_RGB}),
+        set_of({"s2": ("red", "green", "blue")}, {"s2": RGB8}),
     )
     raw = np.full((3, 16, 16), 9.0)
     raw[1, 2, 3] = value

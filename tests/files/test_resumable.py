@@ -1,17 +1,16 @@
 """Rows and results that outlive a kill, and are never taken for those of another job."""
 
 import json
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from rsbackbones.files.lock import exclusive
 from rsbackbones.files.resumable import RowStore, cached_result
+from tests import forked
 
 JOB = {"weights": "abc", "sizes": (1, 2)}
 
@@ -49,18 +48,17 @@ with RowStore(pathlib.Path(sys.argv[1]), JOB, 10**6) as store:
 
 def test_a_killed_process_leaves_whole_rows_and_no_lock(tmp_path):
     folder = tmp_path / "store"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], env=environment)
+    writer = forked.Forked([sys.executable, "-c", WRITER, folder], tmp_path / "log")
     try:
         end = time.monotonic() + 120
         while not (folder / "done.bin").exists() or (folder / "done.bin").stat().st_size < 80:
             assert writer.poll() is None
             assert time.monotonic() < end
             time.sleep(0.01)
-        with RowStore(folder, JOB, 10**6) as reader:  # reading needs no lock
+        with RowStore(folder, JOB, 10**6, rows=range(10)) as reader:  # reading needs no lock
             assert reader.done[:10].all()
-            with pytest.raises(ValueError, match=r"another process is writing to .*store"):
-                reader.write([0], rows([0]))
+        with pytest.raises(ValueError, match=r"another process is writing to .*store"):
+            RowStore(folder, JOB, 10**6)
     finally:
         writer.kill()
         writer.wait()
@@ -124,3 +122,44 @@ def test_a_result_is_computed_once_for_every_job(tmp_path):
     with pytest.warns(UserWarning, match="damaged and made anew"):
         assert cached_result(tmp_path / "parts", JOB, compute) == first
     assert len(calls) == 3
+
+
+def test_a_run_that_has_done_nothing_leaves_nothing_and_blocks_no_other(tmp_path):
+    folder = tmp_path / "store"
+    layout = np.dtype([("a", "<f4", (3,))])
+    with suppress(KeyboardInterrupt), RowStore(folder, JOB, 4, layout=layout):
+        assert (folder / "rows.bin").stat().st_size == 4 * layout.itemsize
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    with RowStore(folder, JOB, 4, layout=layout):
+        left = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+    folder.mkdir()
+    for name, content in left.items():  # as a process that was killed before its first row
+        (folder / name).write_bytes(content)
+    with RowStore(folder, JOB | {"weights": "xyz"}, 4) as other:
+        other.write([1], rows([1]))
+    with pytest.raises(ValueError, match=r"other inputs or settings \(weights\)"):
+        RowStore(folder, JOB, 4)
+
+
+def test_who_is_refused_takes_nothing_from_the_first(tmp_path):
+    folder = tmp_path / "store"
+    for job in (JOB, JOB | {"weights": "xyz"}):
+        with RowStore(folder, JOB, 4) as first:
+            with pytest.raises(ValueError, match="another process is writing"):
+                RowStore(folder, job, 4)
+            first.write([0], rows([0]))
+            with pytest.raises(ValueError, match=r"another process is writing|other inputs"):
+                RowStore(folder, job, 4)
+            first.write([2], rows([2]))
+        with RowStore(folder, JOB, 4) as again:
+            assert again.done.tolist() == [True, False, True, False]
+            again.discard()
+        assert not folder.exists()
+
+
+def test_a_disk_without_room_is_noticed_before_the_first_row(tmp_path):
+    huge = np.dtype([("a", "<f4", (2**28,))])
+    with pytest.raises(ValueError, match=rf"needs {2**28 * 4 * 10**6} bytes in .*where \d+ are free"):
+        RowStore(tmp_path / "store", JOB, 10**6, layout=huge)
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """The encoders under timm's names do what timm, segmentation_models_pytorch and torchgeo ask of a ViT."""
 
 import re
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 
 import rsbackbones as rsb
 from rsbackbones.integrations import timm as timm_bridge
+from tests import forked
 from tests.conftest import close
 
 TINY = "rsb_croma_s2_vit_tiny"
@@ -58,7 +58,7 @@ def test_timm_knows_which_names_have_weights():
 @pytest.mark.slow
 def test_nothing_is_registered_without_the_import():
     code = "import timm, rsbackbones; print(timm.list_models('rsb_*'))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
+    result = forked.run([sys.executable, "-c", code])
     assert result.stdout.strip() == "[]", result.stderr
 
 

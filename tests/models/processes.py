@@ -77,11 +77,34 @@ def run(name, kind, rank=0, world_size=1):
     return losses, {n: x.clone() for n, x in state.items()}, averages
 
 
+# Two sensors, and streams that the head does not use.
+TWO_SENSORS = ("croma_vit_b", "seamo_vit_b")
+
+
+def train_plainly(name, rank=0, world_size=1):
+    """A user's loop: torch's DDP around the model as it is, with its default options. The last state."""
+    model = small(name, num_classes=3).double().train()
+    module = model if world_size == 1 else torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for step in range(STEPS):
+        x = {
+            m: image.double() for m, image in batch(model, 32, 32, seed=step).items()
+        }  # one image per process
+        target = torch.tensor([0, 2])
+        if world_size > 1:  # one image per process
+            x, target = {m: image[rank : rank + 1] for m, image in x.items()}, target[rank : rank + 1]
+        F.cross_entropy(module(x), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
 def work(rank, world_size, folder):
     """Compute every family under both kinds; the first process writes the results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
     results = {(name, kind): run(name, kind, rank, world_size) for name in ALL for kind in KINDS}
+    results |= {(name, "plain"): train_plainly(name, rank, world_size) for name in TWO_SENSORS}
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
     dist.barrier()

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+from tests.forked import spawn
 from tests.models.examples import ALL, small
-from tests.models.processes import DECAY, KINDS, STEPS, Classify, run, work
+from tests.models.processes import DECAY, KINDS, STEPS, TWO_SENSORS, Classify, run, train_plainly, work
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(2, str(folder)), nprocs=2)
+    spawn(work, args=(2, str(folder)), nprocs=2)
     return torch.load(folder / "results.pt", weights_only=True)
 
 
@@ -26,6 +26,15 @@ def test_two_processes_train_as_one(two, name, kind):
         assert found.keys() == one.keys()
         for key, value in one.items():
             torch.testing.assert_close(found[key], value, atol=1e-8, rtol=1e-6, msg=f"{name} {key}")
+
+
+@pytest.mark.parametrize("name", TWO_SENSORS)
+def test_a_model_of_two_sensors_trains_under_plain_ddp(two, name):
+    """DDP waits for a gradient of every parameter; those of unused streams have none."""
+    alone = train_plainly(name)
+    assert two[name, "plain"].keys() == alone.keys()
+    for key, value in alone.items():
+        torch.testing.assert_close(two[name, "plain"][key], value, atol=1e-8, rtol=1e-6, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("name", ALL)

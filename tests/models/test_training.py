@@ -151,7 +151,7 @@ def test_evaluation_commands_take_every_name(model, tmp_path, capsys):
     )
     table = capsys.readouterr().out
     assert "knn" in table
-    raw = {"s2": optical(64, 64), "s1": radar(64, 64)}
+    raw = {"s2": optical(64, 64, bands=len(model.bands["s2"])), "s1": radar(64, 64)}
     files = [str(write_tif(tmp_path / f"{m}.tif", raw[m], model.bands[m])) for m in model.modalities]
     main(["embed", *files, *arguments, "--output", str(tmp_path / "rows.npz")])
     rows = np.load(tmp_path / "rows.npz")

@@ -204,7 +204,7 @@ def test_onnx_files_give_the_same(name, pad, tmp_path):
 
 def rasters(model, folder: Path, height, width):
     """A raster for each sensor of a model, and what is in it, [C, H, W]."""
-    raw = {"s2": optical(height, width), "s1": radar(height, width)}
+    raw = {"s2": optical(height, width, bands=len(model.bands["s2"])), "s1": radar(height, width)}
     place = {"crs": "EPSG:32632", "transform": from_origin(5e5, 5e6, 10, 10)}
     files = [write_tif(folder / f"{m}.tif", raw[m], model.bands[m], **place) for m in model.modalities]
     return files, {m: raw[m] for m in model.modalities}

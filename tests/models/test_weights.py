@@ -170,6 +170,8 @@ def test_reordered_bands_are_the_same_model(model, tmp_path):
 @pytest.mark.parametrize("rule", ["nearest", "mean", "zero", "reinit", "reinit_all"])
 def test_bands_that_the_weights_lack_follow_the_rules_in_any_stem(model, tmp_path, rule):
     m = model.modalities[0]
+    if "B10" in model.bands[m]:
+        model = small(model.architecture, bands={m: [band for band in model.bands[m] if band != "B10"]})
     file = rsb.save_model(model, tmp_path / "model.safetensors")
     wanted = (*FOUR, "B10")
     torch.manual_seed(1)

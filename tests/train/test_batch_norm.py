@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rsbackbones.train.engine.batch_norm import set_batch_norm
 from rsbackbones.train.engine.distributed import end_process
 from rsbackbones.train.engine.errors import TrainingError
+from tests.forked import spawn
 
 ROWS, GROUP = 12, 3
 # A layer and the shape of what it is given.
@@ -124,7 +124,7 @@ def work(rank, world_size, folder):
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def of_many(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(request.param, str(folder)), nprocs=request.param)
+    spawn(work, args=(request.param, str(folder)), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

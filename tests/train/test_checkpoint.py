@@ -4,6 +4,7 @@ import random
 import resource
 import shutil
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -299,7 +300,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save(data, four, tmp_path):
         process = start(
             command(recipe, tmp_path / "recipe.json"),
             log,
-            limits=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+            limits=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size // 2, size // 2)),
         )
         assert process.wait(DEADLINE) == 2, log.read_text()
         assert f"cannot write a checkpoint to {out / 'checkpoints'}" in log.read_text()

@@ -1,6 +1,7 @@
 """Momentum contrast on a CNN: what becomes of a momentum encoder, a queue and BatchNorm in a run."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -63,8 +64,6 @@ def two(tmp_path_factory):
     file = folder / "runs.json"
     file.write_text(json.dumps(runs))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    import sys
-
     run(
         [sys.executable, *launch, "--rdzv-endpoint=localhost:0", "-m", "tests.train.contrast", str(file)],
         folder / "log",

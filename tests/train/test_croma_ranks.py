@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+from tests.forked import spawn
 from tests.train.croma_ranks import CASES, DTYPES, one_process, work
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -13,7 +13,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 def several(request, tmp_path_factory):
     """The results of 2 or 4 processes, for all cases: processes are slow to start."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(request.param, str(folder)), nprocs=request.param)
+    spawn(work, args=(request.param, str(folder)), nprocs=request.param)
     return torch.load(folder / "results.pt", weights_only=True)
 
 

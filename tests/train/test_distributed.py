@@ -11,6 +11,7 @@ from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.initialize import read_run
 from rsbackbones.train.pretraining import pretrain
+from tests.train import mixmae_setup
 from tests.train.ranks import steps_of
 from tests.train.training import (
     DEADLINE,
@@ -43,9 +44,25 @@ VARIANTS = {
 }
 
 
+ALTERNATING = {"auxmae": ("adamw", 1e-2), "auxmae, adafactor": ("adafactor", 1e-3), "mixmae": ("adamw", 1e-2)}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+    return mixmae_setup.write_dated(write_data(tmp_path_factory.mktemp("data")))
+
+
+def parallels(name):
+    """Torch's Adafactor takes no sharded parameters."""
+    return ("ddp",) if "adafactor" in name else ("ddp", "fsdp")
+
+
+def alternating(data, name, **options):
+    optimizer, lr = ALTERNATING[name]
+    method = name.partition(",")[0]
+    return mixmae_setup.small_recipe(
+        data, method=method, optim__name=optimizer, optim__base_lr=lr, steps=COUNT, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +70,9 @@ def of_two(data, tmp_path_factory):
     """The steps of two processes, by variant, all from one launch."""
     folder = tmp_path_factory.mktemp("ranks")
     recipes = {name: to_json(small_recipe(data, epochs=8, **options)) for name, options in VARIANTS.items()}
+    for name in ALTERNATING:
+        for parallel in parallels(name):
+            recipes[f"{name}, {parallel}"] = to_json(alternating(data, name, parallel=parallel))
     # Contrast sees the negatives of one pass: two passes are those of one process with two passes.
     content = {"recipes": recipes, "count": COUNT, "results": str(folder / "results.json")}
     file = folder / "recipes.json"
@@ -87,6 +107,16 @@ def test_sharded_parameters_train_as_copied_ones(of_two, suffix):
     torch.testing.assert_close(torch.tensor(fsdp[0]), torch.tensor(ddp[0]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ALTERNATING)
+def test_tasks_that_alternate_are_those_of_one_process(data, of_two, name):
+    alone = DistributedContext(0, 1, torch.device("cpu"))
+    losses, sums = steps_of(alternating(data, name), alone, COUNT)
+    for parallel in parallels(name):
+        theirs, their_sums = of_two[f"{name}, {parallel}"]
+        torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=0, atol=1e-4)
+        assert their_sums == pytest.approx(sums, abs=1e-3)
+
+
 def test_no_group_waits_longer_than_the_recipe_says(of_two):
     assert of_two["timeouts"] == [60, 60]
 
@@ -105,7 +135,8 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
     pretrain(recipe("unbroken"))
     log = tmp_path / "log"
     for ranks, name in ((0, "one"), (2, "two")):
-        run(command(recipe(name, max_steps=6, parallel="fsdp"), tmp_path / "recipe.json", ranks), log)
+        arguments = command(recipe(name, max_steps=6, parallel="fsdp"), tmp_path / "recipe.json", ranks)
+        run(arguments, log, fresh=ranks == 2)
     held = contents(tmp_path / "two", 6)
     for name, value in read_run(tmp_path / "two")[2].state_dict().items():  # without any process group
         assert torch.equal(value, held[f"/objective/{name}"])

@@ -41,7 +41,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(task, tmp_path):
         finally:
             end(process)
         assert not (out / "result.json").exists()
-    run(arguments, log)
+    run(arguments, log, fresh=task == "classes")
     assert log.read_text().count("going on from step") >= 1
     assert curve(out) == curve(tmp_path / "unbroken")
     assert evaluations(out) == evaluations(tmp_path / "unbroken")

@@ -12,6 +12,7 @@ import pytest
 
 from rsbackbones.train.engine.checkpoint import finished, problem
 from rsbackbones.train.pretraining import pretrain
+from tests.train import mixmae_setup
 from tests.train.training import (
     assert_same,
     command,
@@ -28,20 +29,26 @@ from tests.train.training import (
 )
 
 KILLS = int(os.environ.get("RSB_KILLS", "3"))
-EVERY = 6
+EVERY = {"croma": 6, "auxmae": 5}  # the tasks of AuxMAE take turns: kills at odd and even steps
 BEGINNING = re.compile(r"going on from step \d+|from the start")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600 + 30 * KILLS)
-def test_kills_at_random_moments(tmp_path):
+@pytest.mark.parametrize("method", EVERY)
+def test_kills_at_random_moments(tmp_path, method):
     chance = random.Random(int(os.environ.get("RSB_SEED", "0")))
-    data = write_data(tmp_path / "data")
-    epochs = 2 * KILLS + 2
+    last = 8 * (2 * KILLS + 2)
+    data = {"croma": write_data, "auxmae": mixmae_setup.write_dated}[method](tmp_path / "data")
+
+    def recipe(out, **options):
+        if method == "croma":
+            return small_recipe(data, out, epochs=last // 8, **options)
+        return mixmae_setup.small_recipe(data, out, steps=last, **options)
+
     out, log = tmp_path / "run", tmp_path / "log"
-    pretrain(small_recipe(data, tmp_path / "unbroken", epochs=epochs))
-    last = 8 * epochs
-    arguments = command(small_recipe(data, out, epochs=epochs, save__every=EVERY), tmp_path / "recipe.json")
+    pretrain(recipe(tmp_path / "unbroken"))
+    arguments = command(recipe(out, save__every=EVERY[method]), tmp_path / "recipe.json")
     saves_hit = 0
     for number in range(KILLS):
         before = newest(out)
@@ -66,7 +73,7 @@ def test_kills_at_random_moments(tmp_path):
         assert BEGINNING.findall(log.read_text())[-1] == (
             f"going on from step {before}" if before else "from the start"
         )
-    run(arguments, log)
+    run(arguments, log, fresh=True)
     assert newest(out) == last
     assert len(curve(out)) == last
     assert curve(out) == curve(tmp_path / "unbroken")

@@ -5,6 +5,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import rsbackbones as rsb
 from rsbackbones.integrations.timm import TimmEncoder
@@ -12,6 +15,7 @@ from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.train.engine.config import OptimOptions
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.engine.ema import ParameterEma
+from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.module import TrainModule
 from rsbackbones.train.engine.optim import build_optimizer, build_schedule, start_state
 from rsbackbones.train.finetune.optim import build_optimizer as finetune_optimizer
@@ -157,6 +161,36 @@ def test_beginning_with_a_state_changes_nothing(name):
     options = OptimOptions(name=name, base_lr=1e-2, weight_decay=0.1)
     for with_state, without in zip(trained(options, True), trained(options, False), strict=True):
         assert torch.equal(with_state, without)
+
+
+def test_adafactor_takes_steps_relative_to_the_size_of_a_parameter():
+    """At step t min(rate, 1 / sqrt(t)) of the root mean square: Shazeer and Stern, 2018, algorithm 4."""
+    weight = torch.nn.Parameter(torch.full((4, 3), 2.0))
+    module = torch.nn.Module()
+    module.weight = weight
+    options = OptimOptions(
+        name="adafactor", base_lr=0.5, scaled=False, weight_decay=0, warmup=0, schedule="constant"
+    )
+    optimizer = build_optimizer(module, options, 4096)
+    schedule = build_schedule(optimizer, options, 9)
+    for step in range(1, 10):
+        schedule.step_update(step)
+        before = weight.detach().clone()
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        moved = (before - weight).abs() / before.square().mean().sqrt()
+        assert moved.flatten().tolist() == pytest.approx([min(0.5, step**-0.5)] * 12, rel=1e-4)
+
+
+def test_adafactor_refuses_sharded_parameters():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        module = torch.nn.Linear(4, 4)
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(TrainingError, match=r"adafactor cannot train sharded parameters.*parallel=ddp"):
+            build_optimizer(module, OptimOptions(name="adafactor"), 8)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_moving_average_is_that_of_a_plain_loop(data):

@@ -151,6 +151,21 @@ def test_what_does_not_fit_is_named(argument, expected):
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["seamo_vit_tiny", "croma_vit_tiny"])
+def test_options_without_a_method_are_those_of_the_recipes(name):
+    recipe = RECIPES[name]
+    for changes in ({}, {"decoder_dim": 32}, '{"decoder_dim": 32}'):
+        found = apply_overrides(recipe, {"objective": changes, "stages": ()}).objective
+        assert type(found) is type(recipe.objective)
+    with pytest.raises(ValueError, match=r"unknown key .objective\.contrast_weights"):
+        apply_overrides(recipe, {"objective": {"contrast_weights": 1}})
+    if name == "croma_vit_tiny":  # the name of an option of SeaMo
+        with pytest.raises(ValueError, match=r"unknown key .objective\.mask_ratio., did you mean"):
+            apply_overrides(recipe, {"objective": {"mask_ratio": 0.5}})
+    found = apply_overrides(recipe, {"objective": {"method": "croma"}, "stages": ()}).objective
+    assert type(found).__name__ == "CromaObjective"
+
+
 def test_a_key_twice_and_recipes_that_there_are_not():
     with pytest.raises(ValueError, match="seed is given twice: seed=1 and seed=2"):
         parse("seed=1", "seed=2")

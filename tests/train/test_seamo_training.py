@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -195,6 +196,9 @@ def test_a_dry_run_of_both_phases(data, tmp_path, capsys):
     dry_run(two_phases(data, out), ALONE, sys.stdout)
     said = capsys.readouterr().out
     assert said.count("parameters:") == 2
+    # The encoder is the one that is exported, without the TM block of stage 2.
+    one, two = re.findall(r"of which the encoder's ([\d.]+) M", said)
+    assert one == two
     assert said.index("stage 1:") < said.index("run: 6 steps") < said.index("stage 2:") < said.index("run: 8")
     assert not out.exists()
 

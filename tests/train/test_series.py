@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import rsbackbones as rsb
 from rsbackbones.data.series import DatedImages, model_arguments, read_series, stack_dated
@@ -21,6 +20,7 @@ from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.finetune import finetune, load_finetuned
 from rsbackbones.train.finetune.run import FinetuneRun, build_model
 from rsbackbones.train.pretraining import PretrainRun, pretrain
+from tests.forked import spawn
 from tests.models.examples import small
 from tests.train.series_runs import (
     SIDE,
@@ -225,7 +225,7 @@ def test_a_run_over_series_trains_and_says_what_it_saw(folder, tmp_path):
 
 def test_two_processes_train_as_one(tmp_path):
     write_series(tmp_path)
-    mp.spawn(work, args=(2, str(tmp_path)), nprocs=2)
+    spawn(work, args=(2, str(tmp_path)), nprocs=2)
     two = torch.load(tmp_path / "results.pt", weights_only=True)
     one = curves(Path(tmp_path), ALONE)
     assert two.keys() == one.keys()

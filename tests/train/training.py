@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from rsbackbones.train.engine.checkpoint import finished, step_of
 from rsbackbones.train.engine.config_io import apply_overrides, to_json
 from rsbackbones.train.recipe import Part, Recipe
 from rsbackbones.train.recipes import RECIPES
+from tests.forked import Forked
 
 BANDS = {m: spec.bands for m, spec in SSL4EO_S12.items()}
 SIDE = 32
@@ -89,8 +91,15 @@ ENVIRONMENT = {
 }
 
 
-def start(arguments: list[str], log: Path, limits: object = None) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, its output in ``log``; ``limits`` is called in the process."""
+def start(
+    arguments: list[str], log: Path, limits: Callable[[], object] | None = None, *, fresh: bool = False
+) -> Forked | subprocess.Popen[bytes]:
+    """Start a command in a session of its own, its output in ``log``; ``limits`` is called in the process.
+
+    ``fresh``: in a new interpreter, as on the command line. A fork of one begins five seconds sooner.
+    """
+    if not fresh:
+        return Forked(arguments, log, env=os.environ | ENVIRONMENT, limits=limits)
     with log.open("ab") as file:
         return subprocess.Popen(
             arguments, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT,
@@ -98,9 +107,9 @@ def start(arguments: list[str], log: Path, limits: object = None) -> subprocess.
         )  # fmt: skip
 
 
-def run(arguments: list[str], log: Path, code: int = 0) -> str:
+def run(arguments: list[str], log: Path, code: int = 0, *, fresh: bool = False) -> str:
     """Run a command to its end, check its exit code and return what it said."""
-    process = start(arguments, log)
+    process = start(arguments, log, fresh=fresh)
     try:
         assert process.wait(DEADLINE) == code, log.read_text()[-6000:]
     finally:
@@ -108,7 +117,7 @@ def run(arguments: list[str], log: Path, code: int = 0) -> str:
     return log.read_text()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: Forked | subprocess.Popen[bytes]) -> None:
     """Kill a process and all below it."""
     for pid in [*descendants(process.pid), process.pid]:
         kill(pid)
@@ -143,7 +152,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, process: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
+def wait_until(
+    condition, process: Forked | subprocess.Popen[bytes] | None = None, log: Path | None = None
+) -> None:
     """Wait for a condition; fail when the process ends before it, or after the deadline."""
     deadline = time.monotonic() + DEADLINE
     while not condition():

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub_client import finish_client, run_client, start_client
+from tests.hub_client import Client, finish_client, run_client, start_client
 from tests.loopback_hub import LoopbackHub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -103,7 +103,7 @@ class Zoo:
         for link in (self.blobs.parent / "snapshots").rglob("*"):
             assert link.exists()
 
-    def start(self, code: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, code: str, **options: Any) -> Client:
         manifest = str(self.folder / "manifest.json")
         code = FETCH + CREATE + code
         return start_client(code, self.hub, self.home, RSBACKBONES_MANIFEST=manifest, **options)
@@ -375,7 +375,7 @@ import rsbackbones
 rsbackbones.create_model("croma_vit_tiny")
 report(models=rsbackbones.list_models(), weights=len(rsbackbones.list_weights()))
 """
-    report = run_client(code, None, zoo.home, HF_HUB_DISABLE_TELEMETRY="0").report
+    report = run_client(code, None, zoo.home, fresh=True, HF_HUB_DISABLE_TELEMETRY="0").report
     assert "croma_vit_tiny" in report["models"]
 
 
@@ -530,7 +530,7 @@ def test_killed_in_mid_download(zoo: Zoo) -> None:
     waiter = zoo.start("report(a=attempt(fetch, 'a'))")
     wait_for(lambda: len(zoo.hub.requests("/a.", "HEAD")) == 2, "the second process's HEAD")
     time.sleep(0.2)
-    owner.kill()
+    owner.process.kill()
     finish_client(owner)
     found = finish_client(waiter).report
     assert found["a"].get("ok") == sha256(zoo.data["a"])

@@ -28,6 +28,9 @@ DEVIATIONS = {
 # The table standardizes where pretraining clipped to mean +- 2 standard deviations and stored 8 bits.
 CLIPPED = [n for n in TABLE if ".ssl4eo_s12_" in n and (n.endswith("_s1") or "_softcon_" in n)]
 DEVIATIONS |= dict.fromkeys(CLIPPED, "not clipped to 8 bits")
+# The authors' ToTensor (cvtorchvision 0.0.1) divides float32 above 1 by 255, and nothing else is done.
+SSL4ECO = [n for n in TABLE if ".ssl4eco_" in n]
+DEVIATIONS |= dict.fromkeys(SSL4ECO, "divided by 10000, not by 255")
 
 
 def contract(entry):
@@ -239,6 +242,17 @@ def test_measured_values_are_not_taken_for_bytes(name):
     some_of_them({modality: stored[[spec.bands.index(band) for band in some]]})
 
 
+@pytest.mark.parametrize("name", SSL4ECO)
+def test_ssl4eco_gets_digital_numbers_over_255(name):
+    modality, spec = contract(find_entry(name))
+    dn = np.random.default_rng(0).integers(2, 9000, (len(spec.bands), 8, 8)).astype(np.uint16)
+    found = preprocessing(find_entry(name))({modality: dn})[modality].numpy()
+    np.testing.assert_allclose(found, dn.astype(np.float32) / 255, rtol=1e-6)
+    if modality == "s2":
+        found = preprocessing(find_entry(name), units={"s2": "reflectance"})({"s2": dn / 10000})["s2"].numpy()
+        np.testing.assert_allclose(found, dn.astype(np.float32) / 255, rtol=1e-5)
+
+
 def test_ndvi_is_computed_where_the_bands_do_not_have_it():
     entry = find_entry("resnet50.ssl4eco_seco_eco_s2_ndvi")
     _, spec = contract(entry)
@@ -249,13 +263,13 @@ def test_ndvi_is_computed_where_the_bands_do_not_have_it():
     ndvi = np.clip((nir - red) / (nir + red + 0.00001), 0, None)
     ndvi = (ndvi * 10000).astype(np.uint16)
     given = np.concatenate([dn, ndvi[None]])
-    expected = given / 10000
+    expected = given / 255
     found = preprocessing(entry)({"s2_ndvi": given})["s2_ndvi"].numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     for units, raw in (({}, dn), ({"s2_ndvi": "dn_baseline_0400"}, dn.astype(int) + 1000)):
         found = preprocessing(entry, bands={"s2_ndvi": bands}, units=units)({"s2_ndvi": raw})["s2_ndvi"]
-        np.testing.assert_allclose(found.numpy()[:8], expected[:8], atol=1e-6)
-        assert (np.abs(found.numpy()[8] - expected[8]) <= 1.1e-4).all()
+        np.testing.assert_allclose(found.numpy()[:8], expected[:8], rtol=1e-6)
+        assert (np.abs(found.numpy()[8] - expected[8]) <= 1.1 / 255).all()  # a digital number of rounding
     ratio = np.concatenate([dn / 10000, ndvi[None] / 10000])  # in the unit of the bands beside it
     with pytest.raises(ValueError, match=r"NDVI goes to 1 at most.*times 10000; leave it out"):
         preprocessing(entry, units={"s2_ndvi": "reflectance"})({"s2_ndvi": ratio})
@@ -277,7 +291,7 @@ def test_a_unit_that_nobody_states_is_asked_for(name):
 
 def test_pictures_have_no_other_unit_where_nobody_states_how_they_were_made():
     entry = find_entry("resnet50.fmow_gassl_rgb")
-    with pytest.raises(ValueError, match="unit must be one of uint8, uint8_rgb, got 'reflectance'"):
+    with pytest.raises(ValueError, match="unit must be one of uint8, rgb8, got 'reflectance'"):
         preprocessing(entry, units={"rgb": "reflectance"})
 
 
@@ -287,7 +301,7 @@ def test_pictures_get_imagenets_statistics_where_the_network_saw_pictures(name):
     modality, _ = contract(find_entry(name))
     x = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.uint8)
     mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    found = preprocessing(find_entry(name), units={modality: "uint8_rgb"})({modality: x})[modality].numpy()
+    found = preprocessing(find_entry(name), units={modality: "rgb8"})({modality: x})[modality].numpy()
     np.testing.assert_allclose(found, (x / 255 - mean) / std, atol=1e-5)
 
 

@@ -47,7 +47,7 @@ def open_labelled(
     - ``torchgeo:NAME``, with ``root`` (:mod:`rsbackbones.data.labelled.torchgeo_sets`).
 
     Of pictures, 8 bits of red, green and blue, the bands are ``s2`` B04, B03 and B02, and the unit is
-    ``uint8_rgb``: value / 255 is the model's input.
+    ``rgb8``: 255 is a reflectance of 0.275 (:mod:`rsbackbones.preprocess`).
 
     Args:
         path: what to open.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.classes import LabelCodes
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task, label_scale
 from rsbackbones.data.labelled.splits import stated_splits
@@ -31,7 +32,9 @@ def build_dataset(
     splits: Sequence[str | None] | None,
     read: Callable[[int], dict[str, Array]],
     content: Any,
+    files: Sequence[InputFiles],
     notes: Sequence[str] = (),
+    pixel_m: float | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -48,7 +51,10 @@ def build_dataset(
         splits: the split of every sample in the words of the files; ``None`` where they state none.
         read: index -> raw arrays by the keys of ``bands``, and ``"label"`` as the file holds it.
         content: changes when the files do.
+        files: those of each sample, or one for all. They are checked whenever a sample is read, so that the
+            sample is of the files that ``content`` is of.
         notes: what a user should read beside the numbers.
+        pixel_m: the side of a pixel in meters, where files state it.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -106,9 +112,10 @@ def build_dataset(
         ids=ids,
         splits=stated,
         labels=numbers,
-        read=_CheckedRead(read, kept, ids, of, keys, codes, task),
+        read=_CheckedRead(read, kept, ids, of, keys, codes, task, tuple(files)),
         digest=digest.hexdigest(),
         notes=tuple(notes),
+        pixel_m=pixel_m,
     )
 
 
@@ -163,10 +170,14 @@ class _CheckedRead:
     keys: Mapping[str, str]
     codes: LabelCodes
     task: Task
+    files: tuple[InputFiles, ...]
 
     def __call__(self, index: int) -> dict[str, Array]:
         try:
-            return self._read(self.source(int(self.kept[index])))
+            number = int(self.kept[index])
+            sample = self._read(self.source(number))
+            self.files[number if len(self.files) > 1 else 0].check()
+            return sample
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.ids[index]}: {error}") from error
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import LabelCodes
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
@@ -14,6 +15,7 @@ from rsbackbones.data.labelled.image_files import (
     ImageFiles,
     ZipMembers,
     find_files,
+    input_files,
     is_image,
 )
 from rsbackbones.data.labelled.splits import split_of
@@ -37,13 +39,11 @@ def read_class_folders(
     archive = ZipMembers(path) if path.is_file() else None
     if archive is None:
         files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-        stats = {name: file.stat() for name, file in files.items() if is_image(name)}
-        content = {name: (s.st_size, s.st_mtime_ns) for name, s in stats.items()}
+        names = [name for name in files if is_image(name)]
     else:
-        content = {name: facts for name, facts in sorted(archive.members.items()) if is_image(name)}
-    if not content:
+        names = [name for name in sorted(archive.members) if is_image(name)]
+    if not names:
         raise ValueError(f"{path} holds no JPEG, PNG or GeoTIFF images")
-    names = list(content)
     top = _common_folder(names)
     below = [PurePosixPath(name).relative_to(top) for name in names]
     depth = 3 if len(below[0].parts) == 3 and all(split_of(p.parts[0]) for p in below if p.parts) else 2
@@ -66,6 +66,7 @@ def read_class_folders(
         raise ValueError(f"{path} holds images of one class ({labels[0]}): there is nothing to tell apart")
     paths = [Path(name) if archive else path / name for name in names]
     files_of = find_files(paths[:1], [None], bands, sensors, archive, units=units)
+    inputs = [InputFiles(plain=[path])] if archive else [input_files([p]) for p in paths]
     return build_dataset(
         name=path.stem,
         task="classes",
@@ -77,8 +78,10 @@ def read_class_folders(
         labels=labels,
         splits=words,
         read=partial(_read, files_of, paths),
-        content=content,
+        content=[archive.members[name] for name in names] if archive else [f.facts for f in inputs],
+        files=inputs,
         notes=(PICTURE_NOTE,) if files_of.pictures else (),
+        pixel_m=files_of.pixel_m,
     )
 
 

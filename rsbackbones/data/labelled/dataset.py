@@ -29,7 +29,7 @@ class LabelledDataset:
         task: what a label is.
         classes: their names; K of them.
         bands: by modality (``s2``, ``s1``) the names of the channels, in the order of the images.
-        units: by modality, as ``create_preprocess`` knows them, or ``"uint8_rgb"``.
+        units: by modality, as ``create_preprocess`` knows them, or ``"rgb8"``.
         sensors: by modality the sensor of its bands, where it is not the modality's own.
         ids: of every sample, unique.
         splits: the indices of the samples of ``train``, ``val`` and ``test``, as far as they exist.
@@ -37,6 +37,7 @@ class LabelledDataset:
         read: index -> by modality the raw image [C, H, W] (``change``: [2, C, H, W], the earlier date first),
             and under ``"label"`` the map [s H, s W] int64 of ``pixels`` and ``change``, -1 where it is
             ignored; s is 1, or more where labels are finer than images.
+        pixel_m: the side of a pixel in meters, where files state it.
         series: whether samples are series, [T, C, H, W] by modality, of any T. ``read`` then may also give
             ``"s2_dates"``, the dates [T] of its images (days since 1970-01-01, or datetime64), and
             ``"s2_valid"``, booleans [T], False for missing images. Images with NaN or without any value but
@@ -58,6 +59,7 @@ class LabelledDataset:
     digest: str
     notes: tuple[str, ...] = ()
     series: bool = False
+    pixel_m: float | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

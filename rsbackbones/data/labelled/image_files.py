@@ -11,16 +11,25 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.data.rasters import RasterStack, find_bands, open_raster
-from rsbackbones.sensors import SEARCHED_SENSORS, UINT8_RGB, get_sensor
+from rsbackbones.data.raster_path import check_regular_file
+from rsbackbones.data.rasters import (
+    RasterStack,
+    check_fits_memory,
+    find_bands,
+    not_understood,
+    open_raster,
+    reading,
+)
+from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
 
 PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
 _COLORS = ("red", "green", "blue")  # which every optical sensor knows
 Bands = Mapping[str, Sequence[str]]
-PICTURE_NOTE = "8-bit pictures: value / 255 is the model's input, without statistics"
+PICTURE_NOTE = "the images are 8-bit pictures of red, green and blue"
 
 
 def is_image(name: str) -> bool:
@@ -37,7 +46,8 @@ class ImageFiles:
         pictures: files hold 8-bit red, green and blue, or three bands that the user named.
         names: for every file of a sample the names of its channels, ``None``: as the files describe them.
         archive: the paths are of members of this zip file.
-        stated: by sensor the units that the user named; GeoTIFFs of 8 bits need one.
+        stated: by sensor the units that the user named, or else the files; GeoTIFFs of 8 bits need one.
+        pixel_m: the side of a pixel in meters, where the files are georeferenced.
     """
 
     bands: Mapping[str, tuple[str, ...]]
@@ -45,10 +55,11 @@ class ImageFiles:
     names: tuple[tuple[str, ...] | None, ...]
     archive: "ZipMembers | None" = None
     stated: Mapping[str, str] = field(default_factory=dict)
+    pixel_m: float | None = None
 
     @property
     def units(self) -> dict[str, str]:
-        return {**(dict.fromkeys(self.bands, UINT8_RGB) if self.pictures else {}), **self.stated}
+        return {**(dict.fromkeys(self.bands, RGB8) if self.pictures else {}), **self.stated}
 
     def read(self, paths: Sequence[Path]) -> dict[str, Array]:
         """Return by sensor [C, H, W]: uint8 of pictures; float32 of rasters, NaN where there is no data.
@@ -66,12 +77,19 @@ class ImageFiles:
                 if lacking := [b for b in bands if b not in stack.bands.get(m, ())]:
                     raise ValueError(
                         f"{paths[0].name} has no {m} {', '.join(lacking)}, which others of the set have"
+                        f"{not_understood(stack.ignored)}"
                     )
             arrays, valid = stack.read()
         images = {m: arrays[m][[stack.bands[m].index(b) for b in bands]] for m, bands in self.bands.items()}
         if not valid.all():
             images = {m: np.where(valid, x, np.float32(np.nan)) for m, x in images.items()}
         return images
+
+
+def input_files(paths: Sequence[Path]) -> InputFiles:
+    """Return the files behind the images and maps of a sample."""
+    plain = [path for path in paths if path.suffix.lower() in PICTURES]
+    return InputFiles([path for path in paths if path not in plain], plain=plain)
 
 
 def find_files(
@@ -128,7 +146,9 @@ def find_files(
             raise ValueError(f"{path.name}: {', '.join(twice)} is in another file of the sample too")
         held |= {m: tuple(held_here) for m, held_here in found_bands.items()}
         of_files.append(channels)
-    return ImageFiles(held, False, tuple(of_files), stated=stated)
+    with RasterStack(list(paths), tuple(held), names=of_files, units=stated) as stack:
+        stated, pixel = stack.stated_units | stated, stack.grid.pixel_in_meters
+    return ImageFiles(held, False, tuple(of_files), stated=stated, pixel_m=pixel)
 
 
 def read_map(path: Path) -> Array:
@@ -203,6 +223,8 @@ def _picture(path: Path, archive: ZipMembers | None) -> Array:
 def _pixels(path: Path, archive: ZipMembers | None, modes: tuple[str, ...]) -> Array:
     from PIL import Image, UnidentifiedImageError
 
+    if archive is None:
+        check_regular_file(path)
     try:
         with Image.open(path if archive is None else io.BytesIO(archive.read(path.as_posix()))) as image:
             if image.mode not in modes:
@@ -215,10 +237,9 @@ def _pixels(path: Path, archive: ZipMembers | None, modes: tuple[str, ...]) -> A
 
 
 def _array(raster: Any, index: int | None) -> Array:
-    from rasterio.errors import RasterioIOError
-
-    try:
+    check_fits_memory(
+        raster.name, (raster.count if index is None else 1, *raster.shape), np.dtype(raster.dtypes[0])
+    )
+    with reading(raster):
         array: Array = raster.read() if index is None else raster.read(index)
-    except RasterioIOError as error:
-        raise ValueError(f"cannot read {raster.name}: {error.__cause__ or error}") from error
     return array

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes, found_pixel_classes
 from rsbackbones.data.labelled.dataset import SPLITS, Array, LabelledDataset, Task
 from rsbackbones.data.labelled.npz_reader import BandArrays, NpzReader
 from rsbackbones.data.labelled.splits import find_ids
 from rsbackbones.data.npz_archive import NpzArchive
+from rsbackbones.files.bounds import read_yaml
 from rsbackbones.sensors import SENSORS, get_sensor
 
 _SERIES = (
@@ -121,6 +123,7 @@ def read_npz(
             label,
             [[(name, file.facts[name]) for name in sorted(used & set(file.facts))] for file in files],
         ],
+        files=[InputFiles(plain=[file.path for file in files])],
     )
 
 
@@ -130,11 +133,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or holds no mapping.
     """
-    import yaml  # type: ignore[import-untyped,unused-ignore]
-
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        held = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
         raise ValueError(f"{path}: expected a mapping such as 's2: images', got {type(held).__name__}")

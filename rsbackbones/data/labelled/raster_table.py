@@ -12,7 +12,14 @@ import numpy as np
 from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task
-from rsbackbones.data.labelled.image_files import PICTURE_NOTE, Bands, ImageFiles, find_files, read_map
+from rsbackbones.data.labelled.image_files import (
+    PICTURE_NOTE,
+    Bands,
+    ImageFiles,
+    find_files,
+    input_files,
+    read_map,
+)
 from rsbackbones.sensors import SEARCHED_SENSORS
 
 _SEVERAL = re.compile(r"[;|]")
@@ -86,6 +93,7 @@ def read_raster_table(
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:
         notes.append(f"columns of {table.name} that are not used: {', '.join(unused)}")
+    inputs = [input_files([*paths, *(masks[i : i + 1] if masks else ())]) for i, paths in enumerate(files)]
     return build_dataset(
         name=folder.resolve().name,
         task=task,
@@ -97,9 +105,10 @@ def read_raster_table(
         labels=labels,
         splits=[row["split"] or None for row in rows] if "split" in columns else None,
         read=partial(_read, files_of, files, masks, change),
-        content=[images, kinds]
-        + [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every],
+        content=[images, kinds, [sample.facts for sample in inputs]],
+        files=inputs,
         notes=notes,
+        pixel_m=files_of.pixel_m,
     )
 
 

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
-from rsbackbones.sensors import UINT8_RGB
+from rsbackbones.sensors import RGB8
 
 PREFIX = "torchgeo:"
 _TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 _THIRTEEN = (*_TWELVE[:10], "B10", "B11", "B12")
 _SPLITS = {name: {"split": name} for name in ("train", "val", "test")}
+_UNITS = {"s2": "dn", "s1": "db"}  # in all files of these data sets but pictures
 _WHOLE_DB = "torchgeo reads the radar bands as whole decibels"
 
 
@@ -37,7 +39,7 @@ class Known:
         label: of a sample, where labels are not maps, without reading its images.
         splits: the arguments that open each.
         options: further arguments.
-        units: by sensor, where it is not that of the sensor.
+        units: by sensor, where it is not :data:`_UNITS`.
         take: (data set, sample of torchgeo, sensor) -> the image, where it is not under ``image``.
         mask: the label map of a sample of torchgeo.
         notes: what a user should know.
@@ -156,7 +158,7 @@ KNOWN: dict[str, Known] = {
         classes=lambda ds: ds.classes,
         files=lambda ds, i: [ds.imgs[i][0]],
         label=lambda ds, i: ds.targets[i],
-        units={"s2": UINT8_RGB},
+        units={"s2": RGB8},
         notes=("8-bit pictures: value / 255 is the model's input, without statistics",),
     ),
 }  # fmt: skip
@@ -202,27 +204,23 @@ def read_torchgeo(name: str, root: Path) -> LabelledDataset:
     if known.label is not None:
         found = [known.label(next(iter(opened[split].values())), i) for split, i in places]
         labels = np.stack(found) if known.task == "multilabel" else [int(label) for label in found]
+    if missing := [path for paths in files for path in paths if not Path(path).exists()]:
+        raise ValueError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}")
+    inputs = [InputFiles(plain=map(Path, paths)) for paths in files]
     return build_dataset(
         name=name,
         task=known.task,
         bands=known.bands,
-        units=known.units,
+        units={sensor: _UNITS[sensor] for sensor in known.bands} | dict(known.units),
         ids=[Path(paths[0]).relative_to(root).as_posix() for paths in files],
         codes=LabelCodes.of(known.classes(first)),
         labels=labels,
         splits=[split for split, _ in places],
         read=_Read(name, opened, tuple(places)),
-        content=[[_facts(Path(path)) for path in paths] for paths in files],
+        content=[sample.facts for sample in inputs],
+        files=inputs,
         notes=known.notes,
     )
-
-
-def _facts(path: Path) -> tuple[str, int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    return path.name, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder ``step_NNNNNNNNN`` written by torch.distributed.checkpoint (DCP): sharded, and
 loadable with another number of processes. ``complete.json`` has the size and sha256 of every file. The folder
-is written under a temporary name and renamed. DCP does not detect flipped bytes and unpickles the files, so
-hashes are compared first, and only a run's own folder is ever read.
+is written under a temporary name and renamed. DCP does not detect flipped bytes, so hashes are compared
+first.
 """
 
 import json
@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
 from rsbackbones.train.engine.config import SaveOptions
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.engine.errors import TrainingError
@@ -158,7 +158,7 @@ class Checkpoints:
             kept = finished(self.folder)
             raise TrainingError(
                 f"cannot write a checkpoint to {self.folder}, where {shutil.disk_usage(self.folder).free} "
-                f"bytes are free: {_first_line(error)}. "
+                f"bytes are free: {first_line(error)}. "
                 + (f"The newest whole one is {kept[0].name}" if kept else "There is none yet")
                 + "; make room and run again to go on"
             ) from error
@@ -180,10 +180,10 @@ class Checkpoints:
                 complete = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
                 try:
                     state = make_state(complete["world_size"])
-                    load(state, checkpoint_id=path, process_group=self._group)
+                    load_checkpoint(state, path, process_group=self._group)
                 except CheckpointException as error:  # which no `except Exception` would catch
                     raise TrainingError(
-                        f"{path} is whole, and cannot be read into this run: {_first_line(error)}"
+                        f"{path} is whole, and cannot be read into this run: {first_line(error)}"
                     ) from error
             if wrong is None:
                 return step_of(path)
@@ -227,7 +227,7 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _first_line(error: BaseException | None) -> str:
+def first_line(error: BaseException | None) -> str:
     """Return the cause in one line: DCP wraps the errors of all processes in a text of many lines."""
     if isinstance(error, CheckpointException) and error.failures:
         inner = next(iter(error.failures.values()))

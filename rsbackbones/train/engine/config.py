@@ -49,19 +49,25 @@ class OptimOptions:
     """The optimizer and the schedule of its learning rate: linear warm-up, then cosine to zero.
 
     Attributes:
-        name: a timm optimizer. Only optimizers whose state is initialized to zeros are supported (not LAMB).
-        base_lr: the peak learning rate is ``base_lr`` x global batch / 256.
+        name: a timm optimizer, or torch's ``adafactor``. Only optimizers whose state is initialized to zeros
+            are supported (not LAMB). The learning rate of ``adafactor`` is relative: at step t at most
+            1 / sqrt(t), times the root mean square of a parameter.
+        base_lr: the peak learning rate; if ``scaled``, times global batch / 256.
+        scaled: scale ``base_lr`` with the batch.
         betas: decay rates of the moment estimates.
         weight_decay: for weights of two or more dimensions. Biases, norms, tokens and temperatures have none.
         warmup: share of all steps in which the learning rate rises.
+        schedule: of the learning rate after the warm-up: ``cosine``, or ``constant``.
         clip_grad: largest norm of the gradient; ``None``: no limit.
     """
 
-    name: Literal["adamw", "adam", "nadamw", "radamw", "lion", "lars", "sgd", "sgdw"] = "adamw"
+    name: Literal["adamw", "adam", "nadamw", "radamw", "lion", "lars", "sgd", "sgdw", "adafactor"] = "adamw"
     base_lr: Positive = 4e-6
+    scaled: bool = True
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
     weight_decay: NonNegative = 0.01
     warmup: ShareBelowOne = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
     clip_grad: Positive | None = None
 
 

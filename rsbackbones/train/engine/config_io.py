@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rsbackbones.files.json_value import parse_value
 from rsbackbones.train.engine.config import RunOptions
 
 R = TypeVar("R", bound=RunOptions)
@@ -58,7 +59,8 @@ def apply_overrides(recipe: R, changes: Mapping[str, Any]) -> R:
     Args:
         recipe: the recipe.
         changes: by key. Dots name a field within a field, or an element of a list by its index from 0:
-            ``optim.base_lr``, ``data.parts.0.repeats``, ``stages.1.data.root``.
+            ``optim.base_lr``, ``data.parts.0.repeats``, ``stages.1.data.root``. A dictionary without
+            ``method`` has the options of the recipe's method; those that it leaves out have their defaults.
 
     Raises:
         ValueError: an unknown key, or a value that does not fit.
@@ -74,6 +76,9 @@ def apply_overrides(recipe: R, changes: Mapping[str, Any]) -> R:
                 raise ValueError(f"unknown key {key!r}: {'.'.join(path[:depth])} has no fields")
             place: Any = _index(inner, path, depth, key) if isinstance(inner, list) else name
             if depth == len(path) - 1:
+                before = inner.get(place) if isinstance(inner, dict) else inner[place]
+                if isinstance(value, Mapping) and isinstance(before, Mapping) and "method" in before:
+                    value = {"method": before["method"], **value}
                 inner[place] = value
             else:
                 inner = inner.setdefault(name, {}) if isinstance(inner, dict) else inner[place]
@@ -260,18 +265,11 @@ def _parse_value(key: str, text: str, hint: Any) -> Any:
         return None
     if any(typing.get_origin(kind) in (tuple, dict) for kind in kinds):
         if not text.startswith(("[", "{")):
-            return [_read_json(item) for item in text.split(",")]
+            return [parse_value(item) for item in text.split(",")]
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{key}: {text!r} is not JSON: {error}") from error
     if any(kind in (str, Path) or typing.get_origin(kind) is typing.Literal for kind in kinds):
         return text
-    return _read_json(text)
-
-
-def _read_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    return parse_value(text)

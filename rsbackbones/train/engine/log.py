@@ -57,7 +57,7 @@ class RunLog:
 
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
-    def step(self, line: dict[str, float] | None) -> None:
+    def step(self, line: dict[str, Any] | None) -> None:
         """Count a step, and log ``line`` if it is given."""
         self._bar.update()
         if not self.enabled or line is None:
@@ -70,7 +70,7 @@ class RunLog:
         )
         if self._board is not None:
             for name, value in line.items():
-                if name != "step":
+                if name not in ("step", "task"):
                     self._board.add_scalar(name, value, line["step"])
 
     def say(self, text: str) -> None:
@@ -92,9 +92,8 @@ def loss_table(folder: Path, rows: int = 10) -> str:
     lines = read_log(folder)
     if not lines:
         return ""
-    names = [
-        n for n in dict.fromkeys(n for line in lines for n in line) if not n.startswith(("step", "epoch"))
-    ]
+    logged = dict.fromkeys(n for line in lines for n in line)
+    names = [n for n in logged if n != "task" and not n.startswith(("step", "epoch"))]
     size = -(-len(lines) // rows)
     table = []
     for i in range(0, len(lines), size):

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, Protocol
 
+import torch
 from timm.optim import (  # type: ignore[attr-defined]
     create_optimizer_v2,
     param_groups_layer_decay,
@@ -10,10 +11,12 @@ from timm.optim import (  # type: ignore[attr-defined]
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler  # type: ignore[attr-defined]
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rsbackbones.layers.weight_decay import find_no_weight_decay
 from rsbackbones.train.engine.config import OptimOptions
+from rsbackbones.train.engine.errors import TrainingError
 
 
 class Schedule(Protocol):
@@ -23,14 +26,60 @@ class Schedule(Protocol):
         """Set the learning rates of step ``num_updates``."""
 
 
+class ScaledRate(Protocol):
+    """Options of an optimizer that state a learning rate."""
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate for a batch of 256, or for any."""
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it is proportional to the batch."""
+
+
 def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:
-    """Build the optimizer of a module, with learning rate ``base_lr`` x ``batch_size`` / 256."""
-    lr = options.base_lr * batch_size / 256
-    extra: dict[str, Any] = {"betas": options.betas}
-    if options.name in ("adam", "adamw"):
+    """Build the optimizer of a module, for a global batch size."""
+    lr = learning_rate(options, batch_size)
+    return create_optimizer(
+        parameter_groups(module, options.weight_decay), options.name, lr, betas=options.betas
+    )
+
+
+def learning_rate(options: ScaledRate, batch_size: int) -> float:
+    """Return the learning rate for a global batch size (linear scaling, Goyal et al., arXiv 1706.02677)."""
+    return options.base_lr * batch_size / 256 if options.scaled else options.base_lr
+
+
+def create_optimizer(
+    groups: list[dict[str, Any]],
+    name: str,
+    lr: float,
+    *,
+    betas: tuple[float, float],
+    momentum: float | None = None,
+) -> Optimizer:
+    """Build an optimizer of parameter groups, which have their weight decay.
+
+    ``momentum`` gives plain SGD; without it ``sgd`` is timm's, with Nesterov's momentum of 0.9.
+
+    Raises:
+        TrainingError: torch's Adafactor cannot train sharded parameters.
+    """
+    if name == "adafactor":
+        if any(isinstance(p, DTensor) for group in groups for p in group["params"]):
+            raise TrainingError(
+                "optim.name=adafactor cannot train sharded parameters (torch's does not support them): pass "
+                "parallel=ddp, or another optimizer"
+            )
+        # timm's has a first moment and an absolute learning rate if it is given betas.
+        return torch.optim.Adafactor(groups, lr)
+    if name == "sgd" and momentum is not None:
+        return torch.optim.SGD(groups, lr, momentum=momentum)
+    extra: dict[str, Any] = {"betas": betas}
+    if name in ("adam", "adamw"):
         extra["fused"] = True  # one pass over the parameters instead of ten
-    groups = parameter_groups(module, options.weight_decay)
-    return create_optimizer_v2(groups, opt=options.name, lr=lr, weight_decay=0.0, **extra)
+    return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **extra)
 
 
 def parameter_groups(
@@ -54,8 +103,8 @@ def parameter_groups(
 
 
 def build_schedule(optimizer: Optimizer, options: OptimOptions, steps: int) -> Schedule:
-    """Build the schedule of pretraining over all steps: linear warm-up, then cosine to zero."""
-    return warmup_schedule(optimizer, "cosine", steps=steps, warmup=round(options.warmup * steps))
+    """Build the schedule of pretraining over all steps: linear warm-up, then cosine to zero or constant."""
+    return warmup_schedule(optimizer, options.schedule, steps=steps, warmup=round(options.warmup * steps))
 
 
 def warmup_schedule(

@@ -2,14 +2,14 @@
 
 import json
 import re
-import sys
-import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
+from rsbackbones.files.lock import LOCK, LockedError, exclusive
 from rsbackbones.train.engine.config import RunOptions
 from rsbackbones.train.engine.config_io import differences, from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext
@@ -34,17 +34,15 @@ class RunDir:
 
     def __init__(self, path: Path, processes: DistributedContext) -> None:
         self.path = path
-        self._lock: TextIO | None = None
+        self._lock = ExitStack()
         problem = None
         if processes.is_main_process:
             try:
-                path.mkdir(parents=True, exist_ok=True)
-                self._lock = _locked(path / "lock")
-            except OSError as error:
-                problem = f"cannot write to the output folder {path}: {error.strerror}"
-            else:
-                if self._lock is None:
-                    problem = f"another job is running in {path} (it holds {path / 'lock'})"
+                self._lock.enter_context(exclusive(path, patience=_LOCK_PATIENCE_S))
+            except LockedError:
+                problem = f"another job is running in {path} (it holds {path / LOCK})"
+            except ValueError as error:
+                problem = str(error)
         if problem := processes.broadcast_from_rank0(problem):
             raise TrainingError(f"{problem}; choose another with output=")
 
@@ -52,8 +50,7 @@ class RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
 
     def open(self, recipe: RunOptions, sources: list[dict[str, Any]]) -> None:
         """Save the recipe, or compare it with the saved one. Called on the first process only.
@@ -83,9 +80,7 @@ class RunDir:
                 )
             return
         if foreign := sorted(
-            p.name
-            for p in self.path.iterdir()
-            if p.name not in ("lock", "recipe.json.tmp") and not _STAGE.fullmatch(p.name)
+            p.name for p in self.path.iterdir() if p.name != LOCK and not _STAGE.fullmatch(p.name)
         ):
             raise TrainingError(
                 f"{self.path} is not empty and not an rsbackbones run: it holds {', '.join(foreign[:8])}; "
@@ -116,31 +111,3 @@ def read_log(path: Path, name: str = METRICS) -> list[Mapping[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def _locked(path: Path) -> TextIO | None:
-    """Open and lock a file; ``None`` where another process has it."""
-    file = path.open("a", encoding="utf-8")
-    end = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            _lock_file(file)
-        except (BlockingIOError, PermissionError):
-            if time.monotonic() > end:
-                file.close()
-                return None
-            time.sleep(0.2)
-        else:
-            return file
-
-
-def _lock_file(file: TextIO) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        # Not flock, which the loader's workers would inherit and hold when this process is killed.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -82,9 +82,10 @@ class BatchPlan:
                 )
         for i, (length, repeat) in enumerate(zip(self.lengths, self.repeats, strict=True)):
             if length * repeat < self.batch_size:
+                task = f" of the task {self.tasks[i]}" if any(self.tasks) else ""
                 raise ValueError(
-                    f"source {i} has {length} samples, {repeat} times an epoch, which is less than one batch "
-                    f"of {self.batch_size}; lower batch_size or raise the repeats of the source"
+                    f"source {i}{task} has {length} samples, {repeat} times an epoch, which is less than one "
+                    f"batch of {self.batch_size}; lower batch_size or raise the repeats of the source"
                 )
 
     @property

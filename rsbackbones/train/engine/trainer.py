@@ -178,6 +178,7 @@ class Trainer:
         began, clock = time.perf_counter(), StepClock()
         batches = run.batches(step, end)
         status = "finished"
+        last_losses: dict[str, torch.Tensor] = {}  # by task
         with closing(log), closing(batches):
             if start is not None:
                 run.on_step_end(step, self.folder.path, log)
@@ -199,16 +200,20 @@ class Trainer:
                     self._abort_on_nan(step, of_step, parts)
                 if flags[1]:
                     self.skipped.add(new_bad, log)
+                task = run.step(step).task
+                last_losses = {**(last_losses if config.log_every > 1 else {}), task: parts["loss"]}
                 lr = run.update(of_step, run.step(step), norm)
                 step += 1
                 clock.step()
-                line = None
+                line: dict[str, Any] | None = None
                 if step % config.log_every == 0 or step == end:
-                    names = sorted(parts)
-                    sums = processes.reduce([parts[name].item() for name in names], dist.ReduceOp.SUM)
+                    logged = {**{name: x for name, x in last_losses.items() if name}, **parts}
+                    names = sorted(logged)
+                    sums = processes.reduce([logged[name].item() for name in names], dist.ReduceOp.SUM)
                     means = {n: s / processes.world_size for n, s in zip(names, sums, strict=True)}
                     line = {
                         **self._progress(step),
+                        **({"task": task} if task and config.log_every == 1 else {}),
                         **means,
                         "lr": lr,
                         "grad_norm": norm.item(),

@@ -1,10 +1,11 @@
 """The fine-tuning recipes of the papers, one for every row of their tables.
 
 CROMA: Fuller et al., 2023, appendix A.4.2. SeaMo: section 4.2. AuxMAE: section 4.2 and tables 1 and 2. FoMu:
-appendix D.2 and D.4. Choices that a paper leaves open are marked in a comment. CROMA's and SeaMo's recipes
-have a default ``model``. The architectures of AuxMAE and FoMu are not in the zoo: their recipes need
-``model=NAME``. Every row uses one sensor; pass ``modalities=s2,s1`` to fine-tune on both. The papers' numbers
-were not reproduced here.
+appendix D.2 and D.4. Choices that a paper leaves open are marked in a comment. CROMA's, SeaMo's and AuxMAE's
+recipes have a default ``model``; AuxMAE's also run its baseline and MixMAE (``model=mixmae_vit_b``), with the
+``checkpoint`` of each. The architectures of FoMu are not in the zoo: its recipes need ``model=NAME``. Every
+row uses one sensor; pass ``modalities=s2,s1`` to fine-tune on both. The papers' numbers were not reproduced
+here.
 """
 
 from dataclasses import replace
@@ -76,6 +77,7 @@ _SEAMO_WATER = replace(
 # augmentation (flips and rotations). BigEarthNet has a linear head, label maps have ViT-Lite.
 _AUXMAE = FinetuneRecipe(
     name="auxmae",
+    model="auxmae_vit_b",
     modalities=_OPTICAL,
     views=_NOT_MIXED,
     optim=FinetuneOptim(name="adafactor", base_lr=1e-2, scaled=False, weight_decay=0.0, schedule="constant"),
@@ -84,6 +86,12 @@ _AUXMAE = FinetuneRecipe(
     batch_size=4096,
     head="vit_lite",
     save=_SAVE,
+)
+
+# BigEarthNet is L2A: twelve of the thirteen bands. Its 120 pixels are no multiple of the patch, so they are
+# resized to 128.
+_AUXMAE_LINEAR = replace(
+    _AUXMAE, name="auxmae_bigearthnet", head="linear", views=replace(_NOT_MIXED, size=128)
 )
 
 # Learning rates are not scaled. Images are 512 pixels: random crops of that size are whole images.
@@ -156,8 +164,8 @@ _ROWS = (
     ),
     _SEAMO_WATER,
     replace(_SEAMO_WATER, name="seamo_s1s2_water_s1", modalities=_RADAR),
-    replace(_AUXMAE, name="auxmae_bigearthnet", head="linear"),
-    replace(_AUXMAE, name="auxmae_bigearthnet_frozen", head="linear", freeze=True),
+    _AUXMAE_LINEAR,
+    replace(_AUXMAE_LINEAR, name="auxmae_bigearthnet_frozen", freeze=True),
     # Trained on background, water and clouds, scored on water. The radar images of the set are not used.
     replace(_AUXMAE, name="auxmae_sen1floods11", metric="iou_water"),
     replace(_AUXMAE, name="auxmae_sen1floods11_frozen", metric="iou_water", freeze=True),

@@ -182,6 +182,8 @@ def build_model(recipe: FinetuneRecipe, data: LabelledDataset) -> nn.Module:
     backbone.set_drop_path(recipe.drop_path)
     if data.labels is not None:
         backbone.reset_classifier(len(data.classes))
+        size = recipe.views.size
+        backbone.input_size = None if size is None else (size, size)
         return backbone
     task: Any = data.task
     return dense_model(

@@ -54,20 +54,30 @@ def batch_channels(backbone: ViTBackbone, batch: Batch) -> dict[str, list[int]]:
         )
     channels = {}
     for m in (m for m in backbone.modalities if m in batch.images):
-        own, p, shape = backbone.bands[m], backbone.patch_size, batch.images[m].shape
-        bands = get_sensor(backbone.config.sensors[m]).canonical(batch.bands.get(m, ()))
-        if lacking := [band for band in bands if band not in own]:
+        p, shape = backbone.patch_size, batch.images[m].shape
+        channels[m] = band_positions(m, backbone.bands[m], batch, backbone.config.sensors[m])
+        count = len(channels[m])
+        if len(shape) not in (4, 5) or shape[-3] != count or shape[-2] % p or shape[-1] % p:
             raise ValueError(
-                f"{m}: the batch has band {', '.join(lacking)}, which the backbone lacks; its bands are "
-                f"{', '.join(own)}. Leave it out of the source's bands, or build the backbone with it"
+                f"{m}: expected [B, {count}, H, W] for the bands {', '.join(batch.bands[m])} (a series has a "
+                f"T after B), with H and W multiples of the patch size {p}, got {list(shape)}"
             )
-        if len(shape) not in (4, 5) or shape[-3] != len(bands) or shape[-2] % p or shape[-1] % p:
-            raise ValueError(
-                f"{m}: expected [B, {len(bands)}, H, W] for the bands {', '.join(bands)} (a series has a T "
-                f"after B), with H and W multiples of the patch size {p}, got {list(shape)}"
-            )
-        channels[m] = [own.index(band) for band in bands]
     return channels
+
+
+def band_positions(modality: str, own: tuple[str, ...], batch: Batch, sensor: str) -> list[int]:
+    """Return which of a network's ``own`` bands of a modality the channels of a batch are.
+
+    Raises:
+        ValueError: the batch has other bands.
+    """
+    bands = get_sensor(sensor).canonical(batch.bands.get(modality, ()))
+    if lacking := [band for band in bands if band not in own]:
+        raise ValueError(
+            f"{modality}: the batch has band {', '.join(lacking)}, which the backbone lacks; its bands are "
+            f"{', '.join(own)}. Leave it out of the source's bands, or build the backbone with it"
+        )
+    return [own.index(band) for band in bands]
 
 
 def select_channels(backbone: Backbone, channels: dict[str, list[int]]) -> dict[str, list[int]]:

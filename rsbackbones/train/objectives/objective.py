@@ -1,5 +1,6 @@
 """The interface of a pretraining method."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config import STRICT
 from rsbackbones.train.engine.config_io import to_json, union_member
 from rsbackbones.train.engine.module import TrainModule
+from rsbackbones.train.engine.sampler import TaskSchedule
 
 
 class Objective(TrainModule):
@@ -52,8 +54,9 @@ class ObjectiveConfig:
         method: a field whose default is the name of the method in recipes.
         views: names of independently augmented views of every sample; the batch then has ``views`` instead of
             ``images``.
-        tasks: names of tasks that alternate step by step; ``batch.task`` is the task of the step. A data
-            source serves the task that it names, or all tasks.
+        tasks: tasks that alternate step by step: their names, or objects with a ``name``. ``batch.task`` is
+            the name of the step's task. A data source serves the task that it names, or all that it has the
+            images for.
         stage_options: options that may differ between stages, and from the file of ``init_from``: they affect
             the data, masks or losses, not the parameters. Every other option must match.
     """
@@ -61,7 +64,26 @@ class ObjectiveConfig:
     method: str
     stage_options: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[tuple[str, ...]] = ()
-    tasks: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[Any, ...]] = ()
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of ``tasks``."""
+        return tuple(getattr(task, "name", task) for task in self.tasks)
+
+    @property
+    def schedule(self) -> TaskSchedule | None:
+        """The order of the tasks; ``None``: that of the recipe, ``data.task_schedule``."""
+        return None
+
+    def task_images(self, task: str) -> Mapping[str, int] | None:
+        """Return the sensors that samples of a task must have, and no others, with the scale of each.
+
+        An image of scale s has s times as many pixels along each side as ``data.size``. A sensor that the
+        backbone does not take is a target. ``None``: samples have whatever sensors of the backbone a source
+        has.
+        """
+        return None
 
     @property
     def seasons(self) -> int | Literal["all"] | None:

@@ -2,13 +2,20 @@
 
 from typing import TypeVar
 
+from rsbackbones.train.objectives.auxmae import AuxmaeObjective
 from rsbackbones.train.objectives.croma import CromaObjective
+from rsbackbones.train.objectives.mixmae import MixmaeObjective
 from rsbackbones.train.objectives.objective import ObjectiveConfig
 from rsbackbones.train.objectives.seamo import SeamoObjective
 
 C = TypeVar("C", bound=type[ObjectiveConfig])
 
-_METHODS: dict[str, type[ObjectiveConfig]] = {"croma": CromaObjective, "seamo": SeamoObjective}
+_METHODS: dict[str, type[ObjectiveConfig]] = {
+    "croma": CromaObjective,
+    "seamo": SeamoObjective,
+    "auxmae": AuxmaeObjective,
+    "mixmae": MixmaeObjective,
+}
 
 
 def register_objective(options: C) -> C:

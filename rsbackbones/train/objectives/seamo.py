@@ -48,7 +48,7 @@ from rsbackbones.train.objectives.decoder import Decoder
 from rsbackbones.train.objectives.masking import Mask
 from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
 from rsbackbones.train.objectives.precision import full_precision
-from rsbackbones.train.objectives.targets import PatchNormalizer
+from rsbackbones.train.objectives.targets import PatchNormalizer, patch_errors
 
 Strategy = Literal[
     "unimodal", "multimodal", "siamese", "siamese_temporal", "unimodal_temporal", "multimodal_temporal",
@@ -155,10 +155,10 @@ class SeamoPretraining(Objective):
         masks = self._masks(batch)
         losses = {}
         for m, predicted in self._predict(batch, masks).items():
-            target = patchify(full_precision(batch.images[m].flatten(0, 1)), self.backbone.patch_size)
-            if self.options.normalized_targets:
-                target = PatchNormalizer.of(target).normalize(target)
-            of_patch = (full_precision(predicted) - target).square().mean(dim=-1)  # [B * T, N]
+            of_patch = patch_errors(
+                predicted, batch.images[m].flatten(0, 1), self.backbone.patch_size,
+                normalized=self.options.normalized_targets,
+            )  # [B * T, N]  # fmt: skip
             masked = masks[m].masked
             of_image = ((of_patch * masked).sum(dim=1) / masked.sum(dim=1)).view(len(batch), -1)  # [B, T]
             if m in batch.valid:

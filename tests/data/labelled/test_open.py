@@ -44,9 +44,9 @@ def test_class_folders(folders):
     data = open_labelled(folders)
     assert (data.task, data.classes) == ("classes", ("forest", "river"))
     assert data.bands == {"s2": ("B04", "B03", "B02")}
-    assert data.units == {"s2": "uint8_rgb"}
+    assert data.units == {"s2": "rgb8"}
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 8, "test": 2}
-    assert any("value / 255" in note for note in data.notes)
+    assert any("8-bit pictures" in note for note in data.notes)
     index = data.ids.index("river/river_3.png")
     expected = np.random.default_rng(13).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     assert np.array_equal(data.read(index)["s2"], expected.transpose(2, 0, 1))

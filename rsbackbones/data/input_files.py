@@ -1,0 +1,158 @@
+"""The files behind rasters, and whether they are still the same.
+
+What is computed from a raster depends on all files that GDAL reads for it: sidecars (``.aux.xml``, ``.ovr``,
+``.msk``, ``.tfw``), and for a VRT its sources, with theirs. Caches and unfinished work are kept under the
+names, sizes and times of change of all of them.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+from uuid import uuid4
+
+# Virtual file systems of GDAL over a local file: /vsizip/a.zip/b.tif, zip://a.zip!b.tif.
+_ARCHIVE = re.compile(r"/vsi(?:zip|gzip|tar|7z|rar|sparse)/|(?:zip|gzip|tar|file)(?:\+file)?://")
+_HTTP = re.compile(r"(?:/vsicurl/)?(https?://.*)", re.DOTALL)
+_SUBDATASET = re.compile(r'[A-Za-z0-9_]+:"?(.+?)"?(?::[^/\\]*)?', re.DOTALL)
+_TIMEOUT_S = 30
+# Stands for the version of a remote file that tells none: never equal in another process.
+_UNKNOWN = uuid4().hex
+
+
+class InputFiles:
+    """The files behind some rasters, as they were when this was made.
+
+    Local files count with size and time of change, also archives that GDAL looks into
+    (``/vsizip/a.zip/b.tif``, ``NETCDF:a.nc:b``). Files of a web server (``https://``, ``/vsicurl/``) count
+    with size and ETag, or Last-Modified. Other remote files (``s3://``, ``/vsigs/``) tell no version here:
+    what depends on them is not reused by another process.
+
+    Args:
+        rasters: paths, or strings where only GDAL knows what they name.
+        plain: files that are read without GDAL, and so without sidecars; of a folder those directly in it.
+
+    Attributes:
+        facts: name, size and time of each file, as JSON takes it; equal where nothing changed.
+
+    """
+
+    def __init__(self, rasters: Iterable[str | Path] = (), *, plain: Iterable[Path] = ()) -> None:
+        self._rasters, self._plain = tuple(rasters), tuple(plain)
+        self._found = self._find()
+        self.facts: list[str] = list(self._found.values())
+        self._local = [name for name in self._found if _local(name) is not None]
+        self._seen = self._folders()
+
+    def check(self, *, again: bool = False) -> None:
+        """Refuse files that changed.
+
+        Files that appear beside the rasters are looked for where their folder changed; with ``again``
+        everywhere, and web servers are asked again.
+
+        Raises:
+            ValueError: a file changed, is missing, or is new; it is named.
+        """
+        folders = self._folders()
+        same = all(_facts(name) == self._found[name] for name in self._local)
+        if same and not again and folders == self._seen:
+            return
+        found = self._find() if same else {**self._found, **{name: _facts(name) for name in self._local}}
+        if found != self._found:
+            names = sorted({*found, *self._found})
+            changed = [_shown(name) for name in names if found.get(name) != self._found.get(name)]
+            raise ValueError(
+                f"the input changed while it was read: {', '.join(changed[:5])}; run again when nothing "
+                "writes to it"
+            )
+        self._seen = folders
+
+    def _find(self) -> dict[str, str]:
+        names = [name for path in self._rasters for name in dataset_files(path)]
+        for path in self._plain:
+            names += map(str, sorted(path.iterdir()) if path.is_dir() else [path])
+        return {name: _facts(name) for name in dict.fromkeys(names)}
+
+    def _folders(self) -> list[tuple[int, int] | None]:
+        """Return the times of the folders in which sidecars may appear."""
+        names = self._local if self._rasters else []
+        return [_size_and_time(folder) for folder in dict.fromkeys(Path(name).parent for name in names)]
+
+
+def dataset_files(path: str | Path) -> list[str]:
+    """Return the files that GDAL reads for a raster: itself, sidecars, and sources of a VRT with theirs.
+
+    Of what cannot be opened the name alone is returned; reading it raises the error.
+    """
+    import rasterio
+
+    from rsbackbones.data.rasters import open_raster
+
+    found: dict[str, None] = {}
+
+    def add(name: Any) -> None:
+        found[str(name)] = None
+        try:
+            with open_raster(name) as raster:
+                driver, files = raster.driver, [file for file in raster.files if file not in found]
+        except ValueError:  # a sidecar, or a source that is missing
+            return
+        found.update(dict.fromkeys(files))
+        if driver != "GTiff":  # whose other files are no rasters
+            for file in files:
+                add(file)
+
+    # Sidecars are asked for by name: the listing of a folder of thousands of files takes longer.
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
+        add(path)
+    return list(found)
+
+
+def _local(name: str) -> Path | None:
+    """Return the local file that a name of GDAL lies in; ``None`` for a remote one."""
+    inner = re.sub("[{}]", "", _ARCHIVE.sub("", name))  # /vsizip/{a.zip}/b.tif
+    subdataset = _SUBDATASET.fullmatch(inner)
+    for candidate in (inner, inner.partition("!")[0], subdataset[1] if subdataset else inner):
+        path = Path(candidate)
+        if found := next((place for place in (path, *path.parents) if place.is_file()), None):
+            return found
+    return None if inner.startswith("/vsi") or "://" in inner else Path(inner)
+
+
+def _facts(name: str) -> str:
+    short = re.split(r"[/\\]", _shown(name))[-1]
+    if web := _HTTP.fullmatch(name):
+        return f"{short} {_web_version(web[1])}"
+    local = _local(name)
+    if local is None:
+        return f"{short} unknown {_UNKNOWN}"
+    found = _size_and_time(local)
+    return f"{short} absent" if found is None else f"{short} {found[0]} {found[1]}"
+
+
+def _shown(name: str) -> str:
+    """Return a name without the query of a URL, which may hold a signature."""
+    return name.partition("?")[0] if _HTTP.fullmatch(name) else name
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _web_version(url: str) -> str:
+    """Return size and ETag of a file of a web server, or size and time of change."""
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=_TIMEOUT_S) as answer:
+            size, version = (
+                answer.headers.get("Content-Length"),
+                answer.headers.get("ETag") or answer.headers.get("Last-Modified"),
+            )
+    except (URLError, OSError, ValueError):
+        size = version = None
+    return f"{size} {version}" if version else f"unknown {_UNKNOWN}"

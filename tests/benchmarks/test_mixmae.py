@@ -1,0 +1,19 @@
+"""The comparison of AuxMAE and MixMAE runs, and its page holds what was measured."""
+
+from benchmarks import mixmae
+
+
+def test_two_steps_are_trained_measured_and_put_on_a_page(real_data, tmp_path):
+    how = {"lengths": (2,), "seeds": (0, 1), "sets": ("EuroSAT MS",), "protocols": ("knn", "logistic")}
+    record = mixmae.measure(real_data, tmp_path, **how)
+    scores = record["sets"]["EuroSAT MS"]["scores"]
+    labels = [f"{method}, 2 steps" for method in mixmae.METHODS]
+    assert [*scores][:3] == labels
+    assert len(scores) == 5  # random weights, and the statistics of the bands
+    assert all(0 <= value <= 100 for of in scores.values() for column in of.values() for value in column)
+    # A masked image, then also a whole one, then a whole mixture and two decoders.
+    flops = [record["forward_flops"][method] for method in mixmae.METHODS]
+    assert flops == sorted(flops)
+    assert 1.5 < flops[1] / flops[0] < 2.5 < flops[2] / flops[0] < 4
+    text = mixmae.page(record)
+    assert all(f"| {label} | " in text for label in labels)

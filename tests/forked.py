@@ -1,0 +1,207 @@
+"""Processes that begin with torch and the package imported: forks of a server, instead of new interpreters.
+
+Importing them takes five seconds, longer than most of what a test has a process do. What begins here is a
+process like any other, in a session of its own: it can be killed, stopped and limited, and has its own
+environment and modules. Workers of torchrun are its children as they always are, forked instead of executed.
+What is about imports themselves needs a new interpreter.
+"""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+# Those that are not installed are left out.
+_IMPORTED = [
+    "torch._dynamo", "torch.distributed.run", "torch.distributed.checkpoint", "torch.distributed.fsdp",
+    "torch.distributed.elastic.agent.server.local_elastic_agent", "rasterio",
+    "matplotlib.backends.backend_agg", "rsbackbones.cli", "rsbackbones.zoo.factory", "rsbackbones.embed",
+    "rsbackbones.eval.run", "rsbackbones.train.pretraining", "rsbackbones.train.finetune",
+]  # fmt: skip
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(_IMPORTED)
+
+
+def spawn(work: Callable[..., object], args: tuple[object, ...], nprocs: int) -> None:
+    """Like ``torch.multiprocessing.spawn``: ``work(rank, *args)`` in ``nprocs`` processes, to their end."""
+    from torch.multiprocessing import start_processes
+
+    start_processes(work, args=args, nprocs=nprocs, start_method="forkserver")
+
+
+def run(
+    arguments: Sequence[object],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 400,
+) -> subprocess.CompletedProcess[str]:
+    """Like ``subprocess.run`` with ``capture_output=True, text=True``, of a command that ``Forked`` takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "output", Path(folder) / "errors"
+        process = Forked(arguments, output, errors, env=env, cwd=cwd)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+            process.wait()
+        return subprocess.CompletedProcess(arguments, code, output.read_text(), errors.read_text())
+
+
+class Forked:
+    """Like ``subprocess.Popen`` of ``sys.executable`` with ``-m MODULE``, ``-c CODE`` or ``FILE``.
+
+    Args:
+        arguments: The command.
+        output: The file that standard output is appended to.
+        errors: The file of standard error; the same by default.
+        env: The whole environment.
+        cwd: The working directory.
+        limits: Called in the process at first; has to be picklable.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        output: Path,
+        errors: Path | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        limits: Callable[[], object] | None = None,
+    ) -> None:
+        self.args = [str(argument) for argument in arguments]
+        assert self.args[0] == sys.executable
+        for file in (output, errors or output):
+            file.touch()
+        environment, folder = dict(os.environ if env is None else env), str(cwd or Path.cwd())
+        begin = (self.args[1:], str(output), str(errors or output), environment, folder, limits)
+        self._process = _CONTEXT.Process(target=_begin, args=begin)
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, negative for a signal."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _begin(
+    arguments: list[str],
+    output: str,
+    errors: str,
+    env: Mapping[str, str],
+    cwd: str,
+    limits: Callable[[], object] | None,
+) -> None:
+    os.setsid()
+    os.chdir(cwd)
+    for number, name in ((1, output), (2, errors)):
+        file = os.open(name, os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    if limits:
+        limits()
+    _execute(arguments, env)
+
+
+def _execute(arguments: list[str], env: Mapping[str, str]) -> None:
+    """Do in this process what an interpreter with these arguments would do."""
+    import torch
+
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = [str(Path.cwd()), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    # Which reads its settings when it is imported; the package imports it where it is used.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
+    if arguments[0] == "-u":  # as torchrun starts its workers
+        arguments = arguments[1:]
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        if sys.argv[0] == "torch.distributed.run":
+            from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+            SubprocessHandler._popen = lambda self, args, env: _Worker(args, env)
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, str(Path(arguments[0]).parent))
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+class _Worker:
+    """A worker of torchrun: a fork of it."""
+
+    def __init__(self, arguments: Sequence[str], env: Mapping[str, str]) -> None:
+        self.pid, self.returncode = os.fork(), None
+        if not self.pid:
+            _execute_worker(list(arguments[1:]), env)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("worker", timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+
+def _execute_worker(arguments: list[str], env: Mapping[str, str]) -> NoReturn:
+    """As an executed process: without the launcher's files, sockets and signal handlers."""
+    code = 1
+    try:
+        os.setsid()
+        # Numbers stay taken: what closes an object of the launcher must not close a file of the worker.
+        gc.freeze()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for file in list(Path("/proc/self/fd").iterdir()):
+            if int(file.name) not in (0, 1, 2, nothing):
+                os.dup2(nothing, int(file.name))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        multiprocessing.util._finalizer_registry.clear()
+        _execute(arguments, env)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)

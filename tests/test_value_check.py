@@ -1,0 +1,378 @@
+"""One judgement of values for Python, scenes, patches, evaluation, packing and training."""
+
+import io
+import re
+import warnings
+import zipfile
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+import rsbackbones as rsb
+from rsbackbones.data.check import validate_sample
+from rsbackbones.data.date_alignment import warn_of_pairs
+from rsbackbones.data.geotiffs import GeoTiffSource
+from rsbackbones.data.labelled.dataset import LabelledDataset
+from rsbackbones.data.pack import pack
+from rsbackbones.data.source import BadSample
+from rsbackbones.embed import embed_patches, embed_scene, principal_colors
+from rsbackbones.eval.batches import input_batches
+from rsbackbones.eval.feature_source import describe
+from rsbackbones.sensors import get_sensor
+from rsbackbones.train.engine.config_io import apply_overrides
+from rsbackbones.train.pretraining import open_sources
+from rsbackbones.value_check import MissingPixelsWarning, OffsetWarning, UnitWarning, judge, missing_pixels
+from tests.data.test_rasters import write_tif
+from tests.train.training import small_recipe
+
+BANDS = {"s2": ("B02", "B03", "B04", "B08"), "s1": ("VV", "VH")}
+SHAPE = {m: (len(bands), 64, 64) for m, bands in BANDS.items()}
+DRAW = np.random.default_rng(0)
+DN = DRAW.gamma(2, 700, SHAPE["s2"]).clip(1, 12000)
+DB = DRAW.normal(-14, 4, SHAPE["s1"])
+POWER = 10 ** (DB / 10)
+PICTURE = DRAW.integers(0, 256, SHAPE["s2"])
+SNOW = np.where(DN > 1400, DN + 12_000, DN).clip(max=20_000)
+AMPLITUDE = DRAW.rayleigh(120, SHAPE["s1"]).astype("u2")  # of a GRD product
+F32, MOST = np.float32, float(np.finfo(np.float32).max)
+
+
+def some(x, value, count):
+    """``x`` with a value in this many places, or in this share of them."""
+    x = np.array(x)
+    if isinstance(count, int):
+        x.reshape(-1)[DRAW.choice(x.size, count, replace=False)] = value
+    else:
+        x[..., : round(x.shape[-1] * count)] = value
+    return x
+
+
+# name: modality, unit (None: the contract's), values, and what is said of them (None: they are right).
+CASES = {
+    "dn": ("s2", None, DN.astype("u2"), None),
+    "dn, a saturated pixel": ("s2", None, some(DN, 65535, 1).astype("u2"), None),
+    "dn of snow and cloud": ("s2", None, SNOW.astype("u2"), None),
+    "dn of water": ("s2", None, (DN / 6 + 1).astype("u2"), None),
+    "dn of a night": ("s2", None, (DN / 200).astype("u2") + 1, None),
+    "dn of a lake": ("s2", None, (DN / 40).clip(1, 228).astype("u2"), UnitWarning),
+    "dn with offset": ("s2", None, (DN + 1000).astype("u2"), OffsetWarning),
+    "dn with offset, dark pixels": ("s2", None, some(DN + 1000, 400, 5).astype("u2"), OffsetWarning),
+    "dn with offset, named": ("s2", "dn_baseline_0400", (DN + 1000).astype("u2"), None),
+    "dn, named as with offset": ("s2", "dn_baseline_0400", (DN / 3).astype("u2"), "units={'s2': 'dn'}"),
+    "reflectance": ("s2", "reflectance", (DN / 1e4).astype(F32), None),
+    "reflectance of clouds": ("s2", "reflectance", (SNOW / 1e4).astype(F32), None),
+    "reflectance below zero": ("s2", "reflectance", (DN / 1e4 - 0.03).astype(F32), None),
+    "reflectance as dn": ("s2", None, (DN / 1e4).astype(F32), "units={'s2': 'reflectance'}"),
+    "reflectance as dn, bright pixels": ("s2", None, some(DN / 1e4, 2.8, 11).astype(F32),
+                                         "units={'s2': 'reflectance'}"),
+    "dn as reflectance": ("s2", "reflectance", DN.astype("u2"), "units={'s2': 'dn'}"),
+    "percent as dn": ("s2", None, (DN / 100).astype(F32), "units={'s2': 'percent'}"),
+    "percent as reflectance": ("s2", "reflectance", (DN / 100).astype(F32), "units={'s2': 'percent'}"),
+    "percent": ("s2", "percent", (DN / 100).astype(F32), None),
+    "z-scores as dn": ("s2", None, ((DN - DN.mean()) / DN.std()).astype(F32), "look normalized already"),
+    "z-scores as reflectance": ("s2", "reflectance", ((DN - DN.mean()) / DN.std()).astype(F32),
+                                "look normalized already"),
+    "picture": ("s2", "rgb8", PICTURE.clip(1).astype("u1"), None),
+    "picture as uint16": ("s2", None, PICTURE.astype("u2"), "units={'s2': 'rgb8'}"),
+    "picture as float32": ("s2", None, PICTURE.astype(F32), "units={'s2': 'rgb8'}"),
+    "picture, resized": ("s2", None, (PICTURE * 0.99).astype(F32), "units={'s2': 'rgb8'}"),
+    "-9999 in dn": ("s2", None, some(DN, -9999, 0.5).astype("i2"), "nodata=-9999"),
+    "one -9999 in dn": ("s2", None, some(DN, -9999, 1).astype("i2"), "nodata=-9999"),
+    "65535 in dn": ("s2", None, some(DN, 65535, 0.5).astype("u2"), "nodata=65535"),
+    "-3.4e38 in dn": ("s2", None, some(DN, -MOST, 0.5).astype(F32), f"nodata={-MOST}"),
+    "3.4e38 in dn": ("s2", None, some(DN, MOST, 0.5).astype(F32), f"nodata={MOST}"),
+    "-9999 in reflectance": ("s2", "reflectance", some(DN / 1e4, -9999, 0.5).astype(F32), "nodata=-9999"),
+    "-0.1 in reflectance": ("s2", "reflectance", some(DN / 1e4, -0.1, 0.5).astype(F32), "nodata=-0.1000"),
+    "dB": ("s1", None, DB.astype(F32), None),
+    "dB of a town": ("s1", None, (DB + 10).astype(F32), None),
+    "dB x 100": ("s1", None, (DB * 100).astype("i2"), "units={'s1': 'db_x100'}"),
+    "dB x 100, named": ("s1", "db_x100", (DB * 100).astype("i2"), None),
+    "-9999 in dB": ("s1", None, some(DB, -9999, 0.5).astype(F32), "nodata=-9999"),
+    "-32768 in dB": ("s1", None, some(DB, -32768, 0.5).astype("i2"), "nodata=-32768"),
+    "z-scores as dB": ("s1", None, ((DB + 14) / 4).astype(F32), "look normalized already"),
+    "power": ("s1", "linear", POWER.astype(F32), None),
+    "power, noise removed": ("s1", "linear", some(POWER, -1e-4, 200).astype(F32), None),
+    "power of ships": ("s1", "linear", some(POWER, 300, 60).astype(F32), None),
+    "power as dB": ("s1", None, POWER.astype(F32), "units={'s1': 'linear'}"),
+    "power as dB, noise removed": ("s1", None, some(POWER, -1e-4, 20).astype(F32), "units={'s1': 'linear'}"),
+    "dB as power": ("s1", "linear", DB.astype(F32), "units={'s1': 'db'}"),
+    "amplitude as dB": ("s1", None, AMPLITUDE, "look like amplitudes"),
+    "amplitude as power": ("s1", "linear", AMPLITUDE, "look like amplitudes"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models():
+    small = {"depth": 2, "dim": 32, "num_heads": 4}
+    return {
+        m: rsb.create_model("croma_vit_tiny", modalities=(m,), bands={m: b}, overrides=small)
+        for m, b in BANDS.items()
+    }
+
+
+def run_python(model, modality, unit, x, folder):
+    rsb.create_preprocess(model, units={modality: unit} if unit else {})({modality: x[None]})
+
+
+def run_scene(model, modality, unit, x, folder):
+    path = write_tif(folder / "x.tif", x, BANDS[modality])
+    embed_scene(model, [path], folder / "map.tif", units={modality: unit} if unit else {}, progress=False)
+
+
+def run_patches(model, modality, unit, x, folder):
+    path = write_tif(folder / "x.tif", x, BANDS[modality])
+    embed_patches(model, [path], folder / "rows.npz", units={modality: unit} if unit else {}, progress=False)
+
+
+def labelled(model, modality, unit, x):
+    return LabelledDataset(
+        name="x", task="classes", classes=("a", "b"), bands={modality: BANDS[modality]},
+        units={modality: unit} if unit else {}, ids=("x",), splits={"train": np.array([0])},
+        labels=np.array([0]), read=lambda _: {modality: x}, digest="x",
+    )  # fmt: skip
+
+
+def run_eval(model, modality, unit, x, folder):
+    list(input_batches(model, labelled(model, modality, unit, x), "train", batch_size=1))
+
+
+def run_pack(model, modality, unit, x, folder):
+    (folder / modality).mkdir()
+    write_tif(folder / modality / "x.tif", x, BANDS[modality])
+    pack(GeoTiffSource(folder), folder / "packed", progress=False)
+
+
+def run_training(model, modality, unit, x, folder):
+    (folder / modality).mkdir()
+    write_tif(folder / modality / "x.tif", x, BANDS[modality])
+    options = {"data.parts": [], "overrides.modalities": f'["{modality}"]', "epochs": 1}
+    options |= {f"data.units.{modality}": unit} if unit else {}
+    open_sources(apply_overrides(small_recipe(folder), options), model)
+
+
+ROUTES = (run_python, run_scene, run_patches, run_eval, run_pack, run_training)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: r.__name__[4:])
+def test_values_are_judged_alike_everywhere(route, name, models, tmp_path):
+    modality, unit, x, said = CASES[name]
+    if route is run_pack and unit:
+        pytest.skip("shards hold the units of the contract")
+    if not isinstance(said, str):
+        with warnings.catch_warnings():
+            if said is None:
+                warnings.simplefilter("error", UnitWarning)
+                warnings.simplefilter("error", MissingPixelsWarning)
+            with pytest.warns(said) if said else nullcontext():
+                route(models[modality], modality, unit, x, tmp_path)
+        return
+    if route is run_pack:  # which has no option for another unit
+        said = "Shards hold" if said.startswith("units=") else said.replace("nodata=", "")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        route(models[modality], modality, unit, x, tmp_path)
+
+
+def test_real_samples_are_right(real_data):
+    """Clear, cloudy, snow and water, at both levels; radar in dB and as power."""
+    load = lambda name, key: np.load(real_data / name)[key]  # noqa: E731
+    images = {
+        ("s2", "dn"): [
+            load("s2l2a_unlabelled_1200.npz", "images"), load("bigearthnet_v2_pairs_80.npz", "s2"),
+            load("bigearthnet_v1_pairs12band_6.npz", "s2_10m"), load("eurosat_ms_200.npz", "images"),
+            load("terramesh_examples_4.npz", "S2L2A"), load("gfmap_belgium_s1s2_series_1.npz", "s2"),
+            load("treesatai_ts_1.npz", "s2"), load("ravaen_lahinch_5dates.npz", "s2"),
+        ],
+        ("s1", "db"): [load("bigearthnet_v2_pairs_80.npz", "s1"), load("terramesh_examples_4.npz", "S1RTC")],
+        ("s1", "linear"): [load("treesatai_ts_1.npz", "s1_asc"), load("treesatai_ts_1.npz", "s1_des")],
+        ("landsat_oli", "dn"): [load("landsat8_s1_amazon_1.npz", "l8")[None]],
+    }  # fmt: skip
+    for (sensor, unit), sets in images.items():
+        for x in sets:
+            values = torch.from_numpy(x.astype(np.float32))
+            assert judge(values, unit, get_sensor(sensor)).kind == "right"
+            for one in values:
+                held = one[:, ~missing_pixels(one, unit)]
+                verdict = judge(held, unit, get_sensor(sensor))
+                assert verdict.kind in ("right", "suspect"), verdict
+
+
+def test_pictures_of_eurosat_have_the_stated_scale(real_data):
+    """255 of a picture is about 2,750 dn of the original."""
+    from PIL import Image
+
+    original = np.load(real_data / "eurosat_ms_200.npz")
+    with zipfile.ZipFile(real_data / "eurosat_rgb_5000.zip") as archive:
+        pictures = np.stack(
+            [
+                np.asarray(Image.open(io.BytesIO(archive.read(f"{name.rsplit('_', 1)[0]}/{name}.jpg"))))
+                for name in original["names"]
+            ]
+        )
+    for channel, band in enumerate(("B04", "B03", "B02")):
+        dn = original["images"][:, list(original["bands"]).index(band)].astype(np.float64)
+        seen = pictures[..., channel].astype(np.float64)
+        inside = (seen > 20) & (seen < 235)
+        fit = (dn[inside] * seen[inside]).sum() / (seen[inside] ** 2).sum() * 255
+        assert fit == pytest.approx(2750, rel=0.02), band
+        assert np.corrcoef(dn[inside], seen[inside])[0, 1] > 0.99
+
+
+# -- pixels without data ------------------------------------------------------------------------------
+
+
+def test_declared_pixels_get_the_mean_of_their_image(models):
+    x = some(DN.astype("f4"), -9999, 0.25)[None].repeat(2, 0)
+    x[1, :, :, 16:] += 100
+    made = rsb.create_preprocess(models["s2"], nodata=-9999)(x)
+    means = x[..., 16:].mean((2, 3), keepdims=True)
+    filled = np.where(x == -9999, means, x).astype("f4")
+    expected = rsb.create_preprocess(models["s2"])(filled)
+    assert (made - expected).abs().max() <= 1 / 255 + 1e-6
+    with pytest.raises(ValueError, match="an image has no pixel with data"):
+        rsb.create_preprocess(models["s2"], nodata=-9999)(np.full((1, 4, 8, 8), -9999.0))
+
+
+@pytest.mark.parametrize(("modality", "unit"), [("s2", None), ("s2", "reflectance"), ("s1", "linear")])
+def test_pixels_of_zero_in_all_bands_have_no_data(models, tmp_path, modality, unit):
+    x = {"s2": DN if unit is None else DN / 1e4, "s1": POWER}[modality].astype(np.float32)
+    x[..., :32] = 0
+    units = {modality: unit} if unit else {}
+    path = write_tif(tmp_path / "x.tif", x, BANDS[modality])
+    embed_scene(models[modality], [path], tmp_path / "map.tif", units=units, progress=False)
+    with rasterio.open(tmp_path / "map.tif") as found:
+        missing = np.isnan(found.read(1))
+    assert missing[:, :4].all()
+    assert not missing[:, 4:].any()
+    with pytest.raises(ValueError, match="2048 pixels have no data"):
+        embed_patches(models[modality], [path], tmp_path / "rows.npz", units=units, progress=False)
+    with pytest.warns(MissingPixelsWarning, match="nodata=0"):
+        rsb.create_preprocess(models[modality], units=units)(x)
+    rsb.create_preprocess(models[modality], units=units, nodata=0)(x)
+
+
+def test_one_band_of_zero_is_measured(models, tmp_path):
+    x = DN.astype("u2")
+    x[3, :, :32] = 0
+    path = write_tif(tmp_path / "x.tif", x, BANDS["s2"])
+    embed_scene(models["s2"], [path], tmp_path / "map.tif", progress=False)
+    with rasterio.open(tmp_path / "map.tif") as found:
+        assert np.isfinite(found.read()).all()
+
+
+# -- what files state ---------------------------------------------------------------------------------
+
+
+def test_scale_and_offset_tags_state_the_unit(models, tmp_path):
+    """As of products since baseline 04.00: reflectance = value / 10000 - 0.1."""
+    x = (DN + 1000).astype("u2")
+    (tmp_path / "root").mkdir()
+    tagged = write_tif(tmp_path / "root" / "tagged.tif", x, BANDS["s2"])
+    with rasterio.open(tagged, "r+") as raster:
+        raster.scales, raster.offsets = (1e-4,) * 4, (-0.1,) * 4
+    plain = write_tif(tmp_path / "plain.tif", DN.astype("u2"), BANDS["s2"])
+    rows = []
+    for path in (tagged, plain):
+        embed_patches(models["s2"], [path], tmp_path / "rows.npz", progress=False)
+        with np.load(tmp_path / "rows.npz") as found:
+            rows.append(found["s2"][0])
+    np.testing.assert_allclose(*rows, atol=1e-2)  # a value may fall on the other side of an 8-bit step
+    embed_scene(models["s2"], [tagged], tmp_path / "map.tif", progress=False)
+    image = GeoTiffSource(tmp_path / "root").read(0, 0).images["s2"]
+    np.testing.assert_allclose(image, DN.astype("u2"), atol=0.01)
+    with pytest.raises(ValueError, match=r"look like reflectances.*not 'dn'"):
+        embed_patches(models["s2"], [tagged], tmp_path / "rows.npz", units={"s2": "dn"}, progress=False)
+
+
+def test_overviews_are_not_looked_at(models, tmp_path):
+    """Those of a large scene hold something else here, as cubic or stale ones do."""
+    x = np.tile(POWER, (1, 10, 10)).astype("f4")
+    path = write_tif(tmp_path / "x.tif", x, BANDS["s1"])
+    with rasterio.open(path, "r+") as raster:
+        raster.build_overviews([2, 4], rasterio.enums.Resampling.nearest)
+        raster.write(x * 0.5)  # which leaves the overviews as they are
+        raster.build_overviews([2], rasterio.enums.Resampling.nearest)
+    with rasterio.open(path, "r+", OVERVIEW_LEVEL=0) as overview:
+        overview.write(np.full(overview.read().shape, -50, "f4"))
+    embed_scene(
+        models["s1"], [path], tmp_path / "map.tif", units={"s1": "linear"}, window=120, progress=False
+    )
+
+
+# -- maps without contrast ----------------------------------------------------------------------------
+
+
+def test_a_map_without_variance_is_refused_and_not_stretched(models, tmp_path):
+    x = np.where(DN > 1400, 15_000, 14_000).astype("u2")  # all beyond the clip of the contract
+    path = write_tif(tmp_path / "x.tif", x, BANDS["s2"])
+    with pytest.raises(ValueError, match="normalization clips"):
+        embed_scene(models["s2"], [path], tmp_path / "map.tif", progress=False)
+    write_tif(tmp_path / "x.tif", np.full(x.shape, 1234, "u2"), BANDS["s2"])  # of a scene that does not vary
+    embed_scene(models["s2"], [path], tmp_path / "map.tif", progress=False)
+    noise = 1 + 1e-7 * DRAW.normal(size=(8, 8, 16)).astype("f4")
+    assert not principal_colors(noise)[:3].any()
+    assert principal_colors(noise + DRAW.normal(size=(8, 8, 16)).astype("f4"))[:3].any()
+
+
+# -- pixel size and dates -----------------------------------------------------------------------------
+
+
+def test_pixels_of_another_size_are_named(models, tmp_path):
+    near, far = (
+        write_tif(
+            tmp_path / f"{m}.tif", DN.astype("u2"), BANDS["s2"],
+            transform=rasterio.Affine(m, 0, 5e5, 0, -m, 5e6),
+        )
+        for m in (10, 20)
+    )  # fmt: skip
+    degrees = write_tif(
+        tmp_path / "degrees.tif", DN.astype("u2"), BANDS["s2"], crs="EPSG:4326",
+        transform=rasterio.Affine(1e-4, 0, 10, 0, -1e-4, 40),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"20\.tif: s2: the pixels are 20 m wide, .* trained on 10 m"):
+        embed_patches(models["s2"], [near, far, degrees], tmp_path / "rows.npz", progress=False)
+    with np.load(tmp_path / "rows.npz") as rows:
+        np.testing.assert_allclose(
+            rows["pixel_m"], [10, 20, 11.132 * np.cos(np.radians(40)) ** 0.5], rtol=1e-3
+        )
+    data = replace(labelled(models["s2"], "s2", "rgb8:3000", DN.astype("u2")), pixel_m=20.0)
+    with pytest.warns(UserWarning, match="x: s2: the pixels are 20 m wide"):
+        notes = describe(data, models["s2"])
+    assert any("20 m wide" in note for note in notes)
+    assert any("255 is taken as a reflectance of 0.3 (3000 dn)" in note for note in notes)
+    with pytest.warns(UserWarning, match="20 m wide"):
+        embed_scene(models["s2"], [far], tmp_path / "map.tif", progress=False)
+    with rasterio.open(tmp_path / "map.tif") as found:
+        assert float(found.tags()["pixel_m"]) == 20
+
+
+def test_every_date_of_a_series_is_judged(models):
+    series = np.stack([DN] * 8)[None]
+    preprocess = rsb.create_preprocess(models["s2"])
+    preprocess(series)
+    series[0, 5] /= 1e4
+    with pytest.raises(ValueError, match=r"image 6 of 8: values .* look like reflectances"):
+        preprocess(series)
+    series[0, 5] = -9999
+    with pytest.raises(ValueError, match="nodata=-9999"):
+        preprocess(series)
+    preprocess(series, {"s2": torch.arange(8)[None] != 5})
+
+
+@pytest.mark.parametrize(
+    ("others", "warned"),
+    [([0, 100, 200], False), ([3, 96, 210], False), ([100, 200, 300], True), ([0, 45, 145], True)],
+)
+def test_dates_are_not_paired_by_their_position_unasked(others, warned):
+    images = {"s2": np.stack([DN] * 3).astype("u2"), "s1": np.stack([DB] * 3).astype("f4")}
+    days = {"s2": np.array([0, 100, 200]), "s1": np.array(others)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(BadSample, match="days apart") if max(others) > 260 else nullcontext():
+            validate_sample(images, BANDS, frames=3, dates=days)
+        warn_of_pairs("set", days, {"s1": np.array([True, True, False])})
+    assert any("paired by their position" in str(one.message) for one in caught) == warned
