@@ -18,6 +18,8 @@ settings.load_profile("patient")
 # processes that tests start, and for those that torch.compile would start.
 torch.set_num_threads(1)
 os.environ.update({"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"})
+# UMAP of 20 points is interpreted in two seconds, and compiled in thirty.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,7 @@ def _execute_worker(arguments: list[str], env: Mapping[str, str]) -> NoReturn:
         # Numbers stay taken: what closes an object of the launcher must not close a file of the worker.
         gc.freeze()
         nothing = os.open(os.devnull, os.O_RDWR)
-        for file in list(Path("/proc/self/fd").iterdir()):
+        for file in list(Path("/dev/fd").iterdir()):
             if int(file.name) not in (0, 1, 2, nothing):
                 os.dup2(nothing, int(file.name))
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

@@ -18,8 +18,6 @@ _ARCHIVE = re.compile(r"/vsi(?:zip|gzip|tar|7z|rar|sparse)/|(?:zip|gzip|tar|file
 _HTTP = re.compile(r"(?:/vsicurl/)?(https?://.*)", re.DOTALL)
 _SUBDATASET = re.compile(r'[A-Za-z0-9_]+:"?(.+?)"?(?::[^/\\]*)?', re.DOTALL)
 _TIMEOUT_S = 30
-# Stands for the version of a remote file that tells none: never equal in another process.
-_UNKNOWN = uuid4().hex
 
 
 class InputFiles:
@@ -28,7 +26,7 @@ class InputFiles:
     Local files count with size and time of change, also archives that GDAL looks into
     (``/vsizip/a.zip/b.tif``, ``NETCDF:a.nc:b``). Files of a web server (``https://``, ``/vsicurl/``) count
     with size and ETag, or Last-Modified. Other remote files (``s3://``, ``/vsigs/``) tell no version here:
-    what depends on them is not reused by another process.
+    what depends on them is not reused.
 
     Args:
         rasters: paths, or strings where only GDAL knows what they name.
@@ -41,6 +39,8 @@ class InputFiles:
 
     def __init__(self, rasters: Iterable[str | Path] = (), *, plain: Iterable[Path] = ()) -> None:
         self._rasters, self._plain = tuple(rasters), tuple(plain)
+        # Stands for the version of a remote file that tells none: equal to no other.
+        self._unknown = f"unknown {uuid4().hex}"
         self._found = self._find()
         self.facts: list[str] = list(self._found.values())
         self._local = [name for name in self._found if _local(name) is not None]
@@ -56,10 +56,10 @@ class InputFiles:
             ValueError: a file changed, is missing, or is new; it is named.
         """
         folders = self._folders()
-        same = all(_facts(name) == self._found[name] for name in self._local)
+        same = all(self._facts(name) == self._found[name] for name in self._local)
         if same and not again and folders == self._seen:
             return
-        found = self._find() if same else {**self._found, **{name: _facts(name) for name in self._local}}
+        found = self._find() if same else {**self._found, **{name: self._facts(name) for name in self._local}}
         if found != self._found:
             names = sorted({*found, *self._found})
             changed = [_shown(name) for name in names if found.get(name) != self._found.get(name)]
@@ -73,7 +73,17 @@ class InputFiles:
         names = [name for path in self._rasters for name in dataset_files(path)]
         for path in self._plain:
             names += map(str, sorted(path.iterdir()) if path.is_dir() else [path])
-        return {name: _facts(name) for name in dict.fromkeys(names)}
+        return {name: self._facts(name) for name in dict.fromkeys(names)}
+
+    def _facts(self, name: str) -> str:
+        short = re.split(r"[/\\]", _shown(name))[-1]
+        if web := _HTTP.fullmatch(name):
+            return f"{short} {_web_version(web[1]) or self._unknown}"
+        local = _local(name)
+        if local is None:
+            return f"{short} {self._unknown}"
+        found = _size_and_time(local)
+        return f"{short} absent" if found is None else f"{short} {found[0]} {found[1]}"
 
     def _folders(self) -> list[tuple[int, int] | None]:
         """Return the times of the folders in which sidecars may appear."""
@@ -121,17 +131,6 @@ def _local(name: str) -> Path | None:
     return None if inner.startswith("/vsi") or "://" in inner else Path(inner)
 
 
-def _facts(name: str) -> str:
-    short = re.split(r"[/\\]", _shown(name))[-1]
-    if web := _HTTP.fullmatch(name):
-        return f"{short} {_web_version(web[1])}"
-    local = _local(name)
-    if local is None:
-        return f"{short} unknown {_UNKNOWN}"
-    found = _size_and_time(local)
-    return f"{short} absent" if found is None else f"{short} {found[0]} {found[1]}"
-
-
 def _shown(name: str) -> str:
     """Return a name without the query of a URL, which may hold a signature."""
     return name.partition("?")[0] if _HTTP.fullmatch(name) else name
@@ -145,8 +144,8 @@ def _size_and_time(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _web_version(url: str) -> str:
-    """Return size and ETag of a file of a web server, or size and time of change."""
+def _web_version(url: str) -> str | None:
+    """Return size and ETag of a file of a web server, or size and time; ``None``: it states none."""
     try:
         with urlopen(Request(url, method="HEAD"), timeout=_TIMEOUT_S) as answer:
             size, version = (
@@ -155,4 +154,4 @@ def _web_version(url: str) -> str:
             )
     except (URLError, OSError, ValueError):
         size = version = None
-    return f"{size} {version}" if version else f"unknown {_UNKNOWN}"
+    return f"{size} {version}" if version else None

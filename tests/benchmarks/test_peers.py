@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import peers
 
@@ -11,10 +12,25 @@ FOLDER = Path(peers.__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", peers.NETWORKS)
-def test_features_are_those_of_the_peers(network):
+def test_a_vit_has_the_features_of_the_peers(tmp_path):
     pytest.importorskip("torchgeo")
-    found = peers.measure(network, threads=1, rounds=1, batch=2)
+    path = tmp_path / "vit_b16.pth"
+    peers.write_weights("vit_b16", path)
+    x, features = peers.images(2), {}
+    for peer in peers.PEERS:
+        cell = peers.Cell(peer=peer, network="vit_b16", path=str(path), threads=1)
+        with torch.inference_mode():
+            features[peer] = peers.build(cell)(x)
+    largest = features["timm"].abs().max()
+    for found in features.values():
+        assert (found - features["timm"]).abs().max() / largest <= peers.TOLERANCE
+
+
+@pytest.mark.slow
+def test_a_measurement_has_a_row_for_every_peer():
+    """In processes of their own, with the features of timm's network."""
+    pytest.importorskip("torchgeo")
+    found = peers.measure("resnet50", threads=1, rounds=1, batch=2)
     assert set(found) == {"rsbackbones", "timm", "torchgeo"}
     for held in found.values():
         assert "error" not in held

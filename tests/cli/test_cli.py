@@ -586,7 +586,9 @@ def test_embed_takes_folders_of_rasters(run, fails, tmp_path):
         assert [Path(p).name for p in rows["paths"]] == ["a.tif", "b.tiff", "c.TIF"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no .tif in the folder" in fails("embed", empty, *RANDOM, "--output", tmp_path / "rows.npz")
+    assert "no .tif, .tiff, .jp2 in the folder" in fails(
+        "embed", empty, *RANDOM, "--output", tmp_path / "rows.npz"
+    )
 
 
 def test_embed_uses_the_sensors_asked_for(run, fails, pair, tmp_path):

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import zipfile
 from functools import partial
@@ -159,17 +157,12 @@ def test_files_of_a_web_server_count_with_their_version_and_no_signature(tmp_pat
         server.server_close()
 
 
-UNKNOWN = "from rsbackbones.data.input_files import _facts; print(_facts('s3://bucket/a.tif'))"
-
-
-def test_a_remote_file_without_a_version_is_another_one_for_every_process():
-    from rsbackbones.data.input_files import _facts
-
-    here = _facts("s3://bucket/a.tif")
-    assert here == _facts("s3://bucket/a.tif")
-    there = subprocess.run([sys.executable, "-c", UNKNOWN], capture_output=True, text=True, check=True)
-    assert there.stdout.strip().startswith("a.tif unknown ")
-    assert there.stdout.strip() != here
+def test_a_remote_file_without_a_version_is_another_one_every_time():
+    files = InputFiles(["s3://bucket/a.tif"])
+    (here,) = files.facts
+    assert here.startswith("a.tif unknown ")
+    files.check(again=True)
+    assert InputFiles(["s3://bucket/a.tif"]).facts != [here]
 
 
 def labelled(folder, kind):

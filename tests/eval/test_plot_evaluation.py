@@ -13,11 +13,8 @@ from PIL import Image
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.eval.feature_source import FeatureSource, model_for
 from rsbackbones.eval.plot_evaluation import segmented
-from rsbackbones.eval.plots import draw_features
 from rsbackbones.eval.run import evaluate
-from tests.eval.blobs import blobs
 from tests.eval.test_command import checkerboard, described, run
-from tests.eval.test_plots import NAMES, TAB, colors
 
 
 @pytest.fixture
@@ -60,20 +57,11 @@ def test_without_the_flag_nothing_is_drawn_and_what_cannot_be_is_said(no_umap, t
     assert "several labels" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # numba compiles for half a minute, once for this test and the next
+@pytest.mark.slow
 def test_umap_stands_beside_t_sne(tmp_path):
     pytest.importorskip("umap")
     assert run(tmp_path / "out", described(tmp_path / "set.npz"), "knn", "--pictures") == 0
     assert drawn(tmp_path / "out") == {"tsne_croma_vit_tiny_s2.png", "umap_croma_vit_tiny_s2.png"}
-
-
-@pytest.mark.slow
-def test_umap_draws_the_same_and_says_what_is_missing(tmp_path, monkeypatch):
-    draw_features(blobs(10), NAMES, tmp_path / "umap.png", method="umap")
-    assert set(TAB) <= colors(tmp_path / "umap.png")
-    monkeypatch.setitem(sys.modules, "umap", None)  # as where it is not installed
-    with pytest.raises(ImportError, match=r"rsbackbones\[umap\]"):
-        draw_features(blobs(10), NAMES, tmp_path / "umap.png", method="umap")
 
 
 @pytest.mark.parametrize("dates", [1, 2])

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +36,15 @@ def test_a_picture_of_many_samples_draws_some_and_of_several_labels_none(tmp_pat
     with pytest.raises(ValueError, match="method='pca'"):
         draw_features(blobs(5), NAMES, tmp_path / "none.png", method="pca")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.slow
+def test_umap_draws_the_same_and_says_what_is_missing(tmp_path, monkeypatch):
+    draw_features(blobs(10), NAMES, tmp_path / "umap.png", method="umap")
+    assert set(TAB) <= colors(tmp_path / "umap.png")
+    monkeypatch.setitem(sys.modules, "umap", None)  # as where it is not installed
+    with pytest.raises(ImportError, match=r"rsbackbones\[umap\]"):
+        draw_features(blobs(10), NAMES, tmp_path / "umap.png", method="umap")
 
 
 def test_segmentations_show_image_label_and_prediction(tmp_path):

@@ -33,7 +33,7 @@ from tests.train.training import (
     write_data,
 )
 
-COUNT = 30
+COUNT = 16
 VARIANTS = {
     "ddp": {"parallel": "ddp"},
     "fsdp": {"parallel": "fsdp"},
