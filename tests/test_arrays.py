@@ -171,3 +171,38 @@ def test_masks_in_other_forms(preprocess, dn):
             preprocess(dn, valid=mask)
     with pytest.raises(ValueError, match="valid has s1"):
         preprocess({"s2": dn}, valid={"s1": valid})
+
+
+def test_pixels_of_nodata_are_missing_and_a_mask_covers_them(model, dn):
+    missing = np.random.default_rng(1).random((4, 16, 24)) < 0.2
+    broken = dn.astype(np.int32)
+    broken[:, 1][missing] = -9999
+    declared, plain = rsb.create_preprocess(model, nodata=-9999), rsb.create_preprocess(model)
+    np.testing.assert_array_equal(declared.valid_pixels(broken)["s2"], ~missing)
+    assert plain.valid_pixels(broken)["s2"].all()
+    dark = np.where(missing[:, None], 0, dn)
+    np.testing.assert_array_equal(plain.valid_pixels(dark)["s2"], ~missing)
+    want = np.where(missing[:, None], 0, plain(dn).numpy())
+    np.testing.assert_array_equal(declared(broken, valid=declared.valid_pixels(broken)), want)
+    # Another mask leaves the mean of the image's other pixels that count, in every band.
+    mask = np.random.default_rng(2).random((4, 16, 24)) < 0.7
+    found = declared(broken, valid=mask)
+    for image, pixels, holes, made in zip(dn, mask, missing, found.numpy(), strict=True):
+        mean = image[:, pixels & ~holes].mean(1)
+        even = plain(np.broadcast_to(mean[:, None, None], image.shape).astype(np.float32)).numpy()
+        np.testing.assert_allclose(made[:, pixels & holes], even[:, pixels & holes], atol=1 / 255 + 1e-6)
+        np.testing.assert_array_equal(made[:, ~pixels], 0)
+
+
+def test_a_mask_is_of_the_size_of_the_array_also_where_images_are_resized(model, dn):
+    resizing = rsb.create_preprocess(model)
+    resizing.size = (32, 48)
+    valid = np.ones((4, 16, 24), bool)
+    valid[:, :8, :8] = False
+    found = resizing(np.where(valid[:, None], dn, 60_000), valid=valid)
+    hidden = ~valid.repeat(2, 1).repeat(2, 2)
+    assert found.shape == (4, 4, 32, 48)
+    assert (found.numpy().transpose(0, 2, 3, 1)[hidden] == 0).all()
+    far = np.s_[:, :, 20:, 20:]  # beyond the reach of the interpolation
+    assert torch.equal(found[far], resizing(dn)[far])
+    assert resizing(dn, valid=np.zeros_like(valid)).shape == found.shape

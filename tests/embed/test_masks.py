@@ -168,6 +168,55 @@ def test_the_command_line_and_an_unfinished_run_of_another_mask(tmp_path, capsys
     assert "other inputs or settings" in capsys.readouterr().err
 
 
+def test_masks_of_coarse_rasters_are_read_by_nearest_neighbor_whatever_resamples_bands(tmp_path):
+    fine, coarse = S2[:6], S2[6:]
+    model = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": S2})
+    ten, twenty, scl = optical(64, 64)[:6], optical(32, 32, seed=1)[6:], classes(32, 32)
+    half = from_origin(GRID.c, GRID.f, 20, 20)
+    paths = [write_tif(tmp_path / "ten.tif", ten, fine)]
+    data = np.concatenate([twenty, scl[None]]).astype(np.uint16)
+    paths.append(write_tif(tmp_path / "twenty.tif", data, [*coarse, "SCL"], transform=half))
+    counts = ~np.isin(scl, CLOUDS["SCL"]).repeat(2, 0).repeat(2, 1)
+    options = {"mask": CLOUDS, "resample": "bilinear", **QUIET}
+    found = read_map(embed_scene(model, paths, tmp_path / "m.tif", window=64, **options))
+    assert np.array_equal(np.isnan(found).all(axis=-1), plain_cells(counts, 8) < 0.5)
+    assert embed_patches(model, paths, tmp_path / "e.npz", **options) == {}
+    with np.load(tmp_path / "e.npz") as table:
+        np.testing.assert_allclose(table["valid_share"], [counts.mean()], atol=1e-6)
+        assert table["paths"].tolist() == [";".join(map(str, paths))]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npz"])
+def test_an_unfinished_run_is_not_continued_with_a_changed_mask_file(model, tmp_path, monkeypatch, suffix):
+    path = write_tif(tmp_path / "a.tif", optical(64, 64), S2)
+    scl = write_tif(tmp_path / "scl.tif", classes(64, 64)[None].astype(np.uint8), ["SCL"])
+    run, place = (
+        (embed_scene, "scene._write_map") if suffix == ".tif" else (embed_patches, "patches._write_table")
+    )
+    options = {"mask": {str(scl): [9]}, **QUIET}
+
+    def fail(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"rsbackbones.embed.{place}", fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(model, [path], tmp_path / f"m{suffix}", **options)
+    write_tif(scl, classes(64, 64, seed=1)[None].astype(np.uint16), ["SCL"])
+    with pytest.raises(ValueError, match="other inputs or settings"):
+        run(model, [path], tmp_path / f"m{suffix}", **options)
+
+
+def test_bands_of_masks_may_be_among_names_and_others_left_out(model, tmp_path):
+    raw, scl = optical(48, 48), classes(48, 48)
+    data = np.concatenate([scl[None], raw, scl[None]])
+    path = write_tif(tmp_path / "a.tif", data, [None] * len(data))
+    names = [["-", *S2, "scl"]]
+    embed_patches(model, [path], tmp_path / "e.npz", bands=names, mask=CLOUDS, **QUIET)
+    with np.load(tmp_path / "e.npz") as table:
+        np.testing.assert_allclose(table["valid_share"], [(~np.isin(scl, CLOUDS["SCL"])).mean()], atol=1e-6)
+
+
 def test_complex_rasters_are_refused(model, tmp_path):
     data = (np.ones((12, 16, 16)) + 1j).astype(np.complex64)
     path = write_tif(tmp_path / "slc.tif", data, S2)
