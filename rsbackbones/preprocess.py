@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.arrays import is_dataset, to_tensor
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.models.series_arguments import Masks, masks_by_modality
 from rsbackbones.sensors import RGB8, BandNumbers, InputSpec, Sensor, get_sensor
@@ -126,10 +127,14 @@ class Preprocess:
 
         Args:
             x: arrays or tensors by modality, [..., C, H, W], integers or floats, with channels in the order
-                of ``bands``. A bare array is accepted if there is one modality.
-            valid: for series [B, T, C, H, W], by modality [B, T] booleans, False for missing images. Their
-                values are ignored and replaced by zeros. Pass the same mask to the model. Tensors, arrays
-                or lists; a bare one if there is one modality.
+                of ``bands``. A bare array is accepted if there is one modality. The dimensions and bands of
+                an xarray DataArray or Dataset are taken by their names
+                (:func:`rsbackbones.arrays.to_tensor`).
+            valid: by modality booleans, False for what does not count: pixels [..., H, W], or missing images
+                [B, T] of series [B, T, C, H, W]. Their values are ignored and replaced by zeros. Pass the
+                same mask to the model. :meth:`valid_pixels` finds the pixels that arrays themselves lack.
+                Tensors, arrays or lists; a bare one if there is one modality. Masks are of the size of ``x``,
+                also where the result has another (``size``).
 
         Returns:
             float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one. Pixels
@@ -137,51 +142,101 @@ class Preprocess:
             For a fine-tuned classifier images are resized to the size that it was scored at (``size``).
 
         Raises:
-            ValueError: a modality is unknown, the number of channels is wrong, values are NaN or infinite, or
-                they are impossible in the stated unit.
+            ValueError: a modality is unknown, the number of channels is wrong, values are NaN, infinite or
+                masked, or they are impossible in the stated unit.
         """
-        masks = masks_by_modality(valid, tuple(self.specs))
-        if not isinstance(x, Mapping):
+        images, single = self._by_modality(x)
+        masks = masks_by_modality(valid, tuple(images))
+        if unknown := [m for m in masks if m not in images]:
+            raise ValueError(f"valid has {', '.join(unknown)}; the images are {', '.join(images)}")
+        made = {m: self._apply(m, values, masks.get(m)) for m, values in images.items()}
+        return made[single] if single else made
+
+    def valid_pixels(self, x: "Raw | Mapping[str, Raw]") -> dict[str, Tensor]:
+        """Return which pixels of raw values have data in all bands that the model takes.
+
+        A pixel has none where a band is NaN or infinite, masked (a numpy masked array), or holds ``nodata``
+        or the value that an xarray object states for it (``_FillValue``); and where all bands hold zero, if
+        the unit allows no such measurement (:func:`rsbackbones.value_check.missing_pixels`)::
+
+            valid = preprocess.valid_pixels(x)
+            features = model.forward_features(preprocess(x, valid=valid), valid=valid)
+
+        Args:
+            x: as for calling the preprocessing.
+
+        Returns:
+            By modality, booleans [..., H, W] of the size of ``x``. Combine them with masks of your own by
+            ``&``. Where the preprocessing resizes images (``size``), bring them to that size for the model,
+            by nearest neighbor.
+        """
+        found = {}
+        for m, values in self._by_modality(x)[0].items():
+            tensor, held = self._tensor(m, values)
+            given = self.given[m]
+            read = tensor[..., [given.index(band) for band in self._source_bands(m)], :, :].float()
+            there = read.isfinite().all(-3) & ~missing_pixels(read, self.units[m], self.nodata)
+            found[m] = there if held is None else there & held.to(there.device)
+        return found
+
+    def _by_modality(self, x: "Raw | Mapping[str, Raw]") -> tuple[Mapping[str, Any], str | None]:
+        """Return raw values by modality, and the modality of a bare array."""
+        if not isinstance(x, Mapping) or is_dataset(x):
             if len(self.specs) > 1:
                 raise ValueError(
                     f"pass a mapping by modality, {{name: values}}, with the names {', '.join(self.specs)}"
                 )
             (modality,) = self.specs
-            return resize(self._apply(modality, x, masks.get(modality)), self.size)
+            return {modality: x}, modality
         if unknown := [m for m in x if m not in self.specs]:
             raise ValueError(f"unknown modality {unknown}; known here: {', '.join(self.specs)}")
-        if absent := [m for m, values in x.items() if values is None]:
-            raise ValueError(
-                f"{', '.join(absent)} is None: leave out a sensor that is not there; one that is missing at "
-                "some dates has a mask, valid="
-            )
-        return {m: resize(self._apply(m, values, masks.get(m)), self.size) for m, values in x.items()}
+        return x, None
 
-    def _apply(self, modality: str, raw: "Raw", valid: Tensor | None) -> Tensor:
-        x = raw if isinstance(raw, Tensor) else torch.from_numpy(_native(raw))
-        if valid is None:
-            return self._apply_images(modality, x)
-        if valid.dtype != torch.bool or x.ndim != 5 or valid.shape != x.shape[:2]:
-            raise ValueError(
-                f"{modality}: valid must be booleans [B, T] for a series [B, T, C, H, W], got {valid.dtype} "
-                f"{list(valid.shape)} for {list(x.shape)}"
-            )
-        bands = len(self.specs[modality].bands)
-        frames = torch.zeros(*x.shape[:2], bands, *x.shape[-2:], device=x.device)
-        if valid.any():
-            frames[valid] = self._apply_images(modality, x[valid])
-        return frames
+    def _tensor(self, modality: str, raw: "Raw") -> tuple[Tensor, Tensor | None]:
+        """Return raw values [..., C, H, W] and which pixels they have, [..., H, W], ``None`` for all."""
 
-    def _apply_images(self, modality: str, x: Tensor) -> Tensor:
+        def find_band(name: str) -> str | None:
+            try:
+                return self.sensors[modality].band(name).name
+            except ValueError:
+                return None
+
+        return to_tensor(raw, self.given[modality], find_band, modality)
+
+    def _apply(self, modality: str, raw: "Raw", mask: Tensor | None) -> Tensor:
+        x, held = self._tensor(modality, raw)
+        if held is not None:
+            held = held.to(x.device)
+        if mask is None:
+            return resize(self._apply_images(modality, x, held, None), self.size)
+        mask, pixels = mask.to(x.device), (*x.shape[:-3], *x.shape[-2:])
+        if x.ndim == 5 and mask.shape == x.shape[:2]:
+            mask = mask[..., None, None].expand(pixels)
+        if mask.shape != pixels:
+            raise ValueError(
+                f"{modality}: valid must be booleans {list(pixels)}, True for pixels that count, or [B, T] "
+                f"for a series [B, T, C, H, W], got {list(mask.shape)} for {list(x.shape)}"
+            )
+        sides = self.size or (x.shape[-2], x.shape[-1])
+        made = torch.zeros(*x.shape[:-3], len(self.specs[modality].bands), *sides, device=x.device)
+        there = mask.flatten(-2).any(-1)  # images with a pixel that counts
+        if there.any():
+            keep = mask[there]
+            images = self._apply_images(modality, x[there], None if held is None else held[there], keep)
+            kept = nn.functional.interpolate(keep[:, None].float(), size=sides, mode="nearest-exact") > 0
+            made[there] = resize(images, self.size).masked_fill(~kept, 0)
+        return made
+
+    def _apply_images(self, modality: str, x: Tensor, held: Tensor | None, keep: Tensor | None) -> Tensor:
+        """Normalize images [..., C, H, W].
+
+        Args:
+            modality, x: of which.
+            held: [..., H, W], False for pixels that the array lacks.
+            keep: [..., H, W], False for pixels that the user masks. They get the mean of their band, as those
+                of ``nodata`` do, and count neither in the checks nor in batch statistics.
+        """
         given = self.given[modality]
-        if x.ndim < 3 or x.shape[-3] != len(given):
-            raise ValueError(
-                f"{modality}: expected [..., {len(given)}, H, W] with the bands {', '.join(given)}, got "
-                f"{list(x.shape)}. If your channels differ, pass their names: "
-                f"create_preprocess(model, bands={{'{modality}': (...)}})"
-            )
-        if x.is_complex() or x.dtype == torch.bool:
-            raise ValueError(f"{modality}: expected integers or real numbers, got {x.dtype}")
         if self.check and x.dtype in (torch.uint8, torch.int8) and self._in_numbers(modality):
             raise ValueError(
                 f"{modality}: 8-bit values are a picture, not digital numbers ({self.units[modality]!r}); "
@@ -190,15 +245,22 @@ class Preprocess:
                 "check)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
+        if held is not None:
+            x = x.masked_fill(~held.unsqueeze(-3), float("nan"))
         sources = self._source_bands(modality)
         if given != sources:
             x = x[..., [given.index(band) for band in sources], :, :]
+        missing = None if keep is None or keep.all() else ~keep
         if self.nodata is not None:
-            x = _fill(x, missing_pixels(x, None, self.nodata), modality)
+            marked = missing_pixels(x, None, self.nodata)
+            missing = marked if missing is None else marked | missing
+        if missing is not None:
+            x = _fill(x, missing, modality)
+        counted = None if missing is None else ~missing
         if self.check:
-            self._check_values(modality, x)
+            self._check_values(modality, x, counted)
         x = self._to_contract_unit(modality, sources, x)
-        return self._normalize(modality, x)
+        return self._normalize(modality, x, counted)
 
     def _in_numbers(self, modality: str) -> bool:
         unit = self.units[modality]
@@ -214,8 +276,10 @@ class Preprocess:
             )
         )
 
-    def _check_values(self, modality: str, x: Tensor) -> None:
+    def _check_values(self, modality: str, x: Tensor, counted: Tensor | None) -> None:
         """Check values [..., C, H, W] of the bands that the model takes, or the sources of its indices.
+
+        ``counted`` is False, [..., H, W], for pixels that were filled.
 
         Raises:
             ValueError: they are NaN or infinite, or cannot be in the stated unit
@@ -223,12 +287,15 @@ class Preprocess:
         """
         bands, sensor, unit = self._source_bands(modality), self.sensors[modality], self.units[modality]
         bad = ~x.isfinite()
+        if counted is not None:
+            bad &= counted.unsqueeze(-3)
         if bad.any():
             counts = bad.movedim(-3, 0).flatten(1).sum(1).tolist()
             where = ", ".join(f"{b}: {n}" for b, n in zip(bands, counts, strict=True) if n)
             raise ValueError(
-                f"{modality}: NaN or infinity in the input (pixels per band: {where}); fill or remove "
-                "pixels without data first"
+                f"{modality}: NaN or infinity in the input, or masked pixels (pixels per band: {where}); "
+                "fill them, or mark them as missing: valid = preprocess.valid_pixels(x), then preprocess(x, "
+                "valid=valid) and model(..., valid=valid)"
             )
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
@@ -253,6 +320,8 @@ class Preprocess:
                 self._check_bytes(modality, x[..., stored, :, :])
         else:
             missing = missing_pixels(x, unit)
+            if counted is not None:
+                missing &= counted
             if self.nodata != 0 and missing.any():
                 warnings.warn(
                     f"{modality}: pixels hold zero in all bands, as those without data do, and are taken as "
@@ -260,6 +329,8 @@ class Preprocess:
                     MissingPixelsWarning,
                     stacklevel=4,
                 )
+            if counted is not None:
+                missing |= ~counted
             self._act_on(modality, judge(x.movedim(-3, 0)[:, ~missing], unit, sensor))
             images, holes = x.reshape(-1, *x.shape[-3:]), missing.reshape(-1, *x.shape[-2:])
             for i in range(0, len(images), -(-len(images) // _JUDGED)) if len(images) > 1 else ():
@@ -346,7 +417,7 @@ class Preprocess:
                 columns.append((index.clamp(min=0) * 10000).floor())
         return torch.stack(columns, dim=-3)
 
-    def _normalize(self, modality: str, x: Tensor) -> Tensor:
+    def _normalize(self, modality: str, x: Tensor, counted: Tensor | None) -> Tensor:
         spec = self.specs[modality]
         if spec.normalize == "none":
             return x
@@ -357,7 +428,8 @@ class Preprocess:
             x = (x - mean) / std
             return x.clamp(0, 1) if spec.clip else x
         if self.batch_statistics:
-            flat = x.movedim(-3, 0).flatten(1)
+            flat = x.movedim(-3, 0)
+            flat = flat.flatten(1) if counted is None else flat[:, counted]
             mean, std = flat.mean(1), flat.std(1)
             if flat.shape[1] < 2 or bool((std == 0).any()):
                 constant = [b for b, s in zip(spec.bands, std.tolist(), strict=True) if not s > 0]
@@ -485,17 +557,6 @@ def _picture_dn(unit: str) -> float:
     if not 0 < value < float("inf"):
         raise ValueError(f"the unit {RGB8}:DN names the digital number that 255 stands for, got {unit!r}")
     return value
-
-
-def _native(raw: Any) -> Any:
-    """Return an array that torch can share: native byte order and positive strides."""
-    import numpy as np
-
-    array = np.asarray(raw)
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"expected an array of integers or floats, got dtype {array.dtype}")
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    return array if array.flags.writeable else array.copy()
 
 
 def create_preprocess(

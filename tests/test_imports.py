@@ -16,21 +16,22 @@ PACKAGE = Path(rsbackbones.__file__).parent
 # own, as far as it is named here; "__init__" is the public API.
 ALLOWED = {
     "__init__": {"integrations", "models", "preprocess", "sensors", "zoo"},
+    "arrays": set(),
     "typed_fields": set(),
     "sensors": {"typed_fields"},
     "layers": set(),
     "files": set(),
     "plugins": set(),
     "device": set(),
-    "models": {"layers", "sensors"},
+    "models": {"arrays", "layers", "sensors"},
     "value_check": {"sensors"},
-    "preprocess": {"models", "sensors", "value_check"},
+    "preprocess": {"arrays", "models", "sensors", "value_check"},
     "zoo": {"files", "models", "preprocess", "sensors", "typed_fields"},
     "integrations": {"layers", "models", "sensors", "zoo"},
     "heads": {"layers", "models", "zoo"},
     "data": {"files", "preprocess", "sensors", "typed_fields", "value_check"},
     "embed": {"data", "device", "files", "models", "preprocess", "value_check", "zoo"},
-    "eval": {"data", "device", "files", "heads", "models", "preprocess", "sensors", "zoo"},
+    "eval": {"data", "device", "files", "heads", "models", "preprocess", "sensors", "value_check", "zoo"},
     "train/engine": {"files", "layers"},
     "train": {"data", "files", "layers", "models", "plugins", "preprocess", "sensors", "train/engine", "zoo"},
     "train/finetune": {"data", "eval", "files", "heads", "models", "preprocess", "sensors", "train",
@@ -41,6 +42,7 @@ ALLOWED = {
 # Third-party packages a room may import when it is loaded; elsewhere inside functions only.
 OUTSIDE = {
     "__init__": set(),
+    "arrays": {"torch"},
     "typed_fields": set(),
     "sensors": set(),
     "layers": {"einops", "torch"},

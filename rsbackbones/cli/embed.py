@@ -15,6 +15,7 @@ from rsbackbones.cli.options import (
     Raster,
     band_options,
     band_rules,
+    codes_in,
     mapping,
     option,
     refuse_two_weights,
@@ -49,6 +50,10 @@ from rsbackbones.data.resample import RESAMPLING
          "pictures whose 255 is DN 2750; rgb8:3558 for ESA's true color image); repeatable")  # fmt: skip
 @option("--nodata", type=float, metavar="VALUE", section="Values",
         help="the value of pixels without data, if the files do not state it")  # fmt: skip
+@mapping("--mask", form="NAME=CLASS,...", read=codes_in, section="Values",
+         help="pixels that do not count, such as clouds: SCL=3,8,9,10 by a band of the rasters, "
+         "scl.tif=3,8-10 by another raster (of the optical sensors; s1:NAME names the sensor), resampled by "
+         "nearest neighbor; repeatable. Cells of which less than half the pixels count are NaN")  # fmt: skip
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
 @option("--on-unreadable", type=click.Choice(("fail", "skip")), default="fail", section="Values",
         help="of patches: stop at a file that cannot be read, or leave it out and name it in the "
@@ -82,6 +87,7 @@ def embed(
     allow_dropped_bands: bool,
     units: Mapping[str, str],
     nodata: float | None,
+    mask: Mapping[str, list[int]],
     skip_nodata: bool,
     on_unreadable: str,
     resample: str | None,
@@ -129,7 +135,7 @@ def embed(
     if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:
         raise ValueError(f"{model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
-    files = _find(rasters, bands, sensor_names, asked or config.modalities, units, on_unreadable)
+    files = _find(rasters, bands, sensor_names, asked or config.modalities, units, mask, on_unreadable)
     held = {m: {b for file in files for b in file.bands.get(m, ())} for m in sensor_names}
     used = {m: sensor_names[m] for m in asked or config.modalities if held[m]}
     if lacking := [m for m in (*asked, *rules["sensors"]) if m not in used]:
@@ -179,8 +185,8 @@ def embed(
         )
     paths = [file.path for file in files]
     common: dict[str, Any] = {
-        "bands": [file.names for file in files], "units": units, "nodata": nodata, "batch_size": batch_size,
-        "progress": progress, "resample": resample,
+        "bands": [file.names for file in files], "units": units, "nodata": nodata, "mask": mask,
+        "batch_size": batch_size, "progress": progress, "resample": resample,
     }  # fmt: skip
     for m, unit in units.items():
         if m in built.inputs and (note := picture_note(built.inputs[m], unit)):
@@ -191,8 +197,12 @@ def embed(
             **common,
         )  # fmt: skip
         with open_raster(output) as written:
-            if (resampling := written.tags()["resampling"]) != "none":
-                print(f"resampled: {resampling}", file=sys.stderr)
+            tags = written.tags()
+        if tags["resampling"] != "none":
+            print(f"resampled: {tags['resampling']}", file=sys.stderr)
+        if mask:
+            share = float(tags["valid_share"])
+            print(f"{share:.1%} of the pixels have data and count by --mask", file=sys.stderr)
         print(f"{output}\n{output.with_suffix('.png')}")
         if colors_from is None:
             print("the colors of the picture are of this map alone; to compare dates, pass --colors-from "
@@ -224,26 +234,30 @@ def _find(
     sensors: Mapping[str, str],
     wanted: Sequence[str],
     units: Mapping[str, str],
+    mask: Mapping[str, list[int]],
     on_unreadable: str,
 ) -> list[_File]:
     """Find the bands of the ``wanted`` modalities in the rasters. Report rasters without any."""
+    from rsbackbones.data.class_masks import mask_bands, masked_names
     from rsbackbones.data.rasters import find_bands
 
     paths, searched = _expand(rasters), {m: sensors[m] for m in wanted}
     files = []
-    for path, names in zip(paths, _band_names(bands, paths), strict=True):
+    for path, given in zip(paths, _band_names(bands, paths), strict=True):
+        names = masked_names(given, mask)
         try:
             elsewhere = not set(find_bands(path, sensors, names, units=units)[0]) & set(wanted)
             found, ignored = ({}, []) if elsewhere else find_bands(path, searched, names, units=units)
         except UnreadableRaster:
             if on_unreadable == "fail":
                 raise
-            files.append(_File(path, names, {}, []))  # named by what reads the patches
+            files.append(_File(path, given, {}, []))  # named by what reads the patches
             continue
         if elsewhere:
             print(f"{raster_name(path)}: left out, it holds no bands of {', '.join(wanted)}", file=sys.stderr)
             continue
-        files.append(_File(path, names, {m: tuple(bands) for m, bands in found.items()}, ignored))
+        ignored = [name for name in ignored if name.strip().lower() not in mask_bands(mask)]
+        files.append(_File(path, given, {m: tuple(bands) for m, bands in found.items()}, ignored))
     return files
 
 

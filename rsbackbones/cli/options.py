@@ -153,6 +153,21 @@ def classes_in(text: str) -> list[str] | dict[str, list[int | str]]:
     return {name.strip(): [_code(word.strip()) for word in codes.split("+")] for name, codes in pairs}
 
 
+def codes_in(text: str) -> list[int]:
+    """Parse whole numbers and ranges of them: ``3,8-10``."""
+    codes: list[int] = []
+    for word in names_in(text):
+        first, dash, last = word.partition("-")
+        if (
+            not first.isdecimal()
+            or (dash and not last.isdecimal())
+            or (dash and int(last) - int(first) > 65535)
+        ):
+            raise click.BadParameter(f"expected classes such as 3,8-10, got {word!r} in {text!r}")
+        codes += range(int(first), int(last or first) + 1)
+    return codes
+
+
 def _code(word: str) -> int | str:
     return int(word) if word.removeprefix("-").isdecimal() else word
 

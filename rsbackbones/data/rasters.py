@@ -137,7 +137,7 @@ def find_bands(
     with open_raster(path) as raster:
         tagged = zip(raster.dtypes, raster.scales, raster.offsets, strict=True)
         plain_8_bit = [kind in ("uint8", "int8") and (a, b) == (1, 0) for kind, a, b in tagged]
-        channels = _names_of_channels(raster, path, of, names)
+        channels = names_of_channels(raster, path, of, names)
     found: dict[str, dict[str, int]] = {}
     unknown = []
     for index, (name, candidates) in channels.items():
@@ -175,7 +175,7 @@ _NAME_IN_ORDER = "name its bands in order, '-' for one to leave out, as in --ban
 _NAME_TAGS = ("BANDNAME", "NETCDF_VARNAME", "common_name", "eo:common_name", "name")
 
 
-def _names_of_channels(
+def names_of_channels(
     raster: Any, path: RasterPath, of: Mapping[str, str], names: Sequence[str] | None
 ) -> dict[int, tuple[str, list[tuple[str, str]]]]:
     """Return by index from 1 a channel's name, and the (modality, band) that it may mean; without skipped."""
@@ -423,6 +423,11 @@ class RasterStack:
     def _read_of(self, raster: int) -> set[int]:
         """Return the indices of a raster's bands that are read."""
         return {c.index for channels in self._channels.values() for c in channels if c.raster == raster}
+
+    def modalities_of(self, path: RasterPath) -> list[str]:
+        """Return the modalities whose bands are read from a file."""
+        i = self.paths.index(path)
+        return [m for m, channels in self._channels.items() if any(c.raster == i for c in channels)]
 
     def _check_memory(self, shape: Sequence[int]) -> None:
         """Refuse what the machine cannot hold, before it tries."""

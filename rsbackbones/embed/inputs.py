@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.data.class_masks import ClassMasks, masked_names
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_path import RasterPath
 from rsbackbones.data.rasters import RasterStack, not_understood
@@ -30,8 +31,10 @@ def embedding_job(
     *,
     units: Mapping[str, str] | None,
     nodata: float | None,
+    mask: ClassMasks | None = None,
 ) -> dict[str, Any]:
     """Return what the features of files depend on, as JSON takes it."""
+    masked = {"mask": {key: sorted(classes) for key, classes in mask.items()}} if mask else {}
     return {
         "model": model.architecture,
         "weights": model.weights_entry.id if model.weights_entry else "none of the manifest",
@@ -42,6 +45,7 @@ def embedding_job(
         "input": [fact for files in inputs for fact in files.facts],
         "units": units,
         "nodata": nodata,
+        **masked,
     }
 
 
@@ -96,15 +100,18 @@ def open_model_rasters(
     units: Mapping[str, str] | None,
     nodata: float | None,
     resample: str | None = None,
+    mask: ClassMasks | None = None,
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
     Pixels that hold zero in all bands have no data, where the unit of the values allows no such measurement.
+    ``names`` may name the bands of ``mask``, which are no bands of a sensor.
 
     Raises:
         ValueError: a modality has no raster, or as :class:`RasterStack`.
     """
     sensors = sensors_of(model)
+    names = None if names is None else [masked_names(each, mask) for each in names]
     stack = RasterStack(
         paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units, resample=resample
     )

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, mask_files
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name, raster_paths
 from rsbackbones.data.unit_warnings import UnitWarnings
@@ -21,6 +23,7 @@ from rsbackbones.embed.inputs import (
     create_preprocess_of,
     embedding_job,
     open_model_rasters,
+    sensors_of,
     unfinished,
     warn_of_pixel_sizes,
     writing,
@@ -43,6 +46,7 @@ def embed_patches(
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
     nodata: float | None = None,
+    mask: ClassMasks | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
     skip_nodata: bool = False,
@@ -56,15 +60,17 @@ def embed_patches(
     are one patch, encoded whole; its sides are multiples of ``model.size_multiple``, or the model pads them
     (``create_model(..., pad=True)``). The result has ``paths`` (joined by ``;``), ``crs``, the center ``x``
     and ``y``, the side of a pixel in meters ``pixel_m`` (NaN: no georeference), and [patches, D] float32 for
-    every stream, also from a model in half precision. With ``resample`` it has ``resampling``, which says for
-    each patch which files were resampled. What is left out is named in ``left_out`` with
-    ``left_out_reasons`` (of Parquet in the metadata).
+    every stream, also from a model in half precision. With ``mask`` it also has ``valid_share``, the share of
+    pixels that count in all sensors; cells of which less than half count are in no embedding, and an
+    embedding without any cell is NaN. With ``resample`` it has ``resampling``, which says for each patch
+    which files were resampled. What is left out is named in ``left_out`` with ``left_out_reasons`` (of
+    Parquet in the metadata).
 
     Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed or
     failed run, as :func:`embed_scene` does.
 
     Args:
-        model, bands, units, nodata, batch_size, device, progress: as for :func:`embed_scene`.
+        model, bands, units, nodata, mask, batch_size, device, progress: as for :func:`embed_scene`.
         paths: raster files, or one; strings may be names for GDAL (``/vsizip/...``, ``https://...``).
         output: a path ending in ``.npz`` or ``.parquet``.
         skip_nodata: leave out patches with pixels without data; they are an error otherwise.
@@ -93,12 +99,16 @@ def embed_patches(
         model.to(choose_device(device))
     left_out: dict[RasterPath, str] = {}
     skip = on_unreadable == "skip"
-    patches = group_files(model, paths, bands, units, resample=resample, left_out=left_out if skip else None)
+    patches = group_files(
+        model, paths, bands, units, resample=resample, left_out=left_out if skip else None, mask=mask
+    )
     warn_of_pixel_sizes(
         model, {raster_name(patch.name): patch.files[0].grid.pixel_in_meters for patch in patches}
     )
     inputs = [InputFiles([file.path for file in patch.files]) for patch in patches]
-    job = embedding_job(model, inputs, units=units, nodata=nodata) | {"bands": bands, "resample": resample}
+    inputs.append(InputFiles(mask_files(mask)))  # of all patches
+    job = embedding_job(model, inputs, units=units, nodata=nodata, mask=mask)
+    job |= {"bands": bands, "resample": resample}
     folder = unfinished(output)
     # Rows and result: what is left of a disk must hold both.
     size = 2 * 4 * len(patches) * len(model.stream_inputs) * model.num_features
@@ -106,7 +116,7 @@ def embed_patches(
         check_space(output.parent, 0 if store.done.any() else size, f"the table {output.name}")
         try:
             _embed_patches(
-                store, model, patches, inputs, units, nodata, batch_size, skip_nodata, resample, skip,
+                store, model, patches, inputs, units, nodata, mask, batch_size, skip_nodata, resample, skip,
                 left_out, progress,
             )  # fmt: skip
         except UnreadableRaster as error:
@@ -131,6 +141,12 @@ def embed_patches(
             **({"resampling": [patch.resampling for patch in kept]} if resample else {}),
             **store.read(np.flatnonzero(store.done)),
         }
+        if mask and (lost := sum(bool(np.isnan(x).any()) for x in columns[next(iter(model.stream_inputs))])):
+            warnings.warn(
+                f"{lost} of {len(kept)} patches have no cell of which half the pixels count: their "
+                "embeddings are NaN",
+                stacklevel=2,
+            )
         _write_table(output, columns, model, inputs, folder, left_out)
         store.discard()
     return left_out
@@ -143,6 +159,7 @@ def _embed_patches(
     inputs: Sequence[InputFiles],
     units: Mapping[str, str] | None,
     nodata: float | None,
+    mask: ClassMasks | None,
     batch_size: int,
     skip_nodata: bool,
     resample: str | None,
@@ -151,16 +168,20 @@ def _embed_patches(
     progress: bool,
 ) -> None:
     """Compute the rows that the store lacks; patches that are left out get none, and a reason."""
-    pending: list[tuple[int, dict[str, torch.Tensor]]] = []
+    pending: list[tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
 
     def encode() -> None:
-        stacked = model.as_input({m: torch.stack([x[m] for _, x in pending]) for m in model.modalities})
+        stacked = model.as_input({m: torch.stack([x[m] for _, x, _ in pending]) for m in model.modalities})
+        valid = {m: torch.stack([masks[m] for _, _, masks in pending]) for m in pending[0][2]}
         with torch.inference_mode():
-            features = model.forward_streams(stacked)
+            features = model.forward_streams(stacked, valid=valid)
         rows = {s: f.pooled[s].float().cpu().numpy() for s, f in features.items()}
-        for number, _ in pending:
+        if valid:
+            counts = torch.stack(list(valid.values())).all(dim=0)
+            rows["valid_share"] = counts.float().mean(dim=(1, 2)).numpy()
+        for number in (*(number for number, _, _ in pending), -1):
             inputs[number].check()
-        store.write([number for number, _ in pending], rows)
+        store.write([number for number, _, _ in pending], rows)
         pending.clear()
 
     todo, doubts = np.flatnonzero(~store.done).tolist(), UnitWarnings()
@@ -169,7 +190,7 @@ def _embed_patches(
             bar.update()
             try:
                 with doubts.of_image():
-                    images = _read_patch(model, patches[number], units, nodata, resample)
+                    images, valid = _read_patch(model, patches[number], units, nodata, mask, resample)
             except UnreadableRaster as error:
                 if not skip_unreadable:
                     if pending:
@@ -185,7 +206,7 @@ def _embed_patches(
             shapes = [image.shape for image in images.values()]
             if pending and [image.shape for image in pending[0][1].values()] != shapes:
                 encode()
-            pending.append((number, images))
+            pending.append((number, images, valid))
             if len(pending) == batch_size:
                 encode()
     if pending:
@@ -203,12 +224,19 @@ def _read_patch(
     files: Patch,
     units: Mapping[str, str] | None,
     nodata: float | None,
+    mask: ClassMasks | None,
     resample: str | None,
-) -> dict[str, torch.Tensor]:
-    """Return the normalized images of a patch by modality, [C, H, W]."""
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the normalized images of a patch by modality, [C, H, W], and where there are masks the pixels
+    that count, [H, W].
+    """
     first, paths = files.name, [file.path for file in files.files]
-    options: dict[str, Any] = {"units": units, "nodata": nodata, "resample": resample}
-    with open_model_rasters(model, paths, names=[file.names for file in files.files], **options) as patch:
+    names = [file.names for file in files.files]
+    options: dict[str, Any] = {"units": units, "nodata": nodata, "resample": resample, "mask": mask}
+    with (
+        open_model_rasters(model, paths, names=names, **options) as patch,
+        ClassMaskReader(patch, mask or {}, sensors_of(model), names=names) as masks,
+    ):
         if max(patch.height, patch.width) > MAX_PATCH_SIDE:
             raise ValueError(
                 f"{first} has {patch.height} x {patch.width} pixels: a scene, not a patch (at most "
@@ -228,10 +256,13 @@ def _read_patch(
             )
         try:
             preprocess = create_preprocess_of(model, patch, units)
-            images = preprocess({m: x[None] for m, x in arrays.items()})
+            counts = {m: torch.from_numpy(x) for m, x in masks.read().items()}
+            images = preprocess(
+                {m: x[None] for m, x in arrays.items()}, valid={m: x[None] for m, x in counts.items()}
+            )
         except ValueError as error:
             raise ValueError(f"{first}: {error}") from error
-    return {m: image[0] for m, image in images.items()}
+    return {m: image[0] for m, image in images.items()}, counts
 
 
 def _write_table(

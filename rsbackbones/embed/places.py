@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rsbackbones.data.band_names import product_of_file
+from rsbackbones.data.class_masks import ClassMasks, masked_names
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name
 from rsbackbones.data.rasters import find_bands, open_raster, two_grids
@@ -41,6 +42,7 @@ def group_files(
     *,
     resample: str | None,
     left_out: dict[RasterPath, str] | None,
+    mask: ClassMasks | None = None,
 ) -> list[Patch]:
     """Put the files of one patch together, in the order of the first of each.
 
@@ -49,7 +51,7 @@ def group_files(
     without the words for band and resolution.
 
     Args:
-        model, paths, names, units, resample: as for ``embed_patches``.
+        model, paths, names, units, resample, mask: as for ``embed_patches``.
         left_out: takes by path why a file, or the patch that lacks it, cannot be used. ``None``: such a file
             is an error.
 
@@ -60,7 +62,7 @@ def group_files(
     near: dict[tuple[object, ...], list[int]] = {}
     for i, path in enumerate(paths):
         try:
-            file = _inspect(model, path, names[i] if names else None, units)
+            file = _inspect(model, path, names[i] if names else None, units, mask)
         except UnreadableRaster as error:
             if left_out is None:
                 raise
@@ -88,9 +90,13 @@ def group_files(
 
 
 def _inspect(
-    model: Backbone, path: RasterPath, names: Sequence[str] | None, units: Mapping[str, str] | None
+    model: Backbone,
+    path: RasterPath,
+    names: Sequence[str] | None,
+    units: Mapping[str, str] | None,
+    mask: ClassMasks | None,
 ) -> PatchFile:
-    found = find_bands(path, sensors_of(model), names, units=units)[0]
+    found = find_bands(path, sensors_of(model), masked_names(names, mask), units=units)[0]
     bands = {m: frozenset(held) & {*model.bands[m]} for m, held in found.items()}
     with open_raster(path) as raster:
         return PatchFile(path, names, {m: held for m, held in bands.items() if held}, Grid.of(raster))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, mask_files
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_path import raster_name, raster_paths
 from rsbackbones.data.rasters import Array, RasterStack
@@ -22,6 +23,7 @@ from rsbackbones.embed.inputs import (
     create_preprocess_of,
     embedding_job,
     open_model_rasters,
+    sensors_of,
     unfinished,
     warn_of_pixel_sizes,
     writing,
@@ -47,6 +49,7 @@ def embed_scene(
     bands: Sequence[Sequence[str] | None] | None = None,
     units: Mapping[str, str] | None = None,
     nodata: float | None = None,
+    mask: ClassMasks | None = None,
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
@@ -61,9 +64,11 @@ def embed_scene(
     A pixel of the result is one cell of the model's final map, of a ViT one patch, in float32 (also from a
     model in half precision); its transform is the input's, scaled by ``model.stride``, so the two line up; so
     do ground control points. The scene is read in overlapping windows, and features are blended where they
-    overlap, so that no seams show. A cell with a pixel without data is NaN. Where the size is no multiple of
-    what the model needs, the last few pixels at the right and at the bottom are not covered; a model that
-    pads (``create_model(..., pad=True)``) covers them with cells that reach beyond the scene.
+    overlap, so that no seams show. A cell with a pixel without data is NaN, and so is one of whose pixels
+    less than half count by ``mask``; the tag ``valid_share`` is then the share of pixels that have data and
+    count. Where the size is no multiple of what the model needs, the last few pixels at the right and at the
+    bottom are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that
+    reach beyond the scene.
 
     The preview's colors are the principal components of this map, so colors of two maps cannot be compared,
     unless the second is written with ``colors_from`` the first.
@@ -81,6 +86,8 @@ def embed_scene(
         bands: the bands of each raster, in order, if its descriptions do not name them.
         units: as in ``create_preprocess``.
         nodata: the value without data, where the files do not state it.
+        mask: by a band of the rasters, or the path of a raster, the classes of pixels that do not count:
+            ``{"SCL": (3, 8, 9, 10)}``; see :class:`rsbackbones.data.class_masks.ClassMaskReader`.
         stream: by default the model's default stream.
         window: side of a window in pixels; default the size the model was trained on (of a network of
             large cells, four of them at least).
@@ -112,13 +119,19 @@ def embed_scene(
             f"{colors_from} has {len(basis.mean)} features and the model {model.num_features}: colors_from "
             "(--colors-from) takes a map of the same model"
         )
+    read = [*paths, *mask_files(mask)]
     for written in (output, preview_path(output)):
-        if same := [p for p in paths if isinstance(p, Path) and p.resolve() == written.resolve()]:
+        if same := [p for p in read if isinstance(p, Path) and p.resolve() == written.resolve()]:
             raise ValueError(f"the output {written} is the input {same[0]}; choose another name")
     check_output(output)
-    files = InputFiles(paths)
-    rasters: dict[str, Any] = {"names": bands, "units": units, "nodata": nodata, "resample": resample}
-    with open_model_rasters(model, paths, **rasters) as scene:
+    files = InputFiles(read)
+    rasters: dict[str, Any] = {
+        "names": bands, "units": units, "nodata": nodata, "resample": resample, "mask": mask,
+    }  # fmt: skip
+    with (
+        open_model_rasters(model, paths, **rasters) as scene,
+        ClassMaskReader(scene, mask or {}, sensors_of(model), names=bands) as masks,
+    ):
         sides = (scene.height, scene.width)
         rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
         grid = (rows, columns)
@@ -135,10 +148,10 @@ def embed_scene(
             )
         side, shared = _window(model, window, overlap)
         preprocess = create_preprocess_of(model, scene, units)
-        preprocess.check = not _check_values(scene, preprocess)
+        preprocess.check = not _check_values(scene, masks, preprocess)
         warn_of_pixel_sizes(model, {raster_name(scene.paths[0]): scene.grid.pixel_in_meters})
         stream = model.choose_stream(stream)
-        job = embedding_job(model, [files], units=preprocess.units, nodata=nodata) | {
+        job = embedding_job(model, [files], units=preprocess.units, nodata=nodata, mask=mask) | {
             "stream": stream,
             "given": {m: list(b) for m, b in scene.bands.items()},
             "window": side,
@@ -147,7 +160,8 @@ def embed_scene(
             "resampling": scene.resampling or "none",
             "pixel_m": scene.grid.pixel_in_meters,
         }
-        row = np.dtype([("features", "<f4", (grid[1], model.num_features))])
+        share = [("valid_share", "<f4", (grid[1],))] if mask else []
+        row = np.dtype([("features", "<f4", (grid[1], model.num_features)), *share])
         folder = unfinished(output)
         with RowStore(folder, job, grid[0], layout=row) as store:
             check_space(output.parent, row.itemsize * grid[0], f"the map {output.name}")
@@ -156,6 +170,7 @@ def embed_scene(
                 grid,
                 files,
                 scene,
+                masks,
                 model,
                 preprocess,
                 stream,
@@ -164,12 +179,15 @@ def embed_scene(
                 batch_size,
                 progress,
             )
-            features = store.read()["features"]
-            _refuse_constant(features, scene)
+            table = store.read()
+            features = table["features"]
+            if mask:
+                job["valid_share"] = f"{float(table['valid_share'].mean()):.6f}"
+            _refuse_constant(features, scene, masks)
             with writing(output, folder):
                 _write_map(output, features, scene, cell, job, files, folder)
                 write_preview(preview_path(output), features, basis, within=folder)
-            del features  # an open map of the file: it could not be deleted on every system
+            del table, features  # an open map of the file: it could not be deleted on every system
             store.discard()
     return output
 
@@ -194,9 +212,10 @@ def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[i
     return side, shared
 
 
-def _check_values(scene: RasterStack, preprocess: Preprocess) -> bool:
+def _check_values(scene: RasterStack, masks: ClassMaskReader, preprocess: Preprocess) -> bool:
     """Check the values of the whole scene at once, as a single window may be too uniform.
 
+    Pixels that do not count by a mask are not checked.
     Of a large scene samples at full resolution are read: overviews may be averages, or out of date.
 
     Returns:
@@ -209,14 +228,20 @@ def _check_values(scene: RasterStack, preprocess: Preprocess) -> bool:
         for n, side in zip((scene.height, scene.width), sides, strict=True)
     ]
     found: dict[str, list[Array]] = {}
+    has_data = False
     for row in corners[0]:
         for column in corners[1]:
             size = (min(sides[0], scene.height - row), min(sides[1], scene.width - column))
             arrays, valid = scene.read((row, column, *size))
+            has_data |= bool(valid.any())
+            for counts in masks.read((row, column, *size)).values():
+                valid &= counts
             for m, x in arrays.items():
                 found.setdefault(m, []).append(x[:, valid])
     values = {m: np.concatenate(samples, axis=1) for m, samples in found.items()}
     if not all(x.shape[1] for x in values.values()):
+        if whole and has_data:
+            raise ValueError(_none_counts(scene))
         if whole:
             raise ValueError(_no_data(scene))
         return False  # the windows are checked one by one
@@ -239,19 +264,26 @@ def _no_data(scene: RasterStack) -> str:
     return f"{scene.paths[0]}: no pixel has data in all bands that the model takes"
 
 
-def _refuse_constant(features: Array, scene: RasterStack) -> None:
+def _none_counts(scene: RasterStack) -> str:
+    return f"{scene.paths[0]}: no pixel with data counts by the mask: are its classes right?"
+
+
+def _refuse_constant(features: Array, scene: RasterStack, masks: ClassMaskReader) -> None:
     """Refuse a map that is the same everywhere although the scene is not."""
     rows = features.reshape(-1, features.shape[-1])
     rows = rows[:: max(1, len(rows) // 20_000)]
     rows = rows[np.isfinite(rows).all(axis=1)]
     if len(rows) < 2:
         if not np.isfinite(features[..., 0]).any():
-            raise ValueError(_no_data(scene))
+            raise ValueError(f"{_no_data(scene)}, and counts by the mask" if masks else _no_data(scene))
         return
     if np.ptp(rows, axis=0).max() > ROUNDING * np.abs(rows).max():
         return
     side = min(scene.height, scene.width, _SAMPLES * _SAMPLE_SIDE)
-    arrays, valid = scene.read(((scene.height - side) // 2, (scene.width - side) // 2, side, side))
+    middle = ((scene.height - side) // 2, (scene.width - side) // 2, side, side)
+    arrays, valid = scene.read(middle)
+    for counts in masks.read(middle).values():
+        valid &= counts
     if any(np.ptp(x[:, valid], axis=1).any() for x in arrays.values() if valid.any()):
         raise ValueError(
             f"{scene.paths[0]}: the features are the same everywhere, and the values are not: the weights do "
@@ -264,6 +296,7 @@ def _fill(
     grid: tuple[int, int],
     files: InputFiles,
     scene: RasterStack,
+    masks: ClassMaskReader,
     model: Backbone,
     preprocess: Preprocess,
     stream: str,
@@ -285,16 +318,17 @@ def _fill(
     total_sum = np.zeros((size[0], width, dim), np.float32)
     total_weight = np.zeros((size[0], width, 1), np.float32)
     complete = np.ones((size[0], width), bool)
+    share = np.ones((size[0], width), np.float32)
     with progress_bar(total, total - left, enabled=progress) as bar:
         for i in strips:
             for start in range(0, len(lefts), batch_size):
                 batch = lefts[start : start + batch_size]
-                maps, masks = _encode_windows(model, scene, preprocess, stream, tops[i], batch, size)
-                for column, values, mask in zip(batch, maps, masks, strict=True):
+                maps, shares = _encode_windows(model, scene, masks, preprocess, stream, tops[i], batch, size)
+                for column, values, (has_data, counts) in zip(batch, maps, shares, strict=True):
                     columns = slice(column, column + size[1])
                     total_sum[:, columns] += values * weights[..., None]
                     total_weight[:, columns] += weights[..., None]
-                    complete[:, columns] = mask
+                    complete[:, columns], share[:, columns] = has_data == 1, counts
                 bar.update(len(batch))
             # Rows above the next window are final; the others wait for it.
             final = (tops[i + 1] if i + 1 < len(tops) else height) - tops[i]
@@ -302,47 +336,65 @@ def _fill(
                 rows = total_sum[:final] / total_weight[:final]
                 rows[~complete[:final]] = np.nan
                 files.check()
-                store.write(range(tops[i], tops[i] + final), {"features": rows})
-            total_sum, total_weight, complete = (
+                kept = {"features": rows} | ({"valid_share": share[:final]} if masks else {})
+                store.write(range(tops[i], tops[i] + final), kept)
+            total_sum, total_weight, complete, share = (
                 np.concatenate((x[final:], np.full_like(x[:final], rest)))
-                for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1))
+                for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1), (share, 1))
             )
 
 
 def _encode_windows(
     model: Backbone,
     scene: RasterStack,
+    masks: ClassMaskReader,
     preprocess: Preprocess,
     stream: str,
     top: int,
     lefts: Sequence[int],
     size: tuple[int, int],
-) -> tuple[Array, list[Array]]:
-    """Encode windows of one row; return maps [B, h, w, D] and where each patch has all its data."""
+) -> tuple[Array, list[tuple[Array, Array]]]:
+    """Encode windows of one row; return maps [B, h, w, D], and for each the shares of a cell's pixels that
+    have data, and of those that count in the stream as well, [h, w].
+    """
     p, unit = model.stride, _unit(model)
     whole = [-(-side * p // unit) * unit for side in size]  # pixels of a window
     images: dict[str, list[Array]] = {m: [] for m in model.modalities}
-    masks: list[Array] = []
+    counted: dict[str, list[Array]] = {}
+    shares: list[tuple[Array, Array]] = []
     height = min(whole[0], scene.height - top * p)
     for left in lefts:
         width = min(whole[1], scene.width - left * p)
-        arrays, valid = scene.read((top * p, left * p, height, width))
+        window = (top * p, left * p, height, width)
+        arrays, valid = scene.read(window)
+        counts = masks.read(window)
         # As the model pads a single window (``Backbone.pad``).
         beyond = ((0, whole[0] - height), (0, whole[1] - width))
         for modality, x in arrays.items():
             if not valid.all():
                 # Fill gaps with typical values: they reach the neighbors through attention.
-                typical = x[:, valid].mean(axis=1) if valid.any() else np.ones(len(x), np.float32)
+                seen = valid & counts.get(modality, True)
+                typical = x[:, seen].mean(axis=1) if seen.any() else np.ones(len(x), np.float32)
                 x = np.where(valid, x, typical[:, None, None])
             images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
-        cells = np.pad(valid, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p)
-        masks.append(np.all(cells, axis=(1, 3))[: size[0], : size[1]])
+        for modality, mask in counts.items():
+            counted.setdefault(modality, []).append(np.pad(mask, beyond, mode="edge"))
+        clear = valid.copy()
+        for modality in model.stream_inputs[stream]:
+            clear &= counts.get(modality, True)
+        has_data, counts_too = (
+            np.pad(x, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p).mean((1, 3))
+            for x in (valid, clear)
+        )
+        shares.append((has_data[: size[0], : size[1]], counts_too[: size[0], : size[1]]))
     device, _ = model.device_and_dtype()
     batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
     batch = model.as_input(batch)
+    clouds = {m: torch.from_numpy(np.stack(x)) for m, x in counted.items()}
     with torch.inference_mode():
-        maps = model.forward_features(batch).maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
-    return maps.permute(0, 2, 3, 1).float().cpu().numpy(), masks
+        features = model.forward_features(batch, valid=clouds)
+    maps = features.maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
+    return maps.permute(0, 2, 3, 1).float().cpu().numpy(), shares
 
 
 def _write_map(

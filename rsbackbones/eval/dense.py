@@ -5,6 +5,7 @@ sum over its images. A set of three classes of which one is scored, such as Sen1
 there.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from rsbackbones.data.labelled.dataset import Array, LabelledDataset
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, model_arguments, stack_dated
 from rsbackbones.data.tiles import Tiling
 from rsbackbones.eval.batches import frozen_eval
@@ -36,7 +37,8 @@ def predict(
     """Return the confusion counts of every image of a split, [n, K, K]: rows are labels, columns predictions.
 
     Sum them over the images for those of the set; draw images for a bootstrap. Pixels of label -1 count
-    nowhere. A model of ``scale`` s is scored against labels of s times the size of the images.
+    nowhere, nor do those whose scores are NaN (masked cells), which a warning counts. A model of
+    ``scale`` s is scored against labels of s times the size of the images.
 
     Args:
         model: from ``rsbackbones.heads.dense_model``, also compiled or under data parallelism; it runs on the
@@ -67,6 +69,7 @@ def predict(
     device, _ = backbone.device_and_dtype()
     indices = [int(i) for i in data.splits[split]]
     counts = []
+    unscored: list[int] = []
 
     def samples() -> Iterator[tuple[int, DatedImages, Array]]:
         for index in indices:
@@ -76,8 +79,11 @@ def predict(
     def count(index: int, scores: Tensor, label: Array) -> None:
         if len(scores) != classes:
             raise ValueError(f"the model gives {len(scores)} classes, {data.name} has {classes}")
+        hidden = scores.isnan().any(0).cpu().numpy()
+        unscored.append(int((hidden & (label != IGNORED)).sum()) if hidden.shape == label.shape else 0)
         try:
-            counts.append(confusion(label, scores.argmax(0).cpu().numpy(), classes))
+            given = np.where(hidden, IGNORED, label) if unscored[-1] else label
+            counts.append(confusion(given, scores.argmax(0).cpu().numpy(), classes))
         except ValueError as error:
             raise ValueError(f"{data.ids[index]}: {error}") from error
 
@@ -97,6 +103,12 @@ def predict(
                 for (index, _, label), scores in zip(batch, model(stacked.images, **series), strict=True):
                     count(index, scores, label)
                 bar.update(len(batch))
+    if any(unscored):
+        warnings.warn(
+            f"{data.name}, {split}: {sum(unscored)} labelled pixels of {sum(map(bool, unscored))} images lie "
+            "in masked cells and are not scored",
+            stacklevel=2,
+        )
     return np.stack(counts)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rsbackbones.heads.dense import DenseModel
 from rsbackbones.models.backbone import Images
-from rsbackbones.models.series_arguments import Dates, Masks
+from rsbackbones.models.series_arguments import Dates, Masks, masks_by_modality
+from rsbackbones.models.validity import Validity
 
 
 class ChangeModel(DenseModel):
@@ -33,23 +34,41 @@ class ChangeModel(DenseModel):
             x: normalized images [B, 2, C, H, W] by modality, the earlier date first; or the images of the
                 earlier date, [B, C, H, W].
             later: in the second case, the images of the later date.
-            dates, valid: not supported: both dates must be complete, and their order is that of the images.
+            dates: not supported: their order is that of the images.
+            valid: by modality, pixel masks of both dates, [B, 2, H, W]. The result is NaN in cells of the
+                finest map of which less than half the pixels are valid at both dates. Both images must be
+                there.
 
         Raises:
-            ValueError: not two dates, two series, ``dates`` or ``valid``, or images that the backbone cannot
-                serve.
+            ValueError: not two dates, two series, ``dates``, masks of images, or images that the backbone
+                cannot serve.
         """
-        if dates is not None or valid:
+        return self._hidden(*self._log_probabilities(x, later, dates, valid))
+
+    def _logits(self, x: Images, dates: Dates | None, valid: Masks | None) -> tuple[Tensor, Validity]:
+        return self._log_probabilities(x, None, dates, valid)
+
+    def _log_probabilities(
+        self, x: Images, later: Images | None, dates: Dates | None, valid: Masks | None
+    ) -> tuple[Tensor, Validity]:
+        modalities = tuple(x) if isinstance(x, Mapping) else getattr(self.backbone, "modalities", ("x",))
+        masks = masks_by_modality(valid, modalities)
+        if dates is not None or any(mask.ndim != 4 or mask.shape[1] != 2 for mask in masks.values()):
             raise ValueError(
                 "change detection takes two complete images in the order of their dates: leave out dates and "
-                "valid, and samples with a missing image"
+                "valid, and samples with a missing image; pixel masks are [B, 2, H, W]"
             )
         both = _both_dates(x, later)
-        features = self.maps(both)  # each [2B, D, h, w], all earlier dates first
+        # Each [2B, D, h, w], all earlier dates first.
+        features, counted = self._encoded(
+            both, None, {m: mask.transpose(0, 1).flatten(0, 1) for m, mask in masks.items()}
+        )
         differences = [second - first for first, second in (f.chunk(2) for f in features)]
         image = next(iter(both.values())) if isinstance(both, Mapping) else both
         logits = self._to_pixels(self.head(differences), (image.shape[-2], image.shape[-1]))
-        return logits.log_softmax(dim=1)
+        if counted.pixels is not None:
+            counted = Validity(pixels=torch.stack(counted.pixels.chunk(2)).all(dim=0))
+        return logits.log_softmax(dim=1), counted
 
 
 def _both_dates(x: Images, later: Images | None) -> Images:

@@ -11,6 +11,7 @@ from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, Images
 from rsbackbones.models.series_arguments import Dates, Masks
 from rsbackbones.models.unused import freeze_unused
+from rsbackbones.models.validity import Validity
 
 
 class DenseModel(nn.Module):
@@ -66,9 +67,8 @@ class DenseModel(nn.Module):
         return self
 
     def maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
-        """Return the maps that the head receives, each [B, D_i, h_i, w_i]. See :meth:`forward`."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self._maps(x, dates=dates, valid=valid)
+        """Return the maps that the head receives, [B, D_i, h_i, w_i], without NaN. See :meth:`forward`."""
+        return self._encoded(x, dates, valid)[0]
 
     def forward(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> Tensor:
         """Return logits [B, K, H * scale, W * scale].
@@ -76,28 +76,66 @@ class DenseModel(nn.Module):
         Args:
             x: normalized images [B, C, H, W] by modality; for a backbone that
                 consumes series also [B, T, C, H, W].
-            dates, valid: of a series, as for :meth:`Backbone.forward_features`. The logits of a series of
-                which all images are missing are NaN.
+            dates, valid: as for :meth:`Backbone.forward_features`: dates and missing images of a series, and
+                pixel masks. The logits of a series of which all images are missing are NaN, and so are those
+                in cells of the finest map of which less than half the pixels are valid. (:meth:`logits` has
+                finite ones there.)
 
         Raises:
             ValueError: the backbone does not accept the images, such as a series if it consumes images.
         """
-        return self._to_pixels(self.head(self.maps(x, dates=dates, valid=valid)), _size(x))
+        logits, counted = self._logits(x, dates, valid)
+        return self._hidden(logits, counted)
+
+    def logits(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> Tensor:
+        """As :meth:`forward`, for a loss: logits of cells that do not count are not set to NaN."""
+        return self._logits(x, dates, valid)[0]
+
+    def _logits(self, x: Images, dates: Dates | None, valid: Masks | None) -> tuple[Tensor, Validity]:
+        maps, counted = self._encoded(x, dates, valid)
+        return self._to_pixels(self.head(maps), _size(x)), counted
+
+    def _hidden(self, logits: Tensor, counted: Validity) -> Tensor:
+        """Set logits [B, K, H * scale, W * scale] of cells that do not count to NaN."""
+        if counted.present is None and counted.pixels is None:
+            return logits
+        assert isinstance(self.backbone, Backbone)
+        stages = self.backbone.stages(self.stream or self.backbone.default_stream)
+        finest = min(stages[i].stride for i in self.indices or (-1,))
+        cells = counted.cells(finest)
+        assert cells is not None
+        keep = cells if counted.pixels is not None else cells[:, None, None]
+        if counted.pixels is not None:
+            side = finest * self.scale
+            keep = cells.repeat_interleave(side, dim=-2).repeat_interleave(side, dim=-1)
+            keep = keep[:, : logits.shape[-2], : logits.shape[-1]]
+        return logits.masked_fill(~keep[:, None], float("nan"))
+
+    def _encoded(self, x: Images, dates: Dates | None, valid: Masks | None) -> tuple[list[Tensor], Validity]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self._encode(x, dates=dates, valid=valid)
 
     def _maps(self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None) -> list[Tensor]:
+        return self._encode(x, dates=dates, valid=valid)[0]
+
+    def _encode(
+        self, x: Images, *, dates: Dates | None = None, valid: Masks | None = None
+    ) -> tuple[list[Tensor], Validity]:
+        """Return the maps that the head receives, and what counts in them."""
         if not (isinstance(self.backbone, Backbone) and self.backbone.consumes == "series"):
             _check_single_images(self.backbone, x)
         if not isinstance(self.backbone, Backbone):
-            if dates is not None or valid:
+            if dates is not None or not _is_empty(valid):
                 raise ValueError(
-                    f"dates and valid are those of a series, and {type(self.backbone).__name__} takes single "
-                    "images: leave them out, or put the head on a model of create_model that consumes series"
+                    f"dates and valid are for models of create_model; {type(self.backbone).__name__} takes "
+                    "single images: leave them out, or put the head on such a model"
                 )
             maps: list[Tensor] = list(self.backbone(x))
-            return maps
-        return self.backbone.forward_intermediates(
+            return maps, Validity()
+        _, staged, counted = self.backbone.encode_stages(
             x, self.indices, stream=self.stream, norm=self.norm, dates=dates, valid=valid
         )
+        return [x for _, x in staged], counted
 
     def _to_pixels(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize [B, K, h, w] to [B, K, H * scale, W * scale], and crop the padding of the backbone."""
@@ -106,6 +144,10 @@ class DenseModel(nn.Module):
         if full != list(logits.shape[-2:]):
             logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
         return logits[..., : size[0] * self.scale, : size[1] * self.scale]
+
+
+def _is_empty(valid: Masks | None) -> bool:
+    return valid is None or (isinstance(valid, Mapping) and not valid)
 
 
 def _check_single_images(backbone: nn.Module, x: Images) -> None:

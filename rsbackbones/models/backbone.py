@@ -20,10 +20,11 @@ from rsbackbones.models.config import ModelConfig
 from rsbackbones.models.encoding import Encoded, Inputs, Stage, Wanted, encode_validated
 from rsbackbones.models.features import Features, evenly_spaced, resolve_indices
 from rsbackbones.models.input_validation import validate_inputs
-from rsbackbones.models.series_arguments import Dates, Masks
+from rsbackbones.models.series_arguments import Dates, Masks, masks_by_modality
 from rsbackbones.models.stem import Stem
 from rsbackbones.models.training import connect_unused
 from rsbackbones.models.unused import called_units, output_size
+from rsbackbones.models.validity import Validity
 from rsbackbones.sensors import InputSpec
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Backbone(nn.Module):
         stream_inputs: by stream, the modalities that it requires.
         default_stream: the stream that heads and ``model(x)`` use, if its modalities are passed.
         cross_modal: whether the features of one modality depend on the other modalities passed with it.
+        pools_map: whether embeddings are a function of the final map (see :meth:`pool`), not of a
+            class token.
         has_final_norm: whether streams end with a norm. It is not applied to the maps of single stages.
         num_features: D, the channels of the final maps and embeddings of every stream.
         head: the classifier, a module from [..., D] to [..., num_classes]; ``nn.Identity`` without one. It
@@ -73,6 +76,7 @@ class Backbone(nn.Module):
     consumes: ClassVar[Literal["image", "series"]] = "image"
     cross_modal: ClassVar[bool] = False
     has_final_norm: ClassVar[bool] = False
+    pools_map: bool = True
     architecture: str = ""
     size_multiple: int = 1
     min_size: int = 1
@@ -225,8 +229,15 @@ class Backbone(nn.Module):
             dates: the dates of a series, [B, T]: days since 1970-01-01 (integers), ``datetime64``,
                 timestamps or ISO dates, in a tensor, an array or lists. Models that consume single images
                 only check them. Duplicates are only detected in eager mode.
-            valid: by modality, [B, T] booleans, False for missing images: tensors, arrays or lists. A model
-                with one modality also accepts a bare one.
+            valid: by modality, booleans: [B, T], False for missing images of a series; or a pixel mask,
+                [B, H, W] or [B, T, H, W], False for pixels that do not count (clouds, no data): tensors,
+                arrays or lists, or 0 and 1 in uint8. A model with one modality also accepts a bare one.
+                Invalid pixels, whatever their values, are replaced by the mean of their band (0.5 for weights
+                normalized by ``clip_2sd``, 0 for ``standard`` and ``imagenet``, else the mean of the image's
+                valid pixels). A cell of the map is NaN if less than half of its pixels are valid, and takes
+                no part in the embedding, which is NaN if no cell is left. (A class token sees all filled
+                pixels.) In ``joint`` a pixel counts if it is valid in both sensors; for a model that consumes
+                series, if it is valid at any date. Shares are in ``Features.valid_share``.
             temporal: fuse the encoded dates of a series, in the order of ``dates`` or, without dates, of the
                 T axis. The model must have a module for it.
 
@@ -236,16 +247,20 @@ class Backbone(nn.Module):
         given, masks, days = validate_inputs(self, x, dates, valid)
         if self._default_of(given) is None:
             self._check_fed(given)
-        streams, present = encode_validated(self, given, masks, Wanted(), dates=days, temporal=temporal)
+        streams, counted = encode_validated(self, given, masks, Wanted(), dates=days, temporal=temporal)
         first, default = next(iter(given.values())), self._default_of(given)
+        strides = {s: self.stages(s)[-1].stride for s in streams}
+        present = {s: v.images(strides[s]) for s, v in counted.items()}
+        shares = {s: v.share(strides[s]) for s, v in counted.items()}
         return Features(
-            feature_maps={s: e.features for s, e in streams.items()},
+            feature_maps={s: counted[s].hide(e.features, strides[s]) for s, e in streams.items()},
             pooled={s: e.pooled for s, e in streams.items()},
             size=(first.shape[-2], first.shape[-1]),
             stride=self.stride,
             stream_index=-1 if default is None else list(streams).index(default),
             series={s: e.series for s, e in streams.items() if e.series is not None},
-            valid=present,
+            valid={s: mask for s, mask in present.items() if mask is not None},
+            valid_share={s: share for s, share in shares.items() if share is not None},
         )
 
     def forward_intermediates(
@@ -273,20 +288,41 @@ class Backbone(nn.Module):
             ValueError: the stream is unknown, an index is out of range, the model has no final norm, or as
                 for :meth:`forward_features`.
         """
+        stream, maps, counted = self.encode_stages(
+            x, indices, stream=stream, norm=norm, dates=dates, valid=valid
+        )
+        stages = self.stages(stream)
+        return [counted.hide(x, stages[i].stride) for i, x in maps]
+
+    def encode_stages(
+        self,
+        x: Images,
+        indices: int | Sequence[int] | None = None,
+        *,
+        stream: str | None = None,
+        norm: bool = False,
+        dates: Dates | None = None,
+        valid: Masks | None = None,
+    ) -> tuple[str, list[tuple[int, Tensor]], Validity]:
+        """As :meth:`forward_intermediates`, for decoders: cells that do not count are not set to NaN.
+
+        Returns:
+            The stream, its maps with their stage indices, and what counts in them.
+        """
         if norm and not self.has_final_norm:
             raise ValueError(f"{self.architecture} has no final norm: leave out norm=True")
         given, masks, days = validate_inputs(self, x, dates, valid)
         stream = self.choose_stream(stream, given)
         indices = self.stage_indices(indices, stream)
         seen = given if self.cross_modal else self.stream_inputs[stream]
-        streams, _ = encode_validated(
+        streams, counted = encode_validated(
             self,
             {m: given[m] for m in seen},
             {m: mask for m, mask in masks.items() if m in seen},
             Wanted(stages={stream: indices}, norm=norm),
             dates=days,
         )
-        return [streams[stream].maps[i] for i in indices]
+        return stream, [(i, streams[stream].maps[i]) for i in indices], counted[stream]
 
     def choose_stream(self, stream: str | None = None, given: Mapping[str, Any] | None = None) -> str:
         """Return a stream: the one named, else the model's default, else the only one available.
@@ -328,7 +364,11 @@ class Backbone(nn.Module):
         return resolve_indices(indices, depth, f"stream {stream!r} has {depth} stages")
 
     def forward_streams(
-        self, x: Mapping[str, Tensor], streams: Sequence[str] | None = None
+        self,
+        x: Mapping[str, Tensor],
+        streams: Sequence[str] | None = None,
+        *,
+        valid: Masks | None = None,
     ) -> dict[str, Features]:
         """Return, for every stream s, the features computed from its own modalities only, at ``[s]``.
 
@@ -336,7 +376,7 @@ class Backbone(nn.Module):
         In other models this is a single :meth:`forward_features`.
 
         Args:
-            x: as for :meth:`forward_features`.
+            x, valid: as for :meth:`forward_features`.
             streams: the requested streams; by default all that are available for ``x``.
 
         Raises:
@@ -345,8 +385,15 @@ class Backbone(nn.Module):
         fed = [s for s, needed in self.stream_inputs.items() if all(m in x for m in needed)]
         wanted = [self.choose_stream(s, x) for s in streams] if streams is not None else fed
         if not self.cross_modal:
-            return dict.fromkeys(wanted, self.forward_features(x))
-        return {s: self.forward_features({m: x[m] for m in self.stream_inputs[s]}) for s in wanted}
+            return dict.fromkeys(wanted, self.forward_features(x, valid=valid))
+        masks = masks_by_modality(valid, tuple(x))
+        return {
+            s: self.forward_features(
+                {m: x[m] for m in self.stream_inputs[s]},
+                valid={m: mask for m, mask in masks.items() if m in self.stream_inputs[s]},
+            )
+            for s in wanted
+        }
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a new linear one with ``num_classes`` outputs, or remove it for 0.

@@ -1,6 +1,7 @@
 """What :meth:`Backbone.encode` takes and returns, and the steps around it that all networks share.
 
-These are padding, the dates of a series, missing images, and the check that maps have the stated shapes.
+These are padding, the dates of a series, missing images and pixels, and the check that maps have the stated
+shapes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from rsbackbones.models.validity import Validity, fill_invalid, pool_valid, repeat_last
 
 if TYPE_CHECKING:
     from rsbackbones.models.backbone import Backbone
@@ -83,8 +86,8 @@ def encode_validated(
     *,
     dates: Tensor | None = None,
     temporal: bool = False,
-) -> tuple[dict[str, Encoded], dict[str, Tensor]]:
-    """Pad images, fold dates into the batch (unless the model consumes series), and encode them.
+) -> tuple[dict[str, Encoded], dict[str, Validity]]:
+    """Fill invalid pixels, pad, fold dates into the batch (unless the model consumes series), and encode.
 
     Args:
         images, valid: from :func:`validate_inputs`.
@@ -92,8 +95,8 @@ def encode_validated(
         dates, temporal: as for :meth:`Backbone.forward_features`.
 
     Returns:
-        The features by stream, with a T axis if dates were folded and NaN for missing images; and the
-        masks by stream (``Features.valid``).
+        The features by stream, with a T axis if dates were folded, and what counts in them. Maps are finite
+        in cells that do not count; embeddings and tokens per date are NaN.
 
     Raises:
         ValueError: ``temporal`` without a series, or for a model that cannot fuse dates.
@@ -105,7 +108,10 @@ def encode_validated(
             "temporal=True fuses the dates of a series [B, T, C, H, W] in a model that consumes images; "
             f"got {list(first.shape)} for a model that consumes {model.consumes}s"
         )
-    images = {m: _fill_missing(_padded(model, x), valid.get(m)) for m, x in images.items()}
+    pixels = {m: mask for m, mask in valid.items() if mask.ndim == first.ndim - 1}
+    valid = _by_image(valid, pixels, is_series)
+    images = {m: _filled(model, m, x, valid.get(m), pixels.get(m)) for m, x in images.items()}
+    images = {m: _padded(model, x) for m, x in images.items()}
     if valid and model.training and any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
         raise ValueError(
             "missing images would be part of the statistics of BatchNorm: train this model on images "
@@ -117,6 +123,7 @@ def encode_validated(
         streams = model.encode(Inputs(images=images, valid=valid, dates=dates), wanted)
         by_date = _present(model, valid, streams)
         present = _present(model, {m: mask.any(dim=1) for m, mask in valid.items()}, streams)
+        pixels = {m: mask.any(dim=1) if is_series else mask for m, mask in pixels.items()}
     elif is_series:
         batch = (first.shape[0], first.shape[1])
         folded = {m: x.flatten(0, 1) for m, x in images.items()}
@@ -128,22 +135,30 @@ def encode_validated(
     else:
         streams = model.encode(Inputs(images=images), wanted)
         present = by_date = {}
-    return {
-        s: _finished(model, s, encoded, size, batch, present.get(s), by_date.get(s))
-        for s, encoded in streams.items()
-    }, present
+    seen = _present(model, pixels, streams)
+    counted = {
+        s: Validity(present=present.get(s), by_date=by_date.get(s), pixels=seen.get(s)) for s in streams
+    }
+    return {s: _finished(model, s, x, size, batch, counted[s]) for s, x in streams.items()}, counted
+
+
+def _by_image(
+    valid: Mapping[str, Tensor], pixels: Mapping[str, Tensor], is_series: bool
+) -> dict[str, Tensor]:
+    """Return masks of whole images, [B, T]: those given, and those of images without one valid pixel."""
+    masks = {m: mask for m, mask in valid.items() if m not in pixels}
+    for m, mask in pixels.items() if is_series else ():
+        there = mask.flatten(-2).any(dim=-1)
+        if torch.compiler.is_compiling() or not there.all():  # a mask that hides nothing changes nothing
+            masks[m] = there
+    return masks
 
 
 def _padded(model: "Backbone", image: Tensor) -> Tensor:
     """Pad [..., H, W] to multiples of ``size_multiple``; see ``pad``."""
-    if not model.pad:
-        return image
-    for dim in (-2, -1):
+    for dim in (-2, -1) if model.pad else ():
         whole = _ceil_div(image.shape[dim], model.size_multiple) * model.size_multiple
-        # A traced program must work for all sizes.
-        if torch.compiler.is_compiling() or whole != image.shape[dim]:
-            places = torch.arange(whole, device=image.device).clamp(max=image.shape[dim] - 1)
-            image = image.index_select(dim, places)
+        image = repeat_last(image, dim, whole)
     return image
 
 
@@ -161,18 +176,23 @@ def _finished(
     encoded: Encoded,
     size: tuple[int, int],
     batch: tuple[int, int] | None,
-    present: Tensor | None,
-    by_date: Tensor | None,
+    valid: Validity,
 ) -> Encoded:
-    """Crop maps to the cells that cover the images, unfold dates, and set missing images to NaN."""
+    """Crop maps to the cells that cover the images, unfold dates, and pool the cells that count."""
     stages = model.stages(stream)
 
-    def finished(x: Tensor, there: Tensor | None, stride: int | None = None) -> Tensor:
-        if stride is not None and model.pad and model.size_multiple not in (1, stride):
+    def unfolded(x: Tensor) -> Tensor:
+        return x if batch is None else x.unflatten(0, batch)
+
+    def cropped(x: Tensor, stride: int) -> Tensor:
+        if model.pad and model.size_multiple not in (1, stride):
             for dim, length in zip((-2, -1), size, strict=True):
                 # Gathered, not sliced: a traced program cannot tell that a slice lies within the map.
                 x = x.index_select(dim, torch.arange(_ceil_div(length, stride), device=x.device))
-        x = x if batch is None else x.unflatten(0, batch)
+        return unfolded(x)
+
+    def hidden(x: Tensor, there: Tensor | None) -> Tensor:
+        x = unfolded(x)
         if there is None:
             return x
         return x.masked_fill(~there.view(*there.shape, *[1] * (x.ndim - there.ndim)), float("nan"))
@@ -180,13 +200,18 @@ def _finished(
     if not torch.compiler.is_compiling():
         for i, x in ((len(stages) - 1, encoded.features), *encoded.maps.items()):
             _check_map(model, stages[i], x, size)
+    stride = stages[-1].stride
+    there = valid.images(stride)
+    pooled = pool_valid(model, stream, unfolded(encoded.features), unfolded(encoded.pooled), valid)
+    if there is not None:
+        pooled = pooled.masked_fill(~there[..., None], float("nan"))
     return replace(
         encoded,
-        features=finished(encoded.features, present, stages[-1].stride),
-        pooled=finished(encoded.pooled, present),
-        maps={i: finished(x, present, stages[i].stride) for i, x in encoded.maps.items()},
-        series=None if encoded.series is None else finished(encoded.series, by_date),
-        prefix=None if encoded.prefix is None else finished(encoded.prefix, present),
+        features=cropped(encoded.features, stride),
+        pooled=pooled,
+        maps={i: cropped(x, stages[i].stride) for i, x in encoded.maps.items()},
+        series=None if encoded.series is None else hidden(encoded.series, valid.by_date),
+        prefix=None if encoded.prefix is None else hidden(encoded.prefix, there),
     )
 
 
@@ -203,11 +228,16 @@ def _check_map(model: "Backbone", stage: Stage, x: Tensor, size: tuple[int, int]
         )
 
 
-def _fill_missing(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Replace the missing images of a series [B, T, C, H, W] by zeros.
+def _filled(
+    model: "Backbone", modality: str, x: Tensor, valid: Tensor | None, pixels: Tensor | None
+) -> Tensor:
+    """Replace invalid pixels by the mean of their band, and the missing images of a series by zeros.
 
     Their values (often NaN) must affect neither the features nor the gradients.
     """
+    if pixels is not None:
+        spec = getattr(model, "inputs", {}).get(modality)
+        x = fill_invalid(x, pixels, spec.normalize if spec else None)
     return x if valid is None else x.masked_fill(~valid[..., None, None, None], 0)
 
 

@@ -29,8 +29,11 @@ class Features:
             since programs of torch.export cannot return text.)
         series: by stream, the tokens per date of a model that consumes series, [B, T, N, D]; else empty.
         valid: by stream, if masks were passed: [B, T], False for missing images; for a model that consumes
-            series [B], False if all are missing. Their features are NaN, so that they are not averaged by
-            accident.
+            series [B], False if all are missing; [B] of single images with a pixel mask, False if no cell
+            counts. Their features are NaN, so that they are not averaged by accident.
+        valid_share: by stream, if pixel masks were passed: the share of valid pixels of every cell of the
+            map, float32 [B, h, w] or [B, T, h, w]. Cells with less than half are NaN in the map. Tokens per
+            date (``series``) are only NaN for missing images.
     """
 
     feature_maps: dict[str, Tensor]
@@ -40,6 +43,7 @@ class Features:
     stream_index: int = -1
     series: dict[str, Tensor] = field(default_factory=dict)
     valid: dict[str, Tensor] = field(default_factory=dict)
+    valid_share: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def tokens(self) -> dict[str, Tensor]:

@@ -59,12 +59,23 @@ def validate_inputs(
         raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
     masks = masks_by_modality(valid, tuple(images), first.device)
     for m, mask in masks.items():
-        if m not in images or not series or tuple(mask.shape) != frames or mask.dtype != torch.bool:
-            raise ValueError(
-                f"valid[{m!r}] must be booleans [B, T] = {list(frames)} for a series among "
-                f"the images, got {mask.dtype} {list(mask.shape)}; images: {', '.join(images)}"
-            )
+        _check_mask(images, m, mask)
     return images, masks, dates
+
+
+def _check_mask(images: Mapping[str, Tensor], modality: str, mask: Tensor) -> None:
+    """Check that a mask is one of images, [B, T], or of pixels, [B, H, W] or [B, T, H, W]."""
+    if modality not in images:
+        raise ValueError(f"valid[{modality!r}]: no such modality among the images: {', '.join(images)}")
+    shape = images[modality].shape
+    pixels = [*shape[:-3], *shape[-2:]]
+    if list(mask.shape) != pixels and (len(shape) == 4 or list(mask.shape) != list(shape[:2])):
+        one = f"[B, H, W] = {pixels}"
+        series = f"[B, T] = {list(shape[:2])} for missing images, or [B, T, H, W] = {pixels}"
+        raise ValueError(
+            f"valid[{modality!r}] must be booleans {one if len(shape) == 4 else series}, got "
+            f"{list(mask.shape)} for images {list(shape)}"
+        )
 
 
 def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:

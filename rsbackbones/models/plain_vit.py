@@ -67,6 +67,7 @@ class PlainViT(ViTBackbone):
 
     def __init__(self, config: PlainViTConfig, *, num_classes: int = 0) -> None:
         super().__init__(config, num_classes=num_classes)
+        self.pools_map = config.pool != "cls"
         (modality,) = config.modalities
         self.stream_blocks, self.stream_depths = {modality: "blocks"}, {modality: config.depth}
         self.tokenizer: ConvTokenizer | LinearTokenizer

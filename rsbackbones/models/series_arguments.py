@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rsbackbones.arrays import to_mask
+
 
 class Array(Protocol):
     """What numpy converts: its own arrays, and those of pandas and xarray."""
@@ -23,10 +25,13 @@ _EXAMPLE = "[['2024-03-01', '2024-06-01']], datetime64, timestamps, or days sinc
 def masks_by_modality(
     given: Masks | None, modalities: Sequence[str], device: torch.device | None = None
 ) -> dict[str, Tensor]:
-    """Return masks as tensors by modality, new ones on ``device``; a bare one is of the only modality.
+    """Return masks as booleans by modality, on ``device``; a bare one is of the only modality.
+
+    Their shapes are not checked: [B, T] for images, [B, H, W] or [B, T, H, W] for pixels.
 
     Raises:
-        ValueError: a bare mask for several modalities, or one that is no array of booleans.
+        ValueError: a bare mask for several modalities, or one that is no array of booleans
+            (:func:`rsbackbones.arrays.to_mask`).
     """
     if given is None:
         return {}
@@ -37,21 +42,7 @@ def masks_by_modality(
                 f"{type(given).__name__}"
             )
         given = {modalities[0]: given}
-    return {m: x if isinstance(x, Tensor) else _as_mask(x, m).to(device) for m, x in given.items()}
-
-
-def _as_mask(given: Mask, modality: str) -> Tensor:
-    import numpy as np
-
-    try:
-        mask = np.asarray(given)
-    except ValueError:
-        mask = np.asarray(None)
-    if mask.dtype != bool:
-        raise ValueError(
-            f"valid[{modality!r}] must be booleans, False for missing images, got {_kind(given, mask)}"
-        )
-    return torch.from_numpy(np.ascontiguousarray(mask))
+    return {m: to_mask(mask, f"valid[{m!r}]").to(device) for m, mask in given.items()}
 
 
 def as_days(given: Dates) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rsbackbones.data.labelled.dataset import IGNORED, Task
 from rsbackbones.data.series import model_arguments
+from rsbackbones.heads.dense import DenseModel
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.unused import called_units, freeze_unused
@@ -69,7 +70,9 @@ class Finetuning(TrainModule):
         """Return the loss and other logged values."""
         assert isinstance(batch, LabelledBatch)
         series = model_arguments(batch.dates, batch.valid, self.backbone.modalities)
-        output = self.model(batch.images, **series)
+        # Of a dense model without NaN in masked cells: the labels say which pixels the loss ignores.
+        model = self.model.logits if isinstance(self.model, DenseModel) else self.model
+        output = model(batch.images, **series)
         with no_autocast(output):
             return self._losses(full_precision(output), batch.target, batch.counted)
 
