@@ -32,7 +32,7 @@ def test_strings_and_a_single_file_are_taken(raster, tmp_path):
         assert np.array_equal(
             read(embed_scene(model(), given, f"{tmp_path}/b.tif", progress=False)), expected
         )
-        assert embed_patches(model(), given, f"{tmp_path}/b.npz", progress=False) == []
+        assert embed_patches(model(), given, f"{tmp_path}/b.npz", progress=False) == {}
         with np.load(tmp_path / "b.npz") as table:
             assert table["paths"].tolist() == [str(raster)]
 
