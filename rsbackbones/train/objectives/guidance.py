@@ -1,7 +1,7 @@
 """Guidance of a student by a frozen network of the same architecture, the oracle (FoMu-SSL, section 2.2).
 
-Seo, Jung and Kim, "FoMu-SSL", ICML 2024 workshop. The distances are of pooled features [B, D] before any head:
-the paper writes q = z_s, but an oracle has no projection head.
+Seo, Jung and Kim, "FoMu-SSL", ICML 2024 workshop. The distances are of pooled features [B, D] before any
+head: the paper writes q = z_s, but an oracle has no projection head.
 """
 
 import math
@@ -28,7 +28,8 @@ def mse_distance(oracle: Tensor, student: Tensor) -> Tensor:
 class Miro(nn.Module):
     """MIRO's distance: the negative log-likelihood of the oracle's features under a normal distribution.
 
-    Cha et al., "Domain Generalization by Mutual-Information Regularization with Pre-trained Models", ECCV 2022.
+    Cha et al., "Domain Generalization by Mutual-Information Regularization with Pre-trained Models", ECCV
+    2022.
     Its mean is the student's feature, its variance, softplus(b) + 1e-5, a learned one of every channel, at
     first 0.1. The FoMu paper does not say which features; here the pooled ones.
     """
