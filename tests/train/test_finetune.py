@@ -62,7 +62,7 @@ def classified(tmp_path_factory):
 def test_what_a_run_writes(classified):
     data, out, result = classified
     assert {p.name for p in out.iterdir()} == {
-        "recipe.json", "metrics.jsonl", "evaluations.jsonl", "loss.png", "summary.json", "table.md", "lock",
+        "recipe.json", "metrics.jsonl", "evaluations.jsonl", "loss.png", "summary.json", "table.md",
         "checkpoints", "best", "result.json",
     }  # fmt: skip
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))

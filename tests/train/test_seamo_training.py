@@ -71,7 +71,7 @@ def test_one_command_runs_both_phases(unbroken):
     out, said = unbroken
     assert f"finished at step {SECOND} of {SECOND}" in said
     assert f"begins with the weights of stage_1, step {FIRST}; new: backbone.temporal" in said
-    files = {"recipe.json", "metrics.jsonl", "summary.json", "table.md", "lock", "checkpoints"}
+    files = {"recipe.json", "metrics.jsonl", "summary.json", "table.md", "checkpoints"}
     assert {p.name for p in out.iterdir()} == {*files, "stage_1"}
     assert {p.name for p in (out / "stage_1").iterdir()} == files
     before, after = (

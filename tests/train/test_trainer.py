@@ -57,7 +57,7 @@ def test_the_files_of_a_run(data, finished):
     summary, out = finished
     assert (summary.status, summary.step, summary.total_steps) == ("finished", 24, 24)
     assert {p.name for p in out.iterdir()} == {
-        "recipe.json", "metrics.jsonl", "loss.png", "reconstruction.png", "summary.json", "table.md", "lock",
+        "recipe.json", "metrics.jsonl", "loss.png", "reconstruction.png", "summary.json", "table.md",
         "checkpoints", "tensorboard",
     }  # fmt: skip
     record = json.loads((out / "recipe.json").read_text())
