@@ -245,8 +245,6 @@ class Preprocess:
                 "check)"
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
-        if held is not None:
-            x = x.masked_fill(~held.unsqueeze(-3), float("nan"))
         sources = self._source_bands(modality)
         if given != sources:
             x = x[..., [given.index(band) for band in sources], :, :]
@@ -254,6 +252,8 @@ class Preprocess:
         if self.nodata is not None:
             marked = missing_pixels(x, None, self.nodata)
             missing = marked if missing is None else marked | missing
+        if held is not None:  # of these, the pixels that hold nodata are filled
+            x = x.masked_fill(~held.unsqueeze(-3), float("nan"))
         if missing is not None:
             x = _fill(x, missing, modality)
         counted = None if missing is None else ~missing

@@ -173,6 +173,24 @@ def test_masks_in_other_forms(preprocess, dn):
         preprocess({"s2": dn}, valid={"s1": valid})
 
 
+@pytest.mark.parametrize(
+    "container",
+    [
+        lambda x: np.ma.masked_equal(x, -9999),
+        lambda x: xr.DataArray(x, dims=("time", "band", "y", "x"), attrs={"_FillValue": -9999}),
+    ],
+)
+def test_declared_nodata_is_filled_where_the_array_states_it_too(model, dn, container):
+    x = dn.astype(np.int16)
+    x[0, 1, 3, 4] = -9999
+    declared = rsb.create_preprocess(model, nodata=-9999)
+    assert torch.equal(declared(container(x)), declared(x))
+    hidden = np.ma.masked_equal(x, -9999)
+    hidden[2, :, 5, 6] = np.ma.masked  # of another reason
+    with pytest.raises(ValueError, match="masked pixels"):
+        declared(hidden)
+
+
 def test_pixels_of_nodata_are_missing_and_a_mask_covers_them(model, dn):
     missing = np.random.default_rng(1).random((4, 16, 24)) < 0.2
     broken = dn.astype(np.int32)

@@ -6,10 +6,10 @@ The fields are those of ``Sensor`` and ``Band``: wavelengths and widths in nm, `
 ``kind`` (``optical`` or ``radar``) and the ``aliases`` of a band are optional.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.files.bounds import read_json
 from rsbackbones.sensors import Band, Sensor, register_sensor
 
 # Fields and the types of their values.
@@ -32,8 +32,8 @@ def register_sensor_file(path: Path) -> Sensor:
             :func:`rsbackbones.register_sensor` refuses the sensor.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the sensor in {path}: {error}") from error
     fields = _check_fields(content, _SENSOR_FIELDS, ("name", "bands"), f"{path}")
     bands = []

@@ -25,6 +25,7 @@ from rsbackbones.data.shards import (
 )
 from rsbackbones.data.source import BadSample, Sample, Source
 from rsbackbones.files.atomic import is_temporary, write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
@@ -186,7 +187,7 @@ def _finished(folder: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
     if complete or _JOB_FILE in inside:
         if not complete and _SHARD.format(0) not in inside:
             return None  # a run that ended before it had done anything
-        held = read_dataset(folder) if complete else json.loads((folder / _JOB_FILE).read_text())
+        held = read_dataset(folder) if complete else _read_job(folder)
         if differ := [key for key, value in job.items() if held.get(key) != value]:
             raise ValueError(
                 f"{folder} holds another pack (with other {', '.join(differ)}); choose another "
@@ -196,6 +197,15 @@ def _finished(folder: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
     if inside:
         raise ValueError(f"{folder} holds other files; choose an empty folder, or one that does not exist")
     return None
+
+
+def _read_job(folder: Path) -> Any:
+    try:
+        return read_json(folder / _JOB_FILE)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {folder / _JOB_FILE}: {error}; choose another folder, or delete it"
+        ) from error
 
 
 def _resume(folder: Path) -> tuple[list[dict[str, Any]], int, list[list[str]]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rsbackbones.eval.knn import NEIGHBORS
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.markdown import markdown_table
 
 # A row: source, stream, protocol, seed, metrics, interval of every metric.
@@ -136,7 +137,7 @@ def refuse_other_result(folder: str | Path, model: str, source: str, data: str) 
     if not file.exists():
         return
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = read_json(file)
         before = (held["model"], next(iter(held["sources"])), held["data"]["name"])
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise ValueError(f"{file} is not a result of this command; choose another --output") from error

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rsbackbones.heads.build import dense_model
@@ -40,15 +41,28 @@ def load_dense_model(checkpoint: str | Path, **arguments: Any) -> DenseModel:
             "checkpoint=...), and add a new head with rsbackbones.heads.dense_model"
         )
     backbone = create_model(name or stored["architecture"], num_classes=None, **{**arguments, **source})
+    options = stored["dense"]
     try:
-        model = dense_model(backbone, **stored["dense"])
-    except (TypeError, ValueError) as error:
+        if (options.get("depth") or 0) > len(file.tensors):
+            raise ValueError(f"depth {options['depth']} of the decoder, {len(file.tensors)} tensors")
+        with torch.device("meta"):  # the file may state a decoder of any size
+            fits = _has_head(file, dense_model(backbone, **options))
+        model = dense_model(backbone, **options) if fits else None
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CorruptCheckpointError(f"{path}: its metadata is damaged: {error}") from error
+    if model is None:
+        raise WeightsMismatchError(f"{path} does not hold the decoder that its metadata states: {options}")
     if backbone.adaptation is not None:
         kept = tuple(step for step in backbone.adaptation.steps if step.part != "decoder")
         backbone.adaptation = Adaptation(kept, backbone.adaptation.bands)
     load_head(model, file)
     return model.eval()
+
+
+def _has_head(file: CheckpointFile, model: DenseModel) -> bool:
+    """Return whether a file holds the tensors of a decoder, by names and shapes."""
+    held = {name: tuple(t.shape) for name, t in file.tensors.items() if name.startswith(DENSE_PREFIX)}
+    return held == {DENSE_PREFIX + name: tuple(t.shape) for name, t in model.head.state_dict().items()}
 
 
 def load_head(model: nn.Module, file: CheckpointFile) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from rsbackbones.files.bounds import read_json
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
 from rsbackbones.train.engine.checkpoint import finished, first_line, problem, step_of
 from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
@@ -146,7 +147,7 @@ def read_run(run: Path) -> tuple[Recipe, Mapping[str, Any], Objective, int]:
         TrainingError: there is no run or no intact checkpoint.
     """
     try:
-        record = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+        record = read_json(run / "recipe.json")
     except (OSError, ValueError) as error:
         told = f"{run} is not a run: {error}"
         if stages := sorted(p for p in run.glob("stage_*") if p.is_dir()):

@@ -85,7 +85,7 @@ def find_part(
     if not found:
         _explain(file, known)
     group, names = found[0] if found else ("", {name: name for name in file.tensors})
-    _check_others(file, group, names, architecture, known)
+    _check_others(file, group, architecture, known)
     stored = next(iter(names.items()), ("", ""))
     prefix = stored[1].removeprefix(group).removesuffix(stored[0])
     left = sorted({n.split(".")[0] for n in (*file.tensors, *file.others) if not n.startswith(group)})
@@ -163,9 +163,7 @@ def _shared_prefixes(names: Sequence[str]) -> list[str]:
     return [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
 
 
-def _check_others(
-    file: Any, group: str, names: Mapping[str, str], architecture: Architecture, known: _Known
-) -> None:
+def _check_others(file: Any, group: str, architecture: Architecture, known: _Known) -> None:
     """Refuse values that are no tensors among those of the model."""
     others = {
         name.removeprefix(group): kind

@@ -151,7 +151,7 @@ def check_contract(entry: WeightsEntry, metadata: Mapping[str, str]) -> None:
     try:
         contract = json.loads(metadata[METADATA_KEY])["inputs"]
         held = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in contract.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCheckpointError(f"{entry.source}: its input contract is damaged: {error}") from error
     stated = {m: InputSpec.from_mapping(sensors.get(m, m), spec) for m, spec in entry.inputs.items()}
     if differing := [m for m, spec in stated.items() if m not in held or _specs_differ(spec, held[m])]:

@@ -62,7 +62,7 @@ class _Metadata:
     dense: Mapping[str, Any] | None
 
 
-def read_metadata(file: checkpoints.CheckpointFile) -> dict[str, Any]:
+def read_metadata(file: checkpoints.CheckpointFile | CheckpointPart) -> dict[str, Any]:
     """Return the metadata that ``save_model`` wrote; empty if the file has none.
 
     Raises:
@@ -119,8 +119,8 @@ def inspect_checkpoint(
         if file and not entry:
             return dataclasses.replace(_assume(architecture, file, overrides), num_classes=classes)
         return CheckpointInfo(base, inputs, file is None or entry is not None, classes, getattr(torch, dtype))
+    own = read_metadata(file)
     try:
-        own = json.loads(file.metadata[checkpoints.METADATA_KEY])
         known = {f.name for f in dataclasses.fields(_Metadata)}
         check_fields(_Metadata, {k: own[k] for k in known if k in own}, "rsbackbones")
         name, fields, classes, stored = (own[k] for k in ("architecture", "config", "num_classes", "dtype"))

@@ -6,7 +6,6 @@ zoo, a mirror, a test). Its entries and its default for an architecture take pre
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -204,7 +203,7 @@ def entries_as_json() -> dict[str, dict[str, Any]]:
     """Return the entries of :func:`all_entries` by id, as they are written in their manifests."""
     own = os.environ.get("RSBACKBONES_MANIFEST")
     paths = [_packaged_manifest(), *([Path(own).expanduser()] if own else [])]
-    written = [json.loads(path.read_text(encoding="utf-8"))["weights"] for path in paths]
+    written = [read_json(path)["weights"] for path in paths]
     return {entry["id"]: entry for entries in written for entry in entries}
 
 

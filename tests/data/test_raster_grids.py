@@ -220,7 +220,7 @@ def test_an_alpha_band_with_the_name_of_a_band_is_that_band(tmp_path):
     path = write_tif(tmp_path / "a.tif", data, ("B02", "B03", "B04", "B08"))
     with rasterio.open(path) as raster:
         assert raster.colorinterp[3] == ColorInterp.alpha
-    with RasterStack([path], ("s2",), units={"s2": "uint8_rgb"}) as stack:
+    with RasterStack([path], ("s2",), units={"s2": "rgb8"}) as stack:
         arrays, valid = stack.read()
     assert valid.all()
     np.testing.assert_array_equal(arrays["s2"], data)

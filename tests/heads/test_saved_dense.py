@@ -79,7 +79,16 @@ def test_a_file_without_a_decoder_is_refused(tmp_path):
         load_dense_model(file)
 
 
-@pytest.mark.parametrize("options", [{"head": "linear"}, {"head": "none", "num_classes": 3}, {"x": 1}, [3]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head": "linear"}, {"head": "none", "num_classes": 3}, {"x": 1}, [3],
+        {"head": "linear", "num_classes": 2**40}, {"head": "linear", "num_classes": 2**70},
+        {"head": "vit_lite", "num_classes": 3, "indices": [0], "width": 2**20},
+        {"head": "vit_lite", "num_classes": 3, "indices": [0], "depth": 2**40},
+        {"head": "linear", "num_classes": 4},
+    ],
+)  # fmt: skip
 def test_damaged_options_are_refused(options, tmp_path):
     file = rsb.save_model(model(), tmp_path / "model.safetensors")
     with safe_open(file, framework="pt") as held:

@@ -124,3 +124,21 @@ def test_a_recipe_file_without_a_field(run, tmp_path, field):
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != field}))
     with pytest.raises(TrainingError, match=field):
         export(tmp_path / "run", tmp_path / "weights")
+
+
+@pytest.mark.filterwarnings("ignore:.*its values are nested too deeply")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("recipe.json", "nested too deeply"),
+        ("checkpoints/step_000000002/complete.json", "no whole checkpoint|all checkpoints .* are damaged"),
+    ],
+)
+def test_json_that_is_nested_without_end(run, tmp_path, name, said):
+    out = shutil.copytree(run.output, tmp_path / "run")
+    assert (out / name).is_file()
+    (out / name).write_text("[" * 100_000)
+    with pytest.raises(TrainingError, match=said):
+        read_run(out)
+    with pytest.raises(TrainingError, match=said):
+        pretrain(small_recipe(run.data.root, out, max_steps=4))

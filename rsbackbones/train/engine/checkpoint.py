@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
 from rsbackbones.train.engine.config import SaveOptions
@@ -53,7 +54,7 @@ def problem(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
     With ``share`` (rank, world size) only every world-size-th file is hashed, to divide the work.
     """
     try:
-        files = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))["files"]
+        files = read_json(path / _COMPLETE)["files"]
         for name, (size, digest) in list(files.items())[share[0] :: share[1]]:
             file = path / name
             if file.stat().st_size != size or sha256_of(file) != digest:
@@ -177,7 +178,7 @@ class Checkpoints:
             wrong = problem(path, (self.processes.rank, self.processes.world_size))
             wrong = next((w for w in self.processes.gather(wrong) if w), None)
             if wrong is None:
-                complete = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
+                complete = read_json(path / _COMPLETE)
                 try:
                     state = make_state(complete["world_size"])
                     load_checkpoint(state, path, process_group=self._group)

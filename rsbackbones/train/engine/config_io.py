@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.json_value import parse_value
 from rsbackbones.train.engine.config import RunOptions
 
@@ -111,7 +112,7 @@ def parse_arguments(arguments: Sequence[str], known: Mapping[str, R]) -> R:
     name = changes.pop("recipe", None)
     if name is not None and name.endswith(".json"):
         try:
-            saved = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
+            saved = read_json(Path(name).expanduser())
             fields = saved.get("recipe", saved) if isinstance(saved, dict) else saved
             recipe = from_json(fields, type(next(iter(known.values()))))
         except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.environment import environment
 from rsbackbones.files.lock import LOCK, LockedError, exclusive
 from rsbackbones.train.engine.config import RunOptions
@@ -61,7 +62,7 @@ class RunDir:
         file = self.path / RECIPE
         if file.exists():
             try:
-                record = json.loads(file.read_text(encoding="utf-8"))
+                record = read_json(file)
                 before = from_json(record["recipe"], type(recipe))
                 held = [_content(source) for source in record["sources"]]
             except (ValueError, KeyError, TypeError) as error:

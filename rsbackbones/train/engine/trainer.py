@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from rsbackbones.files.atomic import atomic_write, write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.checkpoint import Checkpoints, finished
 from rsbackbones.train.engine.config import RunOptions
@@ -116,7 +117,7 @@ def _steps_of(folders: Sequence[Path], processes: DistributedContext) -> int:
         for folder in folders:
             file = folder / "summary.json"
             try:
-                steps += json.loads(file.read_text(encoding="utf-8"))["total_steps"]
+                steps += read_json(file)["total_steps"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 problem = (
                     f"max_steps counts the steps of all stages, and {file} does not state those of its stage "

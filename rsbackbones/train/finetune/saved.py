@@ -94,7 +94,6 @@ def load_finetuned(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder).expanduser()
     about = about_finetuned(folder)
-
     if about["head"] is not None:
         return load_dense_model(folder / MODEL)
     return create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
