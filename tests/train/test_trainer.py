@@ -221,7 +221,7 @@ def test_a_dry_run_says_and_writes_nothing(data, tmp_path, capsys):
     objective = build_objective(recipe)
     counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (objective, objective.backbone)]
     assert f"parameters: {counts[0]:.2f} M, of which the encoder's {counts[1]:.2f} M" in printed
-    assert "run: 24 steps of 8, 3 epochs of 8" in printed
+    assert "run: 24 steps of 8; an epoch has 8" in printed
     assert "source paired: 20 samples x 2 an epoch, s2 12 bands, s1 2 bands" in printed
     assert {"peak memory", "FLOPs", "step", "estimated duration"} <= {
         line.split(":")[0] for line in printed.splitlines()
