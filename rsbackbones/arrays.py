@@ -88,6 +88,22 @@ def to_tensor(
     return x, torch.from_numpy(~missing.any(axis=-3))
 
 
+def undecoded_offset(values: Any) -> float:
+    """Return the ``add_offset`` that an xarray object of integers states, 0 if none.
+
+    Such values are those of the file: xarray keeps what it has applied in ``encoding``, and floats are
+    computed.
+    """
+    import numpy as np
+
+    if not _is_xarray(values):
+        return 0.0
+    for layer in values.data_vars.values() if is_dataset(values) else [values]:
+        if layer.dtype.kind in "iu" and np.any(offsets := np.ravel(layer.attrs.get("add_offset", 0.0))):
+            return float(offsets[np.flatnonzero(offsets)[0]])
+    return 0.0
+
+
 def to_mask(valid: Any, what: str) -> Tensor:
     """Return a mask as booleans: of a tensor, array, list or DataArray of booleans, or of uint8 0 and 1.
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from rsbackbones.arrays import is_dataset, to_tensor
+from rsbackbones.arrays import is_dataset, to_tensor, undecoded_offset
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.models.series_arguments import Masks, masks_by_modality
 from rsbackbones.sensors import RGB8, BandNumbers, InputSpec, Sensor, get_sensor
@@ -85,6 +85,7 @@ _LANDSAT_C2_KELVIN_SCALE, _LANDSAT_C2_KELVIN_OFFSET = 0.00341802, 149.0
 _SMALLEST_SUM = 1e-5
 # So many images of a batch or a series are judged one by one too, evenly spaced.
 _JUDGED = 64
+_OFFSET_UNITS = ("dn_baseline_0400", "landsat_c2")  # of stored numbers that an offset makes reflectances
 _DIGITAL_NUMBERS = ("dn", "dn_baseline_0400", "landsat_c2")
 
 
@@ -201,6 +202,15 @@ class Preprocess:
             except ValueError:
                 return None
 
+        unit = self.units[modality]
+        if unit not in _OFFSET_UNITS and (offset := undecoded_offset(raw)):
+            raise ValueError(
+                f"{modality}: the attribute add_offset = {offset:g} has not been applied, so the values are "
+                f"not {unit!r}: read them with mask_and_scale=True (xarray.open_dataset, "
+                f"rioxarray.open_rasterio) and pass units={{'{modality}': 'reflectance'}}; or name the unit "
+                "of the stored numbers: "
+                f"{', '.join(_OFFSET_UNITS)}"
+            )
         return to_tensor(raw, self.given[modality], find_band, modality)
 
     def _apply(self, modality: str, raw: "Raw", mask: Tensor | None) -> Tensor:

@@ -125,8 +125,18 @@ def judge(x: Tensor, unit: str, sensor: Sensor) -> Verdict:
             f"{unit!r}; it marks pixels without data, likely",
             nodata=marker,
         )
-    values = _Values(x)
-    return _judge_radar(values, unit) if sensor.kind == "radar" else _judge_optical(values, unit, sensor)
+    if sensor.kind != "radar":
+        return _judge_optical(_Values(x), unit, sensor)
+    marked = _zero_marks(x, unit)
+    found = _judge_radar(_Values(x[x != 0] if marked else x), unit)
+    if not marked or found.kind != "right":
+        return found
+    return Verdict(
+        "impossible",
+        f"0 in {float((x == 0).float().mean()):.2%} of the values, with hardly another value near it, marks "
+        f"pixels without data, not 0 dB ({unit!r})",
+        nodata=0.0,
+    )
 
 
 def format_value(value: float) -> str:
@@ -187,6 +197,18 @@ def _marker(x: Tensor, unit: str) -> float | None:
     return value if far or many else None
 
 
+def _zero_marks(x: Tensor, unit: str) -> bool:
+    """Return whether zeros among decibels are a marker: many values, and few of the others are near them.
+
+    SEN12MS-CR clips to 0 dB: there others are near.
+    """
+    if unit not in ("db", "db_x100"):
+        return False
+    near = x[x.abs() <= (100 if unit == "db_x100" else 1)]
+    zeros = int((near == 0).sum())
+    return max(2, _MANY * len(x)) <= zeros < len(x) and zeros > 10 * (len(near) - zeros)
+
+
 def _judge_optical(v: _Values, unit: str, sensor: Sensor) -> Verdict:
     if v.high < 0:
         return Verdict(
@@ -243,6 +265,8 @@ def _optical_unit(v: _Values, sensor: Sensor) -> str:
 
 def _judge_radar(v: _Values, unit: str) -> Verdict:
     negative = v.share_below(0)
+    if -300 < v.median < -100:
+        return v.impossible(unit, "look like decibels x 10", "divide them by 10")
     if unit == "db_x100":
         return _RIGHT if v.median < -100 else v.like("db" if v.median < -1 else "linear", unit)
     if v.smallest == v.largest == 0:

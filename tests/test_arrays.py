@@ -156,6 +156,19 @@ def test_what_cannot_be_taken_right_is_refused_with_the_fix(preprocess, dn, make
         preprocess({"s2": make(dn)})
 
 
+def test_an_offset_that_was_not_applied_is_refused(model, dn):
+    stored = xr.DataArray(dn, dims=("time", "band", "y", "x"))
+    want = rsb.create_preprocess(model)({"s2": stored})["s2"]
+    stored = (stored + 1000).astype("u2").assign_attrs(scale_factor=1e-4, add_offset=-0.1)
+    with pytest.raises(ValueError, match=r"add_offset = -0\.1 has not been applied"):
+        rsb.create_preprocess(model)({"s2": stored})
+    named = rsb.create_preprocess(model, units={"s2": "dn_baseline_0400"})
+    torch.testing.assert_close(named({"s2": stored})["s2"], want)
+    applied = (stored * 1e-4 - 0.1).assign_attrs(stored.attrs)  # newer versions of xarray keep attributes
+    made = rsb.create_preprocess(model, units={"s2": "reflectance"})({"s2": applied})["s2"]
+    torch.testing.assert_close(made, want, atol=1 / 255 + 1e-6, rtol=0)
+
+
 def test_masks_in_other_forms(preprocess, dn):
     valid = np.random.default_rng(1).random((4, 16, 24)) < 0.8
     want = preprocess(dn, valid={"s2": torch.from_numpy(valid)})

@@ -359,16 +359,28 @@ class RasterStack:
         }
 
     def _tagged_unit(self, sensor: str, channels: Sequence[_Channel]) -> str | None:
-        """Return the unit that the tags of a modality's bands state, if they agree on one."""
+        """Return the unit that the tags of a modality's bands state, if they agree on one.
+
+        Raises:
+            ValueError: some reflective bands have tags of scale and offset, and some have none.
+        """
         found: set[str | None] = set()
+        tagged: dict[bool, str] = {}
         for channel in channels:
-            scales, _, units = self._tags[channel.raster]
+            scales, offsets, units = self._tags[channel.raster]
             i = channel.index - 1
             if get_sensor(sensor).kind == "radar":
                 found.add("db" if (units[i] or "").lower() in ("db", "decibel") else None)
             elif not get_sensor(sensor).band(channel.band).is_thermal:
                 # Scales of reflectance are 1 / 10000 or smaller (Landsat); of 8 bits about 1 / 255.
                 found.add("reflectance" if 0 < scales[i] <= 1 / 200 else None)
+                tagged[(scales[i], offsets[i]) != (1, 0)] = channel.band
+        if len(tagged) == 2:
+            raise ValueError(
+                f"{tagged[True]} has scale or offset tags and {tagged[False]} has none, so that these bands "
+                "would be in two units; state the same for all: gdal_edit.py -scale 0.0001 -offset 0 FILE, "
+                "or -scale 1 -offset 0 for values to be read as they are"
+            )
         return found.pop() if len(found) == 1 else None
 
     def read(

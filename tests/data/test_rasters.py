@@ -323,6 +323,18 @@ def test_scale_and_offset_tags_are_applied(tmp_path):
         np.testing.assert_allclose(stack.read()[0]["s2"], plain * 1e-4 - 0.1, rtol=1e-5)
 
 
+def test_bands_of_which_only_some_have_scale_tags_are_refused(tmp_path):
+    path = write_tif(tmp_path / "a.tif", ramp(3), ("B02", "B08", "SCL"))
+    with rasterio.open(path, "r+") as raster:
+        raster.scales = (0.0001, 1, 1)
+    with pytest.raises(ValueError, match="B02 has scale or offset tags and B08 has none"):
+        RasterStack([path], ("s2",))
+    with rasterio.open(path, "r+") as raster:  # bands that are not read may have others
+        raster.scales = (0.0001, 0.0001, 1)
+    with RasterStack([path], ("s2",)) as stack:
+        assert stack.stated_units == {"s2": "reflectance"}
+
+
 def test_leaving_the_stack_closes_its_files(tmp_path):
     path = write_tif(tmp_path / "a.tif", ramp(1), ("B02",))
     with RasterStack([path], ("s2",)) as stack:
