@@ -186,7 +186,9 @@ def embed_scene(
             _refuse_constant(features, scene, masks)
             with writing(output, folder):
                 _write_map(output, features, scene, cell, job, files, folder)
-                write_preview(preview_path(output), features, basis, within=folder)
+            picture = preview_path(output)
+            with writing(picture, folder):
+                write_preview(picture, features, basis, within=folder)
             del table, features  # an open map of the file: it could not be deleted on every system
             store.discard()
     return output

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsbackbones.files.unpickling import what_torch_refused
 from rsbackbones.zoo.errors import (
     CorruptCheckpointError,
     UnsafeCheckpointError,
@@ -145,10 +146,7 @@ class PickleFile:
             # An archive is memory-mapped, so that only tensors that are read take memory.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
-            # torch's own text goes on to recommend loading the file without the check.
-            reason = (
-                str(error).split("WeightsUnpickler error:")[-1].strip().split(" Please")[0].split("\n")[0]
-            )
+            reason = what_torch_refused(error)
             if _is_torch_archive(path):
                 raise UnsafeCheckpointError(
                     f"{path} holds more than tensors, so it was not loaded: "

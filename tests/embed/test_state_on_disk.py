@@ -1,5 +1,6 @@
 """One result is of one input; what cannot be written is known first; nothing of the user's is overwritten."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import rsbackbones as rsb
-from rsbackbones.embed import embed_patches, embed_scene
+from rsbackbones.embed import embed_patches, embed_scene, scene
 from tests.data.test_input_files import vrt
 from tests.data.test_rasters import S2, write_tif
 from tests.embed.test_embed import OPTIONS, QUIET, count_windows, interrupt, optical, place, read_map
@@ -171,6 +172,26 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_when_there_is_room(tiny, t
     assert encoded == 25 if when == "before" else encoded < 25
     expected = read_map(embed_scene(tiny, [source], tmp_path / "unbroken.tif", **OPTIONS))
     np.testing.assert_array_equal(read_map(output), expected)
+    assert sorted(p.name for p in small_disk.iterdir()) == ["map.png", "map.tif"]
+
+
+def test_a_disk_that_has_room_for_the_map_alone_names_the_preview(tiny, tmp_path, monkeypatch, small_disk):
+    source, output = write_tif(tmp_path / "scene.tif", optical(128, 128), S2), small_disk / "map.tif"
+    ballast, write_map = small_disk / "ballast", scene._write_map
+
+    def fill_after(*arguments):
+        write_map(*arguments)
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 12))
+
+    monkeypatch.setattr(scene, "_write_map", fill_after)
+    with pytest.raises(ValueError, match=r"cannot write .*map\.png.*No space left.*make room and run"):
+        embed_scene(tiny, [source], output, **OPTIONS)
+    assert not output.with_suffix(".png").exists()
+    monkeypatch.undo()
+    ballast.unlink()
+    assert count_windows(tiny, lambda: embed_scene(tiny, [source], output, **OPTIONS)) == 0
     assert sorted(p.name for p in small_disk.iterdir()) == ["map.png", "map.tif"]
 
 

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from rsbackbones.train.engine.checkpoint import first_line
 from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.export import export
@@ -94,9 +95,12 @@ def test_metadata_that_is_something_else(run, tmp_path, content):
 
 def test_numbers_that_execute_code(tmp_path, marker):
     save({"weight": torch.ones(2), "lr": Touch(marker)}, checkpoint_id=tmp_path / "evil")
-    with pytest.raises(CheckpointException):
+    with pytest.raises(CheckpointException) as caught:
         load_checkpoint({"weight": torch.zeros(2), "lr": 0.0}, tmp_path / "evil")
     assert not marker.exists()
+    said = first_line(caught.value)
+    assert "system" in said
+    assert "weights_only" not in said  # no advice to load it all the same
 
 
 def test_own_checkpoints_are_read_as_before(tmp_path):

@@ -8,6 +8,7 @@ first.
 
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.bounds import read_json
 from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.files.unpickling import what_torch_refused
 from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
 from rsbackbones.train.engine.config import SaveOptions
 from rsbackbones.train.engine.distributed import DistributedContext
@@ -233,7 +235,8 @@ def first_line(error: BaseException | None) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         inner = next(iter(error.failures.values()))
         error = inner[0] if isinstance(inner, tuple) else inner
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    text = what_torch_refused(error) if isinstance(error, pickle.UnpicklingError) else str(error)
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 def _sync(folder: Path) -> None:
