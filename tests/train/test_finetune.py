@@ -285,7 +285,7 @@ def test_water_is_scored_of_three_classes(tmp_path):
     def read(index):
         sample = pixels.read(index)
         sample["label"][8:, 12:] = 2
-        sample["s2"][:, 8:, 12:] += 6000
+        sample["s2"][:, 8:, 12:] += 3000
         return sample
 
     data = replace(pixels, classes=("background", "water", "clouds"), read=read)
