@@ -98,6 +98,9 @@ cities at hand); BigEarthNet v1 (17 patches at hand, six of them pretrained on) 
 all pretrained on), too few for a split; series of dates with one map or one label, which no protocol here
 takes ([evaluation.md](evaluation.md)); and DFC2020, MARIDA, PASTIS, fMoW and the others of the papers,
 which were not at hand.
+
+EuroSAT RGB was measured with value / 255 as the models' input. Since then 8-bit pictures are reflectance,
+255 as the digital number 2,750 ([bands.md](bands.md)); it was not measured again.
 """.strip().splitlines()
 
 THEIRS = """

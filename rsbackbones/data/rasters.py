@@ -79,7 +79,8 @@ def open_raster(path: RasterPath) -> Any:
         raster = rasterio.open(path, driver=driver)
     except RasterioIOError as error:
         kind = "GeoTIFF" if driver else "raster"
-        raise UnreadableRaster(f"cannot read {path} as a {kind}: {error}") from error
+        inside = f"; name a raster in it, /vsizip/{path}/NAME.tif" if str(path).endswith(".zip") else ""
+        raise UnreadableRaster(f"cannot read {path} as a {kind}: {error}{inside}") from error
     try:
         if not raster.count:
             inside = ", ".join(raster.subdatasets[:4]) or "none"

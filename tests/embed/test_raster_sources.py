@@ -170,6 +170,12 @@ def test_rasters_are_read_wherever_they_are(model, run, server, tmp_path, kind):
     np.testing.assert_array_equal(read_map(tmp_path / "again.tif"), read_map(tmp_path / "map.tif"))
 
 
+def test_a_plain_archive_is_told_how_to_name_what_is_in_it(model, tmp_path):
+    archive = zipped(tmp_path, write_tif(tmp_path / "s2.tif", optical(32, 32), BANDS))
+    with pytest.raises(ValueError, match=rf"name a raster in it, /vsizip/{archive}/NAME\.tif"):
+        embed_patches(model, archive, tmp_path / "rows.npz", **QUIET)
+
+
 @pytest.mark.parametrize("kind", ["zip", "http"])
 def test_an_unfinished_run_is_not_continued_with_another_remote_file(model, server, tmp_path, kind):
     def write(seed):
