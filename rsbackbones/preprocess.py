@@ -357,8 +357,8 @@ class Preprocess:
         if found.nodata is not None:
             value = format_value(found.nodata)
             fix = (
-                f"; declare it: create_preprocess(model, nodata={value}) (--nodata {value}; "
-                f"in a GeoTIFF: gdal_edit.py -a_nodata {value} FILE)"
+                f"; declare it: create_preprocess(model, nodata={value}) (embed: --nodata {value}; in a "
+                f"GeoTIFF for any command: gdal_edit.py -a_nodata {value} FILE; an array: fill or leave out)"
             )
         elif found.unit in _known_units(self.specs[modality]):
             fix = (
