@@ -136,12 +136,14 @@ def _check_units(source: Source) -> None:
     found: dict[str, list[Tensor]] = {}
     for place in sorted({i * len(source) // _PROBED_PLACES for i in range(_PROBED_PLACES)}):
         try:
-            images = source.read(place).images
+            sample = source.read(place)
         except (BadSample, OSError):
             continue  # it is listed as such
-        for sensor in images.keys() & SSL4EO_S12.keys():
-            x = torch.from_numpy(np.ascontiguousarray(images[sensor], np.float32)).movedim(-3, 0)
+        for sensor in sample.images.keys() & SSL4EO_S12.keys():
+            x = torch.from_numpy(np.ascontiguousarray(sample.images[sensor], np.float32)).movedim(-3, 0)
             held = x.isfinite().all(0) & ~missing_pixels(x.movedim(0, -3), SSL4EO_S12[sensor].unit)
+            if (valid := sample.valid.get(sensor)) is not None:  # [T]: missing images hold zeros
+                held &= torch.as_tensor(valid)[:, None, None]
             found.setdefault(sensor, []).append(x[:, held].flatten())
     for sensor, values in found.items():
         unit = SSL4EO_S12[sensor].unit

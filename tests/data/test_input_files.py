@@ -54,7 +54,9 @@ def mask(path):
 
 def tags(path):
     path.with_name(path.name + ".aux.xml").write_text(
-        '<PAMDataset><PAMRasterBand band="1"><Scale>2</Scale></PAMRasterBand></PAMDataset>'
+        "<PAMDataset>"
+        + "".join(f'<PAMRasterBand band="{i}"><Scale>2</Scale></PAMRasterBand>' for i in range(1, 14))
+        + "</PAMDataset>"
     )
 
 

@@ -61,13 +61,14 @@ def test_nearest_repeats_pixels_and_keeps_holes_and_tags(tmp_path):
     a = write_tif(tmp_path / "a.tif", fine, ("B02",))
     grid = from_origin(500_000, 5_000_000, 20, 20)
     b = write_tif(tmp_path / "b.tif", coarse, ("B05",), transform=grid, nodata=7777)
-    with rasterio.open(b, "r+") as raster:
-        raster.scales, raster.offsets = (0.5,), (10,)
+    for path in (a, b):
+        with rasterio.open(path, "r+") as raster:
+            raster.scales, raster.offsets = (0.5,), (10,)
     with RasterStack([a, b], ("s2",), resample="nearest") as stack:
         arrays, valid = stack.read()
     expected = coarse[0].repeat(2, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(valid, expected != 7777)
-    np.testing.assert_array_equal(arrays["s2"][0], np.where(valid, fine[0], 0))
+    np.testing.assert_allclose(arrays["s2"][0], np.where(valid, fine[0] * 0.5 + 10, 0))
     np.testing.assert_allclose(arrays["s2"][1], np.where(valid, expected * 0.5 + 10, 0))
 
 

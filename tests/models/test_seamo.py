@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -439,13 +438,6 @@ def test_temporal_features_that_cannot_be_had_say_how():
     croma = rsb.create_model("croma_vit_tiny")
     with pytest.raises(ValueError, match=r"requires a model that fuses encoded dates.*SeaMo does, with"):
         croma(pictures(times=2), temporal=True)
-
-
-def test_dates_and_masks_that_are_no_tensors_are_refused():
-    with pytest.raises(ValueError, match=r"dates must be a tensor of days, \[B, T\], got list"):
-        seamo(temporal=True)(pictures(times=2), dates=[[1, 2], [1, 2]], temporal=True)
-    with pytest.raises(ValueError, match=r"valid\['s2'\] must be a tensor of booleans, got ndarray"):
-        seamo()(pictures(times=2), valid={"s2": np.ones((2, 2), bool)})
 
 
 def test_only_trained_weights_keep_the_grid_that_they_were_trained_on(tmp_path):
