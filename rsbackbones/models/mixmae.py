@@ -64,12 +64,7 @@ class Mixmae(ViTBackbone):
 
     def __init__(self, config: MixmaeConfig, *, num_classes: int = 0) -> None:
         super().__init__(config, num_classes=num_classes)
-        if len(config.modalities) == 2:
-            self.stream_inputs["joint"] = ("s2", "s1")
-            self.averaged_streams = {"joint": ("s2", "s1")}
-            self.default_stream = "joint"
-        self.stream_blocks = dict.fromkeys(self.stream_inputs, "blocks")
-        self.stream_depths = dict.fromkeys(self.stream_inputs, config.depth)
+        self.share_blocks(joint=("s2", "s1"))
         tokenizers = {m: make_tokenizer(config, m) for m in config.modalities}
         self.tokenizers = nn.ModuleDict(tokenizers)
         self.positions = SinCosPositions()

@@ -137,6 +137,18 @@ class ViTBackbone(Backbone):
         self.patch_size = self.size_multiple = config.patch_size
         self.num_heads = config.num_heads
 
+    def share_blocks(self, joint: tuple[str, ...]) -> None:
+        """State that all streams come from one stack, ``blocks``.
+
+        Where the model has all sensors of ``joint``, the stream ``joint`` is their patchwise mean.
+        """
+        if set(joint) <= set(self.config.modalities):
+            self.stream_inputs["joint"] = joint
+            self.averaged_streams = {"joint": joint}
+            self.default_stream = "joint"
+        self.stream_blocks = dict.fromkeys(self.stream_inputs, "blocks")
+        self.stream_depths = dict.fromkeys(self.stream_inputs, self.config.depth)
+
     # -- methods that a family implements ------------------------------------------------------------------
 
     @abstractmethod
