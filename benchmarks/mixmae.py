@@ -10,9 +10,6 @@ benchmarks/results.py; a seed is that of the training, of the split and of rando
 and the images of EuroSAT MS are L1C, those of the training mostly L2A.
 """
 
-import argparse
-import json
-import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -23,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.page import mean_and_deviation
 from benchmarks.results import ROOT, SETS
-from benchmarks.trained_runs import features_of, scores_of, train, trained, weights_of
+from benchmarks.trained_runs import features_of, measured, scores_of, train, trained, weights_of
 from rsbackbones.eval.feature_source import FeatureSource, model_for
 from rsbackbones.eval.run import evaluate
 from rsbackbones.files.atomic import write_text
@@ -155,15 +152,7 @@ def page(record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure if a folder is named, then write the page."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, help="train and measure; what is done so far is kept there")
-    options = parser.parse_args()
-    if options.output:
-        record = measure(Path(os.environ["RSB_DATA"]), options.output)
-        write_text(RECORD, json.dumps(record, indent=1) + "\n")
-    write_text(PAGE, page(json.loads(RECORD.read_text(encoding="utf-8"))))
+    write_text(PAGE, page(measured(measure, RECORD, __doc__)))
 
 
 if __name__ == "__main__":

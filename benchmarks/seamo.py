@@ -10,9 +10,6 @@ phases of as many steps: the paper's (TM block, ``partial``), without TM block, 
 training and of the split.
 """
 
-import argparse
-import json
-import os
 import shutil
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 
 from benchmarks.page import mean_and_deviation
 from benchmarks.results import ROOT, SETS
-from benchmarks.trained_runs import features_of, scores_of, train, trained, weights_of
+from benchmarks.trained_runs import features_of, measured, scores_of, train, trained, weights_of
 from rsbackbones.eval.feature_source import FeatureSource, model_for
 from rsbackbones.eval.run import evaluate
 from rsbackbones.files.atomic import write_text
@@ -131,15 +128,7 @@ def in_docs(text: str, record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure if a folder is named, then write the table."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, help="train and measure; what is done so far is kept there")
-    options = parser.parse_args()
-    if options.output:
-        record = measure(Path(os.environ["RSB_DATA"]), options.output)
-        write_text(RECORD, json.dumps(record, indent=1) + "\n")
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    record = measured(measure, RECORD, __doc__)
     write_text(PAGE, in_docs(PAGE.read_text(encoding="utf-8"), record))
 
 

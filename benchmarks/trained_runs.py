@@ -1,7 +1,9 @@
 """Runs of recipes that a comparison trains, and the frozen features of their encoders."""
 
+import argparse
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,27 @@ from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.feature_source import model_for
 from rsbackbones.eval.feature_table import FeatureTable
+from rsbackbones.files.atomic import write_text
 from rsbackbones.train import Recipe, pretrain
 from rsbackbones.train.export import export
+
+
+def measured(
+    measure: Callable[[Path, Path], dict[str, Any]], record: Path, description: str | None
+) -> dict[str, Any]:
+    """Return a comparison's record, measured first if the command line names a folder with ``--output``."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="train and measure; what is done so far is kept there")
+    options = parser.parse_args()
+    if options.output:
+        found = measure(Path(os.environ["RSB_DATA"]), options.output)
+        write_text(record, json.dumps(found, indent=1) + "\n")
+    elif not record.exists():
+        parser.error(f"there is no {record} yet: measure first, with --output DIR")
+    read: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return read
 
 
 def train(recipe: Recipe) -> None:

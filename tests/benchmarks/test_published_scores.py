@@ -67,7 +67,6 @@ def test_scores_are_measured_where_the_data_is(eurosat, published, tmp_path, cap
     rows = {(r["weights"], r["score"]): r for r in json.loads((output / "scores.json").read_text())["scores"]}
     frozen, tuned = rows[SECO, "EuroSAT"], rows[MOCO, "EuroSAT"]
     assert frozen["measured"] == 100  # classes that differ in brightness are linear in random features
-    assert 0 <= tuned["measured"] <= 100
     result = json.loads((output / MOCO / "EuroSAT" / "result.json").read_text())
     assert tuned["measured"] == pytest.approx(100 * result["metrics"]["top1"])
     assert "is not there" in rows[SECO, "BigEarthNet"]["not_measured"]
