@@ -134,6 +134,7 @@ def _seen(recipe: Recipe, record: Mapping[str, Any], step: int) -> str:
         + (f" x {s['frames']} dates" if s["frames"] > 1 else "")
         + (", the first of each" if s["frames"] > 1 and s.get("seasons") == 1 else "")
         + (f", {s['seasons']} in a series" if s.get("seasons", 1) != 1 else "")
+        + (f", task {s['task']}" if s.get("task") else "")
         + "".join(f", {note}" for note in s["notes"])
         + ")"
         for s in record["sources"]
