@@ -98,10 +98,12 @@ class FinetuneRecipe(RunOptions):
     cross-entropy. Change: a dense head on the difference of two dates, negative log-likelihood.
 
     Attributes:
-        model: as for ``create_model``. ``""``: the recipe has no default; name one before it is run.
+        model: as for ``create_model``.
         overrides: fields of the model's configuration, as for ``create_model``.
         data: what ``rsbackbones.data.labelled.open_labelled`` opens.
         data_options: the other arguments of ``open_labelled``.
+        share: the share of the training samples to train on, drawn from the seed; a smaller one is part of a
+            larger one. Validation samples that are taken from the training samples are taken from the share.
         modalities: the sensors to use; default all that the data and the model have.
         sensors: by modality the sensor of the images, if it is not the modality's own:
             ``{"s2": "landsat_oli"}``, as for ``open_labelled``.
@@ -130,10 +132,11 @@ class FinetuneRecipe(RunOptions):
         parallel: ``ddp`` only.
     """
 
-    model: str = ""
+    model: Text
     overrides: dict[str, Any] = field(default_factory=dict)
     data: Text | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
     modalities: tuple[str, ...] = ()
     sensors: dict[str, str] = field(default_factory=dict)
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -20,10 +20,7 @@ _HEADER = (
 
 
 def recipe_table(recipes: Mapping[str, FinetuneRecipe]) -> str:
-    """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled with the global batch.
-
-    ``model=NAME`` in place of a model: the recipe has none, and needs one.
-    """
+    """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled with the global batch."""
     return markdown_table(_HEADER, map(_row, recipes.values()), "l" * len(_HEADER), spaced=True) + "\n"
 
 
@@ -35,7 +32,7 @@ def _row(recipe: FinetuneRecipe) -> tuple[str, ...]:
     length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps} steps"
     return (
         f"`{recipe.name}`",
-        f"`{recipe.model}`" if recipe.model else "`model=NAME`",
+        f"`{recipe.model}`",
         f"{optim.name}, {rate}",
         f"{optim.weight_decay:g}",
         _schedule(recipe),
