@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN with a feature pyramid on an encoder of this package, such as FoMu-SSL's ResNet-50.
+"""torchvision's Faster R-CNN with a feature pyramid on an encoder of this package, such as FoMu-SSL's.
 
 Any model of several strides serves; --checkpoint takes exported weights. The images are squares on noise and
 the training is five steps: it shows the way, not what can be reached.
@@ -14,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import rsbackbones as rsb
 
-CHANNELS = 256
+CHANNELS = 64  # 256 in papers
 SIDE = 128
 
 
@@ -30,7 +30,7 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(channels, CHANNELS, extra_blocks=LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W] to maps [B, 256, h, w] by level."""
+        """Images [B, 3, H, W] to maps [B, CHANNELS, h, w] by level."""
         return self.fpn({str(i): level for i, level in enumerate(self.encoder(x))})
 
 

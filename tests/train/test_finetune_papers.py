@@ -74,7 +74,7 @@ def test_superresolution_of_real_labels(real_data, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ FoMu
 
-MODEL = ("model=resnet18", 'overrides={"modalities":["rgb"],"layers":[1,1,1,1]}')
+MODEL = "model=fomu_resnet_tiny"
 
 
 def picture(path, side=32):
@@ -93,7 +93,7 @@ def test_maps_of_potsdam_and_vaihingen(recipe, classes, tmp_path):
         rows.append(f"{i}.png,{i}_label.png,{split}")
     (tmp_path / "set" / "labels.csv").write_text("\n".join(rows))
     result = run(
-        recipe, tmp_path / "run", *MODEL, f"data={tmp_path / 'set'}", "epochs=none", "views.tile=32",
+        recipe, tmp_path / "run", MODEL, f"data={tmp_path / 'set'}", "epochs=none", "views.tile=32",
         "optim.warmup_steps=0", 'head_options={"width":8}',
     )  # fmt: skip
     names = ["impervious_surface", "building", "low_vegetation", "tree", "car", "clutter"]
@@ -113,7 +113,7 @@ def scenes(file, classes=3, count=10):
 
 def test_scenes_of_uc_merced_are_split_at_random(tmp_path):
     names = scenes(tmp_path / "ucm.zip")
-    linear = (*MODEL, f"data={tmp_path / 'ucm.zip'}", "epochs=none", "views.size=32")
+    linear = (MODEL, f"data={tmp_path / 'ucm.zip'}", "epochs=none", "views.size=32")
     result = run("fomu_ucm_linear", tmp_path / "run", *linear)
     held = result["data"]["samples"]
     assert held["test"] == 6
@@ -132,7 +132,7 @@ def test_scenes_of_eurosat_are_scored_on_validation_and_test(tmp_path):
         (tmp_path / f"{split}.txt").write_text("\n".join(listed))
     ids = json.dumps({split: str(tmp_path / f"{split}.txt") for split in ("train", "val", "test")})
     result = run(
-        "fomu_eurosat_linear", tmp_path / "run", *MODEL, f"data={tmp_path / 'eurosat.zip'}",
+        "fomu_eurosat_linear", tmp_path / "run", MODEL, f"data={tmp_path / 'eurosat.zip'}",
         f"data_options.ids={ids}", "epochs=none", "views.size=32",
     )  # fmt: skip
     assert result["data"]["samples"] == {"train": 18, "val": 6, "test": 6}
