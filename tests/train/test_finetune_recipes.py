@@ -131,6 +131,10 @@ def test_fomu():
     for name in ("fomu_ucm_linear", "fomu_eurosat_linear"):
         assert RECIPES[name].optim.momentum == 0.9
         assert (RECIPES[name].views.mixup, RECIPES[name].views.label_smoothing) == (0, 0)
+    for name in ("fomu_potsdam", "fomu_vaihingen"):
+        assert RECIPES[name].auxiliary == 0.4
+        assert RECIPES[name].views.ratio_range == (0.5, 2.0)
+        assert RECIPES[name].views.flips == "horizontal"
     # Potsdam without clutter, Vaihingen with it; UC Merced split at random.
     assert list(RECIPES["fomu_potsdam"].data_options["classes"].values()) == [[1], [2], [3], [4], [5]]
     assert list(RECIPES["fomu_vaihingen"].data_options["classes"].values()) == [[i] for i in range(1, 7)]
@@ -246,6 +250,7 @@ def test_numbers_that_cannot_be(changes, message):
         (Views, {"size": 0}, r"size\s+Input should be greater than or equal to 1 "),
         (Views, {"overlap": 4}, "overlap needs tile"),
         (Views, {"tile": 8, "overlap": 8}, "less than the side of a tile; got overlap 8 and tile 8"),
+        (Views, {"ratio_range": (2.0, 0.5)}, "ratio_range must go from low to high"),
         (Views, {"mixup": -1}, r"mixup\s+Input should be greater than or equal to 0 .*input_value=-1"),
         (Views, {"switch_prob": 2}, r"switch_prob\s+Input should be less than or equal to 1 "),
         (Views, {"label_smoothing": 1}, r"label_smoothing\s+Input should be less than 1 "),

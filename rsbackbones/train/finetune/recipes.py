@@ -103,7 +103,9 @@ _FOMU = FinetuneRecipe(
     modalities=("rgb",),
     sensors={"rgb": "rgb"},
     data_options={"classes": _FIVE},
-    views=replace(_NOT_MIXED, rot90=False, tile=512, overlap=0),
+    # Random scales and the second head are of the configurations that the paper follows.
+    views=replace(_NOT_MIXED, rot90=False, flips="horizontal", tile=512, overlap=0, ratio_range=(0.5, 2.0)),
+    auxiliary=0.4,
     optim=FinetuneOptim(
         name="sgd", base_lr=0.01, scaled=False, momentum=0.9, weight_decay=5e-4, warmup_steps=100, min_lr=1e-6
     ),
@@ -116,7 +118,8 @@ _FOMU = FinetuneRecipe(
 _FOMU_LINEAR = replace(
     _FOMU,
     data_options={},
-    views=replace(_NOT_MIXED, rot90=False, size=224),
+    auxiliary=0.0,
+    views=replace(_NOT_MIXED, rot90=False, flips="horizontal", size=224),
     optim=FinetuneOptim(name="sgd", base_lr=0.1, momentum=0.9, weight_decay=0.0),
     freeze=True,
 )

@@ -69,8 +69,9 @@ def _images(recipe: FinetuneRecipe) -> str:
 def _seen(recipe: FinetuneRecipe) -> str:
     views = recipe.views
     said = {
-        "flips": views.flips,
+        "flips" + " left to right" * (views.flips == "horizontal"): views.flips,
         "rot90": views.rot90,
+        "scales {:g} to {:g}".format(*views.ratio_range or (1, 1)): views.ratio_range,
         f"mixup {views.mixup:g}": views.mixup,
         f"cutmix {views.cutmix:g} (switch_prob {views.switch_prob:g})": views.cutmix,
         f"label smoothing {views.label_smoothing:g}": views.label_smoothing,
@@ -81,6 +82,7 @@ def _seen(recipe: FinetuneRecipe) -> str:
 
 def _trained(recipe: FinetuneRecipe) -> str:
     dense = recipe.views.size is None  # of labels of pixels; of images it is a linear layer
-    head = recipe.head + f", labels x{recipe.scale}" * (recipe.scale > 1) if dense else "linear"
+    more = {f"labels x{recipe.scale}": recipe.scale > 1, f"auxiliary x{recipe.auxiliary:g}": recipe.auxiliary}
+    head = ", ".join([recipe.head, *(name for name, there in more.items() if there)]) if dense else "linear"
     scored = f"; best by {recipe.metric}" if recipe.metric else ""
     return ("head alone: " if recipe.freeze else "all: ") + head + scored
