@@ -104,6 +104,22 @@ def test_geotiffs_without_descriptions_need_names(tmp_path):
         open_labelled(tmp_path, bands={"s2": ("B99", "B02")})
 
 
+def test_a_split_that_is_not_stratified_leaves_classes_to_chance(tmp_path):
+    """Of 20 + 20 pictures 8 are tested on either way; balanced for every seed only where it is asked for."""
+    for name in ("river", "forest"):
+        for i in range(20):
+            picture(tmp_path / name / f"{name}_{i}.png", i)
+    counts = {True: set(), False: set()}
+    for stratify in counts:
+        for seed in range(8):
+            data = open_labelled(tmp_path, seed=seed, stratify=stratify)
+            test = data.labels[data.splits["test"]]
+            assert len(test) == 8
+            counts[stratify].add(int(test.sum()))
+    assert counts[True] == {4}
+    assert len(counts[False]) > 1
+
+
 def test_changed_files_change_the_digest_and_a_split_does_not(folders):
     before = open_labelled(folders).digest
     assert open_labelled(folders, subset=0.5, seed=3).digest == before

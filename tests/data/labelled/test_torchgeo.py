@@ -43,6 +43,10 @@ def test_eurosat_has_b8a_last(tmp_path):
     assert data.ids[index].endswith("River/River_3.tif")
     assert data.labels[index] == 2
     assert data.read(index)["s2"][:, 0, 0].tolist() == list(range(100, 113))
+    pictures = open_labelled("torchgeo:EuroSAT", root=tmp_path, sensors={"rgb": "s2"})
+    assert dict(pictures.bands) == {"rgb": data.bands["s2"]}
+    assert (pictures.units["rgb"], pictures.sensor("rgb").name) == ("dn", "s2")
+    np.testing.assert_array_equal(pictures.read(index)["rgb"], data.read(index)["s2"])
 
 
 def test_bigearthnet_gives_vh_before_vv(tmp_path):
