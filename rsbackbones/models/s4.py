@@ -19,7 +19,6 @@ of the paper are published.
 Shapes: B series, T dates, t = ceil(T / 4), H x W pixels, w0, w1, w2 the widths.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -71,12 +70,15 @@ class S4Config(ModelConfig):
             raise ValueError(f"widths must be three positive whole numbers, got {widths!r}")
         if widths[0] % 2:
             raise ValueError(f"widths: the decoder ends with half of the first, which must be even: {widths}")
-        chosen: Any = self.inference_modality or ("s2" if "s2" in self.modalities else self.modalities[0])
-        if not isinstance(chosen, str) or chosen not in self.bands:
+        if self.inference_modality not in ("", *INPUTS):
             raise ValueError(
-                f"inference_modality must be one of {', '.join(self.bands)}, got {chosen!r}"
+                f"inference_modality must be one of {', '.join(INPUTS)}, got {self.inference_modality!r}"
             )
-        object.__setattr__(self, "inference_modality", chosen)
+
+    def decided(self) -> "S4Config":
+        """Return the configuration with its ``inference_modality``, as weights state it."""
+        default = "s2" if "s2" in self.modalities else self.modalities[0]
+        return replace(self, inference_modality=self.inference_modality or default)
 
     def summary(self) -> str:
         """See :meth:`ModelConfig.summary`."""
@@ -107,10 +109,18 @@ class ConvUnit(nn.Module):
     """A convolution, BatchNorm, leaky ReLU. Transposed, it doubles all sides, those that time has included."""
 
     def __init__(
-        self, inputs: int, outputs: int, sensors: tuple[str, ...], *, over_time: bool, transposed: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        sensors: tuple[str, ...],
+        *,
+        over_time: bool,
+        transposed: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = transposed_conv(inputs, outputs, over_time) if transposed else conv(inputs, outputs, over_time)
+        self.conv = (
+            transposed_conv(inputs, outputs, over_time) if transposed else conv(inputs, outputs, over_time)
+        )
         self.norm = MaskedBatchNorm(outputs, sensors)
 
     def forward(self, x: Frames, sensor: str, there: Tensor | None = None) -> Frames:
@@ -189,6 +199,7 @@ class S4UNet3d(Backbone):
     config: S4Config
 
     def __init__(self, config: S4Config, *, num_classes: int = 0) -> None:
+        config = config.decided()
         w0, w1, w2 = config.widths
         super().__init__(config, num_features=w2, num_classes=num_classes)
         if config.inference_modality in self.modalities:
@@ -291,3 +302,50 @@ class S4UNet2d(S4UNet3d):
             wanted,
         )
         return {stream: replace(e, series=None, series_valid=None) for stream, e in encoded.items()}
+
+
+# -- foreign checkpoints ------------------------------------------------------------------------------
+
+
+def _pastis_names() -> dict[str, str]:
+    """Pair our tensor names with those of the 3-D U-Net of PASTIS (Garnot and Landrieu), of optical series."""
+    units = {
+        "stems.s2.first": ("en3.0", "en3.1"),
+        "stems.s2.second": ("en3.3", "en3.4"),
+        "second.first": ("en4.0", "en4.1"),
+        "second.second": ("en4.3", "en4.4"),
+        "bottleneck": ("center_in.0", "center_in.1"),
+        "decoder.bottleneck": ("center_out.0", "center_out.1"),
+        "decoder.second.first": ("dc4.0", "dc4.1"),
+        "decoder.second.second": ("dc4.3", "dc4.4"),
+        "decoder.up_first": ("trans3.0", "trans3.1"),
+        "decoder.first.first": ("dc3.0", "dc3.1"),
+        "decoder.first.second": ("dc3.3", "dc3.4"),
+    }
+    names = {"decoder.up_second.weight": "center_out.3.weight", "decoder.up_second.bias": "center_out.3.bias"}
+    for unit, (conv_name, norm_name) in units.items():
+        for name in ("weight", "bias"):
+            names[f"{unit}.conv.{name}"] = f"{conv_name}.{name}"
+            names[f"{unit}.norm.{name}"] = f"{norm_name}.{name}"
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            names[f"{unit}.norm.statistics.s2.{name}"] = f"{norm_name}.{name}"
+    return names
+
+
+CHECKPOINT_FORMATS = {
+    "unet3d_pastis": CheckpointFormat(modules={}, parameters=_pastis_names(), dropped=("final.",)),
+}
+
+# What tests build of every architecture of the family.
+SMALL = {"widths": (4, 8, 16)}
+
+CONFIGS = {
+    "s4_unet3d": S4Config(),
+    "s4_unet3d_tiny": S4Config(widths=(8, 16, 32), image_size=64),
+    "s4_unet2d": S4Config(over_time=False),
+}
+
+
+def build(config: S4Config, *, num_classes: int = 0) -> S4UNet3d:
+    """Build a network of S4, randomly initialized."""
+    return (S4UNet3d if config.over_time else S4UNet2d)(config, num_classes=num_classes)

@@ -29,6 +29,7 @@ FAMILIES = [
     "rsbackbones.models.resnet",
     "rsbackbones.models.efficientnet",
     "rsbackbones.models.plain_vit",
+    "rsbackbones.models.s4",
 ]
 # Attributes of a family's module: configurations by name, input contracts by modality, and the builder.
 _REQUIRED = ("CONFIGS", "INPUTS", "build")
@@ -136,6 +137,12 @@ def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
         raise ValueError(
             f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
         )
+    changes = {
+        # Modalities that a mapping leaves out keep what they have.
+        field: {**getattr(config, field), **value}
+        if field in ("bands", "sensors") and isinstance(value, Mapping) else value
+        for field, value in changes.items()
+    }  # fmt: skip
     try:
         changed = dataclasses.replace(config, **changes)
     except ValueError as error:
