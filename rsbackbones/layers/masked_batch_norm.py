@@ -7,7 +7,6 @@ neither in ``eval()`` mode. Statistics of a batch are those of all processes.
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase

@@ -106,7 +106,7 @@ class Frames(NamedTuple):
 
 
 class ConvUnit(nn.Module):
-    """A convolution, BatchNorm, leaky ReLU. Transposed, it doubles all sides, those that time has included."""
+    """A convolution, BatchNorm, leaky ReLU. Transposed, it doubles all sides (time's if it is convolved)."""
 
     def __init__(
         self,
@@ -210,19 +210,22 @@ class S4UNet3d(Backbone):
         )
         self.second = Block((w0, w1, w1), shared, over_time=deep)
         self.bottleneck = ConvUnit(w1, w2, shared, over_time=deep)
-        self.decoder = (
-            Decoder(config.widths, config.inference_modality, over_time=deep)
-            if config.inference_modality in self.modalities
-            else None
+        self.decoders = nn.ModuleDict(
+            {
+                m: Decoder(config.widths, m, over_time=deep)
+                for m in self.modalities
+                if m == config.inference_modality
+            }
         )
 
     def stages(self, stream: str) -> tuple[Stage, ...]:
         """See :meth:`Backbone.stages`."""
         w0, w1, w2 = self.config.widths
         encoder = (Stage(w0, 1, f"stems.{stream}"), Stage(w1, 2, "second"), Stage(w2, 4, "bottleneck"))
-        if self.decoder is None or stream != self.config.inference_modality:
+        if stream not in self.decoders:
             return encoder
-        return (*encoder, Stage(w1, 2, "decoder.second"), Stage(w0 // 2, 1, "decoder.first"))
+        decoder = f"decoders.{stream}"
+        return (*encoder, Stage(w1, 2, f"{decoder}.second"), Stage(w0 // 2, 1, f"{decoder}.first"))
 
     def final_stage(self, stream: str) -> int:
         """See :meth:`Backbone.final_stage`: the bottleneck."""
@@ -234,8 +237,15 @@ class S4UNet3d(Backbone):
 
     def layer_groups(self) -> list[list[nn.Module]]:
         """See :meth:`Backbone.layer_groups`: a level of the U-Net is a layer."""
-        levels: list[list[nn.Module]] = [[self.stems], [self.second], [self.bottleneck]]
-        return [*levels, *([[self.decoder]] if self.decoder is not None else []), [self.head]]
+        stems: list[Any] = list(self.stems.values())
+        return [
+            [stem.first for stem in stems],
+            [stem.second for stem in stems],
+            [self.second],
+            [self.bottleneck],
+            *([decoder] for decoder in self.decoders.values()),
+            [self.head],
+        ]
 
     def units(self) -> list[nn.Module]:
         """See :meth:`Backbone.units`: the encoder's levels; the decoder only runs where it is asked for."""
@@ -277,13 +287,13 @@ class S4UNet3d(Backbone):
         Raises:
             ValueError: the decoder is of another modality, or there is none.
         """
-        if self.decoder is None or modality != self.config.inference_modality:
-            has = f"of {self.config.inference_modality}" if self.decoder is not None else "missing"
+        if modality not in self.decoders:
             raise ValueError(
-                f"the decoder of this model is {has}, not of {modality}: build the model with "
-                f"overrides={{'inference_modality': {modality!r}}}"
+                f"this model has no decoder of {modality}: its inference_modality is "
+                f"{self.config.inference_modality}; build it with overrides={{'inference_modality': "
+                f"{modality!r}}}"
             )
-        decoded: tuple[Frames, Frames] = self.decoder(levels, modality)
+        decoded: tuple[Frames, Frames] = self.decoders[modality](levels, modality)
         return decoded
 
 
@@ -308,21 +318,24 @@ class S4UNet2d(S4UNet3d):
 
 
 def _pastis_names() -> dict[str, str]:
-    """Pair our tensor names with those of the 3-D U-Net of PASTIS (Garnot and Landrieu), of optical series."""
+    """Pair our tensor names with those of PASTIS's 3-D U-Net (Garnot and Landrieu), for optical series."""
     units = {
         "stems.s2.first": ("en3.0", "en3.1"),
         "stems.s2.second": ("en3.3", "en3.4"),
         "second.first": ("en4.0", "en4.1"),
         "second.second": ("en4.3", "en4.4"),
         "bottleneck": ("center_in.0", "center_in.1"),
-        "decoder.bottleneck": ("center_out.0", "center_out.1"),
-        "decoder.second.first": ("dc4.0", "dc4.1"),
-        "decoder.second.second": ("dc4.3", "dc4.4"),
-        "decoder.up_first": ("trans3.0", "trans3.1"),
-        "decoder.first.first": ("dc3.0", "dc3.1"),
-        "decoder.first.second": ("dc3.3", "dc3.4"),
+        "decoders.s2.bottleneck": ("center_out.0", "center_out.1"),
+        "decoders.s2.second.first": ("dc4.0", "dc4.1"),
+        "decoders.s2.second.second": ("dc4.3", "dc4.4"),
+        "decoders.s2.up_first": ("trans3.0", "trans3.1"),
+        "decoders.s2.first.first": ("dc3.0", "dc3.1"),
+        "decoders.s2.first.second": ("dc3.3", "dc3.4"),
     }
-    names = {"decoder.up_second.weight": "center_out.3.weight", "decoder.up_second.bias": "center_out.3.bias"}
+    names = {
+        "decoders.s2.up_second.weight": "center_out.3.weight",
+        "decoders.s2.up_second.bias": "center_out.3.bias",
+    }
     for unit, (conv_name, norm_name) in units.items():
         for name in ("weight", "bias"):
             names[f"{unit}.conv.{name}"] = f"{conv_name}.{name}"
