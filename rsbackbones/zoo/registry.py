@@ -29,7 +29,6 @@ FAMILIES = [
     "rsbackbones.models.resnet",
     "rsbackbones.models.efficientnet",
     "rsbackbones.models.plain_vit",
-    "rsbackbones.models.s4",
 ]
 # Attributes of a family's module: configurations by name, input contracts by modality, and the builder.
 _REQUIRED = ("CONFIGS", "INPUTS", "build")
