@@ -31,6 +31,8 @@ _KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = None) -> None:
     """Set the mode of all BatchNorm layers of a module. Parameters, buffers and names do not change.
 
+    Groups may be set again, to another number of rows.
+
     Args:
         module: a module with BatchNorm layers of torch or timm.
         mode: see the module docstring.
@@ -46,14 +48,16 @@ def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = N
         raise TrainingError(
             f"batch_norm={mode}, and {type(module).__name__} has no BatchNorm: leave batch_norm at 'local'"
         )
-    if unknown := [f"{name} ({type(norm).__name__})" for name, norm in found if type(norm) not in _KNOWN]:
+    plain = [(name, norm) for name, norm in found if not isinstance(norm, _SharedBatchNorm)]
+    if unknown := [f"{name} ({type(norm).__name__})" for name, norm in plain if type(norm) not in _KNOWN]:
         raise TrainingError(
             f"batch_norm={mode} cannot convert {', '.join(unknown[:8])}; known are "
             f"{', '.join(kind.__name__ for kind in _KNOWN)}: use one of them, or batch_norm=local"
         )
-    for _, norm in found:
+    for _, norm in plain:
         # The class is replaced in place: references to the module, its parameters and hooks stay valid.
         norm.__class__ = type(f"Shared{type(norm).__name__}", (_SharedBatchNorm, type(norm)), {})
+    for _, norm in found:
         norm.group = group if mode == "grouped" else None  # type: ignore[assignment]
 
 
