@@ -127,9 +127,12 @@ class PretrainRun(TrainRun):
         self.clip_grad, self.workers = config.optim.clip_grad, config.data.workers
         self.max_bad_share = config.data.max_bad_share
         self.objective = build_objective(config)
-        if not (config.output is not None and finished(config.output.expanduser() / "checkpoints")):
-            # A resumed run loads its own weights.
+        resumed = config.output is not None and bool(finished(config.output.expanduser() / "checkpoints"))
+        if not resumed:  # it loads its own weights
             self.beginning = initialize_weights(self.objective, config, previous)
+        self._record = self.objective.begin(
+            first=previous is None and config.init_from is None, resumed=resumed
+        )
         backbone, options = self.objective.backbone, config.objective
         self.streams = open_sources(config, backbone)
         whole = [_whole(stream.source) for stream in self.streams]
@@ -182,6 +185,10 @@ class PretrainRun(TrainRun):
              **({"task": stream.task} if stream.task else {})}
             for stream in self.streams
         ]  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """See :meth:`TrainRun.record`."""
+        return self._record
 
     @torch.no_grad()
     def plot(self, folder: Path) -> None:
@@ -289,8 +296,18 @@ def _streams_of(
     size = (part and part.size) or data.size
     if size % backbone.size_multiple:
         raise TrainingError(f"data.size must be a multiple of {backbone.size_multiple}, got {size}")
+    if size < backbone.min_size:
+        raise TrainingError(
+            f"data.size={size} is below {backbone.min_size}, the smallest image of {recipe.model}: raise it"
+        )
     views = Views(
-        crop=crop, size=size, flips=data.flips, rot90=data.rot90, region=data.region, mixup=data.mixup
+        crop=crop,
+        size=size,
+        flips=data.flips,
+        rot90=data.rot90,
+        region=data.region,
+        mixup=data.mixup,
+        looks=recipe.objective.looks,
     )
     needed = {task: recipe.objective.task_images(task) for task in tasks}
     made: dict[tuple[str, ...] | None, DataStream | None] = {}
