@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from rsbackbones.data.augment import CropRange, Flips, Region
 from rsbackbones.data.date_alignment import MAX_DAYS_APART
 from rsbackbones.data.npz import NpzFile
+from rsbackbones.data.picture_source import PictureFiles
 from rsbackbones.data.simulated import SimulatedPlaces
 from rsbackbones.train.engine.config import (
     STRICT,
@@ -34,13 +35,16 @@ from rsbackbones.train.objectives.registry import check_registered
 
 
 def _kind_of_file(file: Any) -> str:
-    kind = union_member(NpzFile | SimulatedPlaces, file) if isinstance(file, dict) else type(file)
-    return "simulated" if kind is SimulatedPlaces else "npz"
+    kinds = NpzFile | PictureFiles | SimulatedPlaces
+    kind = union_member(kinds, file) if isinstance(file, dict) else type(file)
+    return {PictureFiles: "pictures", SimulatedPlaces: "simulated"}.get(kind, "npz")
 
 
-# One or the other, told apart by their fields: errors are then those of the one that is meant.
+# One of them, told apart by their fields: errors are then those of the one that is meant.
 _File = Annotated[
-    Annotated[NpzFile, Tag("npz")] | Annotated[SimulatedPlaces, Tag("simulated")],
+    Annotated[NpzFile, Tag("npz")]
+    | Annotated[PictureFiles, Tag("pictures")]
+    | Annotated[SimulatedPlaces, Tag("simulated")],
     Discriminator(_kind_of_file),
 ]
 
@@ -50,7 +54,7 @@ class Part:
     """One of several data sets that a training set is made of, and how it is used.
 
     Attributes:
-        file: one .npz file, or simulated places.
+        file: one .npz file, pictures, or simulated places.
         repeats: how often an epoch goes over it.
         crop, size: replace those of the data options.
         task: the task that its samples are for; ``""``: all tasks.
@@ -72,7 +76,8 @@ class DataOptions:
             ``parts``.
         options: options of the layout of ``root``: ``product``, ``split``, ``offset``, ``bands``; see the
             class of the layout.
-        parts: .npz files below ``root``, and simulated places. Empty if ``root`` is a training set itself.
+        parts: .npz files and pictures below ``root``, and simulated places. Empty if ``root`` is a training
+            set itself.
         crop: smallest and largest side of the square crops, in pixels of the source; or, up to 1, as shares
             of the shorter side of an image. For MoCo-v2's views shares of its area.
         size: side of the images that the model gets, in pixels.
