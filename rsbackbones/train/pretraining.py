@@ -291,7 +291,7 @@ def _streams_of(
     found: Source, part: Part | None, recipe: Recipe, backbone: Backbone, tasks: Sequence[str]
 ) -> list[DataStream]:
     """Return a stream of a source for each of the tasks that it has the images for."""
-    data, sensors, name = recipe.data, backbone.config.sensors, found.name
+    data, sensors, name = recipe.data, _sensors_of(found, backbone), found.name
     crop = (part and part.crop) or data.crop
     size = (part and part.size) or data.size
     if size % backbone.size_multiple:
@@ -325,10 +325,21 @@ def _streams_of(
                 }
                 raise TrainingError(f"{name} has {source.bands}, and the model takes {taken}")
             if source and bands and (wanted is None or len(bands) == len(wanted)):
-                made[wanted] = _open_stream(source, bands, part, recipe, backbone, views)
+                made[wanted] = _open_stream(source, bands, part, recipe, backbone, sensors, views)
         if (stream := made[wanted]) is not None:
             streams.append(replace(stream, task=task, scales=dict(scales or {})))
     return streams
+
+
+def _sensors_of(found: Source, backbone: Backbone) -> Mapping[str, str]:
+    """Return the sensor of every modality in a source: a model of pictures takes those of Sentinel-2, too.
+
+    Their unit must then be stated, data.units.rgb=dn; as pictures, their values are too large.
+    """
+    sensors: dict[str, str] = dict(backbone.config.sensors)
+    if sensors.get("rgb") == "rgb" and "rgb" not in found.bands and "s2" in found.bands:
+        sensors["rgb"] = "s2"
+    return sensors
 
 
 def _select(
@@ -369,15 +380,14 @@ def _open_stream(
     part: Part | None,
     recipe: Recipe,
     backbone: Backbone,
+    sensors: Mapping[str, str],
     views: Views,
 ) -> DataStream:
     """Return a stream of these bands of a source, after a look at some samples."""
     given = {m: source.bands[m] for m in bands}
     units = {m: unit for m, unit in recipe.data.units.items() if m in bands}
     checking, preprocess = (
-        preprocess_for(
-            backbone.inputs, bands, sensors=backbone.config.sensors, bands=given, units=units, check=check
-        )
+        preprocess_for(backbone.inputs, bands, sensors=sensors, bands=given, units=units, check=check)
         for check in (True, False)
     )
     try:

@@ -27,7 +27,7 @@ from torch.func import functional_call
 from rsbackbones.models.backbone import Backbone, Inputs, Wanted
 from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.batch_norm import set_batch_norm
-from rsbackbones.train.engine.config import STRICT, NonNegative, Text
+from rsbackbones.train.engine.config import STRICT, NonNegative
 from rsbackbones.train.objectives.oracle_files import find_oracle, oracle_weights
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
 
@@ -94,7 +94,7 @@ class GuidanceOptions:
     Attributes:
         rgb, sar: the weights of the two distances, lambda_RGB and lambda_SAR; 0 leaves one out.
         distance: ``cosine``, ``mse`` or ``miro``; see the functions of this module.
-        oracle: a name of :func:`load_oracle`, or the path of a file.
+        oracle: a name of :func:`load_oracle`, or the path of a file. ``""``: none is named yet.
         oracle_statistics: what the oracle's BatchNorm normalizes by: ``own`` (its running statistics, as a
             frozen model does), or ``batch`` (those of the same groups as the student's; its own stay as they
             are).
@@ -107,7 +107,7 @@ class GuidanceOptions:
     rgb: NonNegative = 0.25
     sar: NonNegative = 0.25
     distance: Literal["cosine", "mse", "miro"] = "cosine"
-    oracle: Text = "resnet50.tv_in1k"
+    oracle: str = "resnet50.tv_in1k"
     oracle_statistics: Literal["own", "batch"] = "own"
     sar_channel: Channel = "red"
     sar_scale: Literal["none", "count"] = "none"

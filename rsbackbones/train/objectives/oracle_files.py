@@ -60,6 +60,8 @@ def find_oracle(name_or_path: str) -> tuple[Path, str]:
                 f"{_PACKAGE}==0.1.0 anew"
             )
         return path, _WHEEL_SHA256
+    if not name_or_path:
+        raise TrainingError(f"guidance.oracle is not named. {_THREE_WAYS}")
     path = Path(name_or_path).expanduser()
     if not path.is_file() or path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         what = "no .safetensors or .pt file" if path.exists() else "not there"
