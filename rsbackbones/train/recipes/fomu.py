@@ -1,11 +1,11 @@
-"""FoMu-SSL's recipe (Seo, Jung and Kim, ICML 2024 workshop, section 3.1 and appendix D), and ours.
+r"""FoMu-SSL's recipe (Seo, Jung and Kim, ICML 2024 workshop, section 3.1 and appendix D), and ours.
 
 ``fomu_resnet50``: 200 epochs of fMoW-RGB without radar, then 50 of SEN1-2 with it, in batches of 256. The
 rest is MMSelfSup's configuration of MoCo-v2, which the paper takes: SGD at 0.03 with a momentum of 0.9, a
 weight decay of 1e-4 on all parameters, and a cosine. That the rate begins anew in the second phase, and that
 queue and key encoder are carried over, the paper does not say. It was not run here.
 
-    python -m rsbackbones.train recipe=fomu_resnet50 output=run \\
+    python -m rsbackbones.train recipe=fomu_resnet50 output=run \
         stages.0.data.root=FMOW stages.1.data.root=SEN12
 
 The rows of the paper's tables are options of this recipe; see docs/training.md.
