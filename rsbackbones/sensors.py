@@ -581,6 +581,7 @@ SINGLE_SENSOR_INPUTS: dict[str, InputSpec] = {
         std=(0.229, 0.224, 0.225),
         eight_bit=False,
         statistics="ImageNet",
+        stored_range=((0.0, 2750.0),) * 3,  # our choice, that of the unit rgb8
     ),
     "landsat_tm": _ssl4eo_l(LANDSAT_TM, "TOA"),
     "landsat_etm": _ssl4eo_l(LANDSAT_ETM, "TOA"),

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.encoding import Encoded, Wanted, encode_validated
 from rsbackbones.models.feature_maps import FeatureMaps
-from rsbackbones.models.features import evenly_spaced, flatten_map, resolve_indices, unflatten_tokens
+from rsbackbones.models.features import flatten_map, resolve_indices, unflatten_tokens
 from rsbackbones.models.input_validation import validate_inputs
 from rsbackbones.models.vit import ViTBackbone
 from rsbackbones.sensors import Sensor, get_sensor, register_sensor
@@ -219,7 +219,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.model = encoder
         info = encoder.feature_info
-        indices = evenly_spaced(len(info), len(PYRAMID))
+        indices = encoder.backbone.stage_indices(None, encoder.stream)
         if len(indices) < len(PYRAMID):
             raise ValueError(f"a pyramid needs {len(PYRAMID)} stages, this encoder has {len(info)}")
         self.strides = [info[index]["reduction"] for index in indices]

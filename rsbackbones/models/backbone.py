@@ -143,10 +143,11 @@ class Backbone(nn.Module):
         """Return the modules that are checkpointed, compiled and sharded one by one.
 
         ``encode`` must call these modules themselves, not their parts; :func:`called_units` checks it where
-        they are used. By default they are the modules of all stages.
+        they are used. By default they are the modules of all stages that have parameters.
         """
         names = dict.fromkeys(stage.module for s in self.stream_inputs for stage in self.stages(s))
-        return [self.get_submodule(name) for name in names]
+        modules = map(self.get_submodule, names)
+        return [module for module in modules if next(module.parameters(), None) is not None]
 
     def fuse_dates(
         self,
@@ -279,7 +280,8 @@ class Backbone(nn.Module):
             x, dates, valid: as for :meth:`forward_features`. For a series, a model that consumes single
                 images returns [B, T, D_i, h_i, w_i].
             indices: stage indices (negative ones count from the end), a number n for the last n stages, or
-                ``None`` for four evenly spaced stages that end at the last.
+                ``None`` for four: the last four if every stage has a stride of its own, else four evenly
+                spaced ones that end at the last.
             stream: the default is the model's default stream, or the only stream of the passed modalities.
             norm: apply the final norm of the stream to each map (off by default, as in timm). In a stream
                 that averages others, it is applied before the average.
@@ -358,9 +360,11 @@ class Backbone(nn.Module):
         Raises:
             ValueError: one is out of range, or there is none.
         """
-        depth = len(self.stages(stream))
+        strides = [stage.stride for stage in self.stages(stream)]
+        depth = len(strides)
         if indices is None:
-            return evenly_spaced(depth)
+            is_pyramid = len({*strides}) == depth
+            return tuple(range(depth))[-4:] if is_pyramid else evenly_spaced(depth)
         return resolve_indices(indices, depth, f"stream {stream!r} has {depth} stages")
 
     def forward_streams(

@@ -5,8 +5,15 @@ network is timm's, which is imported when a model is built. Most published remot
 under the names that torchvision and timm share (the format ``torchvision``). New published weights are
 entries of weights_manifest.json; only a new depth needs a line here, in ``CONFIGS``.
 
-- A model has one modality. The stages are the four groups of blocks, with strides 4, 8, 16 and 32; images may
-  have any size. The embedding is the mean over the final map.
+The rows ``fomu_*`` are encoders of FoMu-SSL (Seo, Jung and Kim, "FoMu-SSL: Foundation Model-Guided
+Multi-Sensor Self-Supervised Learning for Remote Sensing", ICML 2024 Workshop on Foundation Models in the
+Wild). The paper has a ResNet-50. Their input is an 8-bit picture: radar guides the training, and is never an
+input. The smaller ones are our choice: ``fomu_resnet10t`` is timm's ``resnet10t``, and ``fomu_resnet_tiny``
+its ``test_resnet``. A third is in :mod:`rsbackbones.models.efficientnet`.
+
+- A model has one modality. The stages are the stem and the four groups of blocks, with strides 2, 4, 8, 16
+  and 32; by default maps are those of the four groups. Images may have any size of 32 pixels or more. The
+  embedding is the mean over the final map.
 - The stride of a bottleneck block is in its 3 x 3 convolution, as in torchvision and timm, not in the first
   1 x 1 convolution as in the paper.
 - Random weights are timm's (Kaiming), without zeros in the last norm of a block, as is torchvision's default.
@@ -29,27 +36,58 @@ from rsbackbones.sensors import SINGLE_SENSOR_INPUTS, InputSpec
 INPUTS: dict[str, InputSpec] = SINGLE_SENSOR_INPUTS
 # Channels of a block's output divided by those of its 3 x 3 convolutions.
 EXPANSION = {"basic": 1, "bottleneck": 4}
-_WIDTHS = (64, 128, 256, 512)
+STEMS = ("", "deep", "deep_tiered")
+# The modules of the network, as timm and torchvision name them.
+_STEM = ("conv1", "bn1", "act1")
+_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig(SingleSensorConfig):
-    """``layers`` are the blocks of each of the four stages; ``block`` is ``"basic"`` or ``"bottleneck"``."""
+    """The fields are timm's. ``layers`` and ``channels`` are the blocks and their width in each of the four
+    groups; ``block`` is ``"basic"`` or ``"bottleneck"``, for all groups or for each. ``stem_type`` ``""`` is
+    one convolution of 7 x 7 pixels and 64 channels; ``"deep"`` and ``"deep_tiered"`` are three of 3 x 3, the
+    last with twice ``stem_width`` channels. ``avg_down``: shortcuts are averaged before their convolution.
+    """
 
     layers: tuple[int, ...]
-    block: str
+    block: str | tuple[str, ...]
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    stem_type: str = ""
+    stem_width: int = 64
+    avg_down: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block not in EXPANSION:
-            raise ValueError(f"block must be one of {', '.join(EXPANSION)}, got {self.block!r}")
-        layers: Any = self.layers
-        if not isinstance(layers, tuple) or len(layers) != len(_WIDTHS) or not all(map(is_count, layers)):
-            raise ValueError(f"layers must be four positive whole numbers, got {layers!r}")
+        blocks: Any = self.blocks
+        if len(blocks) != len(_LAYERS) or any(block not in EXPANSION for block in blocks):
+            raise ValueError(f"block must be one of {', '.join(EXPANSION)}, or four, got {self.block!r}")
+        for name in ("layers", "channels"):
+            counts: Any = getattr(self, name)
+            if not isinstance(counts, tuple) or len(counts) != len(_LAYERS) or not all(map(is_count, counts)):
+                raise ValueError(f"{name} must be four positive whole numbers, got {counts!r}")
+        if self.stem_type not in STEMS or not is_count(self.stem_width):
+            raise ValueError(
+                f"stem_type must be one of {', '.join(map(repr, STEMS))} and stem_width a positive whole "
+                f"number, got {self.stem_type!r} and {self.stem_width!r}"
+            )
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """``block`` of every group."""
+        return (self.block,) * len(_LAYERS) if isinstance(self.block, str) else self.block
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of the stem and of every group."""
+        groups = zip(self.channels, self.blocks, strict=True)
+        stem = 2 * self.stem_width if self.stem_type else 64
+        return (stem, *(width * EXPANSION[block] for width, block in groups))
 
     def summary(self) -> str:
         """See :meth:`ModelConfig.summary`."""
-        return f"{self.block} blocks {', '.join(map(str, self.layers))}, {super().summary()}"
+        kinds = " and ".join(dict.fromkeys(self.blocks))
+        return f"{kinds} blocks {', '.join(map(str, self.layers))}, {super().summary()}"
 
     def min_tensors(self) -> int:
         """See :meth:`ModelConfig.min_tensors`."""
@@ -60,47 +98,56 @@ class ResNet(Backbone):
     """A ResNet of one modality."""
 
     config: ResNetConfig
+    min_size = 32
 
     def __init__(self, config: ResNetConfig, *, num_classes: int = 0) -> None:
         from timm.models import resnet
 
-        width = _WIDTHS[-1] * EXPANSION[config.block]
-        super().__init__(config, num_features=width, num_classes=num_classes)
+        super().__init__(config, num_features=config.widths[-1], num_classes=num_classes)
         (modality,) = config.modalities
-        block: Any = resnet.BasicBlock if config.block == "basic" else resnet.Bottleneck
+        kinds = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}
+        blocks: Any = [kinds[block] for block in config.blocks]
         network: Any = resnet.ResNet(
-            block, config.layers, num_classes=0, in_chans=len(config.bands[modality]), zero_init_last=False
+            blocks,
+            config.layers,
+            num_classes=0,
+            in_chans=len(config.bands[modality]),
+            stem_width=config.stem_width,
+            stem_type=config.stem_type,
+            avg_down=config.avg_down,
+            channels=config.channels,
+            zero_init_last=False,
         )
-        parts = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
-        self.trunk = nn.ModuleDict({name: getattr(network, name) for name in parts})
+        self.trunk = nn.ModuleDict({name: getattr(network, name) for name in (*_STEM, "maxpool", *_LAYERS)})
 
     def stages(self, stream: str) -> tuple[Stage, ...]:
-        """See :meth:`Backbone.stages`: a stage is a group of blocks."""
-        expansion = EXPANSION[self.config.block]
+        """See :meth:`Backbone.stages`: the stem, then the groups of blocks."""
+        modules = (_STEM[-1], *_LAYERS)
         return tuple(
-            Stage(width * expansion, 4 * 2**i, f"trunk.layer{i + 1}") for i, width in enumerate(_WIDTHS)
+            Stage(width, 2 ** (i + 1), f"trunk.{name}")
+            for i, (width, name) in enumerate(zip(self.config.widths, modules, strict=True))
         )
 
     def stem(self, modality: str) -> Stem:
         """See :meth:`Backbone.stem`."""
-        return conv_stem("trunk.conv1")
+        return conv_stem("trunk.conv1.0" if self.config.stem_type else "trunk.conv1")
 
     def layer_groups(self) -> list[list[nn.Module]]:
         """See :meth:`Backbone.layer_groups`: a block is a layer."""
         stem: list[nn.Module] = [self.trunk["conv1"], self.trunk["bn1"]]
-        stages: list[Any] = [self.trunk[f"layer{i + 1}"] for i in range(len(_WIDTHS))]
-        return [stem, *([block] for stage in stages for block in stage), [self.head]]
+        layers: list[Any] = [self.trunk[name] for name in _LAYERS]
+        return [stem, *([block] for layer in layers for block in layer), [self.head]]
 
     def encode(self, inputs: Inputs, wanted: Wanted) -> dict[str, Encoded]:
         """See :meth:`Backbone.encode`."""
         ((stream, x),) = inputs.images.items()
-        for name in ("conv1", "bn1", "act1", "maxpool"):
-            x = self.trunk[name](x)  # [B, 64, H / 4, W / 4], rounded up
-        maps = {}
-        for i in range(len(_WIDTHS)):
-            x = self.trunk[f"layer{i + 1}"](x)
-            if i in wanted.stages.get(stream, ()):
-                maps[i] = x
+        for name in _STEM:
+            x = self.trunk[name](x)  # [B, D_0, H / 2, W / 2], rounded up
+        maps = {0: x}
+        x = self.trunk["maxpool"](x)
+        for i, name in enumerate(_LAYERS, start=1):
+            x = maps[i] = self.trunk[name](x)
+        maps = {i: maps[i] for i in wanted.stages.get(stream, ())}
         return {stream: Encoded(features=x, pooled=self.pool(stream, x), maps=maps)}
 
 
@@ -108,10 +155,9 @@ class ResNet(Backbone):
 
 
 def _module_names() -> dict[str, str]:
-    """Pair the module names with those of torchvision and timm; ``#`` is the index of a block."""
-    layers = [f"layer{i + 1}.#" for i in range(len(_WIDTHS))]
-    parts = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample.0", "downsample.1")
-    names = ["conv1", "bn1", *(f"{layer}.{part}" for layer in layers for part in parts)]
+    """Pair the module names with those of torchvision and timm; ``#`` is an index."""
+    parts = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", *(f"downsample.{i}" for i in range(3)))
+    names = ["conv1", "conv1.#", "bn1", *(f"{layer}.#.{part}" for layer in _LAYERS for part in parts)]
     return {f"trunk.{name}": name for name in names}
 
 
@@ -126,11 +172,19 @@ CHECKPOINT_FORMATS = {
 # What tests build of every architecture of the family.
 SMALL = {"layers": (1, 1, 1, 1)}
 
+_RGB: Any = {"modalities": ("rgb",)}
+_AS_10T: Any = {"layers": (1, 1, 1, 1), "avg_down": True, "image_size": 64, **_RGB}
 CONFIGS = {
+    "fomu_resnet_tiny": ResNetConfig(
+        block=("basic", "basic", "bottleneck", "basic"), channels=(32, 48, 48, 96), stem_type="deep",
+        stem_width=16, **_AS_10T,
+    ),
+    "fomu_resnet10t": ResNetConfig(block="basic", stem_type="deep_tiered", stem_width=32, **_AS_10T),
+    "fomu_resnet50": ResNetConfig(block="bottleneck", layers=(3, 4, 6, 3), **_RGB),
     "resnet18": ResNetConfig(block="basic", layers=(2, 2, 2, 2)),
     "resnet50": ResNetConfig(block="bottleneck", layers=(3, 4, 6, 3)),
     "resnet152": ResNetConfig(block="bottleneck", layers=(3, 8, 36, 3)),
-}
+}  # fmt: skip
 
 
 def build(config: ResNetConfig, *, num_classes: int = 0) -> ResNet:

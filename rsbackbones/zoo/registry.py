@@ -27,6 +27,7 @@ FAMILIES = [
     "rsbackbones.models.auxmae",
     "rsbackbones.models.mixmae",
     "rsbackbones.models.resnet",
+    "rsbackbones.models.efficientnet",
     "rsbackbones.models.plain_vit",
 ]
 # Attributes of a family's module: configurations by name, input contracts by modality, and the builder.

@@ -1,10 +1,11 @@
-"""ResNets and plain ViTs equal timm's, with random weights, norms and running statistics."""
+"""Networks of one sensor equal timm's, with random weights, norms and running statistics."""
 
 import pytest
 import timm
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.models.efficientnet import EfficientNet
 from rsbackbones.models.plain_vit import PlainViT
 from rsbackbones.zoo.registry import find_architecture
 
@@ -12,6 +13,10 @@ TIMM = {
     "resnet18": "resnet18",
     "resnet50": "resnet50",
     "resnet152": "resnet152",
+    "fomu_resnet50": "resnet50",
+    "fomu_resnet10t": "resnet10t",
+    "fomu_resnet_tiny": "test_resnet",
+    "fomu_lite0": "tf_efficientnet_lite0",
     "vit_s16": "vit_small_patch16_224",
     "vit_b16": "vit_base_patch16_224",
     "vit_l16": "vit_large_patch16_224",
@@ -23,17 +28,30 @@ VITS = [name for name in TIMM if name.startswith("vit")]
 # Of the large ones a few blocks, of the published width: the small ones of both families are tried whole.
 SHORT = {
     "resnet152": {"layers": (1, 2, 2, 1)},
+    "fomu_resnet50": {"layers": (1, 1, 1, 1)},
     **{name: {"depth": 2} for name in ("vit_b16", "vit_l16", "vit_h14", "vit_b14")},
 }
 FOUR = ("B08", "B02", "B03", "B04")
 
 
-def theirs(name, channels=12, **arguments):
+FORMATS = {"resnet": "torchvision", "efficientnet": "timm_efficientnet", "plain_vit": "timm_vit"}
+
+
+def family_of(name):
+    return find_architecture(name).family.__name__.rpartition(".")[2]
+
+
+def channels_of(name):
+    (bands,) = (find_architecture(name).config.bands[m] for m in find_architecture(name).config.modalities)
+    return len(bands)
+
+
+def theirs(name, **arguments):
     """Timm's network with random weights that leave no parameter or statistic at its trivial value."""
     torch.manual_seed(0)
     if name.startswith("vit"):
         arguments = {"img_size": 224, "dynamic_img_size": True, **arguments}
-    network = timm.create_model(TIMM[name], in_chans=channels, num_classes=0, **arguments).eval()
+    network = timm.create_model(TIMM[name], in_chans=channels_of(name), num_classes=0, **arguments).eval()
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
             if key.endswith("running_var"):
@@ -53,6 +71,8 @@ def written(network, folder):
     """A file in the published form; what some files carry beside the encoder is in it."""
     path = folder / "model.pth"
     extra = {"head.weight": torch.zeros(5, 3), "optimizer": {"lr": 0.1, "state": {"0": torch.zeros(2)}}}
+    if isinstance(network, timm.models.EfficientNet):
+        extra = {"classifier.weight": torch.zeros(5, 3)}
     torch.save(network.state_dict() | extra, path)
     return path
 
@@ -66,8 +86,9 @@ def compare(network, model, x, tolerance=1e-5):
         final = network.forward_features(x)
         pooled = network(x)
         vit = isinstance(model, PlainViT)
-        indices = range(len(stages)) if vit else range(1, len(stages) + 1)
-        expected = network.forward_intermediates(x, list(indices), intermediates_only=True)
+        expected = network.forward_intermediates(x, len(stages), intermediates_only=True)
+        if isinstance(model, EfficientNet):  # in timm the last is before the head convolution
+            expected[-1] = final
 
     def near(a, b):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, b.abs().max().item()))
@@ -85,9 +106,9 @@ def test_features_are_timms(name, tmp_path):
     network = theirs(name, **short)
     model = rsb.create_model(name, checkpoint=written(network, tmp_path), overrides=short)
     assert {step.action for step in model.adaptation.steps} == {"assumed", "not part of the model"}
-    unit = 1 if name.startswith("resnet") else model.size_multiple
-    for height, width in [(224, 224), (120, 200)] if unit == 1 else [(224, 224), (112, 224)]:
-        compare(network, model, torch.rand(1, 12, height, width, generator=torch.Generator().manual_seed(1)))
+    for height, width in [(224, 224), (121, 200)] if model.size_multiple == 1 else [(224, 224), (112, 224)]:
+        generator = torch.Generator().manual_seed(1)
+        compare(network, model, torch.rand(1, channels_of(name), height, width, generator=generator))
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -105,12 +126,11 @@ def test_the_embedding_is_the_class_token_or_the_mean_after_the_norm(pool, tmp_p
             model.pool("s2", model.forward_features(x).maps())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_s16"])
+@pytest.mark.parametrize("name", ["resnet18", "fomu_resnet_tiny", "fomu_lite0", "vit_s16"])
 def test_files_go_both_ways(name, tmp_path):
     network = theirs(name)
     model = rsb.create_model(name, checkpoint=written(network, tmp_path))
-    format = "torchvision" if name.startswith("resnet") else "timm_vit"
-    file = rsb.save_in_format(model, tmp_path / "again.pth", format)
+    file = rsb.save_in_format(model, tmp_path / "again.pth", FORMATS[family_of(name)])
     state = torch.load(file, weights_only=True)
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
@@ -226,7 +246,12 @@ def test_a_network_of_one_sensor_says_so():
     ("name", "field", "value", "words"),
     [
         ("resnet18", "block", "dense", "block must be one of basic, bottleneck"),
+        ("resnet18", "block", ("basic", "basic"), "block must be one of basic, bottleneck, or four"),
         ("resnet18", "layers", (2, 2, 2), "four positive whole numbers"),
+        ("resnet18", "channels", (64, 128, 256, 0), "channels must be four positive whole numbers"),
+        ("resnet18", "stem_type", "shallow", "stem_type must be one of '', 'deep', 'deep_tiered'"),
+        ("fomu_lite0", "layers", (1, 2, 2), "layers must be 7 positive whole numbers"),
+        ("fomu_lite0", "head_channels", 0, "head_channels must be a positive whole number"),
         ("vit_s16", "pool", "max", "pool must be one of cls, mean"),
         ("vit_s16", "positions", "alibi", "positions must be one of learned, sincos"),
         ("vit_s16", "layer_scale", 0, "layer_scale must be a positive number"),
