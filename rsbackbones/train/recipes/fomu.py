@@ -88,7 +88,7 @@ RECIPES = (
         data=replace(_SMALL.data, parts=(_EUROSAT, _UCM)),
         optim=replace(_BASE.optim, base_lr=0.12, weight_decay=5e-4, warmup=0.05),
         stages=(),
-        epochs=80,
+        epochs=40,
         steps=None,
         batch_size=128,
     ),
