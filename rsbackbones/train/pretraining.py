@@ -281,9 +281,12 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
 def _needs(recipe: Recipe, tasks: Sequence[str]) -> str:
     """Return which sensors tasks need, in words."""
     needed = {task: recipe.objective.task_images(task) for task in tasks}
-    return "; ".join(
-        f"{task or recipe.objective.method} takes {' and '.join(images or ['any sensor of the model'])}"
-        for task, images in needed.items()
+    return (
+        "; ".join(
+            f"{task or recipe.objective.method} takes {' and '.join(images or ['any sensor of the model'])}"
+            for task, images in needed.items()
+        )
+        + recipe.objective.needs_note
     )
 
 

@@ -27,7 +27,7 @@ Shapes: B samples of a micro-batch, D channels of features, K keys.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -39,7 +39,7 @@ from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import RGB, InputSpec
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
-from rsbackbones.train.engine.config import Count, Positive, RunOptions, ShareBelowOne
+from rsbackbones.train.engine.config import Count, Positive, ShareBelowOne
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.step import Step
 from rsbackbones.train.objectives.checks import check_no_head, noise_of
@@ -48,6 +48,9 @@ from rsbackbones.train.objectives.guidance import RADAR, Guidance, GuidanceOptio
 from rsbackbones.train.objectives.moco import Queue, moco_loss, momentum_update
 from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
+
+if TYPE_CHECKING:
+    from rsbackbones.train.recipe import Recipe
 
 # The noise by which the keys of a batch are shuffled.
 _ORDER = "order"
@@ -84,6 +87,11 @@ class FomuObjective(ObjectiveConfig):
         """See :meth:`ObjectiveConfig.task_images`: radar beside pictures, if it guides."""
         return {"rgb": 1, RADAR: 1} if self.guidance.sar else None
 
+    @property
+    def needs_note(self) -> str:
+        """See :attr:`ObjectiveConfig.needs_note`."""
+        return " (with objective.guidance.sar=0 no s1)" if self.guidance.sar else ""
+
     def target_inputs(self, backbone: Backbone) -> Mapping[str, InputSpec]:
         """See :meth:`ObjectiveConfig.target_inputs`: radar images as pictures."""
         if not self.guidance.sar:
@@ -96,7 +104,7 @@ class FomuObjective(ObjectiveConfig):
         """See :meth:`ObjectiveConfig.sample_noise`: one number, by which keys are shuffled."""
         return {_ORDER: torch.rand((), generator=generator)}
 
-    def check_run(self, options: RunOptions) -> None:
+    def check_run(self, options: "Recipe") -> None:
         """See :meth:`ObjectiveConfig.check_run`."""
         batch, accumulate, groups = options.batch_size, options.accumulate, self.bn_groups
         if self.queue < batch:
@@ -118,6 +126,11 @@ class FomuObjective(ObjectiveConfig):
             raise ValueError(
                 f"batch_norm={options.batch_norm}: this method has objective.bn_groups instead; leave "
                 "batch_norm and batch_norm_group out"
+            )
+        if options.ema:
+            raise ValueError(
+                f"ema={options.ema} would average the queue, too, and this method has an average of its own, "
+                "the momentum encoder: leave ema at 0"
             )
         if options.parallel == "fsdp":
             raise ValueError("parallel=fsdp cannot shard the momentum encoder of this method: pass ddp")

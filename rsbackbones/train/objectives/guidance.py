@@ -28,6 +28,7 @@ from rsbackbones.models.backbone import Backbone, Inputs, Wanted
 from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.batch_norm import set_batch_norm
 from rsbackbones.train.engine.config import STRICT, NonNegative
+from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.oracle_files import find_oracle, oracle_weights
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
 
@@ -201,7 +202,14 @@ class Guidance(nn.Module):
         options = self.options
         if not self.weights and not (first and options.initial_oracle):
             return {}
-        oracle = load_oracle(options.oracle, student.architecture, {"modalities": student.modalities})
+        oracle = load_oracle(options.oracle, student.architecture)
+        ours, theirs = ({n: x.shape for n, x in m.state_dict().items()} for m in (student, oracle.backbone))
+        if ours != theirs:
+            differing = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+            raise TrainingError(
+                f"guidance.oracle={options.oracle} differs from the student, a {student.architecture}, in "
+                f"{', '.join(differing[:8])}: it must have the same overrides and bands"
+            )
         if options.oracle_statistics == "batch":
             for module in oracle.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,7 +1,7 @@
 """The interface of a pretraining method."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -12,10 +12,13 @@ from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import called_units
 from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.batch import Batch
-from rsbackbones.train.engine.config import STRICT, RunOptions
+from rsbackbones.train.engine.config import STRICT
 from rsbackbones.train.engine.config_io import to_json, union_member
 from rsbackbones.train.engine.module import TrainModule
 from rsbackbones.train.engine.sampler import TaskSchedule
+
+if TYPE_CHECKING:
+    from rsbackbones.train.recipe import Recipe
 
 
 class Objective(TrainModule):
@@ -101,11 +104,16 @@ class ObjectiveConfig:
         """
         return None
 
+    @property
+    def needs_note(self) -> str:
+        """How to train without the targets that a task needs, for errors; "" if there is no way."""
+        return ""
+
     def target_inputs(self, backbone: Backbone) -> Mapping[str, InputSpec]:
         """Return the input contracts of targets, where they are not the sensors' own. By default none."""
         return {}
 
-    def check_run(self, options: RunOptions) -> None:
+    def check_run(self, options: "Recipe") -> None:
         """Refuse options of a run, or of a stage, that the method cannot have. By default none.
 
         Raises:
