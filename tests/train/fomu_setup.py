@@ -46,8 +46,8 @@ def small_recipe(data, out=None, *, parts=(PAIRS,), **changes):
     base = {
         "overrides": SMALL, "stages": [], "objective.queue": 16, "objective.momentum": 0.9,
         "objective.dim": 8, "objective.guidance.oracle": str(data / "oracle.safetensors"),
-        "data.root": str(data), "data.parts": [to_json(part) for part in parts], "data.size": SIDE, "data.workers": 0,
-        "batch_size": 8, "steps": 5, "save.every": 1000,
+        "data.root": str(data), "data.parts": [to_json(part) for part in parts], "data.size": SIDE,
+        "data.workers": 0, "batch_size": 8, "steps": 5, "save.every": 1000,
     }  # fmt: skip
     recipe = apply_overrides(RECIPES["fomu_resnet_tiny"], base)
     options = {name.replace("__", "."): value for name, value in changes.items()}
