@@ -14,6 +14,7 @@ from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample, Source
 from rsbackbones.data.unit_warnings import UnitWarnings
+from rsbackbones.files.bounds import read_json
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
@@ -25,6 +26,7 @@ from rsbackbones.train.engine.ema import ParameterEma
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.optim import build_optimizer, build_schedule, start_state
 from rsbackbones.train.engine.parallel import parallelize
+from rsbackbones.train.engine.run_dir import RECIPE
 from rsbackbones.train.engine.sampler import BatchPlan
 from rsbackbones.train.engine.train_step import TrainRun
 from rsbackbones.train.engine.trainer import Summary, train
@@ -133,6 +135,13 @@ class PretrainRun(TrainRun):
         self._record = self.objective.begin(
             first=previous is None and config.init_from is None, resumed=resumed
         )
+        if previous is not None and previous.output is not None:
+            held = read_json(previous.output.expanduser() / RECIPE)
+            if other := [name for name, x in self._record.items() if held.get(name, x) != x]:
+                raise TrainingError(
+                    f"the stage before had another {', '.join(other)}: {[held[n] for n in other]}, now "
+                    f"{[self._record[n] for n in other]}; name the same"
+                )
         backbone, options = self.objective.backbone, config.objective
         self.streams = open_sources(config, backbone)
         whole = [_whole(stream.source) for stream in self.streams]

@@ -190,8 +190,10 @@ class Guidance(nn.Module):
         self.miro = nn.ModuleDict({name: Miro(dim) for name in of_miro})
         self._held: tuple[Oracle, ...] = ()  # in a tuple, so that it is not registered
 
-    def load_oracle(self, student: Backbone, *, first: bool) -> dict[str, Any]:
+    def load_oracle(self, student: Backbone, *, first: bool, other_bands: bool = False) -> dict[str, Any]:
         """Load the oracle, if the losses or the initial weights (of a ``first`` stage) need it.
+
+        ``other_bands``: it may have other bands than the student.
 
         Returns:
             The sha256 of its file, for the record of the run.
@@ -203,19 +205,31 @@ class Guidance(nn.Module):
         if not self.weights and not (first and options.initial_oracle):
             return {}
         oracle = load_oracle(options.oracle, student.architecture)
-        ours, theirs = ({n: x.shape for n, x in m.state_dict().items()} for m in (student, oracle.backbone))
-        if ours != theirs:
-            differing = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
-            raise TrainingError(
-                f"guidance.oracle={options.oracle} differs from the student, a {student.architecture}, in "
-                f"{', '.join(differing[:8])}: it must have the same overrides and bands"
-            )
+        self._check_same(student, oracle.backbone, other_bands)
         if options.oracle_statistics == "batch":
             for module in oracle.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train().track_running_stats = False
         self._held = (oracle,)
         return {"oracle": {"sha256": oracle.sha256}}
+
+    def _check_same(self, student: Backbone, oracle: Backbone, other_bands: bool) -> None:
+        """Raise an error for an oracle whose tensors are not those of the student."""
+        ours, theirs = (
+            {
+                name: x.shape
+                for name, x in model.state_dict().items()
+                if not other_bands or name not in {model.stem(m).weight for m in model.modalities}
+            }
+            for model in (student, oracle)
+        )
+        if ours != theirs:
+            differing = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+            raise TrainingError(
+                f"guidance.oracle={self.options.oracle} differs from the student, a {student.architecture}, "
+                f"in {', '.join(differing[:8])}: it must have the same overrides"
+                + (" and one sensor" if other_bands else " and bands")
+            )
 
     @property
     def oracle(self) -> Oracle:
