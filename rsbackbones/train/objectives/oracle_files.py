@@ -88,11 +88,13 @@ def oracle_weights(path: Path, name: str, architecture: str, overrides: Mapping[
     """
     try:
         if name == WHEEL:
-            model = create_model(architecture, overrides=overrides)
-            model.load_state_dict(_named_by_order(path), strict=True)
+            model, tensors = create_model(architecture, overrides=overrides), _named_by_order(path)
+            if tensors.keys() != model.state_dict().keys():
+                raise WeightsError("its tensors are those of fomu_lite0")
+            model.load_state_dict(tensors, strict=True)
             return model
         return create_model(architecture, checkpoint=path, overrides=overrides)
-    except (WeightsError, RuntimeError) as error:
+    except WeightsError as error:
         raise TrainingError(
             f"guidance.oracle={name} is no {architecture}, which the student is: {error}"
         ) from error
