@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import rsbackbones as rsb
+from rsbackbones.data.npz import NpzFile
 from rsbackbones.data.two_views import draw_look, geometry, picture
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.train import TrainingError, pretrain
@@ -22,6 +24,7 @@ from rsbackbones.train.initialize import check_stages, read_run
 from rsbackbones.train.objectives.fomu import FomuObjective
 from rsbackbones.train.objectives.guidance import GuidanceOptions, load_oracle
 from rsbackbones.train.pretraining import PretrainRun
+from rsbackbones.train.recipe import Part
 from tests.train.fomu_setup import (
     PICTURES,
     SIDE,
@@ -254,6 +257,38 @@ def test_scales_of_the_radar_stem(data):
         guided[scale] = run.objective(batch)["sar"].item()
         assert guided[scale] == pytest.approx((1 - F.cosine_similarity(seen, z)).mean().item(), abs=1e-5)
     assert guided["none"] != guided["count"]
+
+
+def test_radar_images_of_8_bits_and_pictures_of_digital_numbers(data, tmp_path):
+    """SEN1-2's radar is a picture; Sentinel-2 images become pictures, 2750 to 255."""
+    rng = np.random.default_rng(0)
+    radar, optical = (rng.integers(0, 256, shape).astype(np.uint8) for shape in ((8, 40, 40), (8, 40, 40, 3)))
+    for i in range(8):
+        for sensor, image in (("s1", radar[i]), ("s2", optical[i])):
+            folder = tmp_path / "sen12" / "ROIs1_spring" / f"{sensor}_1"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"ROIs1_spring_{sensor}_1_p{i}.png")
+    changes = {"data__parts": [], "data__root": str(tmp_path / "sen12"), "data__crop": (1.0, 1.0)}
+    run = PretrainRun(small_recipe(data, data__units={"s1": "rgb8"}, **changes), ALONE)
+    batch = next(run.batches(0, 1))
+    means = (batch.views["query"]["s1"] * 0.229 + 0.485).mean(dim=(1, 2, 3)) * 255
+    places = [key[2] for key in run.plan.batch(0)]
+    torch.testing.assert_close(means, torch.from_numpy(radar[places].mean((1, 2))).float(), atol=6, rtol=0)
+    with pytest.raises(ValueError, match=r"s1: .*data\.units"):
+        PretrainRun(small_recipe(data, **changes), ALONE)
+    # The same colors as digital numbers, beside an infrared band.
+    numbers = np.moveaxis(optical, -1, 1) / 255 * 2750
+    images = np.concatenate([numbers[:, ::-1], numbers[:, :1]], axis=1).round().astype(np.uint16)
+    np.savez(tmp_path / "s2.npz", s2=images, s1=np.full((8, 1, 40, 40), -12.5, np.float32))
+    bands = {"s2": {"s2": ("B02", "B03", "B04", "B08")}, "s1": {"s1": ("VV",)}}
+    part = Part(file=NpzFile(path="s2.npz", images=bands))
+    of_numbers = PretrainRun(
+        small_recipe(data, parts=(part,), data__root=str(tmp_path), data__units={"rgb": "dn"}), ALONE
+    )
+    seen = of_numbers.streams[0].preprocess(of_numbers.streams[0].source.read(3, 0).images)
+    whole = (torch.from_numpy(optical[3]).movedim(-1, 0) / 255 - MEAN) / STD
+    torch.testing.assert_close(seen["rgb"], whole, atol=1.01 / 255 / 0.224, rtol=0)
+    torch.testing.assert_close(seen["s1"], torch.full((1, 40, 40), (127 / 255 - 0.485) / 0.229))
 
 
 @pytest.mark.parametrize("distance", ["mse", "miro"])

@@ -43,7 +43,9 @@ def test_the_wheels_network_is_timms():
     network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(load_oracle(WHEEL, "fomu_lite0")(x), pooled_by_timm(network, x))
-    with pytest.raises(TrainingError, match=r"is no fomu_resnet_tiny, .* its tensors are those of fomu_lite0"):
+    with pytest.raises(
+        TrainingError, match=r"is no fomu_resnet_tiny, .* its tensors are those of fomu_lite0"
+    ):
         load_oracle(WHEEL, "fomu_resnet_tiny")
 
 

@@ -141,8 +141,9 @@ class Oracle(nn.Module):
 
     def __init__(self, backbone: Backbone, sha256: str) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        self.backbone = backbone.requires_grad_(False)
         self.sha256 = sha256
+        self.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
