@@ -127,6 +127,46 @@ Slips of the paper:
   against the baseline's 82.28.
 - Section 4.3 says that MixMAE was tested in the fine-tuning scenario; the table has frozen MixMAE too.
 - "Linear probing" names the head of BigEarthNet in both scenarios, also where the encoder is fine-tuned.
+
+## The paper's tables 1, A2 and A3: FoMu-SSL
+
+These are the numbers of Seo, Jung and Kim ("FoMu-SSL: Foundation Model-Guided Multi-Sensor Self-Supervised
+Learning for Remote Sensing", ResNet-50), not ours. The weights were not published.
+
+| pretraining | Potsdam (mIoU) | Vaihingen (mIoU) | DOTA (mAP) | UC Merced (top-1) | EuroSAT (top-1) |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| ImageNet, supervised | 85.72 | 73.39 | 75.47 | 90.06 | 99.87 |
+| fMoW, MoCo-v2 (table A2's baseline) | 83.47 | 70.92 | 68.65 | - | - |
+| fMoW, MoCo-v2 from ImageNet ("IN init.") | 86.82 | 71.83 | 73.29 | 95.42 | 99.94 |
+| the same, guided on RGB by MIRO | 83.60 | 71.34 | 64.98 | - | - |
+| the same, guided on RGB by MSE | 85.16 | 71.21 | 70.88 | - | - |
+| the same, guided on RGB by the cosine | 87.04 | 72.40 | 74.11 | 96.43 | 98.09 |
+| fMoW + SEN1-2, on RGB and radar by MIRO | 83.18 | 71.14 | 63.63 | - | - |
+| fMoW + SEN1-2, on RGB and radar by MSE | 82.98 | 70.32 | 64.03 | - | - |
+| fMoW + SEN1-2, on RGB and radar by the cosine | 87.36 | 73.55 | 74.33 | 96.96 | 99.99 |
+| fMoW + SEN2, on RGB by the cosine (table A4) | 86.92 | 73.25 | 73.35 | - | - |
+
+| Potsdam (mIoU) by share of the training set | 1 % | 10 % | 20 % | 50 % | 100 % |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| MoCo-v2 | 47.08 | 72.97 | 75.67 | 79.49 | 83.47 |
+| MoCo-v2 + RGB | 54.71 | 77.02 | 79.46 | 82.26 | 87.04 |
+| MoCo-v2 + RGB + radar | 59.48 | 80.91 | 83.39 | 85.64 | 87.36 |
+
+Slips of the paper:
+
+- Table A2's baseline on Potsdam, 83.47, is not table 1's MoCo-v2 from ImageNet, 86.82. The gain of 3.57 that
+  section F.1 gives to the guidance is mostly that of the initialization; beside the same initialization it is
+  0.22.
+- Section F.1 credits MIRO with a gain of 2.23 on DOTA; that is the row of MSE. MIRO loses 3.67.
+- Guidance on RGB alone is worse than none on EuroSAT, 98.09 against 99.94; section 3.4 does not mention it.
+- A linear layer on a frozen ImageNet ResNet-50 reaches 99.87 % on EuroSAT in table 1. That is not to be
+  expected: fine-tuned networks are at 98 to 99 %.
+- "Outperforms the baseline trained with 100 %" (section F.3) holds at 50 % of the labels, 85.64 against
+  83.47. At 20 % it does not, 83.39. That baseline is the lower one, of table A2.
+- The weight decay for Potsdam is 5e-4, and CMID's configuration, which the paper says it follows, has 1e-4.
+- The learning rate for DOTA is 0.03, and CMID's configuration has 0.005 ([finetuning.md](finetuning.md)).
+- fMoW has 363,568 training images in section D.1; table A1 counts 523,842.
+- Table A1 gives EuroSAT pixels of 0.1 m, Potsdam 0.5 m and Vaihingen 0.9 m; they are 10 m, 0.05 m and 0.09 m.
 """.strip().splitlines()
 
 

@@ -16,6 +16,7 @@ from tests import forked
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_HERE = (
+    "detection_torchvision.py",
     "embed_folder.py",
     "land_cover_map.py",
     "linear_probe.py",
@@ -48,6 +49,27 @@ def test_the_decoder_learns(tmp_path):
     printed = run("segmentation_smp.py", cwd=tmp_path)
     before, after = map(float, re.findall(r"(0\.\d+) (?:before|after)", printed))
     assert after > before + 0.05
+
+
+def test_a_detector_trains_the_exported_backbone(tmp_path):
+    """Five steps of Faster R-CNN with a feature pyramid: gradients reach the first layer of the encoder."""
+    pytest.importorskip("torchvision")
+    exported = rsb.create_model("fomu_resnet_tiny")
+    file = rsb.save_model(exported, tmp_path / "weights.safetensors")
+    example = runpy.run_path(str(EXAMPLES / "detection_torchvision.py"))
+    net = example["detector"]("fomu_resnet_tiny", file, num_classes=2).train()
+    before = {name: p.detach().clone() for name, p in net.backbone.encoder.backbone.named_parameters()}
+    assert all(torch.equal(p, before[name]) for name, p in exported.named_parameters())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.005)
+    torch.manual_seed(0)
+    for _ in range(5):
+        loss = sum(net(*example["squares"](2)).values())
+        assert loss.isfinite()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    trained = dict(net.backbone.encoder.backbone.named_parameters())
+    assert not [name for name, p in trained.items() if torch.equal(p, before[name])]
 
 
 def test_embeddings_of_a_folder_are_those_of_the_model(tmp_path):

@@ -8,6 +8,15 @@ from typing import Any
 from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.npz import NpzFile, NpzSource
 from rsbackbones.data.npz_archive import NpzArchive
+from rsbackbones.data.picture_source import (
+    FMOW_FILES,
+    SEN12,
+    SEN12_FILES,
+    FMoWRGB,
+    PictureFiles,
+    is_picture,
+    open_pictures,
+)
 from rsbackbones.data.shards import DATASET_FILE, PackedSource
 from rsbackbones.data.simulated import SimulatedPlaces, SimulatedSource
 from rsbackbones.data.source import Source
@@ -20,6 +29,9 @@ LAYOUTS = """\
   DIR/{s1,s2a,s2c}/<id>/<product>/*.tif     SSL4EO-S12 v1.0
   DIR/<split>/{S2L2A,S1GRD}/*.zarr.zip|tar  SSL4EO-S12 v1.1
   DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name (or DIR/SENSOR/*.tif)
+  DIR/train/<category>/<id>/*_rgb.jpg       fMoW-RGB
+  DIR/ROIs<n>_<season>/{s1,s2}_<roi>/*.png  SEN1-2
+  DIR/<class>/*.jpg|png|tif, or NAME.zip    8-bit pictures
   NAME.npz                                  arrays s2, s1 and their bands in s2_bands, s1_bands"""
 
 
@@ -27,7 +39,7 @@ def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **o
     """Open the training data at ``path``; its content decides which reader opens it.
 
     Args:
-        path: a folder, or a .npz file.
+        path: a folder, or a .npz or .zip file.
         named: units by sensor; 8-bit GeoTIFFs need one.
         options: those of the layout's class: ``product``, ``split``, ``offset``, ``bands``, ...
 
@@ -47,20 +59,24 @@ def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **o
         raise ValueError(f"{path} is read by {opener.__name__}, which has no option {name!r}") from error
 
 
-def open_part(file: NpzFile | SimulatedPlaces, root: Path) -> Source:
-    """Open what a recipe names: a .npz file whose path is relative to ``root``, or simulated places.
+def open_part(file: NpzFile | PictureFiles | SimulatedPlaces, root: Path) -> Source:
+    """Open what a recipe names: a .npz file or pictures below ``root``, or simulated places.
 
     Raises:
         ValueError: there is no such file, or what it holds is not as stated.
     """
     if isinstance(file, SimulatedPlaces):
         return SimulatedSource(file)
+    if isinstance(file, PictureFiles):
+        return open_pictures(root / file.path, exclude=file.exclude)
     return NpzSource(replace(file, path=str(root / file.path)))
 
 
 def _find_opener(path: Path) -> Callable[..., Source]:
     if path.is_file() and path.suffix == ".npz":
         return _open_npz
+    if path.is_file() and path.suffix == ".zip":
+        return open_pictures
     if path.is_dir():
         if (path / DATASET_FILE).is_file():
             return PackedSource
@@ -71,6 +87,12 @@ def _find_opener(path: Path) -> Callable[..., Source]:
         folders = [path, *(path / sensor for sensor in SENSORS)]
         if any(f.suffix.lower() in (".tif", ".tiff") for d in folders if d.is_dir() for f in d.iterdir()):
             return GeoTiffSource
+        if any(path.glob(FMOW_FILES)):
+            return FMoWRGB
+        if any(path.glob(SEN12_FILES)):
+            return SEN12
+        if any(is_picture(file.name) for file in path.glob("*/**/*")):
+            return open_pictures
     what = "holds none of the known layouts" if path.exists() else "does not exist"
     raise ValueError(f"{path} {what}:\n{LAYOUTS}")
 

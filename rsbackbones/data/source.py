@@ -2,7 +2,7 @@
 
 A source holds *places*. A place has ``frames`` dates in order of time (1 where the data are single images),
 and for each of the source's sensors an image per date. Values are raw: Sentinel-2 in DN (reflectance x 10000,
-without the offset of 1000), Sentinel-1 in dB; those of other sensors as the files have them.
+without the offset of 1000), Sentinel-1 in dB; pictures, and those of other sensors, as the files have them.
 """
 
 from collections.abc import Mapping, Sequence

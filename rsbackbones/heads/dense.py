@@ -1,6 +1,6 @@
 """A backbone with a dense head: logits per pixel."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,7 +93,11 @@ class DenseModel(nn.Module):
 
     def _logits(self, x: Images, dates: Dates | None, valid: Masks | None) -> tuple[Tensor, Validity]:
         maps, counted = self._encoded(x, dates, valid)
-        return self._to_pixels(self.head(maps), _size(x)), counted
+        return self.decode(maps, x), counted
+
+    def decode(self, maps: Sequence[Tensor], x: Images) -> Tensor:
+        """Return the logits of images from their :meth:`maps`, as :meth:`logits`."""
+        return self._to_pixels(self.head(maps), _size(x))
 
     def _hidden(self, logits: Tensor, counted: Validity) -> Tensor:
         """Set logits [B, K, H * scale, W * scale] of cells that do not count to NaN."""

@@ -314,6 +314,12 @@ def test_water_is_scored_of_three_classes(tmp_path):
         ("pixels", {**DENSE, "metric": "iou_snow"}, "metric=iou_snow.*iou_dry, f1_dry, iou_water"),
         ("classes", {"batch_size": 16}, "12 samples.*less than one batch of 16; lower batch_size"),
         ("classes", {"epochs": 1}, "warm-up of 3 steps is not shorter than the run of 3"),
+        (
+            "pixels",
+            {**DENSE, "auxiliary": 0.4},
+            "maps of UPerNet.*got labels of pixels, head=linear and freeze",
+        ),
+        ("classes", {"views__ratio_range": [0.5, 2.0]}, "views.ratio_range is for labels of pixels"),
         ("pixels", {**DENSE, "scale": 2}, r"sample \d+: the label map is \[16, 16\].*with scale=2 expected"),
     ],
 )

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, parse_arguments, to_json
-from rsbackbones.train.engine.errors import TrainingError
-from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views, finetune
+from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views
 from rsbackbones.train.finetune.table import recipe_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
@@ -81,9 +80,11 @@ def test_rows(row):
         assert (views.size, views.tile) == (int(size), None)
     if head != "-":
         assert recipe.head == head
-    models = {"croma": "croma_vit_b", "seamo": "seamo_vit_b", "auxmae": "auxmae_vit_b", "fomu": ""}
+    models = {"croma": "croma_vit_b", "seamo": "seamo_vit_b", "auxmae": "auxmae_vit_b"}
+    models["fomu"] = "fomu_resnet50"
     assert recipe.model == models[name.partition("_")[0]]
-    assert recipe.modalities == (("s1",) if name in RADAR else ("s2",))
+    own = ("rgb",) if name.startswith("fomu") else ("s2",)
+    assert recipe.modalities == (("s1",) if name in RADAR else own)
     assert not recipe.sweep
     assert recipe.select == "val"
 
@@ -130,15 +131,14 @@ def test_fomu():
     for name in ("fomu_ucm_linear", "fomu_eurosat_linear"):
         assert RECIPES[name].optim.momentum == 0.9
         assert (RECIPES[name].views.mixup, RECIPES[name].views.label_smoothing) == (0, 0)
-
-
-@pytest.mark.parametrize("name", [n for n, recipe in RECIPES.items() if not recipe.model])
-def test_a_recipe_of_a_family_that_is_not_there_trains_no_other(name, tmp_path):
-    assert name.startswith("fomu")
-    recipe = parse_arguments([f"recipe={name}", f"output={tmp_path / 'run'}", "data=nowhere"], RECIPES)
-    with pytest.raises(TrainingError, match=rf"recipe {name} has no default model.*pass model=NAME"):
-        finetune(recipe)
-    assert not list(tmp_path.iterdir())
+    for name in ("fomu_potsdam", "fomu_vaihingen"):
+        assert RECIPES[name].auxiliary == 0.4
+        assert RECIPES[name].views.ratio_range == (0.5, 2.0)
+        assert RECIPES[name].views.flips == "horizontal"
+    # Potsdam without clutter, Vaihingen with it; UC Merced split at random.
+    assert list(RECIPES["fomu_potsdam"].data_options["classes"].values()) == [[1], [2], [3], [4], [5]]
+    assert list(RECIPES["fomu_vaihingen"].data_options["classes"].values()) == [[i] for i in range(1, 7)]
+    assert RECIPES["fomu_ucm_linear"].data_options == {"stratify": False}
 
 
 def test_the_table_of_the_page_is_that_of_the_recipes():
@@ -210,6 +210,8 @@ def test_fields_in_the_command():
         ("views.overlap=4", "views: overlap needs tile"),
         ("optim.momentum=1", "optim.momentum must be less than 1, got 1"),
         ("optim.layer_decay=0", "optim.layer_decay must be greater than 0, got 0"),
+        ("share=0", "share must be greater than 0, got 0"),
+        ("share=1.1", "share must be less than or equal to 1, got 1.1"),
         ("select=test", "select must be 'val' or 'paper', got 'test'"),
     ],
 )
@@ -248,6 +250,7 @@ def test_numbers_that_cannot_be(changes, message):
         (Views, {"size": 0}, r"size\s+Input should be greater than or equal to 1 "),
         (Views, {"overlap": 4}, "overlap needs tile"),
         (Views, {"tile": 8, "overlap": 8}, "less than the side of a tile; got overlap 8 and tile 8"),
+        (Views, {"ratio_range": (2.0, 0.5)}, "ratio_range must go from low to high"),
         (Views, {"mixup": -1}, r"mixup\s+Input should be greater than or equal to 0 .*input_value=-1"),
         (Views, {"switch_prob": 2}, r"switch_prob\s+Input should be less than or equal to 1 "),
         (Views, {"label_smoothing": 1}, r"label_smoothing\s+Input should be less than 1 "),

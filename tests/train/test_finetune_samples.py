@@ -1,5 +1,7 @@
 """Labelled samples: turned with their labels, mixed with them, and the same however processes divide them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from rsbackbones.eval.transform import dated_transform
 from rsbackbones.train.finetune.recipe import Views
 from rsbackbones.train.finetune.run import build_model
-from rsbackbones.train.finetune.samples import LabelledPlan, LabelledSamples, PairedSampler
+from rsbackbones.train.finetune.samples import LabelledPlan, LabelledSamples, PairedSampler, zoom
 from tests.train.finetune_setup import CLASSES, DENSE, labelled, small_recipe, with_samples
 
 PLAIN = Views(flips=False, rot90=False, mixup=0, cutmix=0, label_smoothing=0)
@@ -73,6 +75,46 @@ def test_a_label_map_turns_with_its_image(task):
         if torch.equal(torch.rot90(before.flip(1) if flip else before, k), after)
     }
     assert len(ways) == 8
+
+
+def test_a_larger_image_is_cropped_with_its_labels():
+    """At twice the size every label is four, and the window lies anywhere."""
+    label = torch.arange(64).reshape(1, 8, 8)
+    image = label.float().expand(3, 8, 8)
+    large = label[0].repeat_interleave(2, 0).repeat_interleave(2, 1)
+    generator, places = torch.Generator().manual_seed(0), set()
+    for _ in range(30):
+        images, cut = zoom({"s2": image}, label, (2.0, 2.0), 1, generator)
+        (place,) = [
+            (i, j) for i in range(9) for j in range(9) if torch.equal(cut[0], large[i : i + 8, j : j + 8])
+        ]
+        # Bilinear values of a plane lie within the step between two rows.
+        assert (images["s2"] - cut).abs().max() < 9
+        places.add(place)
+    assert len(places) > 20
+
+
+def test_a_smaller_image_is_filled_and_its_filling_ignored():
+    image, label = torch.ones(2, 3, 8, 8), torch.ones(1, 32, 32, dtype=torch.int64)  # labels x4
+    images, cut = zoom({"s2": image}, label, (0.5, 0.5), 4, torch.Generator())
+    expected = torch.zeros(8, 8)
+    expected[:4, :4] = 1
+    torch.testing.assert_close(images["s2"], expected.expand(2, 3, 8, 8))
+    assert torch.equal(cut[0] == 1, expected.bool().repeat_interleave(4, 0).repeat_interleave(4, 1))
+    assert set(cut.unique().tolist()) == {-1, 1}
+
+
+def test_samples_are_zoomed_within_the_range():
+    """Where the image is bright the label is still 1, but at the edges of pixels that were resized."""
+    data = labelled("pixels", count=40)
+    views = replace(PLAIN, ratio_range=(0.5, 2.0))
+    batch = samples(data, views).__getitems__(keys(range(40)))
+    image, label = batch.images["s2"][:, 2], batch.target
+    seen = label >= 0
+    bright = (image.amin() + image.amax()) / 2
+    assert ((image > bright)[seen].long() == label[seen]).float().mean() > 0.9
+    filled = [(one == -1).all(0).sum().item() for one in label]
+    assert 0 < sum(0 < columns <= 8 for columns in filled) < 40
 
 
 def test_a_sample_follows_from_seed_epoch_and_index():

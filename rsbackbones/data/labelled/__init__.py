@@ -33,6 +33,7 @@ def open_labelled(
     ids: Lists | None = None,
     subset: float | None = None,
     seed: int = 0,
+    stratify: bool = True,
 ) -> LabelledDataset:
     """Open a labelled data set. Images are read on access.
 
@@ -68,6 +69,7 @@ def open_labelled(
             each line; one with an id on each line, of training samples; or files of ids by split.
         subset: the share of the training samples to use, chosen by a hash of the id: 0.1 is 10 %.
         seed: of that choice, and of the split where neither files nor ``ids`` state one.
+        stratify: that split has 80 % of every class; else of all samples, whatever their classes.
 
     Raises:
         ImportError: rasterio or torchgeo is needed and not installed.
@@ -79,7 +81,7 @@ def open_labelled(
     }
     of = {m: sensor for m, sensor in of.items() if sensor != m or m not in SEARCHED_SENSORS}
     data = _read(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
-    return assign_splits(data, lists=ids, subset=subset, seed=seed)
+    return assign_splits(data, lists=ids, subset=subset, seed=seed, stratify=stratify)
 
 
 def _read(
@@ -101,10 +103,10 @@ def _read(
             raise ValueError(f"{path} is {kind}; it does not take {', '.join(unused)}")
 
     if str(path).startswith(PREFIX):
-        only("a data set of torchgeo", "root")
+        only("a data set of torchgeo", "root", "sensors")
         if root is None:
             raise ValueError(f"{path}: name the folder of its files, root= (--root)")
-        return read_torchgeo(str(path).removeprefix(PREFIX), Path(root))
+        return read_torchgeo(str(path).removeprefix(PREFIX), Path(root), sensors)
     here = Path(path).expanduser()
     if not here.exists():
         raise ValueError(f"there is no {here}")

@@ -13,12 +13,12 @@ from rsbackbones.data.labelled.image_files import (
     PICTURE_NOTE,
     Bands,
     ImageFiles,
-    ZipMembers,
     find_files,
     input_files,
     is_image,
 )
 from rsbackbones.data.labelled.splits import split_of
+from rsbackbones.data.picture_files import ZipMembers
 
 
 def read_class_folders(

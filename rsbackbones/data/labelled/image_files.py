@@ -1,9 +1,5 @@
 """Image files as sensors: 8-bit pictures (JPEG, PNG), and GeoTIFFs of any bands."""
 
-import io
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +10,7 @@ import numpy as np
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
-from rsbackbones.data.raster_path import check_regular_file
+from rsbackbones.data.picture_files import PICTURES, ZipMembers, read_picture
 from rsbackbones.data.rasters import (
     RasterStack,
     check_fits_memory,
@@ -25,7 +21,6 @@ from rsbackbones.data.rasters import (
 )
 from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
 
-PICTURES = (".jpg", ".jpeg", ".png")
 RASTERS = (".tif", ".tiff")
 _COLORS = ("red", "green", "blue")  # which every optical sensor knows
 Bands = Mapping[str, Sequence[str]]
@@ -53,7 +48,7 @@ class ImageFiles:
     bands: Mapping[str, tuple[str, ...]]
     pictures: bool
     names: tuple[tuple[str, ...] | None, ...]
-    archive: "ZipMembers | None" = None
+    archive: ZipMembers | None = None
     stated: Mapping[str, str] = field(default_factory=dict)
     pixel_m: float | None = None
 
@@ -97,7 +92,7 @@ def find_files(
     sensors: Sequence[str | None],
     bands: Bands | None,
     of: Sensors | None = None,
-    archive: "ZipMembers | None" = None,
+    archive: ZipMembers | None = None,
     *,
     units: Mapping[str, str] | None = None,
 ) -> ImageFiles:
@@ -158,7 +153,7 @@ def read_map(path: Path) -> Array:
         ValueError: the file cannot be read, or has several bands.
     """
     if path.suffix.lower() in PICTURES:
-        labels = _pixels(path, None, ("L", "P", "I;16", "I", "1"))
+        labels = read_picture(path, modes=("L", "P", "I;16", "I", "1"))
         return labels.astype(np.uint8) if labels.dtype == bool else labels
     with open_raster(path) as raster:
         if raster.count != 1:
@@ -168,37 +163,6 @@ def read_map(path: Path) -> Array:
     if nodata is not None and np.isfinite(nodata):
         return np.where(labels == nodata, -1, labels.astype(np.int64))
     return labels
-
-
-class ZipMembers:
-    """The files in a zip file, opened anew in every process, as positions in a file are shared by fork."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._open: tuple[int, zipfile.ZipFile] | None = None
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self.members = {
-                    i.filename: (i.file_size, i.CRC) for i in archive.infolist() if not i.is_dir()
-                }
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"cannot read {path} as a zip file: {error}") from error
-
-    def read(self, name: str) -> bytes:
-        """Return what a member holds.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        if self._open is None or self._open[0] != os.getpid():
-            self._open = os.getpid(), zipfile.ZipFile(self.path)
-        try:
-            return self._open[1].read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None}
 
 
 def _is_picture(path: Path, bands: Bands | None, archive: ZipMembers | None) -> bool:
@@ -217,23 +181,7 @@ def _picture(path: Path, archive: ZipMembers | None) -> Array:
             if raster.count != 3 or set(raster.dtypes) != {"uint8"}:
                 raise ValueError(f"{path.name}: expected three bands of 8 bits, as others of the set have")
             return _array(raster, None)
-    return np.ascontiguousarray(_pixels(path, archive, ("RGB",)).transpose(2, 0, 1))
-
-
-def _pixels(path: Path, archive: ZipMembers | None, modes: tuple[str, ...]) -> Array:
-    from PIL import Image, UnidentifiedImageError
-
-    if archive is None:
-        check_regular_file(path)
-    try:
-        with Image.open(path if archive is None else io.BytesIO(archive.read(path.as_posix()))) as image:
-            if image.mode not in modes:
-                raise ValueError(
-                    f"{path.name} is a picture of mode {image.mode}; expected {' or '.join(modes)}"
-                )
-            return np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+    return np.ascontiguousarray(read_picture(path, archive).transpose(2, 0, 1))
 
 
 def _array(raster: Any, index: int | None) -> Array:

@@ -34,7 +34,12 @@ def split_of(word: str) -> str | None:
 
 
 def assign_splits(
-    data: LabelledDataset, *, lists: Lists | None = None, subset: float | None = None, seed: int = 0
+    data: LabelledDataset,
+    *,
+    lists: Lists | None = None,
+    subset: float | None = None,
+    seed: int = 0,
+    stratify: bool = True,
 ) -> LabelledDataset:
     """Return the data set with its final splits, see :func:`choose_splits`, and notes on what was decided.
 
@@ -44,7 +49,7 @@ def assign_splits(
     classes = None if data.labels is None or data.labels.ndim > 1 else data.labels
     try:
         splits, notes = choose_splits(
-            data.ids, None if classes is None else classes.tolist(), data.splits,
+            data.ids, classes.tolist() if classes is not None and stratify else None, data.splits,
             lists=lists, subset=subset, seed=seed,
         )  # fmt: skip
     except ValueError as error:
@@ -113,13 +118,23 @@ def choose_splits(
     if subset is not None:
         if not 0 < subset <= 1:
             raise ValueError(f"subset must be more than 0 and at most 1 (0.1 is 10 %), got {subset}")
-        train = given["train"]
-        given["train"] = np.sort(_lowest_hashes(train, ids, f"{seed}:", max(1, round(subset * len(train)))))
-        notes.append(
-            f"training samples: a seeded {100 * subset:g} % by hash of the id (seed {seed}), "
-            f"{len(given['train'])} of {len(train)}; not the list of any paper"
-        )
+        given["train"], note = _share_of(given["train"], ids, subset, seed)
+        notes.append(note)
     return {name: given[name] for name in SPLITS if name in given}, notes
+
+
+def training_share(data: LabelledDataset, share: float, *, seed: int) -> LabelledDataset:
+    """Return the data set with a share of its training samples, as ``subset`` of :func:`choose_splits`."""
+    train, note = _share_of(data.splits["train"], data.ids, share, seed)
+    return replace(data, splits={**data.splits, "train": train}, notes=(*data.notes, note))
+
+
+def _share_of(train: Indices, ids: Sequence[str], share: float, seed: int) -> tuple[Indices, str]:
+    kept = np.sort(_lowest_hashes(train, ids, f"{seed}:", max(1, round(share * len(train)))))
+    return kept, (
+        f"training samples: a seeded {100 * share:g} % by hash of the id (seed {seed}), {len(kept)} of "
+        f"{len(train)}; not the list of any paper"
+    )
 
 
 def read_ids(path: str | Path) -> list[str]:

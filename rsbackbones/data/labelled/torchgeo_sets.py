@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rsbackbones.data.input_files import InputFiles
-from rsbackbones.data.labelled.build import build_dataset
+from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.sensors import RGB8
@@ -169,8 +169,10 @@ def _v2_folder(ds: Any, index: int, column: str, sensor: str, words: int) -> str
     return str(Path(ds.root, ds.dir_file_names[sensor], "_".join(name.split("_")[:-words]), name))
 
 
-def read_torchgeo(name: str, root: Path) -> LabelledDataset:
+def read_torchgeo(name: str, root: Path, sensors: Sensors | None = None) -> LabelledDataset:
     """Open a data set of :data:`KNOWN` that lies under ``root`` as torchgeo's documentation says.
+
+    ``sensors`` names modalities that take the images of another sensor: ``{"rgb": "s2"}``.
 
     Raises:
         ImportError: torchgeo is not installed.
@@ -212,6 +214,7 @@ def read_torchgeo(name: str, root: Path) -> LabelledDataset:
         task=known.task,
         bands=known.bands,
         units={sensor: _UNITS[sensor] for sensor in known.bands} | dict(known.units),
+        sensors=sensors,
         ids=[Path(paths[0]).relative_to(root).as_posix() for paths in files],
         codes=LabelCodes.of(known.classes(first)),
         labels=labels,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rsbackbones.data.labelled.dataset import IGNORED, Task
 from rsbackbones.data.series import model_arguments
 from rsbackbones.heads.dense import DenseModel
+from rsbackbones.heads.fcn import FCNHead
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.models.unused import called_units, freeze_unused
@@ -35,13 +36,22 @@ class Finetuning(TrainModule):
         model: a backbone with a classifier, or a dense model.
         task: the kind of labels.
         freeze: train only the head of a backbone. (Dense models have their own option.)
+        auxiliary: the weight of a second loss, of an :class:`FCNHead` on the last map but one of a dense
+            model; 0: none.
     """
 
-    def __init__(self, model: nn.Module, task: Task, *, freeze: bool = False) -> None:
+    def __init__(self, model: nn.Module, task: Task, *, freeze: bool = False, auxiliary: float = 0.0) -> None:
         super().__init__()
         self.model, self.task = model, task
         self.freeze = freeze and isinstance(model, Backbone)
         self.soft, self.binary = SoftTargetCrossEntropy(), BinaryCrossEntropy(smoothing=0.0)
+        self.auxiliary = auxiliary
+        self.auxiliary_head: FCNHead | None = None
+        if auxiliary:
+            assert isinstance(model, DenseModel)
+            assert model.indices is not None
+            stages = self.backbone.stages(model.stream or self.backbone.default_stream)
+            self.auxiliary_head = FCNHead(stages[model.indices[-2]].channels, model.num_classes)
         # DDP waits for the gradients of trainable parameters, and AdamW decays them.
         if isinstance(model, Backbone):
             freeze_unused(model, lambda images, **series: [model(images, **series)])
@@ -70,11 +80,21 @@ class Finetuning(TrainModule):
         """Return the loss and other logged values."""
         assert isinstance(batch, LabelledBatch)
         series = model_arguments(batch.dates, batch.valid, self.backbone.modalities)
-        # Of a dense model without NaN in masked cells: the labels say which pixels the loss ignores.
-        model = self.model.logits if isinstance(self.model, DenseModel) else self.model
-        output = model(batch.images, **series)
+        if not isinstance(self.model, DenseModel):
+            output = self.model(batch.images, **series)
+            with no_autocast(output):
+                return self._losses(full_precision(output), batch.target, batch.counted)
+        # Without NaN in masked cells: the labels say which pixels the loss ignores.
+        maps = self.model.maps(batch.images, **series)
+        output = self.model.decode(maps, batch.images)
+        beside = self.auxiliary_head(maps[-2]) if self.auxiliary_head is not None else None
         with no_autocast(output):
-            return self._losses(full_precision(output), batch.target, batch.counted)
+            losses = self._losses(full_precision(output), batch.target, batch.counted)
+            if beside is not None:
+                enlarged = F.interpolate(full_precision(beside), batch.target.shape[-2:], mode="bilinear")
+                second = self._losses(enlarged, batch.target, batch.counted)["loss"]
+                losses = {"loss": losses["loss"] + self.auxiliary * second, "auxiliary": second.detach()}
+        return losses
 
     def _losses(self, output: Tensor, target: Tensor, counted: float | None) -> dict[str, Tensor]:
         if self.task == "classes":

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from rsbackbones.data.augment import Flips
 from rsbackbones.train.engine.config import (
     STRICT,
     Count,
@@ -28,7 +29,10 @@ class Views:
         size: side in pixels that labelled images are resized to; ``None``: their own size.
         tile: side of the tiles that images with pixel labels are cut into; ``None``: whole images.
         overlap: overlap of neighboring tiles, in pixels; ``None``: half a tile.
-        flips: flip along both axes, each with probability 1/2, label maps too.
+        flips: flip along both axes, each with probability 1/2, label maps too; ``horizontal``: left to right
+            only.
+        ratio_range: for labels of pixels, resize an image (a tile) and its label map by a random factor in
+            this range, then crop it to its size, or fill it with zeros whose labels are ignored.
         rot90: rotate by multiples of 90 degrees, label maps too.
         mixup, cutmix: alpha of their Beta distributions; 0: off. For labels of images only.
         switch_prob: probability of cutmix instead of mixup, if both are on.
@@ -38,7 +42,8 @@ class Views:
     size: Count | None = None
     tile: Count | None = None
     overlap: CountOrZero | None = None
-    flips: bool = True
+    flips: Flips = True
+    ratio_range: tuple[Positive, Positive] | None = None
     rot90: bool = True
     mixup: NonNegative = 0.8
     cutmix: NonNegative = 1.0
@@ -46,6 +51,8 @@ class Views:
     label_smoothing: ShareBelowOne = 0.1
 
     def __post_init__(self) -> None:
+        if self.ratio_range is not None and self.ratio_range[0] > self.ratio_range[1]:
+            raise ValueError(f"ratio_range must go from low to high, got {self.ratio_range}")
         if self.overlap is not None and (self.tile is None or self.overlap >= self.tile):
             raise ValueError(
                 "overlap needs tile, and must be less than the side of a tile; got overlap "
@@ -98,10 +105,12 @@ class FinetuneRecipe(RunOptions):
     cross-entropy. Change: a dense head on the difference of two dates, negative log-likelihood.
 
     Attributes:
-        model: as for ``create_model``. ``""``: the recipe has no default; name one before it is run.
+        model: as for ``create_model``.
         overrides: fields of the model's configuration, as for ``create_model``.
         data: what ``rsbackbones.data.labelled.open_labelled`` opens.
         data_options: the other arguments of ``open_labelled``.
+        share: the share of the training samples to train on, drawn from the seed; a smaller one is part of a
+            larger one. Validation samples that are taken from the training samples are taken from the share.
         modalities: the sensors to use; default all that the data and the model have.
         sensors: by modality the sensor of the images, if it is not the modality's own:
             ``{"s2": "landsat_oli"}``, as for ``open_labelled``.
@@ -112,6 +121,8 @@ class FinetuneRecipe(RunOptions):
         freeze: train the head only.
         head, head_options: for pixel labels and change, as for ``rsbackbones.heads.dense_model``.
         scale: label pixels per image pixel, along each side.
+        auxiliary: for labels of pixels and ``upernet``, the weight of a second loss in training, of two
+            convolutions on the last map but one; 0: none.
         views: see :class:`Views`.
         optim: see :class:`FinetuneOptim`.
         epochs, steps: length of the run; set one of them.
@@ -130,10 +141,11 @@ class FinetuneRecipe(RunOptions):
         parallel: ``ddp`` only.
     """
 
-    model: str = ""
+    model: Text
     overrides: dict[str, Any] = field(default_factory=dict)
     data: Text | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
     modalities: tuple[str, ...] = ()
     sensors: dict[str, str] = field(default_factory=dict)
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -145,6 +157,7 @@ class FinetuneRecipe(RunOptions):
     head: Literal["upernet", "linear", "vit_lite"] = "upernet"
     head_options: dict[str, Any] = field(default_factory=dict)
     scale: Count = 1
+    auxiliary: NonNegative = 0.0
     views: Views = field(default_factory=Views)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     epochs: Count | None = None

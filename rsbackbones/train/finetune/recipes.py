@@ -1,11 +1,9 @@
 """The fine-tuning recipes of the papers, one for every row of their tables.
 
 CROMA: Fuller et al., 2023, appendix A.4.2. SeaMo: section 4.2. AuxMAE: section 4.2 and tables 1 and 2. FoMu:
-appendix D.2 and D.4. Choices that a paper leaves open are marked in a comment. CROMA's, SeaMo's and AuxMAE's
-recipes have a default ``model``; AuxMAE's also run its baseline and MixMAE (``model=mixmae_vit_b``), with the
-``checkpoint`` of each. The architectures of FoMu are not in the zoo: its recipes need ``model=NAME``. Every
-row uses one sensor; pass ``modalities=s2,s1`` to fine-tune on both. The papers' numbers were not reproduced
-here.
+appendix D.2 and D.4. Choices that a paper leaves open are marked in a comment. AuxMAE's recipes also run its
+baseline and MixMAE (``model=mixmae_vit_b``), with the ``checkpoint`` of each. Every row uses one sensor; pass
+``modalities=s2,s1`` to fine-tune on both. The papers' numbers were not reproduced here.
 """
 
 from dataclasses import replace
@@ -94,11 +92,20 @@ _AUXMAE_LINEAR = replace(
     _AUXMAE, name="auxmae_bigearthnet", head="linear", views=replace(_NOT_MIXED, size=128)
 )
 
+# Label maps as MMSegmentation's converters write them: 0 is the boundary, 6 clutter. Other numbers:
+# data_options.classes=. Potsdam is trained and scored without clutter, as in CMID's code.
+_FIVE = {"impervious_surface": [1], "building": [2], "low_vegetation": [3], "tree": [4], "car": [5]}
+
 # Learning rates are not scaled. Images are 512 pixels: random crops of that size are whole images.
 _FOMU = FinetuneRecipe(
     name="fomu_potsdam",
-    modalities=_OPTICAL,
-    views=replace(_NOT_MIXED, rot90=False, tile=512, overlap=0),
+    model="fomu_resnet50",
+    modalities=("rgb",),
+    sensors={"rgb": "rgb"},
+    data_options={"classes": _FIVE},
+    # Random scales and the second head are of the configurations that the paper follows.
+    views=replace(_NOT_MIXED, rot90=False, flips="horizontal", tile=512, overlap=0, ratio_range=(0.5, 2.0)),
+    auxiliary=0.4,
     optim=FinetuneOptim(
         name="sgd", base_lr=0.01, scaled=False, momentum=0.9, weight_decay=5e-4, warmup_steps=100, min_lr=1e-6
     ),
@@ -110,7 +117,9 @@ _FOMU = FinetuneRecipe(
 # Not in the paper: the optimizer of the linear layer (SGD with cosine, as in MoCo's linear evaluation).
 _FOMU_LINEAR = replace(
     _FOMU,
-    views=replace(_NOT_MIXED, rot90=False, size=224),
+    data_options={},
+    auxiliary=0.0,
+    views=replace(_NOT_MIXED, rot90=False, flips="horizontal", size=224),
     optim=FinetuneOptim(name="sgd", base_lr=0.1, momentum=0.9, weight_decay=0.0),
     freeze=True,
 )
@@ -176,12 +185,20 @@ _ROWS = (
     replace(
         _FOMU,
         name="fomu_vaihingen",
+        data_options={"classes": {**_FIVE, "clutter": [6]}},
         optim=replace(_FOMU.optim, schedule="poly", power=0.9, warmup_steps=0, min_lr=1e-4),
         epochs=None,
         steps=40_000,
         batch_size=4,
     ),
-    replace(_FOMU_LINEAR, name="fomu_ucm_linear", epochs=200, batch_size=32),
+    # Split 8:2 at random, "not class-balanced" (appendix D.4).
+    replace(
+        _FOMU_LINEAR,
+        name="fomu_ucm_linear",
+        data_options={"stratify": False},
+        epochs=200,
+        batch_size=32,
+    ),
     replace(_FOMU_LINEAR, name="fomu_eurosat_linear", epochs=50, batch_size=256),
 )
 

@@ -82,7 +82,9 @@ class FinetuneRun(TrainRun):
         self.total_steps = recipe.steps or (recipe.epochs or 0) * per_epoch
         self.evaluate_every = recipe.evaluate_every or per_epoch
 
-        self.objective = Finetuning(model, data.task, freeze=recipe.freeze).to(processes.device).train()
+        self.objective = Finetuning(
+            model, data.task, freeze=recipe.freeze, auxiliary=recipe.auxiliary
+        ).to(processes.device).train()  # fmt: skip
         set_batch_norm(self.objective, recipe.batch_norm, recipe.batch_norm_group)
         # Parameters of dates and missing images get no gradient from a batch without them.
         unused = self.objective.backbone.consumes == "series"
@@ -214,6 +216,18 @@ def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: Labelled
         )
     if data.labels is not None and views.tile is not None:
         raise TrainingError(f"views.tile cuts images with labels of pixels; {data.name} has labels of images")
+    several = recipe.head == "upernet" and data.task == "pixels" and not recipe.freeze
+    if recipe.auxiliary and not several:
+        raise TrainingError(
+            "auxiliary is a second loss on the maps of UPerNet, for labels of pixels and a trained backbone; "
+            f"got labels of {data.task}, head={recipe.head} and freeze={str(recipe.freeze).lower()}: "
+            "auxiliary=0"
+        )
+    if data.labels is not None and views.ratio_range is not None:
+        raise TrainingError(
+            f"views.ratio_range is for labels of pixels; {data.name} has labels of images: "
+            "views.ratio_range=none"
+        )
     if data.labels is None and views.size is not None:
         raise TrainingError(
             f"views.size resizes images with one label; {data.name} has labels of pixels: cut them, "

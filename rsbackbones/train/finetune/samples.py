@@ -10,12 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
-from rsbackbones.data.labelled.dataset import Array, LabelledDataset
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, stack_dated
 from rsbackbones.eval.transform import DatedTransform, load_dated
 from rsbackbones.train.dataset import sample_generator
@@ -146,6 +147,9 @@ class LabelledSamples(Dataset[Batch]):
                 f"image of {[height, width]}; with scale={self.scale} expected "
                 f"{[height * self.scale, width * self.scale]}"
             )
+        if self.views.ratio_range is not None:
+            assert label is not None
+            images, label = zoom(images, label, self.views.ratio_range, self.scale, generator)
         whole = (1, min(height, width))
         view = draw_view(generator, height, width, crop=whole, flips=self.views.flips, rot90=self.views.rot90)
         if height != width:  # a quarter turn would change the shape
@@ -175,3 +179,44 @@ class LabelledSamples(Dataset[Batch]):
             np.random.set_state(before)
         parts = mixed.split([x.shape[1] for x in images.values()], dim=1)
         return {m: part.contiguous() for m, part in zip(images, parts, strict=True)}, soft
+
+
+def zoom(
+    images: Mapping[str, Tensor],
+    label: Tensor,
+    ratio_range: tuple[float, float],
+    scale: int,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Resize images and their label map by a random factor, and bring them back to their size.
+
+    Larger ones are cropped at a random place. Smaller ones are filled below and to the right, by zeros and
+    ignored labels.
+
+    Args:
+        images: by modality, normalized, [C, H, W] or [T, C, H, W].
+        label: [1, scale * H, scale * W].
+        ratio_range: of the factor.
+        scale: label pixels per image pixel.
+        generator: of the factor and the place.
+    """
+    height, width = next(iter(images.values())).shape[-2:]
+    u = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    ratio = ratio_range[0] + u[0] * (ratio_range[1] - ratio_range[0])
+    sides = max(1, round(height * ratio)), max(1, round(width * ratio))
+    top = int(u[1] * (max(0, sides[0] - height) + 1))
+    left = int(u[2] * (max(0, sides[1] - width) + 1))
+
+    def back(x: Tensor, unit: int, fill: float) -> Tensor:
+        part = x[..., top * unit : (top + height) * unit, left * unit : (left + width) * unit]
+        missing = (height * unit - part.shape[-2], width * unit - part.shape[-1])
+        return F.pad(part, (0, missing[1], 0, missing[0]), value=fill)
+
+    resized = {
+        m: F.interpolate(x.reshape(-1, *x.shape[-3:]), sides, mode="bilinear", antialias=True)
+        for m, x in images.items()
+    }
+    resized = {m: x.reshape(*images[m].shape[:-2], *sides) for m, x in resized.items()}
+    large = (sides[0] * scale, sides[1] * scale)
+    labels = F.interpolate(label[None].float(), large, mode="nearest-exact")[0].long()
+    return {m: back(x, 1, 0.0) for m, x in resized.items()}, back(labels, scale, IGNORED)

@@ -20,10 +20,7 @@ _HEADER = (
 
 
 def recipe_table(recipes: Mapping[str, FinetuneRecipe]) -> str:
-    """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled with the global batch.
-
-    ``model=NAME`` in place of a model: the recipe has none, and needs one.
-    """
+    """Return a row per recipe. A rate with ``x b/256`` is a base rate, scaled with the global batch."""
     return markdown_table(_HEADER, map(_row, recipes.values()), "l" * len(_HEADER), spaced=True) + "\n"
 
 
@@ -35,7 +32,7 @@ def _row(recipe: FinetuneRecipe) -> tuple[str, ...]:
     length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps} steps"
     return (
         f"`{recipe.name}`",
-        f"`{recipe.model}`" if recipe.model else "`model=NAME`",
+        f"`{recipe.model}`",
         f"{optim.name}, {rate}",
         f"{optim.weight_decay:g}",
         _schedule(recipe),
@@ -72,8 +69,9 @@ def _images(recipe: FinetuneRecipe) -> str:
 def _seen(recipe: FinetuneRecipe) -> str:
     views = recipe.views
     said = {
-        "flips": views.flips,
+        "flips" + " left to right" * (views.flips == "horizontal"): views.flips,
         "rot90": views.rot90,
+        "scales {:g} to {:g}".format(*views.ratio_range or (1, 1)): views.ratio_range,
         f"mixup {views.mixup:g}": views.mixup,
         f"cutmix {views.cutmix:g} (switch_prob {views.switch_prob:g})": views.cutmix,
         f"label smoothing {views.label_smoothing:g}": views.label_smoothing,
@@ -84,6 +82,7 @@ def _seen(recipe: FinetuneRecipe) -> str:
 
 def _trained(recipe: FinetuneRecipe) -> str:
     dense = recipe.views.size is None  # of labels of pixels; of images it is a linear layer
-    head = recipe.head + f", labels x{recipe.scale}" * (recipe.scale > 1) if dense else "linear"
+    more = {f"labels x{recipe.scale}": recipe.scale > 1, f"auxiliary x{recipe.auxiliary:g}": recipe.auxiliary}
+    head = ", ".join([recipe.head, *(name for name, there in more.items() if there)]) if dense else "linear"
     scored = f"; best by {recipe.metric}" if recipe.metric else ""
     return ("head alone: " if recipe.freeze else "all: ") + head + scored

@@ -9,6 +9,7 @@ from typing import Any
 
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.labelled.dataset import LabelledDataset
+from rsbackbones.data.labelled.splits import training_share
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
 from rsbackbones.train.engine.config_io import to_json
@@ -41,11 +42,6 @@ def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dic
         ValueError: the recipe, the data or the folder are not usable.
         TrainingError: (a ``ValueError``) as :func:`rsbackbones.train.train`.
     """
-    if not recipe.model:
-        raise TrainingError(
-            f"the recipe {recipe.name} has no default model, because the architecture of its paper is not in "
-            "the zoo: pass model=NAME, such as model=croma_vit_b (`rsbackbones list` prints all)"
-        )
     if recipe.output is None:
         raise TrainingError("no output folder: pass output=FOLDER")
     if data is None:
@@ -57,6 +53,8 @@ def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dic
                 f"{', '.join([*signature(open_labelled).parameters][1:])}"
             )
         data = open_labelled(recipe.data, **{"sensors": recipe.sensors} | recipe.data_options)
+    if recipe.share < 1:
+        data = training_share(data, recipe.share, seed=recipe.seed)
     if wrong := [m for m, sensor in recipe.sensors.items() if data.sensor(m).name != sensor]:
         raise TrainingError(
             f"sensors says that {wrong[0]} is {recipe.sensors[wrong[0]]}; {data.name} was opened as "

@@ -1,0 +1,62 @@
+"""The pictures that no bundled model is pretrained or selected on: ``benchmarks/heldout.json``.
+
+``python -m benchmarks.heldout --data FOLDER`` lists them from the sample data. Of EuroSAT RGB they are the
+100 pictures of highest number in each class; of EuroSAT MS all 200, which are the numbers 1 to 20 of the RGB
+pictures; of UC Merced the numbers 60 to 74 of each class. Names are those of the files without suffix, as
+``data.options.exclude`` and ``exclude`` of a recipe's pictures take them.
+"""
+
+import argparse
+import json
+import re
+import zipfile
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from rsbackbones.files.atomic import write_text
+
+FILE = Path(__file__).with_suffix(".json")
+_LAST = 100  # of each class of EuroSAT RGB
+_FIRST_OF_UCM = 60
+
+
+def held_out(data: Path) -> dict[str, list[str]]:
+    """Return the names of the held-out pictures, by data set, from the files in ``data``."""
+    rgb = _by_class(data / "eurosat_rgb_5000.zip")
+    ucm = _by_class(data / "ucmerced_rgb128_1575.zip")
+    with np.load(data / "eurosat_ms_200.npz") as file:
+        ms = sorted(map(str, file["names"]), key=_class_and_number)
+    return {
+        "eurosat_rgb": [name for names in rgb.values() for name in names[-_LAST:]],
+        "eurosat_ms": ms,
+        "ucmerced": [n for names in ucm.values() for n in names if _class_and_number(n)[1] >= _FIRST_OF_UCM],
+    }
+
+
+def _by_class(path: Path) -> dict[str, list[str]]:
+    """Return the names of the pictures of a zip file by class, in order of their numbers."""
+    found = defaultdict(list)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            name = PurePosixPath(member).stem
+            found[_class_and_number(name)[0]].append(name)
+    return {name: sorted(found[name], key=_class_and_number) for name in sorted(found)}
+
+
+def _class_and_number(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.*?)_?(\d+)", name)
+    assert match, name
+    return match[1], int(match[2])
+
+
+def main() -> None:
+    """Write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the sample data")
+    write_text(FILE, json.dumps(held_out(parser.parse_args().data), indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()
