@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from rsbackbones.layers.process_sum import sum_over_processes
+
 
 class MaskedBatchNorm(nn.Module):
     """BatchNorm of maps [B, C, T, h, w] that ignores missing frames.
@@ -46,15 +48,15 @@ class MaskedBatchNorm(nn.Module):
             )
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         keep = there[:, None, :, None, None]
-        count = _over_processes(there.sum() * x.shape[-2] * x.shape[-1])
+        count = sum_over_processes(there.sum() * x.shape[-2] * x.shape[-1])
         if count < 2:
             raise ValueError(
                 f"BatchNorm needs more than 1 value per channel, got {int(count)} in {list(x.shape)}: train "
                 "on larger images or batches"
             )
-        mean = _over_processes(wide.masked_fill(~keep, 0).sum(dim=(0, 2, 3, 4))) / count
+        mean = sum_over_processes(wide.masked_fill(~keep, 0).sum(dim=(0, 2, 3, 4))) / count
         centered = (wide - mean.view(-1, 1, 1, 1)).masked_fill(~keep, 0)
-        var = _over_processes(centered.square().sum(dim=(0, 2, 3, 4))) / count
+        var = sum_over_processes(centered.square().sum(dim=(0, 2, 3, 4))) / count
         _track(running, mean.detach(), var.detach() * (count / (count - 1)))
         scale = self.weight * (var + self.eps).rsqrt()
         normalized = centered * scale.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)
@@ -70,7 +72,3 @@ def _track(running: _NormBase, mean: Tensor, var: Tensor) -> None:
     running.num_batches_tracked.add_(1)
     running.running_mean.lerp_(mean.to(running.running_mean.dtype), running.momentum)
     running.running_var.lerp_(var.to(running.running_var.dtype), running.momentum)
-
-
-def _over_processes(x: Tensor) -> Tensor:
-    return x

@@ -14,7 +14,6 @@ al., BYOL, arXiv 2006.07733, appendix):
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +22,7 @@ from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rsbackbones.layers.process_sum import sum_over_processes
 from rsbackbones.train.engine.config import BatchNormMode
 from rsbackbones.train.engine.errors import TrainingError
 
@@ -85,8 +85,8 @@ class _SharedBatchNorm(_BatchNorm):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rows = wide.transpose(0, 1).flatten(1)  # [C, N]
         count = self._check_count(rows.shape[1] * _world_size(), x)
-        mean = _sum_over_processes(rows.sum(1)) / count
-        var = _sum_over_processes((rows - mean[:, None]).square().sum(1)) / count
+        mean = sum_over_processes(rows.sum(1)) / count
+        var = sum_over_processes((rows - mean[:, None]).square().sum(1)) / count
         self._track(mean.detach()[None], var.detach()[None] * (count / (count - 1)))
         normalized = (rows - mean[:, None]) * (var + self.eps).rsqrt()[:, None]
         if self.affine:
@@ -134,29 +134,6 @@ class _SharedBatchNorm(_BatchNorm):
             found /= _world_size()
         self.running_mean.lerp_(found[0].to(self.running_mean.dtype), share)
         self.running_var.lerp_(found[1].to(self.running_var.dtype), share)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce (sum). Its gradient is the sum of the gradients of all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad
-
-
-def _sum_over_processes(x: Tensor) -> Tensor:
-    if _world_size() == 1:
-        return x
-    total: Tensor = _SumOverProcesses.apply(x)
-    return total
 
 
 def _world_size() -> int:
