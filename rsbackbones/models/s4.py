@@ -139,7 +139,8 @@ class Block(nn.Module):
 
     def forward(self, x: Frames, sensor: str) -> Frames:
         """Return maps of as many frames."""
-        return self.second(self.first(x, sensor), sensor)
+        both: Frames = self.second(self.first(x, sensor), sensor)
+        return both
 
 
 class Decoder(nn.Module):

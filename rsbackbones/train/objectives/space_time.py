@@ -62,7 +62,8 @@ def space_time_contrast(
         ]  # fmt: skip
         # A sample counts as much as any other, however many positions it has.
         _, sample, size = owners.unique_consecutive(return_inverse=True, return_counts=True)
-        return (torch.cat(losses) / size[sample]).sum() / len(size)
+        loss: Tensor = (torch.cat(losses) / size[sample]).sum() / len(size)
+        return loss
 
 
 def _of_anchors(anchors: Tensor, keys: Tensor, temperature: float, chunk: int | None) -> Tensor:
