@@ -680,6 +680,8 @@ def _known_units(spec: InputSpec) -> Mapping[str, str]:
     if spec.unit is None:
         return {}
     known = UNITS.get(spec.unit, {spec.unit: "", RGB8: _PICTURE})
+    if spec.normalize == "imagenet":  # of radar, too
+        known = {**known, RGB8: "8-bit pictures"}
     if spec.unit in ("uint8", "tci_dn") and not spec.stored_range:
         return {name: text for name, text in known.items() if name in (spec.unit, RGB8)}
     return known

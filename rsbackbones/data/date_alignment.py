@@ -64,7 +64,7 @@ def pair_dates(frames: Times, others: Times) -> Ints:
     return pairs
 
 
-def nearest_dates(frames: Times, others: Times, days: int) -> Ints:
+def nearest_dates(frames: Times, others: Times, days: float = np.inf) -> Ints:
     """Match each frame to the nearest date of another sensor, not one to one.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rsbackbones.data.check import stack_valid
+from rsbackbones.data.date_alignment import nearest_dates
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -142,6 +143,71 @@ def model_arguments(
     if valid:
         arguments["valid"] = dict(valid)
     return arguments
+
+
+def align_series(
+    days_s1: "npt.ArrayLike", days_s2: "npt.ArrayLike"
+) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
+    """Align two series of a place: the shorter stays, each of its images gets the other's nearest in time.
+
+    Shenoy et al. (S4), section 5, "Time Series Interpolation". Of equal lengths Sentinel-1 stays. Images may
+    repeat, at any distance in time; of two equally near the earlier is taken, of two of one day the first.
+
+    Args:
+        days_s1, days_s2: the dates in any order: datetime64, or days since 1970-01-01.
+
+    Returns:
+        Indices into the dates of each sensor, as given, in order of time; both of the shorter length.
+
+    Raises:
+        ValueError: a series has no dates, or one that is missing (NaT or NaN).
+    """
+    times = [_times(days, sensor) for days, sensor in ((days_s1, "s1"), (days_s2, "s2"))]
+    orders = [np.argsort(each, kind="stable") for each in times]
+    sorted_s1, sorted_s2 = (each[order] for each, order in zip(times, orders, strict=True))
+    if len(sorted_s1) <= len(sorted_s2):
+        return orders[0], orders[1][nearest_dates(sorted_s1, sorted_s2)]
+    return orders[0][nearest_dates(sorted_s2, sorted_s1)], orders[1]
+
+
+def _times(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
+    given = np.asarray(days)
+    if given.ndim != 1 or not len(given):
+        raise ValueError(f"{sensor}: a series needs a date for every image, [T], got shape {given.shape}")
+    if given.dtype.kind == "f" and np.isfinite(given).all() and (given == np.floor(given)).all():
+        given = given.astype(np.int64)
+    if given.dtype.kind in "iu":
+        given = given.astype("datetime64[D]")
+    if given.dtype.kind != "M" or np.isnat(given).any():
+        raise ValueError(
+            f"{sensor}: dates must be datetime64 or whole days since 1970-01-01, none missing, got "
+            f"{given.dtype} {given.tolist()[:8]}"
+        )
+    return given
+
+
+def percentile_length(lengths: Sequence[int], percent: float = 90) -> int:
+    """Return the smallest length that at least ``percent`` of the series do not exceed (S4, section 6.3).
+
+    Raises:
+        ValueError: there are no lengths, or ``percent`` is not in [0, 100].
+    """
+    if not len(lengths) or not 0 <= percent <= 100:
+        raise ValueError(f"expected lengths and a percentage in [0, 100], got {list(lengths)} and {percent}")
+    return int(np.percentile(lengths, percent, method="inverted_cdf"))
+
+
+def fix_length(count: int, length: int) -> "npt.NDArray[np.int64]":
+    """Return the indices [length] of a series of ``count`` images: the last repeats, or the last ones go.
+
+    S4, section 6.3.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+    if count < 1 or length < 1:
+        raise ValueError(f"a series has at least one image, got {count} images and a length of {length}")
+    return np.minimum(np.arange(length), count - 1)
 
 
 def _mask(sample: DatedImages, modality: str) -> Tensor:

@@ -52,9 +52,14 @@ class Look:
     blur: float = 0.0
 
 
-def draw_look(generator: torch.Generator, height: int, width: int) -> Look:
-    """Draw a look at an image of ``height`` x ``width`` pixels. All randomness is the generator's."""
-    top, left, crop_height, crop_width = _draw_crop(generator, height, width)
+def draw_look(
+    generator: torch.Generator, height: int, width: int, *, area: tuple[float, float] = AREA
+) -> Look:
+    """Draw a look at an image of ``height`` x ``width`` pixels. All randomness is the generator's.
+
+    ``area`` is the smallest and largest share of the image that a crop covers.
+    """
+    top, left, crop_height, crop_width = _draw_crop(generator, height, width, area)
     names = tuple(JITTER)
     order = tuple(names[i] for i in torch.randperm(len(names), generator=generator))
     colors = {name: _uniform(generator, 1 - JITTER[name], 1 + JITTER[name]) for name in names[:3]}
@@ -69,11 +74,13 @@ def draw_look(generator: torch.Generator, height: int, width: int) -> Look:
     )  # fmt: skip
 
 
-def _draw_crop(generator: torch.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+def _draw_crop(
+    generator: torch.Generator, height: int, width: int, area: tuple[float, float]
+) -> tuple[int, int, int, int]:
     for _ in range(_TRIES):
-        area = height * width * _uniform(generator, *AREA)
+        pixels = height * width * _uniform(generator, *area)
         aspect = math.exp(_uniform(generator, math.log(ASPECT[0]), math.log(ASPECT[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
             top = int(torch.randint(height - h + 1, (), generator=generator))
             left = int(torch.randint(width - w + 1, (), generator=generator))

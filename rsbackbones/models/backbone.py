@@ -127,7 +127,11 @@ class Backbone(nn.Module):
     @property
     def stride(self) -> int:
         """The stride of the final maps in pixels, equal for all streams."""
-        return self.stages(self.default_stream)[-1].stride
+        return self.final(self.default_stream).stride
+
+    def final(self, stream: str) -> Stage:
+        """Return the stage of a stream whose map is the final map."""
+        return self.stages(stream)[self.final_stage(stream)]
 
     # -- methods that a family may override ------------------------------------------------------------------
 
@@ -139,13 +143,22 @@ class Backbone(nn.Module):
         """
         return features.mean(dim=(-2, -1))
 
+    def final_stage(self, stream: str) -> int:
+        """Return the index of the stage whose map is the final map of a stream. By default it is the last.
+
+        Stages after it, such as those of a decoder, are only computed where they are requested.
+        """
+        return len(self.stages(stream)) - 1
+
     def units(self) -> list[nn.Module]:
         """Return the modules that are checkpointed, compiled and sharded one by one.
 
         ``encode`` must call these modules themselves, not their parts; :func:`called_units` checks it where
-        they are used. By default they are the modules of all stages that have parameters.
+        they are used. By default they are the modules of all stages up to the final map, if they
+        have parameters.
         """
-        names = dict.fromkeys(stage.module for s in self.stream_inputs for stage in self.stages(s))
+        encoders = (self.stages(s)[: self.final_stage(s) + 1] for s in self.stream_inputs)
+        names = dict.fromkeys(stage.module for stages in encoders for stage in stages)
         modules = map(self.get_submodule, names)
         return [module for module in modules if next(module.parameters(), None) is not None]
 
@@ -250,7 +263,7 @@ class Backbone(nn.Module):
             self._check_fed(given)
         streams, counted = encode_validated(self, given, masks, Wanted(), dates=days, temporal=temporal)
         first, default = next(iter(given.values())), self._default_of(given)
-        strides = {s: self.stages(s)[-1].stride for s in streams}
+        strides = {s: self.final(s).stride for s in streams}
         present = {s: v.images(strides[s]) for s, v in counted.items()}
         shares = {s: v.share(strides[s]) for s, v in counted.items()}
         return Features(
@@ -280,8 +293,8 @@ class Backbone(nn.Module):
             x, dates, valid: as for :meth:`forward_features`. For a series, a model that consumes single
                 images returns [B, T, D_i, h_i, w_i].
             indices: stage indices (negative ones count from the end), a number n for the last n stages, or
-                ``None`` for four: the last four if every stage has a stride of its own, else four evenly
-                spaced ones that end at the last.
+                ``None`` for up to four that end at the final map: the last four if every stage has a stride
+                of its own, else four evenly spaced ones.
             stream: the default is the model's default stream, or the only stream of the passed modalities.
             norm: apply the final norm of the stream to each map (off by default, as in timm). In a stream
                 that averages others, it is applied before the average.
@@ -360,11 +373,11 @@ class Backbone(nn.Module):
         Raises:
             ValueError: one is out of range, or there is none.
         """
-        strides = [stage.stride for stage in self.stages(stream)]
-        depth = len(strides)
+        depth = len(self.stages(stream))
         if indices is None:
-            is_pyramid = len({*strides}) == depth
-            return tuple(range(depth))[-4:] if is_pyramid else evenly_spaced(depth)
+            strides = [stage.stride for stage in self.stages(stream)[: self.final_stage(stream) + 1]]
+            is_pyramid = len({*strides}) == len(strides)
+            return tuple(range(len(strides)))[-4:] if is_pyramid else evenly_spaced(len(strides))
         return resolve_indices(indices, depth, f"stream {stream!r} has {depth} stages")
 
     def forward_streams(

@@ -64,10 +64,11 @@ class Encoded:
     """The outputs of :meth:`Backbone.encode` for one stream.
 
     Attributes:
-        features: the final map, [B, D, h, w], with the stride of the last stage.
+        features: the final map, [B, D, h, w], with the stride of :meth:`Backbone.final`.
         pooled: the embedding, [B, D].
         maps: the requested maps by stage index, [B, D_i, h_i, w_i].
-        series: tokens per date, [B, T, N, D], if the model consumes series and has them.
+        series: tokens per date, [B, t, N, D], if the model consumes series and has them; t is T or less.
+        series_valid: [B, t], which of them are there, if they are not those of the images.
         prefix: class tokens, [B, P, D], if the model has them.
     """
 
@@ -75,6 +76,7 @@ class Encoded:
     pooled: Tensor
     maps: dict[int, Tensor] = field(default_factory=dict)
     series: Tensor | None = None
+    series_valid: Tensor | None = None
     prefix: Tensor | None = None
 
 
@@ -198,9 +200,10 @@ def _finished(
         return x.masked_fill(~there.view(*there.shape, *[1] * (x.ndim - there.ndim)), float("nan"))
 
     if not torch.compiler.is_compiling():
-        for i, x in ((len(stages) - 1, encoded.features), *encoded.maps.items()):
+        for i, x in ((model.final_stage(stream), encoded.features), *encoded.maps.items()):
             _check_map(model, stages[i], x, size)
-    stride = stages[-1].stride
+    stride = model.final(stream).stride
+    by_date = valid.by_date if encoded.series_valid is None else encoded.series_valid
     there = valid.images(stride)
     pooled = pool_valid(model, stream, unfolded(encoded.features), unfolded(encoded.pooled), valid)
     if there is not None:
@@ -210,7 +213,7 @@ def _finished(
         features=cropped(encoded.features, stride),
         pooled=pooled,
         maps={i: cropped(x, stages[i].stride) for i, x in encoded.maps.items()},
-        series=None if encoded.series is None else hidden(encoded.series, valid.by_date),
+        series=None if encoded.series is None else hidden(encoded.series, by_date),
         prefix=None if encoded.prefix is None else hidden(encoded.prefix, there),
     )
 

@@ -103,7 +103,7 @@ def pool_valid(model: "Backbone", stream: str, maps: Tensor, pooled: Tensor, val
     """
     if valid.pixels is None or not model.pools_map:
         return pooled
-    cells = valid.cells(model.stages(stream)[-1].stride)
+    cells = valid.cells(model.final(stream).stride)
     assert cells is not None
     for dim in (-2, -1):  # cells of the padding are as the last ones of the image
         cells = repeat_last(cells, dim, maps.shape[dim])

@@ -27,6 +27,7 @@ from rsbackbones.data.augment import (
 )
 from rsbackbones.data.series import stack_padded
 from rsbackbones.data.source import BadSample, Sample, Source
+from rsbackbones.data.two_views import draw_look, geometry, picture
 from rsbackbones.preprocess import Preprocess
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import Key
@@ -47,6 +48,8 @@ class Views:
         flips, turns: random flips and quarter turns.
         region: the relative position of the crops of a location's dates.
         mixup: the parameter of the beta distribution; 0 disables it.
+        looks: draw MoCo-v2's views instead (:mod:`rsbackbones.data.two_views`), whose crops are shares of the
+            area, within ``crop``.
     """
 
     crop: CropRange
@@ -55,6 +58,7 @@ class Views:
     rot90: bool = True
     region: Region = "same"
     mixup: float = 0.0
+    looks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +174,7 @@ class TrainingSet(Dataset[Batch]):
         stream = self.streams[keys[0][1]]
         modalities = tuple(stream.preprocess.specs)
         views = self.views or ("",)
-        images: dict[str, dict[str, list[Tensor]]] = {view: {m: [] for m in modalities} for view in views}
+        images: dict[str, dict[str, list[Tensor]]] = {view: {} for view in views}
         dates: dict[str, list[Tensor]] = {}
         valid: dict[str, list[Tensor]] = {m: [] for m in modalities}
         noise: dict[str, list[Tensor]] = {}
@@ -183,11 +187,12 @@ class TrainingSet(Dataset[Batch]):
             for name, value in self.sample_noise(generator, modalities, (side, side)).items():
                 noise.setdefault(name, []).append(value)
             sample, place = self._take(stream, key[2], skipped, generator)
-            seen, held = [_view(stream, sample, generator) for _ in views], _held(stream, sample)
+            seen, held = _views(stream, sample, generator, len(views)), _held(stream, sample)
             if stream.views.mixup:
                 index, share = draw_mixup(generator, stream.views.mixup, len(stream))
                 partner, _ = self._take(stream, index, skipped, generator)
-                seen = [mix(one, _view(stream, partner, generator), share) for one in seen]
+                others = _views(stream, partner, generator, len(views))
+                seen = [mix(one, other, share) for one, other in zip(seen, others, strict=True)]
                 held = {m: present & _held(stream, partner)[m] for m, present in held.items()}
             elif stream.seasons is not None:
                 for m, days in sample.dates.items():
@@ -197,8 +202,8 @@ class TrainingSet(Dataset[Batch]):
                     one[m][~present] = 0  # after normalization: zeros are not mapped to zeros by it
                 valid[m].append(present)
             for view, one in zip(views, seen, strict=True):
-                for m in modalities:
-                    images[view][m].append(one[m])
+                for m, image in one.items():
+                    images[view].setdefault(m, []).append(image)
             names.append(place)
         # Series of unequal length end with zeros, which are not valid.
         stacked = {view: {m: stack_padded(x) for m, x in each.items()} for view, each in images.items()}
@@ -300,6 +305,30 @@ def _some_seasons(sample: Sample, seasons: int, frames: int, generator: torch.Ge
         dates={m: x[taken] for m, x in sample.dates.items()},
         valid={m: x[taken] for m, x in sample.valid.items()},
     )
+
+
+def _views(
+    stream: DataStream, sample: Sample, generator: torch.Generator, count: int
+) -> list[dict[str, Tensor]]:
+    """Return independently augmented views of a sample."""
+    if not stream.views.looks:
+        return [_view(stream, sample, generator) for _ in range(count)]
+    seen = stream.preprocess(sample.images)
+    picture, *targets = stream.preprocess.specs
+    views = [{picture: seen[picture]} for _ in range(count)]
+    views[0] |= {m: seen[m] for m in targets}
+    return [_look(stream, images, generator) for images in views]
+
+
+def _look(stream: DataStream, images: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Take a look at normalized images [C, H, W]: a picture, then targets, which keep their values."""
+    (first, whole), *others = images.items()
+    size, spec = stream.views.size, stream.preprocess.specs[first]
+    look = draw_look(generator, *whole.shape[-2:], area=stream.views.crop)
+    # Colors are changed between 0 and 1, so the normalization is undone.
+    mean, std = torch.tensor(spec.mean)[:, None, None], torch.tensor(spec.std)[:, None, None]
+    seen = (picture(look, (whole * std + mean).clamp(0, 1), size) - mean) / std
+    return {first: seen, **{m: geometry(look, x, size) for m, x in others}}
 
 
 def _view(stream: DataStream, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:

@@ -25,7 +25,10 @@ def input_contracts(model: Backbone, recipe: Recipe) -> dict[str, InputSpec]:
         if m in contracts and contracts[m].product != product:
             spec = _PRODUCTS[product].of(model.bands[m])
             contracts[m] = replace(spec, eight_bit=contracts[m].eight_bit)
+    stated = recipe.objective.target_inputs(model)
     for target in target_sensors(model, recipe):
+        if target in stated:
+            contracts[target] = stated[target]
         if target in SINGLE_SENSOR_INPUTS:
             contracts.setdefault(target, SINGLE_SENSOR_INPUTS[target])
         if target not in contracts:

@@ -14,6 +14,7 @@ from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample, Source
 from rsbackbones.data.unit_warnings import UnitWarnings
+from rsbackbones.files.bounds import read_json
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
@@ -25,6 +26,7 @@ from rsbackbones.train.engine.ema import ParameterEma
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.optim import build_optimizer, build_schedule, start_state
 from rsbackbones.train.engine.parallel import parallelize
+from rsbackbones.train.engine.run_dir import RECIPE
 from rsbackbones.train.engine.sampler import BatchPlan
 from rsbackbones.train.engine.train_step import TrainRun
 from rsbackbones.train.engine.trainer import Summary, train
@@ -127,9 +129,19 @@ class PretrainRun(TrainRun):
         self.clip_grad, self.workers = config.optim.clip_grad, config.data.workers
         self.max_bad_share = config.data.max_bad_share
         self.objective = build_objective(config)
-        if not (config.output is not None and finished(config.output.expanduser() / "checkpoints")):
-            # A resumed run loads its own weights.
+        resumed = config.output is not None and bool(finished(config.output.expanduser() / "checkpoints"))
+        if not resumed:  # it loads its own weights
             self.beginning = initialize_weights(self.objective, config, previous)
+        self._record = self.objective.begin(
+            first=previous is None and config.init_from is None, resumed=resumed
+        )
+        if previous is not None and previous.output is not None:
+            held = read_json(previous.output.expanduser() / RECIPE)
+            if other := [name for name, x in self._record.items() if held.get(name, x) != x]:
+                raise TrainingError(
+                    f"the stage before had another {', '.join(other)}: {[held[n] for n in other]}, now "
+                    f"{[self._record[n] for n in other]}; name the same"
+                )
         backbone, options = self.objective.backbone, config.objective
         self.streams = open_sources(config, backbone)
         whole = [_whole(stream.source) for stream in self.streams]
@@ -182,6 +194,10 @@ class PretrainRun(TrainRun):
              **({"task": stream.task} if stream.task else {})}
             for stream in self.streams
         ]  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """See :meth:`TrainRun.record`."""
+        return self._record
 
     @torch.no_grad()
     def plot(self, folder: Path) -> None:
@@ -274,9 +290,12 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
 def _needs(recipe: Recipe, tasks: Sequence[str]) -> str:
     """Return which sensors tasks need, in words."""
     needed = {task: recipe.objective.task_images(task) for task in tasks}
-    return "; ".join(
-        f"{task or recipe.objective.method} takes {' and '.join(images or ['any sensor of the model'])}"
-        for task, images in needed.items()
+    return (
+        "; ".join(
+            f"{task or recipe.objective.method} takes {' and '.join(images or ['any sensor of the model'])}"
+            for task, images in needed.items()
+        )
+        + recipe.objective.needs_note
     )
 
 
@@ -284,13 +303,23 @@ def _streams_of(
     found: Source, part: Part | None, recipe: Recipe, backbone: Backbone, tasks: Sequence[str]
 ) -> list[DataStream]:
     """Return a stream of a source for each of the tasks that it has the images for."""
-    data, sensors, name = recipe.data, backbone.config.sensors, found.name
+    data, sensors, name = recipe.data, _sensors_of(found, backbone), found.name
     crop = (part and part.crop) or data.crop
     size = (part and part.size) or data.size
     if size % backbone.size_multiple:
         raise TrainingError(f"data.size must be a multiple of {backbone.size_multiple}, got {size}")
+    if size < backbone.min_size:
+        raise TrainingError(
+            f"data.size={size} is below {backbone.min_size}, the smallest image of {recipe.model}: raise it"
+        )
     views = Views(
-        crop=crop, size=size, flips=data.flips, rot90=data.rot90, region=data.region, mixup=data.mixup
+        crop=crop,
+        size=size,
+        flips=data.flips,
+        rot90=data.rot90,
+        region=data.region,
+        mixup=data.mixup,
+        looks=recipe.objective.looks,
     )
     needed = {task: recipe.objective.task_images(task) for task in tasks}
     made: dict[tuple[str, ...] | None, DataStream | None] = {}
@@ -308,10 +337,21 @@ def _streams_of(
                 }
                 raise TrainingError(f"{name} has {source.bands}, and the model takes {taken}")
             if source and bands and (wanted is None or len(bands) == len(wanted)):
-                made[wanted] = _open_stream(source, bands, part, recipe, backbone, views)
+                made[wanted] = _open_stream(source, bands, part, recipe, backbone, sensors, views)
         if (stream := made[wanted]) is not None:
             streams.append(replace(stream, task=task, scales=dict(scales or {})))
     return streams
+
+
+def _sensors_of(found: Source, backbone: Backbone) -> Mapping[str, str]:
+    """Return the sensor of every modality in a source: a model of pictures takes those of Sentinel-2, too.
+
+    Their unit must then be stated, data.units.rgb=dn; as pictures, their values are too large.
+    """
+    sensors: dict[str, str] = dict(backbone.config.sensors)
+    if sensors.get("rgb") == "rgb" and "rgb" not in found.bands and "s2" in found.bands:
+        sensors["rgb"] = "s2"
+    return sensors
 
 
 def _select(
@@ -352,15 +392,14 @@ def _open_stream(
     part: Part | None,
     recipe: Recipe,
     backbone: Backbone,
+    sensors: Mapping[str, str],
     views: Views,
 ) -> DataStream:
     """Return a stream of these bands of a source, after a look at some samples."""
     given = {m: source.bands[m] for m in bands}
     units = {m: unit for m, unit in recipe.data.units.items() if m in bands}
     checking, preprocess = (
-        preprocess_for(
-            backbone.inputs, bands, sensors=backbone.config.sensors, bands=given, units=units, check=check
-        )
+        preprocess_for(backbone.inputs, bands, sensors=sensors, bands=given, units=units, check=check)
         for check in (True, False)
     )
     try:

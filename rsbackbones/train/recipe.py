@@ -79,7 +79,7 @@ class DataOptions:
         parts: .npz files and pictures below ``root``, and simulated places. Empty if ``root`` is a training
             set itself.
         crop: smallest and largest side of the square crops, in pixels of the source; or, up to 1, as shares
-            of the shorter side of an image.
+            of the shorter side of an image. For MoCo-v2's views shares of its area.
         size: side of the images that the model gets, in pixels.
         flips: along both axes (``true``), left to right only (``horizontal``), or none (``false``).
         rot90: rotate by multiples of 90 degrees.
@@ -131,7 +131,7 @@ class DataOptions:
 class Recipe(RunOptions):
     """A pretraining run: one stage, or several, each of which begins with the weights of the one before.
 
-    With gradient accumulation, contrastive negatives come from the current micro-batch only.
+    With gradient accumulation, contrastive negatives come from the current micro-batch only, or from a queue.
 
     Attributes:
         model: as for ``create_model``.
@@ -161,6 +161,9 @@ class Recipe(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_registered(self.objective)
+        self.objective.check_run(self)
+        if self.objective.looks:
+            self._check_looks()
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"set epochs or steps, one of them; got epochs={self.epochs} and steps={self.steps} (none "
@@ -184,6 +187,21 @@ class Recipe(RunOptions):
             raise ValueError(
                 "the stages differ in objective.length, but with these options every stage trains on single "
                 "dates: pass stages=[] as well"
+            )
+
+    def _check_looks(self) -> None:
+        """Refuse options of augmentation that MoCo-v2's views do not have."""
+        data, fixed = self.data, {"flips": "horizontal", "rot90": False, "region": "same", "mixup": 0}
+        if other := [f"data.{name}={getattr(data, name)}" for name, x in fixed.items()
+                     if getattr(data, name) != x]:  # fmt: skip
+            raise ValueError(
+                f"the views of {self.objective.method} are flipped left to right and neither turned nor "
+                f"mixed: pass data.flips=horizontal data.rot90=false data.mixup=0, got {', '.join(other)}"
+            )
+        if max(data.crop) > 1:
+            raise ValueError(
+                f"the crops of {self.objective.method} are shares of the area, up to 1, such as "
+                f"data.crop=0.2,1.0; got {data.crop[0]},{data.crop[1]}"
             )
 
     @property
@@ -216,4 +234,11 @@ class Recipe(RunOptions):
 
     def resumable_fields(self) -> tuple[str, ...]:
         """See :meth:`RunOptions.resumable_fields`."""
-        return (*super().resumable_fields(), "data.root", "data.workers", "data.max_bad_share", "init_from")
+        return (
+            *super().resumable_fields(),
+            "data.root",
+            "data.workers",
+            "data.max_bad_share",
+            "init_from",
+            "objective.guidance.oracle",
+        )  # of which the bytes are compared

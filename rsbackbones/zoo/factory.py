@@ -292,7 +292,7 @@ def _check_contract(model: Backbone, name: str) -> None:
     Raises:
         ValueError: streams end in different maps, or two modalities share a stem.
     """
-    last = {stream: model.stages(stream)[-1][:2] for stream in model.stream_inputs}
+    last = {stream: model.final(stream)[:2] for stream in model.stream_inputs}
     if len(set(last.values())) > 1:
         raise ValueError(
             f"{name}: the final maps of all streams must have the same channels and stride, got {last}"

@@ -18,6 +18,7 @@ from rsbackbones.train.pretraining import PretrainRun, pretrain
 from rsbackbones.train.recipe import Part
 from rsbackbones.train.recipes import RECIPES
 from rsbackbones.zoo.factory import create_model
+from rsbackbones.zoo.saving import save_model
 from tests.conftest import RECORDED
 from tests.train.mixmae_setup import DATED, FOUR, small_recipe, write_dated
 from tests.train.training import assert_same, contents, curve
@@ -267,3 +268,33 @@ def test_images_of_one_sensor_are_refused_for_mixing(data):
     assert len(run.streams[0]) == 17
     (batch,) = islice(run.batches(0, 1), 1)
     assert set(run.objective(batch)) == {"loss", "reconstruction_s2", "reconstruction_s1"}
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse", "miro"])
+def test_guidance_by_an_oracle_on_three_bands(data, tmp_path, distance):
+    """FoMu-SSL's RGB branch on both tasks, as both encode Sentinel-2."""
+    recipe = small_recipe(data)
+    three = {**recipe.overrides, "bands": {"s2": ["B04", "B03", "B02"]}, "image_size": recipe.data.size}
+    torch.manual_seed(5)
+    oracle = create_model("auxmae_vit_tiny", overrides=three)
+    save_model(oracle, tmp_path / "oracle.safetensors")
+    options = {"oracle": str(tmp_path / "oracle.safetensors"), "sar": 0, "initial_oracle": False}
+    guided = small_recipe(data, objective__guidance={**options, "rgb": 0.5, "distance": distance})
+    runs = [PretrainRun(each, ALONE) for each in (recipe, guided)]
+    assert not [name for name in runs[1].objective.state_dict() if "oracle" in name]
+    assert len(runs[1].record()["oracle"]["sha256"]) == 64
+    for batch in islice(runs[0].batches(0, 2), 2):
+        alone, both = (run.objective(batch) for run in runs)
+        with torch.no_grad():
+            z = runs[1].objective.backbone({"s2": batch.images["s2"]})
+            target = oracle({"s2": batch.images["s2"][:, [2, 1, 0]]})
+        expected = {
+            "cosine": (1 - torch.cosine_similarity(target, z)).mean(),
+            "mse": (target - z).square().mean(),
+            "miro": 0.5 * ((target - z).square() / 0.1 + np.log(0.1)).mean(),
+        }
+        assert both["rgb"].item() == pytest.approx(expected[distance].item(), rel=1e-4)
+        assert both["loss"].item() == pytest.approx(alone["loss"].item() + 0.5 * both["rgb"].item(), rel=1e-5)
+        both["loss"].backward()
+    with pytest.raises(ValueError, match="AuxMAE takes the RGB branch of guidance alone"):
+        small_recipe(data, objective__guidance={**options, "sar": 0.25})

@@ -9,6 +9,7 @@ from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rsbackbones.layers.masked_batch_norm import MaskedBatchNorm
 from rsbackbones.train.engine.batch_norm import set_batch_norm
 from rsbackbones.train.engine.distributed import end_process
 from rsbackbones.train.engine.errors import TrainingError
@@ -28,8 +29,24 @@ LAYERS = {
 }
 
 
+class OfSeries(nn.Module):
+    """The norm of series, with frames that are missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = MaskedBatchNorm(5, ("s2",))
+
+    def forward(self, x):
+        there = x[:, 0, :, 0, 0] > 0
+        return self.norm(x, there, "s2").masked_fill(~there[:, None, :, None, None], 0)
+
+
+# Its statistics are always those of all processes.
+OWN = {"of series": (OfSeries, (ROWS, 5, 2, 4, 3))}
+
+
 def layer_of(name):
-    make, shape = LAYERS[name]
+    make, shape = (LAYERS | OWN)[name]
     generator = torch.Generator().manual_seed(3)
     layer = nn.Sequential(make().double().train())
     with torch.no_grad():
@@ -99,7 +116,7 @@ def test_groups_are_a_plain_loop_over_them(name):
     assert found["buffers"][2] == 3
 
 
-CASES = [(name, mode) for name in LAYERS for mode in ("sync", "grouped")]
+CASES = [(name, mode) for name in LAYERS for mode in ("sync", "grouped")] + [(name, "") for name in OWN]
 
 
 def work(rank, world_size, folder):
@@ -110,7 +127,8 @@ def work(rank, world_size, folder):
     results = {}
     for name, mode in CASES:
         layer, inputs, weights = layer_of(name)
-        set_batch_norm(layer, mode, GROUP)
+        if mode:
+            set_batch_norm(layer, mode, GROUP)
         parallel = layer
         if any(p.requires_grad for p in layer.parameters()):
             parallel = DistributedDataParallel(layer, broadcast_buffers=False)

@@ -11,7 +11,7 @@ from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.initialize import read_run
 from rsbackbones.train.pretraining import pretrain
-from tests.train import mixmae_setup
+from tests.train import fomu_setup, mixmae_setup
 from tests.train.ranks import steps_of
 from tests.train.training import (
     DEADLINE,
@@ -65,6 +65,11 @@ def alternating(data, name, **options):
     )
 
 
+def fomu(folder):
+    """The same pictures and oracle wherever they are."""
+    return fomu_setup.small_recipe(fomu_setup.write_pictures(folder), steps=COUNT)
+
+
 @pytest.fixture(scope="module")
 def of_two(data, tmp_path_factory):
     """The steps of two processes, by variant, all from one launch."""
@@ -73,6 +78,7 @@ def of_two(data, tmp_path_factory):
     for name in ALTERNATING:
         for parallel in parallels(name):
             recipes[f"{name}, {parallel}"] = to_json(alternating(data, name, parallel=parallel))
+    recipes["fomu"] = to_json(fomu(tmp_path_factory.getbasetemp() / "fomu"))
     # Contrast sees the negatives of one pass: two passes are those of one process with two passes.
     content = {"recipes": recipes, "count": COUNT, "results": str(folder / "results.json")}
     file = folder / "recipes.json"
@@ -115,6 +121,16 @@ def test_tasks_that_alternate_are_those_of_one_process(data, of_two, name):
         theirs, their_sums = of_two[f"{name}, {parallel}"]
         torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=0, atol=1e-4)
         assert their_sums == pytest.approx(sums, abs=1e-3)
+
+
+def test_groups_of_batch_norm_and_shuffled_keys_are_those_of_one_process(of_two, tmp_path):
+    """FoMu-SSL: the sums are of the queue, the momentum encoder and the running statistics, too."""
+    alone = DistributedContext(0, 1, torch.device("cpu"))
+    losses, sums = steps_of(fomu(tmp_path / "fomu"), alone, COUNT)
+    theirs, their_sums = of_two["fomu"]
+    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=0, atol=1e-3)
+    assert {"queue.keys", "momentum_encoder.head.0.weight"} < set(sums)
+    assert their_sums == pytest.approx(sums, abs=1e-3, rel=1e-4)
 
 
 def test_no_group_waits_longer_than_the_recipe_says(of_two):

@@ -12,7 +12,7 @@ import pytest
 
 from rsbackbones.train.engine.checkpoint import finished, problem
 from rsbackbones.train.pretraining import pretrain
-from tests.train import mixmae_setup
+from tests.train import fomu_setup, mixmae_setup
 from tests.train.training import (
     assert_same,
     command,
@@ -29,7 +29,9 @@ from tests.train.training import (
 )
 
 KILLS = int(os.environ.get("RSB_KILLS", "3"))
-EVERY = {"croma": 6, "auxmae": 5}  # the tasks of AuxMAE take turns: kills at odd and even steps
+# The tasks of AuxMAE take turns: kills at odd and even steps. FoMu is killed in each of its phases.
+EVERY = {"croma": 6, "auxmae": 5, "fomu, phase 1": 5, "fomu, phase 2": 5}
+WRITE = {"croma": write_data, "auxmae": mixmae_setup.write_dated, "fomu": fomu_setup.write_pictures}
 BEGINNING = re.compile(r"going on from step \d+|from the start")
 
 
@@ -39,16 +41,22 @@ BEGINNING = re.compile(r"going on from step \d+|from the start")
 def test_kills_at_random_moments(tmp_path, method):
     chance = random.Random(int(os.environ.get("RSB_SEED", "0")))
     last = 8 * (2 * KILLS + 2)
-    data = {"croma": write_data, "auxmae": mixmae_setup.write_dated}[method](tmp_path / "data")
+    name, _, phase = method.partition(", phase ")
+    data = WRITE[name](tmp_path / "data")
 
     def recipe(out, **options):
         if method == "croma":
             return small_recipe(data, out, epochs=last // 8, **options)
+        if phase:
+            steps = (last, 4) if phase == "1" else (4, last)
+            return fomu_setup.two_phases(data, out, steps=steps, **options)
         return mixmae_setup.small_recipe(data, out, steps=last, **options)
 
-    out, log = tmp_path / "run", tmp_path / "log"
-    pretrain(recipe(tmp_path / "unbroken"))
-    arguments = command(recipe(out, save__every=EVERY[method]), tmp_path / "recipe.json")
+    whole, unbroken, log = tmp_path / "run", tmp_path / "unbroken", tmp_path / "log"
+    pretrain(recipe(unbroken))
+    folder = "stage_1" if phase == "1" else "."
+    out = whole / folder
+    arguments = command(recipe(whole, save__every=EVERY[method]), tmp_path / "recipe.json")
     saves_hit = 0
     for number in range(KILLS):
         before = newest(out)
@@ -76,6 +84,8 @@ def test_kills_at_random_moments(tmp_path, method):
     run(arguments, log, fresh=True)
     assert newest(out) == last
     assert len(curve(out)) == last
-    assert curve(out) == curve(tmp_path / "unbroken")
-    assert_same(contents(out, last), contents(tmp_path / "unbroken", last))
+    assert curve(out) == curve(unbroken / folder)
+    assert_same(contents(out, last), contents(unbroken / folder, last))
+    if phase:
+        assert curve(whole) == curve(unbroken)
     print(f"{KILLS} kills, {saves_hit} of them in the middle of a save")

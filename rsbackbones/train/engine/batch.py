@@ -28,6 +28,7 @@ class Batch:
         task: the task of the samples; "" if the run has one task.
         names: of every sample, a name that identifies it to a person.
         skipped: (name, reason) of samples that could not be used and were replaced.
+        prepared: of every sample, what :meth:`TrainModule.before_step` computed.
 
     Raises:
         ValueError: ``dates`` or ``valid`` do not fit the images.
@@ -42,6 +43,7 @@ class Batch:
     task: str = ""
     names: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    prepared: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for images in self.views.values() if self.views else [self.images]:
@@ -78,6 +80,7 @@ class Batch:
             views={view: each(images) for view, images in self.views.items()},
             dates=each(self.dates),
             valid=each(self.valid),
+            prepared=each(self.prepared),
         )
 
 

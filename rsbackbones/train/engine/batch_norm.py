@@ -14,14 +14,15 @@ al., BYOL, arXiv 2006.07733, appendix):
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rsbackbones.layers.process_sum import sum_over_processes
 from rsbackbones.train.engine.config import BatchNormMode
 from rsbackbones.train.engine.errors import TrainingError
 
@@ -30,6 +31,8 @@ _KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = None) -> None:
     """Set the mode of all BatchNorm layers of a module. Parameters, buffers and names do not change.
+
+    Groups may be set again, to another number of rows.
 
     Args:
         module: a module with BatchNorm layers of torch or timm.
@@ -46,14 +49,16 @@ def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = N
         raise TrainingError(
             f"batch_norm={mode}, and {type(module).__name__} has no BatchNorm: leave batch_norm at 'local'"
         )
-    if unknown := [f"{name} ({type(norm).__name__})" for name, norm in found if type(norm) not in _KNOWN]:
+    plain = [(name, norm) for name, norm in found if not isinstance(norm, _SharedBatchNorm)]
+    if unknown := [f"{name} ({type(norm).__name__})" for name, norm in plain if type(norm) not in _KNOWN]:
         raise TrainingError(
             f"batch_norm={mode} cannot convert {', '.join(unknown[:8])}; known are "
             f"{', '.join(kind.__name__ for kind in _KNOWN)}: use one of them, or batch_norm=local"
         )
-    for _, norm in found:
+    for _, norm in plain:
         # The class is replaced in place: references to the module, its parameters and hooks stay valid.
         norm.__class__ = type(f"Shared{type(norm).__name__}", (_SharedBatchNorm, type(norm)), {})
+    for _, norm in found:
         norm.group = group if mode == "grouped" else None  # type: ignore[assignment]
 
 
@@ -70,39 +75,49 @@ class _SharedBatchNorm(_BatchNorm):
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if not self.training and self.running_mean is not None:
             return super().forward(x)
-        y = self._normalize(x)
+        y = self._normalize(x) if self.group is None else self._normalize_groups(x, self.group)
         if isinstance(self, BatchNormAct2d):
             y = self.act(self.drop(y))
         return y
 
     def _normalize(self, x: Tensor) -> Tensor:
-        """Normalize [B, C, ...]. Statistics are computed in float32 or wider."""
+        """Normalize [B, C, ...] over all processes. Statistics are computed in float32 or wider."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        groups = 1
-        if self.group is not None:
-            if len(x) % self.group:
-                raise TrainingError(
-                    f"batch_norm_group={self.group} does not divide the {len(x)} rows of a micro-batch: "
-                    "choose a divisor of batch_size / (processes x accumulate)"
-                )
-            groups = len(x) // self.group
-        rows = wide.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)  # [G, C, N]
-        count = rows.shape[2]
-        if self.group is None:
-            count *= _world_size()
-            mean = _sum_over_processes(rows.sum(2)) / count
-            var = _sum_over_processes((rows - mean[..., None]).square().sum(2)) / count
-        else:
-            var, mean = torch.var_mean(rows, dim=2, correction=0)
-        if count < 2:
-            raise TrainingError(f"BatchNorm needs more than 1 value per channel, got {list(x.shape)}")
-        self._track(mean.detach(), var.detach() * (count / (count - 1)))
-        scale = (var + self.eps).rsqrt()  # [G, C]
-        normalized = (rows - mean[..., None]) * scale[..., None]
+        rows = wide.transpose(0, 1).flatten(1)  # [C, N]
+        count = self._check_count(rows.shape[1] * _world_size(), x)
+        mean = sum_over_processes(rows.sum(1)) / count
+        var = sum_over_processes((rows - mean[:, None]).square().sum(1)) / count
+        self._track(mean.detach()[None], var.detach()[None] * (count / (count - 1)))
+        normalized = (rows - mean[:, None]) * (var + self.eps).rsqrt()[:, None]
         if self.affine:
             normalized = normalized * self.weight[:, None] + self.bias[:, None]
-        whole: Tensor = normalized.unflatten(2, (-1, *x.shape[2:])).transpose(1, 2).flatten(0, 1)
+        whole: Tensor = normalized.unflatten(1, (-1, *x.shape[2:])).transpose(0, 1)
         return whole.to(x.dtype)
+
+    def _normalize_groups(self, x: Tensor, size: int) -> Tensor:
+        """Normalize every ``size`` rows of [B, C, ...], by torch's own function."""
+        if len(x) % size:
+            raise TrainingError(
+                f"batch_norm_group={size} does not divide the {len(x)} rows of a micro-batch: choose a "
+                "divisor of batch_size / (processes x accumulate)"
+            )
+        groups = x.split(size)
+        self._check_count(groups[0].numel() // x.shape[1], x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        # With a momentum of 1 the running statistics become those of the group.
+        mean, var = torch.zeros(2, len(groups), x.shape[1], dtype=wide, device=x.device)
+        normalized = [
+            F.batch_norm(rows, mean[i], var[i], self.weight, self.bias, True, 1.0, self.eps)
+            for i, rows in enumerate(groups)
+        ]
+        self._track(mean, var)
+        return torch.cat(normalized)
+
+    @staticmethod
+    def _check_count(count: int, x: Tensor) -> int:
+        if count < 2:
+            raise TrainingError(f"BatchNorm needs more than 1 value per channel, got {list(x.shape)}")
+        return count
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
@@ -119,29 +134,6 @@ class _SharedBatchNorm(_BatchNorm):
             found /= _world_size()
         self.running_mean.lerp_(found[0].to(self.running_mean.dtype), share)
         self.running_var.lerp_(found[1].to(self.running_var.dtype), share)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce (sum). Its gradient is the sum of the gradients of all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad
-
-
-def _sum_over_processes(x: Tensor) -> Tensor:
-    if _world_size() == 1:
-        return x
-    total: Tensor = _SumOverProcesses.apply(x)
-    return total
 
 
 def _world_size() -> int:

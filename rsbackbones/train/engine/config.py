@@ -55,7 +55,9 @@ class OptimOptions:
         base_lr: the peak learning rate; if ``scaled``, times global batch / 256.
         scaled: scale ``base_lr`` with the batch.
         betas: decay rates of the moment estimates.
+        momentum: of ``sgd``, without Nesterov's look ahead. ``None``: timm's ``sgd``, with Nesterov's of 0.9.
         weight_decay: for weights of two or more dimensions. Biases, norms, tokens and temperatures have none.
+        decay_all: all parameters have the weight decay.
         warmup: share of all steps in which the learning rate rises.
         schedule: of the learning rate after the warm-up: ``cosine``, or ``constant``.
         clip_grad: largest norm of the gradient; ``None``: no limit.
@@ -65,10 +67,19 @@ class OptimOptions:
     base_lr: Positive = 4e-6
     scaled: bool = True
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    momentum: ShareBelowOne | None = None
     weight_decay: NonNegative = 0.01
+    decay_all: bool = False
     warmup: ShareBelowOne = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     clip_grad: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if self.momentum is not None and self.name != "sgd":
+            raise ValueError(
+                f"momentum={self.momentum} is one of name=sgd, got name={self.name}: change the name, or "
+                "leave momentum at none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

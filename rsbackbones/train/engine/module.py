@@ -37,6 +37,23 @@ class TrainModule(nn.Module):
         """
         return collect_no_weight_decay(self)
 
+    def before_step(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Compute what needs all samples of a step at once, such as keys. By default nothing.
+
+        Called without gradients before the passes of every step, on every process.
+
+        Args:
+            batches: the micro-batches of this process in the step, not yet on its device.
+
+        Returns:
+            The batches that :meth:`forward` gets, in the same order.
+        """
+        return batches
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Return by name the parameters that have a multiple of the learning rate. By default none."""
+        return {}
+
     def after_step(self, batches: Sequence[Batch], step: Step) -> None:
         """Update state that the optimizer does not update: a momentum encoder, a queue. By default nothing.
 

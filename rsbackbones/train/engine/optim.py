@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from rsbackbones.layers.weight_decay import find_no_weight_decay
 from rsbackbones.train.engine.config import OptimOptions
 from rsbackbones.train.engine.errors import TrainingError
+from rsbackbones.train.engine.module import TrainModule
 
 
 class Schedule(Protocol):
@@ -41,9 +42,25 @@ class ScaledRate(Protocol):
 def build_optimizer(module: nn.Module, options: OptimOptions, batch_size: int) -> Optimizer:
     """Build the optimizer of a module, for a global batch size."""
     lr = learning_rate(options, batch_size)
-    return create_optimizer(
-        parameter_groups(module, options.weight_decay), options.name, lr, betas=options.betas
-    )
+    if options.decay_all:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups = [{"params": trained, "weight_decay": options.weight_decay}]
+    else:
+        groups = parameter_groups(module, options.weight_decay)
+    if isinstance(module, TrainModule):
+        groups = _scale_rates(groups, module)
+    return create_optimizer(groups, options.name, lr, betas=options.betas, momentum=options.momentum)
+
+
+def _scale_rates(groups: list[dict[str, Any]], module: TrainModule) -> list[dict[str, Any]]:
+    """Move the parameters that have a multiple of the learning rate to groups of their own."""
+    scales = {id(module.get_parameter(n)): scale for n, scale in module.learning_rate_scales().items()}
+    moved = []
+    for group in groups:
+        for scale in dict.fromkeys(scales.get(id(p), 1.0) for p in group["params"]):
+            chosen = [p for p in group["params"] if scales.get(id(p), 1.0) == scale]
+            moved.append({**group, "params": chosen, **({} if scale == 1 else {"lr_scale": scale})})
+    return moved
 
 
 def learning_rate(options: ScaledRate, batch_size: int) -> float:

@@ -53,8 +53,12 @@ class RunDir:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
-    def open(self, recipe: RunOptions, sources: list[dict[str, Any]]) -> None:
+    def open(
+        self, recipe: RunOptions, sources: list[dict[str, Any]], others: Mapping[str, Any] | None = None
+    ) -> None:
         """Save the recipe, or compare it with the saved one. Called on the first process only.
+
+        ``others`` is saved beside it, and compared too.
 
         Raises:
             TrainingError: the folder contains a run of another recipe or on other data, or other files.
@@ -79,6 +83,12 @@ class RunDir:
                     f"{self.path} holds a run on other data: {held}, now {now}. Its steps would differ; "
                     "choose another output="
                 )
+            for name, value in (others or {}).items():
+                if record.get(name) != value:
+                    raise TrainingError(
+                        f"{self.path} holds a run with another {name}: {record.get(name)}, now {value}; name "
+                        "the same, or choose another output="
+                    )
             return
         if foreign := sorted(
             p.name for p in self.path.iterdir() if p.name != LOCK and not _STAGE.fullmatch(p.name)
@@ -88,6 +98,7 @@ class RunDir:
                 "choose another output="
             )
         content = {"recipe": to_json(recipe), "sources": sources, "environment": environment()}
+        content |= others or {}
         write_text(file, json.dumps(content, indent=1))
 
     def truncate_log(self, step: int) -> None:

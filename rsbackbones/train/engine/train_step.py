@@ -78,6 +78,10 @@ class TrainRun:
         """Return the saved description of the data. A resumed run must have the same (except names)."""
         raise NotImplementedError
 
+    def record(self) -> dict[str, Any]:
+        """Return what else is saved in ``recipe.json`` and must be the same when the run is resumed."""
+        return {}
+
     def plot(self, folder: Path) -> None:
         """Plot the state of a run. Called on every process after every checkpoint."""
 
@@ -116,10 +120,13 @@ class TrainRun:
         """Compute the gradients of a step. Return the loss and its parts on this process, and the norm."""
         self._buffers = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
         sums: dict[str, Tensor] = {}
+        device = self.processes.device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with torch.no_grad(), autocast:
+            batches = self.objective.before_step(batches)
         for number, batch in enumerate(batches):
             synchronize_gradients(self.module, number == len(batches) - 1)
-            device = self.processes.device
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with autocast:
                 parts = self.module(batch.to(device))
             (parts["loss"] / len(batches)).backward()
             for name, value in parts.items():

@@ -143,7 +143,7 @@ class Trainer:
         problem = None
         if run.processes.is_main_process:
             try:
-                folder.open(run.recipe, run.sources())
+                folder.open(run.recipe, run.sources(), run.record())
             except (ValueError, OSError) as error:
                 problem = str(error)
         if problem := run.processes.broadcast_from_rank0(problem):

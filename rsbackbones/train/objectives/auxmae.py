@@ -43,6 +43,7 @@ from rsbackbones.train.objectives.checks import (
     select_channels,
 )
 from rsbackbones.train.objectives.decoder import Decoder
+from rsbackbones.train.objectives.guidance import Guidance, GuidanceOptions
 from rsbackbones.train.objectives.masking import Mask
 from rsbackbones.train.objectives.objective import Objective, ObjectiveConfig
 from rsbackbones.train.objectives.precision import full_precision
@@ -91,12 +92,16 @@ class AuxmaeObjective(ObjectiveConfig):
         order: the task of a step: ``alternate`` (one after the other), or ``random`` (drawn for every step).
         normalized_targets: normalize every patch of a target to mean 0 and variance 1, over all bands.
         decoder_dim, decoder_depth, decoder_heads: the size of each decoder.
+        guidance: draw the embeddings of unmasked images to those of an oracle, FoMu-SSL's RGB branch (their
+            figure A2 has it with another method). The oracle is a file of the same architecture on bands of
+            one sensor, such as red, green and blue; it sees the values that this model sees. ``None``: no
+            guidance.
 
     Raises:
         ValueError: there is no task, two have one name, or an option is out of range.
     """
 
-    stage_options: ClassVar[tuple[str, ...]] = ("order", "normalized_targets")
+    stage_options: ClassVar[tuple[str, ...]] = ("order", "normalized_targets", "guidance")
 
     method: Literal["auxmae"] = "auxmae"
     tasks: tuple[Task, ...] = (Task(), Task(target="s1", mask_ratio=0.0))  # type: ignore[misc]
@@ -105,6 +110,7 @@ class AuxmaeObjective(ObjectiveConfig):
     decoder_dim: Count = 512
     decoder_depth: Count = 6
     decoder_heads: Count = 16
+    guidance: GuidanceOptions | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -113,6 +119,11 @@ class AuxmaeObjective(ObjectiveConfig):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"tasks has {', '.join(twice)} more than once: a pair of sensors is one task")
         check_decoder(self.decoder_dim, self.decoder_heads)
+        if self.guidance and (self.guidance.sar or self.guidance.initial_oracle):
+            raise ValueError(
+                "AuxMAE takes the RGB branch of guidance alone, and begins with its own weights: pass "
+                'guidance={"oracle": FILE, "sar": 0, "initial_oracle": false}'
+            )
 
     @property
     def schedule(self) -> TaskSchedule:
@@ -210,9 +221,21 @@ class AuxmaePretraining(Objective):
                 for task in options.tasks
             }
         )  # fmt: skip
+        self.guidance = Guidance(options.guidance, backbone.num_features) if options.guidance else None
+
+    def begin(self, *, first: bool, resumed: bool) -> dict[str, Any]:
+        """See :meth:`Objective.begin`: the oracle."""
+        if self.guidance is None:
+            return {}
+        return self.guidance.load_oracle(self.backbone, first=first, other_bands=True)
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """See :meth:`TrainModule.learning_rate_scales`."""
+        scales = self.guidance.learning_rate_scales() if self.guidance else {}
+        return {f"guidance.{name}": scale for name, scale in scales.items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """See :meth:`Objective.forward`. The part has the name of the batch's task.
+        """See :meth:`Objective.forward`. The part has the name of the batch's task; ``rgb`` is guidance's.
 
         Images are [B, C, H, W], the noise [B, N].
 
@@ -227,7 +250,11 @@ class AuxmaePretraining(Objective):
             predicted, batch.images[task.target], self.backbone.patch_size * task.scale, unseen=unseen,
             normalized=options.normalized_targets,
         )  # fmt: skip
-        return {"loss": loss, task.name: loss.detach()}
+        parts = {task.name: loss.detach()}
+        if self.guidance is not None:
+            guided, of_guidance = self._guide(self.guidance, batch, task)
+            loss, parts = loss + guided, parts | of_guidance
+        return {"loss": loss, **parts}
 
     def units(self) -> list[nn.Module]:
         """See :meth:`TrainModule.units`."""
@@ -250,6 +277,26 @@ class AuxmaePretraining(Objective):
         masked = mask.masked[..., None]
         seen = unpatchify(patches.masked_fill(masked, float("nan")), p, grid)
         return {task.target: (image, seen, unpatchify(torch.where(masked, pixels, patches), p, grid))}
+
+    def _guide(self, guidance: Guidance, batch: Batch, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the distance of unmasked images to the oracle; 0 for a source that it does not see."""
+        source, oracle = task.source, guidance.oracle.backbone
+        image, given = batch.images[source], batch.bands[source]
+        if source not in oracle.bands:
+            return image.new_zeros(()), {}
+        if lacking := [band for band in oracle.bands[source] if band not in given]:
+            raise ValueError(
+                f"the oracle sees {', '.join(lacking)}, which the batch of {', '.join(given)} lacks: leave "
+                "the source out, or pass guidance=null"
+            )
+        known = batch_channels(self.backbone, replace(batch, images={source: image}, valid={}, dates={}))
+        tokens = self.backbone.encode_tokens(
+            {source: image.to(next(self.backbone.parameters()).dtype)},
+            channels=select_channels(self.backbone, known),
+        )
+        seen = image[:, [given.index(band) for band in oracle.bands[source]]]
+        features = self.backbone.pool_tokens(source, tokens[source])
+        return guidance.forward(features, seen, None)
 
     def _predict(self, batch: Batch, task: Task) -> tuple[Tensor, Mask | None]:
         """Return the predicted patches, [B, N, C * p * p], and the masks of the source, if any."""

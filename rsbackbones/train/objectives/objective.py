@@ -1,7 +1,7 @@
 """The interface of a pretraining method."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import called_units
+from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config import STRICT
 from rsbackbones.train.engine.config_io import to_json, union_member
 from rsbackbones.train.engine.module import TrainModule
 from rsbackbones.train.engine.sampler import TaskSchedule
+
+if TYPE_CHECKING:
+    from rsbackbones.train.recipe import Recipe
 
 
 class Objective(TrainModule):
@@ -35,6 +39,18 @@ class Objective(TrainModule):
         """Return the backbone that users get: without what only pretraining needs."""
         return self.backbone
 
+    def begin(self, *, first: bool, resumed: bool) -> dict[str, Any]:
+        """Load what only training needs, such as a frozen teacher. Called once, before the first step.
+
+        Args:
+            first: no stage before and no ``init_from`` gives weights.
+            resumed: the weights are replaced by those of a checkpoint after this.
+
+        Returns:
+            What identifies it, for ``recipe.json``; a run is only resumed with the same.
+        """
+        return {}
+
     def usage_note(self) -> str:
         """Return what users should know about how the backbone was trained; empty if there is nothing."""
         return ""
@@ -54,6 +70,8 @@ class ObjectiveConfig:
         method: a field whose default is the name of the method in recipes.
         views: names of independently augmented views of every sample; the batch then has ``views`` instead of
             ``images``.
+        looks: the views are those of MoCo-v2 (:mod:`rsbackbones.data.two_views`), with changed colors. A
+            target, such as radar beside pictures, is in the first view only.
         tasks: tasks that alternate step by step: their names, or objects with a ``name``. ``batch.task`` is
             the name of the step's task. A data source serves the task that it names, or all that it has the
             images for.
@@ -64,6 +82,7 @@ class ObjectiveConfig:
     method: str
     stage_options: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[tuple[str, ...]] = ()
+    looks: ClassVar[bool] = False
     tasks: ClassVar[tuple[Any, ...]] = ()
 
     @property
@@ -84,6 +103,22 @@ class ObjectiveConfig:
         has.
         """
         return None
+
+    @property
+    def needs_note(self) -> str:
+        """How to train without the targets that a task needs, for errors; "" if there is no way."""
+        return ""
+
+    def target_inputs(self, backbone: Backbone) -> Mapping[str, InputSpec]:
+        """Return the input contracts of targets, where they are not the sensors' own. By default none."""
+        return {}
+
+    def check_run(self, options: "Recipe") -> None:
+        """Refuse options of a run, or of a stage, that the method cannot have. By default none.
+
+        Raises:
+            ValueError: there is one.
+        """
 
     @property
     def seasons(self) -> int | Literal["all"] | None:

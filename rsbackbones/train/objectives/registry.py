@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from rsbackbones.train.objectives.auxmae import AuxmaeObjective
 from rsbackbones.train.objectives.croma import CromaObjective
+from rsbackbones.train.objectives.fomu import FomuObjective
 from rsbackbones.train.objectives.mixmae import MixmaeObjective
 from rsbackbones.train.objectives.objective import ObjectiveConfig
 from rsbackbones.train.objectives.seamo import SeamoObjective
@@ -15,6 +16,7 @@ _METHODS: dict[str, type[ObjectiveConfig]] = {
     "seamo": SeamoObjective,
     "auxmae": AuxmaeObjective,
     "mixmae": MixmaeObjective,
+    "fomu": FomuObjective,
 }
 
 

@@ -2,7 +2,8 @@
 
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.train.recipes.croma import RECIPES as CROMA
+from rsbackbones.train.recipes.fomu import RECIPES as FOMU
 from rsbackbones.train.recipes.mixmae import RECIPES as MIXMAE
 from rsbackbones.train.recipes.seamo import RECIPES as SEAMO
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*CROMA, *SEAMO, *MIXMAE)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*CROMA, *SEAMO, *MIXMAE, *FOMU)}
