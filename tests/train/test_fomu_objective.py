@@ -355,5 +355,5 @@ def test_data_and_oracles_that_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match=r"range from 0 to 255.*units={'rgb': 'dn'}"):
         build(data__root=str(tmp_path))
     infrared = rsb.create_model("resnet18", modalities=("s2",), overrides={"layers": (1, 1, 1, 1)})
-    with pytest.raises(ValueError, match=r"trains a model of the modality rgb.*overrides.sensors.rgb=s2"):
+    with pytest.raises(ValueError, match=r"trains a model of the modality rgb.*data.units.rgb=dn"):
         FomuObjective(guidance=GuidanceOptions(rgb=0)).build(infrared)

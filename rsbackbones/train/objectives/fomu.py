@@ -156,7 +156,7 @@ class FomuPretraining(Objective):
         if list(backbone.bands.items()) != [("rgb", colors)]:
             raise ValueError(
                 f"FoMu's objective trains a model of the modality rgb with the bands {', '.join(colors)}, "
-                f"got {dict(backbone.bands)}; for Sentinel-2 images: overrides.sensors.rgb=s2"
+                f"got {dict(backbone.bands)}; Sentinel-2 images serve it, too (data.units.rgb=dn)"
             )
         self.options = options
         self.backbone = backbone
