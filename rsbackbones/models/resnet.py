@@ -24,7 +24,8 @@ Shapes: B images, D channels of the last stage.
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone, Encoded, Inputs, Stage, Wanted
 from rsbackbones.models.checkpoint_format import CheckpointFormat
@@ -94,6 +95,17 @@ class ResNetConfig(SingleSensorConfig):
         return 4 * sum(self.layers)
 
 
+class _HalvedMap(nn.Module):
+    """Means of 2 x 2 cells, at the edges of those that exist.
+
+    The same as timm's ``AvgPool2d(2, ceil_mode=True, count_include_pad=False)``, whose program of
+    torch.export serves no odd sizes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2)
+
+
 class ResNet(Backbone):
     """A ResNet of one modality."""
 
@@ -119,6 +131,9 @@ class ResNet(Backbone):
             zero_init_last=False,
         )
         self.trunk = nn.ModuleDict({name: getattr(network, name) for name in (*_STEM, "maxpool", *_LAYERS)})
+        for name, module in list(self.trunk.named_modules()):
+            if isinstance(module, nn.AvgPool2d):
+                self.trunk.set_submodule(name, _HalvedMap())
 
     def stages(self, stream: str) -> tuple[Stage, ...]:
         """See :meth:`Backbone.stages`: the stem, then the groups of blocks."""

@@ -204,10 +204,19 @@ def test_onnx_files_give_the_same(name, pad, tmp_path):
 
 def rasters(model, folder: Path, height, width):
     """A raster for each sensor of a model, and what is in it, [C, H, W]."""
-    raw = {"s2": optical(height, width, bands=len(model.bands["s2"])), "s1": radar(height, width)}
+    raw = {}
+    for m, bands in model.bands.items():
+        raw[m] = radar(height, width) if m == "s1" else optical(height, width, bands=len(bands))
+        if m == "rgb":
+            raw[m] = (raw[m] % 256).astype(np.uint8)
     place = {"crs": "EPSG:32632", "transform": from_origin(5e5, 5e6, 10, 10)}
     files = [write_tif(folder / f"{m}.tif", raw[m], model.bands[m], **place) for m in model.modalities]
-    return files, {m: raw[m] for m in model.modalities}
+    return files, raw
+
+
+def options(model):
+    """Of the commands over rasters: an 8-bit file is a picture once its user says so."""
+    return {"progress": False, "units": {"rgb": "rgb8"} if "rgb" in model.modalities else None}
 
 
 def features_of(model, raw):
@@ -221,7 +230,9 @@ def test_a_scene_of_one_window_has_the_map_of_the_whole_scene(model, tmp_path, p
     model.pad = pad
     unit = np.lcm(model.size_multiple, model.stride)
     files, raw = rasters(model, tmp_path, 101, 107)
-    out = embed_scene(model, files, tmp_path / "map.tif", window=int(-(-107 // unit) * unit), progress=False)
+    out = embed_scene(
+        model, files, tmp_path / "map.tif", window=int(-(-107 // unit) * unit), **options(model)
+    )
     found = read_map(out)
     sides = [cells(n, model.stride) if pad else n // unit * unit // model.stride for n in (101, 107)]
     assert found.shape == (*sides, model.num_features)
@@ -239,7 +250,7 @@ def test_a_scene_of_several_windows_is_covered_and_georeferenced(model, tmp_path
     import rasterio
 
     files, _ = rasters(model, tmp_path, 160, 224)
-    out = embed_scene(model, files, tmp_path / "map.tif", window=64, overlap=32, progress=False)
+    out = embed_scene(model, files, tmp_path / "map.tif", window=64, overlap=32, **options(model))
     with rasterio.open(out) as raster:
         assert (raster.height, raster.width) == (160 // model.stride, 224 // model.stride)
         assert raster.transform.a == 10 * model.stride
@@ -249,7 +260,7 @@ def test_a_scene_of_several_windows_is_covered_and_georeferenced(model, tmp_path
 
 def test_patches_get_one_embedding_each(model, tmp_path):
     files, raw = rasters(model, tmp_path, 64, 96)
-    embed_patches(model, files, tmp_path / "rows.npz", progress=False)
+    embed_patches(model, files, tmp_path / "rows.npz", **options(model))
     rows = np.load(tmp_path / "rows.npz")
     features = features_of(model, raw)
     for stream in model.stream_inputs:
@@ -263,7 +274,7 @@ def test_patches_get_one_embedding_each(model, tmp_path):
 
 def labelled(model, size=64, count=8, maps=False):
     rng = np.random.default_rng(0)
-    raw = {"s2": (100, 4000, np.uint16), "s1": (-30, 0, np.float32)}
+    raw = {"s2": (100, 4000, np.uint16), "s1": (-30, 0, np.float32), "rgb": (0, 256, np.uint8)}
     samples = [
         {
             m: rng.uniform(*raw[m][:2], (len(model.bands[m]), size, size)).astype(raw[m][2])
@@ -276,7 +287,7 @@ def labelled(model, size=64, count=8, maps=False):
             sample["label"] = rng.integers(0, 3, (size, size))
     return LabelledDataset(
         name="made", task="pixels" if maps else "classes", classes=("a", "b", "c"), bands=dict(model.bands),
-        units={m: {"s2": "dn", "s1": "db"}[m] for m in model.bands},
+        units={m: {"s2": "dn", "s1": "db", "rgb": "uint8"}[m] for m in model.bands},
         ids=tuple(map(str, range(count))), labels=None if maps else np.arange(count) % 3,
         splits={"train": np.arange(count - 3), "test": np.arange(count - 3, count)},
         read=lambda i: dict(samples[i]), digest=f"made {size} {maps}",
