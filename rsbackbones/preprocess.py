@@ -38,7 +38,15 @@ from rsbackbones.arrays import is_dataset, to_tensor, undecoded_offset
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.models.series_arguments import Masks, masks_by_modality
 from rsbackbones.sensors import RGB8, BandNumbers, InputSpec, Sensor, get_sensor
-from rsbackbones.value_check import MissingPixelsWarning, Verdict, format_value, judge, missing_pixels
+from rsbackbones.value_check import (
+    MissingPixelsWarning,
+    OffsetWarning,
+    Verdict,
+    bands_with_holes,
+    format_value,
+    judge,
+    missing_pixels,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -256,6 +264,9 @@ class Preprocess:
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         sources = self._source_bands(modality)
+        cirrus = None
+        if "B10" in given and self.sensors[modality].name in ("s2", "s2_ndvi"):
+            cirrus = x[..., given.index("B10"), :, :]  # it tells the offset, also where the model lacks it
         if given != sources:
             x = x[..., [given.index(band) for band in sources], :, :]
         missing = None if keep is None or keep.all() else ~keep
@@ -268,7 +279,7 @@ class Preprocess:
             x = _fill(x, missing, modality)
         counted = None if missing is None else ~missing
         if self.check:
-            self._check_values(modality, x, counted)
+            self._check_values(modality, x, counted, cirrus)
         x = self._to_contract_unit(modality, sources, x)
         return self._normalize(modality, x, counted)
 
@@ -286,10 +297,11 @@ class Preprocess:
             )
         )
 
-    def _check_values(self, modality: str, x: Tensor, counted: Tensor | None) -> None:
+    def _check_values(self, modality: str, x: Tensor, counted: Tensor | None, cirrus: Tensor | None) -> None:
         """Check values [..., C, H, W] of the bands that the model takes, or the sources of its indices.
 
-        ``counted`` is False, [..., H, W], for pixels that were filled.
+        ``counted`` is False, [..., H, W], for pixels that were filled. ``cirrus`` [..., H, W] is Sentinel-2's
+        band B10, if it is there.
 
         Raises:
             ValueError: they are NaN or infinite, or cannot be in the stated unit
@@ -341,13 +353,46 @@ class Preprocess:
                 )
             if counted is not None:
                 missing |= ~counted
-            self._act_on(modality, judge(x.movedim(-3, 0)[:, ~missing], unit, sensor))
-            images, holes = x.reshape(-1, *x.shape[-3:]), missing.reshape(-1, *x.shape[-2:])
-            for i in range(0, len(images), -(-len(images) // _JUDGED)) if len(images) > 1 else ():
-                found = judge(images[i][:, ~holes[i]], unit, sensor)
-                if found.kind != "suspect":  # a single image may be dark or bright
-                    text = f"image {i + 1} of {len(images)}: {found.text}"
-                    self._act_on(modality, replace(found, text=text))
+            self._judge(modality, [bands[i] for i in measured], x, ~missing, cirrus)
+
+    def _judge(
+        self, modality: str, bands: Sequence[str], x: Tensor, held: Tensor, cirrus: Tensor | None
+    ) -> None:
+        """Judge values [..., C, H, W] where they are held, [..., H, W]: all, and image by image."""
+        unit, sensor = self.units[modality], self.sensors[modality]
+        every = judge(
+            x.movedim(-3, 0)[:, held], unit, sensor, cirrus=None if cirrus is None else cirrus[held]
+        )
+        self._act_on(modality, every)
+        images, pixels = x.reshape(-1, *x.shape[-3:]), held.reshape(-1, *x.shape[-2:])
+        high = None if cirrus is None else cirrus.reshape(-1, *x.shape[-2:])
+        judged = range(0, len(images), -(-len(images) // _JUDGED))
+        doubts: dict[Verdict, list[int]] = {}
+        for i in judged:
+            values = images[i][:, pixels[i]]
+            if self.nodata != 0 and (holes := bands_with_holes(values, unit)):
+                named = ", ".join(bands[k] for k in holes)
+                warnings.warn(
+                    f"{modality}: {named} holds zero in many pixels where other bands have values, as pixels "
+                    "without data do, and they are taken as measured; create_preprocess(model, nodata=0) "
+                    "fills them (--nodata 0)",
+                    MissingPixelsWarning,
+                    stacklevel=5,
+                )
+            if len(images) == 1:
+                break
+            found = judge(
+                values, unit, sensor, cirrus=None if high is None else high[i][pixels[i]], alone=False
+            )
+            if found.kind != "suspect":
+                self._act_on(modality, replace(found, text=f"image {i + 1} of {len(images)}: {found.text}"))
+            elif found.unit != every.unit:
+                doubts.setdefault(found, []).append(i)
+        for found, numbers in doubts.items():
+            # A single image may be dark; the offset is seen in one.
+            if found.warning is OffsetWarning or 2 * len(numbers) > len(judged):
+                first = f"{len(numbers)} of {len(judged)} images (first number {numbers[0] + 1})"
+                self._act_on(modality, replace(found, text=f"{first}: {found.text}"))
 
     def _act_on(self, modality: str, found: Verdict) -> None:
         """Raise an error or warn as a verdict requires, with the option that helps."""
@@ -366,7 +411,7 @@ class Preprocess:
                 f"{modality}={found.unit})"
             )
         if found.kind == "suspect":
-            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=5)
+            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=6)
         else:
             raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 

@@ -30,7 +30,7 @@ from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.sensors import SSL4EO_S12, get_sensor
-from rsbackbones.value_check import judge, missing_pixels
+from rsbackbones.value_check import MissingPixelsWarning, bands_with_holes, judge, missing_pixels
 
 _JOB_FILE = "job.json"
 _PROBED_PLACES = 16
@@ -144,12 +144,21 @@ def _check_units(source: Source) -> None:
             held = x.isfinite().all(0) & ~missing_pixels(x.movedim(0, -3), SSL4EO_S12[sensor].unit)
             if (valid := sample.valid.get(sensor)) is not None:  # [T]: missing images hold zeros
                 held &= torch.as_tensor(valid)[:, None, None]
-            found.setdefault(sensor, []).append(x[:, held].flatten())
+            found.setdefault(sensor, []).append(x[:, held])
     for sensor, values in found.items():
-        unit = SSL4EO_S12[sensor].unit
+        unit, bands = SSL4EO_S12[sensor].unit, source.bands[sensor]
         assert unit is not None
-        verdict = judge(torch.cat(values), unit, get_sensor(sensor))
+        every = torch.cat(values, dim=1)
+        cirrus = every[bands.index("B10")] if sensor == "s2" and "B10" in bands else None
+        verdict = judge(every, unit, get_sensor(sensor), cirrus=cirrus)
         text = f"{source.name}, {sensor}: {verdict.text}"
+        if holes := sorted({bands[i] for x in values for i in bands_with_holes(x, unit)}):
+            warnings.warn(
+                f"{source.name}, {sensor}: {', '.join(holes)} holds zero in many pixels where other bands "
+                "have values, as pixels without data do; they are packed as measured",
+                MissingPixelsWarning,
+                stacklevel=3,
+            )
         if verdict.kind == "suspect":
             warnings.warn(f"{text}; shards state {unit!r}", verdict.warning, stacklevel=3)
         elif verdict.kind != "right":
