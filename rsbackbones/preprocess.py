@@ -140,10 +140,10 @@ class Preprocess:
                 an xarray DataArray or Dataset are taken by their names
                 (:func:`rsbackbones.arrays.to_tensor`).
             valid: by modality booleans, False for what does not count: pixels [..., H, W], or missing images
-                [B, T] of series [B, T, C, H, W]. Their values are ignored and replaced by zeros. Pass the
-                same mask to the model. :meth:`valid_pixels` finds the pixels that arrays themselves lack.
-                Tensors, arrays or lists; a bare one if there is one modality. Masks are of the size of ``x``,
-                also where the result has another (``size``).
+                [B, T] of series [B, T, C, H, W]. Their values are ignored, and are NaN in the result: the
+                model needs the same mask, and refuses them without it. :meth:`valid_pixels` finds the pixels
+                that arrays themselves lack. Tensors, arrays or lists; a bare one if there is one modality.
+                Masks are of the size of ``x``, also where the result has another (``size``).
 
         Returns:
             float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one. Pixels
@@ -236,13 +236,14 @@ class Preprocess:
                 f"for a series [B, T, C, H, W], got {list(mask.shape)} for {list(x.shape)}"
             )
         sides = self.size or (x.shape[-2], x.shape[-1])
-        made = torch.zeros(*x.shape[:-3], len(self.specs[modality].bands), *sides, device=x.device)
+        shape = (*x.shape[:-3], len(self.specs[modality].bands), *sides)
+        made = torch.full(shape, float("nan"), device=x.device)
         there = mask.flatten(-2).any(-1)  # images with a pixel that counts
         if there.any():
             keep = mask[there]
             images = self._apply_images(modality, x[there], None if held is None else held[there], keep)
             kept = nn.functional.interpolate(keep[:, None].float(), size=sides, mode="nearest-exact") > 0
-            made[there] = resize(images, self.size).masked_fill(~kept, 0)
+            made[there] = resize(images, self.size).masked_fill(~kept, float("nan"))
         return made
 
     def _apply_images(self, modality: str, x: Tensor, held: Tensor | None, keep: Tensor | None) -> Tensor:
