@@ -60,7 +60,7 @@ def validate_inputs(
     masks = masks_by_modality(valid, tuple(images), first.device)
     for m, mask in masks.items():
         _check_mask(images, m, mask)
-    if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if not torch.compiler.is_compiling():
         # On an accelerator the answer is waited for, which training cannot afford: there NaN stays NaN.
         for m, image in images.items() if first.device.type == "cpu" or not model.training else ():
             _check_finite(m, image, masks.get(m))
