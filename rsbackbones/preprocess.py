@@ -38,7 +38,15 @@ from rsbackbones.arrays import is_dataset, to_tensor, undecoded_offset
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.models.series_arguments import Masks, masks_by_modality
 from rsbackbones.sensors import RGB8, BandNumbers, InputSpec, Sensor, get_sensor
-from rsbackbones.value_check import MissingPixelsWarning, Verdict, format_value, judge, missing_pixels
+from rsbackbones.value_check import (
+    MissingPixelsWarning,
+    OffsetWarning,
+    Verdict,
+    bands_with_holes,
+    format_value,
+    judge,
+    missing_pixels,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,10 +140,10 @@ class Preprocess:
                 an xarray DataArray or Dataset are taken by their names
                 (:func:`rsbackbones.arrays.to_tensor`).
             valid: by modality booleans, False for what does not count: pixels [..., H, W], or missing images
-                [B, T] of series [B, T, C, H, W]. Their values are ignored and replaced by zeros. Pass the
-                same mask to the model. :meth:`valid_pixels` finds the pixels that arrays themselves lack.
-                Tensors, arrays or lists; a bare one if there is one modality. Masks are of the size of ``x``,
-                also where the result has another (``size``).
+                [B, T] of series [B, T, C, H, W]. Their values are ignored, and are NaN in the result: the
+                model needs the same mask, and refuses them without it. :meth:`valid_pixels` finds the pixels
+                that arrays themselves lack. Tensors, arrays or lists; a bare one if there is one modality.
+                Masks are of the size of ``x``, also where the result has another (``size``).
 
         Returns:
             float32 tensors of the same shape, with the model's channels; a mapping if ``x`` is one. Pixels
@@ -228,13 +236,14 @@ class Preprocess:
                 f"for a series [B, T, C, H, W], got {list(mask.shape)} for {list(x.shape)}"
             )
         sides = self.size or (x.shape[-2], x.shape[-1])
-        made = torch.zeros(*x.shape[:-3], len(self.specs[modality].bands), *sides, device=x.device)
+        shape = (*x.shape[:-3], len(self.specs[modality].bands), *sides)
+        made = torch.full(shape, float("nan"), device=x.device)
         there = mask.flatten(-2).any(-1)  # images with a pixel that counts
         if there.any():
             keep = mask[there]
             images = self._apply_images(modality, x[there], None if held is None else held[there], keep)
             kept = nn.functional.interpolate(keep[:, None].float(), size=sides, mode="nearest-exact") > 0
-            made[there] = resize(images, self.size).masked_fill(~kept, 0)
+            made[there] = resize(images, self.size).masked_fill(~kept, float("nan"))
         return made
 
     def _apply_images(self, modality: str, x: Tensor, held: Tensor | None, keep: Tensor | None) -> Tensor:
@@ -256,6 +265,9 @@ class Preprocess:
             )
         x = x.to(torch.float32)  # a copy, or left as it is from here on
         sources = self._source_bands(modality)
+        cirrus = None
+        if "B10" in given and self.sensors[modality].name in ("s2", "s2_ndvi"):
+            cirrus = x[..., given.index("B10"), :, :]  # it tells the offset, also where the model lacks it
         if given != sources:
             x = x[..., [given.index(band) for band in sources], :, :]
         missing = None if keep is None or keep.all() else ~keep
@@ -268,7 +280,7 @@ class Preprocess:
             x = _fill(x, missing, modality)
         counted = None if missing is None else ~missing
         if self.check:
-            self._check_values(modality, x, counted)
+            self._check_values(modality, x, counted, cirrus)
         x = self._to_contract_unit(modality, sources, x)
         return self._normalize(modality, x, counted)
 
@@ -286,10 +298,11 @@ class Preprocess:
             )
         )
 
-    def _check_values(self, modality: str, x: Tensor, counted: Tensor | None) -> None:
+    def _check_values(self, modality: str, x: Tensor, counted: Tensor | None, cirrus: Tensor | None) -> None:
         """Check values [..., C, H, W] of the bands that the model takes, or the sources of its indices.
 
-        ``counted`` is False, [..., H, W], for pixels that were filled.
+        ``counted`` is False, [..., H, W], for pixels that were filled. ``cirrus`` [..., H, W] is Sentinel-2's
+        band B10, if it is there.
 
         Raises:
             ValueError: they are NaN or infinite, or cannot be in the stated unit
@@ -341,13 +354,46 @@ class Preprocess:
                 )
             if counted is not None:
                 missing |= ~counted
-            self._act_on(modality, judge(x.movedim(-3, 0)[:, ~missing], unit, sensor))
-            images, holes = x.reshape(-1, *x.shape[-3:]), missing.reshape(-1, *x.shape[-2:])
-            for i in range(0, len(images), -(-len(images) // _JUDGED)) if len(images) > 1 else ():
-                found = judge(images[i][:, ~holes[i]], unit, sensor)
-                if found.kind != "suspect":  # a single image may be dark or bright
-                    text = f"image {i + 1} of {len(images)}: {found.text}"
-                    self._act_on(modality, replace(found, text=text))
+            self._judge(modality, [bands[i] for i in measured], x, ~missing, cirrus)
+
+    def _judge(
+        self, modality: str, bands: Sequence[str], x: Tensor, held: Tensor, cirrus: Tensor | None
+    ) -> None:
+        """Judge values [..., C, H, W] where they are held, [..., H, W]: all, and image by image."""
+        unit, sensor = self.units[modality], self.sensors[modality]
+        every = judge(
+            x.movedim(-3, 0)[:, held], unit, sensor, cirrus=None if cirrus is None else cirrus[held]
+        )
+        self._act_on(modality, every)
+        images, pixels = x.reshape(-1, *x.shape[-3:]), held.reshape(-1, *x.shape[-2:])
+        high = None if cirrus is None else cirrus.reshape(-1, *x.shape[-2:])
+        judged = range(0, len(images), -(-len(images) // _JUDGED))
+        doubts: dict[Verdict, list[int]] = {}
+        for i in judged:
+            values = images[i][:, pixels[i]]
+            if self.nodata != 0 and (holes := bands_with_holes(values, unit)):
+                named = ", ".join(bands[k] for k in holes)
+                warnings.warn(
+                    f"{modality}: {named} holds zero in many pixels where other bands have values, as pixels "
+                    "without data do, and they are taken as measured; create_preprocess(model, nodata=0) "
+                    "fills them (--nodata 0)",
+                    MissingPixelsWarning,
+                    stacklevel=5,
+                )
+            if len(images) == 1:
+                break
+            found = judge(
+                values, unit, sensor, cirrus=None if high is None else high[i][pixels[i]], alone=False
+            )
+            if found.kind != "suspect":
+                self._act_on(modality, replace(found, text=f"image {i + 1} of {len(images)}: {found.text}"))
+            elif found.unit != every.unit:
+                doubts.setdefault(found, []).append(i)
+        for found, numbers in doubts.items():
+            # A single image may be dark; the offset is seen in one.
+            if found.warning is OffsetWarning or 2 * len(numbers) > len(judged):
+                first = f"{len(numbers)} of {len(judged)} images (first number {numbers[0] + 1})"
+                self._act_on(modality, replace(found, text=f"{first}: {found.text}"))
 
     def _act_on(self, modality: str, found: Verdict) -> None:
         """Raise an error or warn as a verdict requires, with the option that helps."""
@@ -366,7 +412,7 @@ class Preprocess:
                 f"{modality}={found.unit})"
             )
         if found.kind == "suspect":
-            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=5)
+            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=6)
         else:
             raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 

@@ -6,10 +6,12 @@ impossible. Its limits are physical: a reflectance rarely exceeds 2 (snow, cloud
 backscatter has a median between -45 and 10 dB. Pixels without data do not count: those that hold zero in all
 bands of an optical sensor or in linear power, as ESA's products mark them.
 
-Limits that are not physical are measured on 1,200 Sentinel-2 L2A images of 64 x 64 pixels and 200 of L1C: the
-brightest value of none is 255 digital numbers or less.
+Limits that are not physical are measured on 1,849 Sentinel-2 images of both levels, clear and cloudy, without
+the offset: the brightest permille of two, of dark water, is below 100 digital numbers, and the darkest
+permille of every band is above 1000 only where clouds cover all (6 %).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,9 +24,12 @@ from rsbackbones.sensors import RGB8, Sensor
 _MOST = 2**18
 # The darkest percent of an image in dn. Of 1,200 clear L2A images without the offset of 1000 it is below 600
 # in 99 % and never above 855; with the offset it is therefore between 1000 and 1900, but for snow and cloud.
+# The cirrus band (B10), which sees the ground of high mountains alone, has a median below 60 without it.
 DARK, CLEAR = 900, 1900
-# Values beyond these are no measurement: one that many pixels hold marks pixels without data. The
-# lower ones of dn and reflectance are what the offset of Sentinel-2 makes of zero.
+# Whole numbers may be percent where the brightest permille is between these; at night all are smaller.
+_WHOLE_PERCENT = (35, 120)
+# Below them a value that many pixels hold marks pixels without data; above them it does if it is one of
+# _SENTINELS. The lower ones of dn and reflectance are what the offset of Sentinel-2 makes of zero.
 _POSSIBLE = {
     "dn": (-999.5, 30_000),
     "dn_baseline_0400": (-0.5, 31_000),
@@ -39,6 +44,20 @@ _POSSIBLE = {
 _WITH_OFFSET = ("s2", "s2_ndvi", "rgb")
 # Many pixels: this share of them. Values beyond _FAR are no measurement in any unit, and count one by one.
 _MANY, _FAR = 1e-3, (-9990.0, 1e6)
+# What files hold for pixels without data, and the scales and offsets that make it a value of the unit.
+_SENTINELS = (-32768, -9999, -999, 9999, 32766, 32767, 65534, 65535)
+_TAGS = {
+    "dn": ((1, 0), (1, -1000)),
+    "reflectance": ((1, 0), (1e-4, 0), (1e-4, -0.1)),
+    "percent": ((1, 0), (1e-2, 0), (1e-2, -10)),
+    "db": ((1, 0), (1e-2, 0)),
+}
+# Values up to this are as dark as zero; a band in which zero marks pixels without data has few of them.
+_NEAR_ZERO = {
+    "dn": 100, "dn_baseline_0400": 100, "reflectance": 0.01, "percent": 1, "linear": 1e-4,
+}  # fmt: skip
+# A band has holes if it is zero in this share of the pixels.
+_HOLES = 1e-2
 _IN_WORDS = {
     "dn": "digital numbers (reflectance x 10000)",
     "dn_baseline_0400": "digital numbers with an offset of 1000",
@@ -61,7 +80,7 @@ class OffsetWarning(UnitWarning):
 
 
 class MissingPixelsWarning(UserWarning):
-    """Pixels hold zero in all bands, as those without data do, and nobody says so."""
+    """Pixels hold zero in all bands or in one, as those without data do, and nobody says so."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +93,14 @@ class Verdict:
         text: the finding in words, to follow the name of the sensor.
         unit: the other unit, by the name that ``create_preprocess`` knows it by.
         nodata: the value that marks pixels without data.
+        warning: the category of a warning of what is suspected.
     """
 
     kind: Literal["right", "other_unit", "suspect", "impossible"] = "right"
     text: str = ""
     unit: str | None = None
     nodata: float | None = None
-
-    @property
-    def warning(self) -> type[UnitWarning]:
-        """The category of a warning of what is suspected."""
-        return OffsetWarning if self.unit == "dn_baseline_0400" else UnitWarning
+    warning: type[UnitWarning] = UnitWarning
 
 
 _RIGHT = Verdict()
@@ -104,7 +120,26 @@ def zero_is_missing(unit: str | None) -> bool:
     return unit in _POSSIBLE and unit not in ("db", "db_x100")
 
 
-def judge(x: Tensor, unit: str, sensor: Sensor) -> Verdict:
+def bands_with_holes(x: Tensor, unit: str | None) -> list[int]:
+    """Return which bands hold zero in pixels that have no data in them alone, as at the edge of a mosaic.
+
+    Zero is then held by at least one percent of the pixels, and hardly a value of the band is near it. Dark
+    water is near zero too, but not at it.
+
+    Args:
+        x: [C, N], pixels with data in any band.
+        unit: of the values. Those of which zero is a measurement have no such bands.
+    """
+    if unit not in _NEAR_ZERO or not x.shape[1]:
+        return []
+    zeros = (x == 0).sum(1)
+    near = ((x != 0) & (x.abs() <= _NEAR_ZERO[unit])).sum(1)
+    return ((zeros >= _HOLES * x.shape[1]) & (zeros > 10 * near)).nonzero().flatten().tolist()
+
+
+def judge(
+    x: Tensor, unit: str, sensor: Sensor, *, cirrus: Tensor | None = None, alone: bool = True
+) -> Verdict:
     """Judge the values of one sensor.
 
     Args:
@@ -112,6 +147,10 @@ def judge(x: Tensor, unit: str, sensor: Sensor) -> Verdict:
             without data are left out before.
         unit: of the values, as ``create_preprocess`` names it. Others than those of measurements are right.
         sensor: of the values.
+        cirrus: those of Sentinel-2's band B10, where the product has it: they tell the offset, which bright
+            pixels hide in other bands.
+        alone: they are all that there is. Of one of several images, the brightness of clouds is no reason to
+            suspect the offset.
     """
     if unit not in _POSSIBLE or not x.numel():
         return _RIGHT
@@ -126,7 +165,9 @@ def judge(x: Tensor, unit: str, sensor: Sensor) -> Verdict:
             nodata=marker,
         )
     if sensor.kind != "radar":
-        return _judge_optical(_Values(x), unit, sensor)
+        found = _judge_optical(_Values(x), unit, sensor, alone)
+        known = cirrus is not None and cirrus.numel() > 0 and found.unit in (None, "dn_baseline_0400")
+        return _judge_cirrus(found, float(cirrus.median()), unit) if cirrus is not None and known else found
     marked = _zero_marks(x, unit)
     found = _judge_radar(_Values(x[x != 0] if marked else x), unit)
     if not marked or found.kind != "right":
@@ -194,7 +235,13 @@ def _marker(x: Tensor, unit: str) -> float | None:
     far = not _FAR[0] < value < _FAR[1]
     # Where all or various values are beyond, the unit is wrong.
     many = max(2, _MANY * len(x), len(beyond) / 2) <= count < len(x)
-    return value if far or many else None
+    return value if far or (many and (value < low or _is_sentinel(value, unit))) else None
+
+
+def _is_sentinel(value: float, unit: str) -> bool:
+    """Return whether a value is one that files hold for pixels without data, with their tags applied."""
+    made = (held * scale + offset for held in _SENTINELS for scale, offset in _TAGS.get(unit, ((1, 0),)))
+    return any(math.isclose(value, one, rel_tol=1e-5) for one in made)
 
 
 def _zero_marks(x: Tensor, unit: str) -> bool:
@@ -209,7 +256,25 @@ def _zero_marks(x: Tensor, unit: str) -> bool:
     return max(2, _MANY * len(x)) <= zeros < len(x) and zeros > 10 * (len(near) - zeros)
 
 
-def _judge_optical(v: _Values, unit: str, sensor: Sensor) -> Verdict:
+def _judge_cirrus(found: Verdict, median: float, unit: str) -> Verdict:
+    """Judge the offset by the median of the cirrus band, which without it is near zero."""
+    if found.kind == "impossible" or unit not in ("dn", "dn_baseline_0400"):
+        return found
+    if median < DARK:
+        if unit == "dn" or found.kind != "right":
+            return _RIGHT if found.kind == "suspect" else found
+        text = f"the median of the cirrus band B10 is {median:.4g}, and with the offset it is 1000 or more"
+        return Verdict("other_unit", text, unit="dn")
+    if unit == "dn_baseline_0400":
+        return found
+    text = (
+        f"the median of the cirrus band B10 is {median:.4g}, which is near 0 where no high clouds are. "
+        "Sentinel-2 products since 2022 have an offset of 1000"
+    )
+    return Verdict("suspect", text, unit="dn_baseline_0400", warning=OffsetWarning)
+
+
+def _judge_optical(v: _Values, unit: str, sensor: Sensor, alone: bool) -> Verdict:
     if v.high < 0:
         return Verdict(
             "impossible",
@@ -232,8 +297,8 @@ def _judge_optical(v: _Values, unit: str, sensor: Sensor) -> Verdict:
     likely = _optical_unit(v, sensor)
     if likely in ("percent", RGB8):
         # Dark water has such numbers too (6 of 80 patches of BigEarthNet, none above 228), and night.
-        sure = likely == "percent" or v.high >= 240
-        return v.like(likely, unit, sure=sure) if sure or v.high >= 64 else _RIGHT
+        sure = not v.whole or v.high >= 240
+        return v.like(likely, unit, sure=sure) if sure or v.high >= _WHOLE_PERCENT[0] else _RIGHT
     if unit == "landsat_c2":
         return _RIGHT if v.median >= 5000 else v.like("dn", unit)
     if v.share_above(21_000) > 0.01:  # with or without the offset
@@ -244,13 +309,13 @@ def _judge_optical(v: _Values, unit: str, sensor: Sensor) -> Verdict:
         return _RIGHT if v.median >= DARK else v.like("dn", unit)
     if likely == "landsat_c2":
         return v.like("landsat_c2", unit, sure=False)
-    if sensor.name in _WITH_OFFSET and v.low >= DARK and 1000 <= v.quantile(0.01) < CLEAR:
-        return Verdict(
-            "suspect",
-            f"hardly a value is below {DARK}. Sentinel-2 products since 2022 have an offset of 1000",
-            unit="dn_baseline_0400",
-        )
-    return _RIGHT
+    if sensor.name not in _WITH_OFFSET or v.low < DARK or v.quantile(0.01) < 1000:
+        return _RIGHT
+    text = f"hardly a value is below {DARK}. Sentinel-2 products since 2022 have an offset of 1000"
+    if v.quantile(0.01) < CLEAR:
+        return Verdict("suspect", text, unit="dn_baseline_0400", warning=OffsetWarning)
+    text += "; clouds or snow that cover all would be as bright"
+    return Verdict("suspect", text, unit="dn_baseline_0400") if alone else _RIGHT
 
 
 def _optical_unit(v: _Values, sensor: Sensor) -> str:
@@ -258,7 +323,7 @@ def _optical_unit(v: _Values, sensor: Sensor) -> str:
     if not v.whole and v.low >= -20 and v.high <= 130:
         return "percent"
     if v.smallest >= 0 and v.largest <= 255:
-        return RGB8
+        return "percent" if v.whole and v.high <= _WHOLE_PERCENT[1] else RGB8
     landsat = sensor.name.startswith("landsat")
     return "landsat_c2" if landsat and v.quantile(0.01) >= 5000 and v.median >= 7000 else "dn"
 

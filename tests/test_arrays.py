@@ -105,13 +105,27 @@ def test_missing_pixels_are_refused_or_known_to_the_model_and_never_dropped(mode
     valid = preprocess.valid_pixels(x)
     np.testing.assert_array_equal(valid["s2"], ~missing)
     inputs = preprocess(x, valid=valid)
-    np.testing.assert_array_equal(inputs, np.where(missing[:, None], 0, preprocess(dn).numpy()))
+    np.testing.assert_array_equal(inputs, np.where(missing[:, None], np.nan, preprocess(dn).numpy()))
     features = model.forward_features(inputs, valid=valid)
     assert features.maps()[0, :, 0, 0].isnan().all()
     assert features.pooled["s2"].isfinite().all()
     # A mask of one's own that leaves some of them is no way around.
     with pytest.raises(ValueError, match="masked pixels"):
         preprocess(x, valid={"s2": np.ones_like(missing)})
+
+
+def test_a_mask_that_the_model_does_not_get_is_refused(model, preprocess, dn):
+    valid = np.ones((len(dn), *dn.shape[-2:]), bool)
+    model(preprocess(dn, valid=valid))  # it hides nothing
+    valid[1, 2, 3] = False
+    inputs = preprocess(dn, valid=valid)
+    with pytest.raises(ValueError, match=r"1 of \d+ pixels are NaN and would count.*valid=valid"):
+        model(inputs)
+    other = valid.copy()
+    other[1, 2, 3:5] = [True, False]
+    with pytest.raises(ValueError, match="1 of"):
+        model(inputs, valid=other)
+    assert model(inputs, valid=valid).isfinite().all()
 
 
 def test_statistics_and_checks_are_of_the_pixels_that_count(model, dn):
@@ -123,7 +137,7 @@ def test_statistics_and_checks_are_of_the_pixels_that_count(model, dn):
     mean, std = kept.mean(1)[:, None], kept.std(1, ddof=1)[:, None]
     want = np.clip((kept - mean + 2 * std) / (4 * std) * 255, 0, 255).astype(np.uint8) / 255
     np.testing.assert_allclose(again.numpy().transpose(1, 0, 2, 3)[:, ~missing], want, atol=1 / 255 + 1e-6)
-    assert (checked(broken, valid=np.zeros_like(missing)) == 0).all()
+    assert checked(broken, valid=np.zeros_like(missing)).isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -174,8 +188,8 @@ def test_masks_in_other_forms(preprocess, dn):
     want = preprocess(dn, valid={"s2": torch.from_numpy(valid)})
     turned = xr.DataArray(np.moveaxis(valid, 0, -1), dims=("y", "x", "time"))
     for mask in (valid, valid.tolist(), valid.astype(np.uint8), turned):
-        assert torch.equal(preprocess(dn, valid=mask), want)
-        assert torch.equal(preprocess({"s2": dn}, valid={"s2": mask})["s2"], want)
+        np.testing.assert_array_equal(preprocess(dn, valid=mask), want)
+        np.testing.assert_array_equal(preprocess({"s2": dn}, valid={"s2": mask})["s2"], want)
     for mask, message in (
         (np.full(valid.shape, 4), r"isin\(scl"),
         (valid[:2], r"must be booleans \[4, 16, 24\]"),
@@ -213,7 +227,7 @@ def test_pixels_of_nodata_are_missing_and_a_mask_covers_them(model, dn):
     assert plain.valid_pixels(broken)["s2"].all()
     dark = np.where(missing[:, None], 0, dn)
     np.testing.assert_array_equal(plain.valid_pixels(dark)["s2"], ~missing)
-    want = np.where(missing[:, None], 0, plain(dn).numpy())
+    want = np.where(missing[:, None], np.nan, plain(dn).numpy())
     np.testing.assert_array_equal(declared(broken, valid=declared.valid_pixels(broken)), want)
     # Another mask leaves the mean of the image's other pixels that count, in every band.
     mask = np.random.default_rng(2).random((4, 16, 24)) < 0.7
@@ -222,7 +236,7 @@ def test_pixels_of_nodata_are_missing_and_a_mask_covers_them(model, dn):
         mean = image[:, pixels & ~holes].mean(1)
         even = plain(np.broadcast_to(mean[:, None, None], image.shape).astype(np.float32)).numpy()
         np.testing.assert_allclose(made[:, pixels & holes], even[:, pixels & holes], atol=1 / 255 + 1e-6)
-        np.testing.assert_array_equal(made[:, ~pixels], 0)
+        assert np.isnan(made[:, ~pixels]).all()
 
 
 def test_a_mask_is_of_the_size_of_the_array_also_where_images_are_resized(model, dn):
@@ -233,7 +247,7 @@ def test_a_mask_is_of_the_size_of_the_array_also_where_images_are_resized(model,
     found = resizing(np.where(valid[:, None], dn, 60_000), valid=valid)
     hidden = ~valid.repeat(2, 1).repeat(2, 2)
     assert found.shape == (4, 4, 32, 48)
-    assert (found.numpy().transpose(0, 2, 3, 1)[hidden] == 0).all()
+    assert np.isnan(found.numpy().transpose(0, 2, 3, 1)[hidden]).all()
     far = np.s_[:, :, 20:, 20:]  # beyond the reach of the interpolation
     assert torch.equal(found[far], resizing(dn)[far])
     assert resizing(dn, valid=np.zeros_like(valid)).shape == found.shape

@@ -19,13 +19,21 @@ from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.pack import pack
 from rsbackbones.data.source import BadSample
+from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.embed import embed_patches, embed_scene, principal_colors
 from rsbackbones.eval.batches import input_batches
 from rsbackbones.eval.feature_source import describe
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.pretraining import open_sources
-from rsbackbones.value_check import MissingPixelsWarning, OffsetWarning, UnitWarning, judge, missing_pixels
+from rsbackbones.value_check import (
+    MissingPixelsWarning,
+    OffsetWarning,
+    UnitWarning,
+    bands_with_holes,
+    judge,
+    missing_pixels,
+)
 from tests.data.test_rasters import write_tif
 from tests.train.training import small_recipe
 
@@ -38,6 +46,9 @@ POWER = 10 ** (DB / 10)
 PICTURE = DRAW.integers(0, 256, SHAPE["s2"])
 SNOW = np.where(DN > 1400, DN + 12_000, DN).clip(max=20_000)
 AMPLITUDE = DRAW.rayleigh(120, SHAPE["s1"]).astype("u2")  # of a GRD product
+LEFT = np.arange(64) < 16
+HALF = np.where(LEFT & (np.arange(4) == 2)[:, None, None], 0, DN)  # of one band
+WATER = np.where((np.arange(4) == 3)[:, None, None], DN / 100 - 8, DN).clip(0)
 F32, MOST = np.float32, float(np.finfo(np.float32).max)
 
 
@@ -62,6 +73,10 @@ CASES = {
     "dn with offset": ("s2", None, (DN + 1000).astype("u2"), OffsetWarning),
     "dn with offset, dark pixels": ("s2", None, some(DN + 1000, 400, 5).astype("u2"), OffsetWarning),
     "dn with offset, named": ("s2", "dn_baseline_0400", (DN + 1000).astype("u2"), None),
+    "dn with offset, of clouds": ("s2", None, (DN + 2500).astype("u2"), UnitWarning),
+    "dn, a band without data": ("s2", None, HALF.astype("u2"), MissingPixelsWarning),
+    "reflectance, a band without data": ("s2", "reflectance", (HALF / 1e4).astype(F32), MissingPixelsWarning),
+    "dn, a band of dark water": ("s2", None, WATER.astype("u2"), None),
     "dn, named as with offset": ("s2", "dn_baseline_0400", (DN / 3).astype("u2"), "units={'s2': 'dn'}"),
     "reflectance": ("s2", "reflectance", (DN / 1e4).astype(F32), None),
     "reflectance of clouds": ("s2", "reflectance", (SNOW / 1e4).astype(F32), None),
@@ -73,6 +88,9 @@ CASES = {
     "percent as dn": ("s2", None, (DN / 100).astype(F32), "units={'s2': 'percent'}"),
     "percent as reflectance": ("s2", "reflectance", (DN / 100).astype(F32), "units={'s2': 'percent'}"),
     "percent": ("s2", "percent", (DN / 100).astype(F32), None),
+    "whole percent as dn": ("s2", None, (DN / 100).round().clip(3, 56).astype("u2"), UnitWarning),
+    "whole percent as reflectance": ("s2", "reflectance", (DN / 100).round().astype("i4"),
+                                     "units={'s2': 'percent'}"),
     "z-scores as dn": ("s2", None, ((DN - DN.mean()) / DN.std()).astype(F32), "look normalized already"),
     "z-scores as reflectance": ("s2", "reflectance", ((DN - DN.mean()) / DN.std()).astype(F32),
                                 "look normalized already"),
@@ -87,6 +105,9 @@ CASES = {
     "3.4e38 in dn": ("s2", None, some(DN, MOST, 0.5).astype(F32), f"nodata={MOST}"),
     "-9999 in reflectance": ("s2", "reflectance", some(DN / 1e4, -9999, 0.5).astype(F32), "nodata=-9999"),
     "-0.1 in reflectance": ("s2", "reflectance", some(DN / 1e4, -0.1, 0.5).astype(F32), "nodata=-0.1000"),
+    "4.7 in reflectance": ("s2", "reflectance", some(DN / 1e4, 4.7, 40).astype(F32), None),
+    "65535 in reflectance, scaled": ("s2", "reflectance", some(DN / 1e4, 6.5535, 40).astype(F32),
+                                     "nodata=6.5535"),
     "dB": ("s1", None, DB.astype(F32), None),
     "dB of a town": ("s1", None, (DB + 10).astype(F32), None),
     "dB x 100": ("s1", None, (DB * 100).astype("i2"), "units={'s1': 'db_x100'}"),
@@ -103,6 +124,8 @@ CASES = {
     "power": ("s1", "linear", POWER.astype(F32), None),
     "power, noise removed": ("s1", "linear", some(POWER, -1e-4, 200).astype(F32), None),
     "power of ships": ("s1", "linear", some(POWER, 300, 60).astype(F32), None),
+    "power, a band without data": ("s1", "linear", np.where(LEFT, [[[0]], [[1]]], 1) * POWER,
+                                   MissingPixelsWarning),
     "power as dB": ("s1", None, POWER.astype(F32), "units={'s1': 'linear'}"),
     "power as dB, noise removed": ("s1", None, some(POWER, -1e-4, 20).astype(F32), "units={'s1': 'linear'}"),
     "dB as power": ("s1", "linear", DB.astype(F32), "units={'s1': 'db'}"),
@@ -205,6 +228,23 @@ def test_real_samples_are_right(real_data):
                 held = one[:, ~missing_pixels(one, unit)]
                 verdict = judge(held, unit, get_sensor(sensor))
                 assert verdict.kind in ("right", "suspect"), verdict
+                assert not bands_with_holes(held, unit)
+
+
+def test_the_offset_of_real_images_is_seen(real_data):
+    """Three of the four tiles at the top of the atmosphere carry it; the darkest value of one is 54."""
+    images = torch.from_numpy(np.load(real_data / "terramesh_examples_4.npz")["S2L1C"].astype(np.float32))
+    found = [judge(x, "dn", get_sensor("s2"), cirrus=x[10]).unit for x in images]
+    assert found == ["dn_baseline_0400", None, "dn_baseline_0400", "dn_baseline_0400"]
+    alone = [judge(x.clamp(min=1001), "dn", get_sensor("s2"), cirrus=x[10]).unit for x in images]
+    assert alone == found  # the cirrus band decides
+    clear = np.load(real_data / "s2l2a_unlabelled_1200.npz")["images"][::10]
+    judged = {
+        judge(torch.from_numpy(x.astype(np.float32) + add), "dn", get_sensor("s2"), alone=False).unit: add
+        for x in clear
+        for add in (0, 1000)
+    }
+    assert judged == {None: 0, "dn_baseline_0400": 1000}
 
 
 def test_pictures_of_eurosat_have_the_stated_scale(real_data):
@@ -367,6 +407,45 @@ def test_every_date_of_a_series_is_judged(models):
     with pytest.raises(ValueError, match="nodata=-9999"):
         preprocess(series)
     preprocess(series, {"s2": torch.arange(8)[None] != 5})
+
+
+def test_one_image_with_the_offset_is_named(models):
+    preprocess, batch = rsb.create_preprocess(models["s2"]), np.stack([DN] * 4)
+    batch[2] += 1000
+    with pytest.warns(OffsetWarning, match=r"1 of 4 images \(first number 3\): hardly a value is below 900"):
+        preprocess(batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch[2] += 5000  # clouds, which are no reason to doubt the others
+        preprocess(batch)
+
+
+def test_the_cirrus_band_tells_the_offset_of_clouds(models):
+    bands = ("B10", *BANDS["s2"])
+    clouds = np.concatenate([np.full((1, 64, 64), 12), DN + 5000])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rsb.create_preprocess(models["s2"], bands={"s2": bands})(clouds)
+    with pytest.warns(OffsetWarning, match="cirrus band B10 is 1012"):
+        rsb.create_preprocess(models["s2"], bands={"s2": bands})(clouds + 1000)
+    named = rsb.create_preprocess(models["s2"], bands={"s2": bands}, units={"s2": "dn_baseline_0400"})
+    named(clouds + 1000)
+    with pytest.raises(ValueError, match=r"cirrus band B10 is 12.*units={'s2': 'dn'}"):
+        named(clouds)
+
+
+def test_whole_percent_is_named(models):
+    with pytest.warns(UnitWarning, match=r"reflectances in percent.*units={'s2': 'percent'}"):
+        rsb.create_preprocess(models["s2"])((DN / 100).round().clip(3, 56).astype("i4"))
+
+
+@pytest.mark.parametrize(("doubtful", "said"), [(3, "3 of 10 images"), (2, None)])
+def test_a_set_with_images_of_both_baselines_is_named(models, doubtful, said):
+    preprocess, doubts = rsb.create_preprocess(models["s2"]), UnitWarnings()
+    for i in range(10):
+        with doubts.of_image():
+            preprocess(DN + 1000 * (i < doubtful))
+    assert [text.partition(":")[0] for _, text in doubts.texts(10)] == ([said] if said else [])
 
 
 @pytest.mark.parametrize(

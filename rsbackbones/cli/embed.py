@@ -15,11 +15,12 @@ from rsbackbones.cli.options import (
     Raster,
     band_options,
     band_rules,
-    codes_in,
     mapping,
     option,
+    pixel_options,
     refuse_two_weights,
     run_options,
+    unreadable_option,
     weights_options,
 )
 from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name
@@ -48,16 +49,11 @@ from rsbackbones.data.resample import RESAMPLING
 @mapping("--units", form="SENSOR=UNIT", section="Values",
          help="unit of the values: s2=reflectance, s2=dn_baseline_0400, s1=linear or s2=rgb8 (8-bit "
          "pictures whose 255 is DN 2750; rgb8:3558 for ESA's true color image); repeatable")  # fmt: skip
-@option("--nodata", type=float, metavar="VALUE", section="Values",
-        help="the value of pixels without data, if the files do not state it")  # fmt: skip
-@mapping("--mask", form="NAME=CLASS,...", read=codes_in, section="Values",
-         help="pixels that do not count, such as clouds: SCL=3,8,9,10 by a band of the rasters, "
-         "scl.tif=3,8-10 by another raster (of the optical sensors; s1:NAME names the sensor), resampled by "
-         "nearest neighbor; repeatable. Cells of which less than half the pixels count are NaN")  # fmt: skip
+@pixel_options
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
-@option("--on-unreadable", type=click.Choice(("fail", "skip")), default="fail", section="Values",
-        help="of patches: stop at a file that cannot be read, or leave it out and name it in the "
-        "result")  # fmt: skip
+@unreadable_option(
+    "of patches: stop at a file that cannot be read, or leave it out and name it in the result"
+)
 @option("--resample", type=click.Choice(RESAMPLING), section="Bands", show_default="refuse other grids",
         help="resample rasters of other pixel sizes onto the finest grid")  # fmt: skip
 @option("--window", type=COUNT, metavar="PIXELS", section="Windows", show_default="the size of pretraining",

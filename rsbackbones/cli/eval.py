@@ -19,8 +19,10 @@ from rsbackbones.cli.options import (
     mapping,
     names_in,
     option,
+    pixel_options,
     refuse_two_weights,
     run_options,
+    unreadable_option,
     weights_options,
 )
 
@@ -55,6 +57,8 @@ class _Dimensions(CommaList):
 @mapping("--units", form="MODALITY=UNIT", section="Data",
          help="unit of the values, such as s2=reflectance, s2=dn_baseline_0400 or s1=linear; "
         "repeatable")  # fmt: skip
+@pixel_options
+@unreadable_option("stop at an image that cannot be read, or leave it out and name it in the result")
 @weights_options
 @option("--modalities", type=CommaList(), metavar="NAME,...", section="Model", show_default="all in the data",
         help="sensors to use, such as s2 or s2,s1")  # fmt: skip
@@ -103,6 +107,9 @@ def evaluate(
     ignore: list[int] | None,
     data_bands: Mapping[str, tuple[str, ...]],
     units: Mapping[str, str],
+    nodata: float | None,
+    mask: Mapping[str, list[int]],
+    on_unreadable: str,
     model: str,
     pretrained: bool,
     checkpoint: Path | None,
@@ -144,6 +151,7 @@ def evaluate(
     from rsbackbones.eval.extrapolation import SIZES
     from rsbackbones.eval.feature_source import FeatureSource, describe, model_for
     from rsbackbones.eval.plot_evaluation import plot_evaluation
+    from rsbackbones.eval.readable import Readable
     from rsbackbones.eval.report import refuse_other_result, write_report
     from rsbackbones.eval.run import PROTOCOLS, chosen_streams, describe_data
     from rsbackbones.eval.run import evaluate as run_protocols
@@ -178,13 +186,16 @@ def evaluate(
     if pictures:
         new_figure(1, 1)  # an error where matplotlib is missing, before anything is computed
     rules = band_rules(sensors, missing_bands, kernel_scale)
+    readable = Readable(progress)
 
     @call_once
     def open_set(seed: int) -> LabelledDataset:
-        return open_labelled(
+        opened = open_labelled(
             data, root=root, ids=ids, subset=subset, seed=seed, bands=dict(data_bands) or None, units=units,
             sensors=rules["sensors"], classes=classes_in(classes) if classes else None, ignore=ignore or (),
+            nodata=nodata, mask=mask,
         )  # fmt: skip
+        return opened if on_unreadable == "fail" else readable.of(opened)
 
     labelled = open_set(seeds[0])
     if labelled.labels is None and pool != "pooled":
@@ -236,6 +247,7 @@ def evaluate(
     if streams:
         chosen_streams(list(built.stream_inputs), streams)
     notes = describe(labelled, built) + (_describe_encoding(how) if chosen_protocols else [])
+    notes += readable.notes
     for note in [*notes, *([] if place.type == "cpu" else [f"device: {place}"])]:
         print(note, file=sys.stderr)
     run: dict[str, Any] = {"seeds": seeds, "streams": streams, "progress": progress}

@@ -201,9 +201,25 @@ band_options: Decorator = together(
            help="rule that scales the remaining kernels if bands are dropped"),
 )  # fmt: skip
 
+# Which pixels do not count.
+pixel_options: Decorator = together(
+    option("--nodata", type=float, metavar="VALUE", section="Values",
+           help="the value of pixels without data, if the files do not state it"),
+    mapping("--mask", form="NAME=CLASS,...", read=codes_in, section="Values",
+            help="pixels that do not count, such as clouds: SCL=3,8,9,10 by a band of the rasters, "
+            "scl.tif=3,8-10 by another raster (of the optical sensors; s1:NAME names the sensor), resampled "
+            "by nearest neighbor; repeatable. Cells of which less than half the pixels count are NaN"),
+)  # fmt: skip
+
 progress_option: Decorator = option(
     "--progress/--no-progress", default=True, section="Run", help="show a progress bar"
 )
+
+
+def unreadable_option(text: str) -> Decorator:
+    """Add ``--on-unreadable``; ``text`` is its help."""
+    return option("--on-unreadable", type=click.Choice(("fail", "skip")), default="fail", section="Values",
+                  help=text)  # fmt: skip
 
 
 def device_option(default: str) -> Decorator:

@@ -2,10 +2,15 @@
 
 What is computed from a raster depends on all files that GDAL reads for it: sidecars (``.aux.xml``, ``.ovr``,
 ``.msk``, ``.tfw``), and for a VRT its sources, with theirs. Caches and unfinished work are kept under the
-names, sizes and times of change of all of them.
+names, sizes, times of change and contents of all of them. Of contents longer than 64 KiB sixteen parts are
+looked at, the first and the last among them: a change that keeps size and time (``cp -p``) shows there in all
+likelihood, in the last part of a zip or .npz file for certain.
 """
 
+import hashlib
+import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,12 +23,14 @@ _ARCHIVE = re.compile(r"/vsi(?:zip|gzip|tar|7z|rar|sparse)/|(?:zip|gzip|tar|file
 _HTTP = re.compile(r"(?:/vsicurl/)?(https?://.*)", re.DOTALL)
 _SUBDATASET = re.compile(r'[A-Za-z0-9_]+:"?(.+?)"?(?::[^/\\]*)?', re.DOTALL)
 _TIMEOUT_S = 30
+# A content is known by so many parts of so many bytes.
+_PARTS, _PART = 16, 4096
 
 
 class InputFiles:
     """The files behind some rasters, as they were when this was made.
 
-    Local files count with size and time of change, also archives that GDAL looks into
+    Local files count with size, time of change and parts of their content, also archives that GDAL looks into
     (``/vsizip/a.zip/b.tif``, ``NETCDF:a.nc:b``). Files of a web server (``https://``, ``/vsicurl/``) count
     with size and ETag, or Last-Modified. Other remote files (``s3://``, ``/vsigs/``) tell no version here:
     what depends on them is not reused.
@@ -33,7 +40,7 @@ class InputFiles:
         plain: files that are read without GDAL, and so without sidecars; of a folder those directly in it.
 
     Attributes:
-        facts: name, size and time of each file, as JSON takes it; equal where nothing changed.
+        facts: name, size, time and content of each file, as JSON takes it; equal where nothing changed.
 
     """
 
@@ -83,7 +90,7 @@ class InputFiles:
         if local is None:
             return f"{short} {self._unknown}"
         found = _size_and_time(local)
-        return f"{short} absent" if found is None else f"{short} {found[0]} {found[1]}"
+        return f"{short} absent" if found is None else f"{short} {found[0]} {found[1]} {_content(local)}"
 
     def _folders(self) -> list[tuple[int, int] | None]:
         """Return the times of the folders in which sidecars may appear."""
@@ -144,6 +151,43 @@ def _size_and_time(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def _content(path: Path) -> str:
+    """Return a digest of a file's content, of a long one of evenly spaced parts."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
+            return "-"
+        with path.open("rb", buffering=0) as file:
+            if status.st_size <= _PARTS * _PART:
+                digest.update(file.read(_PARTS * _PART))
+            else:
+                for i in range(_PARTS):
+                    file.seek(i * (status.st_size - _PART) // (_PARTS - 1))
+                    digest.update(file.read(_PART))
+    except OSError:  # reading it raises the error
+        return "-"
+    return digest.hexdigest()
+
+
+def tree_digest(root: Path, *, without: Path) -> str:
+    """Return a digest of the names, sizes and times of all files below a folder, or of one file.
+
+    Contents are not looked at: there may be millions.
+
+    Args:
+        root: the folder or file.
+        without: a folder whose files do not count.
+    """
+    digest = hashlib.sha256()
+    top = root if root.is_dir() else root.parent
+    for folder, folders, names in os.walk(top) if root.is_dir() else [(str(top), [], [root.name])]:
+        folders[:] = sorted(name for name in folders if Path(folder, name).resolve() != without.resolve())
+        for path in (Path(folder, name) for name in sorted(names)):
+            digest.update(f"{path.relative_to(top).as_posix()} {_size_and_time(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _web_version(url: str) -> str | None:

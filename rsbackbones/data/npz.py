@@ -71,7 +71,7 @@ class NpzSource:
     block = 1
 
     def __init__(self, file: NpzFile, name: str | None = None) -> None:
-        self.file = file
+        self.file, self.root = file, Path(file.path)
         self.name = name or Path(file.path).stem
         self.bands, self._channels = find_channels(file)
         self._archive = NpzArchive(Path(file.path))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rsbackbones.data.check import validate_sample
+from rsbackbones.data.input_files import tree_digest
 from rsbackbones.data.shards import (
     DATASET_FILE,
     SCHEMA,
@@ -30,9 +31,10 @@ from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.sensors import SSL4EO_S12, get_sensor
-from rsbackbones.value_check import judge, missing_pixels
+from rsbackbones.value_check import MissingPixelsWarning, bands_with_holes, judge, missing_pixels
 
 _JOB_FILE = "job.json"
+_FILES = "source_files_sha256"
 _PROBED_PLACES = 16
 _SHARD = "{:06d}.zarr.zip"
 
@@ -59,7 +61,8 @@ def pack(
     """Write all usable places of a source, at all dates, into shards in the folder ``output``.
 
     An interrupted pack resumes after its last whole shard when it is started again, and ends with the same
-    bytes as an uninterrupted one.
+    bytes as an uninterrupted one. The files below ``source.root``, of sources that have it, must stay the
+    same until it ends: their names, sizes and times are compared.
 
     Args:
         source: what to pack.
@@ -69,9 +72,9 @@ def pack(
         progress: show a bar.
 
     Raises:
-        ValueError: no places, values that are no dn or dB, too many unusable places (they are listed), a
-            folder that holds anything else, one that cannot be written to, or one that another process packs
-            into.
+        ValueError: no places, values that are no dn or dB, too many unusable places (they are listed), files
+            that changed since the pack began, a folder that holds anything else, one that cannot be written
+            to, or one that another process packs into.
     """
     folder = Path(output).expanduser()
     if not len(source):
@@ -81,7 +84,7 @@ def pack(
     if not 0 <= max_bad_share < 1:
         raise ValueError(f"max_bad_share must be in [0, 1), got {max_bad_share}")
     most = int(max_bad_share * len(source))
-    job = _describe_job(source, per_shard)
+    job = _describe_job(source, per_shard, folder)
     if (dataset := _finished(folder, job)) is None:
         with exclusive(folder):
             dataset = _finished(folder, job) or _pack(source, folder, job, per_shard, most, progress)
@@ -116,6 +119,10 @@ def _pack(
                     place = len(source)
                 writer.finish(next=place, bad=bad)
             shards.append(_entry(path, len(writer)))
+    if _describe_files(source, folder) != {name: job[name] for name in (_FILES,) if name in job}:
+        raise ValueError(
+            f"files of {source.name} changed while they were packed; delete {folder} and pack them again"
+        )
     dataset = {
         **job,
         "units": {sensor: SSL4EO_S12[sensor].unit for sensor in source.bands if sensor in SSL4EO_S12},
@@ -144,19 +151,35 @@ def _check_units(source: Source) -> None:
             held = x.isfinite().all(0) & ~missing_pixels(x.movedim(0, -3), SSL4EO_S12[sensor].unit)
             if (valid := sample.valid.get(sensor)) is not None:  # [T]: missing images hold zeros
                 held &= torch.as_tensor(valid)[:, None, None]
-            found.setdefault(sensor, []).append(x[:, held].flatten())
+            if len(x) == len(source.bands[sensor]):  # others are listed when they are packed
+                found.setdefault(sensor, []).append(x[:, held])
     for sensor, values in found.items():
-        unit = SSL4EO_S12[sensor].unit
+        unit, bands = SSL4EO_S12[sensor].unit, source.bands[sensor]
         assert unit is not None
-        verdict = judge(torch.cat(values), unit, get_sensor(sensor))
+        every = torch.cat(values, dim=1)
+        cirrus = every[bands.index("B10")] if sensor == "s2" and "B10" in bands else None
+        verdict = judge(every, unit, get_sensor(sensor), cirrus=cirrus)
         text = f"{source.name}, {sensor}: {verdict.text}"
+        if holes := sorted({bands[i] for x in values for i in bands_with_holes(x, unit)}):
+            warnings.warn(
+                f"{source.name}, {sensor}: {', '.join(holes)} holds zero in many pixels where other bands "
+                "have values, as pixels without data do; they are packed as measured",
+                MissingPixelsWarning,
+                stacklevel=3,
+            )
         if verdict.kind == "suspect":
             warnings.warn(f"{text}; shards state {unit!r}", verdict.warning, stacklevel=3)
         elif verdict.kind != "right":
             raise ValueError(f"{text}. Shards hold {unit!r}: convert the values first")
 
 
-def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
+def _describe_files(source: Source, output: Path) -> dict[str, str]:
+    """Return a digest of the files of a source that states where they are."""
+    root: Path | None = getattr(source, "root", None)
+    return {} if root is None else {_FILES: tree_digest(root, without=output)}
+
+
+def _describe_job(source: Source, per_shard: int, output: Path) -> dict[str, Any]:
     """Return what a later run must share to resume: the source, its places, and how they are packed."""
     names = hashlib.sha256()
     for place in range(len(source)):
@@ -171,6 +194,7 @@ def _describe_job(source: Source, per_shard: int) -> dict[str, Any]:
         "per_shard": per_shard,
         "source_places": len(source),
         "source_names_sha256": names.hexdigest(),
+        **_describe_files(source, output),
     }
 
 
@@ -190,7 +214,8 @@ def _finished(folder: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
         if not complete and _SHARD.format(0) not in inside:
             return None  # a run that ended before it had done anything
         held = read_dataset(folder) if complete else _read_job(folder)
-        if differ := [key for key, value in job.items() if held.get(key) != value]:
+        known = {key: value for key, value in job.items() if key != _FILES or key in held}  # since 0.1
+        if differ := [key for key, value in known.items() if held.get(key) != value]:
             raise ValueError(
                 f"{folder} holds another pack (with other {', '.join(differ)}); choose another "
                 "folder, or delete it"

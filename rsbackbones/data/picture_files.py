@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.raster_path import check_regular_file
+from rsbackbones.data.raster_path import UnreadableRaster, check_regular_file
 
 Array = npt.NDArray[Any]
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -36,8 +36,9 @@ def read_picture(
         edit: applied to Pillow's image before it is decoded, to crop or scale it.
 
     Raises:
-        ValueError: the file is damaged, of another mode, or has 16 bits for each of several channels, of
-            which Pillow would keep 8.
+        UnreadableRaster: (a ``ValueError``) the file is absent or damaged.
+        ValueError: it is of another mode, or has 16 bits for each of several channels, of which Pillow would
+            keep 8.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -56,7 +57,7 @@ def read_picture(
                 )
             return np.asarray(edit(image) if edit else image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"cannot read {path} as a picture of 8 bits: {error}") from error
+        raise UnreadableRaster(f"cannot read {path} as a picture of 8 bits: {error}") from error
 
 
 class ZipMembers:
@@ -77,14 +78,14 @@ class ZipMembers:
         """Return what a member holds.
 
         Raises:
-            ValueError: it is damaged.
+            UnreadableRaster: (a ``ValueError``) it is damaged.
         """
         if self._open is None or self._open[0] != os.getpid():
             self._open = os.getpid(), zipfile.ZipFile(self.path)
         try:
             return self._open[1].read(name)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise ValueError(f"cannot read {name} in {self.path}: {error}") from error
+            raise UnreadableRaster(f"cannot read {name} in {self.path}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}

@@ -24,6 +24,8 @@ from rsbackbones.data.raster_path import (
     raster_paths,
 )
 from rsbackbones.data.resample import RESAMPLING, describe_resampling, finest_grid, resampled
+from rsbackbones.data.s2_baseline import warn_of_baseline
+from rsbackbones.data.safe_metadata import product_unit
 from rsbackbones.data.tiff_files import driver_of
 from rsbackbones.sensors import RGB8, SENSORS, get_sensor
 
@@ -268,7 +270,8 @@ class RasterStack:
         ignored: descriptions that belong to none of the sensors, by file.
         grid: the common :class:`Grid`; ``height``, ``width``, ``crs`` and ``transform`` are its own.
         resampling: which files are resampled onto the grid, and how; empty if none is.
-        stated_units: by modality the unit that tags state, of scale and offset (they are applied) or units.
+        stated_units: by modality the unit that tags state, of scale and offset (they are applied) or units,
+            or the metadata of a Sentinel-2 product (:mod:`rsbackbones.data.safe_metadata`).
         zero_missing: modalities whose pixels have no data where all bands hold zero; none at first.
     """
 
@@ -339,6 +342,7 @@ class RasterStack:
             self._tags = {
                 i: (raster.scales, raster.offsets, raster.units) for i, raster in self._rasters.items()
             }
+            file_tags = {i: raster.tags() for i, raster in self._rasters.items()}
             self._masks = {i: _Mask.of(raster, self._read_of(i)) for i, raster in self._rasters.items()}
             self.grid = finest_grid(list(grids.values())) if resample else grids[used[0]]
             coarse = {i: grid for i, grid in grids.items() if not self.grid.same(grid)}
@@ -358,6 +362,9 @@ class RasterStack:
         self.stated_units = {
             m: unit for m, channels in self._channels.items() if (unit := self._tagged_unit(of[m], channels))
         }
+        for m in self._channels.keys() - self.stated_units.keys() - (units or {}).keys():
+            if of[m] in ("s2", "s2_ndvi") and (unit := self._product_unit(m, file_tags)):
+                self.stated_units[m] = unit
 
     def _tagged_unit(self, sensor: str, channels: Sequence[_Channel]) -> str | None:
         """Return the unit that the tags of a modality's bands state, if they agree on one.
@@ -383,6 +390,27 @@ class RasterStack:
                 "or -scale 1 -offset 0 for values to be read as they are"
             )
         return found.pop() if len(found) == 1 else None
+
+    def _product_unit(self, modality: str, tags: Mapping[int, Mapping[str, str]]) -> str | None:
+        """Return the unit that the metadata of the files' Sentinel-2 product state.
+
+        Raises:
+            ValueError: the files are of products with and without the offset.
+        """
+        channels = self._channels[modality]
+        if any(
+            (t[0][c.index - 1], t[1][c.index - 1]) != (1, 0) for c in channels for t in [self._tags[c.raster]]
+        ):
+            return None
+        rasters = dict.fromkeys(channel.raster for channel in channels)
+        found = {product_unit(self.paths[i]): self.paths[i] for i in rasters}
+        if len(found) > 1:
+            pairs = "; ".join(f"{path}: {unit or 'not stated'}" for unit, path in found.items())
+            raise ValueError(f"{modality}: the files are of products in several units: {pairs}")
+        (unit,) = found
+        if unit is None:
+            warn_of_baseline({name: text for i in rasters for name, text in tags[i].items()})
+        return unit
 
     def read(
         self,

@@ -1,12 +1,13 @@
 """Whether Sentinel-2 values carry the offset of 1000 DN that products have since 2022."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.value_check import CLEAR, DARK
+from rsbackbones.value_check import CLEAR, DARK, OffsetWarning
 
 Array = npt.NDArray[Any]
 Offset = Literal["detect", "none", "subtract"]
@@ -34,6 +35,29 @@ def carries_offset(images: Iterable[Array]) -> bool:
         f"{len(darkest)} images lies below {DARK} in {without} and between {DARK} and {CLEAR} in "
         f"{with_offset}. Say offset='none' or offset='subtract' (rsbackbones pack: --offset)"
     )
+
+
+def has_offset(baseline: str) -> bool:
+    """Tell whether products of a processing baseline, such as ``04.00``, have the offset."""
+    major = baseline.strip().lstrip("Nn").partition(".")[0]
+    return major.isdecimal() and int(major[:2]) >= 4
+
+
+def warn_of_baseline(tags: Mapping[str, str]) -> None:
+    """Warn of a raster whose tags name a processing baseline with the offset: it may be subtracted since.
+
+    The tags are those of GDAL's driver for Sentinel-2, which copies of its rasters keep, and of STAC.
+    """
+    named = {name: text for name, text in tags.items() if name.upper().endswith("PROCESSING_BASELINE")}
+    for name, baseline in named.items():
+        if has_offset(baseline):
+            warnings.warn(
+                f"the tag {name}={baseline} is of products with an offset of 1000. Name the unit: "
+                "--units s2=dn_baseline_0400 (units={'s2': 'dn_baseline_0400'}), or s2=dn if the offset has "
+                "been subtracted",
+                OffsetWarning,
+                stacklevel=4,
+            )
 
 
 def subtract_offset(image: Array) -> Array:

@@ -29,6 +29,7 @@ class BatchReader:
         size: that label maps are resized to, and images by the transform; ``None``: they stay as they are.
         same_size: refuse images of different sizes.
         maps: return label maps too.
+        hides: pixels with NaN are no error, as they are hidden from the model.
         fix: what the error about sizes recommends.
         warned: the warnings that the images earned.
     """
@@ -39,6 +40,7 @@ class BatchReader:
     size: Size | None = None
     same_size: bool = True
     maps: bool = True
+    hides: bool = False
     fix: str = "name one size for all, size= (--size)"
     warned: ImageWarnings = field(default_factory=ImageWarnings)
     _seen: Size | None = field(default=None, init=False)
@@ -64,11 +66,12 @@ class BatchReader:
     def _checked(self, sample: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
         for m in self.modalities:
             image = np.asarray(sample[m])
-            if image.dtype.kind == "f" and not np.isfinite(image).all():
+            if not self.hides and image.dtype.kind == "f" and not np.isfinite(image).all():
                 bad = ~np.isfinite(image).all(axis=tuple(range(image.ndim - 2)))
                 raise ValueError(
-                    f"{m} has NaN or infinity in {int(bad.sum())} of {bad.size} pixels; fill them, or leave "
-                    "the sample out"
+                    f"{m} has NaN or infinity in {int(bad.sum())} of {bad.size} pixels; fill them, leave the "
+                    "sample out, or name what marks them: open_labelled(..., nodata=, mask=) (eval: "
+                    "--nodata, --mask)"
                 )
             shape = (image.shape[-2], image.shape[-1])
             self._seen = self._seen or shape

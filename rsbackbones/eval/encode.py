@@ -24,7 +24,7 @@ from rsbackbones.eval.batches import BatchReader, frozen_eval
 from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
 from rsbackbones.eval.fingerprint import fingerprint
 from rsbackbones.eval.image_warnings import ImageWarnings
-from rsbackbones.eval.transform import Transform, check_single_images, make_transform
+from rsbackbones.eval.transform import Transform, check_single_images, make_transform, shown_pixels
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
 from rsbackbones.models.backbone import unwrap_model
@@ -53,7 +53,8 @@ def encode(
     """Encode the images of a set that are in a split.
 
     Images of two dates (task ``change``) are encoded date by date, and their features are the absolute
-    difference of the two.
+    difference of the two. Pixels that do not count (``data.masked``) are hidden from the model, and patches
+    of whose pixels less than half count are in no embedding.
 
     Args:
         model: from ``create_model``, for bands that the set has.
@@ -74,7 +75,8 @@ def encode(
         progress: show a bar.
 
     Raises:
-        ValueError: the set lacks a band, images differ in size or are no multiple of the patch, NaN, values
+        ValueError: the set lacks a band, images differ in size or are no multiple of the patch, NaN in a set
+            that is not ``masked``, an image of a masked one of which too few pixels count, values
             that cannot be in their unit, an unknown stream, a file that cannot be read or changed since the
             set was opened (the message names the sample, and nothing is cached), or another process that
             fills the same cache.
@@ -86,10 +88,10 @@ def encode(
     wanted = known if streams is None else tuple(streams)
     if not wanted or any(s not in known for s in wanted):
         raise ValueError(f"unknown or no streams, {list(wanted)}: this model has {', '.join(known)}")
-    transform = make_transform(backbone, data)
+    target = None if size is None else pair(size)
+    transform = make_transform(backbone, data, size=target, hides=True)
     if device is not None:
         backbone.to(choose_device(device))
-    target = None if size is None else pair(size)
     tiles = _tiles(backbone.stride, tile, overlap, level, data)
     # A patch is a cell of the final map.
     multiple = (
@@ -99,17 +101,20 @@ def encode(
         _check_size(target, multiple, "size=")
 
     def prepare(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
-        images = {m: resize(x, target) for m, x in transform(raw).items()}
+        images = transform(raw)
         first = next(iter(images.values()))
         if tiles is None and not backbone.pad:
             _check_size((first.shape[-2], first.shape[-1]), multiple, "images of")
         return images
 
+    mean = torch.nanmean if data.masked else torch.mean
+
     def features(images: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = backbone.forward_streams(backbone.as_input(images), wanted)
+        valid = shown_pixels(images) if data.masked else None
+        found = backbone.forward_streams(backbone.as_input(images), wanted, valid=valid)
         if level == "patch":
             return {s: found[s].tokens[s] for s in wanted}
-        return {s: found[s].pooled[s] if pool == "pooled" else found[s].tokens[s].mean(1) for s in wanted}
+        return {s: found[s].pooled[s] if pool == "pooled" else mean(found[s].tokens[s], 1) for s in wanted}
 
     job = {
         "what": "features",
@@ -174,6 +179,9 @@ def statistics_features(
             x = x.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)  # [B, C, h, w, p, p]
             x = x.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # [B, n, C, p, p]
         x = x.flatten(-2)
+        if data.masked:
+            mean = x.nanmean(-1)
+            return {"bands": torch.cat([mean, (x - mean[..., None]).square().nanmean(-1).sqrt()], dim=-1)}
         return {"bands": torch.cat([x.mean(-1), x.std(-1, correction=0)], dim=-1)}
 
     return _collect(
@@ -209,7 +217,9 @@ def _collect(
     with RowStore(folder, job, len(data), rows=images) as store:
         todo = images[~store.done[images]].tolist()
         warned = ImageWarnings(None if folder is None else folder.with_name(f"{folder.name}.warnings"))
-        read = BatchReader(data, modalities, prepare, size, same_size=tiles is None, warned=warned)
+        read = BatchReader(
+            data, modalities, prepare, size, same_size=tiles is None, warned=warned, hides=data.masked
+        )
         at_once = batch_size if tiles is None else 1
         # All rows have one size: rows of smaller images end with patches without labels.
         patches = 0 if tiles is None or not todo else _most_patches(tiles, data, images.tolist(), size)
@@ -220,6 +230,7 @@ def _collect(
                     batch, maps = read(indices)
                     of_images = features if tiles is None else tiles.encoder(features, batch_size)
                     found = _of_dates(of_images, batch, data.task)
+                    _refuse_hidden(data, indices, found)
                 except ValueError:
                     store.discard()
                     warned.discard()
@@ -269,6 +280,18 @@ def _of_dates(
         return features(batch)
     before, after = (features({m: x[:, date] for m, x in batch.items()}) for date in (0, 1))
     return {s: (after[s] - before[s]).abs() for s in before}
+
+
+def _refuse_hidden(data: LabelledDataset, indices: Sequence[int], found: Mapping[str, Tensor]) -> None:
+    """Refuse images of a masked set that have no features, as too few of their pixels count."""
+    if not data.masked:
+        return
+    empty = torch.stack([x.isnan().flatten(1).any(1) for x in found.values()]).any(0).tolist()
+    if any(empty):
+        raise ValueError(
+            f"{data.name}: {data.ids[indices[empty.index(True)]]}: no patch has data in half of its pixels, "
+            "so that the image has no features; leave it out (ids=, --ids)"
+        )
 
 
 def _check_size(size: Size | None, multiple: int, what: str) -> None:

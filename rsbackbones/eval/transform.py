@@ -20,13 +20,22 @@ Transform = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
 DatedTransform = Callable[[Mapping[str, Array]], DatedImages]
 
 
-def make_transform(model: nn.Module, data: LabelledDataset, *, series: bool = False) -> Transform:
+def make_transform(
+    model: nn.Module,
+    data: LabelledDataset,
+    *,
+    series: bool = False,
+    size: Size | None = None,
+    hides: bool = False,
+) -> Transform:
     """Return the function from raw images of ``data`` to the inputs of ``model``.
 
     It takes arrays or tensors [..., C, H, W] by modality and returns float32 tensors of the same leading
     shape on the same device. The model's bands are gathered by name, and values are normalized by the
     model's input contract (:func:`rsbackbones.create_preprocess`). Other sensors and ``"label"`` are ignored.
     ``series``: the caller passes the dates and masks of series to the model, see :func:`dated_transform`.
+    ``size``: resize the normalized images. ``hides``: the caller hides pixels from the model that are NaN in
+    any sensor's result (:func:`shown_pixels`); of a ``masked`` set these are the pixels without data.
 
     Raises:
         ValueError: the set holds series and the caller or the model takes single images, it lacks a sensor or
@@ -69,14 +78,24 @@ def make_transform(model: nn.Module, data: LabelledDataset, *, series: bool = Fa
         units={m: data.units[m] for m in backbone.modalities if m in data.units},
     )
 
+    preprocess.size = size
+
     def transform(raw: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
         if missing := [m for m in backbone.modalities if m not in raw]:
             raise ValueError(
                 f"{data.name}: a sample has no images of {', '.join(missing)}, which the set names"
             )
-        return preprocess({m: raw[m] for m in backbone.modalities})
+        images = {m: raw[m] for m in backbone.modalities}
+        if hides and data.masked:
+            return preprocess(images, valid=preprocess.valid_pixels(images))
+        return preprocess(images)
 
     return transform
+
+
+def shown_pixels(images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return by modality which pixels of normalized images [..., C, H, W] are not NaN, [..., H, W]."""
+    return {m: ~x.isnan().any(dim=-3) for m, x in images.items()}
 
 
 def dated_transform(model: nn.Module, data: LabelledDataset) -> DatedTransform:

@@ -60,7 +60,24 @@ def validate_inputs(
     masks = masks_by_modality(valid, tuple(images), first.device)
     for m, mask in masks.items():
         _check_mask(images, m, mask)
+    if not torch.compiler.is_compiling():
+        # On an accelerator the answer is waited for, which training cannot afford: there NaN stays NaN.
+        for m, image in images.items() if first.device.type == "cpu" or not model.training else ():
+            _check_finite(m, image, masks.get(m))
     return images, masks, dates
+
+
+def _check_finite(modality: str, image: Tensor, mask: Tensor | None) -> None:
+    """Refuse NaN where it counts, as of pixels that ``create_preprocess`` was told do not count."""
+    missing = image.isnan().any(dim=-3)
+    if mask is not None:
+        missing = missing & (mask if mask.ndim == missing.ndim else mask[..., None, None])
+    if missing.any():
+        raise ValueError(
+            f"{modality}: {int(missing.sum())} of {missing.numel()} pixels are NaN and would count. The "
+            "preprocessing makes NaN of pixels that its mask leaves out: pass the model the same mask, "
+            "model(preprocess(x, valid=valid), valid=valid); or fill them"
+        )
 
 
 def _check_mask(images: Mapping[str, Tensor], modality: str, mask: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -513,6 +514,12 @@ def _adapt_head(model: Backbone, state: dict[str, Tensor], stored_classes: int) 
         del state[name]
     if not model.num_classes:
         return [AdaptationStep("head", "dropped", f"{stored_classes} classes")]
+    if stored_classes:
+        warnings.warn(
+            f"the weights have a trained head of {stored_classes} classes; num_classes={model.num_classes} "
+            "makes a new one of random values in its place, to be trained; num_classes=None keeps it",
+            stacklevel=5,
+        )
     with torch.device("cpu"):
         model.reset_classifier(model.num_classes)
     state |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}

@@ -201,3 +201,46 @@ def test_samples_are_those_that_the_digest_is_of(tmp_path, kind, change):
     # A VRT does not take over the tags of its sources.
     same = change is tags and kind == "table"
     assert np.array_equal(now.read(index)["s2"], first) == same
+
+
+@pytest.mark.parametrize("size", [1000, 400_000])
+def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path, size):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"0" * size)
+    stat, before = path.stat(), InputFiles(plain=[path])
+    copy = shutil.copy2(path, tmp_path / "old.bin")
+    path.write_bytes(b"1" * size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert InputFiles(plain=[path]).facts != before.facts
+    with pytest.raises(ValueError, match=r"x\.bin"):
+        before.check()
+    shutil.copy2(copy, path)  # the old file is back
+    before.check(again=True)
+    assert InputFiles(plain=[path]).facts == before.facts
+
+
+def test_a_rewritten_archive_of_equal_size_and_time_is_noticed(tmp_path):
+    """One value in the middle differs: the checksum at the end of the archive tells."""
+    path, x = tmp_path / "x.npz", np.zeros(300_000, np.uint8)
+    np.savez(path, s2=x)
+    stat, before = path.stat(), InputFiles(plain=[path])
+    x[123_457] = 1
+    np.savez(path, s2=x)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert InputFiles(plain=[path]).facts != before.facts
+
+
+def test_evaluation_does_not_reuse_what_an_overwritten_set_had(tmp_path):
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        scene(tmp_path / "set" / name / "x.tif", seed=len(name))
+    first = open_labelled(tmp_path / "set")
+    path = tmp_path / "set" / first.ids[0]
+    stat = path.stat()
+    scene(path, seed=3)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert open_labelled(tmp_path / "set").digest != first.digest
+    with pytest.raises(ValueError, match=r"the input changed while it was read: .*x\.tif"):
+        first.read(0)

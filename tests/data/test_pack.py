@@ -192,6 +192,54 @@ def test_too_many_are_refused_and_a_larger_share_goes_on(tmp_path):
             pack(Wrong(), tmp_path / folder, per_shard=per_shard, progress=False)
 
 
+class OfFiles(Places):
+    """Places of a folder of files. A kill comes after some reads: 10 to check units, 5 to pack."""
+
+    def __init__(self, root, kill_after=None):
+        super().__init__()
+        self.root, self.kill_after, self.reads = root, kill_after, 0
+
+    def read(self, place, frame=None):
+        self.reads += 1
+        if self.reads == self.kill_after:
+            raise KeyboardInterrupt
+        return super().read(place, frame)
+
+
+@pytest.mark.parametrize("change", [None, "time", "new"])
+def test_a_source_that_changed_since_the_kill_is_refused(tmp_path, change):
+    root = tmp_path / "source"
+    (root / "s2").mkdir(parents=True)
+    (root / "s2" / "a.tif").write_bytes(b"a")
+    out = root / "out"  # its own files are none of the source
+    with pytest.raises(KeyboardInterrupt):
+        pack(OfFiles(root, kill_after=15), out, per_shard=2, progress=False)
+    assert len(list(out.glob("*.zip"))) == 2
+    if change is None:
+        assert pack(OfFiles(root), out, per_shard=2, progress=False).places == 10
+        assert pack(OfFiles(root), out, per_shard=2, progress=False).places == 10
+        (root / "s2" / "b.tif").write_bytes(b"b")
+    elif change == "time":
+        os.utime(root / "s2" / "a.tif", (10**9, 10**9))
+    else:
+        (root / "s2" / "b.tif").write_bytes(b"b")
+    with pytest.raises(ValueError, match=r"another pack \(with other source_files_sha256\)"):
+        pack(OfFiles(root), out, per_shard=2, progress=False)
+
+
+def test_a_source_that_changes_meanwhile_is_refused(tmp_path):
+    (tmp_path / "source").mkdir()
+
+    class Growing(OfFiles):
+        def read(self, place, frame=None):
+            (self.root / f"{place}.tif").touch()
+            return super().read(place, frame)
+
+    with pytest.raises(ValueError, match="changed while they were packed"):
+        pack(Growing(tmp_path / "source"), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
 def test_the_last_places_may_be_unusable(tmp_path):
     report = pack(Places(9, broken=(8,)), tmp_path / "out", per_shard=4, max_bad_share=0.2, progress=False)
     assert (report.places, report.shards, len(report.bad)) == (8, 2, 1)

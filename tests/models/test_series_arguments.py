@@ -68,7 +68,8 @@ def test_masks_in_every_form(model, x, form, bare):
     preprocess = rsb.create_preprocess(model)
     images = preprocess(raw if bare else {"s2": raw}, valid=masks)
     images = images if bare else images["s2"]
-    assert torch.equal(images.flatten(2).any(-1), torch.tensor(THERE))
+    assert torch.equal(images.flatten(2).isfinite().all(-1), torch.tensor(THERE))
+    assert torch.equal(images.flatten(2).isnan().all(-1), ~torch.tensor(THERE))
 
 
 @pytest.mark.parametrize(

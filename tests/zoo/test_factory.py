@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
@@ -104,7 +105,9 @@ def test_modalities_load_only_what_is_needed(tiny, saved, images, wanted):
 
 
 def test_heads_are_new_kept_or_left_out(tmp_path, tiny, saved, images):
-    classifier = rsb.create_model("croma_vit_tiny", checkpoint=saved, num_classes=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an encoder gets its first head
+        classifier = rsb.create_model("croma_vit_tiny", checkpoint=saved, num_classes=5)
     assert [c.action for c in classifier.adaptation.steps] == ["new"]
     assert classifier(images).shape == (2, 5)
     path = rsb.save_model(classifier, tmp_path / "classifier.safetensors")
@@ -114,7 +117,8 @@ def test_heads_are_new_kept_or_left_out(tmp_path, tiny, saved, images):
     encoder = rsb.create_model("croma_vit_tiny", checkpoint=path)
     assert close(encoder(images), tiny(images))
     assert str(encoder.adaptation.steps[0].detail) == "5 classes"
-    other = rsb.create_model("croma_vit_tiny", checkpoint=path, num_classes=9)
+    with pytest.warns(UserWarning, match=r"trained head of 5 classes; num_classes=9 .*=None keeps it"):
+        other = rsb.create_model("croma_vit_tiny", checkpoint=path, num_classes=9)
     assert other(images).shape == (2, 9)
     assert close(other.forward_features(images).pooled["joint"], tiny(images))
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.class_folders import read_class_folders
 from rsbackbones.data.labelled.classes import Classes
 from rsbackbones.data.labelled.dataset import LabelledDataset
+from rsbackbones.data.labelled.missing import Missing
 from rsbackbones.data.labelled.npz import read_mapping, read_npz
 from rsbackbones.data.labelled.raster_table import read_raster_table
 from rsbackbones.data.labelled.splits import Lists, assign_splits
@@ -34,6 +36,8 @@ def open_labelled(
     subset: float | None = None,
     seed: int = 0,
     stratify: bool = True,
+    nodata: float | None = None,
+    mask: ClassMasks | None = None,
 ) -> LabelledDataset:
     """Open a labelled data set. Images are read on access.
 
@@ -70,6 +74,11 @@ def open_labelled(
         subset: the share of the training samples to use, chosen by a hash of the id: 0.1 is 10 %.
         seed: of that choice, and of the split where neither files nor ``ids`` state one.
         stratify: that split has 80 % of every class; else of all samples, whatever their classes.
+        nodata: of GeoTIFFs and ``.npz`` the value of pixels without data, where the files do not state it.
+        mask: of GeoTIFFs, by a band or the path of a raster, the classes of pixels that do not count:
+            ``{"SCL": (3, 8, 9, 10)}``. Where either is named, pixels without data are no error: of label maps
+            their labels are ignored, and otherwise :func:`rsbackbones.eval.encode.encode` hides them from the
+            model.
 
     Raises:
         ImportError: rasterio or torchgeo is needed and not installed.
@@ -80,7 +89,9 @@ def open_labelled(
         for m, sensor in (sensors or {}).items()
     }
     of = {m: sensor for m, sensor in of.items() if sensor != m or m not in SEARCHED_SENSORS}
-    data = _read(path, labels, mapping, root, bands, units, of, classes, tuple(ignore))
+    data = _read(
+        path, labels, mapping, root, bands, units, of, classes, tuple(ignore), Missing(nodata, mask or {})
+    )
     return assign_splits(data, lists=ids, subset=subset, seed=seed, stratify=stratify)
 
 
@@ -94,9 +105,11 @@ def _read(
     sensors: Sensors,
     classes: Classes | None,
     ignore: tuple[int, ...],
+    missing: Missing,
 ) -> LabelledDataset:
     given = {"labels": labels, "mapping": mapping, "root": root, "bands": bands, "units": units,
-             "sensors": sensors, "classes": classes, "ignore": ignore}  # fmt: skip
+             "sensors": sensors, "classes": classes, "ignore": ignore, "mask": missing.mask,
+             "nodata": None if missing.nodata is None else str(missing.nodata)}  # fmt: skip
 
     def only(kind: str, *names: str) -> None:
         if unused := [name for name, value in given.items() if value and name not in names]:
@@ -112,25 +125,30 @@ def _read(
         raise ValueError(f"there is no {here}")
     suffix = here.suffix.lower()
     if suffix in (".npz", ".yaml", ".yml"):
-        only("a .npz or a mapping", "mapping", "bands", "units", "sensors", "classes", "ignore")
+        only("a .npz or a mapping", "mapping", "bands", "units", "sensors", "classes", "ignore", "nodata")
         if suffix != ".npz":
             if mapping is not None:
                 raise ValueError(f"{here} is a mapping; mapping= takes no second one")
             mapping = here
         spec = mapping if isinstance(mapping, Mapping) or mapping is None else read_mapping(Path(mapping))
-        return read_npz(here, spec, bands=bands, units=units, sensors=sensors, classes=classes, ignore=ignore)
+        return read_npz(
+            here, spec, bands=bands, units=units, sensors=sensors, classes=classes, ignore=ignore,
+            nodata=missing.nodata,
+        )  # fmt: skip
     table = Path(labels).expanduser() if labels else here / TABLE if here.is_dir() else here
     if table.suffix.lower() == ".csv" and table.is_file():
-        only("a folder with a table of labels", "labels", "bands", "units", "sensors", "classes", "ignore")
+        only("a folder with a table of labels", "labels", "bands", "units", "sensors", "classes", "ignore",
+             "nodata", "mask")  # fmt: skip
         folder = here if here.is_dir() else here.parent
         return read_raster_table(
-            table, folder, bands=bands, units=units, sensors=sensors, classes=classes, ignored=ignore
-        )
+            table, folder, bands=bands, units=units, sensors=sensors, classes=classes, ignored=ignore,
+            missing=missing,
+        )  # fmt: skip
     if labels is not None:
         raise ValueError(f"labels must be a CSV file, there is none at {labels}")
     if here.is_dir() or suffix == ".zip":
-        only("a folder of class folders", "bands", "units", "sensors")
-        return read_class_folders(here, bands, units, sensors)
+        only("a folder of class folders", "bands", "units", "sensors", "nodata", "mask")
+        return read_class_folders(here, bands, units, sensors, missing)
     raise ValueError(
         f"{here} is of no known kind: expected a folder, .zip, .csv, .npz, .yaml, or torchgeo:NAME"
     )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.classes import LabelCodes
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task, label_scale
+from rsbackbones.data.labelled.missing import NOTHING, Missing
 from rsbackbones.data.labelled.splits import stated_splits
 from rsbackbones.sensors import get_sensor
 
@@ -35,6 +36,8 @@ def build_dataset(
     files: Sequence[InputFiles],
     notes: Sequence[str] = (),
     pixel_m: float | None = None,
+    missing: Missing = NOTHING,
+    unmarked: bool = False,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -55,6 +58,8 @@ def build_dataset(
             sample is of the files that ``content`` is of.
         notes: what a user should read beside the numbers.
         pixel_m: the side of a pixel in meters, where files state it.
+        missing: which pixels do not count.
+        unmarked: ``read`` gives the value without data as it is, not NaN.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -98,7 +103,10 @@ def build_dataset(
         "ids": ids,
         "content": content,
         **({"sensors": sensors} if sensors else {}),
+        **({"missing": missing.facts} if missing else {}),
     }
+    if missing:
+        notes.append(f"pixels that do not count: {missing}")
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     if numbers is not None:
         digest.update(np.ascontiguousarray(numbers).tobytes())
@@ -112,10 +120,13 @@ def build_dataset(
         ids=ids,
         splits=stated,
         labels=numbers,
-        read=_CheckedRead(read, kept, ids, of, keys, codes, task, tuple(files)),
+        read=_CheckedRead(
+            read, kept, ids, of, keys, codes, task, tuple(files), missing.nodata if unmarked else None
+        ),
         digest=digest.hexdigest(),
         notes=tuple(notes),
         pixel_m=pixel_m,
+        masked=bool(missing),
     )
 
 
@@ -171,6 +182,7 @@ class _CheckedRead:
     codes: LabelCodes
     task: Task
     files: tuple[InputFiles, ...]
+    nodata: float | None = None
 
     def __call__(self, index: int) -> dict[str, Array]:
         try:
@@ -189,6 +201,9 @@ class _CheckedRead:
                 layout = "[2, C, H, W]" if dates else "[C, H, W]"
                 named = ", ".join(self.bands[m])
                 raise ValueError(f"{m}: expected {layout} with the bands {named}, got {list(image.shape)}")
+            if self.nodata is not None:
+                held = image == np.asarray(self.nodata).astype(image.dtype)
+                images[m] = np.where(held.any(-3, keepdims=True), np.float32(np.nan), image)
         if self.task not in ("pixels", "change"):
             return images
         label = sample["label"]

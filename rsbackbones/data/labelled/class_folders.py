@@ -13,10 +13,11 @@ from rsbackbones.data.labelled.image_files import (
     PICTURE_NOTE,
     Bands,
     ImageFiles,
-    find_files,
+    find_readable_files,
     input_files,
     is_image,
 )
+from rsbackbones.data.labelled.missing import NOTHING, Missing
 from rsbackbones.data.labelled.splits import split_of
 from rsbackbones.data.picture_files import ZipMembers
 
@@ -26,6 +27,7 @@ def read_class_folders(
     bands: Bands | None = None,
     units: Mapping[str, str] | None = None,
     sensors: Sensors | None = None,
+    missing: Missing = NOTHING,
 ) -> LabelledDataset:
     """Find the images in ``CLASS/IMAGE``, or ``SPLIT/CLASS/IMAGE`` with the splits train, val and test.
 
@@ -65,7 +67,9 @@ def read_class_folders(
     if len(set(labels)) < 2:
         raise ValueError(f"{path} holds images of one class ({labels[0]}): there is nothing to tell apart")
     paths = [Path(name) if archive else path / name for name in names]
-    files_of = find_files(paths[:1], [None], bands, sensors, archive, units=units)
+    files_of = find_readable_files(
+        [[path] for path in paths], [None], bands, sensors, archive, units=units, missing=missing
+    )
     inputs = [InputFiles(plain=[path])] if archive else [input_files([p]) for p in paths]
     return build_dataset(
         name=path.stem,
@@ -82,6 +86,7 @@ def read_class_folders(
         files=inputs,
         notes=(PICTURE_NOTE,) if files_of.pictures else (),
         pixel_m=files_of.pixel_m,
+        missing=missing,
     )
 
 

@@ -44,6 +44,8 @@ class LabelledDataset:
             0 are missing as well.
         digest: a digest of images, labels, bands and units, not of the splits.
         notes: decisions of the reader that a user should know.
+        masked: whether NaN marks pixels that do not count, as the user named a mask or a value without data.
+            Otherwise NaN is an error.
     """
 
     name: str
@@ -60,6 +62,7 @@ class LabelledDataset:
     notes: tuple[str, ...] = ()
     series: bool = False
     pixel_m: float | None = None
+    masked: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

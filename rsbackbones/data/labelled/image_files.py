@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from rsbackbones.data.class_masks import ClassMaskReader, masked_names
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors
 from rsbackbones.data.labelled.dataset import Array
+from rsbackbones.data.labelled.missing import NOTHING, Missing
 from rsbackbones.data.picture_files import PICTURES, ZipMembers, read_picture
+from rsbackbones.data.raster_path import UnreadableRaster
 from rsbackbones.data.rasters import (
     RasterStack,
     check_fits_memory,
@@ -22,6 +25,7 @@ from rsbackbones.data.rasters import (
 from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
 
 RASTERS = (".tif", ".tiff")
+_PROBED = 16
 _COLORS = ("red", "green", "blue")  # which every optical sensor knows
 Bands = Mapping[str, Sequence[str]]
 PICTURE_NOTE = "the images are 8-bit pictures of red, green and blue"
@@ -43,6 +47,7 @@ class ImageFiles:
         archive: the paths are of members of this zip file.
         stated: by sensor the units that the user named, or else the files; GeoTIFFs of 8 bits need one.
         pixel_m: the side of a pixel in meters, where the files are georeferenced.
+        missing: which pixels of GeoTIFFs do not count.
     """
 
     bands: Mapping[str, tuple[str, ...]]
@@ -51,6 +56,7 @@ class ImageFiles:
     archive: ZipMembers | None = None
     stated: Mapping[str, str] = field(default_factory=dict)
     pixel_m: float | None = None
+    missing: Missing = NOTHING
 
     @property
     def units(self) -> dict[str, str]:
@@ -65,9 +71,14 @@ class ImageFiles:
         if self.pictures:
             (modality,) = self.bands
             return {modality: _picture(paths[0], self.archive)}
-        with RasterStack(
-            list(paths), tuple(self.bands), wanted=self.bands, names=list(self.names), units=self.stated
-        ) as stack:
+        names, mask = list(self.names), self.missing.mask
+        with (
+            RasterStack(
+                list(paths), tuple(self.bands), wanted=self.bands, units=self.stated,
+                names=[masked_names(each, mask) for each in names], nodata=self.missing.nodata,
+            ) as stack,
+            ClassMaskReader(stack, mask, {m: m for m in self.bands}, names=names) as masks,
+        ):  # fmt: skip
             for m, bands in self.bands.items():
                 if lacking := [b for b in bands if b not in stack.bands.get(m, ())]:
                     raise ValueError(
@@ -75,10 +86,12 @@ class ImageFiles:
                         f"{not_understood(stack.ignored)}"
                     )
             arrays, valid = stack.read()
+            counts = masks.read()
         images = {m: arrays[m][[stack.bands[m].index(b) for b in bands]] for m, bands in self.bands.items()}
-        if not valid.all():
-            images = {m: np.where(valid, x, np.float32(np.nan)) for m, x in images.items()}
-        return images
+        there = {m: valid & counts.get(m, True) for m in images}
+        return {
+            m: x if there[m].all() else np.where(there[m], x, np.float32(np.nan)) for m, x in images.items()
+        }
 
 
 def input_files(paths: Sequence[Path]) -> InputFiles:
@@ -95,6 +108,7 @@ def find_files(
     archive: ZipMembers | None = None,
     *,
     units: Mapping[str, str] | None = None,
+    missing: Missing = NOTHING,
 ) -> ImageFiles:
     """Inspect the files of one sample and return a reader for files like them.
 
@@ -105,6 +119,7 @@ def find_files(
             file of several sensors, one sensor's channels after another's.
         of: by modality the sensor of its images, where it is another.
         units: by sensor those that the user names.
+        missing: which pixels of GeoTIFFs do not count; pictures have all of theirs.
 
     Raises:
         ValueError: a file cannot be read, its bands are not clear, or it holds 8 bits and no unit is named.
@@ -118,6 +133,10 @@ def find_files(
     for sensor in bands or {}:
         get_sensor(sensor)
     if all(_is_picture(path, bands, archive) for path in paths):
+        if missing:
+            raise ValueError(
+                f"{paths[0].name} is a picture, and nodata and mask (--nodata, --mask) are for GeoTIFFs"
+            )
         named = dict(bands or {searched[0]: _COLORS})
         if len(paths) > 1 or len(named) != 1 or any(len(names) != 3 for names in named.values()):
             raise ValueError(
@@ -136,14 +155,32 @@ def find_files(
     for path, here in zip(paths, sensors, strict=True):
         wanted = tuple(bands or searched) if here is None else (here,)
         channels = tuple(name for m in wanted for name in (bands or {}).get(m, ())) or None
-        found_bands, _ = find_bands(path, wanted, channels, units=stated)
+        unmasked = masked_names(channels, missing.mask)
+        found_bands, _ = find_bands(path, wanted, unmasked, units=stated)
         if twice := [m for m in found_bands if m in held]:
             raise ValueError(f"{path.name}: {', '.join(twice)} is in another file of the sample too")
         held |= {m: tuple(held_here) for m, held_here in found_bands.items()}
         of_files.append(channels)
-    with RasterStack(list(paths), tuple(held), names=of_files, units=stated) as stack:
+    read = [masked_names(names, missing.mask) for names in of_files]
+    with RasterStack(list(paths), tuple(held), names=read, units=stated) as stack:
         stated, pixel = stack.stated_units | stated, stack.grid.pixel_in_meters
-    return ImageFiles(held, False, tuple(of_files), stated=stated, pixel_m=pixel)
+    return ImageFiles(held, False, tuple(of_files), stated=stated, pixel_m=pixel, missing=missing)
+
+
+def find_readable_files(samples: Sequence[Sequence[Path]], *arguments: Any, **options: Any) -> ImageFiles:
+    """Return a reader as :func:`find_files` does, of the first of some samples that can be read.
+
+    Raises:
+        ValueError: none can, or as :func:`find_files`.
+    """
+    unreadable: UnreadableRaster | None = None
+    for paths in samples[:_PROBED]:
+        try:
+            return find_files(paths, *arguments, **options)
+        except UnreadableRaster as error:  # reading that sample names it
+            unreadable = unreadable or error
+    assert unreadable is not None
+    raise unreadable
 
 
 def read_map(path: Path) -> Array:

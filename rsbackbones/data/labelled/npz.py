@@ -10,6 +10,7 @@ from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes, found_classes, found_pixel_classes
 from rsbackbones.data.labelled.dataset import SPLITS, Array, LabelledDataset, Task
+from rsbackbones.data.labelled.missing import Missing
 from rsbackbones.data.labelled.npz_reader import BandArrays, NpzReader
 from rsbackbones.data.labelled.splits import find_ids
 from rsbackbones.data.npz_archive import NpzArchive
@@ -32,6 +33,7 @@ def read_npz(
     sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignore: Sequence[int] = (),
+    nodata: float | None = None,
 ) -> LabelledDataset:
     """Find the samples in a ``.npz`` file, or in those that a mapping names.
 
@@ -59,6 +61,7 @@ def read_npz(
         mapping: where the arrays have other names.
         bands, units, classes, ignore: of the user, before those of the file.
         sensors: what the bands of an array are of, where it is not the sensor of its name.
+        nodata: the value of pixels without data.
 
     Raises:
         ValueError: a file that cannot be read, missing arrays, or arrays that do not fit together.
@@ -124,6 +127,8 @@ def read_npz(
             [[(name, file.facts[name]) for name in sorted(used & set(file.facts))] for file in files],
         ],
         files=[InputFiles(plain=[file.path for file in files])],
+        missing=Missing(nodata),
+        unmarked=True,
     )
 
 

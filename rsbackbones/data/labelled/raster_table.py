@@ -16,10 +16,11 @@ from rsbackbones.data.labelled.image_files import (
     PICTURE_NOTE,
     Bands,
     ImageFiles,
-    find_files,
+    find_readable_files,
     input_files,
     read_map,
 )
+from rsbackbones.data.labelled.missing import NOTHING, Missing
 from rsbackbones.sensors import SEARCHED_SENSORS
 
 _SEVERAL = re.compile(r"[;|]")
@@ -36,6 +37,7 @@ def read_raster_table(
     sensors: Sensors | None = None,
     classes: Classes | None = None,
     ignored: Sequence[int] = (),
+    missing: Missing = NOTHING,
 ) -> LabelledDataset:
     """Read a CSV file with one sample on each row; paths are below ``folder``.
 
@@ -77,10 +79,8 @@ def read_raster_table(
     files = [[folder / row[name] for name in images] for row in rows]
     masks = [folder / row["mask"] for row in rows] if kinds == ["mask"] else None
     every = [path for paths in files for path in paths] + (masks or [])
-    if missing := [path for path in every if not path.is_file()]:
-        raise ValueError(
-            f"{table}: {len(missing)} of {len(every)} files are missing, the first: {missing[0]}"
-        )
+    if absent := [path for path in every if not path.is_file()]:
+        raise ValueError(f"{table}: {len(absent)} of {len(every)} files are missing, the first: {absent[0]}")
     if twice := [paths[0] for paths, many in Counter(map(tuple, files)).items() if many > 1]:
         raise ValueError(
             f"{table}: {len(twice)} images have several rows, the first: {twice[0]}; a row each, or the same "
@@ -88,7 +88,9 @@ def read_raster_table(
         )
     columns_of = [name if name in SEARCHED_SENSORS else None for name in images]
     probed = 1 if change else len(images)
-    files_of = find_files(files[0][:probed], columns_of[:probed], bands, sensors, units=units)
+    files_of = find_readable_files(
+        [paths[:probed] for paths in files], columns_of[:probed], bands, sensors, units=units, missing=missing
+    )
     task, labels, codes = _labels(table, rows, kinds[0], classes, ignored, change)
     notes = [PICTURE_NOTE] if files_of.pictures else []
     if unused := [name for name in columns if name not in _KNOWN]:
@@ -109,6 +111,7 @@ def read_raster_table(
         files=inputs,
         notes=notes,
         pixel_m=files_of.pixel_m,
+        missing=missing,
     )
 
 

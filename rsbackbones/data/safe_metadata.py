@@ -1,0 +1,78 @@
+"""The unit of a Sentinel-2 product's values, as ``MTD_MSIL1C.xml`` or ``MTD_MSIL2A.xml`` states it.
+
+Reflectance is (value + offset) / quantification value. ESA's products state both, per band the offset since
+processing baseline 04.00 ("Sentinel-2 Products Specification Document", ``BOA_ADD_OFFSET`` of L2A and
+``RADIO_ADD_OFFSET`` of L1C).
+"""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rsbackbones.data.raster_path import RasterPath
+from rsbackbones.data.s2_baseline import has_offset
+
+_NAMES = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
+_SUBDATASET = re.compile(r'SENTINEL2_[A-Z0-9]+:"?(.+?\.xml)"?:', re.IGNORECASE)
+# ESA's files take about 60 kB.
+_MAX_BYTES = 4 * 2**20
+
+
+def product_unit(path: RasterPath) -> str | None:
+    """Return the unit of a raster that lies in a product's folder (``.SAFE``), if its metadata state it.
+
+    ``dn_baseline_0400``, or ``dn`` where there is no offset. Metadata that cannot be read are reported in a
+    warning, and the unit is unknown.
+
+    Raises:
+        ValueError: an offset or quantification value that no unit has.
+    """
+    if isinstance(path, str):
+        found = _SUBDATASET.match(path)
+        path = Path(found[1] if found else path)
+    folder = next((p for p in path.absolute().parents if p.suffix.upper() == ".SAFE"), None)
+    file = next((folder / name for name in _NAMES if (folder / name).is_file()), None) if folder else None
+    if file is None:
+        return None
+    try:
+        stated = _read(file)
+        offsets = _numbers(stated, "BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")
+        scales = _numbers(stated, "BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        warnings.warn(
+            f"cannot read {file}, which states the unit of the product: {error}; name it: --units (units=)",
+            stacklevel=4,
+        )
+        return None
+    if not offsets and any(map(has_offset, stated.get("PROCESSING_BASELINE", ()))):
+        offsets = {-1000.0}
+    if scales == {10000.0} and offsets == {-1000.0}:
+        return "dn_baseline_0400"
+    if scales == {10000.0} and offsets <= {0.0}:
+        return "dn"
+    raise ValueError(
+        f"{file} states the offsets {sorted(offsets)} and the quantification values {sorted(scales)}; "
+        "expected -1000 or none, and 10000: bring the values to reflectances, and name them (--units, units=)"
+    )
+
+
+def _read(file: Path) -> dict[str, list[str]]:
+    """Return the texts of a file's elements by their names, without namespaces."""
+    with file.open("rb") as opened:
+        content = opened.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
+    # Entities of a document type may be of any size once they are expanded; the products have none.
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise ValueError("it has a document type")
+    stated: dict[str, list[str]] = {}
+    for element in ElementTree.fromstring(content).iter():
+        if element.text and element.text.strip():
+            stated.setdefault(element.tag.rpartition("}")[2], []).append(element.text.strip())
+    return stated
+
+
+def _numbers(stated: Mapping[str, Sequence[str]], *names: str) -> set[float]:
+    return {float(text) for name in names for text in stated.get(name, ())}
