@@ -94,6 +94,16 @@ def images() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.fixture(scope="module")
+def without_pictures():
+    """Drawing takes longer than a small run; the runs of test_trainer.py and a few others draw."""
+    from tests.train.training import draw_nothing
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        yield
+
+
 @pytest.fixture
 def own_sensors():
     """What a test registers is forgotten after it."""

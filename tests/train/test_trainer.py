@@ -31,6 +31,7 @@ from tests.train.training import (
     checkpoints,
     command,
     curve,
+    drawing,
     end,
     kill,
     small_recipe,
@@ -50,7 +51,8 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """A run of 24 steps, with a moving average."""
     out = tmp_path_factory.mktemp("runs") / "tiny_run"
-    return pretrain(small_recipe(data, out, ema=0.5, tensorboard=True)), out
+    with drawing():
+        return pretrain(small_recipe(data, out, ema=0.5, tensorboard=True)), out
 
 
 def test_the_files_of_a_run(data, finished):
