@@ -97,11 +97,11 @@ def images() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def without_pictures():
     """Drawing takes longer than a small run; the runs of test_trainer.py and a few others draw."""
-    from tests.train.training import draw_nothing
+    from tests.train.training import DRAWN, draw_by, draw_nothing
 
-    with pytest.MonkeyPatch.context() as patch:
-        draw_nothing(patch)
-        yield
+    draw_nothing()
+    yield
+    draw_by(*DRAWN)
 
 
 @pytest.fixture

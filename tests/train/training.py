@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -75,21 +74,29 @@ def small_recipe(data: Path, out: Path | None = None, **changes: object) -> Reci
     return apply_overrides(recipe, options | ({"output": str(out)} if out else {}))
 
 
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Have runs in this process draw no pictures."""
-    for module in (pretraining, finetuning):
-        patch.setattr(module, "draw_losses", lambda *_: None)
-    patch.setattr(pretraining, "draw_reconstructions", lambda *_: None)
+DRAWN = pictures.draw_losses, pictures.draw_reconstructions
+
+
+def draw_by(losses: Callable[..., None], reconstructions: Callable[..., None]) -> None:
+    """Have the runs in this process draw by these functions."""
+    pretraining.draw_losses = finetuning.draw_losses = losses
+    pretraining.draw_reconstructions = reconstructions
+
+
+def draw_nothing() -> None:
+    """Have the runs in this process draw no pictures."""
+    draw_by(lambda *_: None, lambda *_: None)
 
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
     """Have the runs within draw, also where others draw nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (pretraining, finetuning):
-            patch.setattr(module, "draw_losses", pictures.draw_losses)
-        patch.setattr(pretraining, "draw_reconstructions", pictures.draw_reconstructions)
+    before = pretraining.draw_losses, pretraining.draw_reconstructions
+    draw_by(*DRAWN)
+    try:
         yield
+    finally:
+        draw_by(*before)
 
 
 def command(recipe: Recipe, file: Path, ranks: int = 0, *, restarts: int = 0) -> list[str]:
@@ -131,7 +138,7 @@ def start(
 
 
 def _begin(limits: Callable[[], object] | None) -> None:
-    draw_nothing(pytest.MonkeyPatch())
+    draw_nothing()
     if limits:
         limits()
 
