@@ -94,6 +94,16 @@ def images() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.fixture(scope="module")
+def without_pictures():
+    """Drawing takes longer than a small run; the runs of test_trainer.py and a few others draw."""
+    from tests.train.training import DRAWN, draw_by, draw_nothing
+
+    draw_nothing()
+    yield
+    draw_by(*DRAWN)
+
+
 @pytest.fixture
 def own_sensors():
     """What a test registers is forgotten after it."""

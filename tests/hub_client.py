@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,14 @@ def start_client(
     code: str,
     hub: LoopbackHub | None,
     hf_home: Path,
-    prefix: Sequence[str] = (),
-    preexec: Callable[[], None] | None = None,
+    limits: Callable[[], object] | None = None,
     fresh: bool = False,
     **env: str,
 ) -> Client:
     """Start `code` in a process with `hub` as its endpoint (None: one that refuses).
 
-    Of the settings that bear on downloads it sees only those named here. With `fresh`, and for what a
-    prefix or a function before the start needs, it is a new interpreter.
+    Of the settings that bear on downloads it sees only those named here. `limits` is called in it at first.
+    With `fresh` it is a new interpreter.
     """
     foreign = re.compile("HF_|HUGGING|RSBACKBONES_|TORCH_|.*_proxy", re.IGNORECASE)
     inherited = {name: value for name, value in os.environ.items() if not foreign.match(name)}
@@ -80,11 +79,9 @@ def start_client(
     command = [sys.executable, "-c", PRELUDE + code]
     descriptor, name = tempfile.mkstemp(suffix=".log")
     with os.fdopen(descriptor, "wb") as log:
-        if not (prefix or preexec or fresh):
-            return Client(Forked(command, Path(name), env=environment), Path(name))
-        process = subprocess.Popen(
-            [*prefix, *command], env=environment, stdout=log, stderr=log, preexec_fn=preexec
-        )
+        if not fresh:
+            return Client(Forked(command, Path(name), env=environment, limits=limits), Path(name))
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=limits)
         return Client(process, Path(name))
 
 

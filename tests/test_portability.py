@@ -32,24 +32,17 @@ def run_without(code, *arguments):
     return result.stdout
 
 
-def test_every_module_is_imported():
-    """Also those that train."""
-    run_without("""
-        import importlib, pkgutil
-        import rsbackbones
-        for module in pkgutil.walk_packages(rsbackbones.__path__, "rsbackbones."):
-            if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
-    """)
-
-
-def test_a_scene_is_embedded(tmp_path):
-    """By the bundled model, from Python, to the same features as with them."""
+def test_every_module_is_imported_and_a_scene_embedded(tmp_path):
+    """Also those that train; by the bundled model, to the same features as with what is lacking."""
     scene = write_tif(tmp_path / "scene.tif", simulate_scene(64, 64, seed=1).s2, S2)
     run_without(
         """
+        import importlib, pkgutil
         from pathlib import Path
         import rsbackbones as rsb
+        for module in pkgutil.walk_packages(rsb.__path__, "rsbackbones."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
         from rsbackbones.embed import embed_scene
         model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
         embed_scene(model, [Path(sys.argv[1])], Path(sys.argv[2]), progress=False)

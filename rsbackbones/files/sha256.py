@@ -6,9 +6,5 @@ from pathlib import Path
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
-        while read := file.readinto(buffer):
-            digest.update(buffer[:read])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -75,17 +75,17 @@ def test_a_checkpoint_says_its_own_bands(file, tmp_path, capsys):
     ("change", "said"),
     [
         (lambda s: s.pop("name"), "missing fields: name"),
-        (lambda s: s.update(color="red"), "unknown or missing fields: color"),
-        (lambda s: s["bands"][1].pop("width"), r"bands\[1\]: unknown or missing fields: width"),
-        (lambda s: s["bands"][0].update(wavelength="492"), r"bands\[0\]: wavelength must be a number"),
-        (lambda s: s["bands"][0].update(gsd=True), "gsd must be a number"),
-        (lambda s: s["bands"][0].update(aliases=[1]), "aliases must be names"),
+        (lambda s: s.update(color="red"), "unknown field 'color'; fields: name, title, kind, bands"),
+        (lambda s: s["bands"][1].pop("width"), r"bands\[1\]: missing fields: width"),
+        (lambda s: s["bands"][0].update(wavelength="492"), r"bands\[0\]: wavelength must be a finite number"),
+        (lambda s: s["bands"][0].update(gsd=True), "gsd must be a finite number"),
+        (lambda s: s["bands"][0].update(aliases=[1]), r"bands\[0\]: aliases.0 must be text, got 1"),
         (lambda s: s["bands"][0].update(wavelength=0.49), "nanometers"),
         (lambda s: s["bands"][0].update(name="late"), "names more than one band"),
         (lambda s: s.update(bands=[]), "has no bands"),
         (lambda s: s.update(bands=[5]), r"bands\[0\]: expected an object"),
         (lambda s: s.update(name="s2"), "is already registered"),
-        (lambda s: s.update(kind="sonar"), "optical or radar"),
+        (lambda s: s.update(kind="sonar"), "kind must be one of optical, radar, got 'sonar'"),
     ],
 )
 def test_a_file_that_describes_no_sensor(file, capsys, change, said):

@@ -18,6 +18,7 @@ from rsbackbones.eval.encode import encode
 from rsbackbones.eval.feature_source import model_for
 from rsbackbones.sensors import RGB8
 from tests.data.test_rasters import GRID, S2, write_tif
+from tests.embed.test_embed import read_map
 
 LANDSAT = ("B1", "B2", "B3", "B4", "B5", "B6", "B7")
 QUIET = {"progress": False}
@@ -64,11 +65,6 @@ def features_of(model, data, **options):
     with torch.inference_mode():
         found = model.forward_features(images)
     return found.maps("s2")[0].permute(1, 2, 0).numpy(), found.pooled["s2"][0].numpy()
-
-
-def read_map(path):
-    with rasterio.open(path) as raster:
-        return np.moveaxis(raster.read(), 0, -1)
 
 
 def assert_embeds(run, source, options, expected, folder):

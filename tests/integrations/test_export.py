@@ -51,7 +51,6 @@ def _nothing_compiled_before():
 # -- torch.compile --------------------------------------------------------------------------------------
 
 CASES = {
-    "one sensor": ("s2", torch.float32, True),
     "two sensors": ("both", torch.float32, True),
     "maps": ("maps", torch.float32, True),
     "no table": ("both", torch.float32, False),
@@ -99,19 +98,13 @@ def test_autocast_and_padding_compile():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True])
-def test_the_compiler_itself_gives_what_eager_mode_gives(training):
-    """The tests above count graphs, and run them as they are; this one translates them to C++."""
-    model = small("s2", num_classes=3).train(training)
-    model.set_grad_checkpointing(training)
+def test_the_compiler_itself_gives_what_eager_mode_gives():
+    """The tests above count graphs, and run them as they are; this one translates them to C++, both ways."""
+    model = small("s2", num_classes=3).train()
+    model.set_grad_checkpointing()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for size in SIZES:
-        if training:
-            assert_same(gradients(compiled, model, size), gradients(model, model, size))
-        else:
-            x = images_of(model, *size)
-            with torch.no_grad():
-                torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-5)
+        assert_same(gradients(compiled, model, size), gradients(model, model, size))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -142,8 +135,13 @@ def free_shapes(images, pad=False):
     return (dict.fromkeys(images, free),)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
-@pytest.mark.parametrize("kind", ["s2", "maps", "logits", "seamo sincos", "seamo learned", "vit_s16"])
+@pytest.mark.parametrize(
+    ("kind", "strict"),
+    [
+        ("logits", False), ("maps", True), ("seamo sincos", False), ("seamo learned", True),
+        ("vit_s16", False), ("s2", True),
+    ],
+)  # fmt: skip
 def test_a_model_exports_with_free_batch_and_size(kind, strict):
     model = small(num_classes=3) if kind == "logits" else model_of(kind)
     example = images_of(model, *SIZES[0])
@@ -155,8 +153,7 @@ def test_a_model_exports_with_free_batch_and_size(kind, strict):
         torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
-@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize(("pad", "strict"), [(False, True), (True, False)])
 def test_features_export_as_features(pad, strict, tmp_path):
     model = small(pad=pad)
     example = images_of(model, *SIZES[0])
@@ -192,7 +189,7 @@ def run_onnx(path, images):
     return dict(zip(names, map(torch.from_numpy, results), strict=True)), session
 
 
-@pytest.mark.parametrize("kind", ["s2", "both", "maps", "padded", "seamo sincos", "vit_s16"])
+@pytest.mark.parametrize("kind", ["both", "maps", "padded", "seamo sincos", "vit_s16"])
 def test_onnx_gives_the_features_of_eager_mode(kind, tmp_path):
     pytest.importorskip("onnxscript", reason="pip install 'rsbackbones[onnx]'")
     if kind == "padded":
@@ -210,9 +207,9 @@ def test_onnx_gives_the_features_of_eager_mode(kind, tmp_path):
     metadata = session.get_modelmeta().custom_metadata_map["rsbackbones"]
     said = json.loads(metadata)
     backbone = getattr(model, "backbone", model)
-    assert said["architecture"] == getattr(model, "backbone", model).architecture
+    assert said["architecture"] == backbone.architecture
     assert said["config"]["bands"] == {m: list(bands) for m, bands in backbone.bands.items()}
-    assert said["inputs"]["s2" if "s2" in backbone.bands else "s1"]["mean"]
+    assert said["inputs"]["s2"]["mean"]
 
 
 def named_outputs(kind, model, x):

@@ -42,6 +42,8 @@ def cells(side, stride):
     return -(-side // stride)
 
 
+# One of each kind: a ViT of two sensors, a network of convolutions, one over series.
+KINDS = ["croma_vit_tiny", "toy_cnn", "toy_series"]
 VITS = [name for name in ALL if isinstance(small(name), ViTBackbone)]
 SERIES = [name for name in ALL if small(name).consumes == "series"]
 ONE_BY_ONE = [name for name in ALL if name not in SERIES]

@@ -10,8 +10,10 @@ from rsbackbones.layers.activation_checkpointing import checkpoint_activations
 from rsbackbones.models.unused import freeze_unused
 from rsbackbones.train.finetune import finetune, load_finetuned
 from rsbackbones.zoo.registry import find_architecture
-from tests.models.examples import ALL, batch, dated, small, times_of
+from tests.models.examples import ALL, KINDS, batch, dated, small, times_of
 from tests.train.finetune_setup import BANDS, DENSE, labelled, small_recipe
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 @pytest.fixture(params=ALL)
@@ -29,8 +31,9 @@ def tuned(name, out, task="classes", **changes):
     return finetune(recipe, labelled(task, side=32)), recipe
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("task", ["classes", "pixels"])
+@pytest.mark.parametrize(
+    ("name", "task"), [*((name, "classes") for name in ALL), *((name, "pixels") for name in KINDS)]
+)
 def test_fine_tuning_with_layer_decay_trains_all_layers_and_saves_what_it_scored(name, task, tmp_path):
     result, _ = tuned(name, tmp_path / "run", task, optim__layer_decay=0.75, epochs=2)
     assert result["status"] == "finished"
@@ -127,13 +130,15 @@ def test_what_a_network_cannot_do_is_said(tmp_path):
         finetune(recipe, labelled(side=32))
 
 
-def test_evaluation_commands_take_every_name(model, tmp_path, capsys):
+@pytest.mark.parametrize("name", KINDS)
+def test_evaluation_commands_take_every_kind(name, tmp_path, capsys):
     """``rsbackbones eval`` and ``embed``, as a user calls them."""
     from rsbackbones.cli import main
     from tests.data.test_rasters import write_tif
     from tests.embed.test_embed import optical, radar
     from tests.train.finetune_setup import saved
 
+    model = small(name)
     data = labelled(side=32, sensors=model.modalities)
     file = saved(data, tmp_path / "small.npz")
     arguments = ["--no-pretrained", "--model", model.architecture]

@@ -1,14 +1,8 @@
-"""What tests of whole runs may leave out."""
+"""No run of these tests draws, but those that look at the pictures: see ``drawing`` in training.py."""
 
 import pytest
 
 
-@pytest.fixture(scope="module")
-def without_pictures():
-    """Drawing takes longer than a small run; test_trainer.py looks at the pictures, others draw."""
-    from rsbackbones.train import pretraining
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "draw_reconstructions", lambda *_: None)
-        patch.setattr(pretraining, "draw_losses", lambda *_: None)
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def _without_pictures(without_pictures):
+    """For every file."""

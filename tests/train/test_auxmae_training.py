@@ -21,7 +21,7 @@ from rsbackbones.zoo.factory import create_model
 from rsbackbones.zoo.saving import save_model
 from tests.conftest import RECORDED
 from tests.train.mixmae_setup import DATED, FOUR, small_recipe, write_dated
-from tests.train.training import assert_same, contents, curve
+from tests.train.training import assert_same, contents, curve, drawing
 
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
@@ -144,8 +144,9 @@ def test_a_run_goes_on_after_any_number_of_steps(data, tmp_path, order):
 
 
 def test_the_log_names_the_task_of_a_step_or_the_last_loss_of_each(data, tmp_path):
-    pretrain(small_recipe(data, tmp_path / "each", steps=8, tensorboard=True))
-    pretrain(small_recipe(data, tmp_path / "some", steps=8, log_every=4))
+    with drawing():
+        pretrain(small_recipe(data, tmp_path / "each", steps=8, tensorboard=True))
+        pretrain(small_recipe(data, tmp_path / "some", steps=8, log_every=4))
     each, some = lines_of(tmp_path / "each"), lines_of(tmp_path / "some")
     assert [line["task"] for line in each] == ["s2_s2", "s2_s1"] * 4
     assert all(line[line["task"]] == line["loss"] for line in each)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rsbackbones.train.engine import train_step
-from rsbackbones.train.engine.checkpoint import rng_state, set_rng_state
+from rsbackbones.train.engine.checkpoint import problem, rng_state, set_rng_state
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.pretraining import pretrain
@@ -30,7 +30,6 @@ from tests.train.training import (
     write_data,
 )
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 END = 20
 
 
@@ -162,6 +161,15 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found(four, tmp_path, damage):
+    folder = tmp_path / name_of(8)
+    shutil.copytree(four / "run" / "checkpoints" / name_of(8), folder)
+    assert problem(folder) is None
+    DAMAGES[damage](folder)
+    assert problem(folder)
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "no complete.json", "all files are missing"])
 def test_a_damaged_checkpoint_is_passed_over(data, four, tmp_path, damage):
     out = tmp_path / "run"
     shutil.copytree(four / "run", out)

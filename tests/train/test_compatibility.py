@@ -18,7 +18,6 @@ from rsbackbones.train.pretraining import pretrain
 from tests.train.seamo_runs import two_phases, write_series
 from tests.train.training import PAIRED, small_recipe, write_data
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 FEW = {"s2": ["B02", "B08"], "s1": ["VV", "VH"]}
 
 

@@ -21,7 +21,7 @@ from rsbackbones.train.finetune.__main__ import command
 from rsbackbones.train.finetune.run import FinetuneRun, build_model
 from rsbackbones.train.finetune.tune import said
 from tests.train.finetune_setup import CLASSES, DENSE, finer, labelled, saved, seamo_with_block, small_recipe
-from tests.train.training import checkpoints, curve
+from tests.train.training import checkpoints, curve, drawing
 
 UNMIXED = {"views__mixup": 0, "views__cutmix": 0}
 
@@ -56,7 +56,8 @@ def accuracy(model, data, split):
 @pytest.fixture(scope="module")
 def classified(tmp_path_factory):
     data, out = labelled(count=32, sensors=("s2", "s1")), tmp_path_factory.mktemp("runs") / "classes"
-    return data, out, finetune(small_recipe(out, seed=3, views__mixup=0.8), data)
+    with drawing():
+        return data, out, finetune(small_recipe(out, seed=3, views__mixup=0.8), data)
 
 
 def test_what_a_run_writes(classified):

@@ -21,7 +21,6 @@ from rsbackbones.train.pretraining import pretrain
 from tests.train.training import small_recipe, write_data
 
 pytestmark = [
-    pytest.mark.usefixtures("without_pictures"),
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
 ]
 

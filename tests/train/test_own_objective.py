@@ -26,7 +26,6 @@ from rsbackbones.train.objectives.registry import _METHODS
 from rsbackbones.train.pretraining import PretrainRun
 from tests.train.training import OPTICAL, PAIRED, SIDE, assert_same, contents, curve, write_data
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 

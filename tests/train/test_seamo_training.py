@@ -40,8 +40,6 @@ from tests.train.training import (
     wait_until,
 )
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

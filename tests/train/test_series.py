@@ -34,7 +34,6 @@ from tests.train.series_runs import (
 )
 from tests.train.training import BANDS
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 

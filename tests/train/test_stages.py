@@ -16,7 +16,6 @@ from rsbackbones.train.initialize import read_run
 from rsbackbones.train.pretraining import PretrainRun, stages_of
 from tests.train.training import assert_same, command, contents, curve, run, small_recipe, write_data
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
 # Steps of the stages; an epoch has 8, of the second, with larger batches, 4.
 STEPS = (8, 4, 16)

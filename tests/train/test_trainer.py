@@ -31,6 +31,7 @@ from tests.train.training import (
     checkpoints,
     command,
     curve,
+    drawing,
     end,
     kill,
     small_recipe,
@@ -50,7 +51,8 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """A run of 24 steps, with a moving average."""
     out = tmp_path_factory.mktemp("runs") / "tiny_run"
-    return pretrain(small_recipe(data, out, ema=0.5, tensorboard=True)), out
+    with drawing():
+        return pretrain(small_recipe(data, out, ema=0.5, tensorboard=True)), out
 
 
 def test_the_files_of_a_run(data, finished):
@@ -201,15 +203,15 @@ def test_bad_samples_below_the_share_are_listed(tmp_path):
 
 def test_too_many_bad_samples_stop_the_run(tmp_path):
     folder, out = bad_data(tmp_path / "data", 30), tmp_path / "run"
+    go = lambda share: pretrain(small_recipe(folder, out, data__max_bad_share=share, epochs=1))  # noqa: E731
     with pytest.raises(TrainingError, match=r"of 84 places cannot be used.*max_bad_share=0\.1") as error:
-        pretrain(small_recipe(folder, out, data__max_bad_share=0.1))
+        go(0.1)
     listed = (out / "bad_samples.jsonl").read_text().splitlines()
     assert len(listed) >= 9
     assert all(f"{name}: {why}" in str(error.value) for name, why in map(json.loads, listed[:9]))
     with pytest.raises(TrainingError, match="places cannot be used"):  # nor does it go on the next time
-        pretrain(small_recipe(folder, out, data__max_bad_share=0.1))
-    summary = pretrain(small_recipe(folder, out, data__max_bad_share=0.6))
-    assert summary.status == "finished"
+        go(0.1)
+    assert go(0.6).status == "finished"
 
 
 def test_a_dry_run_says_and_writes_nothing(data, tmp_path, capsys):

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from rsbackbones.data.npz import NpzFile
 from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.train import pictures, pretraining
 from rsbackbones.train.engine.checkpoint import finished, step_of
 from rsbackbones.train.engine.config_io import apply_overrides, to_json
+from rsbackbones.train.finetune import run as finetuning
 from rsbackbones.train.recipe import Part, Recipe
 from rsbackbones.train.recipes import RECIPES
 from tests.forked import Forked
@@ -71,6 +74,31 @@ def small_recipe(data: Path, out: Path | None = None, **changes: object) -> Reci
     return apply_overrides(recipe, options | ({"output": str(out)} if out else {}))
 
 
+DRAWN = pictures.draw_losses, pictures.draw_reconstructions
+
+
+def draw_by(losses: Callable[..., None], reconstructions: Callable[..., None]) -> None:
+    """Have the runs in this process draw by these functions."""
+    pretraining.draw_losses = finetuning.draw_losses = losses
+    pretraining.draw_reconstructions = reconstructions
+
+
+def draw_nothing() -> None:
+    """Have the runs in this process draw no pictures."""
+    draw_by(lambda *_: None, lambda *_: None)
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Have the runs within draw, also where others draw nothing."""
+    before = pretraining.draw_losses, pretraining.draw_reconstructions
+    draw_by(*DRAWN)
+    try:
+        yield
+    finally:
+        draw_by(*before)
+
+
 def command(recipe: Recipe, file: Path, ranks: int = 0, *, restarts: int = 0) -> list[str]:
     """The command of a run, its recipe saved to ``file``; ``ranks`` 0 is without a launcher."""
     file.write_text(json.dumps(to_json(recipe)))
@@ -96,15 +124,23 @@ def start(
 ) -> Forked | subprocess.Popen[bytes]:
     """Start a command in a session of its own, its output in ``log``; ``limits`` is called in the process.
 
-    ``fresh``: in a new interpreter, as on the command line. A fork of one begins five seconds sooner.
+    ``fresh``: in a new interpreter, as on the command line. A fork of one begins five seconds sooner, and
+    draws nothing.
     """
     if not fresh:
-        return Forked(arguments, log, env=os.environ | ENVIRONMENT, limits=limits)
+        first = partial(_begin, limits)
+        return Forked(arguments, log, env=os.environ | ENVIRONMENT, limits=first)
     with log.open("ab") as file:
         return subprocess.Popen(
             arguments, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True, preexec_fn=limits,
         )  # fmt: skip
+
+
+def _begin(limits: Callable[[], object] | None) -> None:
+    draw_nothing()
+    if limits:
+        limits()
 
 
 def run(arguments: list[str], log: Path, code: int = 0, *, fresh: bool = False) -> str:

@@ -320,7 +320,7 @@ def test_random_damage_raises_our_errors_or_none(
     # Where structure is: headers at the start, of a zip also the directory at the end.
     places = [*range(6000), *range(len(data) - 6000, len(data))]
     refused = 0
-    for _ in range(200):
+    for _ in range(80):
         damaged = bytearray(data)
         for _ in range(draw.randint(1, 3)):
             damaged[draw.choice(places)] = draw.randrange(256)
@@ -382,20 +382,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize("options", OPTIONS)
-def test_the_right_tensors_load(state: State, tmp_path: Path, suffix: str, options: str) -> None:
+def test_the_right_tensors_load(state: State, tmp_path: Path) -> None:
     """The control for what follows."""
-    load(save(state, tmp_path / f"a{suffix}"), **OPTIONS[options])
+    load(save(state, tmp_path / "a.pt"))
+    path = save(state, tmp_path / "a.safetensors")
+    for options in OPTIONS.values():
+        load(path, **options)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("case", WRONG)
-def test_other_tensors(state: State, tmp_path: Path, suffix: str, options: str, case: str) -> None:
+def test_other_tensors(state: State, tmp_path: Path, case: str) -> None:
     change, kind, text = WRONG[case]
-    path = save(change(state), tmp_path / f"a{suffix}")
-    refusal(path, kind, match=text, **OPTIONS[options])
+    refusal(save(change(state), tmp_path / "a.pt"), kind, match=text)
+    path = save(change(state), tmp_path / "a.safetensors")
+    for options in OPTIONS.values():
+        refusal(path, kind, match=text, **options)
 
 
 # Format -> an architecture that reads it, and a tensor of its files.

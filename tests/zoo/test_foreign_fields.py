@@ -15,6 +15,7 @@ import rsbackbones as rsb
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.preprocess import RULES, UNITS
 from rsbackbones.sensors import ContractRule, ContractUnit
+from rsbackbones.typed_fields import MAX_ITEMS, MAX_TEXT
 from rsbackbones.zoo import hub
 from rsbackbones.zoo.checkpoint_files import METADATA_KEY
 from rsbackbones.zoo.loading import inspect_checkpoint
@@ -29,8 +30,8 @@ def nested(depth=100):
 VALUES = {
     "null": None, "true": True, "fraction": 3.5, "nan": math.nan, "inf": math.inf, "negative": -1,
     "zero": 0, "word": "no", "no text": "", "no list": [], "no object": {}, "list": [1, "a"],
-    "object": {"a": 1}, "huge": 10**400, "large": 1e300, "long": "x" * 1_000_000, "deep": nested(),
-    "numbers": {"s2": 3}, "many": list(range(20_000)),
+    "object": {"a": 1}, "huge": 10**400, "large": 1e300, "long": "x" * (MAX_TEXT + 1), "deep": nested(),
+    "numbers": {"s2": 3}, "many": list(range(MAX_ITEMS + 1)),
 }  # fmt: skip
 TEXT = {"word", "no text"}
 # The values that a field may have, of those above.

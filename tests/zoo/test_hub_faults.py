@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -382,10 +383,11 @@ report(models=rsbackbones.list_models(), weights=len(rsbackbones.list_weights())
 # --- the disk ------------------------------------------------------------------------------------
 def heed_permissions() -> None:
     """Take from root, in a child before it runs, the privilege to ignore file permissions."""
-    if os.geteuid() == 0:
-        drop_from_bounding_set, override, read_search = 24, 1, 2
-        for capability in (override, read_search):
-            ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
+    override, read_search = 1, 2
+    libc, header, data = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    libc.capget(header, data)
+    data[0] &= ~(1 << override | 1 << read_search)  # of the effective ones
+    libc.capset(header, data)
 
 
 @pytest.fixture
@@ -410,7 +412,7 @@ def test_read_only_cache(zoo: Zoo, chmod: Callable[[Path, int], None]) -> None:
     chmod(zoo.plant("unreadable"), 0o000)
     for path in [zoo.home, *(p for p in zoo.home.rglob("*") if p.is_dir())]:
         chmod(path, 0o555)
-    found = zoo.fetch("cached", "uncached", "unreadable", "spoiled", preexec=heed_permissions)
+    found = zoo.fetch("cached", "uncached", "unreadable", "spoiled", limits=heed_permissions)
     assert errors(found) == {
         "cached": None,
         "uncached": "WeightsCacheError",
@@ -429,7 +431,7 @@ def test_cache_in_a_closed_or_impossible_place(zoo: Zoo, chmod: Callable[[Path, 
     chmod(closed, 0o000)
     for place in (closed / "home", file / "home"):
         zoo.home = place
-        assert errors(zoo.fetch("a", preexec=heed_permissions)) == {"a": "WeightsCacheError"}
+        assert errors(zoo.fetch("a", limits=heed_permissions)) == {"a": "WeightsCacheError"}
 
 
 def test_read_only_mount(zoo: Zoo) -> None:
@@ -437,17 +439,22 @@ def test_read_only_mount(zoo: Zoo) -> None:
         zoo.publish(tag)
     zoo.plant("cached")
     mount = f"mount --bind {zoo.home} {zoo.home} && mount -o remount,ro,bind {zoo.home}"
-    found = zoo.fetch("cached", "uncached", prefix=in_own_mounts(mount))
+    found = zoo.fetch("cached", "uncached", limits=in_own_mounts(mount))
     assert errors(found) == {"cached": None, "uncached": "WeightsCacheError"}
     assert "HF_HOME" in found["uncached"]["text"]
 
 
-def in_own_mounts(mount: str) -> list[str]:
-    """A command prefix that mounts something for one process alone."""
+def in_own_mounts(mount: str) -> Callable[[], None]:
+    """Return what mounts something for one process alone, called in it."""
     probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
     if probe.returncode:
         pytest.skip(f"mounting is not allowed here: {probe.stderr.decode().strip()}")
-    return ["unshare", "--mount", "sh", "-ec", f'{mount}; exec "$@"', "sh"]
+    return partial(mount_apart, mount)
+
+
+def mount_apart(mount: str) -> None:
+    assert ctypes.CDLL(None).unshare(0x00020000) == 0  # CLONE_NEWNS
+    subprocess.run(["sh", "-ec", f"mount --make-rprivate /; {mount}"], check=True)
 
 
 def test_full_disk_is_seen_before_the_download(zoo: Zoo) -> None:
@@ -462,7 +469,7 @@ report(large=attempt(fetch, "large"), unstated=attempt(fetch, "unstated"))
 report(left=[str(p) for p in Path(os.environ["HF_HOME"]).rglob("*") if p.stat().st_size > 1000])
 """
     mount = f"mount -t tmpfs -o size=10m tmpfs {zoo.home}"
-    found = zoo.client("import os" + code, prefix=in_own_mounts(mount))
+    found = zoo.client("import os" + code, limits=in_own_mounts(mount))
     left = found.pop("left")
     assert errors(found) == dict.fromkeys(found, "WeightsCacheError")
     assert "12000000 bytes" in found["large"]["text"]
@@ -477,10 +484,8 @@ def test_disk_that_fills_up_during_the_download(zoo: Zoo) -> None:
     """A limit on the size of files stands in for a disk that someone else fills meanwhile."""
     zoo.publish("large", random.Random(0).randbytes(3_000_000))
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
-    found = zoo.fetch("large", preexec=limit)
+    limits = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    found = zoo.fetch("large", limits=limits)
     assert errors(found) == {"large": "WeightsCacheError"}
     assert "needed 3000000 bytes, free " in found["large"]["text"]
     assert zoo.gets("large") == 1

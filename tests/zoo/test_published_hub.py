@@ -6,8 +6,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.cli import main
 from rsbackbones.zoo.manifest import entries_as_json, read_manifest
+from rsbackbones.zoo.trusted_pickle import _state_dict, extract_tensors
 from tests.hub_client import finish_client, run_client, start_client
 from tests.loopback_hub import LoopbackHub
 from tests.models.test_published import SHORT, TIMM, theirs
@@ -291,22 +290,17 @@ def test_a_file_that_holds_published_weights_gets_their_contract(trusted, tmp_pa
 
 def test_a_trusted_pickle_runs_in_a_process_of_its_own(tmp_path):
     """What code in the file changes is gone with that process."""
-    path = tmp_path / "evil.pth"
-    code = (
-        "import torch, sys\n"
-        "class Planted:\n"
-        "    def __reduce__(self):\n"
-        '        return exec, (\'import os, pathlib; pathlib.Path(__import__("sys").argv[2])'
-        '.with_suffix(".pid").write_text(str(os.getpid()))\',)\n'
-        f"torch.save({{'w': torch.zeros(2), 'x': Planted()}}, {str(path)!r})\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    from rsbackbones.zoo.trusted_pickle import extract_tensors
 
+    class Planted:
+        def __reduce__(self):
+            code = 'import os, pathlib, sys; pathlib.Path(sys.argv[2]).with_suffix(".pid")'
+            return exec, (f"{code}.write_text(str(os.getpid()))",)
+
+    path = tmp_path / "evil.pth"
+    torch.save({"w": torch.zeros(2), "x": Planted()}, path)
     out = tmp_path / "tensors.pt"
     assert "1 tensors of the top level; left out: x" in extract_tensors(path, out)
     assert torch.equal(torch.load(out, weights_only=True)["w"], torch.zeros(2))
     assert int((tmp_path / "tensors.pid").read_text()) != os.getpid()
-    torch.save([1, 2], path)
-    with pytest.raises(rsb.CorruptCheckpointError, match="expected a dictionary, got list"):
-        extract_tensors(path, out)
+    with pytest.raises(ValueError, match="expected a dictionary, got list"):
+        _state_dict([1, 2], "")
