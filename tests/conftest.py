@@ -4,6 +4,10 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+# On CPUs with AMX, oneDNN of torch 2.15 gives wrong bfloat16 convolutions (docs/loading.md). This must be set
+# before torch is imported.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
