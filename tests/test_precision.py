@@ -1,7 +1,10 @@
 """Half precision, devices, copies, and activation checkpointing: the same features and gradients."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -238,3 +241,33 @@ def test_checkpointing_goes_with_autocast():
         model.set_grad_checkpointing()
         got, _ = gradients_and_kept_bytes(model, x)
     assert_near(got, expected, 1e-6)
+
+
+BFLOAT16 = """
+import torch
+import torch.nn.functional as F
+import rsbackbones as rsb
+
+model = rsb.create_model("vit_s16", overrides={"depth": 1}).to(torch.bfloat16)
+x = torch.rand(1, len(model.bands["s2"]), 64, 96)
+stem = model.get_parameter(model.stem("s2").weight)
+exact, rounded = F.conv2d(x, stem.float(), stride=16), F.conv2d(x.bfloat16(), stem, stride=16)
+right = torch.allclose(rounded.float(), exact, atol=0.05)
+try:
+    model(x.bfloat16())
+    print(right, True)
+except ValueError as error:
+    print(right, "ONEDNN_MAX_CPU_ISA" not in str(error))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [None, "AVX512_CORE_BF16"])
+def test_convolutions_that_this_cpu_computes_wrongly_are_refused(isa):
+    environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
+    environment |= {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
+    run = subprocess.run(
+        [sys.executable, "-c", BFLOAT16], env=environment, capture_output=True, text=True, check=True
+    )
+    right, ran = run.stdout.split()
+    assert right == ran

@@ -1,10 +1,13 @@
 """Checks of a backbone's inputs. Errors state the given value, the expected one, and the fix."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from rsbackbones.models.series_arguments import Dates, Masks, as_days, masks_by_modality
 from rsbackbones.sensors import get_sensor
@@ -46,6 +49,7 @@ def validate_inputs(
             + "; resample them onto one grid"
         )
     first = next(iter(images.values()))
+    _check_bfloat16(model, first)
     series = first.ndim == 5
     frames = tuple(first.shape[:2])
     if dates is not None and not isinstance(dates, Tensor):
@@ -145,6 +149,33 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
             f"of them (x.to({dtype}))"
         )
     return image
+
+
+def _check_bfloat16(model: "Backbone", image: Tensor) -> None:
+    """Refuse convolutions in bfloat16 where the CPU computes them wrongly."""
+    if torch.compiler.is_compiling() or image.device.type != "cpu":
+        return
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if not (autocast or image.dtype == torch.bfloat16) or _convolves_in_bfloat16():
+        return
+    if any(isinstance(module, _ConvNd) for module in model.modules()):
+        raise ValueError(
+            f"torch {torch.__version__} computes convolutions in bfloat16 wrongly on this CPU (oneDNN, with "
+            "AMX): set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before Python starts, or use float32"
+        )
+
+
+@cache
+def _convolves_in_bfloat16() -> bool:
+    """Return whether a convolution of patches in bfloat16 is right, up to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    image, kernel = (
+        torch.rand(shape, generator=generator) - 0.5 for shape in ((1, 12, 64, 64), (96, 12, 16, 16))
+    )
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        exact = F.conv2d(image, kernel, stride=16)
+        rounded = F.conv2d(image.bfloat16(), kernel.bfloat16(), stride=16)
+    return bool((rounded.float() - exact).abs().max() < 0.1 * exact.abs().max())
 
 
 def _not_a_tensor(what: str, given: object) -> str:
