@@ -68,7 +68,7 @@ def alternating(data, name, **options):
 
 def fomu(folder):
     """The same pictures and oracle wherever they are."""
-    return fomu_setup.small_recipe(fomu_setup.write_pictures(folder), steps=COUNT)
+    return fomu_setup.small_recipe(fomu_setup.write_pictures(folder), steps=COUNT, optim__base_lr=0.003)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,9 @@ def test_groups_of_batch_norm_and_shuffled_keys_are_those_of_one_process(of_two,
     alone = DistributedContext(0, 1, torch.device("cpu"))
     losses, sums = steps_of(fomu(tmp_path / "fomu"), alone, COUNT)
     theirs, their_sums = of_two["fomu"]
-    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=1e-3, atol=1e-3)
     assert {"queue.keys", "momentum_encoder.head.0.weight"} < set(sums)
-    assert their_sums == pytest.approx(sums, abs=1e-3, rel=1e-4)
+    assert their_sums == pytest.approx(sums, abs=1e-3, rel=1e-3)
 
 
 def test_no_group_waits_longer_than_the_recipe_says(of_two):
