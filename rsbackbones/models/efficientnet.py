@@ -18,8 +18,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from rsbackbones.layers.tracing import is_exporting
 from rsbackbones.models.backbone import Backbone, Encoded, Inputs, Stage, Wanted
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.config import is_count
@@ -70,6 +73,32 @@ class EfficientNetConfig(SingleSensorConfig):
         return 4 * sum(self.layers)
 
 
+class _SameConv(nn.Conv2d):
+    """A convolution of stride 2 with TensorFlow's padding: sides that are even lack one zero before them.
+
+    It equals timm's ``Conv2dSame``. Programs of torch.export cannot have sizes that depend on a remainder, so
+    there the kernel moves, with a zero after or before it, and the padding stays.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (side // 2 for side in self.kernel_size)
+        odd_rows, odd_columns = (side % 2 for side in x.shape[-2:])
+        if is_exporting():
+            weight = _moved(_moved(self.weight, -1, odd_columns), -2, odd_rows)
+            x = F.pad(x, (columns, columns + 1, rows, rows + 1))
+        else:
+            weight = self.weight
+            x = F.pad(x, (columns - 1 + odd_columns, columns, rows - 1 + odd_rows, rows))
+        found: Tensor = self._conv_forward(x, weight, None)
+        return found
+
+
+def _moved(weight: Tensor, dim: int, odd: int) -> Tensor:
+    """Return a kernel with a zero after it if ``odd`` is 1, and before it if it is 0."""
+    zero = torch.zeros_like(weight.narrow(dim, 0, 1))
+    return torch.cat([weight, zero], dim) * odd + torch.cat([zero, weight], dim) * (1 - odd)
+
+
 class EfficientNet(Backbone):
     """An EfficientNet-Lite of one modality."""
 
@@ -77,6 +106,7 @@ class EfficientNet(Backbone):
     min_size = 32
 
     def __init__(self, config: EfficientNetConfig, *, num_classes: int = 0) -> None:
+        from timm.layers.conv2d_same import Conv2dSame
         from timm.models import efficientnet
         from timm.models._efficientnet_builder import decode_arch_def
 
@@ -94,6 +124,13 @@ class EfficientNet(Backbone):
             norm_layer=partial(nn.BatchNorm2d, eps=1e-3),
         )
         self.trunk = nn.ModuleDict({name: getattr(network, name) for name in _MODULES})
+        for name, module in list(self.trunk.named_modules()):
+            if isinstance(module, Conv2dSame):
+                size: Any = module.kernel_size
+                channels = (module.in_channels, module.out_channels)
+                same = _SameConv(*channels, size, stride=2, groups=module.groups, bias=False)
+                same.weight = module.weight
+                self.trunk.set_submodule(name, same)
 
     def stages(self, stream: str) -> tuple[Stage, ...]:
         """See :meth:`Backbone.stages`: the last block at each stride, and the head convolution."""
