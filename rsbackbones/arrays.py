@@ -70,6 +70,8 @@ def to_tensor(
 
         if isinstance(values, np.ma.MaskedArray):
             missing = np.ma.getmaskarray(values)
+        elif isinstance(values, (list, tuple)) and _holds_masks(values):
+            raise ValueError(f"{what}: a list of masked arrays loses their masks; pass numpy.ma.stack(...)")
         x = torch.from_numpy(_native(np.ma.getdata(values), what))
     if x.ndim < 3 or x.shape[-3] != len(bands):
         last = x.ndim >= 3 and x.shape[-1] == len(bands)
@@ -174,12 +176,46 @@ def _from_xarray(
     roles = _roles(data, what)
     if "band" not in roles:
         data = data.expand_dims("band", axis=-3)
-    elif (names := data.coords.get(roles["band"])) is not None and names.dtype.kind in "UOT":
-        named = {find_band(str(name)): i for i, name in enumerate(names.values.tolist())}
-        _check_held(named, names.values.tolist(), bands, what)
+    elif names := _band_names(data, roles["band"], find_band, what):
+        named = {find_band(name): i for i, name in enumerate(names)}
+        _check_held(named, names, bands, what)
         data = data.isel({roles["band"]: [named[band] for band in bands]})
     values = np.asarray(data.values)
     return values, _gaps(data, values)
+
+
+def _band_names(data: Any, band: Any, find_band: Callable[[str], str | None], what: str) -> list[str]:
+    """Return the names that a DataArray states for its bands, none if it only numbers them.
+
+    They are the coordinate of the bands, another one along them, or ``long_name``, as rasters are opened.
+    """
+    import numpy as np
+
+    own = data.coords.get(band)
+    others = [c for name, c in data.coords.items() if name != band and c.dims == (band,)]
+    stated = [c.values.tolist() for c in (own, *others) if c is not None and c.dtype.kind in "UOTS"]
+    long_name = data.attrs.get("long_name")
+    if isinstance(long_name, (list, tuple)) and len(long_name) == data.sizes[band]:
+        stated.append(list(long_name))
+    texts = [[n.decode() if isinstance(n, bytes) else str(n) for n in names] for names in stated]
+    known = next((names for names in texts if any(map(find_band, names))), None)
+    if known is not None or (own is not None and own.dtype.kind in "UOTS"):
+        return known or texts[0]
+    numbers = None if own is None else np.asarray(own.values)
+    if numbers is not None and not any(np.array_equal(numbers, np.arange(len(numbers)) + i) for i in (0, 1)):
+        raise ValueError(
+            f"{what}: the bands are called {numbers.tolist()}, which names none; rename them to names such as "
+            "B04 or red, in their order"
+        )
+    return []
+
+
+def _holds_masks(values: Any) -> bool:
+    import numpy as np
+
+    if isinstance(values, (list, tuple)):
+        return any(map(_holds_masks, values))
+    return isinstance(values, np.ma.MaskedArray)
 
 
 def _check_held(held: Any, names: Sequence[Any], bands: Sequence[str], what: str) -> None:

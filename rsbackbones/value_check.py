@@ -31,7 +31,7 @@ _WHOLE_PERCENT = (35, 120)
 # Below them a value that many pixels hold marks pixels without data; above them it does if it is one of
 # _SENTINELS. The lower ones of dn and reflectance are what the offset of Sentinel-2 makes of zero.
 _POSSIBLE = {
-    "dn": (-999.5, 30_000),
+    "dn": (-998.5, 30_000),
     "dn_baseline_0400": (-0.5, 31_000),
     "reflectance": (-0.0999, 3.5),
     "percent": (-9.99, 350),

@@ -251,3 +251,30 @@ def test_a_mask_is_of_the_size_of_the_array_also_where_images_are_resized(model,
     far = np.s_[:, :, 20:, 20:]  # beyond the reach of the interpolation
     assert torch.equal(found[far], resizing(dn)[far])
     assert resizing(dn, valid=np.zeros_like(valid)).shape == found.shape
+
+
+def test_bands_are_found_by_every_name_that_an_array_states(tiny):
+    preprocess = rsb.create_preprocess(tiny, check=False)
+    bands = tiny.bands["s2"]
+    x = np.random.default_rng(0).integers(1, 9000, (len(bands), 16, 16)).astype(np.int16)
+    other = {"dims": ("band", "y", "x")}
+    expected = preprocess({"s2": x[None]})["s2"]
+    turned, names = x[::-1], [*bands[::-1]]
+    for stated in (
+        {"coords": {"band": np.array([n.encode() for n in names])}},
+        {"coords": {"band": np.arange(len(bands)) + 1, "band_name": ("band", names)}},
+        {"coords": {"band": np.arange(len(bands)) + 1}, "attrs": {"long_name": tuple(names)}},
+    ):
+        found = preprocess({"s2": xr.DataArray(turned, **other, **stated).expand_dims("batch")})["s2"]
+        assert torch.equal(found, expected)
+    numbered = xr.DataArray(x, **other, coords={"band": np.arange(len(bands)) + 1})
+    assert torch.equal(preprocess({"s2": numbered.expand_dims("batch")})["s2"], expected)
+    wavelengths = xr.DataArray(x, **other, coords={"band": np.linspace(842, 490, len(bands))})
+    with pytest.raises(ValueError, match="which names none; rename them"):
+        preprocess({"s2": wavelengths.expand_dims("batch")})
+
+
+def test_a_list_of_masked_arrays_is_refused(tiny):
+    masked = np.ma.array(np.ones((len(tiny.bands["s2"]), 16, 16)), mask=True)
+    with pytest.raises(ValueError, match=r"numpy\.ma\.stack"):
+        rsb.create_preprocess(tiny, check=False)({"s2": [masked]})

@@ -50,7 +50,7 @@ def read_picture(
                 raise ValueError(
                     f"{path.name} is a picture of mode {image.mode}; expected {' or '.join(modes)}"
                 )
-            if image.mode == "RGB" and str(image.tile[0][3]).endswith("16B"):
+            if image.mode == "RGB" and ";16" in str(image.tile[0][3]):
                 raise ValueError(
                     f"{path.name} has 16 bits per channel, and a picture has 8; write digital numbers as "
                     "GeoTIFFs, and name their unit with units="

@@ -5,6 +5,7 @@ SEN1-2 are the band VV of ``s1`` as a picture too, uint8 [1, H, W], 0 to 255: in
 authors, not in dB. Pictures of one set may differ in size.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,7 +133,8 @@ def open_pictures(
         name: default: that of the folder or file.
 
     Raises:
-        ValueError: as :class:`PictureSource`, or ``exclude`` cannot be read or names no picture of the set.
+        ValueError: as :class:`PictureSource`, or ``exclude`` cannot be read, names no picture of the set, or
+            is a list of names of which one is no picture of it.
     """
     path = Path(path)
     archive = ZipMembers(path) if path.is_file() else None
@@ -140,13 +142,21 @@ def open_pictures(
         names = sorted(member for member in archive.members if is_picture(member))
     else:
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if is_picture(p.name))
-    left_out = {PurePosixPath(one).stem for one in _listed(exclude)}
-    kept = [one for one in names if PurePosixPath(one).stem not in left_out]
-    if left_out and len(kept) == len(names):
+    listed = _listed(exclude)
+    left_out = set(listed)
+    kept = [one for one in names if not left_out & _names_of(one)]
+    unknown = left_out - {name for one in names for name in _names_of(one)}
+    if left_out and (len(kept) == len(names) or (unknown and not isinstance(exclude, (str, Path)))):
         raise ValueError(
-            f"exclude: none of its {len(left_out)} names is a picture of {path}, whose first is {names[:1]}"
+            f"exclude: {', '.join(sorted(unknown)[:3])} ({len(unknown)} of {len(left_out)} names) are no "
+            f"pictures of {path}, whose first is {names[:1]}"
         )
-    notes = (f"{len(names) - len(kept)} of {len(names)} pictures left out (exclude)",) if left_out else ()
+    notes: tuple[str, ...] = ()
+    if left_out:  # a run goes on with the same pictures only
+        digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
+        notes = (
+            f"{len(names) - len(kept)} of {len(names)} pictures left out (exclude; the others: {digest})",
+        )
     return PictureSource(path, {"rgb": kept}, name=name, notes=notes, archive=archive)
 
 
@@ -154,6 +164,12 @@ def is_picture(name: str) -> bool:
     """Tell whether a file is a picture, by its suffix."""
     file = PurePosixPath(name)
     return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+
+
+def _names_of(member: str) -> set[str]:
+    """Return the names that ``exclude`` may give to a picture: with or without folders and suffix."""
+    file = PurePosixPath(member)
+    return {member, file.name, file.stem, file.with_suffix("").as_posix()}
 
 
 def _listed(exclude: str | Path | Sequence[str]) -> list[str]:

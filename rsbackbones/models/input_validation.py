@@ -1,8 +1,8 @@
 """Checks of a backbone's inputs. Errors state the given value, the expected one, and the fix."""
 
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -64,9 +64,10 @@ def validate_inputs(
     masks = masks_by_modality(valid, tuple(images), first.device)
     for m, mask in masks.items():
         _check_mask(images, m, mask)
-    if not torch.compiler.is_compiling():
-        # On an accelerator the answer is waited for, which training cannot afford: there NaN stays NaN.
-        for m, image in images.items() if first.device.type == "cpu" or not model.training else ():
+    # On an accelerator the answer is waited for, which training cannot afford: there NaN stays NaN.
+    afforded = first.device.type == "cpu" or not (model.training or first.is_meta)
+    if afforded and not torch.compiler.is_compiling():
+        for m, image in images.items():
             _check_finite(m, image, masks.get(m))
     return images, masks, dates
 
@@ -167,15 +168,18 @@ def _check_bfloat16(model: "Backbone", image: Tensor) -> None:
 
 @cache
 def _convolves_in_bfloat16() -> bool:
-    """Return whether a convolution of patches in bfloat16 is right, up to rounding."""
+    """Return whether convolutions of patches and of series in bfloat16 are right, up to rounding."""
     generator = torch.Generator().manual_seed(0)
-    image, kernel = (
-        torch.rand(shape, generator=generator) - 0.5 for shape in ((1, 12, 64, 64), (96, 12, 16, 16))
-    )
+    patches: Any = partial(F.conv2d, stride=16)
+    series: Any = partial(F.conv3d, padding=1)
+    shapes = {patches: ((1, 12, 64, 64), (96, 12, 16, 16)), series: ((1, 12, 1, 16, 16), (32, 12, 3, 3, 3))}
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        exact = F.conv2d(image, kernel, stride=16)
-        rounded = F.conv2d(image.bfloat16(), kernel.bfloat16(), stride=16)
-    return bool((rounded.float() - exact).abs().max() < 0.1 * exact.abs().max())
+        for convolve, (image, kernel) in shapes.items():
+            x, w = (torch.rand(shape, generator=generator) - 0.5 for shape in (image, kernel))
+            exact, rounded = convolve(x, w), convolve(x.bfloat16(), w.bfloat16()).float()
+            if not (rounded - exact).abs().max() < 0.1 * exact.abs().max():
+                return False
+    return True
 
 
 def _not_a_tensor(what: str, given: object) -> str:

@@ -291,8 +291,7 @@ class S4UNet3d(Backbone):
         if modality not in self.decoders:
             raise ValueError(
                 f"this model has no decoder of {modality}: its inference_modality is "
-                f"{self.config.inference_modality}; build it with overrides={{'inference_modality': "
-                f"{modality!r}}}"
+                f"{self.config.inference_modality}; build it with inference_modality={modality!r}"
             )
         decoded: tuple[Frames, Frames] = self.decoders[modality](levels, modality)
         return decoded

@@ -135,7 +135,7 @@ class PretrainRun(TrainRun):
         self._record = self.objective.begin(
             first=previous is None and config.init_from is None, resumed=resumed
         )
-        if previous is not None and previous.output is not None:
+        if self._record and previous is not None and previous.output is not None:
             held = read_json(previous.output.expanduser() / RECIPE)
             if other := [name for name, x in self._record.items() if held.get(name, x) != x]:
                 raise TrainingError(

@@ -136,12 +136,6 @@ def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
         raise ValueError(
             f"{name} has no configuration field {', '.join(unknown)}; fields: {', '.join(known)}"
         )
-    changes = {
-        # Modalities that a mapping leaves out keep what they have.
-        field: {**getattr(config, field), **value}
-        if field in ("bands", "sensors") and isinstance(value, Mapping) else value
-        for field, value in changes.items()
-    }  # fmt: skip
     try:
         changed = dataclasses.replace(config, **changes)
     except ValueError as error:

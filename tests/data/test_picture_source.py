@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -73,12 +74,16 @@ def test_what_is_no_picture_of_eight_bits_is_a_bad_sample(tmp_path):
         folder / "d.png", "w", driver="PNG", count=3, height=8, width=8, dtype="uint16"
     ) as png:
         png.write(np.full((3, 8, 8), 2000, np.uint16))
+    with rasterio.open(
+        folder / "g.tif", "w", count=3, height=8, width=8, dtype="uint16", photometric="RGB"
+    ) as tif:
+        tif.write(np.full((3, 8, 8), 2000, np.uint16))
     (folder / "e.jpg").write_bytes(b"")
     Image.new("RGB", (8, 8)).save(folder / "f.png")
     source = open_source(tmp_path)
     assert source.read(0, 0).images["rgb"].shape == (3, 64, 64)
     reasons = ("truncated", "mode L; expected RGB", "16 bits per channel.*units", "empty", "zero everywhere")
-    for place, reason in enumerate(reasons, start=1):
+    for place, reason in enumerate((*reasons, "16 bits per channel|cannot read"), start=1):
         with pytest.raises(BadSample, match=reason):
             source.read(place, 0)
 
@@ -133,9 +138,12 @@ def test_listed_pictures_are_left_out(tmp_path):
             "Forest/Forest_1.jpg",
             "River/River_1.jpg",
         ]
-        assert source.notes == ("1 of 3 pictures left out (exclude)",)
-    with pytest.raises(ValueError, match=r"exclude: none of its 1 names is a picture of .*Forest_1\.jpg"):
-        open_source(tmp_path / "set", exclude=["AnnualCrop_1"])
+        assert re.fullmatch(r"1 of 3 pictures left out \(exclude; the others: [0-9a-f]{12}\)", *source.notes)
+    (other,) = open_source(tmp_path / "set", exclude=["Forest_1"]).notes
+    assert other != source.notes[0]
+    for exclude in (["AnnualCrop_1"], ["Forest_2", "AnnualCrop_1"]):  # also beside one that is there
+        with pytest.raises(ValueError, match=r"exclude: AnnualCrop_1 \(1 of . names\) .*Forest_1\.jpg"):
+            open_source(tmp_path / "set", exclude=exclude)
     with pytest.raises(ValueError, match=r"exclude: cannot read .*nowhere\.json"):
         open_source(tmp_path / "set", exclude=tmp_path / "nowhere.json")
     (tmp_path / "list.json").write_text('["Forest_2"]')

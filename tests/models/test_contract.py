@@ -200,7 +200,9 @@ def test_features_only_gives_maps_and_their_true_feature_info(model):
     assert info.get_dicts()[0]["num_chs"] == stages[0].channels
     expected = maps_model.backbone.forward_intermediates(x, stream=stream)
     assert all(close(a, b) for a, b in zip(maps, expected, strict=True))
-    default = small(model.architecture, features_only=True, out_indices=[model.final_stage(stream)])
+    default = small(
+        model.architecture, features_only=True, out_indices=[model.final_stage(model.default_stream)]
+    )
     assert default.stream == model.default_stream
     assert default(x)[0].shape == (2, model.num_features, cells(64, model.stride), cells(96, model.stride))
     with pytest.raises(ValueError, match="stages, so indices go from"):

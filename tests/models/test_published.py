@@ -46,12 +46,14 @@ def channels_of(name):
     return len(bands)
 
 
-def theirs(name, **arguments):
+def theirs(name, channels=None, **arguments):
     """Timm's network with random weights that leave no parameter or statistic at its trivial value."""
     torch.manual_seed(0)
     if name.startswith("vit"):
         arguments = {"img_size": 224, "dynamic_img_size": True, **arguments}
-    network = timm.create_model(TIMM[name], in_chans=channels_of(name), num_classes=0, **arguments).eval()
+    network = timm.create_model(
+        TIMM[name], in_chans=channels or channels_of(name), num_classes=0, **arguments
+    ).eval()
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
             if key.endswith("running_var"):

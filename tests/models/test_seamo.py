@@ -189,7 +189,7 @@ def test_the_encoder_is_the_plain_one(sensors, grid):
 )
 @torch.inference_mode()
 @pytest.mark.slow
-def test_shapes_of_vit_b_at_the_sizes_of_the_issue(bands):
+def test_shapes_of_vit_b(bands):
     given = {} if bands is None else {"bands": {"s2": bands}}
     with torch.device("meta"):
         shapes_of_vit_b(rsb.create_model("seamo_vit_b", overrides={"depth": 1}, **given), bands)

@@ -157,5 +157,6 @@ def test_the_file_says_bands_heads_and_grid_to_who_reads_it(seamo_begin):
 def test_what_may_differ_is_an_option_and_no_size(kind):
     """All options but these say what is asked of the parameters, not what they are."""
     fixed = {"method", "decoder_dim", "decoder_depth", "decoder_heads", "reconstruction_target", "tasks"}
+    fixed |= {"queue", "dim"}  # of FoMu-SSL
     known = {f.name for f in dataclasses.fields(kind)}
     assert set(kind.stage_options) == known - fixed

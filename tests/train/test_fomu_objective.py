@@ -200,7 +200,7 @@ def test_two_phases_carry_queue_and_keys_and_no_oracle(data, tmp_path):
     # Another oracle is refused, the same one in another place is not.
     other = tmp_path / "other.safetensors"
     rsb.save_model(oracle_model(seed=8), other)
-    with pytest.raises(TrainingError, match="holds a run with another oracle"):
+    with pytest.raises(TrainingError, match="the stage before had another oracle"):
         pretrain(two_phases(data, out, objective__guidance__oracle=str(other)))
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes((data / "oracle.safetensors").read_bytes())

@@ -19,7 +19,7 @@ from rsbackbones.zoo.manifest import entries_as_json, read_manifest
 from rsbackbones.zoo.trusted_pickle import _state_dict, extract_tensors
 from tests.hub_client import finish_client, run_client, start_client
 from tests.loopback_hub import LoopbackHub
-from tests.models.test_published import SHORT, TIMM, theirs
+from tests.models.test_published import SHORT, theirs
 
 # One entry of every architecture.
 ENTRIES = {
@@ -102,7 +102,7 @@ report(entry=model.weights_entry.id, adapted=bool(model.adaptation))
 """
 
 
-@pytest.mark.parametrize("architecture", TIMM)
+@pytest.mark.parametrize("architecture", ENTRIES)
 def test_an_entry_of_every_architecture_gives_timms_features(zoo, architecture):
     name, short = ENTRIES[architecture], SHORT.get(architecture, {})
     zoo.publish(name, file_of(name, zoo.folder, short), short=short)

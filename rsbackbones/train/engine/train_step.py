@@ -152,7 +152,7 @@ class TrainRun:
             self.objective.after_step([batch.to(self.processes.device) for batch in batches], step)
         if self.ema:
             self.ema.update()
-        lr: float = max(group["lr"] for group in self.optimizer.param_groups)
+        lr: float = max(group["lr"] / group.get("lr_scale", 1.0) for group in self.optimizer.param_groups)
         return lr
 
     def state(self, world_size: int) -> dict[str, Any]:

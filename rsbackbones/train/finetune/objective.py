@@ -85,16 +85,17 @@ class Finetuning(TrainModule):
             with no_autocast(output):
                 return self._losses(full_precision(output), batch.target, batch.counted)
         # Without NaN in masked cells: the labels say which pixels the loss ignores.
+        if self.auxiliary_head is None:
+            output = self.model.logits(batch.images, **series)
+            with no_autocast(output):
+                return self._losses(full_precision(output), batch.target, batch.counted)
         maps = self.model.maps(batch.images, **series)
-        output = self.model.decode(maps, batch.images)
-        beside = self.auxiliary_head(maps[-2]) if self.auxiliary_head is not None else None
+        output, beside = self.model.decode(maps, batch.images), self.auxiliary_head(maps[-2])
         with no_autocast(output):
             losses = self._losses(full_precision(output), batch.target, batch.counted)
-            if beside is not None:
-                enlarged = F.interpolate(full_precision(beside), batch.target.shape[-2:], mode="bilinear")
-                second = self._losses(enlarged, batch.target, batch.counted)["loss"]
-                losses = {"loss": losses["loss"] + self.auxiliary * second, "auxiliary": second.detach()}
-        return losses
+            enlarged = F.interpolate(full_precision(beside), batch.target.shape[-2:], mode="bilinear")
+            second = self._losses(enlarged, batch.target, batch.counted)["loss"]
+            return losses | {"loss": losses["loss"] + self.auxiliary * second, "auxiliary": second.detach()}
 
     def _losses(self, output: Tensor, target: Tensor, counted: float | None) -> dict[str, Tensor]:
         if self.task == "classes":

@@ -170,6 +170,11 @@ class FomuPretraining(Objective):
 
     def begin(self, *, first: bool, resumed: bool) -> dict[str, Any]:
         """See :meth:`Objective.begin`: the oracle, which the encoders begin with."""
+        if self.options.bn_groups % _world_size():
+            raise TrainingError(
+                f"objective.bn_groups={self.options.bn_groups} must be a multiple of the {_world_size()} "
+                f"processes: pass objective.bn_groups={_world_size()}, or run on other processes"
+            )
         record = self.guidance.load_oracle(self.backbone, first=first)
         if first and not resumed and self.options.guidance.initial_oracle:
             self.guidance.initialize(self.backbone)
@@ -178,6 +183,13 @@ class FomuPretraining(Objective):
             for name, buffer in self.momentum_encoder["backbone"].named_buffers():
                 buffer.copy_(copied[name])
         return record
+
+    def usage_note(self) -> str:
+        """See :meth:`Objective.usage_note`: the oracle, whose weights or features are in these."""
+        guidance = self.options.guidance
+        did = {"began with": guidance.initial_oracle, "was guided by": bool(self.guidance.weights)}
+        does = [verb for verb, really in did.items() if really]
+        return f"It {' and '.join(does)} the oracle {guidance.oracle}." if does else ""
 
     def before_step(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Compute the keys of a step, over the global batch in shuffled order; ``prepared["key"]``, [B, dim].

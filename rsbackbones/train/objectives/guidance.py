@@ -102,7 +102,7 @@ class GuidanceOptions:
         sar_channel: the channel of the oracle's stem that sees radar; ``sum``: the sum of all three.
         sar_scale: ``none`` (that channel's kernel as it is), or ``count`` (times 3, the rule of the zoo for a
             stem that loses bands).
-        initial_oracle: the student begins with the oracle's weights.
+        initial_oracle: the student begins with the oracle's weights, unless ``init_from`` names others.
     """
 
     rgb: NonNegative = 0.25
@@ -141,6 +141,11 @@ class Oracle(nn.Module):
 
     def __init__(self, backbone: Backbone, sha256: str) -> None:
         super().__init__()
+        if len(backbone.modalities) > 1:
+            raise TrainingError(
+                f"an oracle takes one sensor, not {', '.join(backbone.modalities)}: name a file "
+                "of a model of one"
+            )
         self.backbone = backbone.requires_grad_(False)
         self.sha256 = sha256
         self.eval()

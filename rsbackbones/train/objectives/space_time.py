@@ -6,6 +6,7 @@ Shenoy et al., "Self-Supervised Learning across the Spectrum", Remote Sensing 20
 Shapes: B series, D channels, T dates, h x w cells, P = T * h * w positions.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -86,7 +87,7 @@ def _of_chunk(anchors: Tensor, keys: Tensor, start: int, temperature: float) -> 
 def _runs(owners: Tensor) -> list[slice]:
     """Return the rows of each sample."""
     ends = owners.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    return [slice(start, end) for start, end in pairwise([0, *ends])]
 
 
 def _check(
