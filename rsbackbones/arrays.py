@@ -204,8 +204,8 @@ def _band_names(data: Any, band: Any, find_band: Callable[[str], str | None], wh
     numbers = None if own is None else np.asarray(own.values)
     if numbers is not None and not any(np.array_equal(numbers, np.arange(len(numbers)) + i) for i in (0, 1)):
         raise ValueError(
-            f"{what}: the bands are called {numbers.tolist()}, which names none; rename them to names such as "
-            "B04 or red, in their order"
+            f"{what}: the bands are called {numbers.tolist()}, which names none; rename them, such as to B04 "
+            "or red, in their order"
         )
     return []
 
