@@ -36,9 +36,9 @@ def to_tensor(
 
     The values of a tensor or a numpy array are [..., C, H, W]; any byte order and strides will do. A masked
     array has a pixel if no band is masked. The dimensions of an xarray object are ordered by their names, its
-    bands gathered by name where they have names (the variables of a Dataset do), and pixels that hold its
-    ``_FillValue`` or ``nodata`` attribute are missing. Channels are otherwise taken to be in the order of
-    ``bands``.
+    bands gathered by name where it states names (the variables of a Dataset are), and pixels that hold its
+    ``_FillValue``, ``nodata`` or ``missing_value`` attribute are missing. Channels are otherwise taken to be
+    in the order of ``bands``.
 
     Args:
         values: the array. It is not modified; the tensor may share its memory.
@@ -250,8 +250,11 @@ def _ordered(data: Any, what: str) -> Any:
 
 
 def _gaps(data: Any, values: Any) -> Any:
-    """Return where values are the one that stands for no data, if the attributes state it."""
+    """Return where values are one of those that stand for no data, if the attributes state them."""
     import numpy as np
 
     stated = [data.attrs[key] for key in ("_FillValue", "nodata", "missing_value") if key in data.attrs]
-    return np.equal(values, stated[0]) if stated else np.zeros(values.shape, bool)
+    gaps = np.zeros(values.shape, bool)
+    for value in stated:
+        gaps |= np.equal(values, value)
+    return gaps

@@ -278,3 +278,12 @@ def test_a_list_of_masked_arrays_is_refused(tiny):
     masked = np.ma.array(np.ones((len(tiny.bands["s2"]), 16, 16)), mask=True)
     with pytest.raises(ValueError, match=r"numpy\.ma\.stack"):
         rsb.create_preprocess(tiny, check=False)({"s2": [masked]})
+
+
+def test_every_value_that_is_stated_for_no_data_is_missing(tiny):
+    x = np.full((1, len(tiny.bands["s2"]), 16, 16), 700, np.int16)
+    x[..., :4], x[..., 4:8] = -999, -32768
+    attrs = {"_FillValue": -32768, "missing_value": -999}
+    given = xr.DataArray(x, dims=("batch", "band", "y", "x"), attrs=attrs)
+    (share,) = rsb.create_preprocess(tiny).valid_pixels({"s2": given}).values()
+    assert share.float().mean() == 0.5

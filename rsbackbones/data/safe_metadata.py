@@ -16,12 +16,14 @@ from rsbackbones.data.s2_baseline import has_offset
 
 _NAMES = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
 _SUBDATASET = re.compile(r'SENTINEL2_[A-Z0-9]+:"?(.+?\.xml)"?:', re.IGNORECASE)
+# PRODUCT/GRANULE/TILE/IMG_DATA/R10m/file.jp2
+_DEPTH = 5
 # ESA's files take about 60 kB.
 _MAX_BYTES = 4 * 2**20
 
 
 def product_unit(path: RasterPath) -> str | None:
-    """Return the unit of a raster that lies in a product's folder (``.SAFE``), if its metadata state it.
+    """Return the unit of a raster that lies in the folder of a product, if the product's metadata state it.
 
     ``dn_baseline_0400``, or ``dn`` where there is no offset. Metadata that cannot be read are reported in a
     warning, and the unit is unknown.
@@ -32,8 +34,9 @@ def product_unit(path: RasterPath) -> str | None:
     if isinstance(path, str):
         found = _SUBDATASET.match(path)
         path = Path(found[1] if found else path)
-    folder = next((p for p in path.absolute().parents if p.suffix.upper() == ".SAFE"), None)
-    file = next((folder / name for name in _NAMES if (folder / name).is_file()), None) if folder else None
+    # A product's folder keeps its files when it loses the suffix .SAFE.
+    folders = list(path.absolute().parents)[:_DEPTH]
+    file = next((p / name for p in folders for name in _NAMES if (p / name).is_file()), None)
     if file is None:
         return None
     try:

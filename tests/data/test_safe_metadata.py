@@ -63,6 +63,14 @@ def test_the_unit_is_known(tmp_path, stated, unit):
     assert product_unit(f"SENTINEL2_L2A:{xml}:10m:EPSG_32632") == unit
 
 
+def test_a_product_in_a_folder_of_another_name_is_known_too(tmp_path):
+    (first, *_) = product(tmp_path, metadata())
+    root = next(tmp_path.glob("*.SAFE"))
+    renamed = root.rename(tmp_path / "july")
+    assert product_unit(renamed / first.relative_to(root)) == "dn_baseline_0400"
+    assert product_unit(write_tif(tmp_path / "alone.tif", DN[:1])) is None
+
+
 def test_features_of_a_product_are_those_of_its_reflectances(tmp_path):
     model = rsb.create_model(
         "croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS}, overrides={"depth": 2, "dim": 32}
