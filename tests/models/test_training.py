@@ -134,8 +134,7 @@ def test_what_a_network_cannot_do_is_said(tmp_path):
 def test_evaluation_commands_take_every_kind(name, tmp_path, capsys):
     """``rsbackbones eval`` and ``embed``, as a user calls them."""
     from rsbackbones.cli import main
-    from tests.data.test_rasters import write_tif
-    from tests.embed.test_embed import optical, radar
+    from tests.models.test_uses import rasters
     from tests.train.finetune_setup import saved
 
     model = small(name)
@@ -156,9 +155,9 @@ def test_evaluation_commands_take_every_kind(name, tmp_path, capsys):
     )
     table = capsys.readouterr().out
     assert "knn" in table
-    raw = {"s2": optical(64, 64, bands=len(model.bands["s2"])), "s1": radar(64, 64)}
-    files = [str(write_tif(tmp_path / f"{m}.tif", raw[m], model.bands[m])) for m in model.modalities]
-    main(["embed", *files, *arguments, "--output", str(tmp_path / "rows.npz")])
+    files = [str(file) for file in rasters(model, tmp_path, 64, 64)[0]]
+    units = ["--units", "rgb=rgb8"] if "rgb" in model.modalities else []
+    main(["embed", *files, *arguments, *units, "--output", str(tmp_path / "rows.npz")])
     rows = np.load(tmp_path / "rows.npz")
     assert rows[model.default_stream].shape[0] == 1
     assert rsb.list_models(model.architecture) == [model.architecture]

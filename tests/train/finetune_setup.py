@@ -23,7 +23,7 @@ def labelled(task="classes", count=24, sensors=("s2",), side=SIDE, seed=0, val=T
     row is ignored. ``change``: where it became so.
     """
     rng = np.random.default_rng(seed)
-    bands = {"s2": BANDS, "s1": ("VV", "VH")}
+    bands = {"s2": BANDS, "s1": ("VV", "VH"), "rgb": ("B04", "B03", "B02")}
     labels = {
         "classes": np.arange(count) % 3,
         "multilabel": (np.arange(count)[:, None] >> np.arange(3)) % 2 == 1,
@@ -41,8 +41,10 @@ def labelled(task="classes", count=24, sensors=("s2",), side=SIDE, seed=0, val=T
         else:
             (s2[i, 1] if task == "change" else s2[i])[2][maps[i]] += 2500
 
+    rgb = (s2[..., [BANDS.index(band) for band in bands["rgb"]], :, :] // 16).astype(np.uint8)
+
     def read(index):
-        sample = {m: x[index] for m, x in (("s2", s2), ("s1", s1)) if m in sensors}
+        sample = {m: x[index] for m, x in (("s2", s2), ("s1", s1), ("rgb", rgb)) if m in sensors}
         if labels is None:
             label = maps[index].astype(np.int64)
             label[0] = -1
@@ -53,7 +55,7 @@ def labelled(task="classes", count=24, sensors=("s2",), side=SIDE, seed=0, val=T
     parts = np.split(np.arange(count), [count // 2, count * 3 // 4] if val else [count * 3 // 4])
     return LabelledDataset(
         name=f"small {task}", task=task, classes=names, bands={m: bands[m] for m in sensors},
-        units={m: {"s2": "dn", "s1": "db"}[m] for m in sensors},
+        units={m: {"s2": "dn", "s1": "db", "rgb": "uint8"}[m] for m in sensors},
         ids=tuple(f"sample {i}" for i in range(count)),
         splits=dict(zip(("train", "val", "test") if val else ("train", "test"), parts, strict=True)),
         labels=labels, read=read, digest=f"{task} {count} {sensors} {side} {seed}",
