@@ -37,7 +37,8 @@ ALLOWED = {
     "train/finetune": {"data", "eval", "files", "heads", "models", "preprocess", "sensors", "train",
                        "train/engine", "typed_fields", "zoo"},
     "__main__": {"cli"},
-    "cli": {"data", "device", "embed", "eval", "files", "models", "plugins", "preprocess", "sensors", "zoo"},
+    "cli": {"data", "device", "embed", "eval", "files", "models", "plugins", "preprocess", "sensors",
+            "typed_fields", "zoo"},
 }  # fmt: skip
 # Third-party packages a room may import when it is loaded; elsewhere inside functions only.
 OUTSIDE = {
