@@ -142,10 +142,9 @@ def open_pictures(
         names = sorted(member for member in archive.members if is_picture(member))
     else:
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if is_picture(p.name))
-    listed = _listed(exclude)
-    left_out = set(listed)
-    kept = [one for one in names if not left_out & _names_of(one)]
-    unknown = left_out - {name for one in names for name in _names_of(one)}
+    left_out, aliases = set(_listed(exclude)), {one: _names_of(one) for one in names}
+    kept = [one for one in names if not left_out & aliases[one]]
+    unknown = left_out.difference(*aliases.values())
     if left_out and (len(kept) == len(names) or (unknown and not isinstance(exclude, (str, Path)))):
         raise ValueError(
             f"exclude: {', '.join(sorted(unknown)[:3])} ({len(unknown)} of {len(left_out)} names) are no "

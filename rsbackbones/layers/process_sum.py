@@ -23,9 +23,14 @@ class _SumOverProcesses(torch.autograd.Function):
         return grad
 
 
+def world_size() -> int:
+    """Return the number of processes; 1 without ``torch.distributed``."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def sum_over_processes(x: Tensor) -> Tensor:
     """Return the sum of ``x`` over all processes; without ``torch.distributed``, ``x`` itself."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return x
     total: Tensor = _SumOverProcesses.apply(x)
     return total

@@ -1,5 +1,6 @@
 """The recipes are the papers' rows: numbers copied by hand from the papers, not from the code."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -263,3 +264,8 @@ def test_numbers_that_cannot_be(changes, message):
 def test_parts_that_cannot_be(kind, fields, message):
     with pytest.raises(ValueError, match=message):
         kind(**fields)
+
+
+def test_only_one_option_chooses_training_samples():
+    with pytest.raises(ValueError, match=r"share=0\.1 and data_options\.subset=0\.5 both choose"):
+        dataclasses.replace(RECIPES["fomu_potsdam"], share=0.1, data_options={"subset": 0.5})

@@ -22,7 +22,7 @@ from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rsbackbones.layers.process_sum import sum_over_processes
+from rsbackbones.layers.process_sum import sum_over_processes, world_size
 from rsbackbones.train.engine.config import BatchNormMode
 from rsbackbones.train.engine.errors import TrainingError
 
@@ -84,7 +84,7 @@ class _SharedBatchNorm(_BatchNorm):
         """Normalize [B, C, ...] over all processes. Statistics are computed in float32 or wider."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rows = wide.transpose(0, 1).flatten(1)  # [C, N]
-        count = self._check_count(rows.shape[1] * _world_size(), x)
+        count = self._check_count(rows.shape[1] * world_size(), x)
         mean = sum_over_processes(rows.sum(1)) / count
         var = sum_over_processes((rows - mean[:, None]).square().sum(1)) / count
         self._track(mean.detach()[None], var.detach()[None] * (count / (count - 1)))
@@ -129,12 +129,8 @@ class _SharedBatchNorm(_BatchNorm):
         self.num_batches_tracked.add_(1)
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         found = torch.stack((mean.mean(0), var.mean(0)))
-        if self.group is not None and _world_size() > 1:
+        if self.group is not None and world_size() > 1:
             dist.all_reduce(found)
-            found /= _world_size()
+            found /= world_size()
         self.running_mean.lerp_(found[0].to(self.running_mean.dtype), share)
         self.running_var.lerp_(found[1].to(self.running_var.dtype), share)
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

@@ -178,6 +178,11 @@ class FinetuneRecipe(RunOptions):
             raise ValueError(f"set epochs or steps, one of them; got {self.epochs} and {self.steps}")
         if self.sweep and len(set(self.rates)) < 2:
             raise ValueError(f"a sweep needs at least two different rates, got {self.rates}")
+        if self.share < 1 and "subset" in self.data_options:
+            raise ValueError(
+                f"share={self.share} and data_options.subset={self.data_options['subset']} both choose "
+                "training samples: name one; share is drawn from seed"
+            )
         if self.freeze and (self.drop_path or self.optim.layer_decay < 1):
             raise ValueError("drop_path and optim.layer_decay do not apply to a frozen backbone: drop them")
 

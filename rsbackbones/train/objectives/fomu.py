@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from rsbackbones.layers.process_sum import world_size
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import RGB, InputSpec
 from rsbackbones.train.engine.batch import Batch
@@ -170,10 +171,10 @@ class FomuPretraining(Objective):
 
     def begin(self, *, first: bool, resumed: bool) -> dict[str, Any]:
         """See :meth:`Objective.begin`: the oracle, which the encoders begin with."""
-        if self.options.bn_groups % _world_size():
+        if self.options.bn_groups % world_size():
             raise TrainingError(
-                f"objective.bn_groups={self.options.bn_groups} must be a multiple of the {_world_size()} "
-                f"processes: pass objective.bn_groups={_world_size()}, or run on other processes"
+                f"objective.bn_groups={self.options.bn_groups} must be a multiple of the {world_size()} "
+                f"processes: pass objective.bn_groups={world_size()}, or run on other processes"
             )
         record = self.guidance.load_oracle(self.backbone, first=first)
         if first and not resumed and self.options.guidance.initial_oracle:
@@ -201,9 +202,9 @@ class FomuPretraining(Objective):
         self._set_groups(batches)
         images = gather_rows(torch.cat([_view(batch, "key") for batch in batches]))
         order = gather_rows(torch.cat([noise_of(batch, _ORDER) for batch in batches])).argsort()
-        mine = images[order.chunk(_world_size())[_rank()]]
+        mine = images[order.chunk(world_size())[_rank()]]
         shuffled = gather_rows(torch.cat([self._key(x) for x in mine.split(len(batches[0]))]))
-        keys = shuffled[order.argsort()].chunk(_world_size())[_rank()]
+        keys = shuffled[order.argsort()].chunk(world_size())[_rank()]
         self._keys = shuffled
         parts = keys.split([len(batch) for batch in batches])
         return [replace(b, prepared={"key": x}) for b, x in zip(batches, parts, strict=True)]
@@ -249,11 +250,11 @@ class FomuPretraining(Objective):
 
     def _set_groups(self, batches: Sequence[Batch]) -> None:
         """Set how many rows of a micro-batch are normalized together."""
-        pieces, groups = _world_size() * len(batches), self.options.bn_groups
+        pieces, groups = world_size() * len(batches), self.options.bn_groups
         rows = len(batches[0]) * pieces
         if groups % pieces or rows % groups:
             raise TrainingError(
-                f"objective.bn_groups={groups} must be a multiple of {_world_size()} processes x "
+                f"objective.bn_groups={groups} must be a multiple of {world_size()} processes x "
                 f"{len(batches)} micro-batches, and divide the batch of {rows}: choose such a number, or "
                 "other processes"
             )
@@ -269,10 +270,6 @@ def _view(batch: Batch, name: str) -> Tensor:
             + (", ".join(f"{view} of {' and '.join(x)}" for view, x in batch.views.items()) or "no views")
         )
     return batch.views[name]["rgb"]
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _rank() -> int:

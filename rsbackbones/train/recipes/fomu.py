@@ -75,7 +75,7 @@ RECIPES = (
         model="fomu_lite0",
         objective=replace(_OBJECTIVE, guidance=GuidanceOptions(oracle=WHEEL)),
     ),
-    # The bundled model: MoCo-v2 from random weights, without guidance. The rate, the queue, the momentum and
+    # MoCo-v2 from random weights, without guidance; not run whole yet. The rate, the queue, the momentum and
     # the temperature are those of MoCo's own example for CIFAR, which has small pictures as well.
     replace(
         _SMALL,
