@@ -24,6 +24,7 @@ Shapes: B images, D channels of the last stage.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -156,6 +157,8 @@ class ResNet(Backbone):
     def encode(self, inputs: Inputs, wanted: Wanted) -> dict[str, Encoded]:
         """See :meth:`Backbone.encode`."""
         ((stream, x),) = inputs.images.items()
+        # Convolutions and norms keep this layout, in which they are faster.
+        x = x.contiguous(memory_format=torch.channels_last)
         for name in _STEM:
             x = self.trunk[name](x)  # [B, D_0, H / 2, W / 2], rounded up
         maps = {0: x}
