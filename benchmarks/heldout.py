@@ -1,9 +1,9 @@
-"""The pictures that no bundled model is pretrained or selected on: ``benchmarks/heldout.json``.
+"""The pictures that no bundled model is pretrained or selected on: ``rsbackbones/data/held_out.json``.
 
 ``python -m benchmarks.heldout --data FOLDER`` lists them from the sample data. Of EuroSAT RGB they are the
 100 pictures of highest number in each class; of EuroSAT MS all 200, which are the numbers 1 to 20 of the RGB
 pictures; of UC Merced the numbers 60 to 74 of each class. Names are those of the files without suffix, as
-``data.options.exclude`` and ``exclude`` of a recipe's pictures take them.
+``data.options.exclude`` and ``exclude`` of a recipe's pictures take them; ``held_out`` names the file.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from rsbackbones.data.picture_source import HELD_OUT
 from rsbackbones.files.atomic import write_text
 
-FILE = Path(__file__).with_suffix(".json")
 _LAST = 100  # of each class of EuroSAT RGB
 _FIRST_OF_UCM = 60
 
@@ -55,7 +55,7 @@ def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the sample data")
-    write_text(FILE, json.dumps(held_out(parser.parse_args().data), indent=0) + "\n")
+    write_text(HELD_OUT, json.dumps(held_out(parser.parse_args().data), indent=0) + "\n")
 
 
 if __name__ == "__main__":

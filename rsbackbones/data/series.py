@@ -120,6 +120,8 @@ def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
 
 def stack_padded(tensors: Sequence[Tensor]) -> Tensor:
     """Stack tensors [T_i, ...] to [B, T, ...], with zeros (``False``) after the shorter ones."""
+    if all(x.shape == tensors[0].shape for x in tensors):
+        return torch.stack(list(tensors))  # more than twice as fast
     return pad_sequence(list(tensors), batch_first=True)
 
 

@@ -35,11 +35,9 @@ _BASE = Recipe(
     batch_size=256,
 )
 
-# The pictures at hand, without those that no bundled model may see: run from the root of the repository, or
-# name the file (data.parts.0.file.exclude=).
-_HELD_OUT = "benchmarks/heldout.json"
-_EUROSAT = Part(file=PictureFiles(path="eurosat_rgb_5000.zip", exclude=_HELD_OUT))
-_UCM = Part(file=PictureFiles(path="ucmerced_rgb128_1575.zip", exclude=_HELD_OUT))
+# The pictures at hand, without those that no bundled model may see.
+_EUROSAT = Part(file=PictureFiles(path="eurosat_rgb_5000.zip", exclude="held_out"))
+_UCM = Part(file=PictureFiles(path="ucmerced_rgb128_1575.zip", exclude="held_out"))
 
 # For two CPU cores: small pictures, and a queue that holds less than an epoch, with a key encoder that
 # follows within it. The second phase is on Sentinel-2 images, with radar in dB.
