@@ -14,6 +14,7 @@ The rows of the paper's tables are options of this recipe; see docs/training.md.
 from dataclasses import replace
 
 from rsbackbones.data.picture_source import PictureFiles
+from rsbackbones.data.two_views import AREA
 from rsbackbones.train.engine.config import OptimOptions, SaveOptions
 from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.objectives.fomu import FomuObjective
@@ -28,7 +29,7 @@ _BASE = Recipe(
     name="fomu_resnet50",
     model="fomu_resnet50",
     objective=FomuObjective(),
-    data=DataOptions(crop=(0.2, 1.0), size=224, flips="horizontal", rot90=False, mixup=0),
+    data=DataOptions(crop=AREA, size=224, flips="horizontal", rot90=False, mixup=0),
     optim=OptimOptions(name="sgd", base_lr=0.03, momentum=0.9, weight_decay=1e-4, decay_all=True, warmup=0),
     stages=({**_NO_RADAR, "epochs": 200}, {"epochs": 50, "data": {"units": {"s1": "rgb8"}}}),
     epochs=200,
@@ -73,20 +74,23 @@ RECIPES = (
         model="fomu_lite0",
         objective=replace(_OBJECTIVE, guidance=GuidanceOptions(oracle=WHEEL)),
     ),
-    # MoCo-v2 from random weights, without guidance; not run whole yet. The rate, the queue, the momentum and
-    # the temperature are those of MoCo's own example for CIFAR, which has small pictures as well.
+    # MoCo-v2 from random weights, without guidance: the bundled one. The momentum and the temperature are those
+    # of MoCo's own example for CIFAR, which has small pictures as well. The queue is a fifth of an epoch, so
+    # that few of its keys are of the query's own picture. In six epochs AdamW led SGD (see
+    # docs/experiments.md).
     replace(
         _SMALL,
         name="fomu_resnet10t",
         model="fomu_resnet10t",
         objective=FomuObjective(
-            queue=4096, momentum=0.99, temperature=0.1,
+            queue=1024, momentum=0.99, temperature=0.1,
             guidance=GuidanceOptions(rgb=0, sar=0, initial_oracle=False),
         ),
         data=replace(_SMALL.data, parts=(_EUROSAT, _UCM)),
-        optim=replace(_BASE.optim, base_lr=0.12, weight_decay=5e-4, warmup=0.05),
+        optim=OptimOptions(base_lr=0.002, weight_decay=0.05, warmup=0.05),
+        precision="bf16",
         stages=(),
-        epochs=40,
+        epochs=30,
         steps=None,
         batch_size=128,
     ),
