@@ -136,6 +136,7 @@ def test_fomu():
         assert RECIPES[name].auxiliary == 0.4
         assert RECIPES[name].views.ratio_range == (0.5, 2.0)
         assert RECIPES[name].views.flips == "horizontal"
+        assert RECIPES[name].views.photometric
     # Potsdam without clutter, Vaihingen with it; UC Merced split at random.
     assert list(RECIPES["fomu_potsdam"].data_options["classes"].values()) == [[1], [2], [3], [4], [5]]
     assert list(RECIPES["fomu_vaihingen"].data_options["classes"].values()) == [[i] for i in range(1, 7)]

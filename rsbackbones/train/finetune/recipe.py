@@ -34,6 +34,8 @@ class Views:
         ratio_range: for labels of pixels, resize an image (a tile) and its label map by a random factor in
             this range, then crop it to its size, or fill it with zeros whose labels are ignored.
         rot90: rotate by multiples of 90 degrees, label maps too.
+        photometric: distort the colors of 8-bit pictures (modality ``rgb``);
+            see :mod:`rsbackbones.data.photometric`.
         mixup, cutmix: alpha of their Beta distributions; 0: off. For labels of images only.
         switch_prob: probability of cutmix instead of mixup, if both are on.
         label_smoothing: smoothing of targets, for labels of images.
@@ -45,6 +47,7 @@ class Views:
     flips: Flips = True
     ratio_range: tuple[Positive, Positive] | None = None
     rot90: bool = True
+    photometric: bool = False
     mixup: NonNegative = 0.8
     cutmix: NonNegative = 1.0
     switch_prob: Share = 0.5

@@ -103,8 +103,16 @@ _FOMU = FinetuneRecipe(
     modalities=("rgb",),
     sensors={"rgb": "rgb"},
     data_options={"classes": _FIVE},
-    # Random scales and the second head are of the configurations that the paper follows.
-    views=replace(_NOT_MIXED, rot90=False, flips="horizontal", tile=512, overlap=0, ratio_range=(0.5, 2.0)),
+    # Random scales, colors and the second head are of the configurations that the paper follows.
+    views=replace(
+        _NOT_MIXED,
+        rot90=False,
+        flips="horizontal",
+        tile=512,
+        overlap=0,
+        ratio_range=(0.5, 2.0),
+        photometric=True,
+    ),
     auxiliary=0.4,
     optim=FinetuneOptim(
         name="sgd", base_lr=0.01, scaled=False, momentum=0.9, weight_decay=5e-4, warmup_steps=100, min_lr=1e-6

@@ -228,6 +228,11 @@ def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: Labelled
             f"views.ratio_range is for labels of pixels; {data.name} has labels of images: "
             "views.ratio_range=none"
         )
+    if views.photometric and "rgb" not in data.bands:
+        raise TrainingError(
+            f"views.photometric distorts the colors of pictures, rgb, and {data.name} has "
+            f"{', '.join(data.bands)}: views.photometric=false"
+        )
     if data.labels is None and views.size is not None:
         raise TrainingError(
             f"views.size resizes images with one label; {data.name} has labels of pixels: cut them, "
