@@ -74,10 +74,9 @@ RECIPES = (
         model="fomu_lite0",
         objective=replace(_OBJECTIVE, guidance=GuidanceOptions(oracle=WHEEL)),
     ),
-    # MoCo-v2 from random weights, without guidance: the bundled one. The momentum and the temperature are those
-    # of MoCo's own example for CIFAR, which has small pictures as well. The queue is a fifth of an epoch, so
-    # that few of its keys are of the query's own picture. In six epochs AdamW led SGD (see
-    # docs/experiments.md).
+    # MoCo-v2 from random weights, without guidance: the bundled one. Momentum and temperature are those of
+    # MoCo's own example for CIFAR, which has small pictures as well. The queue is a fifth of an epoch, so
+    # that few of its keys are of the same picture.
     replace(
         _SMALL,
         name="fomu_resnet10t",
