@@ -10,8 +10,7 @@ and radar; beside them are the oracle, and the oracle with the running statistic
 which MoCo changes, too. The second phase is on Sentinel-2 and Sentinel-1 pairs.
 
 Frozen features on the held-out pictures of EuroSAT RGB and UC Merced (benchmarks/heldout.py), on which
-nothing was trained or selected; the probes are trained on the other ones. UC Merced trains `fomu_resnet10t`,
-without labels, and not `fomu_lite0`.
+nothing was trained or selected; the probes are trained on the other ones, those that may pretrain.
 """
 
 import shutil
@@ -41,17 +40,17 @@ from rsbackbones.train.objectives.oracle_files import WHEEL
 ROOT = Path(__file__).parents[1]
 RECORD, PAGE = ROOT / "benchmarks" / "fomu.json", ROOT / "benchmarks" / "fomu.md"
 SEEDS = (0, 1, 2)
+BUNDLED, GUIDED, CROMA = "fomu_resnet10t", "fomu_lite0", "croma_vit_tiny.samples"
 # By the name of the list of held-out pictures.
-SETS = {"eurosat_rgb": "EuroSAT RGB", "ucmerced": "UC Merced"}
-BUNDLED, GUIDED = "fomu_resnet10t", "fomu_lite0"
-PROTOCOLS = {BUNDLED: ("knn", "logistic"), GUIDED: ("knn", "linear", "logistic")}
+NAMES = {"eurosat_rgb": "EuroSAT RGB", "ucmerced": "UC Merced"}
+SETS = {BUNDLED: ("eurosat_rgb", "ucmerced"), GUIDED: ("eurosat_rgb",)}
+PROTOCOLS = ("knn", "logistic")
 STEPS = (200, 100)  # of the two phases
 METHODS: dict[str, dict[str, Any]] = {
     "MoCo": {"objective.guidance.rgb": 0, "objective.guidance.sar": 0},
     "MoCo + RGB": {"objective.guidance.sar": 0},
     "MoCo + RGB + SAR": {},  # without radar in the first phase, which is that of MoCo + RGB
 }
-IMAGES: dict[str, Any] = {"level": "image"}
 
 
 def recipe_of(model: str, seed: int, data: Path, out: Path, **changes: Any) -> Recipe:
@@ -109,25 +108,18 @@ def evaluated(
     data: Path,
     name: str,
     sources: Sequence[FeatureSource],
-    protocols: Sequence[str],
     out: Path,
     seeds: Sequence[int],
-    *,
-    as_pictures: bool = True,
+    sensor: str = "rgb",
 ) -> dict[str, dict[str, list[float]]]:
-    """Return the scores of feature sources on the held-out pictures of a set."""
-    open_set = cache(partial(open_held_out, data, name, sensors={"rgb": "rgb"} if as_pictures else None))
+    """Return the scores of feature sources on the held-out pictures of a set, as images of a sensor."""
+    open_set = cache(partial(open_held_out, data, name, sensors={sensor: sensor}))
     out.mkdir(parents=True, exist_ok=True)
-    return scores_of(evaluate(tuple(protocols), sources, lambda seed: open_set(), out, seeds=tuple(seeds)))
+    return scores_of(evaluate(PROTOCOLS, sources, lambda seed: open_set(), out, seeds=tuple(seeds)))
 
 
 def measure(
-    data: Path,
-    out: Path,
-    *,
-    seeds: Sequence[int] = SEEDS,
-    steps: tuple[int, int] = STEPS,
-    sets: Sequence[str] = tuple(SETS),
+    data: Path, out: Path, *, seeds: Sequence[int] = SEEDS, steps: tuple[int, int] = STEPS
 ) -> dict[str, Any]:
     """Train and evaluate everything."""
     bundled = train_bundled(data, out, seeds)
@@ -137,36 +129,34 @@ def measure(
         BUNDLED: [run["seconds"] for run in bundled.values()],
         **{method: [run["seconds"] for run in runs.values()] for method, runs in guided.items()},
     }
+    how: dict[str, Any] = {"level": "image", "cache": out / "cache"}
     record[BUNDLED], record[GUIDED] = {}, {}
-    for name in sets:
-        held, here = open_held_out(data, name, sensors={"rgb": "rgb"}), out / "eval" / name
-        untrained = partial(model_for, held, BUNDLED, pretrained=False)
+    for name in SETS[BUNDLED]:
+        here = out / "eval" / name
+        untrained = partial(
+            model_for, open_held_out(data, name, sensors={"rgb": "rgb"}), BUNDLED, pretrained=False
+        )
         sources = [
-            FeatureSource(BUNDLED, partial(features_of, BUNDLED, bundled, IMAGES), {}),
-            FeatureSource.random_init(untrained, IMAGES),
-            FeatureSource.band_statistics(untrained(), IMAGES),
+            FeatureSource(BUNDLED, partial(features_of, BUNDLED, bundled, how), {}),
+            FeatureSource.random_init(untrained, how),
+            FeatureSource.band_statistics(untrained(), how),
         ]
-        protocols = PROTOCOLS[BUNDLED]
-        found = evaluated(data, name, sources, protocols, here / BUNDLED, seeds)
-        croma = "croma_vit_tiny.samples"
-        model = model_for(open_held_out(data, name), croma)
-        other = [FeatureSource.pretrained(croma, model, IMAGES)]
-        found |= evaluated(data, name, other, protocols, here / croma, seeds, as_pictures=False)
-        record[BUNDLED][name] = found
-
+        croma = model_for(open_held_out(data, name), CROMA)
+        record[BUNDLED][name] = evaluated(data, name, sources, here / BUNDLED, seeds) | evaluated(
+            data, name, [FeatureSource.pretrained(CROMA, croma, how)], here / CROMA, seeds, "s2"
+        )
+    for name in SETS[GUIDED]:
         sources = [
-            FeatureSource("oracle", lambda d, _: encode(oracle(d, re_estimated=False), d, **IMAGES), {}),
-            FeatureSource(
-                "oracle, statistics re-estimated",
-                lambda d, _: encode(oracle(d, re_estimated=True), d, **IMAGES),
-                {},
+            *(
+                FeatureSource(label, lambda d, _, r=again: encode(oracle(d, re_estimated=r), d, **how), {})
+                for label, again in (("oracle", False), ("oracle, statistics re-estimated", True))
             ),
             *(
-                FeatureSource(method, partial(features_of, GUIDED, runs, IMAGES), {})
+                FeatureSource(method, partial(features_of, GUIDED, runs, how), {})
                 for method, runs in guided.items()
             ),
         ]
-        record[GUIDED][name] = evaluated(data, name, sources, PROTOCOLS[GUIDED], here / GUIDED, seeds)
+        record[GUIDED][name] = evaluated(data, name, sources, out / "eval" / name / GUIDED, seeds)
     return record
 
 
@@ -175,8 +165,8 @@ def table(record: dict[str, Any], model: str) -> str:
     rows: dict[str, list[str]] = {}
     header = ["features"]
     for name, found in record[model].items():
-        for protocol in PROTOCOLS[model]:
-            header.append(f"{SETS[name]}: {protocol}")
+        for protocol in PROTOCOLS:
+            header.append(f"{NAMES[name]}: {protocol}")
             for source, scores in found.items():
                 one = next((x for column, x in scores.items() if column.endswith(f", {protocol}")), None)
                 rows.setdefault(source, [source]).append("" if one is None else mean_and_deviation(one))
