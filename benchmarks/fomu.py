@@ -29,6 +29,7 @@ from benchmarks.trained_runs import features_of, measured, scores_of, train, wei
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.feature_source import FeatureSource, model_for
+from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.run import evaluate
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.environment import environment
@@ -104,6 +105,13 @@ def oracle(data: LabelledDataset, *, re_estimated: bool) -> rsb.Backbone:
     return model.eval()
 
 
+def oracle_features(
+    re_estimated: bool, how: dict[str, Any], data: LabelledDataset, seed: int
+) -> FeatureTable:
+    """Return the features that the oracle gives of a set; no seed matters."""
+    return encode(oracle(data, re_estimated=re_estimated), data, **how)
+
+
 def evaluated(
     data: Path,
     name: str,
@@ -148,7 +156,7 @@ def measure(
     for name in SETS[GUIDED]:
         sources = [
             *(
-                FeatureSource(label, lambda d, _, r=again: encode(oracle(d, re_estimated=r), d, **how), {})
+                FeatureSource(label, partial(oracle_features, again, how), {})
                 for label, again in (("oracle", False), ("oracle, statistics re-estimated", True))
             ),
             *(
