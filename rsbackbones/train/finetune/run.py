@@ -32,6 +32,7 @@ from rsbackbones.train.finetune.optim import build_optimizer, build_schedule
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import LabelledBatch, LabelledPlan, LabelledSamples, PairedSampler
 from rsbackbones.train.finetune.saved import save_finetuned
+from rsbackbones.train.finetune.statistics import dataset_inputs
 from rsbackbones.train.pictures import draw_losses
 
 BEST = "best"
@@ -167,8 +168,9 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 def build_model(recipe: FinetuneRecipe, data: LabelledDataset) -> nn.Module:
     """Build the model of a recipe for a set. Its head is initialized from the seed."""
     torch.manual_seed(recipe.seed)
+    bands = {m: names for m, names in recipe.bands.items() if m in (recipe.modalities or recipe.bands)}
     backbone = model_for(
-        data, recipe.model, modalities=recipe.modalities or None, bands=recipe.bands or None,
+        data, recipe.model, modalities=recipe.modalities or None, bands=bands or None,
         missing_bands=recipe.missing_bands, kernel_scale=recipe.kernel_scale, pretrained=recipe.pretrained,
         checkpoint=recipe.checkpoint, image_size=recipe.views.size or recipe.views.tile,
         overrides=recipe.overrides,
@@ -180,6 +182,8 @@ def build_model(recipe: FinetuneRecipe, data: LabelledDataset) -> nn.Module:
             "bands without statistics: leave them out with bands=, set missing_bands to nearest or mean, or "
             "freeze=true"
         )
+    if recipe.statistics == "dataset":
+        backbone.inputs = dataset_inputs(backbone, data)
     torch.manual_seed(recipe.seed)  # the head must not depend on what loading draws
     backbone.set_drop_path(recipe.drop_path)
     if data.labels is not None:

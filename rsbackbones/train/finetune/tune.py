@@ -53,8 +53,8 @@ def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dic
                 f"{', '.join([*signature(open_labelled).parameters][1:])}"
             )
         data = open_labelled(recipe.data, **{"sensors": recipe.sensors} | recipe.data_options)
-    if recipe.share < 1:
-        data = training_share(data, recipe.share, seed=recipe.seed)
+    if (share := recipe.subset or recipe.share) < 1:
+        data = training_share(data, share, seed=recipe.seed)
     if wrong := [m for m, sensor in recipe.sensors.items() if data.sensor(m).name != sensor]:
         raise TrainingError(
             f"sensors says that {wrong[0]} is {recipe.sensors[wrong[0]]}; {data.name} was opened as "
