@@ -1,6 +1,9 @@
 """Image time series as model inputs: images with their dates and masks, one by one and in batches."""
 
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rsbackbones.data.source import Array
+
+_ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +121,7 @@ def order_series(
         ordered[m] = image
         if not dates:
             continue
-        times = _times(dates[m], m)
+        times = parse_dates(dates[m], m)
         if len(times) != len(image):
             raise ValueError(f"{m} has {len(times)} dates and {len(image)} images")
         order = np.argsort(times, kind="stable")
@@ -130,6 +135,22 @@ def order_series(
 def apart_in_time(dates: Mapping[str, "npt.NDArray[Any]"]) -> bool:
     """Return whether series of a place share no day: one ends before the other begins."""
     return max(days.min() for days in dates.values()) > min(days.max() for days in dates.values())
+
+
+def warn_apart(name: str, apart: Sequence[str], count: int) -> list[str]:
+    """Warn of the samples whose sensors have no day in common; return the note for the data set.
+
+    Args:
+        name: of the data set.
+        apart: the samples.
+        count: how many there are in all.
+    """
+    if not apart:
+        return []
+    note = f"{len(apart)} of {count} samples have sensors whose series share no day"
+    shown = ", ".join(apart[:5]) + ", ..." * (len(apart) > 5)
+    warnings.warn(f"{name}: {note}: {shown}", stacklevel=4)
+    return [note]
 
 
 def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
@@ -203,7 +224,7 @@ def align_series(
     repeat, at any distance in time; of two equally near the earlier is taken, of two of one day the first.
 
     Args:
-        days_s1, days_s2: the dates in any order: datetime64, or days since 1970-01-01.
+        days_s1, days_s2: the dates in any order, as :func:`parse_dates` takes them.
 
     Returns:
         Indices into the dates of each sensor, as given, in order of time; both of the shorter length.
@@ -211,7 +232,7 @@ def align_series(
     Raises:
         ValueError: a series has no dates, or one that is missing (NaT or NaN).
     """
-    times = [_times(days, sensor) for days, sensor in ((days_s1, "s1"), (days_s2, "s2"))]
+    times = [parse_dates(days, sensor) for days, sensor in ((days_s1, "s1"), (days_s2, "s2"))]
     orders = [np.argsort(each, kind="stable") for each in times]
     sorted_s1, sorted_s2 = (each[order] for each, order in zip(times, orders, strict=True))
     if len(sorted_s1) <= len(sorted_s2):
@@ -219,7 +240,16 @@ def align_series(
     return orders[0][nearest_dates(sorted_s2, sorted_s1)], orders[1]
 
 
-def _times(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
+def parse_dates(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
+    """Return the dates of a series as datetime64, [T], in the order given.
+
+    Args:
+        days: datetime64, ISO dates (``2019-05-03``), or whole days since 1970-01-01.
+        sensor: for errors.
+
+    Raises:
+        ValueError: there are none, one is missing (NaT or NaN), or one is no date.
+    """
     given = np.asarray(days)
     if given.ndim != 1 or not len(given):
         raise ValueError(f"{sensor}: a series needs a date for every image, [T], got shape {given.shape}")
@@ -227,10 +257,13 @@ def _times(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
         given = given.astype(np.int64)
     if given.dtype.kind in "iu":
         given = given.astype("datetime64[D]")
+    if given.dtype.kind == "U" and all(_ISO.match(text) for text in given):  # numpy takes 20190503 as a year
+        with suppress(ValueError):
+            given = given.astype("datetime64")
     if given.dtype.kind != "M" or np.isnat(given).any():
         raise ValueError(
-            f"{sensor}: dates must be datetime64 or whole days since 1970-01-01, none missing, got "
-            f"{given.dtype} {given.tolist()[:8]}{_first_missing(given)}"
+            f"{sensor}: dates must be datetime64, ISO dates such as 2019-05-03, or whole days since "
+            f"1970-01-01, none missing, got {given.dtype} {given.tolist()[:8]}{_first_missing(given)}"
         )
     return given
 

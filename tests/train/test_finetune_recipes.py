@@ -14,8 +14,8 @@ from rsbackbones.train.finetune.table import recipe_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
 
-# CROMA, A.4.2; SeaMo, 4.2; AuxMAE, 4.2; FoMu, D.2 and D.4; S4, 6.3. A rate with b is times batch / 256; epochs
-# are warm-up + the rest. The size is that of images, or of tiles and their overlap.
+# CROMA, A.4.2; SeaMo, 4.2; AuxMAE, 4.2; FoMu, D.2 and D.4; S4, 6.3. A rate with b is times batch / 256;
+# epochs are warm-up + the rest. The size is that of images, or of tiles and their overlap.
 ROWS = """
 recipe                        optimizer rate    length   batch  size      drop  freeze  head
 croma                         adamw     sweep   5+30     256    120       0     no      -

@@ -13,8 +13,10 @@ from rsbackbones.data.labelled.missing import Missing
 from rsbackbones.data.labelled.npz import read_mapping, read_npz
 from rsbackbones.data.labelled.pastis import Orbit, is_pastis, read_pastis
 from rsbackbones.data.labelled.raster_table import read_raster_table
+from rsbackbones.data.labelled.series_folders import read_series_folder
 from rsbackbones.data.labelled.splits import Lists, assign_splits
 from rsbackbones.data.labelled.torchgeo_sets import PREFIX, read_torchgeo
+from rsbackbones.data.series_set import SET_FILE
 from rsbackbones.sensors import SEARCHED_SENSORS, Sensor, get_sensor, register_sensor
 
 __all__ = ["open_labelled"]
@@ -51,6 +53,7 @@ def open_labelled(
       (columns: :func:`rsbackbones.data.labelled.raster_table.read_raster_table`);
     - a described ``.npz``, or a ``.yaml`` that maps one or several whose arrays have other names
       (:func:`rsbackbones.data.labelled.npz.read_npz`);
+    - a folder of series in our own layout (:mod:`rsbackbones.data.series_folder`);
     - the folder of PASTIS-R or PASTIS, series with label maps (:mod:`rsbackbones.data.labelled.pastis`);
     - ``torchgeo:NAME``, with ``root`` (:mod:`rsbackbones.data.labelled.torchgeo_sets`).
 
@@ -150,6 +153,9 @@ def _read(
             table, folder, bands=bands, units=units, sensors=sensors, classes=classes, ignored=ignore,
             missing=missing,
         )  # fmt: skip
+    if labels is None and (here / SET_FILE).is_file():
+        only("a folder of series", "units", "sensors", "classes", "ignore")
+        return read_series_folder(here, units=units, sensors=sensors, classes=classes, ignore=ignore)
     if labels is None and is_pastis(here):
         only("PASTIS", "ignore", "nodata", "orbit")
         return read_pastis(here, orbit=orbit or "ascending", ignore=ignore, missing=missing)

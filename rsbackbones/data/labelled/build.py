@@ -203,7 +203,8 @@ class _CheckedRead:
 
     def _read(self, sample: dict[str, Any]) -> dict[str, Any]:
         layout = "[T, C, H, W]" if self.series else "[2, C, H, W]" if self.task == "change" else "[C, H, W]"
-        images = {m: sample[self.keys[m]] for m in self.bands}
+        # A place of a set of series may lack a sensor.
+        images = {m: sample[k] for m, k in self.keys.items() if not self.series or k in sample}
         for m, image in images.items():
             if image.ndim != layout.count(",") + 1 or image.shape[-3] != len(self.bands[m]):
                 named = ", ".join(self.bands[m])

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
-from warnings import warn
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,7 @@ from rsbackbones.data.labelled.build import build_dataset
 from rsbackbones.data.labelled.classes import LabelCodes
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.labelled.missing import Missing
-from rsbackbones.data.series import apart_in_time
+from rsbackbones.data.series import apart_in_time, warn_apart
 
 Orbit = Literal["ascending", "descending", "both"]
 _ORBITS = {"ascending": ("S1A",), "descending": ("S1D",), "both": ("S1A", "S1D")}
@@ -82,9 +81,8 @@ def read_pastis(
     notes = ["void is ignored; the background is a class"]
     if "s1" in folders:
         notes.append(f"Sentinel-1: {'both orbits' if orbit == 'both' else f'{orbit} orbits'}")
-    if apart := [patch.id for patch in patches if apart_in_time(patch.days(folders))]:
-        notes.append(f"{len(apart)} of {len(patches)} patches have no day within both sensors' series")
-        warn(f"{folder.name}: {notes[-1]}: {', '.join(apart[:5])}", stacklevel=2)
+    apart = [patch.id for patch in patches if apart_in_time(patch.days(folders))]
+    notes += warn_apart(folder.name, apart, len(patches))
     files = [InputFiles(plain=patch.paths) for patch in patches]
     return build_dataset(
         name=folder.name,

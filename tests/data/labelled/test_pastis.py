@@ -180,9 +180,9 @@ def test_series_without_a_common_day_are_counted(tmp_path, published):
     later = {str(i): 20200101 + i for i in range(3)}
     features[0]["properties"]["dates-S2"] = json.dumps(later)
     write_metadata(folder, features)
-    with pytest.warns(UserWarning, match=r"1 of 5 patches have no day within both sensors' series: 100"):
+    with pytest.warns(UserWarning, match=r"1 of 5 samples have sensors whose series share no day: 100"):
         data = open_labelled(folder)
-    assert any("1 of 5 patches" in note for note in data.notes)
+    assert any("1 of 5 samples" in note for note in data.notes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_labelled(published)
