@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.classes import LabelCodes
-from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task, label_scale
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Statistics, Task, label_scale
 from rsbackbones.data.labelled.missing import NOTHING, Missing
 from rsbackbones.data.labelled.splits import stated_splits
 from rsbackbones.data.series import order_series
@@ -40,7 +41,7 @@ def build_dataset(
     missing: Missing = NOTHING,
     unmarked: bool = False,
     series: bool = False,
-    statistics: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    statistics: Callable[[], Statistics] | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -64,7 +65,7 @@ def build_dataset(
         missing: which pixels do not count.
         unmarked: ``read`` gives the value without data as it is, not NaN.
         series: ``read`` gives series [T, C, H, W], which are put in order of time (:func:`order_series`).
-        statistics: by key of ``bands`` and by band the mean and deviation that the data come with.
+        statistics: returns by key of ``bands`` and by band the mean and deviation that the data come with.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -133,8 +134,13 @@ def build_dataset(
         pixel_m=pixel_m,
         masked=bool(missing),
         series=series,
-        statistics={m: dict(statistics[key]) for m, key in keys.items() if key in (statistics or {})},
+        statistics=None if statistics is None else partial(_renamed, statistics, keys),
     )
+
+
+def _renamed(statistics: Callable[[], Statistics], keys: Mapping[str, str]) -> Statistics:
+    held = statistics()
+    return {m: held[key] for m, key in keys.items() if key in held}
 
 
 def _keys(name: str, held: Mapping[str, Sequence[str]], sensors: Sensors) -> dict[str, str]:

@@ -18,6 +18,8 @@ Task = Literal["classes", "multilabel", "pixels", "change"]
 SPLITS = ("train", "val", "test")
 # The label of a pixel that counts nowhere.
 IGNORED = -1
+# By modality and band, (mean, standard deviation).
+Statistics = Mapping[str, Mapping[str, tuple[float, float]]]
 # What a sample holds beside its images.
 BESIDE = ("label", "dates", "valid", "cloud")
 
@@ -45,8 +47,8 @@ class LabelledDataset:
             since 1970-01-01, or datetime64); ``"valid"``, by modality booleans [T], False for missing images;
             and ``"cloud"``, booleans [T, H, W], True for cloudy pixels of the optical series. Images with NaN
             or without any value but 0 are missing as well.
-        statistics: by modality and band the mean and standard deviation that the data come with, in the unit
-            of the images; empty where they come with none.
+        statistics: returns by modality and band the mean and standard deviation that the data come with, in
+            the unit of the images; it may measure them. ``None`` where they come with none.
         digest: a digest of images, labels, bands and units, not of the splits.
         notes: decisions of the reader that a user should know.
         masked: whether NaN marks pixels that do not count, as the user named a mask or a value without data.
@@ -66,7 +68,7 @@ class LabelledDataset:
     digest: str
     notes: tuple[str, ...] = ()
     series: bool = False
-    statistics: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    statistics: Callable[[], Statistics] | None = None
     pixel_m: float | None = None
     masked: bool = False
 

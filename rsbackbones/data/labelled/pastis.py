@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ def read_pastis(
         missing=missing,
         unmarked=True,
         series=True,
-        statistics=_statistics(folder, folders),
+        statistics=partial(_statistics, folder, folders),
     )
 
 

@@ -31,11 +31,9 @@ from rsbackbones.train.finetune.objective import Finetuning, normalize_by_global
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import LabelledBatch, LabelledPlan, LabelledSamples, PairedSampler
-from rsbackbones.train.finetune.saved import save_finetuned
+from rsbackbones.train.finetune.saved import BEST, save_finetuned
 from rsbackbones.train.finetune.statistics import dataset_inputs
 from rsbackbones.train.pictures import draw_losses
-
-BEST = "best"
 
 
 class FinetuneRun(TrainRun):

@@ -16,8 +16,9 @@ def dataset_inputs(model: Backbone, data: LabelledDataset) -> dict[str, InputSpe
         TrainingError: it comes with none for a band of the model, or they are in another unit.
     """
     own: dict[str, dict[str, tuple[float, float]]] = {}
+    stated = data.statistics() if data.statistics is not None else {}
     for m, bands in model.bands.items():
-        held = data.statistics.get(m, {})
+        held = stated.get(m, {})
         if lacking := [band for band in bands if band not in held]:
             raise TrainingError(
                 f"statistics=dataset: {data.name} comes with no mean and deviation of {m} "

@@ -83,11 +83,11 @@ def test_equal_dates_and_dates_out_of_order_are_sorted(tmp_path):
 
 def test_statistics_are_the_mean_over_the_training_folds(published):
     data = open_labelled(published)
-    mean, std = zip(*data.statistics["s2"].values(), strict=True)
+    mean, std = zip(*data.statistics()["s2"].values(), strict=True)
     np.testing.assert_allclose(mean, MEANS["S2"] + 2)
     np.testing.assert_allclose(std, MEANS["S2"] / 10 + 2)
-    assert list(data.statistics["s1"]) == ["VV", "VH", "VV/VH"]
-    both = open_labelled(published, orbit="both").statistics["s1"]["VV"]
+    assert list(data.statistics()["s1"]) == ["VV", "VH", "VV/VH"]
+    both = open_labelled(published, orbit="both").statistics()["s1"]["VV"]
     assert both[0] == pytest.approx((MEANS["S1A"][0] + MEANS["S1D"][0]) / 2 + 2)
 
 
