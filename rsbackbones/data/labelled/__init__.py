@@ -13,10 +13,8 @@ from rsbackbones.data.labelled.missing import Missing
 from rsbackbones.data.labelled.npz import read_mapping, read_npz
 from rsbackbones.data.labelled.pastis import Orbit, is_pastis, read_pastis
 from rsbackbones.data.labelled.raster_table import read_raster_table
-from rsbackbones.data.labelled.series_folders import read_series_folder
 from rsbackbones.data.labelled.splits import Lists, assign_splits
 from rsbackbones.data.labelled.torchgeo_sets import PREFIX, read_torchgeo
-from rsbackbones.data.series_set import SET_FILE
 from rsbackbones.sensors import SEARCHED_SENSORS, Sensor, get_sensor, register_sensor
 
 __all__ = ["open_labelled"]
@@ -153,6 +151,10 @@ def _read(
             table, folder, bands=bands, units=units, sensors=sensors, classes=classes, ignored=ignore,
             missing=missing,
         )  # fmt: skip
+    # Here, since the readers of series take their classes from this package.
+    from rsbackbones.data.labelled.series_folders import read_series_folder
+    from rsbackbones.data.series_set import SET_FILE
+
     if labels is None and (here / SET_FILE).is_file():
         only("a folder of series", "units", "sensors", "classes", "ignore")
         return read_series_folder(here, units=units, sensors=sensors, classes=classes, ignore=ignore)
