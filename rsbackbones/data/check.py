@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.date_alignment import MAX_DAYS_APART, warn_of_pairs
-from rsbackbones.data.source import BadSample, Sample
+from rsbackbones.data.source import BadSample, EmptyImage, Sample
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -52,7 +52,7 @@ def validate_sample(
         held = _available(sensor, valid or {}, count)
         for one in image[None] if count is None else image if held.all() else image[held]:
             if fault := find_fault(one):
-                raise BadSample(f"{sensor} {fault}")
+                raise EmptyImage(f"{sensor} {fault}")
         if not held.all():
             gaps[sensor] = held
             image = np.where(held[:, None, None, None], image, image.dtype.type(0))

@@ -301,7 +301,8 @@ class SeriesFolder:
             try:
                 validate_sample({sensor: images[sensor]}, {sensor: self.bands[sensor]}, frames=None)
             except BadSample as problem:
-                raise BadSample(f"{problem} on {times[sensor][i].astype('datetime64[D]')}") from problem
+                day = times[sensor][i].astype("datetime64[D]")
+                raise type(problem)(f"{problem}, in the image of {day}") from problem
         return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
 
     def label(self, place: int) -> Array | None:

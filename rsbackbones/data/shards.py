@@ -68,7 +68,7 @@ class ShardWriter:
 
 
 class PackedSource:
-    """Places of a folder that ``pack`` wrote.
+    """Places of a folder that ``pack`` wrote, also series whose lengths differ (``frames`` is ``None``).
 
     Args:
         folder: it holds ``dataset.json``.
@@ -82,7 +82,7 @@ class PackedSource:
         self.dataset = read_dataset(self.folder)
         self.name: str = self.dataset["name"]
         self.bands = {sensor: tuple(names) for sensor, names in self.dataset["bands"].items()}
-        self.frames: int = self.dataset["frames"]
+        self.frames: int | None = self.dataset["frames"]
         self.block: int = self.dataset["per_shard"]
         self.notes = tuple(self.dataset["notes"])
         self._ends = np.cumsum([shard["places"] for shard in self.dataset["shards"]])
@@ -114,6 +114,8 @@ class PackedSource:
         Raises:
             BadSample: the shard is missing or damaged, or the place lacks an image of the one date.
         """
+        if frame is not None and self.frames is None:
+            raise ValueError(f"{self.name}: series have dates of their own for every sensor, and no frames")
         path, index = self._find(place)
         try:
             shard = self._shards.open(str(path))
@@ -127,7 +129,9 @@ class PackedSource:
         except DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
         if frame is None:
-            return validate_sample(images, self.bands, frames=self.frames, dates=dates, valid=held)
+            lengths = {sensor: len(image) for sensor, image in images.items()}
+            frames = lengths if self.frames is None else self.frames
+            return validate_sample(images, self.bands, frames=frames, dates=dates, valid=held)
         if lacking := [sensor for sensor, flags in held.items() if not flags[frame]]:
             raise BadSample(f"{', '.join(lacking)} has no usable image at date {frame}")
         return validate_sample(images, self.bands, frames=None, dates=dates)
@@ -141,7 +145,7 @@ class PackedSource:
             raise BadSample(f"cannot read shard {path}: {error}") from error
         days, valid = attributes["dates"][index], attributes.get("valid", {})
         times = {
-            s: np.array(days[s], "datetime64[D]") if s in days else undated(self.frames) for s in sensors
+            s: np.array(days[s], "datetime64[D]") if s in days else undated(self.frames or 0) for s in sensors
         }
         for sensor, flags in (valid[index] if valid else {}).items():
             if sensor in times:
@@ -232,7 +236,7 @@ class _Dataset:
     schema: int
     name: str
     bands: Mapping[str, tuple[str, ...]]
-    frames: int
+    frames: int | None
     per_shard: int
     notes: tuple[str, ...]
 

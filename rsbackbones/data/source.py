@@ -22,6 +22,10 @@ class BadSample(ValueError):
     """A sample cannot be used: unreadable, NaN, wrong shape, a sensor missing. The message has the reason."""
 
 
+class EmptyImage(BadSample):
+    """An image holds NaN or infinity, or nothing but zeros: of a series it is left out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One place at one date: ``images[modality]`` is [C, H, W]; at all dates [T, C, H, W].

@@ -9,6 +9,7 @@ import rasterio
 import zarr
 
 from rsbackbones.data.open import open_source
+from rsbackbones.data.pack import pack
 from rsbackbones.data.series_folder import SeriesFolder, write_series
 from rsbackbones.data.source import BadSample
 
@@ -109,6 +110,28 @@ def test_images_with_nan_are_not_valid(tmp_path):
     store(tmp_path, images=images)
     with pytest.raises(BadSample, match="s1 has no usable image at any of 2 dates"):
         SeriesFolder(tmp_path).read(0)
+
+
+def test_packed_series_keep_their_lengths(folder, tmp_path):
+    images = series(3)
+    images["s2"] = images["s2"][:1]
+    images["s1"] = images["s1"].copy()
+    images["s1"][0, 0, 0, 0] = np.nan
+    store(folder, "c", images=images, dates=DATES | {"s2": ["2020-07-01"]}, cloud=None)
+    pack(SeriesFolder(folder), tmp_path / "packed", progress=False)
+    packed = open_source(tmp_path / "packed")
+    assert packed.frames is None
+    for place in range(3):
+        ours, theirs = SeriesFolder(folder).read(place), packed.read(place)
+        for m in BANDS:
+            assert np.array_equal(ours.images[m], theirs.images[m])
+            assert np.array_equal(ours.dates[m], theirs.dates[m])
+        assert {m: x.tolist() for m, x in ours.valid.items()} == {
+            m: x.tolist() for m, x in theirs.valid.items()
+        }
+    assert str(packed.times(2, ["s1"])["s1"][0]) == "NaT"
+    with pytest.raises(ValueError, match="no frames"):
+        packed.read(0, 0)
 
 
 def test_set_file_collects_locations_and_splits(tmp_path):

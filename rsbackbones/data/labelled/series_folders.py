@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.series import apart_in_time, warn_apart
 from rsbackbones.data.series_folder import SeriesFolder
 from rsbackbones.data.series_locations import LABEL, STORE
+from rsbackbones.data.series_statistics import dataset_statistics
 from rsbackbones.data.source import BadSample
 
 _UNITS = {"s2": "dn", "s1": "db"}
@@ -65,6 +67,7 @@ def read_series_folder(
         files=files,
         notes=[*notes, *([f"{without} locations without a label are left out"] if without else [])],
         series=True,
+        statistics=partial(dataset_statistics, folder),
     )
 
 
