@@ -8,6 +8,7 @@ from torch import nn
 
 from rsbackbones.heads.change import ChangeModel
 from rsbackbones.heads.dense import DenseModel
+from rsbackbones.heads.fusion import FusionHead, FusionModel
 from rsbackbones.heads.head import DenseHead
 from rsbackbones.heads.linear import LinearHead
 from rsbackbones.heads.pyramid import SCALES
@@ -18,15 +19,15 @@ from rsbackbones.heads.vit_lite import ViTLiteHead
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.feature_maps import FeatureMaps
 
-Head = Literal["upernet", "linear", "vit_lite", "unet3d", "temporal"]
-HEADS = ("upernet", "linear", "vit_lite", "unet3d", "temporal")
-_OF_SERIES = ("unet3d", "temporal")
+Head = Literal["upernet", "linear", "vit_lite", "unet3d", "temporal", "fusion"]
+HEADS = ("upernet", "linear", "vit_lite", "unet3d", "temporal", "fusion")
+_OF_SERIES = ("unet3d", "temporal", "fusion")
 # Heads that take the maps of several stages; others take one.
 _OF_LEVELS: dict[str, Callable[..., DenseHead]] = {"upernet": UPerNet, "temporal": TemporalHead}
 # The arguments that a head has.
 _SIZES = {
     "upernet": ("width",), "linear": (), "vit_lite": ("width", "depth"), "unet3d": (),
-    "temporal": ("width", "temporal"),
+    "temporal": ("width", "temporal"), "fusion": ("reconstructed",),
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def dense_model(
     width: int | None = None,
     depth: int | None = None,
     temporal: Temporal | None = None,
+    reconstructed: int | None = None,
 ) -> DenseModel:
     """Add a head for dense prediction to a backbone.
 
@@ -57,7 +59,9 @@ def dense_model(
             to the last map. These two apply the final norm of the backbone first, if it has one. ``unet3d``
             is the last convolution of a network of series that has its own decoder (S4); all else is the
             backbone's. ``temporal`` is for series on a backbone of single images: it encodes every date, and
-            reduces the dates of each level to one map before a U-Net decoder.
+            reduces the dates of each level to one map before a U-Net decoder. ``fusion`` freezes a backbone
+            that was pretrained to reconstruct another sensor, and trains a second network on both
+            (:mod:`rsbackbones.heads.fusion`); fine-tuning builds it from a run (recipe ``s4_mmf``).
         num_classes: K, at least 2: a binary mask has two classes.
         task: ``pixels``: the model takes images. ``change``: it takes images of two dates and returns
             log-probabilities; see :class:`rsbackbones.heads.ChangeModel`.
@@ -70,6 +74,7 @@ def dense_model(
         width: channels of the decoder; default 256 (``upernet``), 512 (``vit_lite``), 64 (``temporal``).
         depth: number of blocks of ``vit_lite``; default 6.
         temporal: how ``temporal`` reduces dates: ``convlstm`` (the default), ``ltae`` or ``mean``.
+        reconstructed: of ``fusion``, the number of bands that are made.
 
     Raises:
         ValueError: a head, task or stream is unknown, an index or a number is out of range, or the backbone
@@ -84,7 +89,7 @@ def dense_model(
         raise ValueError(f"num_classes must be at least 2 (a binary mask has two classes), got {num_classes}")
     if scale < 1:
         raise ValueError(f"scale must be 1 or more, got {scale}")
-    sizes = {"width": width, "depth": depth, "temporal": temporal}
+    sizes = {"width": width, "depth": depth, "temporal": temporal, "reconstructed": reconstructed}
     sizes = {name: value for name, value in sizes.items() if value is not None}
     for name, value in sizes.items():
         if name not in _SIZES[head]:
@@ -94,8 +99,12 @@ def dense_model(
         raise ValueError(f"width must be positive, got {width}")
     if temporal is not None and temporal not in POOLINGS:
         raise ValueError(f"temporal must be one of {', '.join(POOLINGS)}, got {temporal!r}")
+    if head == "fusion" and (reconstructed is None or reconstructed < 1):
+        raise ValueError(f"fusion needs reconstructed, the bands of the other sensor, got {reconstructed}")
     if head in _OF_SERIES and task == "change":
         raise ValueError(f"{head} takes the dates of a series, and change is between two images")
+    if head == "fusion" and not isinstance(backbone, Backbone):
+        raise ValueError("fusion takes a network of S4 from create_model, without features_only=True")
     if isinstance(backbone, FeatureMaps) or not isinstance(backbone, Backbone):
         if stream is not None or indices is not None:
             raise ValueError(
@@ -122,9 +131,12 @@ def dense_model(
     elif head in ("linear", "unet3d"):
         kind_of_head = LinearHead if head == "linear" else UNet3dHead
         build_head = partial(kind_of_head, channels[0], reductions[0], num_classes)
+    elif head == "fusion":
+        build_head = partial(FusionHead, source.backbone.config, source.stream, reconstructed, num_classes)
+        freeze = True
     else:
         build_head = partial(ViTLiteHead, channels[0], reductions[0], num_classes, scale=scale, **sizes)
-    kind = ChangeModel if task == "change" else DenseModel
+    kind = ChangeModel if task == "change" else FusionModel if head == "fusion" else DenseModel
     is_backbone = isinstance(source, FeatureMaps)
     stream = source.stream if is_backbone else None
     indices = source.indices if is_backbone else None
@@ -149,17 +161,17 @@ def _feature_layers(
     backbone: Backbone, head: Head, stream: str | None, indices: int | Sequence[int] | None
 ) -> FeatureMaps:
     """Return the backbone with the requested stages, or the default stages of a head."""
-    if head == "unet3d":
+    if head in ("unet3d", "fusion"):
         stream = backbone.choose_stream(stream)
         decoder = len(backbone.stages(stream)) - 1 > backbone.final_stage(stream)
         if backbone.consumes != "series" or not decoder:
             raise ValueError(
-                f"unet3d is the last layer of a network of series with a decoder, and this "
+                f"{head} needs a network of series with a decoder, and this "
                 f"{backbone.architecture} has no decoder of {stream}: of s4_unet3d the sensor is "
                 f"inference_modality={stream!r}; or choose another head"
             )
         if indices is not None:
-            raise ValueError("unet3d takes the last map of the backbone's decoder: leave out indices")
+            raise ValueError(f"{head} takes the last map of the backbone's decoder: leave out indices")
     if head == "temporal" and backbone.consumes == "series":
         raise ValueError(
             f"temporal is for backbones of single images, and {backbone.architecture} consumes series: "

@@ -90,7 +90,9 @@ def test_only_the_last_convolution_is_new_and_all_is_trained():
 def test_backbones_that_the_head_is_not_for():
     without = unet(modalities=("s1",), inference_modality="s2", bands={"s1": ("VV", "VH")})
     for body in (without, unet(over_time=False), small("croma_vit_tiny")):
-        with pytest.raises(ValueError, match=r"unet3d is the last layer .*inference_modality"):
+        with pytest.raises(
+            ValueError, match=r"unet3d needs a network of series with a decoder.*inference_modality"
+        ):
             dense_model(body, "unet3d", num_classes=K)
     with pytest.raises(ValueError, match="leave out indices"):
         dense_model(unet(), "unet3d", num_classes=K, indices=(2,))

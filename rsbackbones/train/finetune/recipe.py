@@ -123,6 +123,8 @@ class FinetuneRecipe(RunOptions):
         pretrained: begin with the pretrained weights.
         checkpoint: begin with the weights of a local file.
         freeze: train the head only.
+        reconstruct: of ``head=fusion``, the folder of a pretraining run of S4 whose network makes the series
+            of the missing sensor. It is frozen, and ``model`` is that of the run.
         head, head_options: for pixel labels and change, as for ``rsbackbones.heads.dense_model``.
         scale: label pixels per image pixel, along each side.
         auxiliary: for labels of pixels and ``upernet``, the weight of a second loss in training, of two
@@ -160,7 +162,8 @@ class FinetuneRecipe(RunOptions):
     pretrained: bool = True
     checkpoint: FilePath | None = None
     freeze: bool = False
-    head: Literal["upernet", "linear", "vit_lite", "unet3d", "temporal"] = "upernet"
+    reconstruct: FilePath | None = None
+    head: Literal["upernet", "linear", "vit_lite", "unet3d", "temporal", "fusion"] = "upernet"
     head_options: dict[str, Any] = field(default_factory=dict)
     scale: Count = 1
     auxiliary: NonNegative = 0.0

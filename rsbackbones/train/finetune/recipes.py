@@ -226,6 +226,8 @@ _ROWS = (
     replace(_S4_AFRICA, name="s4_africa_sar", modalities=_RADAR),
     # Any set in our own layout.
     replace(_S4, name="s4_series"),
+    # Bands and statistics are those of the run that reconstructs.
+    replace(_S4, name="s4_mmf", bands={}, statistics="weights", head="fusion"),
 )
 
 RECIPES: dict[str, FinetuneRecipe] = {recipe.name: recipe for recipe in _ROWS}
