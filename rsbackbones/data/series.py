@@ -134,7 +134,7 @@ def order_series(
 
 def apart_in_time(dates: Mapping[str, "npt.NDArray[Any]"]) -> bool:
     """Return whether series of a place share no day: one ends before the other begins."""
-    return max(days.min() for days in dates.values()) > min(days.max() for days in dates.values())
+    return bool(max(days.min() for days in dates.values()) > min(days.max() for days in dates.values()))
 
 
 def warn_apart(name: str, apart: Sequence[str], count: int) -> list[str]:

@@ -112,7 +112,7 @@ def s2cloudless_mask(data: LabelledDataset) -> CloudMask:
     if data.units.get("s2", "dn") != "dn":
         raise ValueError(f"s2cloudless takes digital numbers, and {data.name} has {data.units['s2']}")
     try:
-        from s2cloudless import S2PixelCloudDetector
+        from s2cloudless import S2PixelCloudDetector  # type: ignore[import-not-found]
     except ImportError as error:
         raise ImportError(f"--s2cloudless needs s2cloudless ({error}): pip install s2cloudless") from error
     detector = S2PixelCloudDetector()

@@ -89,7 +89,12 @@ def dense_model(
         raise ValueError(f"num_classes must be at least 2 (a binary mask has two classes), got {num_classes}")
     if scale < 1:
         raise ValueError(f"scale must be 1 or more, got {scale}")
-    sizes = {"width": width, "depth": depth, "temporal": temporal, "reconstructed": reconstructed}
+    sizes: dict[str, Any] = {
+        "width": width,
+        "depth": depth,
+        "temporal": temporal,
+        "reconstructed": reconstructed,
+    }
     sizes = {name: value for name, value in sizes.items() if value is not None}
     for name, value in sizes.items():
         if name not in _SIZES[head]:
@@ -132,7 +137,9 @@ def dense_model(
         kind_of_head = LinearHead if head == "linear" else UNet3dHead
         build_head = partial(kind_of_head, channels[0], reductions[0], num_classes)
     elif head == "fusion":
-        build_head = partial(FusionHead, source.backbone.config, source.stream, reconstructed, num_classes)
+        build_head = partial(
+            FusionHead, source.backbone.config, source.stream, num_classes=num_classes, **sizes
+        )
         freeze = True
     else:
         build_head = partial(ViTLiteHead, channels[0], reductions[0], num_classes, scale=scale, **sizes)

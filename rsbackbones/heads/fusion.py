@@ -15,7 +15,7 @@ from torch import Tensor
 from rsbackbones.heads.dense import DenseModel
 from rsbackbones.heads.head import SeriesHead
 from rsbackbones.heads.unet3d import UNet3dHead
-from rsbackbones.models.backbone import Images
+from rsbackbones.models.backbone import Images, unwrap_model
 from rsbackbones.models.s4 import S4Config, S4UNet3d, conv
 from rsbackbones.models.series_arguments import Dates, Masks, masks_by_modality
 from rsbackbones.models.validity import Validity, fill_invalid
@@ -69,7 +69,7 @@ class FusionModel(DenseModel):
         image = x if isinstance(x, Tensor) else x[sensor]
         if (mask := masks_by_modality(valid, (sensor,), image.device).get(sensor)) is not None:
             pixels = mask if mask.ndim == image.ndim - 1 else mask[..., None, None]
-            spec = self.backbone.inputs.get(sensor)  # type: ignore[union-attr]
+            spec = unwrap_model(self.backbone).inputs.get(sensor)
             image = fill_invalid(image, pixels.expand_as(image[..., 0, :, :]), spec and spec.normalize)
         series = image if image.ndim == 5 else image[:, None]
         series = series.masked_fill(~counted.by_date[..., None, None, None], 0)

@@ -20,7 +20,7 @@ from rsbackbones.train.finetune.run import build_model
 from tests.data.labelled.pastis_folder import MEANS, write_pastis
 
 # As many weights as a test needs: all else is the recipe's.
-TINY = "model=s4_unet3d_tiny overrides.widths=4,8,16 precision=fp32 workers=0 pretrained=false"
+TINY = "model=s4_unet3d_tiny overrides.widths=[4,8,16] precision=fp32 workers=0 pretrained=false"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def runs(pastis, tmp_path_factory):
     results = {}
     for name in ("s4_pastis", "s4_pastis_sar"):
         results[name] = finetune(
-            recipe(f"recipe={name} data={pastis} output={out / name} epochs=12 optim.base_lr=0.01")
+            recipe(f"recipe={name} data={pastis} output={out / name} epochs=6 optim.base_lr=0.02")
         )
     return out, results
 
@@ -49,7 +49,7 @@ def test_pastis_runs_to_its_result(runs, pastis):
     result = results["s4_pastis"]
     assert json.loads((out / "s4_pastis/result.json").read_text()) == json.loads(json.dumps(result))
     assert (result["split"], result["chosen"]["by"], result["metric"]) == ("test", "val", "miou")
-    assert result["best_single_evaluation"]["of"] == 12  # after every epoch
+    assert result["best_single_evaluation"]["of"] == 6  # after every epoch
     assert len(result["data"]["classes"]) == 19
     assert any("void is ignored" in note for note in result["notes"])
     assert result["metrics"]["miou_foreground"] > 0
@@ -150,9 +150,9 @@ def test_africa_ignores_the_background_or_leaves_it_out_of_the_mean(africa, tmp_
 
 @pytest.mark.parametrize("temporal", ["convlstm", "mean"])
 def test_a_network_of_single_images_is_tuned_on_series(africa, tmp_path, temporal):
-    options = f"head=temporal head_options.temporal={temporal} head_options.width=8"
+    options = f"head=temporal head_options.temporal={temporal} head_options.width=8 precision=fp32"
     result = finetune(parse_arguments(shlex.split(
-        f"recipe=s4_series model=s4_unet2d overrides.widths=4,8,16 precision=fp32 workers=0 pretrained=false "
+        "recipe=s4_series model=s4_unet2d overrides.widths=[4,8,16] workers=0 pretrained=false "
         f"data={africa} output={tmp_path / 'run'} epochs=8 optim.base_lr=0.01 {options}"
     ), RECIPES))  # fmt: skip
     assert result["value"] > 0.6

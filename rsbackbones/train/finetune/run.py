@@ -221,8 +221,8 @@ def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: Labelled
         )
     if recipe.reconstruct is not None and (recipe.head != "fusion" or data.task != "pixels"):
         raise TrainingError(
-            f"reconstruct is for head=fusion (recipe=s4_mmf) and labels of pixels, got head={recipe.head} and "
-            f"labels of {data.task}"
+            f"reconstruct is for head=fusion (recipe=s4_mmf) and labels of pixels, got head={recipe.head} "
+            f"and labels of {data.task}"
         )
     if recipe.head == "fusion" and recipe.checkpoint is not None:
         raise TrainingError("head=fusion takes its network from reconstruct=RUN: leave out checkpoint")
