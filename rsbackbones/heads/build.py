@@ -22,6 +22,8 @@ from rsbackbones.models.feature_maps import FeatureMaps
 Head = Literal["upernet", "linear", "vit_lite", "unet3d", "temporal", "fusion"]
 HEADS = ("upernet", "linear", "vit_lite", "unet3d", "temporal", "fusion")
 _OF_SERIES = ("unet3d", "temporal", "fusion")
+# Heads on the last map of the backbone's own decoder.
+_ON_DECODER = ("unet3d", "fusion")
 # Heads that take the maps of several stages; others take one.
 _OF_LEVELS: dict[str, Callable[..., DenseHead]] = {"upernet": UPerNet, "temporal": TemporalHead}
 # The arguments that a head has.
@@ -54,9 +56,9 @@ def dense_model(
     Args:
         backbone: from ``create_model``, with or without ``features_only=True``; or a module that returns a
             list of maps and has a ``feature_info``, such as a timm model with ``features_only=True``.
-        head: ``upernet`` takes the maps of four depths. ``linear`` classifies every cell of the last map and
+        head: ``upernet`` takes the maps of four depths. ``linear`` classifies every cell of the final map and
             interpolates to pixels. ``vit_lite`` applies a few transformer blocks and transposed convolutions
-            to the last map. These two apply the final norm of the backbone first, if it has one. ``unet3d``
+            to the final map. These two apply the final norm of the backbone first, if it has one. ``unet3d``
             is the last convolution of a network of series that has its own decoder (S4); all else is the
             backbone's. ``temporal`` is for series on a backbone of single images: it encodes every date, and
             reduces the dates of each level to one map before a U-Net decoder. ``fusion`` freezes a backbone
@@ -67,7 +69,7 @@ def dense_model(
             log-probabilities; see :class:`rsbackbones.heads.ChangeModel`.
         stream: one of the model's ``stream_inputs``; by default its default stream.
         indices: stage indices, as in ``forward_intermediates``; default four evenly spaced ones for UPerNet,
-            the last one for other heads.
+            that of the final map for other heads.
         scale: super-resolution: pixels of the result per image pixel, along each side. ``vit_lite`` learns
             it (powers of two), other heads interpolate.
         freeze: train the head only.
@@ -168,7 +170,7 @@ def _feature_layers(
     backbone: Backbone, head: Head, stream: str | None, indices: int | Sequence[int] | None
 ) -> FeatureMaps:
     """Return the backbone with the requested stages, or the default stages of a head."""
-    if head in ("unet3d", "fusion"):
+    if head in _ON_DECODER:
         stream = backbone.choose_stream(stream)
         decoder = len(backbone.stages(stream)) - 1 > backbone.final_stage(stream)
         if backbone.consumes != "series" or not decoder:
@@ -186,13 +188,15 @@ def _feature_layers(
         )
     if indices is not None:
         return FeatureMaps(backbone, indices=indices, stream=stream)
+    stream = backbone.choose_stream(stream)
     if head not in _OF_LEVELS:
-        return FeatureMaps(backbone, indices=1, stream=stream)
+        last = len(backbone.stages(stream)) - 1 if head in _ON_DECODER else backbone.final_stage(stream)
+        return FeatureMaps(backbone, indices=[last], stream=stream)
     maps = FeatureMaps(backbone, stream=stream)
-    strides = {stage.stride for stage in backbone.stages(maps.stream)}
+    strides = {stage.stride for stage in backbone.encoder_stages(stream)}
     if len(maps.indices) == len(SCALES) or len(strides) > 1:
         return maps
     # A stream with fewer stages repeats some of them.
-    depth = len(backbone.stages(maps.stream))
+    depth = len(backbone.encoder_stages(stream))
     spread = [-(-(i + 1) * depth // len(SCALES)) - 1 for i in range(len(SCALES))]
     return FeatureMaps(backbone, indices=spread, stream=stream)

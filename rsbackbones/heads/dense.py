@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rsbackbones.heads.head import DenseHead, SeriesHead
 from rsbackbones.models.backbone import Backbone, Images
 from rsbackbones.models.input_validation import validate_inputs
-from rsbackbones.models.series_arguments import Dates, Masks, as_days, masks_by_modality
+from rsbackbones.models.series_arguments import Dates, Masks, dates_by_modality, masks_by_modality
 from rsbackbones.models.unused import freeze_unused
 from rsbackbones.models.validity import Validity
 
@@ -105,7 +105,7 @@ class DenseModel(nn.Module):
         maps, counted = self._encoded(x, dates, valid)
         if not isinstance(self.head, SeriesHead):
             return self.decode(maps, x), counted
-        days = None if dates is None else as_days(dates).to(maps[0].device)
+        days = next(iter(dates_by_modality(dates, _by_modality(x)).values()), None)
         return self._to_pixels(self._over_time(maps, counted.by_date, days), _size(x)), counted
 
     def decode(self, maps: Sequence[Tensor], x: Images) -> Tensor:
@@ -115,8 +115,6 @@ class DenseModel(nn.Module):
     def _over_time(self, maps: Sequence[Tensor], valid: Tensor | None, days: Tensor | None) -> Tensor:
         """Apply the head to maps [B, t, D_i, h_i, w_i], whose dates after the first T are not there."""
         assert valid is not None  # every encoding for such a head states its dates
-        if days is not None and days.shape != valid.shape:
-            raise ValueError(f"dates must be [B, T] = {list(valid.shape)}, got {list(days.shape)}")
         surplus = maps[0].shape[1] - valid.shape[1]
         days = None if days is None else F.pad(days, (0, surplus))
         logits: Tensor = self.head(maps, F.pad(valid, (0, surplus)), days)
@@ -184,7 +182,7 @@ class DenseModel(nn.Module):
             given = {m: given[m] for m in self.backbone.stream_inputs[stream]}
             masks = {m: mask for m, mask in masks.items() if m in given}
         else:
-            given = dict(x) if isinstance(x, Mapping) else {"x": x}
+            given = dict(_by_modality(x))
             masks = masks_by_modality(valid, tuple(given), next(iter(given.values())).device)
         there = _all_dates(given)
         for mask in masks.values():
@@ -220,6 +218,10 @@ class DenseModel(nn.Module):
         if full != list(logits.shape[-2:]):
             logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
         return logits[..., : size[0] * self.scale, : size[1] * self.scale]
+
+
+def _by_modality(x: Images) -> Mapping[str, Tensor]:
+    return x if isinstance(x, Mapping) else {"x": x}
 
 
 def _all_dates(x: Images) -> Tensor:
