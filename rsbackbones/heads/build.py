@@ -41,15 +41,15 @@ def dense_model(
     Args:
         backbone: from ``create_model``, with or without ``features_only=True``; or a module that returns a
             list of maps and has a ``feature_info``, such as a timm model with ``features_only=True``.
-        head: ``upernet`` takes the maps of four depths. ``linear`` classifies every cell of the last map and
+        head: ``upernet`` takes the maps of four depths. ``linear`` classifies every cell of the final map and
             interpolates to pixels. ``vit_lite`` applies a few transformer blocks and transposed convolutions
-            to the last map. The last two apply the final norm of the backbone first, if it has one.
+            to the final map. The last two apply the final norm of the backbone first, if it has one.
         num_classes: K, at least 2: a binary mask has two classes.
         task: ``pixels``: the model takes images. ``change``: it takes images of two dates and returns
             log-probabilities; see :class:`rsbackbones.heads.ChangeModel`.
         stream: one of the model's ``stream_inputs``; by default its default stream.
         indices: stage indices, as in ``forward_intermediates``; default four evenly spaced ones for UPerNet,
-            the last one for other heads.
+            that of the final map for other heads.
         scale: super-resolution: pixels of the result per image pixel, along each side. ``vit_lite`` learns
             it (powers of two), other heads interpolate.
         freeze: train the head only.
@@ -129,13 +129,14 @@ def _feature_layers(
     """Return the backbone with the requested stages, or the default stages of a head."""
     if indices is not None:
         return FeatureMaps(backbone, indices=indices, stream=stream)
+    stream = backbone.choose_stream(stream)
     if head != "upernet":
-        return FeatureMaps(backbone, indices=1, stream=stream)
+        return FeatureMaps(backbone, indices=[backbone.final_stage(stream)], stream=stream)
     maps = FeatureMaps(backbone, stream=stream)
-    strides = {stage.stride for stage in backbone.stages(maps.stream)}
+    strides = {stage.stride for stage in backbone.encoder_stages(stream)}
     if len(maps.indices) == len(SCALES) or len(strides) > 1:
         return maps
     # A stream with fewer stages repeats some of them.
-    depth = len(backbone.stages(maps.stream))
+    depth = len(backbone.encoder_stages(stream))
     spread = [-(-(i + 1) * depth // len(SCALES)) - 1 for i in range(len(SCALES))]
     return FeatureMaps(backbone, indices=spread, stream=stream)
