@@ -8,8 +8,10 @@ from typing import Any
 
 from rsbackbones.data.class_masks import ClassMasks, masked_names
 from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import RasterPath
 from rsbackbones.data.rasters import RasterStack, not_understood
+from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
@@ -101,6 +103,7 @@ def open_model_rasters(
     nodata: float | None,
     resample: str | None = None,
     mask: ClassMasks | None = None,
+    grid: Grid | None = None,
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
@@ -113,7 +116,14 @@ def open_model_rasters(
     sensors = sensors_of(model)
     names = None if names is None else [masked_names(each, mask) for each in names]
     stack = RasterStack(
-        paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units, resample=resample
+        paths,
+        sensors,
+        wanted=model.bands,
+        names=names,
+        nodata=nodata,
+        units=units,
+        resample=resample,
+        grid=grid,
     )
     if missing := [m for m in model.modalities if m not in stack.bands]:
         stack.close()
@@ -127,7 +137,9 @@ def open_model_rasters(
     return stack
 
 
-def create_preprocess_of(model: Backbone, stack: RasterStack, units: Mapping[str, str] | None) -> Preprocess:
+def create_preprocess_of(
+    model: Backbone, stack: Scene | RasterStack, units: Mapping[str, str] | None
+) -> Preprocess:
     """Return the preprocessing of a stack's bands, in the units that the user names, else those of the files.
 
     An error about bands names what was not understood.
