@@ -107,8 +107,9 @@ class Grid(NamedTuple):
         if any(abs(a - b) * max(other.width, other.height) > self.pixel * _SAME_GRID
                for a, b in ((s.a, o.a), (s.b, o.b), (s.d, o.d), (s.e, o.e))):  # fmt: skip
             return False
-        column, row = ~s * (o.c, o.f)
-        return max(abs(column - round(column)), abs(row - round(row))) < _SAME_GRID
+        x, y, size = o.c - s.c, o.f - s.f, s.a * s.e - s.b * s.d
+        column, row = (s.e * x - s.b * y) / size, (s.a * y - s.d * x) / size
+        return bool(max(abs(column - round(column)), abs(row - round(row))) < _SAME_GRID)
 
     def places(self) -> set[tuple[Any, ...]]:
         """Return keys of which rasters that cover the same ground share one, however corners are rounded."""

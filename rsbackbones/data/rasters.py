@@ -351,7 +351,9 @@ class RasterStack:
             others = {i: g for i, g in grids.items() if not self.grid.same(g)}
             coarse = {i: g for i, g in others.items() if grid is None or not grid.aligned(g)}
             if coarse and resample is None:
-                first = {paths[used[0]]: grids[used[0]]} if grid is None else {"the grid": grid}
+                first: dict[RasterPath, Grid] = (
+                    {"the grid": self.grid} if grid else {paths[used[0]]: grids[used[0]]}
+                )
                 raise ValueError(two_grids({**first, **{paths[i]: grids[i] for i in coarse}}))
             self.resampling = describe_resampling(
                 resample, self.grid, {paths[i]: g for i, g in coarse.items()}

@@ -56,7 +56,7 @@ def unfinished(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def check_output(output: Path) -> None:
+def check_output(output: RasterPath) -> None:
     """Refuse an output that could not be written at the end, before any work is done.
 
     Raises:
@@ -64,9 +64,11 @@ def check_output(output: Path) -> None:
         ValueError: another suffix, no folder to write to, a folder of that name, or a picture that is no
             preview where the preview goes.
     """
-    suffix = output.suffix.lower()
+    suffix = Path(output).suffix.lower()
     if suffix not in (*MAPS, *TABLES):
-        raise ValueError(f"features go to .tif, .npz or .parquet, got {output}")
+        raise ValueError(f"features go to .tif, .npz, .parquet or .zarr, got {output}")
+    if isinstance(output, str):
+        raise ValueError(f"a {suffix} is a local file, got {output}; a store (.zarr) may be in a bucket")
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if output.is_dir():
@@ -145,7 +147,7 @@ def create_preprocess_of(
     An error about bands names what was not understood.
     """
     try:
-        return create_preprocess(model, bands=stack.bands, units=stack.stated_units | dict(units or {}))
+        return create_preprocess(model, bands=stack.bands, units={**stack.stated_units, **(units or {})})
     except ValueError as error:
         lacking = any({*needed} - {*stack.bands[m]} for m, needed in model.bands.items())
         raise ValueError(f"{error}{not_understood(stack.ignored) if lacking else ''}") from error

@@ -78,10 +78,9 @@ class Lattice:
             if top < block.bottom and top + height > block.top
         ]
 
-    def halo(self, block: Block) -> Block:
-        """Return the block that all windows which touch a block cover."""
+    def covered(self, rows: Sequence[Sequence[tuple[int, int]]]) -> Block:
+        """Return the block that rows of windows cover."""
         height, width = self.size
-        rows = self.rows_of_windows(block)
         (top, left), (last_top, last_left) = rows[0][0], rows[-1][-1]
         return Block(top, left, last_top + height, last_left + width)
 
@@ -99,7 +98,7 @@ class Blend:
         self._lattice, self._block = lattice, block
         self._sum = np.zeros((*block.shape, dim), np.float32)
         self._weight = np.zeros((*block.shape, 1), np.float32)
-        self._complete = np.ones(block.shape, bool)
+        self._complete = np.zeros(block.shape, bool)
 
     def add(self, top: int, left: int, values: Array, has_data: Array) -> None:
         """Add the features [h, w, D] of the window at a cell; cells of which not all pixels have data are
@@ -117,7 +116,7 @@ class Blend:
 
     def result(self) -> npt.NDArray[np.float32]:
         """Return the features [rows, columns, D]; NaN in cells without data. The sums become the result."""
-        self._sum /= self._weight
+        np.divide(self._sum, self._weight, out=self._sum, where=self._weight > 0)
         self._sum[~self._complete] = np.nan
         return self._sum
 

@@ -34,16 +34,25 @@ class Pixels(NamedTuple):
 class Scene(Protocol):
     """Pixels on one grid, read by windows (row, column, height, width)."""
 
-    name: str
-    """What messages call it."""
-    grid: Grid
-    """Where its pixels lie."""
-    bands: Mapping[str, Sequence[str]]
-    """By modality the bands, in the order in which they are read."""
-    ignored: Mapping[RasterPath, Sequence[str]]
-    """By file the names of bands that no sensor has."""
-    stated_units: Mapping[str, str]
-    """By modality the unit that the files state."""
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where its pixels lie."""
+
+    @property
+    def bands(self) -> Mapping[str, Sequence[str]]:
+        """By modality the bands, in the order in which they are read."""
+
+    @property
+    def ignored(self) -> Mapping[RasterPath, Sequence[str]]:
+        """By file the names of bands that no sensor has."""
+
+    @property
+    def stated_units(self) -> Mapping[str, str]:
+        """By modality the unit that the files state."""
 
     def read(self, window: tuple[int, int, int, int]) -> Pixels:
         """Read a window that lies within the grid."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -57,33 +57,41 @@ class WindowEncoder:
         self._stream, self._lattice = stream, lattice
         self.seconds = self.waited = 0.0
 
-    def encode(self, batches: Sequence[Sequence[tuple[int, int]]]) -> Iterator[list[EncodedWindow]]:
-        """Yield the features of each batch of windows, given by their (top, left) in cells."""
+    def encode(
+        self, batches: Sequence[Sequence[tuple[int, int]]], *, skip_empty: bool = False
+    ) -> Generator[list[EncodedWindow], None, None]:
+        """Yield the features of each batch of windows, given by their (top, left) in cells.
+
+        With ``skip_empty`` windows without data are left out, and the model does not run for them.
+        """
         pending: deque[Future[_Batch]] = deque()
         todo = iter(batches)
         with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as reader:
             try:
-                for batch in batches:
+                for _ in batches:
                     begin = time.perf_counter()
                     while len(pending) < _AHEAD and (following := next(todo, None)) is not None:
-                        pending.append(reader.submit(self._read, following))
+                        pending.append(reader.submit(self._read, following, skip_empty))
                     read = pending.popleft().result()
                     self.waited += time.perf_counter() - begin
-                    encoded = self._encode(batch, read)
+                    encoded = self._encode(read) if read.places else []
                     self.seconds += time.perf_counter() - begin
                     yield encoded
             finally:
                 for future in pending:
                     future.cancel()
 
-    def _read(self, batch: Sequence[tuple[int, int]]) -> "_Batch":
+    def _read(self, batch: Sequence[tuple[int, int]], skip_empty: bool) -> "_Batch":
         model, p, unit = self._model, self._model.stride, window_unit(self._model)
         size, grid = self._lattice.size, self._scene.grid
         whole = [-(-side * p // unit) * unit for side in size]  # pixels of a window
-        read = _Batch({m: [] for m in model.modalities}, {}, [])
+        read = _Batch([], {m: [] for m in model.modalities}, {}, [])
         for top, left in batch:
             height, width = min(whole[0], grid.height - top * p), min(whole[1], grid.width - left * p)
             arrays, valid, counts = self._scene.read((top * p, left * p, height, width))
+            if skip_empty and not valid.any():
+                continue
+            read.places.append((top, left))
             # As the model pads a single window (``Backbone.pad``).
             beyond = ((0, whole[0] - height), (0, whole[1] - width))
             for modality, x in arrays.items():
@@ -105,7 +113,7 @@ class WindowEncoder:
             read.shares.append((has_data[: size[0], : size[1]], counts_too[: size[0], : size[1]]))
         return read
 
-    def _encode(self, places: Sequence[tuple[int, int]], read: "_Batch") -> list[EncodedWindow]:
+    def _encode(self, read: "_Batch") -> list[EncodedWindow]:
         model, size = self._model, self._lattice.size
         device, _ = model.device_and_dtype()
         images: Any = self._preprocess(
@@ -118,13 +126,14 @@ class WindowEncoder:
         values = maps.permute(0, 2, 3, 1).float().cpu().numpy()
         return [
             EncodedWindow(place, value, *shares)
-            for place, value, shares in zip(places, values, read.shares, strict=True)
+            for place, value, shares in zip(read.places, values, read.shares, strict=True)
         ]
 
 
 class _Batch(NamedTuple):
     """What is read for a batch: images and masks by modality, and the shares of :class:`EncodedWindow`."""
 
+    places: list[tuple[int, int]]
     images: dict[str, list[Array]]
     counts: dict[str, list[Array]]
     shares: list[tuple[Array, Array]]
