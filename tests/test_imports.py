@@ -30,7 +30,7 @@ ALLOWED = {
     "integrations": {"layers", "models", "sensors", "zoo"},
     "heads": {"layers", "models", "zoo"},
     "data": {"files", "preprocess", "sensors", "typed_fields", "value_check"},
-    "embed": {"data", "device", "files", "models", "preprocess", "value_check", "zoo"},
+    "embed": {"arrays", "data", "device", "files", "models", "preprocess", "sensors", "value_check", "zoo"},
     "eval": {"data", "device", "files", "heads", "models", "preprocess", "sensors", "value_check", "zoo"},
     "train/engine": {"files", "layers"},
     "train": {"data", "files", "layers", "models", "plugins", "preprocess", "sensors", "train/engine", "zoo"},
