@@ -323,7 +323,7 @@ class Preprocess:
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         indices = [i for i, band in enumerate(bands) if sensor.band(band).index]
-        if indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
+        if sensor.kind == "optical" and indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
             raise ValueError(
                 f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
                 "take it times 10000; leave it out of your bands, and create_preprocess computes it"
@@ -440,9 +440,9 @@ class Preprocess:
         if unit == spec.unit or spec.unit is None:
             return self._with_indices(modality, bands, x)
         if unit == "linear":
-            return 10 * x.clamp(min=_SMALLEST_POWER).log10()
+            return self._with_indices(modality, bands, 10 * x.clamp(min=_SMALLEST_POWER).log10())
         if unit == "db_x100":
-            return x / 100
+            return self._with_indices(modality, bands, x / 100)
         if unit in _DN_OF or not _is_picture_contract(spec):
             each = [sensor.band(band) for band in bands]
             of_dn = _DN_OF.get(unit) or (_picture_dn(unit) / 255, 0.0)
@@ -458,7 +458,7 @@ class Preprocess:
         return self._with_indices(modality, bands, x)
 
     def _with_indices(self, modality: str, bands: tuple[str, ...], x: Tensor) -> Tensor:
-        """Return the model's bands [..., C, H, W]; an index that was not given is computed, as dn."""
+        """Return the model's bands [..., C, H, W]; an index that was not given is computed, as dn or dB."""
         needed = self.specs[modality].bands
         if needed == bands:
             return x
@@ -469,6 +469,9 @@ class Preprocess:
                 columns.append(x[..., place[band], :, :])
             else:
                 one, other = (x[..., place[name], :, :] for name in self.sensors[modality].band(band).index)
+                if self.sensors[modality].kind == "radar":
+                    columns.append(one - other)
+                    continue
                 index = (one - other) / (one + other + _SMALLEST_SUM)
                 columns.append((index.clamp(min=0) * 10000).floor())
         return torch.stack(columns, dim=-3)
@@ -703,7 +706,7 @@ def preprocess_for(
         yours = (bands or {}).get(modality)
         measured = dict.fromkeys(name for b in needed for name in sensor.band(b).index or (b,))
         given[modality] = tuple(measured) if yours is None else sensor.canonical(yours)
-        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality])]:
+        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality], spec)]:
             raise ValueError(
                 f"{modality}: your bands lack {', '.join(lacking)}, which the model takes. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
@@ -715,10 +718,11 @@ def preprocess_for(
     )  # fmt: skip
 
 
-def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
-    """Return whether a band is given, or is an index of given ones."""
+def _can_have(sensor: Sensor, band: str, given: tuple[str, ...], spec: InputSpec) -> bool:
+    """Return whether a band is given, or is an index of given ones, which of a radar are in dB."""
     index = sensor.band(band).index
-    return band in given or (bool(index) and {*index} <= {*given})
+    computable = bool(index) and {*index} <= {*given} and (sensor.kind == "optical" or spec.unit == "db")
+    return band in given or computable
 
 
 def _known_units(spec: InputSpec) -> Mapping[str, str]:
