@@ -51,7 +51,7 @@ def validate_sample(
             raise BadSample(f"{sensor} has the type {image.dtype}, expected integers or floats")
         held = _available(sensor, valid or {}, count)
         for one in image[None] if count is None else image if held.all() else image[held]:
-            if fault := _find_fault(one):
+            if fault := find_fault(one):
                 raise EmptyImage(f"{sensor} {fault}")
         if not held.all():
             gaps[sensor] = held
@@ -86,7 +86,7 @@ def stack_valid(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Boo
     Raises:
         BadSample: none is usable.
     """
-    faults = ["is missing" if image is None else _find_fault(image) for image in images]
+    faults = ["is missing" if image is None else find_fault(image) for image in images]
     usable = [image for image, fault in zip(images, faults, strict=True) if image is not None and not fault]
     if not usable:
         raise BadSample(f"{sensor} has no usable image at any of {len(images)} dates; the first {faults[0]}")
@@ -96,7 +96,7 @@ def stack_valid(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Boo
     return stack, held
 
 
-def _find_fault(image: Array) -> str | None:
+def find_fault(image: Array) -> str | None:
     """Return why an image of one date is unusable, or ``None``."""
     if image.dtype.kind == "f" and (bad := image.size - int(np.isfinite(image).sum())):
         return f"has {bad} of {image.size} values without data (NaN or infinite)"

@@ -160,7 +160,7 @@ def _check_units(source: Source) -> None:
         assert unit is not None
         every = torch.cat(values, dim=1)
         cirrus = every[bands.index("B10")] if sensor == "s2" and "B10" in bands else None
-        verdict = judge(every, unit, get_sensor(sensor), cirrus=cirrus)
+        verdict = judge(every, unit, get_sensor(sensor), bands, cirrus=cirrus)
         text = f"{source.name}, {sensor}: {verdict.text}"
         if holes := sorted({bands[i] for x in values for i in bands_with_holes(x, unit)}):
             warnings.warn(

@@ -275,6 +275,8 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     held: dict[str, tuple[str, ...]] = {}
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
     named = {sensors.get(m, m): unit for m, unit in data.units.items()}
+    if "rgb" in named:  # a model of pictures takes Sentinel-2 images, too
+        named = {"s2": named["rgb"], **named}
     for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
         own = _streams_of(found, part, recipe, backbone, (part.task,) if part and part.task else tasks)
         held[found.name] = tuple(found.bands)
