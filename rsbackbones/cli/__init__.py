@@ -14,6 +14,7 @@ from rsbackbones.cli.embed import embed
 from rsbackbones.cli.eval import evaluate
 from rsbackbones.cli.finetune import finetune
 from rsbackbones.cli.pack import pack
+from rsbackbones.cli.search import search
 from rsbackbones.cli.zoo import bands, download, info, list_weights, manifest, verify
 from rsbackbones.files.terminal import plain_output
 
@@ -32,7 +33,20 @@ def commands() -> None:
     """
 
 
-_ALL = (list_weights, info, bands, download, manifest, verify, embed, evaluate, finetune, convert, pack)
+_ALL = (
+    list_weights,
+    info,
+    bands,
+    download,
+    manifest,
+    verify,
+    embed,
+    search,
+    evaluate,
+    finetune,
+    convert,
+    pack,
+)
 for command in _ALL:
     commands.add_command(command)
 
