@@ -70,9 +70,9 @@ def check_job_options(output: RasterPath, options: dict[str, Any]) -> None:
     given = [name for name, absent in _OF_STORES.items() if options[name] != absent]
     given += [name for name in ("quantize",) if options[name] is not None]
     if given and not is_job(output, options):
-        named = ", ".join("--" + name.replace("_", "-") for name in given)
+        listed = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(
-            f"{named}: only for --output NAME.zarr, or a COG (NAME.tif with --quantize), got {output}"
+            f"{listed}: only for --output NAME.zarr, or a COG (NAME.tif with --quantize), got {output}"
         )
     if options["stac"] is None and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
         raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE.json")

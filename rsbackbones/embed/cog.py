@@ -27,7 +27,7 @@ def write_cog(job: Job, path: Path) -> None:
     """
     import rasterio
     from rasterio.windows import Window
-    from rio_cogeo import cog_translate, cog_validate
+    from rio_cogeo.cogeo import cog_translate, cog_validate
 
     grid, quantization = job.grid, job.quantization
     data = open_store(job.objects.place, decode=False)["embeddings"]

@@ -61,7 +61,7 @@ def acquired(names: Sequence[str]) -> Any:
 
 def write_geoparquet(
     file: BinaryIO,
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Any],
     geometry: Sequence[Any],
     vectors: Mapping[str, Array],
     metadata: Mapping[str, str],

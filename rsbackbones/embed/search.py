@@ -137,7 +137,7 @@ class Searched:
                 raise ValueError(f"no row of {self.place} covers {lon}, {lat}")
             return np.asarray(self._table["embedding"][within].iloc[0], np.float32)
         row, column = self._cell(lon, lat)
-        vector = self._block(slice(row, row + 1), slice(column, column + 1))[0, 0]
+        vector: Array = self._block(slice(row, row + 1), slice(column, column + 1))[0, 0]
         if not np.isfinite(vector).all():
             raise ValueError(f"{self.place} has no data at {lon}, {lat}")
         return vector
@@ -160,7 +160,8 @@ class Searched:
         vectors = vectors[np.isfinite(vectors).all(axis=1)]
         if not len(vectors):
             raise ValueError(f"no cell of {self.place} with data lies in {west}, {south}, {east}, {north}")
-        return vectors.mean(axis=0)
+        mean: Array = vectors.mean(axis=0)
+        return mean
 
     def search(self, positives: Sequence[Array], negatives: Sequence[Array] = (), *, k: int = 50) -> Hits:
         """Return the k vectors that are most like the positive examples, and unlike the negative ones.

@@ -17,6 +17,9 @@ from rsbackbones.embed.search import Hits, Searched
 from rsbackbones.files.atomic import atomic_path, atomic_write
 from rsbackbones.zoo.fingerprint import weights_digest
 
+# Of the map of similarities.
+_PROFILE = {"driver": "GTiff", "tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
+
 
 def encode_example(path: Path, provenance: Mapping[str, Any], checkpoint: Path | None = None) -> Array:
     """Return the vector [D] of an image: the mean of its cells, by the model that a store records.
@@ -87,7 +90,7 @@ def write_similarity(path: Path, searched: Searched, hits: Hits) -> None:
         ValueError: the result is of a table, which has no map.
     """
     import rasterio
-    from rio_cogeo import cog_profiles, cog_translate
+    from rio_cogeo.cogeo import cog_translate
 
     if hits.similarities is None:
         raise ValueError("a map of similarities is of a store (.zarr); a table has none")
@@ -102,5 +105,5 @@ def write_similarity(path: Path, searched: Searched, hits: Hits) -> None:
             raster.descriptions = ("similarity",)
             raster.update_tags(search=json.dumps(hits.facts))
         with memory.open() as raster, atomic_path(path) as part:
-            cog_translate(raster, part, cog_profiles.get("deflate"), in_memory=True, quiet=True,
+            cog_translate(raster, part, dict(_PROFILE), in_memory=True, quiet=True,
                           forward_band_tags=True, overview_resampling="average")  # fmt: skip

@@ -328,7 +328,7 @@ def _items_of(given: Any) -> list[Any]:
 
 
 def _when(item: Any) -> datetime:
-    stated = item.datetime or item.common_metadata.start_datetime
+    stated: datetime = item.datetime or item.common_metadata.start_datetime
     return stated if stated.tzinfo else stated.replace(tzinfo=UTC)
 
 
@@ -359,7 +359,7 @@ def _resolution(key: str) -> tuple[float, str]:
 
 
 def _mask_asset(items: Sequence[Any], name: str) -> str:
-    keys = {key.lower(): key for item in items for key in item.assets}
+    keys: dict[str, str] = {key.lower(): key for item in items for key in item.assets}
     if name.strip().lower() not in keys:
         raise ValueError(f"mask {name!r}: no item has such an asset; they have {', '.join(keys.values())}")
     return keys[name.strip().lower()]
