@@ -45,7 +45,7 @@ if find_spec("pydantic") is None:
 MARKED = {
     "multiprocess": (
         "test_processes.py", "test_finetune_processes.py", "test_distributed.py", "test_kills.py",
-        "test_croma_ranks.py", "test_batch_norm.py", "test_series.py",
+        "test_croma_ranks.py", "test_batch_norm.py", "test_job_runs.py", "test_series.py",
     ),
     "network": ("test_hub_*.py", "test_loopback_hub.py", "test_published_hub.py", "test_weights_folder.py"),
     "bench": ("benchmarks/*",),

@@ -26,6 +26,7 @@ _IMPORTED = [
     "torch._dynamo", "torch.distributed.run", "torch.distributed.checkpoint", "torch.distributed.fsdp",
     "torch.distributed.elastic.agent.server.local_elastic_agent", "rasterio",
     "matplotlib.backends.backend_agg", "rsbackbones.cli", "rsbackbones.zoo.factory", "rsbackbones.embed",
+    "distributed", "geopandas", "odc.geo.xr", "rsbackbones.embed.cluster", "xarray", "zarr.storage",
     "rsbackbones.eval.run", "rsbackbones.train.pretraining", "rsbackbones.train.finetune",
 ]  # fmt: skip
 _CONTEXT = multiprocessing.get_context("forkserver")
