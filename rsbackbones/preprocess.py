@@ -323,7 +323,8 @@ class Preprocess:
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         indices = [i for i, band in enumerate(bands) if sensor.band(band).index]
-        if indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
+        optical = sensor.kind == "optical"
+        if indices and optical and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
             raise ValueError(
                 f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
                 "take it times 10000; leave it out of your bands, and create_preprocess computes it"
@@ -362,7 +363,7 @@ class Preprocess:
         """Judge values [..., C, H, W] where they are held, [..., H, W]: all, and image by image."""
         unit, sensor = self.units[modality], self.sensors[modality]
         every = judge(
-            x.movedim(-3, 0)[:, held], unit, sensor, cirrus=None if cirrus is None else cirrus[held]
+            x.movedim(-3, 0)[:, held], unit, sensor, bands, cirrus=None if cirrus is None else cirrus[held]
         )
         self._act_on(modality, every)
         images, pixels = x.reshape(-1, *x.shape[-3:]), held.reshape(-1, *x.shape[-2:])
@@ -383,7 +384,7 @@ class Preprocess:
             if len(images) == 1:
                 break
             found = judge(
-                values, unit, sensor, cirrus=None if high is None else high[i][pixels[i]], alone=False
+                values, unit, sensor, bands, cirrus=None if high is None else high[i][pixels[i]], alone=False
             )
             if found.kind != "suspect":
                 self._act_on(modality, replace(found, text=f"image {i + 1} of {len(images)}: {found.text}"))
@@ -412,7 +413,9 @@ class Preprocess:
                 f"{modality}={found.unit})"
             )
         if found.kind == "suspect":
-            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=6)
+            warnings.warn(
+                f"{modality}: {found.text}{fix and f'; if so{fix[1:]}'}", found.warning, stacklevel=6
+            )
         else:
             raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 
@@ -440,9 +443,9 @@ class Preprocess:
         if unit == spec.unit or spec.unit is None:
             return self._with_indices(modality, bands, x)
         if unit == "linear":
-            return 10 * x.clamp(min=_SMALLEST_POWER).log10()
+            return self._with_indices(modality, bands, 10 * x.clamp(min=_SMALLEST_POWER).log10())
         if unit == "db_x100":
-            return x / 100
+            return self._with_indices(modality, bands, x / 100)
         if unit in _DN_OF or not _is_picture_contract(spec):
             each = [sensor.band(band) for band in bands]
             of_dn = _DN_OF.get(unit) or (_picture_dn(unit) / 255, 0.0)
@@ -458,7 +461,7 @@ class Preprocess:
         return self._with_indices(modality, bands, x)
 
     def _with_indices(self, modality: str, bands: tuple[str, ...], x: Tensor) -> Tensor:
-        """Return the model's bands [..., C, H, W]; an index that was not given is computed, as dn."""
+        """Return the model's bands [..., C, H, W]; an index that was not given is computed, as dn or dB."""
         needed = self.specs[modality].bands
         if needed == bands:
             return x
@@ -469,6 +472,9 @@ class Preprocess:
                 columns.append(x[..., place[band], :, :])
             else:
                 one, other = (x[..., place[name], :, :] for name in self.sensors[modality].band(band).index)
+                if self.sensors[modality].kind == "radar":
+                    columns.append(one - other)
+                    continue
                 index = (one - other) / (one + other + _SMALLEST_SUM)
                 columns.append((index.clamp(min=0) * 10000).floor())
         return torch.stack(columns, dim=-3)

@@ -38,7 +38,8 @@ class Band:
     """One band: ``wavelength`` is its center in nm, ``width`` its full width at half maximum in nm.
 
     ``gsd`` is its ground sampling distance in m. ``index``: the band is no measurement but the normalized
-    difference (a - b) / (a + b) of these two bands of its sensor; it is only matched by name.
+    difference (a - b) / (a + b) of these two bands of its sensor, of a radar their ratio, a - b in dB; it is
+    only matched by name.
     """
 
     name: str
@@ -136,13 +137,16 @@ _C_BAND_HZ = 5.405e9
 _C_BAND_NM = 299_792_458 / _C_BAND_HZ * 1e9
 _C_BAND_WIDTH_NM = _C_BAND_NM * 100e6 / _C_BAND_HZ
 
+
+def _s1(name: str, *index: str) -> Band:
+    return Band(name=name, wavelength=_C_BAND_NM, width=_C_BAND_WIDTH_NM, gsd=10, index=index)
+
+
 S1 = Sensor(
     name="s1",
     title="Sentinel-1 C-SAR",
     kind="radar",
-    bands=tuple(
-        Band(name=name, wavelength=_C_BAND_NM, width=_C_BAND_WIDTH_NM, gsd=10) for name in ("VV", "VH")
-    ),
+    bands=(_s1("VV"), _s1("VH"), _s1("VV/VH", "VV", "VH")),
 )
 
 # An RGB picture carries the three visible Sentinel-2 bands, under their Sentinel-2 names.

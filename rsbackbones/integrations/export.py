@@ -53,8 +53,8 @@ def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward")
     - for a model built with ``features_only``: ``maps_INDEX`` [B, D_i, h_i, w_i], by stage index.
 
     H and W are multiples of ``Backbone.size_multiple`` (any size if the model pads) and at least
-    ``Backbone.min_size``. They span more than one cell of the coarsest map, because torch.export specializes
-    programs to sizes of 1.
+    ``Backbone.min_size``. They span more than one cell of the coarsest map, and a series more dates than
+    ``Backbone.date_stride``, because torch.export specializes programs to sizes of 1.
 
     Raises:
         ValueError: the method is unknown, or ``forward_features`` is requested from a ``features_only``
@@ -76,7 +76,8 @@ def export_program(model: Backbone | FeatureMaps, *, method: Method = "forward")
         height, width = multiple * Dim("rows", min=least), multiple * Dim("columns", min=least)
     free: dict[int, Any] = {0: Dim("batch"), 2: height, 3: width}
     if backbone.consumes == "series":
-        free = {0: Dim("batch"), 1: Dim("dates"), 3: height, 4: width}
+        dates = Dim("dates", min=max(2, backbone.date_stride + 1))
+        free = {0: Dim("batch"), 1: dates, 3: height, 4: width}
     shapes: Any = (dict.fromkeys(images, free),)
     with torch.no_grad():
         return torch.export.export(_named(model, method), (images,), dynamic_shapes=shapes)

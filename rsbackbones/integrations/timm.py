@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.encoding import Encoded, Wanted, encode_validated
-from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.models.features import flatten_map, resolve_indices, unflatten_tokens
 from rsbackbones.models.input_validation import validate_inputs
 from rsbackbones.models.vit import ViTBackbone
@@ -53,6 +52,7 @@ class TimmEncoder(nn.Module):
 
     Attributes:
         num_prefix_tokens: P: 1 for a ViT with a class token, 0 for other networks.
+        feature_info: the stages up to the final map; those of a decoder are none of an encoder.
     """
 
     def __init__(self, backbone: Backbone, *, global_pool: str = "embedding") -> None:
@@ -67,7 +67,7 @@ class TimmEncoder(nn.Module):
         self.in_chans = len(backbone.bands[modality])
         self.feature_info: list[dict[str, Any]] = [
             {"module": stage.module, "num_chs": stage.channels, "reduction": stage.stride}
-            for stage in backbone.stages(self.stream)
+            for stage in backbone.encoder_stages(self.stream)
         ]
         self.pretrained_cfg: dict[str, Any] = {}
         self.set_pool(global_pool)
@@ -153,12 +153,22 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         if norm and not self.backbone.has_final_norm:
             raise ValueError(f"{self.backbone.architecture} has no final norm: leave out norm=True")
-        depth = len(self.feature_info)
-        wanted = self.backbone.stage_indices(depth if indices is None else indices, self.stream)
+        wanted = self.stage_indices(len(self.feature_info) if indices is None else indices)
         encoded = self._encode(x, Wanted(stages={self.stream: wanted}, norm=norm))
         maps = [encoded.maps[i] for i in wanted]
         found = maps if output_fmt == "NCHW" else [flatten_map(each) for each in maps]
         return found if intermediates_only else (self._final(encoded), found)
+
+    def stage_indices(self, indices: int | Sequence[int] | None) -> tuple[int, ...]:
+        """Resolve indices into ``feature_info``; ``None`` are those of ``Backbone.forward_intermediates``.
+
+        Raises:
+            ValueError: one is out of range, or there is none.
+        """
+        if indices is None:
+            return self.backbone.stage_indices(None, self.stream)
+        depth = len(self.feature_info)
+        return resolve_indices(indices, depth, f"this encoder has {depth} stages")
 
     def _encode(self, x: Tensor, wanted: Wanted) -> Encoded:
         if x.ndim != 4:
@@ -219,7 +229,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.model = encoder
         info = encoder.feature_info
-        indices = encoder.backbone.stage_indices(None, encoder.stream)
+        indices = encoder.stage_indices(None)
         if len(indices) < len(PYRAMID):
             raise ValueError(f"a pyramid needs {len(PYRAMID)} stages, this encoder has {len(info)}")
         self.strides = [info[index]["reduction"] for index in indices]
@@ -336,7 +346,7 @@ def _create(
                 f"timm's features_only requires strides that never fall, and {architecture.name} has "
                 f"{strides}; rsbackbones.create_model({architecture.name!r}, features_only=True) serves any"
             )
-        model = FeatureGetterNet(encoder, FeatureMaps(backbone, indices=out_indices).indices)
+        model = FeatureGetterNet(encoder, encoder.stage_indices(out_indices))
     model.pretrained_cfg = model.default_cfg = encoder.pretrained_cfg
     return cast(nn.Module, model)
 

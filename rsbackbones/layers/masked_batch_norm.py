@@ -1,7 +1,6 @@
-"""BatchNorm over the frames of series that are there, with running statistics of each sensor.
+"""BatchNorm with the statistics of all processes, and of series over the frames that are there.
 
-Shared layers see optical and radar maps, whose statistics differ: one running average of both would normalize
-neither in ``eval()`` mode. Statistics of a batch are those of all processes.
+Torch's ``SyncBatchNorm`` requires CUDA and knows no masks; this one runs on any device.
 """
 
 from collections.abc import Sequence
@@ -11,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from rsbackbones.layers.process_sum import sum_over_processes
+from rsbackbones.layers.process_sum import sum_over_processes, world_size
 
 
 class MaskedBatchNorm(nn.Module):
-    """BatchNorm of maps [B, C, T, h, w] that ignores missing frames.
+    """BatchNorm of maps [B, C, T, h, w] that ignores missing frames, with running statistics of each sensor.
 
-    Parameters ``weight`` and ``bias`` are shared by the sensors; ``statistics.SENSOR`` are running statistics
-    under torch's names. Training uses the statistics of the batch, over all processes, and updates the
-    running ones with the unbiased variance, as torch does.
+    Layers that sensors share see optical and radar maps, whose statistics differ: one running average of both
+    would normalize neither in ``eval()`` mode. Parameters ``weight`` and ``bias`` are shared by the sensors;
+    ``statistics.SENSOR`` are running statistics under torch's names.
     """
 
     def __init__(self, channels: int, sensors: Sequence[str], eps: float = 1e-5) -> None:
@@ -46,29 +45,55 @@ class MaskedBatchNorm(nn.Module):
             return F.batch_norm(
                 x, running.running_mean, running.running_var, self.weight, self.bias, eps=self.eps
             )
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        keep = there[:, None, :, None, None]
-        count = sum_over_processes(there.sum() * x.shape[-2] * x.shape[-1])
-        if count < 2:
-            raise ValueError(
-                f"BatchNorm needs more than 1 value per channel, got {int(count)} in {list(x.shape)}: train "
-                "on larger images or batches"
-            )
-        mean = sum_over_processes(wide.masked_fill(~keep, 0).sum(dim=(0, 2, 3, 4))) / count
-        centered = (wide - mean.view(-1, 1, 1, 1)).masked_fill(~keep, 0)
-        var = sum_over_processes(centered.square().sum(dim=(0, 2, 3, 4))) / count
-        _track(running, mean.detach(), var.detach() * (count / (count - 1)))
-        scale = self.weight * (var + self.eps).rsqrt()
-        normalized = centered * scale.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)
-        return normalized.to(x.dtype)
+        y, mean, var = normalize_batch(x, self.eps, there[:, None, :, None, None])
+        update_statistics(running, mean, var)
+        sides = (-1, 1, 1, 1)
+        return (y * self.weight.view(sides) + self.bias.view(sides)).to(x.dtype)
+
+
+def normalize_batch(x: Tensor, eps: float, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize [B, C, ...] by the statistics of the batches of all processes, in float32 or wider.
+
+    Args:
+        x: the values.
+        eps: added to the variance.
+        keep: booleans that broadcast with ``x``, equal for all channels: False for values that do not count.
+            They become zeros.
+
+    Returns:
+        The normalized values; and the mean and the unbiased variance [C], without gradients.
+
+    Raises:
+        ValueError: there is no more than one value per channel.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    channels, others = (-1, *(1,) * (x.ndim - 2)), (0, *range(2, x.ndim))
+    count: Tensor | int = x[:, 0].numel() * world_size()
+    if keep is not None:
+        found = sum_over_processes(keep[:, 0].sum() * (x[:, 0].numel() // keep[:, 0].numel()))
+        count = found.to(wide.dtype)
+        wide = wide.masked_fill(~keep, 0)
+    if not torch.compiler.is_compiling() and count < 2:
+        raise ValueError(
+            f"BatchNorm needs more than 1 value per channel, got {int(count)} in {list(x.shape)}: train on "
+            "larger images or batches"
+        )
+    mean = sum_over_processes(wide.sum(dim=others)) / count
+    centered = wide - mean.view(channels)
+    if keep is not None:
+        centered = centered.masked_fill(~keep, 0)
+    var = sum_over_processes(centered.square().sum(dim=others)) / count
+    normalized = centered * (var + eps).rsqrt().view(channels)
+    return normalized, mean.detach(), var.detach() * (count / (count - 1))
 
 
 @torch.no_grad()
-def _track(running: _NormBase, mean: Tensor, var: Tensor) -> None:
-    assert running.running_mean is not None
-    assert running.running_var is not None
-    assert running.num_batches_tracked is not None
-    assert running.momentum is not None
-    running.num_batches_tracked.add_(1)
-    running.running_mean.lerp_(mean.to(running.running_mean.dtype), running.momentum)
-    running.running_var.lerp_(var.to(running.running_var.dtype), running.momentum)
+def update_statistics(norm: _NormBase, mean: Tensor, var: Tensor) -> None:
+    """Update running statistics with a mean and an unbiased variance [C], as torch does."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(var.to(norm.running_var.dtype), share)

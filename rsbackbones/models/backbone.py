@@ -50,6 +50,8 @@ class Backbone(nn.Module):
             ``"series"``: all dates are encoded at once, and features have no T axis; a single image is
             treated as a series of one date.
         size_multiple: H and W must be multiples of this: 1 for most CNNs, the patch size for a ViT.
+        date_stride: of a model that consumes series and strides over time: its tokens per date are of so many
+            dates, and T is rounded up to a multiple of them.
         min_size: H and W must be at least this, such as the stride of a CNN's last stage.
         modalities: the inputs that this model was built for.
         bands: by modality, the channels of its input, in order. They are bands of the sensor in
@@ -79,6 +81,7 @@ class Backbone(nn.Module):
     pools_map: bool = True
     architecture: str = ""
     size_multiple: int = 1
+    date_stride: int = 1
     min_size: int = 1
     pad: bool = False
     stream_inputs: dict[str, tuple[str, ...]]
@@ -150,6 +153,10 @@ class Backbone(nn.Module):
         """
         return len(self.stages(stream)) - 1
 
+    def encoder_stages(self, stream: str) -> tuple[Stage, ...]:
+        """Return the stages up to the final map."""
+        return self.stages(stream)[: self.final_stage(stream) + 1]
+
     def units(self) -> list[nn.Module]:
         """Return the modules that are checkpointed, compiled and sharded one by one.
 
@@ -157,8 +164,7 @@ class Backbone(nn.Module):
         they are used. By default they are the modules of all stages up to the final map, if they
         have parameters.
         """
-        encoders = (self.stages(s)[: self.final_stage(s) + 1] for s in self.stream_inputs)
-        names = dict.fromkeys(stage.module for stages in encoders for stage in stages)
+        names = dict.fromkeys(stage.module for s in self.stream_inputs for stage in self.encoder_stages(s))
         modules = map(self.get_submodule, names)
         return [module for module in modules if next(module.parameters(), None) is not None]
 
@@ -239,10 +245,11 @@ class Backbone(nn.Module):
         Args:
             x: normalized images by modality, each [B, C, H, W] or a series [B, T, C, H, W], all on one grid.
                 H and W are multiples of ``size_multiple``. A model with one modality also accepts a bare
-                tensor.
+                tensor. For a model that consumes series, modalities may have different T.
             dates: the dates of a series, [B, T]: days since 1970-01-01 (integers), ``datetime64``,
                 timestamps or ISO dates, in a tensor, an array or lists. Models that consume single images
-                only check them. Duplicates are only detected in eager mode.
+                only check them. Duplicates are only detected in eager mode. For a model that consumes series
+                they may be given by modality.
             valid: by modality, booleans: [B, T], False for missing images of a series; or a pixel mask,
                 [B, H, W] or [B, T, H, W], False for pixels that do not count (clouds, no data): tensors,
                 arrays or lists, or 0 and 1 in uint8. A model with one modality also accepts a bare one.
@@ -318,8 +325,11 @@ class Backbone(nn.Module):
         norm: bool = False,
         dates: Dates | None = None,
         valid: Masks | None = None,
+        by_date: bool = False,
     ) -> tuple[str, list[tuple[int, Tensor]], Validity]:
         """As :meth:`forward_intermediates`, for decoders: cells that do not count are not set to NaN.
+
+        ``by_date``: maps before the mean over time, of a model that consumes series; see :class:`Wanted`.
 
         Returns:
             The stream, its maps with their stage indices, and what counts in them.
@@ -334,8 +344,8 @@ class Backbone(nn.Module):
             self,
             {m: given[m] for m in seen},
             {m: mask for m, mask in masks.items() if m in seen},
-            Wanted(stages={stream: indices}, norm=norm),
-            dates=days,
+            Wanted(stages={stream: indices}, norm=norm, by_date=by_date),
+            dates={m: x for m, x in days.items() if m in seen},
         )
         return stream, [(i, streams[stream].maps[i]) for i in indices], counted[stream]
 
@@ -375,7 +385,7 @@ class Backbone(nn.Module):
         """
         depth = len(self.stages(stream))
         if indices is None:
-            strides = [stage.stride for stage in self.stages(stream)[: self.final_stage(stream) + 1]]
+            strides = [stage.stride for stage in self.encoder_stages(stream)]
             is_pyramid = len({*strides}) == len(strides)
             return tuple(range(len(strides)))[-4:] if is_pyramid else evenly_spaced(len(strides))
         return resolve_indices(indices, depth, f"stream {stream!r} has {depth} stages")
@@ -492,14 +502,15 @@ class Backbone(nn.Module):
     def example_inputs(self) -> Inputs:
         """Return small zero inputs: two images of every modality.
 
-        A model that consumes series gets two series of three dates, with their dates, and a mask of each
+        A model that consumes series gets two series of a few dates, with their dates, and a mask of each
         modality in which one image is missing.
         """
         device, dtype = self.device_and_dtype()
         strides = [stage.stride for s in self.stream_inputs for stage in self.stages(s)]
         unit = math.lcm(self.size_multiple, *strides)
         unit *= math.ceil(self.min_size / (2 * unit))
-        lead = (2, 3) if self.consumes == "series" else (2,)
+        times = max(3, self.date_stride + 1)  # more than one step of the coarsest
+        lead = (2, times) if self.consumes == "series" else (2,)
         size = (2 * unit, 3 * unit)
         images = {
             m: torch.zeros(*lead, len(bands), *size, device=device, dtype=dtype)
@@ -507,9 +518,10 @@ class Backbone(nn.Module):
         }
         if self.consumes == "image":
             return Inputs(images=images)
-        dates = torch.tensor([[0, 10, 20], [5, 95, 365]], device=device)
-        present = torch.tensor([[True, True, True], [True, False, True]], device=device)
-        return Inputs(images=images, dates=dates, valid=dict.fromkeys(images, present))
+        dates = torch.arange(times, device=device) * torch.tensor([[10], [95]], device=device)
+        present = torch.ones(2, times, dtype=torch.bool, device=device)
+        present[1, 1] = False
+        return Inputs(images=images, dates=dict.fromkeys(images, dates), valid=dict.fromkeys(images, present))
 
     # -- private helpers ------------------------------------------------------------------------
 

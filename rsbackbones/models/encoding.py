@@ -4,9 +4,10 @@ These are padding, the dates of a series, missing images and pixels, and the che
 shapes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,12 +39,13 @@ class Inputs:
         valid: by modality, a mask [B] ([B, T] for series), False for missing images. These are zero-filled
             and must not affect the features of other images. Modalities that are not in the mapping are
             complete.
-        dates: days since 1970-01-01, [B, T], for a model that consumes series, if they are known.
+        dates: by modality, days since 1970-01-01, [B, T], for a model that consumes series, if they are
+            known. T may differ between modalities.
     """
 
     images: dict[str, Tensor]
     valid: Mapping[str, Tensor] = field(default_factory=dict)
-    dates: Tensor | None = None
+    dates: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,13 @@ class Wanted:
     Attributes:
         stages: by stream, the indices of the requested stages.
         norm: apply the final norm of the stream to their maps.
+        by_date: of a model that consumes series, maps before the mean over time, [B, t, D_i, h_i, w_i]. Those
+            of a stage that keeps the dates have them first, then dates that are not there (t may exceed T).
     """
 
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
     norm: bool = False
+    by_date: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +91,15 @@ def encode_validated(
     valid: Mapping[str, Tensor],
     wanted: Wanted,
     *,
-    dates: Tensor | None = None,
+    dates: Mapping[str, Tensor] = MappingProxyType({}),
     temporal: bool = False,
 ) -> tuple[dict[str, Encoded], dict[str, Validity]]:
     """Fill invalid pixels, pad, fold dates into the batch (unless the model consumes series), and encode.
 
     Args:
-        images, valid: from :func:`validate_inputs`.
+        images, valid, dates: from :func:`validate_inputs`.
         wanted: requested maps of single stages.
-        dates, temporal: as for :meth:`Backbone.forward_features`.
+        temporal: as for :meth:`Backbone.forward_features`.
 
     Returns:
         The features by stream, with a T axis if dates were folded, and what counts in them. Maps are finite
@@ -123,7 +128,8 @@ def encode_validated(
     if model.consumes == "series":
         images = images if is_series else {m: x[:, None] for m, x in images.items()}
         streams = model.encode(Inputs(images=images, valid=valid, dates=dates), wanted)
-        by_date = _present(model, valid, streams)
+        # Streams that state which of their tokens are there may join series of different lengths.
+        by_date = _present(model, valid, [s for s, e in streams.items() if e.series_valid is None])
         present = _present(model, {m: mask.any(dim=1) for m, mask in valid.items()}, streams)
         pixels = {m: mask.any(dim=1) if is_series else mask for m, mask in pixels.items()}
     elif is_series:
@@ -132,7 +138,7 @@ def encode_validated(
         masks = {m: mask.flatten() for m, mask in valid.items()}
         streams = model.encode(Inputs(images=folded, valid=masks), wanted)
         if temporal:
-            streams = model.fuse_dates(streams, batch, valid, dates)
+            streams = model.fuse_dates(streams, batch, valid, next(iter(dates.values()), None))
         present = by_date = _present(model, valid, streams)
     else:
         streams = model.encode(Inputs(images=images), wanted)
@@ -164,7 +170,7 @@ def _padded(model: "Backbone", image: Tensor) -> Tensor:
     return image
 
 
-def _present(model: "Backbone", valid: Mapping[str, Tensor], streams: Mapping[str, Any]) -> dict[str, Tensor]:
+def _present(model: "Backbone", valid: Mapping[str, Tensor], streams: Iterable[str]) -> dict[str, Tensor]:
     """Return masks by stream, True where all of its modalities are valid. Complete streams have no
     mask.
     """

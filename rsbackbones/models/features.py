@@ -27,7 +27,8 @@ class Features:
             it.
         stream_index: the index of the default stream of these images; -1 if it is ambiguous. (A number,
             since programs of torch.export cannot return text.)
-        series: by stream, the tokens per date of a model that consumes series, [B, T, N, D]; else empty.
+        series: by stream, the tokens per date of a model that consumes series, [B, T, N, D]; else empty. A
+            model that strides over time has ceil(T / ``Backbone.date_stride``) of them.
         valid: by stream, if masks were passed: [B, T], False for missing images; for a model that consumes
             series [B], False if all are missing; [B] of single images with a pixel mask, False if no cell
             counts. Their features are NaN, so that they are not averaged by accident.

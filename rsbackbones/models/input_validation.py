@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from rsbackbones.models.series_arguments import Dates, Masks, as_days, masks_by_modality
+from rsbackbones.models.series_arguments import Dates, Masks, dates_by_modality, masks_by_modality
 from rsbackbones.sensors import get_sensor
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def validate_inputs(
     model: "Backbone", x: "Images", dates: Dates | None, valid: Masks | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
-    """Check the arguments of :meth:`Backbone.forward_features`. Return images, masks by modality, and days.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Check the arguments of :meth:`Backbone.forward_features`. Return images, masks and days by modality.
 
     Raises:
         ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.
@@ -40,27 +40,15 @@ def validate_inputs(
             f"{', '.join(map(repr, model.modalities))}; to change that pass modalities= to create_model"
         )
     images = {m: _checked_image(model, m, x[m]) for m in model.modalities if m in x}
-    shapes = [(*image.shape[:-3], *image.shape[-2:]) for image in images.values()]
-    # Not a set: it would specialize a traced program to these shapes.
-    if any(shape != shapes[0] for shape in shapes[1:]):
-        raise ValueError(
-            "modalities must agree on batch, dates and size in pixels, got "
-            + ", ".join(f"{m} {tuple(images[m].shape)}" for m in images)
-            + "; resample them onto one grid"
-        )
+    _check_agreement(model, images)
     first = next(iter(images.values()))
     _check_bfloat16(model, first)
-    series = first.ndim == 5
-    frames = tuple(first.shape[:2])
-    if dates is not None and not isinstance(dates, Tensor):
-        dates = as_days(dates).to(first.device)
-    if dates is not None and (not series or tuple(dates.shape) != frames):
+    if isinstance(dates, Mapping) and model.consumes == "image":
         raise ValueError(
-            f"dates must be [B, T] = {list(frames)} for a series [B, T, C, H, W], got "
-            f"{list(dates.shape)} for images of shape {list(first.shape)}"
+            "dates by modality are for models that consume series; this one takes one date per timestep of "
+            "all modalities, [B, T]"
         )
-    if dates is not None and (dates.is_floating_point() or dates.dtype == torch.bool):
-        raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {dates.dtype}")
+    days = dates_by_modality(dates, images)
     masks = masks_by_modality(valid, tuple(images), first.device)
     for m, mask in masks.items():
         _check_mask(images, m, mask)
@@ -69,7 +57,21 @@ def validate_inputs(
     if afforded and not torch.compiler.is_compiling():
         for m, image in images.items():
             _check_finite(m, image, masks.get(m))
-    return images, masks, dates
+    return images, masks, days
+
+
+def _check_agreement(model: "Backbone", images: Mapping[str, Tensor]) -> None:
+    """Check that modalities have one batch and one grid, and dates that a model of single images can pair."""
+    lengths = slice(2, -3) if model.consumes == "series" else slice(1, -3)
+    shapes = [(len(x.shape), x.shape[0], *x.shape[lengths], *x.shape[-2:]) for x in images.values()]
+    # Not a set: it would specialize a traced program to these shapes.
+    if any(shape != shapes[0] for shape in shapes[1:]):
+        what = "batch" if model.consumes == "series" else "batch, dates"
+        raise ValueError(
+            f"modalities must agree on {what} and size in pixels, got "
+            + ", ".join(f"{m} {tuple(images[m].shape)}" for m in images)
+            + "; resample them onto one grid"
+        )
 
 
 def _check_finite(modality: str, image: Tensor, mask: Tensor | None) -> None:

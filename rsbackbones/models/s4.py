@@ -19,6 +19,7 @@ of the paper are published.
 Shapes: B series, T dates, t = ceil(T / 4), H x W pixels, w0, w1, w2 the widths.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -179,6 +180,16 @@ def transposed_conv(inputs: int, outputs: int, over_time: bool) -> nn.ConvTransp
     )
 
 
+def initialize(module: nn.Module) -> None:
+    """Initialize a convolution as He et al. (ICCV 2015) do, so that maps are of order 1 at every depth."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        # A transposed convolution spreads its kernel over the strides.
+        fan_in = module.in_channels * math.prod(module.kernel_size) / math.prod(module.stride)
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
 def max_pool(x: Frames, over_time: bool) -> Frames:
     """Halve all sides; a coarse frame exists if one of its two does."""
     size = (2 if over_time else 1, 2, 2)
@@ -203,6 +214,7 @@ class S4UNet3d(Backbone):
         config = config.decided()
         w0, w1, w2 = config.widths
         super().__init__(config, num_features=w2, num_classes=num_classes)
+        self.date_stride = 4 if config.over_time else 1
         if config.inference_modality in self.modalities:
             self.default_stream = config.inference_modality
         shared, deep = self.modalities, config.over_time
@@ -218,6 +230,7 @@ class S4UNet3d(Backbone):
                 if m == config.inference_modality
             }
         )
+        self.apply(initialize)
 
     def stages(self, stream: str) -> tuple[Stage, ...]:
         """See :meth:`Backbone.stages`."""
@@ -237,15 +250,14 @@ class S4UNet3d(Backbone):
         return conv_stem(f"stems.{modality}.first.conv")
 
     def layer_groups(self) -> list[list[nn.Module]]:
-        """See :meth:`Backbone.layer_groups`: a level of the U-Net is a layer."""
+        """See :meth:`Backbone.layer_groups`: a level of the encoder is a layer, and the decoder the last."""
         stems: list[Any] = list(self.stems.values())
         return [
             [stem.first for stem in stems],
             [stem.second for stem in stems],
             [self.second],
             [self.bottleneck],
-            *([decoder] for decoder in self.decoders.values()),
-            [self.head],
+            [*self.decoders.values(), self.head],
         ]
 
     def units(self) -> list[nn.Module]:
@@ -263,7 +275,9 @@ class S4UNet3d(Backbone):
             encoded[stream] = Encoded(
                 features=bottleneck,
                 pooled=self.pool(stream, bottleneck),
-                maps={i: frames[i].mean() for i in asked},
+                maps={
+                    i: frames[i].maps.transpose(1, 2) if wanted.by_date else frames[i].mean() for i in asked
+                },
                 series=flatten_map(levels[2].maps.transpose(1, 2)),
                 series_valid=levels[2].there,
             )
@@ -275,7 +289,8 @@ class S4UNet3d(Backbone):
         T is rounded up to a multiple of 4. ``valid`` is [B, T], False for missing frames.
         """
         there = x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
-        surplus = -x.shape[1] % (4 if self.config.over_time else 1)
+        whole = (x.shape[1] + self.date_stride - 1) // self.date_stride * self.date_stride
+        surplus = whole - x.shape[1]
         frames = Frames(F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, surplus)), F.pad(there, (0, surplus)))
         stem = self.stems[modality](frames, modality)
         second = self.second(max_pool(stem, self.config.over_time), modality)

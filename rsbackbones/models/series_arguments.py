@@ -16,7 +16,8 @@ class Array(Protocol):
         """Return a numpy array."""
 
 
-Dates = Tensor | Array | Sequence[Any]
+Days = Tensor | Array | Sequence[Any]
+Dates = Mapping[str, Days] | Days
 Mask = Tensor | Array | Sequence[Any]
 Masks = Mapping[str, Mask] | Mask
 _EXAMPLE = "[['2024-03-01', '2024-06-01']], datetime64, timestamps, or days since 1970-01-01"
@@ -45,7 +46,32 @@ def masks_by_modality(
     return {m: to_mask(mask, f"valid[{m!r}]").to(device) for m, mask in given.items()}
 
 
-def as_days(given: Dates) -> Tensor:
+def dates_by_modality(given: Dates | None, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return dates as days by modality, [B, T] each, on the device of ``images``; bare ones are of all.
+
+    Raises:
+        ValueError: they are no dates, one is missing (``NaT``), the images are no series, or the dates do not
+            have their [B, T].
+    """
+    if given is None:
+        return {}
+    by_modality = given if isinstance(given, Mapping) else dict.fromkeys(images, given)
+    if unknown := [m for m in by_modality if m not in images]:
+        raise ValueError(f"dates of {', '.join(unknown)}: no such modality among {', '.join(images)}")
+    found = {m: as_days(days).to(images[m].device) for m, days in by_modality.items()}
+    for m, days in found.items():
+        shape = list(images[m].shape)
+        if len(shape) != 5 or list(days.shape) != shape[:2]:
+            raise ValueError(
+                f"dates must be [B, T] = {shape[:2]} for a series [B, T, C, H, W], got {list(days.shape)} "
+                f"for {m} {shape}; series of different T have dates by modality, {{{m!r}: ...}}"
+            )
+        if days.is_floating_point() or days.dtype == torch.bool:
+            raise ValueError(f"dates must be whole days since 1970-01-01, got dtype {days.dtype}")
+    return found
+
+
+def as_days(given: Days) -> Tensor:
     """Return dates as days since 1970-01-01, integers.
 
     Raises:

@@ -366,7 +366,7 @@ def adapt_input_spec(spec: InputSpec, mapping: BandMapping) -> InputSpec:
     result's ``bands``. Bands whose kernels are zeros are its ``unused_bands``.
     """
     if not mapping:
-        return spec
+        return spec.of([match.band for match in mapping.matches])
     known = spec.rows
     every = [known[band] for band in mapping.weights_bands if band in known]
     found, unused = {}, []

@@ -33,23 +33,28 @@ def golden_input(model: Backbone, size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def compute_golden(model: Backbone, size: tuple[int, int]) -> dict[str, Any]:
-    """Return the golden record for the manifest: a few numbers from the features of every stream."""
+    """Return the golden record for the manifest: a few numbers from the features of every stream.
+
+    Of a stream with a decoder also the means of its last map.
+    """
     images = model.as_input(golden_input(model, size))
     with torch.inference_mode():
         features = model.forward_features(images)
-    return {
-        "size": list(size),
-        "tolerance": TOLERANCE,
-        "streams": {
-            stream: {
-                "pooled": _round(features.pooled[stream][0, :8]),
-                "first_token": _round(tokens[0, 0, :8]),
-                "last_token": _round(tokens[0, -1, :8]),
-                "mean_abs": _round(tokens.abs().mean()[None])[0],
-            }
-            for stream, tokens in features.tokens.items()
-        },
+    streams: dict[str, dict[str, Any]] = {
+        stream: {
+            "pooled": _round(features.pooled[stream][0, :8]),
+            "first_token": _round(tokens[0, 0, :8]),
+            "last_token": _round(tokens[0, -1, :8]),
+            "mean_abs": _round(tokens.abs().mean()[None])[0],
+        }
+        for stream, tokens in features.tokens.items()
     }
+    for stream, numbers in streams.items():
+        if len(model.stages(stream)) > len(model.encoder_stages(stream)):
+            with torch.inference_mode():
+                (decoded,) = model.forward_intermediates(images, [-1], stream=stream)
+            numbers["decoded"] = _round(decoded[0, :8].mean(dim=(-2, -1)))
+    return {"size": list(size), "tolerance": TOLERANCE, "streams": streams}
 
 
 def _round(x: Tensor) -> list[float]:

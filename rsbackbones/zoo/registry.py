@@ -26,6 +26,7 @@ FAMILIES = [
     "rsbackbones.models.seamo",
     "rsbackbones.models.auxmae",
     "rsbackbones.models.mixmae",
+    "rsbackbones.models.s4",
     "rsbackbones.models.resnet",
     "rsbackbones.models.efficientnet",
     "rsbackbones.models.plain_vit",

@@ -262,7 +262,7 @@ def test_a_model_that_consumes_series_gives_one_map_for_all_dates(name):
         assert features.maps(stream).shape == (2, model.num_features, *features.grid)
         assert features.pooled[stream].shape == (2, model.num_features)
         assert features.series[stream].shape[0] == 2
-        assert features.series[stream].shape[1] in (1, 3)  # of every date, or of four
+        assert features.series[stream].shape[1] == cells(3, model.date_stride)
     # All dates matter, in their order and at their days.
     for other in ({m: v.flip(1) for m, v in x.items()}, {m: v[:, :2] for m, v in x.items()}):
         assert not torch.allclose(model(x), model(other), rtol=1e-3, atol=1e-6)
@@ -289,7 +289,7 @@ def test_a_model_that_consumes_series_masks_missing_dates(name):
     assert features.maps(m)[0].isfinite().all()
     assert features.maps(m)[1].isnan().all()
     assert features.pooled[m][1].isnan().all()
-    there = valid if features.series[m].shape[1] == 3 else valid.any(dim=1, keepdim=True)
+    there = valid if model.date_stride == 1 else valid.any(dim=1, keepdim=True)
     assert torch.equal(features.series[m].isnan().all(dim=(-1, -2)), ~there)
     # What a missing date holds does not matter, and that it is missing does.
     again = model.forward_features(other, valid={m: valid})

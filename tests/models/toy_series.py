@@ -58,8 +58,8 @@ class ToySeries(Backbone):
         there = inputs.valid.get(stream, torch.ones_like(x[:, :, 0, 0, 0], dtype=torch.bool))
         mask = there[:, None, :, None, None].to(x.dtype)  # [B, 1, T, 1, 1]
         hidden = self.conv(x.transpose(1, 2))  # [B, D, T, H, W]
-        if inputs.dates is not None:
-            angle = (inputs.dates / 58.1).to(x.dtype)
+        if stream in inputs.dates:
+            angle = (inputs.dates[stream] / 58.1).to(x.dtype)
             season = self.season(torch.stack([angle.sin(), angle.cos()], dim=-1))  # [B, T, D]
             hidden = hidden + season.transpose(1, 2)[..., None, None]
         dates: Tensor = F.gelu(hidden) * mask

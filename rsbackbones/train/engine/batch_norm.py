@@ -11,6 +11,8 @@ al., BYOL, arXiv 2006.07733, appendix):
 - ``sync``: statistics are computed over the micro-batches of all processes, with gradients. This is torch's
   ``SyncBatchNorm``, which requires CUDA; this one runs on any device. Results do not depend on the number of
   processes.
+
+The norms of networks over series (:class:`MaskedBatchNorm`) are always synchronized.
 """
 
 from collections.abc import Iterator
@@ -22,7 +24,8 @@ from timm.layers import BatchNormAct2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rsbackbones.layers.process_sum import sum_over_processes, world_size
+from rsbackbones.layers.masked_batch_norm import MaskedBatchNorm, normalize_batch, update_statistics
+from rsbackbones.layers.process_sum import world_size
 from rsbackbones.train.engine.config import BatchNormMode
 from rsbackbones.train.engine.errors import TrainingError
 
@@ -40,12 +43,18 @@ def set_batch_norm(module: nn.Module, mode: BatchNormMode, group: int | None = N
         group: rows per group. Every image of a series is a row.
 
     Raises:
-        TrainingError: there are no BatchNorm layers, or some of an unknown class.
+        TrainingError: there are no BatchNorm layers, or some of an unknown class, or masked ones for groups.
     """
     if mode == "local":
         return
     found = list(_batch_norms(module))
-    if not found:
+    masked = any(isinstance(m, MaskedBatchNorm) for m in module.modules())
+    if masked and mode == "grouped":
+        raise TrainingError(
+            f"batch_norm={mode}, and {type(module).__name__} has a BatchNorm of series, whose statistics are "
+            "those of all processes: batch_norm=sync"
+        )
+    if not found and not masked:
         raise TrainingError(
             f"batch_norm={mode}, and {type(module).__name__} has no BatchNorm: leave batch_norm at 'local'"
         )
@@ -81,18 +90,16 @@ class _SharedBatchNorm(_BatchNorm):
         return y
 
     def _normalize(self, x: Tensor) -> Tensor:
-        """Normalize [B, C, ...] over all processes. Statistics are computed in float32 or wider."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows = wide.transpose(0, 1).flatten(1)  # [C, N]
-        count = self._check_count(rows.shape[1] * world_size(), x)
-        mean = sum_over_processes(rows.sum(1)) / count
-        var = sum_over_processes((rows - mean[:, None]).square().sum(1)) / count
-        self._track(mean.detach()[None], var.detach()[None] * (count / (count - 1)))
-        normalized = (rows - mean[:, None]) * (var + self.eps).rsqrt()[:, None]
+        """Normalize [B, C, ...] over all processes."""
+        try:
+            normalized, mean, var = normalize_batch(x, self.eps)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        self._track(mean[None], var[None])
         if self.affine:
-            normalized = normalized * self.weight[:, None] + self.bias[:, None]
-        whole: Tensor = normalized.unflatten(1, (-1, *x.shape[2:])).transpose(0, 1)
-        return whole.to(x.dtype)
+            sides = (-1, *(1,) * (x.ndim - 2))
+            normalized = normalized * self.weight.view(sides) + self.bias.view(sides)
+        return normalized.to(x.dtype)
 
     def _normalize_groups(self, x: Tensor, size: int) -> Tensor:
         """Normalize every ``size`` rows of [B, C, ...], by torch's own function."""
@@ -102,7 +109,8 @@ class _SharedBatchNorm(_BatchNorm):
                 "divisor of batch_size / (processes x accumulate)"
             )
         groups = x.split(size)
-        self._check_count(groups[0].numel() // x.shape[1], x)
+        if groups[0].numel() // x.shape[1] < 2:
+            raise TrainingError(f"BatchNorm needs more than 1 value per channel, got {list(groups[0].shape)}")
         wide = torch.promote_types(x.dtype, torch.float32)
         # With a momentum of 1 the running statistics become those of the group.
         mean, var = torch.zeros(2, len(groups), x.shape[1], dtype=wide, device=x.device)
@@ -113,24 +121,13 @@ class _SharedBatchNorm(_BatchNorm):
         self._track(mean, var)
         return torch.cat(normalized)
 
-    @staticmethod
-    def _check_count(count: int, x: Tensor) -> int:
-        if count < 2:
-            raise TrainingError(f"BatchNorm needs more than 1 value per channel, got {list(x.shape)}")
-        return count
-
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
         """Update the running statistics with [G, C] ones, with the unbiased variance as in torch."""
         if not self.training or not self.track_running_stats or self.running_mean is None:
             return
-        assert self.num_batches_tracked is not None
-        assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         found = torch.stack((mean.mean(0), var.mean(0)))
         if self.group is not None and world_size() > 1:
             dist.all_reduce(found)
             found /= world_size()
-        self.running_mean.lerp_(found[0].to(self.running_mean.dtype), share)
-        self.running_var.lerp_(found[1].to(self.running_var.dtype), share)
+        update_statistics(self, found[0], found[1])

@@ -78,7 +78,7 @@ def _seen(recipe: FinetuneRecipe) -> str:
         f"label smoothing {views.label_smoothing:g}": views.label_smoothing,
         f"drop path {recipe.drop_path:g}": recipe.drop_path,
     }
-    return ", ".join(name for name, there in said.items() if there)
+    return ", ".join(name for name, there in said.items() if there) or "as they are"
 
 
 def _trained(recipe: FinetuneRecipe) -> str:
