@@ -13,7 +13,7 @@ CORE := tests/layers tests/models tests/zoo tests/test_device.py tests/test_prec
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[geo,train,eval,onnx,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[geo,train,eval,onnx,scale,search,dev]"
 	touch $@
 
 # SCENE=path.tif [RADAR=path.tif] embeds a scene of yours instead of the simulated one.

@@ -3,6 +3,8 @@
 See ``create_model`` for the way in, and ``rsbackbones.list_models()`` for what there is.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from rsbackbones.integrations.export import export_onnx, export_program
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.feature_maps import FeatureMaps
@@ -26,6 +28,9 @@ from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.publish import push_to_hub
 from rsbackbones.zoo.registry import list_models, list_weights, register_family
 from rsbackbones.zoo.saving import save_in_format, save_model
+
+if TYPE_CHECKING:
+    from rsbackbones import embed
 
 __version__ = "0.1.0"
 
@@ -54,6 +59,7 @@ __all__ = [
     "WeightsUnavailable",
     "create_model",
     "create_preprocess",
+    "embed",
     "export_onnx",
     "export_program",
     "get_sensor",
@@ -66,3 +72,12 @@ __all__ = [
     "save_in_format",
     "save_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``rsbackbones.embed`` when it is used."""
+    if name == "embed":
+        import importlib
+
+        return importlib.import_module("rsbackbones.embed")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ Wavelengths, and widths at half of the maximum, are in nanometers; ground sampli
 - SuperDove (PSB.SD): the band table of Planet's PlanetScope documentation.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,15 +75,19 @@ class Sensor:
         Raises:
             ValueError: the sensor has no such band.
         """
-        wanted = name.strip().lower()
-        for band in (*self.bands, *self.derived):
-            if wanted in (band.name.lower(), *(alias.lower() for alias in band.aliases)):
-                return band
+        if found := self._by_name.get(name.strip().lower()):
+            return found
         known = ", ".join(band.name for band in (*self.bands, *self.derived))
         raise ValueError(
             f"sensor '{self.name}' has no band {name!r}; its bands are {known}. "
             "Common names such as 'red' or 'nir' also work."
         )
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Band]:
+        """The bands by all their names in lower case; of two bands with one name the first."""
+        bands = reversed((*self.bands, *self.derived))
+        return {name.lower(): band for band in bands for name in (band.name, *band.aliases)}
 
     def canonical(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return ``names`` in this sensor's own spelling, in the order given.

@@ -13,8 +13,10 @@ RECORD = Path(__file__).parent / "api_surface.txt"
 
 def public_api():
     lines = []
-    for name in sorted(rsbackbones.__all__):
-        thing = getattr(rsbackbones, name)
+    things = [(name, getattr(rsbackbones, name)) for name in sorted(rsbackbones.__all__)]
+    for module, inside in [pair for pair in things if inspect.ismodule(pair[1])]:
+        things += [(f"{module}.{name}", getattr(inside, name)) for name in sorted(inside.__all__)]
+    for name, thing in things:
         if inspect.isclass(thing):
             bases = ", ".join(base.__name__ for base in thing.__bases__)
             lines.append(f"class {name}({bases})")

@@ -1,6 +1,7 @@
 """Who may import whom, what an import costs, and that nothing optional is loaded with the package."""
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -30,7 +31,7 @@ ALLOWED = {
     "integrations": {"layers", "models", "sensors", "zoo"},
     "heads": {"layers", "models", "zoo"},
     "data": {"files", "preprocess", "sensors", "typed_fields", "value_check"},
-    "embed": {"data", "device", "files", "models", "preprocess", "value_check", "zoo"},
+    "embed": {"arrays", "data", "device", "files", "models", "preprocess", "sensors", "value_check", "zoo"},
     "eval": {"data", "device", "files", "heads", "models", "preprocess", "sensors", "value_check", "zoo"},
     "train/engine": {"files", "layers"},
     "train": {"data", "files", "layers", "models", "plugins", "preprocess", "sensors", "train/engine", "zoo"},
@@ -61,9 +62,15 @@ OUTSIDE = {
 }
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path):
     """Modules that a file imports when loaded (not inside functions, not for type checking only)."""
-    found, stack = set(), list(ast.parse(path.read_text()).body)
+    found, stack = set(), list(parsed(path).body)
     while stack:
         node = stack.pop()
         if isinstance(node, ast.Import):
@@ -97,14 +104,17 @@ def test_every_file_is_in_a_room_and_there_are_not_many():
     assert len(beside) < 25
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_down(path):
-    here = room_of(path)
-    named = [name.split(".")[1:] for name in imports(path) if name.startswith("rsbackbones.")]
-    inside = {room(names) for names in named} - {None}
-    assert inside <= ALLOWED[here] | {here}, f"{here} imports {inside - ALLOWED[here]}"
-    outside = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"rsbackbones"}
-    assert outside <= OUTSIDE.get(here, outside), f"{here} imports {outside}"
+def test_imports_go_down():
+    """Of every file; all that go elsewhere are named."""
+    wrong = {}
+    for path in FILES:
+        here = room_of(path)
+        named = [name.split(".")[1:] for name in imports(path) if name.startswith("rsbackbones.")]
+        inside = {room(names) for names in named} - {None} - ALLOWED[here] - {here}
+        outside = {name.split(".")[0] for name in imports(path)} - {*sys.stdlib_module_names, "rsbackbones"}
+        if found := inside | (outside - OUTSIDE.get(here, outside)):
+            wrong[str(path.relative_to(PACKAGE))] = found
+    assert not wrong
 
 
 def test_rooms_have_no_circle():
@@ -121,25 +131,36 @@ def test_nothing_else_names_train_and_nothing_names_the_benchmarks(named, by):
     """Not even inside a function; the command line may there, and the test above says: only there."""
     for path in FILES:
         if room_of(path).partition("/")[0] not in by:
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(parsed(path)):
                 module = getattr(node, "module", None) or ""
                 names = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
                 assert not any(name.startswith(named) for name in (module, *names)), path
 
 
-def child(code, *flags):
-    result = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=400)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+# Warnings are errors from the start, of torch's own import too. Counted in modules, not seconds: what is
+# imported beyond torch stays small.
+IMPORTED_AND_USED = """
+import json, socket, sys
+import torch
+before = set(sys.modules)
+class Refuse(socket.socket):
+    def __init__(self, *a, **k): raise AssertionError("a socket was opened")
+socket.socket = Refuse
+import rsbackbones as rsb
+print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))
+rsb.list_models(); rsb.list_weights(); rsb.create_model("croma_vit_tiny", num_classes=2)
+m = rsb.create_model("croma_vit_tiny"); p = rsb.create_preprocess(m)
+m({"s2": p({"s2": torch.full((1, 12, 16, 16), 900)})["s2"]})
+"""
 
 
-def test_import_loads_nothing_optional_and_little_else():
-    """Counted in modules, not seconds: what is imported beyond torch stays small."""
-    out = child(
-        "import sys, json, torch, numpy; before = set(sys.modules); import rsbackbones;"
-        "print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))"
+def test_import_and_use_load_little_open_no_socket_and_warn_of_nothing():
+    """In a new interpreter, as the import itself is looked at; models without weights need no network."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORTED_AND_USED], capture_output=True, text=True, timeout=400
     )
-    added, loaded = json.loads(out)
+    assert result.returncode == 0, result.stderr
+    added, loaded = json.loads(result.stdout)
     top = {name.split(".")[0] for name in added}  # torch itself loads tqdm where it is installed
     forbidden = {"torchvision", "timm", "rasterio", "webdataset", "sklearn", "matplotlib", "huggingface_hub",
                  "safetensors", "pyarrow", "tqdm", "scipy"}  # fmt: skip
@@ -147,25 +168,3 @@ def test_import_loads_nothing_optional_and_little_else():
     assert "rsbackbones.train" not in loaded
     others = [name for name in added if not name.startswith("rsbackbones")]
     assert len(others) < 60, others
-
-
-@pytest.mark.slow
-def test_import_and_use_are_clean_under_warnings_as_errors():
-    # Warnings of torch's own import are torch's.
-    child(
-        "import torch, warnings; warnings.simplefilter('error'); import rsbackbones as rsb;"
-        "m = rsb.create_model('croma_vit_tiny'); p = rsb.create_preprocess(m);"
-        "m({'s2': p({'s2': torch.full((1, 12, 16, 16), 900)})['s2']}); rsb.list_weights()"
-    )
-    child("import rsbackbones", "-W", "error")
-
-
-def test_no_network_is_needed_without_weights():
-    child(
-        "import socket\n"
-        "class Refuse(socket.socket):\n"
-        "    def __init__(self, *a, **k): raise AssertionError('a socket was opened')\n"
-        "socket.socket = Refuse\n"
-        "import rsbackbones as rsb\n"
-        "rsb.list_models(); rsb.list_weights(); rsb.create_model('croma_vit_tiny', num_classes=2)"
-    )

@@ -43,11 +43,18 @@ DRAW = np.random.default_rng(0)
 DN = DRAW.gamma(2, 700, SHAPE["s2"]).clip(1, 12000)
 DB = DRAW.normal(-14, 4, SHAPE["s1"])
 POWER = 10 ** (DB / 10)
+TOWN = np.array([10, 3])[:, None, None]
 PICTURE = DRAW.integers(0, 256, SHAPE["s2"])
 SNOW = np.where(DN > 1400, DN + 12_000, DN).clip(max=20_000)
 AMPLITUDE = DRAW.rayleigh(120, SHAPE["s1"]).astype("u2")  # of a GRD product
 LEFT = np.arange(64) < 16
 HALF = np.where(LEFT & (np.arange(4) == 2)[:, None, None], 0, DN)  # of one band
+FEW = DRAW.random(SHAPE["s2"]) < 0.01
+ONE = (np.arange(4) == 2)[:, None, None]
+LAND = DN * np.array([0.4, 0.5, 0.4, 1.5])[:, None, None]
+LOWEST, HIGHEST = (side(DN, axis=(1, 2), keepdims=True) for side in (np.min, np.max))
+SCALED = (DN - LOWEST) / (HIGHEST - LOWEST)
+STRETCHED = ((DN - 400) / 2500).clip(0, 1)
 WATER = np.where((np.arange(4) == 3)[:, None, None], DN / 100 - 8, DN).clip(0)
 F32, MOST = np.float32, float(np.finfo(np.float32).max)
 
@@ -109,14 +116,14 @@ CASES = {
     "65535 in reflectance, scaled": ("s2", "reflectance", some(DN / 1e4, 6.5535, 40).astype(F32),
                                      "nodata=6.5535"),
     "dB": ("s1", None, DB.astype(F32), None),
-    "dB of a town": ("s1", None, (DB + 10).astype(F32), None),
+    "dB of a town": ("s1", None, (DB + TOWN).astype(F32), None),
     "dB x 100": ("s1", None, (DB * 100).astype("i2"), "units={'s1': 'db_x100'}"),
     "dB x 100, named": ("s1", "db_x100", (DB * 100).astype("i2"), None),
     "-9999 in dB": ("s1", None, some(DB, -9999, 0.5).astype(F32), "nodata=-9999"),
     "-32768 in dB": ("s1", None, some(DB, -32768, 0.5).astype("i2"), "nodata=-32768"),
     "dB, zero without data": ("s1", None, some(DB, 0, 0.1).astype(F32), "nodata=0"),
     "dB x 100, zero without data": ("s1", "db_x100", some(DB * 100, 0, 0.1).astype("i2"), "nodata=0"),
-    "dB, clipped to 0": ("s1", None, (DB + 10).clip(-25, 0).astype(F32), None),
+    "dB, clipped to 0": ("s1", None, (DB + TOWN).clip(-25, 0).astype(F32), None),
     "power as dB, zero without data": ("s1", None, some(POWER, 0, 0.6).astype(F32), "units={'s1': 'linear'}"),
     "dB x 10": ("s1", None, (DB * 10).astype("i2"), "decibels x 10"),
     "dB x 10 as dB x 100": ("s1", "db_x100", (DB * 10).astype("i2"), "decibels x 10"),
@@ -131,6 +138,46 @@ CASES = {
     "dB as power": ("s1", "linear", DB.astype(F32), "units={'s1': 'db'}"),
     "amplitude as dB": ("s1", None, AMPLITUDE, "look like amplitudes"),
     "amplitude as power": ("s1", "linear", AMPLITUDE, "look like amplitudes"),
+    "a band of reflectance in dn": ("s2", None, np.where(ONE, DN / 1e4, DN).astype(F32), "B04 alone"),
+    "dn with offset, zeros": ("s2", None, some(DN + 1000, 0, 80).astype("u2"), OffsetWarning),
+    "-60 dB": ("s1", None, some(DB, -60, 0.05).astype(F32), "nodata=-60"),
+    "scaled by its extremes": ("s2", "reflectance", SCALED.astype(F32), "as if scaled by its extremes"),
+}  # fmt: skip
+# More of them, which need not take every way.
+MORE = {
+    # one band among others
+    "a band of percent in dn": ("s2", None, np.where(ONE, DN / 100, DN.round()).astype(F32), "B04 alone"),
+    "a band of dn in reflectance": ("s2", "reflectance", np.where(ONE, DN, DN / 1e4).astype(F32), "look like"),
+    "a picture among dn": ("s2", None, np.where(ONE, (DN / 8).clip(max=255), DN).astype("u2"), "B04 alone"),
+    "a band of power in dB": ("s1", None, np.stack([DB[0], POWER[1]]).astype(F32), "VH alone"),
+    "a band of dB in power": ("s1", "linear", np.stack([POWER[0], DB[1]]).astype(F32), "units={'s1': 'db'}"),
+    # the offset beside pixels that are missing
+    "dn with offset, pixels below zero": ("s2", None, np.where(FEW, -PICTURE, DN + 1000).astype("i2"),
+                                          OffsetWarning),
+    "reflectance with offset": ("s2", "reflectance", (DN / 1e4 + 0.1).astype(F32), OffsetWarning),
+    "percent with offset": ("s2", "percent", (DN / 1e2 + 10).astype(F32), OffsetWarning),
+    # values that nobody declared
+    "-1 in dn": ("s2", None, some(DN.round() + 200, -1, 0.05).astype("i2"), "nodata=-1"),
+    "1 in dn": ("s2", None, some(DN.round() + 200, 1, 0.05).astype("u2"), "nodata=1"),
+    "-100 in dn": ("s2", None, some(DN.round() + 200, -100, 0.05).astype("i2"), "nodata=-100"),
+    "-100 in a band": ("s2", None, np.where(ONE & LEFT, -100, DN + 200).astype("i2"), "nodata=-100"),
+    "9999 in dn": ("s2", None, some((DN / 2).round(), 9999, 0.05).astype("u2"), "nodata=9999"),
+    "-60 dB in a band": ("s1", None, np.where(LEFT, [[[-60]], [[-14]]], DB).astype(F32), "nodata=-60"),
+    "1e-6 in power": ("s1", "linear", some(POWER, 1e-6, 0.05).astype(F32), "nodata=9.9999"),
+    "dB below the noise": ("s1", None, (DB - 45).astype(F32), "too weak for backscatter"),
+    # other scales
+    "reflectance x 1000 as dn": ("s2", None, (LAND / 10).clip(1, 990).astype("u2"), UnitWarning),
+    "reflectance x 1000 as reflectance": ("s2", "reflectance", (LAND / 10).clip(1, 990).astype("u2"),
+                                          "reflectances x 1000"),
+    "reflectance, divided twice": ("s2", "reflectance", (LAND / 1e8).astype(F32), UnitWarning),
+    "scaled by its extremes, as dn": ("s2", None, SCALED.astype(F32), "as if scaled by its extremes"),
+    "scaled to -1 and 1": ("s2", "reflectance", (2 * SCALED.astype(F32) - 1), "as if scaled by its extremes"),
+    "stretched": ("s2", "reflectance", STRETCHED.astype(F32), "as if scaled by its extremes"),
+    "reflectance, clipped": ("s2", "reflectance", (SNOW / 1e4).clip(0, 1).astype(F32), None),
+    "a picture divided by 255": ("s2", "reflectance", (PICTURE.clip(1) / 255).astype(F32), "'rgb8'"),
+    "amplitude (calibrated) as power": ("s1", "linear", np.sqrt(POWER).astype(F32), UnitWarning),
+    "amplitude (calibrated) as dB": ("s1", None, np.sqrt(POWER).astype(F32), "square amplitudes first"),
+    "dB of amplitude": ("s1", None, (DB / 2).astype(F32), UnitWarning),
 }  # fmt: skip
 
 
@@ -186,10 +233,15 @@ def run_training(model, modality, unit, x, folder):
 ROUTES = (run_python, run_scene, run_patches, run_eval, run_pack, run_training)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("route", ROUTES, ids=lambda r: r.__name__[4:])
+@pytest.mark.parametrize(
+    ("route", "name"),
+    [
+        *(pytest.param(r, n, id=f"{r.__name__[4:]}-{n}") for r in ROUTES for n in CASES),
+        *(pytest.param(run_python, n, id=f"python-{n}") for n in MORE),
+    ],
+)
 def test_values_are_judged_alike_everywhere(route, name, models, tmp_path):
-    modality, unit, x, said = CASES[name]
+    modality, unit, x, said = (CASES | MORE)[name]
     if route is run_pack and unit:
         pytest.skip("shards hold the units of the contract")
     if not isinstance(said, str):
@@ -209,24 +261,38 @@ def test_values_are_judged_alike_everywhere(route, name, models, tmp_path):
 def test_real_samples_are_right(real_data):
     """Clear, cloudy, snow and water, at both levels; radar in dB and as power."""
     load = lambda name, key: np.load(real_data / name)[key]  # noqa: E731
+    l1c = tuple(band.name for band in get_sensor("s2").bands)
+    l2a, fine = tuple(b for b in l1c if b != "B10"), ("B02", "B03", "B04", "B08")
+    ten = tuple(b for b in l2a if b not in ("B01", "B09"))
     images = {
         ("s2", "dn"): [
-            load("s2l2a_unlabelled_1200.npz", "images"), load("bigearthnet_v2_pairs_80.npz", "s2"),
-            load("bigearthnet_v1_pairs12band_6.npz", "s2_10m"), load("eurosat_ms_200.npz", "images"),
-            load("terramesh_examples_4.npz", "S2L2A"), load("gfmap_belgium_s1s2_series_1.npz", "s2"),
-            load("treesatai_ts_1.npz", "s2"), load("ravaen_lahinch_5dates.npz", "s2"),
+            (fine, load("bigearthnet_v2_pairs_80.npz", "s2")),
+            (fine, load("bigearthnet_v1_pairs12band_6.npz", "s2_10m")),
+            (l1c, load("eurosat_ms_200.npz", "images")[::4]), (l2a, load("terramesh_examples_4.npz", "S2L2A")),
+            (("B01", "B04", "B08", "B11"), load("gfmap_belgium_s1s2_series_1.npz", "s2")),
+            (ten, load("treesatai_ts_1.npz", "s2")[::3]),
+            (l1c, load("ravaen_lahinch_5dates.npz", "s2")),
         ],
-        ("s1", "db"): [load("bigearthnet_v2_pairs_80.npz", "s1"), load("terramesh_examples_4.npz", "S1RTC")],
-        ("s1", "linear"): [load("treesatai_ts_1.npz", "s1_asc"), load("treesatai_ts_1.npz", "s1_des")],
-        ("landsat_oli", "dn"): [load("landsat8_s1_amazon_1.npz", "l8")[None]],
+        ("s1", "db"): [
+            (BANDS["s1"], load("bigearthnet_v2_pairs_80.npz", "s1")),
+            (BANDS["s1"], load("terramesh_examples_4.npz", "S1RTC")),
+        ],
+        ("s1", "linear"): [
+            (BANDS["s1"], load("treesatai_ts_1.npz", "s1_asc")),
+            (BANDS["s1"], load("treesatai_ts_1.npz", "s1_des")),
+        ],
+        ("landsat_oli", "dn"): [
+            (("B2", "B3", "B4", "B5", "B6", "B7"), load("landsat8_s1_amazon_1.npz", "l8")[None])
+        ],
     }  # fmt: skip
     for (sensor, unit), sets in images.items():
-        for x in sets:
+        for bands, x in sets:
             values = torch.from_numpy(x.astype(np.float32))
-            assert judge(values, unit, get_sensor(sensor)).kind == "right"
+            every = values.movedim(1, 0)[:, ~missing_pixels(values, unit)]
+            assert judge(every, unit, get_sensor(sensor), bands).kind == "right"
             for one in values:
                 held = one[:, ~missing_pixels(one, unit)]
-                verdict = judge(held, unit, get_sensor(sensor))
+                verdict = judge(held, unit, get_sensor(sensor), bands)
                 assert verdict.kind in ("right", "suspect"), verdict
                 assert not bands_with_holes(held, unit)
 
@@ -234,13 +300,16 @@ def test_real_samples_are_right(real_data):
 def test_the_offset_of_real_images_is_seen(real_data):
     """Three of the four tiles at the top of the atmosphere carry it; the darkest value of one is 54."""
     images = torch.from_numpy(np.load(real_data / "terramesh_examples_4.npz")["S2L1C"].astype(np.float32))
-    found = [judge(x, "dn", get_sensor("s2"), cirrus=x[10]).unit for x in images]
+    s2 = get_sensor("s2")
+    bands = tuple(band.name for band in s2.bands)
+    l2a = tuple(band for band in bands if band != "B10")
+    found = [judge(x.flatten(1), "dn", s2, bands, cirrus=x[10]).unit for x in images]
     assert found == ["dn_baseline_0400", None, "dn_baseline_0400", "dn_baseline_0400"]
-    alone = [judge(x.clamp(min=1001), "dn", get_sensor("s2"), cirrus=x[10]).unit for x in images]
+    alone = [judge(x.clamp(min=1001).flatten(1), "dn", s2, bands, cirrus=x[10]).unit for x in images]
     assert alone == found  # the cirrus band decides
-    clear = np.load(real_data / "s2l2a_unlabelled_1200.npz")["images"][::10]
+    clear = np.load(real_data / "s2l2a_unlabelled_1200.npz")["images"][::40]
     judged = {
-        judge(torch.from_numpy(x.astype(np.float32) + add), "dn", get_sensor("s2"), alone=False).unit: add
+        judge(torch.from_numpy(x.astype(np.float32) + add).flatten(1), "dn", s2, l2a, alone=False).unit: add
         for x in clear
         for add in (0, 1000)
     }
@@ -412,7 +481,7 @@ def test_every_date_of_a_series_is_judged(models):
 def test_one_image_with_the_offset_is_named(models):
     preprocess, batch = rsb.create_preprocess(models["s2"]), np.stack([DN] * 4)
     batch[2] += 1000
-    with pytest.warns(OffsetWarning, match=r"1 of 4 images \(first number 3\): hardly a value is below 900"):
+    with pytest.warns(OffsetWarning, match=r"1 of 4 images \(first number 3\): hardly a value is below 950"):
         preprocess(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -12,13 +12,23 @@ from rsbackbones import __version__
 from rsbackbones.cli.convert import convert
 from rsbackbones.cli.embed import embed
 from rsbackbones.cli.eval import evaluate
+from rsbackbones.cli.eval_clouds import eval_clouds
 from rsbackbones.cli.finetune import finetune
 from rsbackbones.cli.pack import pack
+from rsbackbones.cli.search import search
 from rsbackbones.cli.zoo import bands, download, info, list_weights, manifest, verify
 from rsbackbones.files.terminal import plain_output
 
 
 class _Commands(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = " ".join(args[:2])  # a command may have a name of two words
+        if name in self.commands and len(args) > 1:
+            return name, self.commands[name], args[2:]
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use, not of the alphabet
 
@@ -32,7 +42,10 @@ def commands() -> None:
     """
 
 
-_ALL = (list_weights, info, bands, download, manifest, verify, embed, evaluate, finetune, convert, pack)
+_ALL = (
+    list_weights, info, bands, download, manifest, verify, embed, search, evaluate, eval_clouds, finetune,
+    convert, pack,
+)  # fmt: skip
 for command in _ALL:
     commands.add_command(command)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from rsbackbones.cli.embed_job import check_job_options, is_job, job_options, print_status, run_job
 from rsbackbones.cli.options import (
     COUNT,
     FILE,
@@ -23,15 +24,16 @@ from rsbackbones.cli.options import (
     unreadable_option,
     weights_options,
 )
-from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name
+from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name, raster_path
 from rsbackbones.data.resample import RESAMPLING
 
 
 @click.command(cls=Command)
-@click.argument("rasters", nargs=-1, required=True, type=Raster())
-@option("--output", required=True, type=FILE, metavar="FILE",
-        help="NAME.tif: feature map of one scene; NAME.npz or NAME.parquet: an embedding per "
-        "patch file")  # fmt: skip
+@click.argument("rasters", nargs=-1, type=Raster())
+@option("--output", required=True, type=Raster(), metavar="FILE",
+        help="NAME.tif: feature map of one scene; NAME.tif with --quantize: a Cloud Optimized GeoTIFF in 8 "
+        "bits; NAME.npz or NAME.parquet: an embedding per patch file; NAME.zarr, also s3://...: a store of "
+        "shards, for large areas and several processes")  # fmt: skip
 @weights_options
 @option("--modalities", type=CommaList(), metavar="NAME,...", section="Model",
         show_default="all in the rasters",
@@ -66,10 +68,14 @@ from rsbackbones.data.resample import RESAMPLING
 @option("--colors-from", type=FILE, metavar="MAP.tif", section="Windows",
         help="color the preview of a scene like that of this feature map, so that both can be compared: "
         "another date, of the same model; otherwise colors are of one map alone")  # fmt: skip
+@job_options
+@option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", section="Run",
+        help="of the model; bfloat16 is faster on GPUs and on CPUs with AMX, and features differ a "
+        "little")  # fmt: skip
 @run_options(batch_size=8)
 def embed(
     rasters: tuple[RasterPath, ...],
-    output: Path,
+    output: RasterPath,
     model: str,
     pretrained: bool,
     checkpoint: Path | None,
@@ -91,15 +97,24 @@ def embed(
     overlap: int | None,
     pad: bool,
     colors_from: Path | None,
+    dtype: str,
     batch_size: int,
     device: str,
     progress: bool,
+    **store_options: Any,
 ) -> int:
     """Compute features of GeoTIFFs.
 
     RASTERS are GeoTIFFs or other rasters, folders of them, Sentinel-2 products (SAFE), or names for GDAL
-    (/vsizip/..., https://...): the files of one scene, or of many patches.
+    (/vsizip/..., https://...): the files of one scene, or of many patches. For --output NAME.zarr also the
+    tiles of a mosaic, or one Zarr store.
     """
+    check_job_options(output, store_options)
+    if store_options["status"]:
+        return print_status(output)
+    if bool(rasters) == (store_options["stac"] is not None):
+        raise click.UsageError("name RASTERS to embed, or STAC items by --stac FILE.json")
+
     import torch
 
     from rsbackbones.data.rasters import open_raster
@@ -112,8 +127,12 @@ def embed(
 
     refuse_two_weights(pretrained, checkpoint)
     place = choose_device(device)
-    check_output(output)
-    is_scene = output.suffix.lower() in MAPS
+    to_store = is_job(output, store_options)
+    if not to_store:
+        check_output(output)
+    is_scene = not to_store and Path(output).suffix.lower() in MAPS
+    if on_unreadable == "skip" and to_store and store_options["stac"] is None:
+        raise ValueError("--on-unreadable skip is for patches (.npz, .parquet) and STAC items (--stac)")
     if is_scene and on_unreadable == "skip":
         raise ValueError(
             "--on-unreadable skip is for patches (.npz, .parquet); a scene needs all of its files"
@@ -131,7 +150,15 @@ def embed(
     if unknown := [m for m in (*asked, *rules["sensors"]) if m not in config.modalities]:
         raise ValueError(f"{model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
-    files = _find(rasters, bands, sensor_names, asked or config.modalities, units, mask, on_unreadable)
+    source: Any = None
+    if store_options["stac"] is not None:
+        source = str(store_options["stac"])
+        files = [_in_items(source, sensor_names)]
+    elif to_store and len(rasters) == 1 and str(rasters[0]).rstrip("/").endswith(".zarr"):
+        source = str(rasters[0])
+        files = [_in_store(source, store_options["variable"], sensor_names)]
+    else:
+        files = _find(rasters, bands, sensor_names, asked or config.modalities, units, mask, on_unreadable)
     held = {m: {b for file in files for b in file.bands.get(m, ())} for m in sensor_names}
     used = {m: sensor_names[m] for m in asked or config.modalities if held[m]}
     if lacking := [m for m in (*asked, *rules["sensors"]) if m not in used]:
@@ -184,9 +211,19 @@ def embed(
         "bands": [file.names for file in files], "units": units, "nodata": nodata, "mask": mask,
         "batch_size": batch_size, "progress": progress, "resample": resample,
     }  # fmt: skip
+    if dtype != "float32":
+        built = built.to(getattr(torch, dtype))
     for m, unit in units.items():
         if m in built.inputs and (note := picture_note(built.inputs[m], unit)):
             print(f"{m}: {note}", file=sys.stderr)
+    if to_store:
+        common["bands"] = None if source else common["bands"]
+        if store_options["stac"] is not None:
+            common["on_unreadable"] = on_unreadable
+        return run_job(
+            built, source or paths, output, store_options, stream=stream, window=window, overlap=overlap,
+            device=place, **common,
+        )  # fmt: skip
     if is_scene:
         embed_scene(
             built, paths, output, stream=stream, window=window, overlap=overlap, colors_from=colors_from,
@@ -199,7 +236,7 @@ def embed(
         if mask:
             share = float(tags["valid_share"])
             print(f"{share:.1%} of the pixels have data and count by --mask", file=sys.stderr)
-        print(f"{output}\n{output.with_suffix('.png')}")
+        print(f"{output}\n{Path(output).with_suffix('.png')}")
         if colors_from is None:
             print("the colors of the picture are of this map alone; to compare dates, pass --colors-from "
                   f"{output} with the others", file=sys.stderr)  # fmt: skip
@@ -211,7 +248,10 @@ def embed(
         for path, reason in left_out.items():
             print(f"left out, {reason}: {path}", file=sys.stderr)
         if left_out:
-            print(f"{len(left_out)} left out of {len(paths)} files, named in {output.name}", file=sys.stderr)
+            print(
+                f"{len(left_out)} left out of {len(paths)} files, named in {Path(output).name}",
+                file=sys.stderr,
+            )
     return 0
 
 
@@ -255,6 +295,42 @@ def _find(
         ignored = [name for name in ignored if name.strip().lower() not in mask_bands(mask)]
         files.append(_File(path, given, {m: tuple(bands) for m, bands in found.items()}, ignored))
     return files
+
+
+def _in_store(place: str, variable: str | None, sensors: Mapping[str, str]) -> _File:
+    """Find the bands of an array in a Zarr store; one that names none is taken to hold those of the model."""
+    from rsbackbones.embed.array_source import names_in_store
+
+    return _named_bands(place, names_in_store(place, variable), sensors)
+
+
+def _in_items(place: str, sensors: Mapping[str, str]) -> _File:
+    """Find the bands among the assets of STAC items."""
+    from rsbackbones.embed.stac_source import asset_names
+
+    return _named_bands(place, asset_names(place), sensors)
+
+
+def _named_bands(place: str, names: Sequence[str], sensors: Mapping[str, str]) -> _File:
+    from rsbackbones.data.band_names import bands_of_description
+    from rsbackbones.sensors import get_sensor
+
+    found: dict[str, list[str]] = {m: [] for m in sensors}
+    ignored = []
+    for name in names:
+        for m, sensor in sensors.items():
+            if len(named := bands_of_description(get_sensor(sensor), name)) == 1:
+                found[m] += [band for band in named if band not in found[m]]
+                break
+        else:
+            ignored.append(name)
+    if not any(found.values()):
+        raise ValueError(
+            f"{place} names no band of {', '.join(sensors.values())}: it has "
+            f"{', '.join(names) or 'no names'}. "
+            "(An array names its bands by a coordinate of the dimension band)"
+        )
+    return _File(raster_path(place), None, {m: b for m, b in found.items() if b}, ignored)
 
 
 def _not_understood(files: Sequence[_File]) -> str:

@@ -44,7 +44,7 @@ def pack(
 
     Shards are faster to read in pretraining.
 
-    ROOT is SSL4EO-S12 as published, a folder of GeoTIFFs, or NAME.npz.
+    ROOT is SSL4EO-S12 as published, a folder of GeoTIFFs or of series (set.json), or NAME.npz.
     """
     from rsbackbones.data.open import open_source
     from rsbackbones.data.pack import pack as pack_source

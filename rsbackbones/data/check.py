@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.date_alignment import MAX_DAYS_APART, warn_of_pairs
-from rsbackbones.data.source import BadSample, Sample
+from rsbackbones.data.source import BadSample, EmptyImage, Sample
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -17,7 +17,7 @@ def validate_sample(
     images: Mapping[str, Array],
     bands: Mapping[str, tuple[str, ...]],
     *,
-    frames: int | None,
+    frames: int | Mapping[str, int] | None,
     dates: Mapping[str, Array] | None = None,
     valid: Mapping[str, Array] | None = None,
 ) -> Sample:
@@ -26,7 +26,7 @@ def validate_sample(
     Args:
         images: by sensor [C, H, W], or [T, C, H, W] where ``frames`` is given.
         bands: the required sensors, and the names of their channels.
-        frames: T, or ``None`` for a single date.
+        frames: T, of every sensor where they differ, or ``None`` for a single date.
         dates: by sensor, days since 1970-01-01, one per frame.
         valid: with ``frames``, by sensor [T] booleans, ``False`` where an image is missing; its pixels become
             0. Sensors absent from the mapping, or all ``True``, are complete.
@@ -42,16 +42,17 @@ def validate_sample(
         if sensor not in images:
             raise BadSample(f"{sensor} is missing")
         image = images[sensor]
-        leading = (len(names),) if frames is None else (frames, len(names))
+        count = frames.get(sensor) if isinstance(frames, Mapping) else frames
+        leading = (len(names),) if count is None else (count, len(names))
         if image.ndim != len(leading) + 2 or image.shape[:-2] != leading or not image.size:
             wanted = ", ".join(map(str, leading))
             raise BadSample(f"{sensor} has the shape {list(image.shape)}, expected [{wanted}, H, W]")
         if image.dtype.kind not in "iuf":
             raise BadSample(f"{sensor} has the type {image.dtype}, expected integers or floats")
-        held = _available(sensor, valid or {}, frames)
-        for one in image[None] if frames is None else image if held.all() else image[held]:
-            if fault := _find_fault(one):
-                raise BadSample(f"{sensor} {fault}")
+        held = _available(sensor, valid or {}, count)
+        for one in image[None] if count is None else image if held.all() else image[held]:
+            if fault := find_fault(one):
+                raise EmptyImage(f"{sensor} {fault}")
         if not held.all():
             gaps[sensor] = held
             image = np.where(held[:, None, None, None], image, image.dtype.type(0))
@@ -59,6 +60,8 @@ def validate_sample(
     if len({image.shape[-2:] for image in good.values()}) > 1:
         sizes = ", ".join(f"{m} {x.shape[-2]} x {x.shape[-1]}" for m, x in good.items())
         raise BadSample(f"the sensors are not on one grid of pixels: {sizes}")
+    if isinstance(frames, Mapping):  # the images of two sensors are no pairs
+        return Sample(images=good, dates=dict(dates or {}), valid=gaps)
     if dates and len(dates) > 1 and len({len(d) for d in dates.values()}) == 1:
         apart = np.ptp(np.stack(list(dates.values())).astype(np.int64), axis=0)
         for held in gaps.values():
@@ -83,7 +86,7 @@ def stack_valid(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Boo
     Raises:
         BadSample: none is usable.
     """
-    faults = ["is missing" if image is None else _find_fault(image) for image in images]
+    faults = ["is missing" if image is None else find_fault(image) for image in images]
     usable = [image for image, fault in zip(images, faults, strict=True) if image is not None and not fault]
     if not usable:
         raise BadSample(f"{sensor} has no usable image at any of {len(images)} dates; the first {faults[0]}")
@@ -93,7 +96,7 @@ def stack_valid(sensor: str, images: Sequence[Array | None]) -> tuple[Array, Boo
     return stack, held
 
 
-def _find_fault(image: Array) -> str | None:
+def find_fault(image: Array) -> str | None:
     """Return why an image of one date is unusable, or ``None``."""
     if image.dtype.kind == "f" and (bad := image.size - int(np.isfinite(image).sum())):
         return f"has {bad} of {image.size} values without data (NaN or infinite)"

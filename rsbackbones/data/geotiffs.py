@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.date_alignment import Times, undated
+from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import RasterStack, find_bands, not_understood
 from rsbackbones.data.s2_baseline import subtract_offset
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
+
+Array = npt.NDArray[Any]
 
 
 class GeoTiffSource:
@@ -121,33 +125,52 @@ class GeoTiffSource:
         if lacking := [s for s in self._sensors if s not in files and (s in which or s == _ALL)]:
             raise BadSample(f"{', '.join(lacking)} is missing; there is {next(iter(files.values())).name}")
         files = {sensor: path for sensor, path in files.items() if sensor in which or sensor == _ALL}
-        try:
-            with RasterStack(
-                list(files.values()),
-                tuple(bands),
-                wanted=bands,
-                names=[self._names.get(sensor) for sensor in files],
-                units=self._units,
-            ) as stack:
-                arrays, valid = stack.read()
-                held, unclear = stack.bands, not_understood(stack.ignored)
-                for sensor, unit in stack.stated_units.items():
-                    if unit == "reflectance" and sensor not in self._units:
-                        arrays[sensor] = arrays[sensor] * np.float32(10_000)
-                    elif unit == "dn_baseline_0400":
-                        arrays[sensor] = subtract_offset(arrays[sensor])
-        except ValueError as error:
-            raise BadSample(str(error)) from error
+        images, valid, _ = read_raw(
+            list(files.values()), bands, [self._names.get(sensor) for sensor in files], self._units
+        )
         if not valid.all():
             raise BadSample(f"{int((~valid).sum())} of {valid.size} pixels have no data")
-        for sensor, names in bands.items():
-            if set(held.get(sensor, ())) != set(names):
-                raise BadSample(
-                    f"{sensor} has the bands {', '.join(held.get(sensor, ()))}, not {', '.join(names)}"
-                    f"{unclear}"
-                )
-        images = {s: arrays[s][[held[s].index(band) for band in names]] for s, names in bands.items()}
         return validate_sample(images, bands, frames=None)
+
+
+def read_raw(
+    paths: Sequence[Path],
+    bands: Mapping[str, tuple[str, ...]],
+    names: Sequence[Sequence[str] | None],
+    units: Mapping[str, str],
+) -> tuple[dict[str, Array], Array, Grid]:
+    """Read rasters on one grid in the units of a :class:`Sample`, DN and dB.
+
+    Args:
+        paths: the files.
+        bands: by sensor those to read, in this order.
+        names: for every file the names of its bands, in order; ``None``: its descriptions.
+        units: those that the user named, by sensor; no values of these sensors are converted.
+
+    Returns:
+        [C, H, W] float32 by sensor; [H, W] booleans, True where all bands have data; and the grid.
+
+    Raises:
+        BadSample: a file cannot be read, the grids differ, or bands are missing.
+    """
+    try:
+        with RasterStack(paths, tuple(bands), wanted=bands, names=names, units=units) as stack:
+            arrays, valid = stack.read()
+            held, unclear, grid = stack.bands, not_understood(stack.ignored), stack.grid
+            for sensor, unit in stack.stated_units.items():
+                if unit == "reflectance" and sensor not in units:
+                    arrays[sensor] = arrays[sensor] * np.float32(10_000)
+                elif unit == "dn_baseline_0400":
+                    arrays[sensor] = subtract_offset(arrays[sensor])
+    except ValueError as error:
+        raise BadSample(str(error)) from error
+    for sensor, wanted in bands.items():
+        if set(held.get(sensor, ())) != set(wanted):
+            raise BadSample(
+                f"{sensor} has the bands {', '.join(held.get(sensor, ()))}, not {', '.join(wanted)}{unclear}"
+            )
+    images = {s: arrays[s][[held[s].index(band) for band in wanted]] for s, wanted in bands.items()}
+    return images, valid, grid
 
 
 # The number of places that are read to find the bands of the files.
@@ -155,7 +178,8 @@ _PROBED_SAMPLES = 16
 _ALL = "*"  # the one file of a place that holds all sensors
 
 
-def _tiffs(folder: Path) -> list[Path]:
+def tiffs_in(folder: Path) -> list[Path]:
+    """Return the GeoTIFFs of a folder, in order of name; none where there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in (".tif", ".tiff") and p.name[0] != ".")
@@ -163,8 +187,8 @@ def _tiffs(folder: Path) -> list[Path]:
 
 def _pair(root: Path) -> tuple[tuple[str, ...], dict[str, dict[str, Path]]]:
     """Return the sensors, and the files of every place by sensor; the rule is :class:`GeoTiffSource`'s."""
-    by_sensor = {sensor: found for sensor in SENSORS if (found := _tiffs(root / sensor))}
-    flat = _tiffs(root)
+    by_sensor = {sensor: found for sensor in SENSORS if (found := tiffs_in(root / sensor))}
+    flat = tiffs_in(root)
     if by_sensor and flat:
         raise ValueError(
             f"{root} holds GeoTIFFs and folders of them ({', '.join(by_sensor)}); which are meant?"

@@ -17,6 +17,8 @@ from rsbackbones.data.picture_source import (
     is_picture,
     open_pictures,
 )
+from rsbackbones.data.series_folder import SeriesFolder
+from rsbackbones.data.series_set import SET_FILE
 from rsbackbones.data.shards import DATASET_FILE, PackedSource
 from rsbackbones.data.simulated import SimulatedPlaces, SimulatedSource
 from rsbackbones.data.source import Source
@@ -26,6 +28,7 @@ from rsbackbones.sensors import SENSORS
 
 LAYOUTS = """\
   DIR/dataset.json                          packed by rsbackbones pack
+  DIR/set.json                              series, rsbackbones.data.series_folder
   DIR/{s1,s2a,s2c}/<id>/<product>/*.tif     SSL4EO-S12 v1.0
   DIR/<split>/{S2L2A,S1GRD}/*.zarr.zip|tar  SSL4EO-S12 v1.1
   DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name (or DIR/SENSOR/*.tif)
@@ -48,7 +51,7 @@ def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **o
     """
     path = Path(path).expanduser()
     opener = _find_opener(path)
-    if named and opener is GeoTiffSource:
+    if named and opener in (GeoTiffSource, SeriesFolder):
         options = {"units": named, **options}
     try:
         return opener(path, **options)
@@ -80,6 +83,8 @@ def _find_opener(path: Path) -> Callable[..., Source]:
     if path.is_dir():
         if (path / DATASET_FILE).is_file():
             return PackedSource
+        if (path / SET_FILE).is_file():
+            return SeriesFolder
         if any((path / product).is_dir() for product in ("s2a", "s2c")):
             return SSL4EOFolders
         if any(path.glob("*/S2L2A")) or any(path.glob("*/S2L1C")) or any(path.glob("*/S1GRD")):

@@ -60,6 +60,8 @@ def pack(
 ) -> PackReport:
     """Write all usable places of a source, at all dates, into shards in the folder ``output``.
 
+    A place that lacks one of the source's sensors is not usable.
+
     An interrupted pack resumes after its last whole shard when it is started again, and ends with the same
     bytes as an uninterrupted one. The files below ``source.root``, of sources that have it, must stay the
     same until it ends: their names, sizes and times are compared.
@@ -158,7 +160,7 @@ def _check_units(source: Source) -> None:
         assert unit is not None
         every = torch.cat(values, dim=1)
         cirrus = every[bands.index("B10")] if sensor == "s2" and "B10" in bands else None
-        verdict = judge(every, unit, get_sensor(sensor), cirrus=cirrus)
+        verdict = judge(every, unit, get_sensor(sensor), bands, cirrus=cirrus)
         text = f"{source.name}, {sensor}: {verdict.text}"
         if holes := sorted({bands[i] for x in values for i in bands_with_holes(x, unit)}):
             warnings.warn(
@@ -251,8 +253,10 @@ def _usable(source: Source, place: int, bad: list[list[str]], most: int) -> Iter
     for number in range(place, len(source)):
         try:
             sample = source.read(number)
+            lengths = {sensor: len(image) for sensor, image in sample.images.items()}
+            frames = lengths if source.frames is None else source.frames
             sample = validate_sample(
-                sample.images, source.bands, frames=source.frames, dates=sample.dates, valid=sample.valid
+                sample.images, source.bands, frames=frames, dates=sample.dates, valid=sample.valid
             )
         except (BadSample, OSError) as problem:
             bad.append([source.describe(number), str(problem)])

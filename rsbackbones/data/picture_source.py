@@ -25,6 +25,8 @@ _BANDS = {"rgb": ("B04", "B03", "B02"), "s1": ("VV",)}
 _MODES = {"rgb": ("RGB",), "s1": ("L",)}
 _SUFFIXES = (*PICTURES, ".tif", ".tiff")  # of UC Merced
 _PROBED_PICTURES = 8
+# The pictures that no bundled model is pretrained or selected on; written by benchmarks/heldout.py.
+HELD_OUT = Path(__file__).with_name("held_out.json")
 
 
 class PictureSource:
@@ -129,7 +131,9 @@ def open_pictures(
         path: the folder or zip file.
         exclude: pictures to leave out, by file name with or without folders and suffix
             (``AnnualCrop_2901``): the names, or a JSON file of lists of names (``{"eurosat_rgb": [...]}``),
-            of which other sets may have some.
+            of which other sets may have some; ``"held_out"`` is the package's list of the pictures that no
+            bundled model was trained or selected on (of EuroSAT and UC Merced; a file of this name is
+            ``"./held_out"``).
         name: default: that of the folder or file.
 
     Raises:
@@ -174,8 +178,9 @@ def _names_of(member: str) -> set[str]:
 def _listed(exclude: str | Path | Sequence[str]) -> list[str]:
     if not isinstance(exclude, (str, Path)):
         return list(exclude)
+    file = HELD_OUT if exclude == "held_out" else Path(exclude).expanduser()
     try:
-        lists: Any = read_json(Path(exclude).expanduser())
+        lists: Any = read_json(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"exclude: cannot read {exclude}: {error}") from error
     if not isinstance(lists, dict) or not all(isinstance(names, list) for names in lists.values()):

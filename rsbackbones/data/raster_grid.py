@@ -99,6 +99,18 @@ class Grid(NamedTuple):
         """Tell whether two rasters have their pixels in the same places."""
         return (self.height, self.width) == (other.height, other.width) and self.covers_same(other)
 
+    def aligned(self, other: "Grid") -> bool:
+        """Tell whether the pixels of another grid are pixels of this one, had it no end."""
+        if self.crs != other.crs or self.points or other.points or self.transform.is_identity:
+            return False
+        s, o = self.transform, other.transform
+        if any(abs(a - b) * max(other.width, other.height) > self.pixel * _SAME_GRID
+               for a, b in ((s.a, o.a), (s.b, o.b), (s.d, o.d), (s.e, o.e))):  # fmt: skip
+            return False
+        x, y, size = o.c - s.c, o.f - s.f, s.a * s.e - s.b * s.d
+        column, row = (s.e * x - s.b * y) / size, (s.a * y - s.d * x) / size
+        return bool(max(abs(column - round(column)), abs(row - round(row))) < _SAME_GRID)
+
     def places(self) -> set[tuple[Any, ...]]:
         """Return keys of which rasters that cover the same ground share one, however corners are rounded."""
         if self.points:

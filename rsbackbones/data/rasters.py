@@ -285,6 +285,7 @@ class RasterStack:
         nodata: float | None = None,
         units: Mapping[str, str] | None = None,
         resample: str | None = None,
+        grid: Grid | None = None,
     ) -> None:
         """Open the rasters.
 
@@ -297,6 +298,8 @@ class RasterStack:
             units: those that the user named, by modality; 8-bit values need one, see :func:`find_bands`.
             resample: how rasters of other grids are brought onto the finest one: ``nearest``, ``bilinear`` or
                 ``cubic``. Default: they are refused.
+            grid: the grid to read them on; rasters of other pixels than this grid's need ``resample``.
+                Default: the finest of theirs.
 
         Raises:
             ValueError: the rasters are not on one grid, their bands are not clear or none of them is
@@ -344,16 +347,20 @@ class RasterStack:
             }
             file_tags = {i: raster.tags() for i, raster in self._rasters.items()}
             self._masks = {i: _Mask.of(raster, self._read_of(i)) for i, raster in self._rasters.items()}
-            self.grid = finest_grid(list(grids.values())) if resample else grids[used[0]]
-            coarse = {i: grid for i, grid in grids.items() if not self.grid.same(grid)}
+            self.grid = grid or (finest_grid(list(grids.values())) if resample else grids[used[0]])
+            others = {i: g for i, g in grids.items() if not self.grid.same(g)}
+            coarse = {i: g for i, g in others.items() if grid is None or not grid.aligned(g)}
             if coarse and resample is None:
-                raise ValueError(two_grids({paths[i]: grids[i] for i in (used[0], *coarse)}))
+                first: dict[RasterPath, Grid] = (
+                    {"the grid": self.grid} if grid else {paths[used[0]]: grids[used[0]]}
+                )
+                raise ValueError(two_grids({**first, **{paths[i]: grids[i] for i in coarse}}))
             self.resampling = describe_resampling(
                 resample, self.grid, {paths[i]: g for i, g in coarse.items()}
             )
-            for i in coarse:
-                has_alpha = bool(self._masks[i].alpha)
-                warped = resampled(self._rasters[i], self.grid, str(resample), nodata, alpha=has_alpha)
+            for i in others:
+                has_alpha, method = bool(self._masks[i].alpha), str(resample) if i in coarse else "nearest"
+                warped = resampled(self._rasters[i], self.grid, method, nodata, alpha=has_alpha)
                 self._rasters[i] = opening.enter_context(warped)
                 self._masks[i] = _Mask.of(self._rasters[i], self._read_of(i))
             self._open = opening.pop_all()

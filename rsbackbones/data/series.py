@@ -1,6 +1,9 @@
 """Image time series as model inputs: images with their dates and masks, one by one and in batches."""
 
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rsbackbones.data.check import stack_valid
+from rsbackbones.data.check import find_fault, stack_valid
 from rsbackbones.data.date_alignment import nearest_dates
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rsbackbones.data.source import Array
+
+_ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class DatedImages:
 
 
 def read_series(
-    sample: "Mapping[str, Array]", modality: str
+    sample: Mapping[str, Any], modality: str
 ) -> "tuple[Array, Array | None, npt.NDArray[np.bool_]]":
     """Return the series of one modality of a labelled sample (see :class:`LabelledDataset`).
 
@@ -59,28 +64,93 @@ def read_series(
     """
     images = sample[modality]
     length = len(images)
-    stated = sample.get(f"{modality}_valid", np.ones(length, bool))
+    stated = sample.get("valid", {}).get(modality, np.ones(length, bool))
     if images.ndim != 4 or stated.shape != (length,) or stated.dtype != np.bool_:
         raise ValueError(
-            f"{modality}: a series is [T, C, H, W], and {modality}_valid booleans [T], got "
+            f"{modality}: a series is [T, C, H, W], and its valid booleans [T], got "
             f"{list(images.shape)} and {stated.dtype} {list(stated.shape)}"
         )
     stack, valid = stack_valid(modality, [x if ok else None for x, ok in zip(images, stated, strict=True)])
-    if (given := sample.get(f"{modality}_dates")) is None:
+    if (given := sample.get("dates", {}).get(modality)) is None:
         return stack, None, valid
     days = given.astype("datetime64[D]").astype(np.int64) if given.dtype.kind == "M" else given
     unknown = np.isnat(given) if given.dtype.kind == "M" else given != given
     if days.shape != (length,) or days.dtype.kind not in "iuf" or (days[~unknown] % 1 != 0).any():
         raise ValueError(
-            f"{modality}_dates must be one date for each of {length} images, datetime64 or whole days since "
+            f"{modality}: dates must be one date for each of {length} images, datetime64 or whole days since "
             f"1970-01-01, got {given.dtype} {list(given.shape)}"
         )
     if (undated := unknown & valid).any():
         raise ValueError(
             f"{modality}: image {int(undated.argmax())} has no date and others have; give it one, or mark "
-            f"it as missing in {modality}_valid"
+            "it as missing in valid"
         )
     return stack, np.where(unknown, 0, days).astype(np.int64), valid
+
+
+def order_series(
+    images: "Mapping[str, Array]",
+    dates: Mapping[str, "npt.ArrayLike"],
+    cloud: "Array | None" = None,
+) -> dict[str, Any]:
+    """Return a sample of series in order of time, as ``LabelledDataset.read`` does: its images and dates.
+
+    Images of one day stay in their order.
+
+    Args:
+        images: by modality [T, C, H, W]; T may differ between modalities.
+        dates: by modality, of all or of none, datetime64 or days since 1970-01-01.
+        cloud: [T, H, W], True for cloudy pixels of ``s2``.
+
+    Raises:
+        ValueError: a series has another number of dates than images, a date is missing, no image is usable,
+            or images of the modalities or the cloud mask differ in size. The modality is named.
+    """
+    ordered: dict[str, Any] = {}
+    days: dict[str, Any] = {}
+    if len({image.shape[-2:] for image in images.values()}) > 1:
+        sizes = ", ".join(f"{m} {image.shape[-2]} x {image.shape[-1]}" for m, image in images.items())
+        raise ValueError(f"the sensors' images differ in size: {sizes} pixels; resample them onto one grid")
+    if cloud is not None and ("s2" not in images or cloud.shape != _without_bands(images["s2"])):
+        expected = list(_without_bands(images["s2"])) if "s2" in images else "none, without s2"
+        raise ValueError(f"the cloud mask is {list(cloud.shape)}, expected {expected}")
+    for m, image in images.items():
+        if all(find_fault(each) for each in image):
+            first = f"; the first {find_fault(image[0])}" if len(image) else ""
+            raise ValueError(f"{m} has no usable image at any of {len(image)} dates{first}")
+        ordered[m] = image
+        if not dates:
+            continue
+        times = parse_dates(dates[m], m)
+        if len(times) != len(image):
+            raise ValueError(f"{m} has {len(times)} dates and {len(image)} images")
+        order = np.argsort(times, kind="stable")
+        if (order[1:] < order[:-1]).any():
+            ordered[m] = image[order]
+            cloud = cloud[order] if m == "s2" and cloud is not None else cloud
+        days[m] = times[order].astype("datetime64[D]").astype(np.int64)
+    return ordered | ({"dates": days} if days else {}) | ({} if cloud is None else {"cloud": cloud})
+
+
+def apart_in_time(dates: Mapping[str, "npt.NDArray[Any]"]) -> bool:
+    """Return whether series of a place share no day: one ends before the other begins."""
+    return bool(max(days.min() for days in dates.values()) > min(days.max() for days in dates.values()))
+
+
+def warn_apart(name: str, apart: Sequence[str], count: int) -> list[str]:
+    """Warn of the samples whose sensors have no day in common; return the note for the data set.
+
+    Args:
+        name: of the data set.
+        apart: the samples.
+        count: how many there are in all.
+    """
+    if not apart:
+        return []
+    note = f"{len(apart)} of {count} samples have sensors whose series share no day"
+    shown = ", ".join(apart[:5]) + ", ..." * (len(apart) > 5)
+    warnings.warn(f"{name}: {note}: {shown}", stacklevel=4)
+    return [note]
 
 
 def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
@@ -120,6 +190,8 @@ def stack_dated(samples: Sequence[DatedImages]) -> DatedImages:
 
 def stack_padded(tensors: Sequence[Tensor]) -> Tensor:
     """Stack tensors [T_i, ...] to [B, T, ...], with zeros (``False``) after the shorter ones."""
+    if all(x.shape == tensors[0].shape for x in tensors):
+        return torch.stack(list(tensors))  # more than twice as fast
     return pad_sequence(list(tensors), batch_first=True)
 
 
@@ -154,7 +226,7 @@ def align_series(
     repeat, at any distance in time; of two equally near the earlier is taken, of two of one day the first.
 
     Args:
-        days_s1, days_s2: the dates in any order: datetime64, or days since 1970-01-01.
+        days_s1, days_s2: the dates in any order, as :func:`parse_dates` takes them.
 
     Returns:
         Indices into the dates of each sensor, as given, in order of time; both of the shorter length.
@@ -162,7 +234,7 @@ def align_series(
     Raises:
         ValueError: a series has no dates, or one that is missing (NaT or NaN).
     """
-    times = [_times(days, sensor) for days, sensor in ((days_s1, "s1"), (days_s2, "s2"))]
+    times = [parse_dates(days, sensor) for days, sensor in ((days_s1, "s1"), (days_s2, "s2"))]
     orders = [np.argsort(each, kind="stable") for each in times]
     sorted_s1, sorted_s2 = (each[order] for each, order in zip(times, orders, strict=True))
     if len(sorted_s1) <= len(sorted_s2):
@@ -170,7 +242,16 @@ def align_series(
     return orders[0][nearest_dates(sorted_s2, sorted_s1)], orders[1]
 
 
-def _times(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
+def parse_dates(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
+    """Return the dates of a series as datetime64, [T], in the order given.
+
+    Args:
+        days: datetime64, ISO dates (``2019-05-03``), or whole days since 1970-01-01.
+        sensor: for errors.
+
+    Raises:
+        ValueError: there are none, one is missing (NaT or NaN), or one is no date.
+    """
     given = np.asarray(days)
     if given.ndim != 1 or not len(given):
         raise ValueError(f"{sensor}: a series needs a date for every image, [T], got shape {given.shape}")
@@ -178,12 +259,24 @@ def _times(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
         given = given.astype(np.int64)
     if given.dtype.kind in "iu":
         given = given.astype("datetime64[D]")
+    if given.dtype.kind == "U" and all(_ISO.match(text) for text in given):  # numpy takes 20190503 as a year
+        with suppress(ValueError):
+            given = given.astype("datetime64")
     if given.dtype.kind != "M" or np.isnat(given).any():
         raise ValueError(
-            f"{sensor}: dates must be datetime64 or whole days since 1970-01-01, none missing, got "
-            f"{given.dtype} {given.tolist()[:8]}"
+            f"{sensor}: dates must be datetime64, ISO dates such as 2019-05-03, or whole days since "
+            f"1970-01-01, none missing, got {given.dtype} {given.tolist()[:8]}{_first_missing(given)}"
         )
     return given
+
+
+def _first_missing(dates: "npt.NDArray[Any]") -> str:
+    missing = np.isnat(dates) if dates.dtype.kind == "M" else dates != dates
+    return f": number {int(np.argmax(missing))} is missing" if np.any(missing) else ""
+
+
+def _without_bands(image: "Array") -> tuple[int, ...]:
+    return (image.shape[0], *image.shape[2:])
 
 
 def percentile_length(lengths: Sequence[int], percent: float = 90) -> int:

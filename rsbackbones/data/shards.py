@@ -6,11 +6,6 @@ and dates, and which images a place lacks (their chunks are 0). ``dataset.json``
 shards hold and the SHA-256 of each. The function ``pack`` makes it.
 """
 
-import json
-import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,20 +19,14 @@ from rsbackbones.data.check import validate_sample
 from rsbackbones.data.date_alignment import Times, undated
 from rsbackbones.data.file_cache import FileCache
 from rsbackbones.data.source import BadSample, Sample
-from rsbackbones.files.atomic import atomic_write
+from rsbackbones.data.zarr_zip import DAMAGE, ZarrZip, ZarrZipWriter, narrow
 from rsbackbones.files.bounds import read_json
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.typed_fields import check_fields, show
+from rsbackbones.typed_fields import check_fields
 
 Array = npt.NDArray[Any]
 SCHEMA = 1
 DATASET_FILE = "dataset.json"
-# Level 3 of zstd on shuffled bits: three times smaller than real L2A, decoded at about 1.5 GB/s.
-_CODEC: dict[str, Any] = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 2, "blocksize": 0}
-# Every file of a zip carries a date; with a fixed one, equal contents are equal bytes.
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError,
-           struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 class ShardWriter:
@@ -47,7 +36,7 @@ class ShardWriter:
         self._names: list[str] = []
         self._dates: list[dict[str, list[int]]] = []
         self._valid: list[dict[str, list[bool]]] = []
-        self._opening = atomic_write(path)
+        self._group = ZarrZipWriter(path)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,33 +44,18 @@ class ShardWriter:
     def add(self, name: str, sample: Sample) -> None:
         """Write a place at all its dates, [T, C, H, W] for every sensor."""
         for sensor, image in sample.images.items():
-            self._array(f"{sensor}/{len(self)}", _narrow(image))
+            self._group.array(f"{sensor}/{len(self)}", narrow(image))
         self._names.append(name)
         self._dates.append({sensor: days.tolist() for sensor, days in sample.dates.items()})
         self._valid.append({sensor: held.tolist() for sensor, held in sample.valid.items()})
 
     def finish(self, **attributes: object) -> None:
         """Write the group's attributes: the places, and those given."""
-        self._file(".zgroup", _json({"zarr_format": 2}))
         places = {"names": self._names, "dates": self._dates, "valid": self._valid}
-        self._file(".zattrs", _json({**places, **attributes}))
-
-    def _array(self, name: str, image: Array) -> None:
-        codec = _codec(_CODEC)
-        image = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<"))
-        header = {
-            "zarr_format": 2, "shape": image.shape, "chunks": (1, *image.shape[1:]), "dtype": image.dtype.str,
-            "compressor": _CODEC, "fill_value": None, "order": "C", "filters": None,
-        }  # fmt: skip
-        self._file(f"{name}/.zarray", _json(header))
-        for frame, chunk in enumerate(image):
-            self._file(f"{name}/{frame}.0.0.0", codec.encode(chunk))
-
-    def _file(self, name: str, content: bytes) -> None:
-        self._zip.writestr(zipfile.ZipInfo(name, _ZIP_DATE), content)
+        self._group.attributes({**places, **attributes})
 
     def __enter__(self) -> "ShardWriter":
-        self._zip = zipfile.ZipFile(self._opening.__enter__(), "w")
+        self._group.__enter__()
         return self
 
     def __exit__(
@@ -90,19 +64,11 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            try:
-                self._zip.close()
-            except OSError as failure:
-                self._opening.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        else:
-            self._zip.fp = None  # nothing more is written to a file that is thrown away
-        self._opening.__exit__(kind, error, trace)
+        self._group.__exit__(kind, error, trace)
 
 
 class PackedSource:
-    """Places of a folder that ``pack`` wrote.
+    """Places of a folder that ``pack`` wrote, also series whose lengths differ (``frames`` is ``None``).
 
     Args:
         folder: it holds ``dataset.json``.
@@ -116,11 +82,11 @@ class PackedSource:
         self.dataset = read_dataset(self.folder)
         self.name: str = self.dataset["name"]
         self.bands = {sensor: tuple(names) for sensor, names in self.dataset["bands"].items()}
-        self.frames: int = self.dataset["frames"]
+        self.frames: int | None = self.dataset["frames"]
         self.block: int = self.dataset["per_shard"]
         self.notes = tuple(self.dataset["notes"])
         self._ends = np.cumsum([shard["places"] for shard in self.dataset["shards"]])
-        self._shards: FileCache[_Shard] = FileCache(_Shard)
+        self._shards: FileCache[ZarrZip] = FileCache(ZarrZip)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -139,7 +105,7 @@ class PackedSource:
         path, index = self._find(place)
         try:
             return str(self._shards.open(str(path)).attributes["names"][index])
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
 
     def read(self, place: int, frame: int | None = None) -> Sample:
@@ -148,6 +114,8 @@ class PackedSource:
         Raises:
             BadSample: the shard is missing or damaged, or the place lacks an image of the one date.
         """
+        if frame is not None and self.frames is None:
+            raise ValueError(f"{self.name}: series have dates of their own for every sensor, and no frames")
         path, index = self._find(place)
         try:
             shard = self._shards.open(str(path))
@@ -158,10 +126,12 @@ class PackedSource:
             chosen = slice(None) if frame is None else slice(frame, frame + 1)
             dates = {sensor: np.array(values, np.int64)[chosen] for sensor, values in days.items()}
             held = {sensor: np.array(flags, bool) for sensor, flags in valid.items()}
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
         if frame is None:
-            return validate_sample(images, self.bands, frames=self.frames, dates=dates, valid=held)
+            lengths = {sensor: len(image) for sensor, image in images.items()}
+            frames = lengths if self.frames is None else self.frames
+            return validate_sample(images, self.bands, frames=frames, dates=dates, valid=held)
         if lacking := [sensor for sensor, flags in held.items() if not flags[frame]]:
             raise BadSample(f"{', '.join(lacking)} has no usable image at date {frame}")
         return validate_sample(images, self.bands, frames=None, dates=dates)
@@ -171,11 +141,11 @@ class PackedSource:
         path, index = self._find(place)
         try:
             attributes = self._shards.open(str(path)).attributes
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
         days, valid = attributes["dates"][index], attributes.get("valid", {})
         times = {
-            s: np.array(days[s], "datetime64[D]") if s in days else undated(self.frames) for s in sensors
+            s: np.array(days[s], "datetime64[D]") if s in days else undated(self.frames or 0) for s in sensors
         }
         for sensor, flags in (valid[index] if valid else {}).items():
             if sensor in times:
@@ -189,7 +159,7 @@ class PackedSource:
             shard = self._shards.open(str(path))
             images = {sensor: shard.read(f"{sensor}/{index}", i) for sensor, i in which.items()}
             days = shard.attributes["dates"][index]
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise BadSample(f"cannot read shard {path}: {error}") from error
         dates = {s: np.array(days[s][i : i + 1], np.int64) for s, i in which.items() if s in days}
         return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
@@ -254,8 +224,8 @@ def read_attributes(path: Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     try:
-        return _Shard(str(path)).attributes
-    except _DAMAGE as error:
+        return ZarrZip(str(path)).attributes
+    except DAMAGE as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and pack again") from error
 
 
@@ -266,7 +236,7 @@ class _Dataset:
     schema: int
     name: str
     bands: Mapping[str, tuple[str, ...]]
-    frames: int
+    frames: int | None
     per_shard: int
     notes: tuple[str, ...]
 
@@ -282,58 +252,3 @@ class _Entry:
 
 
 _DATASET_FIELDS = tuple(field.name for field in fields(_Dataset))
-
-
-class _Shard:
-    """An open shard. Every read is checked by the zip's CRC."""
-
-    def __init__(self, path: str) -> None:
-        self._zip = zipfile.ZipFile(path)
-        if packed := [info.filename for info in self._zip.infolist() if info.compress_type]:
-            raise ValueError(f"{packed[0]} is compressed by the zip, which rsbackbones pack never does")
-        self.attributes: dict[str, Any] = json.loads(self._zip.read(".zattrs"))
-
-    def read(self, name: str, frame: int | None) -> Array:
-        """Read an array [T, C, H, W], or one date of it. A chunk that is missing is a KeyError, not zeros."""
-        header: Mapping[str, Any] = json.loads(self._zip.read(f"{name}/.zarray"))
-        frames, *shape = header["shape"]
-        kind = np.dtype(header["dtype"])
-        codec = _codec(header["compressor"])
-        chunks = [
-            _decode(codec, self._zip.read(f"{name}/{k}.0.0.0"), kind, shape)
-            for k in (range(frames) if frame is None else [frame])
-        ]
-        return np.stack(chunks) if frame is None else chunks[0]
-
-
-def _decode(codec: Any, chunk: bytes, kind: np.dtype[Any], shape: list[int]) -> Array:
-    """Decode a chunk, if it says that it holds this array, and not more."""
-    # The header of Blosc: four bytes, then the sizes of the array, of a block, and of the chunk.
-    stated, _, stored = struct.unpack_from("<III", chunk, 4)
-    if kind.kind not in "uif" or (stated, stored) != (math.prod(shape) * kind.itemsize, len(chunk)):
-        raise ValueError(f"a chunk that holds {stated} bytes, where {kind} {shape} is stated")
-    return np.frombuffer(codec.decode(chunk), kind).reshape(shape)
-
-
-def _codec(config: Any) -> Any:
-    """Return the codec of a header. Only Blosc, which :func:`pack` uses: others execute code (``pickle``)."""
-    try:
-        import numcodecs
-    except ImportError as error:
-        raise ImportError("packed data needs numcodecs: pip install 'rsbackbones[train]'") from error
-    if not isinstance(config, Mapping) or config.get("id") != _CODEC["id"] or set(config) - set(_CODEC):
-        raise ValueError(f"codec {show(config)}; shards of rsbackbones pack are compressed by blosc")
-    return numcodecs.get_codec(dict(config))
-
-
-def _narrow(image: Array) -> Array:
-    """Return float32 values that float16 holds exactly, as dB of some sets, as float16: half the file."""
-    if image.dtype != np.float32:
-        return image
-    with np.errstate(over="ignore"):
-        half = image.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), image) else image
-
-
-def _json(content: object) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

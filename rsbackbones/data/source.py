@@ -1,8 +1,10 @@
 """The interface of sources of training images.
 
 A source holds *places*. A place has ``frames`` dates in order of time (1 where the data are single images),
-and for each of the source's sensors an image per date. Values are raw: Sentinel-2 in DN (reflectance x 10000,
-without the offset of 1000), Sentinel-1 in dB; pictures, and those of other sensors, as the files have them.
+and for each of the source's sensors an image per date; or its sensors have series of their own lengths
+(``frames`` is ``None``), which :mod:`rsbackbones.data.aligned_series` makes pairs of. Values are raw:
+Sentinel-2 in DN (reflectance x 10000, without the offset of 1000), Sentinel-1 in dB; pictures, and those of
+other sensors, as the files have them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +22,16 @@ class BadSample(ValueError):
     """A sample cannot be used: unreadable, NaN, wrong shape, a sensor missing. The message has the reason."""
 
 
+class EmptyImage(BadSample):
+    """An image holds NaN or infinity, or nothing but zeros: of a series it is left out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One place at one date: ``images[modality]`` is [C, H, W]; at all dates [T, C, H, W].
 
     All sensors are on one grid of pixels. ``dates[modality]``: days since 1970-01-01, one per frame, where
-    the source knows them.
+    the source knows them. T is the source's ``frames``, or the sensor's own.
 
     ``valid[modality]``, only in samples of all dates: [T] booleans, ``False`` where the sensor has no usable
     image at a date. Its pixels are then 0, and its date is that of the frame where there is no image at all.
@@ -43,7 +49,6 @@ class Source(Protocol):
     Attributes:
         name: short, for reports.
         bands: for each of the source's sensors, the names of the channels, in order.
-        frames: dates per place.
         block: the number of consecutive places in one file, which are cheap to read one after another; 1
             where order makes no difference.
         notes: how values were changed on reading ("subtracted 1000 DN"), recorded with the run.
@@ -51,9 +56,12 @@ class Source(Protocol):
 
     name: str
     bands: dict[str, tuple[str, ...]]
-    frames: int
     block: int
     notes: tuple[str, ...]
+
+    @property
+    def frames(self) -> int | None:
+        """Dates per place; ``None`` where series have their own lengths, and are only read whole."""
 
     def __len__(self) -> int:
         """Return the number of places."""

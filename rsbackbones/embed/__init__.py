@@ -1,15 +1,27 @@
-"""Features of GeoTIFFs: a georeferenced feature map of a scene, or one embedding per patch file.
+"""Features of scenes and patches: a georeferenced map, one embedding per patch file, or a store of shards.
 
-Needs the extra ``geo`` (rasterio, pyarrow, tqdm).
+:func:`embed_scene` and :func:`embed_patches` need the extra ``geo`` (rasterio, pyarrow, tqdm). :func:`plan`,
+:func:`run`, :func:`status` and :func:`open` are for large areas and several processes, and need the extra
+``scale``.
 """
 
+from rsbackbones.embed.job import Job, plan
 from rsbackbones.embed.patches import MAX_PATCH_SIDE, embed_patches
 from rsbackbones.embed.preview import principal_colors
+from rsbackbones.embed.run import JobError, Status, run, status
 from rsbackbones.embed.scene import embed_scene
+from rsbackbones.embed.store import open_store as open
 
 __all__ = [
     "MAX_PATCH_SIDE",
+    "Job",
+    "JobError",
+    "Status",
     "embed_patches",
     "embed_scene",
+    "open",
+    "plan",
     "principal_colors",
+    "run",
+    "status",
 ]

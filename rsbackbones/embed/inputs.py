@@ -8,8 +8,11 @@ from typing import Any
 
 from rsbackbones.data.class_masks import ClassMasks, masked_names
 from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import RasterPath
 from rsbackbones.data.rasters import RasterStack, not_understood
+from rsbackbones.embed.geoparquet import require_geopandas
+from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
@@ -54,7 +57,7 @@ def unfinished(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def check_output(output: Path) -> None:
+def check_output(output: RasterPath) -> None:
     """Refuse an output that could not be written at the end, before any work is done.
 
     Raises:
@@ -62,9 +65,11 @@ def check_output(output: Path) -> None:
         ValueError: another suffix, no folder to write to, a folder of that name, or a picture that is no
             preview where the preview goes.
     """
-    suffix = output.suffix.lower()
+    suffix = Path(output).suffix.lower()
     if suffix not in (*MAPS, *TABLES):
-        raise ValueError(f"features go to .tif, .npz or .parquet, got {output}")
+        raise ValueError(f"features go to .tif, .npz, .parquet or .zarr, got {output}")
+    if isinstance(output, str):
+        raise ValueError(f"a {suffix} is a local file, got {output}; a store (.zarr) may be in a bucket")
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent} to write {output.name} to")
     if output.is_dir():
@@ -72,10 +77,7 @@ def check_output(output: Path) -> None:
     if suffix in MAPS:
         check_preview(preview_path(output))
     if suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise ImportError("writing Parquet needs pyarrow: pip install 'rsbackbones[geo]'") from error
+        require_geopandas()
 
 
 @contextmanager
@@ -101,6 +103,7 @@ def open_model_rasters(
     nodata: float | None,
     resample: str | None = None,
     mask: ClassMasks | None = None,
+    grid: Grid | None = None,
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
@@ -113,7 +116,14 @@ def open_model_rasters(
     sensors = sensors_of(model)
     names = None if names is None else [masked_names(each, mask) for each in names]
     stack = RasterStack(
-        paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units, resample=resample
+        paths,
+        sensors,
+        wanted=model.bands,
+        names=names,
+        nodata=nodata,
+        units=units,
+        resample=resample,
+        grid=grid,
     )
     if missing := [m for m in model.modalities if m not in stack.bands]:
         stack.close()
@@ -127,13 +137,15 @@ def open_model_rasters(
     return stack
 
 
-def create_preprocess_of(model: Backbone, stack: RasterStack, units: Mapping[str, str] | None) -> Preprocess:
+def create_preprocess_of(
+    model: Backbone, stack: Scene | RasterStack, units: Mapping[str, str] | None
+) -> Preprocess:
     """Return the preprocessing of a stack's bands, in the units that the user names, else those of the files.
 
     An error about bands names what was not understood.
     """
     try:
-        return create_preprocess(model, bands=stack.bands, units=stack.stated_units | dict(units or {}))
+        return create_preprocess(model, bands=stack.bands, units={**stack.stated_units, **(units or {})})
     except ValueError as error:
         lacking = any({*needed} - {*stack.bands[m]} for m, needed in model.bands.items())
         raise ValueError(f"{error}{not_understood(stack.ignored) if lacking else ''}") from error

@@ -1,9 +1,10 @@
 """The feature map of one scene, by overlapping windows, in bounded memory."""
 
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,32 @@ import numpy as np
 import torch
 from torch import nn
 
-from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, mask_files
+from rsbackbones.data.class_masks import ClassMasks, mask_files
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_path import raster_name, raster_paths
-from rsbackbones.data.rasters import Array, RasterStack
-from rsbackbones.data.windows import blend_weights, window_starts
+from rsbackbones.data.rasters import Array
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import (
     MAPS,
     check_output,
     create_preprocess_of,
     embedding_job,
-    open_model_rasters,
-    sensors_of,
     unfinished,
     warn_of_pixel_sizes,
     writing,
 )
-from rsbackbones.embed.preview import ROUNDING, ColorBasis, preview_path, write_preview
+from rsbackbones.embed.lattice import Lattice, batches, map_shape, window_sides
+from rsbackbones.embed.preview import ColorBasis, preview_path, write_preview
+from rsbackbones.embed.raster_scene import RasterScene, open_raster_scene
+from rsbackbones.embed.scene_checks import check_scene, refuse_constant
+from rsbackbones.embed.window_encoder import WindowEncoder
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
-from rsbackbones.models.backbone import Backbone, unwrap_model
-from rsbackbones.preprocess import Preprocess
+from rsbackbones.models.backbone import unwrap_model
 
 # Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
 _STRIP_BYTES = 64 * 2**20
-# The values of a large scene are checked on this many samples along each side, of this many pixels.
-_SAMPLES, _SAMPLE_SIDE = 8, 64
 
 
 def embed_scene(
@@ -108,7 +107,7 @@ def embed_scene(
     model, paths, output = unwrap_model(model), raster_paths(paths), Path(output).expanduser()
     if device is not None:
         model.to(choose_device(device))
-    cell, unit = model.stride, _unit(model)
+    cell = model.stride
     if output.suffix.lower() not in MAPS:
         raise ValueError(f"a feature map is a .tif, got {output}")
     if batch_size < 1:
@@ -128,28 +127,19 @@ def embed_scene(
     rasters: dict[str, Any] = {
         "names": bands, "units": units, "nodata": nodata, "resample": resample, "mask": mask,
     }  # fmt: skip
-    with (
-        open_model_rasters(model, paths, **rasters) as scene,
-        ClassMaskReader(scene, mask or {}, sensors_of(model), names=bands) as masks,
-    ):
-        sides = (scene.height, scene.width)
-        rows, columns = (-(-n // cell) if model.pad else n // unit * unit // cell for n in sides)
-        grid = (rows, columns)
-        if not all(grid):
-            raise ValueError(
-                f"the scene has {scene.height} x {scene.width} pixels, and the model needs {unit} or more; "
-                "have it padded: create_model(..., pad=True) (--pad)"
-            )
+    with open_raster_scene(model, paths, **rasters) as scene:
+        sides = (scene.grid.height, scene.grid.width)
+        grid = map_shape(model, *sides)
         if left := [n - cells * cell for n, cells in zip(sides, grid, strict=True) if n > cells * cell]:
             warnings.warn(
-                f"{raster_name(scene.paths[0])}: the map does not cover the last {max(left)} pixels of a "
+                f"{raster_name(scene.name)}: the map does not cover the last {max(left)} pixels of a "
                 "side; a model that pads does (create_model(..., pad=True), --pad)",
                 stacklevel=2,
             )
-        side, shared = _window(model, window, overlap)
+        side, shared = window_sides(model, window, overlap)
         preprocess = create_preprocess_of(model, scene, units)
-        preprocess.check = not _check_values(scene, masks, preprocess)
-        warn_of_pixel_sizes(model, {raster_name(scene.paths[0]): scene.grid.pixel_in_meters})
+        preprocess.check = not check_scene(scene, preprocess)
+        warn_of_pixel_sizes(model, {raster_name(scene.name): scene.grid.pixel_in_meters})
         stream = model.choose_stream(stream)
         job = embedding_job(model, [files], units=preprocess.units, nodata=nodata, mask=mask) | {
             "stream": stream,
@@ -165,25 +155,14 @@ def embed_scene(
         folder = unfinished(output)
         with RowStore(folder, job, grid[0], layout=row) as store:
             check_space(output.parent, row.itemsize * grid[0], f"the map {output.name}")
-            _fill(
-                store,
-                grid,
-                files,
-                scene,
-                masks,
-                model,
-                preprocess,
-                stream,
-                side // cell,
-                shared // cell,
-                batch_size,
-                progress,
-            )
+            lattice = Lattice(*grid, side // cell, shared // cell)
+            encoder = WindowEncoder(model, scene, preprocess, stream, lattice)
+            _fill(store, files, encoder, lattice, model.num_features, batch_size, bool(mask), progress)
             table = store.read()
             features = table["features"]
             if mask:
                 job["valid_share"] = f"{float(table['valid_share'].mean()):.6f}"
-            _refuse_constant(features, scene, masks)
+            refuse_constant(features, scene, masked=bool(mask))
             with writing(output, folder):
                 _write_map(output, features, scene, cell, job, files, folder)
             picture = preview_path(output)
@@ -194,124 +173,19 @@ def embed_scene(
     return output
 
 
-def _unit(model: Backbone) -> int:
-    """Return the unit of window sides in pixels: whole cells, and sizes that the model takes."""
-    return math.lcm(model.stride, model.size_multiple)
-
-
-def _window(model: Backbone, window: int | None, overlap: int | None) -> tuple[int, int]:
-    unit = _unit(model)
-    side = window
-    if side is None:  # where cells are large, four of them at least, so that windows can overlap
-        side = max(min(model.config.image_sides) // unit, 1 if unit == model.size_multiple else 4) * unit
-    fewest = int(window is None and side > unit)
-    shared = max(side * 2 // 5 // unit, fewest) * unit if overlap is None else overlap
-    if side < unit or side % unit or shared % model.stride or not 0 <= shared < side:
-        raise ValueError(
-            f"window and overlap must be multiples of {unit} pixels, the overlap smaller than the window; "
-            f"got window {side}, overlap {shared}"
-        )
-    return side, shared
-
-
-def _check_values(scene: RasterStack, masks: ClassMaskReader, preprocess: Preprocess) -> bool:
-    """Check the values of the whole scene at once, as a single window may be too uniform.
-
-    Pixels that do not count by a mask are not checked.
-    Of a large scene samples at full resolution are read: overviews may be averages, or out of date.
-
-    Returns:
-        Whether there were values to check.
-    """
-    whole = scene.height * scene.width <= (_SAMPLES * _SAMPLE_SIDE) ** 2
-    sides = (scene.height, scene.width) if whole else (_SAMPLE_SIDE,) * 2
-    corners = [
-        np.unique(np.linspace(0, max(n - side, 0), 1 if whole else _SAMPLES).astype(int)).tolist()
-        for n, side in zip((scene.height, scene.width), sides, strict=True)
-    ]
-    found: dict[str, list[Array]] = {}
-    has_data = False
-    for row in corners[0]:
-        for column in corners[1]:
-            size = (min(sides[0], scene.height - row), min(sides[1], scene.width - column))
-            arrays, valid = scene.read((row, column, *size))
-            has_data |= bool(valid.any())
-            for counts in masks.read((row, column, *size)).values():
-                valid &= counts
-            for m, x in arrays.items():
-                found.setdefault(m, []).append(x[:, valid])
-    values = {m: np.concatenate(samples, axis=1) for m, samples in found.items()}
-    if not all(x.shape[1] for x in values.values()):
-        if whole and has_data:
-            raise ValueError(_none_counts(scene))
-        if whole:
-            raise ValueError(_no_data(scene))
-        return False  # the windows are checked one by one
-    made = preprocess({m: x[:, None] for m, x in values.items()})
-    if all(float(x.max()) == float(x.min()) for x in made.values()) and any(
-        np.ptp(x, axis=1).any() for x in values.values()
-    ):
-        raise ValueError(_clipped(scene))
-    return True
-
-
-def _clipped(scene: RasterStack) -> str:
-    return (
-        f"{scene.paths[0]}: the values differ, and what the model gets of them is the same everywhere, as "
-        "normalization clips them: they are in another unit, likely (--units, units=), or hold no scene"
-    )
-
-
-def _no_data(scene: RasterStack) -> str:
-    return f"{scene.paths[0]}: no pixel has data in all bands that the model takes"
-
-
-def _none_counts(scene: RasterStack) -> str:
-    return f"{scene.paths[0]}: no pixel with data counts by the mask: are its classes right?"
-
-
-def _refuse_constant(features: Array, scene: RasterStack, masks: ClassMaskReader) -> None:
-    """Refuse a map that is the same everywhere although the scene is not."""
-    rows = features.reshape(-1, features.shape[-1])
-    rows = rows[:: max(1, len(rows) // 20_000)]
-    rows = rows[np.isfinite(rows).all(axis=1)]
-    if len(rows) < 2:
-        if not np.isfinite(features[..., 0]).any():
-            raise ValueError(f"{_no_data(scene)}, and counts by the mask" if masks else _no_data(scene))
-        return
-    if np.ptp(rows, axis=0).max() > ROUNDING * np.abs(rows).max():
-        return
-    side = min(scene.height, scene.width, _SAMPLES * _SAMPLE_SIDE)
-    middle = ((scene.height - side) // 2, (scene.width - side) // 2, side, side)
-    arrays, valid = scene.read(middle)
-    for counts in masks.read(middle).values():
-        valid &= counts
-    if any(np.ptp(x[:, valid], axis=1).any() for x in arrays.values() if valid.any()):
-        raise ValueError(
-            f"{scene.paths[0]}: the features are the same everywhere, and the values are not: the weights do "
-            "not fit these values, or the values are in another unit (--units, units=)"
-        )
-
-
 def _fill(
     store: RowStore,
-    grid: tuple[int, int],
     files: InputFiles,
-    scene: RasterStack,
-    masks: ClassMaskReader,
-    model: Backbone,
-    preprocess: Preprocess,
-    stream: str,
-    window: int,
-    overlap: int,
+    encoder: WindowEncoder,
+    lattice: Lattice,
+    dim: int,
     batch_size: int,
+    masked: bool,
     progress: bool,
 ) -> None:
     """Compute the rows of the feature map that are not done, one row of windows after the other."""
-    (height, width), dim = grid, model.num_features
-    size = (min(window, height), min(window, width))
-    tops, lefts = (window_starts(n, window, overlap) for n in (height, width))
-    weights = blend_weights(size[0], overlap)[:, None] * blend_weights(size[1], overlap)  # [h, w]
+    height, width = lattice.rows, lattice.columns
+    size, tops, lefts, weights = lattice.size, lattice.tops, lattice.lefts, lattice.weights
     # After a kill the rows in progress need the earlier windows that reach into them once more.
     whole = height if store.done.all() else int(store.done.argmin())
     done = max(top for top in (*tops, height) if top <= whole)
@@ -321,12 +195,14 @@ def _fill(
     total_weight = np.zeros((size[0], width, 1), np.float32)
     complete = np.ones((size[0], width), bool)
     share = np.ones((size[0], width), np.float32)
-    with progress_bar(total, total - left, enabled=progress) as bar:
-        for i in strips:
-            for start in range(0, len(lefts), batch_size):
-                batch = lefts[start : start + batch_size]
-                maps, shares = _encode_windows(model, scene, masks, preprocess, stream, tops[i], batch, size)
-                for column, values, (has_data, counts) in zip(batch, maps, shares, strict=True):
+    rows = [batches([[(tops[i], column) for column in lefts]], batch_size) for i in strips]
+    with (
+        progress_bar(total, total - left, enabled=progress) as bar,
+        closing(encoder.encode([batch for row in rows for batch in row])) as encoded,
+    ):
+        for i, row in zip(strips, rows, strict=True):
+            for batch in islice(encoded, len(row)):
+                for (_, column), values, has_data, counts in batch:
                     columns = slice(column, column + size[1])
                     total_sum[:, columns] += values * weights[..., None]
                     total_weight[:, columns] += weights[..., None]
@@ -335,10 +211,10 @@ def _fill(
             # Rows above the next window are final; the others wait for it.
             final = (tops[i + 1] if i + 1 < len(tops) else height) - tops[i]
             if tops[i] + final > done:
-                rows = total_sum[:final] / total_weight[:final]
-                rows[~complete[:final]] = np.nan
+                features = total_sum[:final] / total_weight[:final]
+                features[~complete[:final]] = np.nan
                 files.check()
-                kept = {"features": rows} | ({"valid_share": share[:final]} if masks else {})
+                kept = {"features": features} | ({"valid_share": share[:final]} if masked else {})
                 store.write(range(tops[i], tops[i] + final), kept)
             total_sum, total_weight, complete, share = (
                 np.concatenate((x[final:], np.full_like(x[:final], rest)))
@@ -346,63 +222,10 @@ def _fill(
             )
 
 
-def _encode_windows(
-    model: Backbone,
-    scene: RasterStack,
-    masks: ClassMaskReader,
-    preprocess: Preprocess,
-    stream: str,
-    top: int,
-    lefts: Sequence[int],
-    size: tuple[int, int],
-) -> tuple[Array, list[tuple[Array, Array]]]:
-    """Encode windows of one row; return maps [B, h, w, D], and for each the shares of a cell's pixels that
-    have data, and of those that count in the stream as well, [h, w].
-    """
-    p, unit = model.stride, _unit(model)
-    whole = [-(-side * p // unit) * unit for side in size]  # pixels of a window
-    images: dict[str, list[Array]] = {m: [] for m in model.modalities}
-    counted: dict[str, list[Array]] = {}
-    shares: list[tuple[Array, Array]] = []
-    height = min(whole[0], scene.height - top * p)
-    for left in lefts:
-        width = min(whole[1], scene.width - left * p)
-        window = (top * p, left * p, height, width)
-        arrays, valid = scene.read(window)
-        counts = masks.read(window)
-        # As the model pads a single window (``Backbone.pad``).
-        beyond = ((0, whole[0] - height), (0, whole[1] - width))
-        for modality, x in arrays.items():
-            if not valid.all():
-                # Fill gaps with typical values: they reach the neighbors through attention.
-                seen = valid & counts.get(modality, True)
-                typical = x[:, seen].mean(axis=1) if seen.any() else np.ones(len(x), np.float32)
-                x = np.where(valid, x, typical[:, None, None])
-            images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
-        for modality, mask in counts.items():
-            counted.setdefault(modality, []).append(np.pad(mask, beyond, mode="edge"))
-        clear = valid.copy()
-        for modality in model.stream_inputs[stream]:
-            clear &= counts.get(modality, True)
-        has_data, counts_too = (
-            np.pad(x, beyond, mode="edge").reshape(whole[0] // p, p, whole[1] // p, p).mean((1, 3))
-            for x in (valid, clear)
-        )
-        shares.append((has_data[: size[0], : size[1]], counts_too[: size[0], : size[1]]))
-    device, _ = model.device_and_dtype()
-    batch = preprocess({m: torch.from_numpy(np.stack(x)).to(device) for m, x in images.items()})
-    batch = model.as_input(batch)
-    clouds = {m: torch.from_numpy(np.stack(x)) for m, x in counted.items()}
-    with torch.inference_mode():
-        features = model.forward_features(batch, valid=clouds)
-    maps = features.maps(stream)[..., : size[0], : size[1]]  # [B, D, h, w]
-    return maps.permute(0, 2, 3, 1).float().cpu().numpy(), shares
-
-
 def _write_map(
     output: Path,
     features: Array,
-    scene: RasterStack,
+    scene: RasterScene,
     stride: int,
     job: Mapping[str, Any],
     files: InputFiles,

@@ -16,7 +16,8 @@ from rsbackbones.data.labelled.dataset import IGNORED, Array, Task
 from rsbackbones.eval.predictions import Predictions
 
 Floats = npt.NDArray[np.float64]
-# What is written down of every task; pixels and change also have IoU and F1 by class.
+# What is written down of every task; pixels and change also have IoU and F1 by class, and where a class has
+# that name, the mean IoU of all but the background.
 METRICS: dict[Task, tuple[str, ...]] = {
     "classes": ("top1", "balanced_accuracy", "f1_macro"),
     "multilabel": ("map_micro", "map_macro", "f1_micro", "f1_macro"),
@@ -24,6 +25,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
     "change": ("miou", "pixel_accuracy", "f1_macro"),
 }
 CHANGE_NAMES = ("unchanged", "change")
+BACKGROUND, FOREGROUND = "background", "miou_foreground"
 
 
 def primary_metric(task: Task, classes: Sequence[str | int]) -> str:
@@ -112,7 +114,9 @@ def group_counts(predictions: Predictions, units: Array) -> npt.NDArray[np.int64
 def from_confusion(counts: Array, names: Sequence[str] = ()) -> dict[str, float]:
     """Return ``miou``, ``pixel_accuracy``, ``f1_macro``, and by class ``iou_NAME`` and ``f1_NAME``.
 
-    ``names`` default to the numbers of the classes. A class that does not occur has no entries.
+    If a class is called ``background``, also ``miou_foreground``: its pixels count, as those of any class,
+    but it is left out of the mean over the classes. ``names`` default to the numbers of the classes. A class
+    that does not occur has no entries.
 
     Raises:
         ValueError: ``counts`` is not [K, K], is empty, or does not fit the names.
@@ -125,7 +129,8 @@ def from_confusion(counts: Array, names: Sequence[str] = ()) -> dict[str, float]
     if not counts.sum():
         raise ValueError("no sample was counted: every label is ignored, or there are none")
     values = summary(counts, names)
-    chosen = [*METRICS["pixels"], *(name for name in values if name.startswith(("iou_", "f1_")))]
+    more = (name for name in values if name == FOREGROUND or name.startswith(("iou_", "f1_")))
+    chosen = [*METRICS["pixels"], *more]
     return {name: float(values[name]) for name in dict.fromkeys(chosen) if not np.isnan(values[name])}
 
 
@@ -143,6 +148,10 @@ def summary(counts: Array, names: Sequence[str] = (), *, whole: Array | None = N
     values = {"top1": accuracy, "pixel_accuracy": accuracy}
     for metric, name in (("balanced_accuracy", "recall"), ("f1_macro", "f1"), ("miou", "iou")):
         values[metric] = mean_of_existing(by_class[name], of_whole.get(name))
+    if BACKGROUND in names:
+        rest = [number for number, name in enumerate(names) if name != BACKGROUND]
+        foreground = of_whole["iou"][..., rest] if of_whole else None
+        values[FOREGROUND] = mean_of_existing(by_class["iou"][..., rest], foreground)
     for number in range(counts.shape[-1]):
         name = str(names[number] if names else number)
         values |= {f"iou_{name}": by_class["iou"][..., number], f"f1_{name}": by_class["f1"][..., number]}

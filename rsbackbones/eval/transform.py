@@ -13,6 +13,7 @@ from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, read_series
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.preprocess import preprocess_for, resize
+from rsbackbones.zoo.saving import find_dense
 
 # Raw images by modality, [..., C, H, W], in the band order and units of their data set; ignores other keys.
 Transform = Callable[[Mapping[str, Array | Tensor]], dict[str, Tensor]]
@@ -47,10 +48,10 @@ def make_transform(
         check_single_images(data)
     if data.series and data.task == "change":
         raise ValueError(f"{data.name} holds series, and change is between two images: [2, C, H, W]")
-    if data.series and backbone.consumes == "image":
+    if data.series and "series" not in (backbone.consumes, getattr(find_dense(model), "consumes", None)):
         raise ValueError(
             f"{data.name} holds series, and {backbone.architecture} encodes single images: choose a model "
-            "that consumes series, or open a set of single dates"
+            "that consumes series, or for label maps head='temporal'; or open a set of single dates"
         )
     if lacking := [m for m in backbone.modalities if m not in data.bands]:
         held = tuple(m for m in backbone.modalities if m in data.bands)

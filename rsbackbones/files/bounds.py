@@ -15,6 +15,21 @@ MAX_ZIP_MEMBERS = 1_000_000
 _MAX_ZIP_RATIO, _ANY_RATIO_BYTES = 200, 2**28
 
 
+def read_text(path: Path, *, most: int = MAX_JSON_BYTES) -> str:
+    """Read a text of at most ``most`` bytes.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is larger, or not UTF-8.
+    """
+    # Not stat: of a pipe and of /dev/zero it says nothing.
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most} bytes")
+    return content.decode("utf-8")
+
+
 def read_json(path: Path, *, most: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of at most ``most`` bytes.
 
@@ -22,7 +37,15 @@ def read_json(path: Path, *, most: int = MAX_JSON_BYTES) -> Any:
         OSError: it cannot be opened.
         ValueError: it is larger, not UTF-8, not JSON, or nested too deeply.
     """
-    text = _read_text(path, most)
+    return parse_json(read_text(path, most=most))
+
+
+def parse_json(text: str) -> Any:
+    """Return the values of a text of JSON.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -38,7 +61,7 @@ def read_yaml(path: Path) -> Any:
     """
     import yaml  # type: ignore[import-untyped,unused-ignore]
 
-    text = _read_text(path, MAX_YAML_BYTES)
+    text = read_text(path, most=MAX_YAML_BYTES)
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -69,15 +92,6 @@ def check_zip(path: Path, members: list[zipfile.ZipInfo]) -> None:
                 f"{path}: {member.filename} expands from {member.compress_size} to {member.file_size} bytes; "
                 f"at most {most} are accepted. If it is your own, store it without compression (np.savez)"
             )
-
-
-def _read_text(path: Path, most: int) -> str:
-    # Not stat: of a pipe and of /dev/zero it says nothing.
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"more than {most} bytes")
-    return content.decode("utf-8")
 
 
 def _count_values(node: Any, known: dict[int, int]) -> int:

@@ -9,6 +9,8 @@ from rsbackbones.heads.change import ChangeModel
 from rsbackbones.heads.dense import DenseModel
 from rsbackbones.heads.linear import LinearHead
 from rsbackbones.heads.loading import load_dense_model
+from rsbackbones.heads.temporal import TemporalHead
+from rsbackbones.heads.unet3d import UNet3dHead
 from rsbackbones.heads.upernet import UPerNet
 from rsbackbones.heads.vit_lite import ViTLite, ViTLiteHead
 
@@ -17,6 +19,8 @@ __all__ = [
     "ChangeModel",
     "DenseModel",
     "LinearHead",
+    "TemporalHead",
+    "UNet3dHead",
     "UPerNet",
     "ViTLite",
     "ViTLiteHead",

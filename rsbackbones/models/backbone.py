@@ -325,8 +325,11 @@ class Backbone(nn.Module):
         norm: bool = False,
         dates: Dates | None = None,
         valid: Masks | None = None,
+        by_date: bool = False,
     ) -> tuple[str, list[tuple[int, Tensor]], Validity]:
         """As :meth:`forward_intermediates`, for decoders: cells that do not count are not set to NaN.
+
+        ``by_date``: maps before the mean over time, of a model that consumes series; see :class:`Wanted`.
 
         Returns:
             The stream, its maps with their stage indices, and what counts in them.
@@ -341,7 +344,7 @@ class Backbone(nn.Module):
             self,
             {m: given[m] for m in seen},
             {m: mask for m, mask in masks.items() if m in seen},
-            Wanted(stages={stream: indices}, norm=norm),
+            Wanted(stages={stream: indices}, norm=norm, by_date=by_date),
             dates={m: x for m, x in days.items() if m in seen},
         )
         return stream, [(i, streams[stream].maps[i]) for i in indices], counted[stream]

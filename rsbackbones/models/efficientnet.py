@@ -160,6 +160,8 @@ class EfficientNet(Backbone):
     def encode(self, inputs: Inputs, wanted: Wanted) -> dict[str, Encoded]:
         """See :meth:`Backbone.encode`."""
         ((stream, x),) = inputs.images.items()
+        # Convolutions and norms keep this layout, in which they are faster.
+        x = x.contiguous(memory_format=torch.channels_last)
         groups: Any = self.trunk["blocks"]
         x = self.trunk["bn1"](self.trunk["conv_stem"](x))  # [B, 32, H / 2, W / 2], rounded up
         levels = []

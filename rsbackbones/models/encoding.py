@@ -55,10 +55,13 @@ class Wanted:
     Attributes:
         stages: by stream, the indices of the requested stages.
         norm: apply the final norm of the stream to their maps.
+        by_date: of a model that consumes series, maps before the mean over time, [B, t, D_i, h_i, w_i]. Those
+            of a stage that keeps the dates have them first, then dates that are not there (t may exceed T).
     """
 
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
     norm: bool = False
+    by_date: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

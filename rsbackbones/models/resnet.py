@@ -16,7 +16,8 @@ its ``test_resnet``. A third is in :mod:`rsbackbones.models.efficientnet`.
   embedding is the mean over the final map.
 - The stride of a bottleneck block is in its 3 x 3 convolution, as in torchvision and timm, not in the first
   1 x 1 convolution as in the paper.
-- Random weights are timm's (Kaiming), without zeros in the last norm of a block, as is torchvision's default.
+- Random weights are timm's (Kaiming). The last norm of a block begins with ones, as is torchvision's default;
+  ``fomu_resnet10t``, which was trained from random weights, begins with zeros there, timm's default.
 
 Shapes: B images, D channels of the last stage.
 """
@@ -24,6 +25,7 @@ Shapes: B images, D channels of the last stage.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,6 +51,7 @@ class ResNetConfig(SingleSensorConfig):
     groups; ``block`` is ``"basic"`` or ``"bottleneck"``, for all groups or for each. ``stem_type`` ``""`` is
     one convolution of 7 x 7 pixels and 64 channels; ``"deep"`` and ``"deep_tiered"`` are three of 3 x 3, the
     last with twice ``stem_width`` channels. ``avg_down``: shortcuts are averaged before their convolution.
+    ``zero_init_last``: the scale of the last norm of a block is 0 at first, in random weights.
     """
 
     layers: tuple[int, ...]
@@ -57,6 +60,7 @@ class ResNetConfig(SingleSensorConfig):
     stem_type: str = ""
     stem_width: int = 64
     avg_down: bool = False
+    zero_init_last: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +132,7 @@ class ResNet(Backbone):
             stem_type=config.stem_type,
             avg_down=config.avg_down,
             channels=config.channels,
-            zero_init_last=False,
+            zero_init_last=config.zero_init_last,
         )
         self.trunk = nn.ModuleDict({name: getattr(network, name) for name in (*_STEM, "maxpool", *_LAYERS)})
         for name, module in list(self.trunk.named_modules()):
@@ -156,6 +160,8 @@ class ResNet(Backbone):
     def encode(self, inputs: Inputs, wanted: Wanted) -> dict[str, Encoded]:
         """See :meth:`Backbone.encode`."""
         ((stream, x),) = inputs.images.items()
+        # Convolutions and norms keep this layout, in which they are faster.
+        x = x.contiguous(memory_format=torch.channels_last)
         for name in _STEM:
             x = self.trunk[name](x)  # [B, D_0, H / 2, W / 2], rounded up
         maps = {0: x}
@@ -194,7 +200,9 @@ CONFIGS = {
         block=("basic", "basic", "bottleneck", "basic"), channels=(32, 48, 48, 96), stem_type="deep",
         stem_width=16, **_AS_10T,
     ),
-    "fomu_resnet10t": ResNetConfig(block="basic", stem_type="deep_tiered", stem_width=32, **_AS_10T),
+    "fomu_resnet10t": ResNetConfig(
+        block="basic", stem_type="deep_tiered", stem_width=32, zero_init_last=True, **_AS_10T
+    ),
     "fomu_resnet50": ResNetConfig(block="bottleneck", layers=(3, 4, 6, 3), **_RGB),
     "resnet18": ResNetConfig(block="basic", layers=(2, 2, 2, 2)),
     "resnet50": ResNetConfig(block="bottleneck", layers=(3, 4, 6, 3)),

@@ -284,7 +284,9 @@ class S4UNet3d(Backbone):
             encoded[stream] = Encoded(
                 features=bottleneck,
                 pooled=self.pool(stream, bottleneck),
-                maps={i: frames[i].mean() for i in asked},
+                maps={
+                    i: frames[i].maps.transpose(1, 2) if wanted.by_date else frames[i].mean() for i in asked
+                },
                 series=flatten_map(levels[2].maps.transpose(1, 2)),
                 series_valid=levels[2].there,
             )

@@ -24,7 +24,7 @@ def freeze_unused(backbone: "Backbone", run: Callable[..., Iterable[Tensor]]) ->
     if not trained:
         return
     inputs = backbone.example_inputs()
-    with _eval_mode(backbone), torch.inference_mode(False), torch.enable_grad():
+    with eval_mode(backbone), torch.inference_mode(False), torch.enable_grad():
         outputs = [*run(inputs.images)]
         if backbone.consumes == "series":
             outputs += run(inputs.images, dates=inputs.dates, valid=inputs.valid)
@@ -48,7 +48,7 @@ def called_units(backbone: "Backbone") -> list[nn.Module]:
     called: set[int] = set()
     hooks = [unit.register_forward_pre_hook(lambda module, _: called.add(id(module))) for unit in units]
     try:
-        with _eval_mode(backbone), torch.no_grad():
+        with eval_mode(backbone), torch.no_grad():
             backbone.forward_features(backbone.example_inputs().images)
     finally:
         for hook in hooks:
@@ -77,7 +77,7 @@ def output_size(head: nn.Module, width: int) -> int:
     place = next((p for p in (*head.parameters(), *head.buffers()) if p.is_floating_point()), None)
     x = torch.zeros(1, width) if place is None else place.new_zeros(1, width)
     try:
-        with _eval_mode(head), torch.no_grad():
+        with eval_mode(head), torch.no_grad():
             return int(head(x).shape[-1])
     except (RuntimeError, TypeError) as error:
         raise ValueError(
@@ -87,7 +87,7 @@ def output_size(head: nn.Module, width: int) -> int:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Set ``eval()`` mode, so that BatchNorm does not learn from the zeros of ``example_inputs``."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

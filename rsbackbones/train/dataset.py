@@ -88,6 +88,11 @@ class DataStream:
     scales: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.source.frames is None:
+            raise ValueError(
+                f"the sensors of {self.source.name} have series of their own lengths, and this method does "
+                "not align them; objective.method=s4 does"
+            )
         if self.seasons == "all":
             if self.views.mixup or self.views.region != "same":
                 raise ValueError(
@@ -95,16 +100,22 @@ class DataStream:
                     f"whose dates differ: data.region=same data.mixup=0, got {self.views.region} and "
                     f"{self.views.mixup}"
                 )
-        elif self.seasons is not None and self.source.frames < self.seasons:
+        elif self.seasons is not None and self.dates < self.seasons:
             raise ValueError(
-                f"{self.source.name} has {self.source.frames} date(s) for each place, and samples are series "
+                f"{self.source.name} has {self.dates} date(s) for each place, and samples are series "
                 f"of {self.seasons}: leave it out, or train on fewer (objective.length=; 1 with stages=[])"
             )
 
     @property
     def frames(self) -> int:
         """The number of samples per location."""
-        return self.source.frames if self.seasons is None else 1
+        return self.dates if self.seasons is None else 1
+
+    @property
+    def dates(self) -> int:
+        """The number of dates per location."""
+        assert self.source.frames is not None
+        return self.source.frames
 
     def __len__(self) -> int:
         return len(self.source) * self.frames
@@ -229,7 +240,7 @@ class TrainingSet(Dataset[Batch]):
         """Read a sample. If its location has more dates than a sample, draw some of them."""
         sample, name = self._read(stream, index, skipped)
         if isinstance(stream.seasons, int) and stream.seasons > 1:
-            sample = _some_seasons(sample, stream.seasons, stream.source.frames, generator)
+            sample = _some_seasons(sample, stream.seasons, stream.dates, generator)
         return sample, name
 
     def _read(self, stream: DataStream, index: int, skipped: dict[str, str]) -> tuple[Sample, str]:
@@ -281,7 +292,7 @@ def _dates_of(stream: DataStream, place: int) -> Sample:
         return stream.source.read(place, 0)
     except BadSample:
         whole = stream.source.read(place)  # marks missing images instead of raising
-        every = np.ones(stream.source.frames, bool)
+        every = np.ones(stream.dates, bool)
         held = np.stack([whole.valid.get(m, every) for m in stream.preprocess.specs]).any(axis=0)
         if not held.any():
             raise

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsbackbones.train.engine.distributed import DistributedContext, destroy
-from rsbackbones.train.initialize import check_stages
+from rsbackbones.train.initialize import check_stages, with_statistics
 from rsbackbones.train.pretraining import PretrainRun
 from rsbackbones.train.recipe import Recipe
 
@@ -32,6 +32,7 @@ def dry_run(recipe: Recipe, processes: DistributedContext, print_to: TextIO | No
     that of the second step times the number of steps: the first one warms up. Of several stages each is run,
     all but the first with random weights.
     """
+    recipe = with_statistics(recipe)
     check_stages(recipe)
     stages = recipe.resolve_stages()
     for i, stage in enumerate(stages):

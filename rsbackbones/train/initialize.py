@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from rsbackbones.data.series_statistics import dataset_statistics
 from rsbackbones.files.bounds import read_json
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
 from rsbackbones.train.engine.checkpoint import finished, first_line, problem, step_of
@@ -33,6 +35,30 @@ def build_objective(recipe: Recipe) -> Objective:
     objective: Objective = recipe.objective.build(model)
     objective.train()
     return objective
+
+
+def with_statistics(recipe: Recipe) -> Recipe:
+    """Return a recipe with the numbers of ``data.statistics=dataset``, for the bands of its models.
+
+    Raises:
+        TrainingError: the data have none.
+    """
+    if recipe.data.statistics != "dataset":
+        return recipe
+    if recipe.data.root is None:
+        raise TrainingError("no data: pass data.root=FOLDER")
+    try:
+        found = dataset_statistics(recipe.data.root)
+    except ValueError as error:
+        raise TrainingError(
+            f'{error}. In a recipe: data.statistics={{"s2": {{"B02": [mean, std], ...}}}}, or {{}} for those '
+            "of the model"
+        ) from error
+    with torch.device("meta"):
+        models = [build_objective(stage).backbone for stage in recipe.resolve_stages()]
+    used = {(m, band) for model in models for m, names in model.bands.items() for band in names}
+    own = {m: {b: x for b, x in of.items() if (m, b) in used} for m, of in found.items()}
+    return replace(recipe, data=replace(recipe.data, statistics={m: of for m, of in own.items() if of}))
 
 
 def initialize_weights(objective: Objective, recipe: Recipe, previous: Recipe | None = None) -> str | None:

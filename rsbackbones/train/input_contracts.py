@@ -20,7 +20,9 @@ def input_contracts(model: Backbone, recipe: Recipe) -> dict[str, InputSpec]:
     Raises:
         TrainingError: a target has no statistics.
     """
-    contracts, own = dict(model.inputs), recipe.data.statistics
+    contracts = dict(model.inputs)
+    # Before a run they are replaced by numbers: rsbackbones.train.initialize.with_statistics
+    own = {} if recipe.data.statistics == "dataset" else recipe.data.statistics
     for m, product in recipe.data.products.items():
         if m in contracts and contracts[m].product != product:
             spec = _PRODUCTS[product].of(model.bands[m])

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from rsbackbones.data.pictures import false_colors, new_figure, save_png, stretched
 from rsbackbones.train.engine.run_dir import read_log
@@ -37,17 +37,18 @@ def draw_losses(folder: Path) -> None:
 
 def draw_reconstructions(
     folder: Path,
-    examples: Sequence[tuple[str, Mapping[str, tuple[Tensor, Tensor, Tensor]], Mapping[str, Sequence[str]]]],
+    examples: Sequence[tuple[str, Mapping[str, tuple[Any, ...]], Mapping[str, Sequence[str]]]],
 ) -> None:
     """Draw ``reconstruction.png``: every example image, its visible patches, and the prediction.
 
-    An example is (name, {modality: (image, seen, predicted), each [C, H, W]}, {modality: bands}).
+    An example is (name, {modality: (image, seen, predicted), each [C, H, W]}, {modality: bands}); a fourth
+    element is the modality of what was seen, if it is another one.
     """
     examples = [example for example in examples if example[1]]
     if not examples:
         return
     columns = 3 * max(len(images) for _, images, _ in examples)
-    shapes = [image.shape for _, images, _ in examples for image, _, _ in images.values()]
+    shapes = [image.shape for _, by_modality, _ in examples for image, *_ in by_modality.values()]
     stretch = (
         max(width / height for _, height, width in shapes) ** 0.5
     )  # the dates of a series lie side by side
@@ -55,13 +56,17 @@ def draw_reconstructions(
     for row, (name, by_modality, bands) in enumerate(examples):
         column = 0
         for modality, images in by_modality.items():
-            pictures = [false_colors(image.float().cpu().numpy(), bands[modality]) for image in images]
-            for title, picture in zip(
-                (f"{modality}, {name}"[-36:], "seen", "reconstructed"), pictures, strict=True
-            ):
+            image, seen, predicted, *other = images
+            shown = {
+                f"{modality}, {name}"[-36:]: (image, image, modality),
+                "seen": (seen, seen if other else image, *(other or [modality])),
+                "reconstructed": (predicted, image, modality),
+            }
+            for title, (values, like, m) in shown.items():
+                picture, reference = (false_colors(x.float().cpu().numpy(), bands[m]) for x in (values, like))
                 column += 1
                 axis = figure.add_subplot(len(examples), columns, row * columns + column)
-                axis.imshow(stretched(picture, pictures[0]), interpolation="nearest")
-                axis.set_title(title, fontsize=6)
+                axis.imshow(stretched(picture, reference), interpolation="nearest")
+                axis.set_title(f"{title}, {m}" if other and title == "seen" else title, fontsize=6)
                 axis.set_axis_off()
     save_png(figure, folder / "reconstruction.png")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from rsbackbones.data.aligned_series import AlignedSeries
+from rsbackbones.data.limited import limit_source
 from rsbackbones.data.open import open_part, open_source
 from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
@@ -16,6 +18,7 @@ from rsbackbones.data.source import BadSample, Source
 from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.files.bounds import read_json
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.unused import eval_mode
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.engine.batch import Batch
@@ -30,7 +33,12 @@ from rsbackbones.train.engine.run_dir import RECIPE
 from rsbackbones.train.engine.sampler import BatchPlan
 from rsbackbones.train.engine.train_step import TrainRun
 from rsbackbones.train.engine.trainer import Summary, train
-from rsbackbones.train.initialize import build_objective, check_stages, initialize_weights
+from rsbackbones.train.initialize import (
+    build_objective,
+    check_stages,
+    initialize_weights,
+    with_statistics,
+)
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.pictures import draw_losses, draw_reconstructions
 from rsbackbones.train.recipe import Part, Recipe
@@ -85,7 +93,12 @@ class Stage:
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
-    """Return the stages of a recipe, not built yet."""
+    """Return the stages of a recipe, not built yet.
+
+    Raises:
+        TrainingError: ``data.statistics=dataset``, and the data have none.
+    """
+    recipe = with_statistics(recipe)
     configs = recipe.resolve_stages()
     return [
         Stage(
@@ -124,6 +137,10 @@ class PretrainRun(TrainRun):
         if config.stages:
             raise TrainingError(
                 "a recipe of several stages is built stage by stage: stages_of(recipe)[i].build(...)"
+            )
+        if config.data.statistics == "dataset":
+            raise TrainingError(
+                "data.statistics=dataset is of a whole recipe, not of a stage: state it there"
             )
         self.config, self.processes, self.saved = config, processes, saved or config
         self.clip_grad, self.workers = config.optim.clip_grad, config.data.workers
@@ -206,11 +223,13 @@ class PretrainRun(TrainRun):
         examples = []
         for batch in self.examples():
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-            # Random state is restored: a run that resumes from this checkpoint does not plot.
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast:
+            # A run that resumes from this checkpoint does not plot: random state is restored, and BatchNorm
+            # learns nothing.
+            rng = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with rng, autocast, eval_mode(self.objective):
                 images = self.objective.reconstruct(batch.to(device))
             for i, name in enumerate(batch.names):
-                one = {m: (x[0][i], x[1][i], x[2][i]) for m, x in images.items()}
+                one = {m: (x[0][i], x[1][i], x[2][i], *x[3:]) for m, x in images.items()}
                 examples.append((name, one, batch.bands))
         if self.processes.is_main_process:
             draw_reconstructions(folder, examples)
@@ -256,6 +275,8 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     held: dict[str, tuple[str, ...]] = {}
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
     named = {sensors.get(m, m): unit for m, unit in data.units.items()}
+    if "rgb" in named:  # a model of pictures takes Sentinel-2 images, too
+        named = {"s2": named["rgb"], **named}
     for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
         own = _streams_of(found, part, recipe, backbone, (part.task,) if part and part.task else tasks)
         held[found.name] = tuple(found.bands)
@@ -328,7 +349,7 @@ def _streams_of(
         wanted = None if scales is None else tuple(scales)
         if wanted not in made:
             made[wanted] = None
-            source = _select(found, wanted, data.pair_days, sensors)
+            source = _select(found, wanted, recipe, sensors)
             bands = _bands_of(source, backbone, wanted) if source else {}
             if source and wanted is None and not bands:
                 taken = {
@@ -355,11 +376,12 @@ def _sensors_of(found: Source, backbone: Backbone) -> Mapping[str, str]:
 
 
 def _select(
-    found: Source, wanted: Sequence[str] | None, pair_days: int | None, sensors: Mapping[str, str]
+    found: Source, wanted: Sequence[str] | None, recipe: Recipe, sensors: Mapping[str, str]
 ) -> Source | None:
     """Return a source of the wanted modalities alone, ``None`` if it has no sample of them all."""
+    limit, alignment = recipe.data.limit, recipe.objective.alignment
     if wanted is None:
-        return rename_sensors(found, sensors)
+        return rename_sensors(limit_source(found, limit, recipe.seed), sensors)
     raw = [sensors.get(m, m) for m in wanted]
     if any(sensor not in found.bands for sensor in raw):
         return None
@@ -368,7 +390,16 @@ def _select(
             f"{found.name} cannot read images of single sensors, as this method needs: "
             f"{type(found).__name__} lacks the methods of rsbackbones.data.source.DatedSource"
         )
-    selected = SelectedSource(found, raw, pair_days=pair_days)  # type: ignore[arg-type]
+    dated: Any = found
+    selected: Source
+    if alignment is not None:
+        try:
+            selected = AlignedSeries(dated, raw, alignment)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+    else:
+        selected = SelectedSource(dated, raw, pair_days=recipe.data.pair_days)
+    selected = limit_source(selected, limit, recipe.seed)
     return rename_sensors(selected, {m: s for m, s in sensors.items() if m in wanted}) if selected else None
 
 

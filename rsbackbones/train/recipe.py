@@ -92,13 +92,16 @@ class DataOptions:
         pair_days: in a method that states the sensors of its tasks, the partner of an image is that of the
             other sensor nearest in time, at most so many days away; it may be that of several images.
             ``None``: one to one, at most 60 days away.
+        limit: use so many locations of every source (of a method that states the sensors of its tasks, so
+            many images or series), drawn by their names; ``None``: all.
         products: by modality the product of the images, if the model's input contract is for another:
             ``{"s2": "L2A"}`` or ``{"s2": "L1C"}``. The statistics of SSL4EO-S12 for it are used and exported.
         units: by sensor, the unit of Sentinel-2 and Sentinel-1 values that are not DN and dB; as for
             ``create_preprocess``.
         statistics: by modality and band (mean, standard deviation), in the unit of the model's input contract
             (DN, dB). They replace those of the contract, or add bands that it lacks; the exported model keeps
-            them.
+            them. ``dataset``: those of ``root``, a folder of series
+            (:mod:`rsbackbones.data.series_statistics`); the saved recipe has the numbers.
         workers: loader processes per training process.
         max_bad_share: the run stops if more than this share of all places cannot be used.
     """
@@ -114,15 +117,21 @@ class DataOptions:
     mixup: NonNegative = 0.3
     task_schedule: TaskSchedule = "proportional"
     pair_days: Annotated[CountOrZero, Field(le=MAX_DAYS_APART)] | None = None
+    limit: Count | None = None
     products: dict[Literal["s2"], Literal["L1C", "L2A"]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
-    statistics: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    statistics: dict[str, dict[str, tuple[float, float]]] | Literal["dataset"] = field(default_factory=dict)
     workers: CountOrZero = 2
     max_bad_share: Share = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.crop[0] <= self.crop[1]:
             raise ValueError(f"crop must be the smallest and the largest side, above 0, got {self.crop}")
+        if self.statistics == "dataset" and self.units:
+            raise ValueError(
+                f"statistics=dataset are those of DN and dB, and units={self.units} are stated: state the "
+                "statistics as well"
+            )
         if self.crop[0] < 1 < self.crop[1]:
             raise ValueError(f"crop must be two sides in pixels, or two shares up to 1, got {self.crop}")
 

@@ -6,6 +6,7 @@ zoo, a mirror, a test). Its entries and its default for an architecture take pre
 """
 
 import difflib
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.files.bounds import read_json
+from rsbackbones.files.bounds import parse_json, read_json, read_text
 from rsbackbones.models.config import ModelConfig
 from rsbackbones.sensors import InputSpec
 from rsbackbones.typed_fields import check_fields, show
@@ -182,12 +183,22 @@ def read_manifest(path: str | Path) -> tuple[WeightsEntry, ...]:
     """
     path = Path(path).expanduser()
     try:
-        content = read_json(path)
+        text = read_text(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the weights manifest {path}: {error}") from error
+        raise _unreadable(path, error) from error
+    return _entries_of(text, path, _PACKAGE if path == _packaged_manifest() else path.parent)
+
+
+# By content, so that a file that changed is read again. Most calls of the zoo read the package's own, whose
+# checks take 20 ms.
+@functools.lru_cache(maxsize=8)
+def _entries_of(text: str, path: Path, folder: Path) -> tuple[WeightsEntry, ...]:
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise _unreadable(path, error) from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path}: expected a manifest of schema_version {SCHEMA_VERSION}")
-    folder = _PACKAGE if path == _packaged_manifest() else path.parent
     weights = content.get("weights", [])
     if not isinstance(weights, list):
         raise ValueError(f"{path}: weights must be a list of entries, got {show(weights)}")
@@ -197,6 +208,10 @@ def read_manifest(path: str | Path) -> tuple[WeightsEntry, ...]:
     if twice := sorted({x for x in (*ids, *defaults) if (ids + defaults).count(x) > 1}):
         raise ValueError(f"{path}: more than one entry or default for {', '.join(twice)}")
     return entries
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"cannot read the weights manifest {path}: {error}")
 
 
 def entries_as_json() -> dict[str, dict[str, Any]]:

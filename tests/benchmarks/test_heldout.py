@@ -3,15 +3,16 @@
 import json
 import re
 
-from benchmarks.heldout import FILE, held_out
+from benchmarks.heldout import held_out
+from rsbackbones.data.picture_source import HELD_OUT
 
 
 def test_the_list_is_that_of_the_data(real_data):
-    assert json.loads(FILE.read_text()) == held_out(real_data)
+    assert json.loads(HELD_OUT.read_text()) == held_out(real_data)
 
 
 def test_the_numbers_of_the_lists():
-    lists = json.loads(FILE.read_text())
+    lists = json.loads(HELD_OUT.read_text())
     assert {name: len(names) for name, names in lists.items()} == {
         "eurosat_rgb": 10 * 100, "eurosat_ms": 10 * 20, "ucmerced": 21 * 15
     }  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.open import open_part, open_source
-from rsbackbones.data.picture_source import PictureFiles
+from rsbackbones.data.picture_source import HELD_OUT, PictureFiles
 from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample
@@ -21,7 +21,6 @@ from rsbackbones.train.engine.config_io import from_json, to_json
 from rsbackbones.train.recipe import Part
 
 RNG = np.random.default_rng(0)
-HELD_OUT = Path(__file__).parents[2] / "benchmarks" / "heldout.json"
 
 
 def write(path, *size, channels=3):
@@ -163,7 +162,7 @@ def test_pictures_are_a_part_of_a_recipe(tmp_path):
     ("name", "kept"), [("eurosat_rgb_5000.zip", 5000 - 1000 - 200), ("ucmerced_rgb128_1575.zip", 21 * 60)]
 )
 def test_no_held_out_picture_trains(real_data, name, kept):
-    source = open_source(real_data / name, exclude=HELD_OUT)
+    source = open_source(real_data / name, exclude="held_out")
     trained = {Path(source.describe(i)).stem for i in range(len(source))}
     assert len(trained) == kept
     held_out = {one for names in json.loads(HELD_OUT.read_text()).values() for one in names}

@@ -36,7 +36,7 @@ def test_series_of_other_lengths():
 
 @pytest.mark.parametrize(
     "days",
-    [[], [[1, 2]], [1.5], [float("nan"), 1.0], np.array(["NaT"], "datetime64[D]"), ["2020-01-01"]],
+    [[], [[1, 2]], [1.5], [float("nan"), 1.0], np.array(["NaT"], "datetime64[D]"), ["20200101"]],
 )
 def test_dates_that_cannot_be(days):
     with pytest.raises(ValueError, match=r"^s2: "):

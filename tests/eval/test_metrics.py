@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from rsbackbones.eval.metrics import LabelRanking, compute_metric, compute_metrics, confusion, from_confusion
 from rsbackbones.eval.predictions import Predictions
+from tests.conftest import RECORDED
 
 
 def outcome(target, predicted, classes):
@@ -120,3 +124,34 @@ def test_change_names_its_class():
 def test_what_cannot_be_scored_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_background_counts_but_is_left_out_of_the_mean():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 50, (3, 3))
+    found = from_confusion(counts, ("background", "maize", "rice"))
+    assert found["miou_foreground"] == pytest.approx((found["iou_maize"] + found["iou_rice"]) / 2)
+    assert found["miou"] == from_confusion(counts)["miou"]
+    assert "miou_foreground" not in from_confusion(counts, ("water", "maize", "rice"))
+    # Of a set without one of the crops the mean is over the other.
+    alone = from_confusion(np.array([[5, 1, 0], [0, 7, 0], [0, 0, 0]]), ("background", "maize", "rice"))
+    assert alone["miou_foreground"] == alone["iou_maize"] == pytest.approx(7 / 8)
+
+
+def test_counts_and_means_of_a_set_are_the_recorded_ones():
+    folder = Path(os.environ.get("RSB_REFERENCE", RECORDED)) / "s4"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there")
+    stored = np.load(folder / "s4_losses.npz")
+    classes, left_out = int(stored["classes"]), int(np.atleast_1d(stored["left_out"])[0])
+    label = np.where(np.isin(stored["label"], stored["ignored"]), -1, stored["label"])
+    counts = confusion(label, stored["predicted"], classes)
+    names = [f"c{i}" for i in range(classes)]
+    names[left_out] = "background"
+    found = from_confusion(counts, names)
+    assert found["miou"] == pytest.approx(float(stored["miou"]))
+    assert found["miou_foreground"] == pytest.approx(float(stored["miou_left_out"]))
+    for name, value in zip(names, stored["iou"], strict=True):
+        assert (
+            (f"iou_{name}" not in found) if np.isnan(value) else found[f"iou_{name}"] == pytest.approx(value)
+        )

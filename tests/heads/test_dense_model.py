@@ -10,10 +10,11 @@ from torch import nn
 
 import rsbackbones as rsb
 from rsbackbones.data.simulator import simulate_scene
-from rsbackbones.heads import HEADS, ViTLite, dense_model
+from rsbackbones.heads import ViTLite, dense_model
 from tests.models.examples import small
 
 SMALL = {"upernet": {"width": 16}, "linear": {}, "vit_lite": {"width": 16, "depth": 2}}
+HEADS = tuple(SMALL)  # those of single images; of series: test_series_heads.py
 K = 3
 
 
@@ -286,14 +287,14 @@ def test_change_is_learned_by_heart():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"head": "fcn"}, "head must be one of upernet, linear, vit_lite, got 'fcn'"),
+    ({"head": "fcn"}, "head must be one of upernet, linear, vit_lite, .*got 'fcn'"),
     ({"task": "series"}, "task must be 'pixels' or 'change', got 'series'"),
     ({"num_classes": 1}, "num_classes must be at least 2 .*got 1"),
     ({"scale": 0}, "scale must be 1 or more, got 0"),
     ({"head": "vit_lite", "scale": 3}, "scale must be a power of two, got 3"),
     ({"head": "linear", "width": 8}, "got 8 for linear"),
     ({"width": 0}, "positive, got 0"),
-    ({"depth": 2}, "leave it out for upernet"),
+    ({"depth": 2}, "depth applies to vit_lite, got 2 for upernet; leave it out"),
     ({"head": "vit_lite", "width": 18}, "multiple of 4 and its depth at least 1, got 18"),
     ({"head": "vit_lite", "depth": 0}, "got 512 and 0"),
     ({"stream": "thermal"}, "stream 'thermal' is not available"),

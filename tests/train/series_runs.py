@@ -105,7 +105,7 @@ def labelled_series(task="classes", count=24, *, dates=True, seed=0):
     def read(index):
         sample = {"s2": images[index].copy()}
         if dates:
-            sample["s2_dates"] = days[index]
+            sample["dates"] = {"s2": days[index]}
         if task == "pixels":
             sample["label"] = np.full((SIDE, SIDE), labels[index], np.int64)
         return sample

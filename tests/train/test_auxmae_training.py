@@ -299,3 +299,17 @@ def test_guidance_by_an_oracle_on_three_bands(data, tmp_path, distance):
         both["loss"].backward()
     with pytest.raises(ValueError, match="AuxMAE takes the RGB branch of guidance alone"):
         small_recipe(data, objective__guidance={**options, "sar": 0.25})
+    with pytest.raises(ValueError, match=r"guidance\.rgb=0 guides nothing"):
+        small_recipe(data, objective__guidance={**options, "rgb": 0})
+
+
+def test_an_oracle_of_another_sensor_is_refused(data, tmp_path):
+    recipe = small_recipe(data)
+    radar = {**recipe.overrides, "modalities": ["s1"], "bands": {"s1": ["VV", "VH"]}}
+    save_model(create_model("auxmae_vit_tiny", overrides=radar), tmp_path / "oracle.safetensors")
+    options = {"oracle": str(tmp_path / "oracle.safetensors"), "sar": 0, "initial_oracle": False}
+    guided = small_recipe(data, objective__guidance=options)
+    with pytest.raises(
+        TrainingError, match=r"differs from the student.*tokenizers\.s1.*overrides and one sensor"
+    ):
+        PretrainRun(guided, ALONE)

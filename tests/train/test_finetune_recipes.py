@@ -14,8 +14,8 @@ from rsbackbones.train.finetune.table import recipe_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
 
-# CROMA, A.4.2; SeaMo, 4.2; AuxMAE, 4.2; FoMu, D.2 and D.4. A rate with b is times batch / 256; epochs are
-# warm-up + the rest. The size is that of images, or of tiles and their overlap.
+# CROMA, A.4.2; SeaMo, 4.2; AuxMAE, 4.2; FoMu, D.2 and D.4; S4, 6.3. A rate with b is times batch / 256;
+# epochs are warm-up + the rest. The size is that of images, or of tiles and their overlap.
 ROWS = """
 recipe                        optimizer rate    length   batch  size      drop  freeze  head
 croma                         adamw     sweep   5+30     256    120       0     no      -
@@ -43,9 +43,18 @@ fomu_potsdam                  sgd       0.01    0+50     8      512/0     0     
 fomu_vaihingen                sgd       0.01    40000    4      512/0     0     no      upernet
 fomu_ucm_linear               sgd       0.1b    0+200    32     224       0     yes     -
 fomu_eurosat_linear           sgd       0.1b    0+50     256    224       0     yes     -
+s4_pastis                     adam      1e-3    0+50     4      own       0     no      unet3d
+s4_pastis_sar                 adam      1e-3    0+50     4      own       0     no      unet3d
+s4_africa                     adam      1e-3    0+50     4      own       0     no      unet3d
+s4_africa_sar                 adam      1e-3    0+50     4      own       0     no      unet3d
+s4_series                     adam      1e-3    0+50     4      own       0     no      unet3d
+s4_mmf                        adam      1e-3    0+50     4      own       0     no      fusion
 """
 TABLE = [line.split() for line in ROWS.strip().splitlines()[1:]]
-RADAR = {"seamo_eurosat_sar", "seamo_bigearthnet_sar", "seamo_dfc2020_sar", "seamo_s1s2_water_s1"}
+RADAR = {
+    "seamo_eurosat_sar", "seamo_bigearthnet_sar", "seamo_dfc2020_sar", "seamo_s1s2_water_s1",
+    "s4_pastis_sar", "s4_africa_sar",
+}  # fmt: skip
 
 
 def test_there_are_no_others():
@@ -82,7 +91,7 @@ def test_rows(row):
     if head != "-":
         assert recipe.head == head
     models = {"croma": "croma_vit_b", "seamo": "seamo_vit_b", "auxmae": "auxmae_vit_b"}
-    models["fomu"] = "fomu_resnet50"
+    models |= {"fomu": "fomu_resnet50", "s4": "s4_unet3d"}
     assert recipe.model == models[name.partition("_")[0]]
     own = ("rgb",) if name.startswith("fomu") else ("s2",)
     assert recipe.modalities == (("s1",) if name in RADAR else own)
@@ -101,6 +110,18 @@ def test_croma(name):
         size=120, flips=True, rot90=True, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1
     )
     assert recipe.precision == "bf16"
+
+
+def test_s4():
+    """Adam of a constant rate, no augmentation, RGB of the optical bands, the fine-tuned set's statistics."""
+    for name in (n for n in RECIPES if n.startswith("s4")):
+        recipe = RECIPES[name]
+        assert (recipe.optim.schedule, recipe.optim.weight_decay) == ("constant", 0)
+        assert recipe.views == Views(flips=False, rot90=False, mixup=0, cutmix=0, label_smoothing=0)
+        if name != "s4_mmf":
+            assert recipe.bands["s2"] == ("B02", "B03", "B04")
+            assert recipe.statistics == "dataset"
+    assert RECIPES["s4_africa"].data_options == {"ignore": [0]}
 
 
 def test_seamo():
@@ -136,6 +157,7 @@ def test_fomu():
         assert RECIPES[name].auxiliary == 0.4
         assert RECIPES[name].views.ratio_range == (0.5, 2.0)
         assert RECIPES[name].views.flips == "horizontal"
+        assert RECIPES[name].views.photometric
     # Potsdam without clutter, Vaihingen with it; UC Merced split at random.
     assert list(RECIPES["fomu_potsdam"].data_options["classes"].values()) == [[1], [2], [3], [4], [5]]
     assert list(RECIPES["fomu_vaihingen"].data_options["classes"].values()) == [[i] for i in range(1, 7)]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rsbackbones import create_model
 from rsbackbones.eval.transform import dated_transform
 from rsbackbones.train.finetune.recipe import Views
 from rsbackbones.train.finetune.run import build_model
@@ -102,6 +103,27 @@ def test_a_smaller_image_is_filled_and_its_filling_ignored():
     torch.testing.assert_close(images["s2"], expected.expand(2, 3, 8, 8))
     assert torch.equal(cut[0] == 1, expected.bool().repeat_interleave(4, 0).repeat_interleave(4, 1))
     assert set(cut.unique().tolist()) == {-1, 1}
+
+
+def test_colors_of_pictures_are_distorted_and_their_labels_are_not():
+    model = create_model("fomu_resnet_tiny", overrides={"channels": (8, 8, 8, 8), "stem_width": 4})
+    data = labelled("pixels", sensors=("rgb",), side=32, count=8)
+    plain, other = (
+        LabelledSamples(data, np.arange(8), dated_transform(model, data), views, scale=1, seed=0)
+        .__getitems__(keys(range(8)))
+        for views in (PLAIN, replace(PLAIN, photometric=True))
+    )  # fmt: skip
+    assert torch.equal(plain.target, other.target)
+    changed = [not torch.equal(a, b) for a, b in zip(plain.images["rgb"], other.images["rgb"], strict=True)]
+    assert 4 < sum(changed) <= 8
+    wide = with_samples(data, i0={**data.read(0), "rgb": data.read(0)["rgb"].astype(np.uint16)})
+    again = LabelledSamples(
+        wide, np.arange(8), dated_transform(model, wide), replace(PLAIN, photometric=True), scale=1, seed=0
+    )
+    with pytest.raises(
+        ValueError, match=r"distorts pictures of 8 bits, got uint16: views\.photometric=false"
+    ):
+        again.__getitems__(keys([0]))
 
 
 def test_samples_are_zoomed_within_the_range():

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -289,6 +290,16 @@ def test_radar_images_of_8_bits_and_pictures_of_digital_numbers(data, tmp_path):
     whole = (torch.from_numpy(optical[3]).movedim(-1, 0) / 255 - MEAN) / STD
     torch.testing.assert_close(seen["rgb"], whole, atol=1.01 / 255 / 0.224, rtol=0)
     torch.testing.assert_close(seen["s1"], torch.full((1, 40, 40), (127 / 255 - 0.485) / 0.229))
+    # GeoTIFFs of s2 whose 8-bit values are a picture: the unit of rgb is that of their files.
+    (tmp_path / "tifs").mkdir()
+    profile = {"driver": "GTiff", "width": 40, "height": 40, "count": 3, "dtype": "uint8"}
+    for i in range(8):
+        with rasterio.open(tmp_path / "tifs" / f"p{i}_S2.tif", "w", **profile) as file:
+            file.write(np.moveaxis(optical[i], -1, 0))
+            file.descriptions = ("B04", "B03", "B02")
+    changes |= {"data__root": str(tmp_path / "tifs"), "objective__guidance": UNGUIDED}
+    (stream,) = PretrainRun(small_recipe(data, data__units={"rgb": "rgb8"}, **changes), ALONE).streams
+    torch.testing.assert_close(stream.preprocess(stream.source.read(3, 0).images)["rgb"], whole)
 
 
 @pytest.mark.parametrize("distance", ["mse", "miro"])

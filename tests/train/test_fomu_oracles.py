@@ -7,8 +7,9 @@ import timm
 import torch
 
 from rsbackbones.train import TrainingError
-from rsbackbones.train.objectives.guidance import load_oracle
+from rsbackbones.train.objectives.guidance import Guidance, GuidanceOptions, load_oracle
 from rsbackbones.train.objectives.oracle_files import HUB, WHEEL, find_oracle
+from tests.train.fomu_setup import oracle_model
 
 
 def pooled_by_timm(model, x):
@@ -28,6 +29,17 @@ def test_a_file_of_timms_network(tmp_path, suffix):
     torch.testing.assert_close(oracle(x), pooled_by_timm(network, x))
     assert not oracle.training
     assert not oracle(x).requires_grad
+
+
+def test_a_plain_file_is_read_with_the_students_overrides(tmp_path):
+    """A file of tensors alone does not state its configuration; the guided student does."""
+    student = oracle_model()
+    assert student.config.channels == (8, 8, 8, 16)
+    torch.save(student.state_dict(), tmp_path / "oracle.pt")
+    guidance = Guidance(GuidanceOptions(oracle=str(tmp_path / "oracle.pt")), student.num_features)
+    guidance.load_oracle(student, first=True)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(guidance.oracle(x), student(x))
 
 
 def test_the_wheels_network_is_timms():

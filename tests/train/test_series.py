@@ -343,18 +343,18 @@ def test_what_does_not_go_with_series_is_said(tmp_path):
 
 def sample_of(**changes):
     images = np.full((3, 2, 4, 4), 5.0, np.float32)
-    return {"s2": images, "s2_dates": np.array([10, 20, 30])} | changes
+    return {"s2": images, "dates": {"s2": np.array([10, 20, 30])}} | changes
 
 
 def test_missing_images_of_a_sample():
     broken = sample_of()["s2"].copy()
     broken[1, 0, 0, 0] = np.nan
-    stack, days, valid = read_series(sample_of(s2=broken, s2_valid=np.array([True, True, False])), "s2")
+    stack, days, valid = read_series(sample_of(s2=broken, valid={"s2": np.array([True, True, False])}), "s2")
     assert valid.tolist() == [True, False, False]
     assert days.tolist() == [10, 20, 30]
     assert not stack[1:].any()
     times = np.array(["1970-01-11", "NaT", "1970-01-31"], "datetime64[D]")
-    _, days, _ = read_series(sample_of(s2=broken, s2_dates=times), "s2")
+    _, days, _ = read_series(sample_of(s2=broken, dates={"s2": times}), "s2")
     assert days.tolist() == [10, 0, 30]
     assert read_series({"s2": broken}, "s2")[1] is None
 
@@ -362,12 +362,12 @@ def test_missing_images_of_a_sample():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"s2_dates": np.array([10, np.nan, 30])}, "image 1 has no date and others have"),
-        ({"s2_dates": np.array([10, 20])}, "one date for each of 3 images"),
-        ({"s2_dates": np.array([10, 20.5, 30])}, "whole days"),
-        ({"s2_dates": np.array(["a", "b", "c"])}, "datetime64 or whole days"),
-        ({"s2_valid": np.ones(3)}, r"booleans \[T\]"),
-        ({"s2_valid": np.zeros(3, bool)}, "no usable image at any of 3 dates"),
+        ({"dates": {"s2": np.array([10, np.nan, 30])}}, "image 1 has no date and others have"),
+        ({"dates": {"s2": np.array([10, 20])}}, "one date for each of 3 images"),
+        ({"dates": {"s2": np.array([10, 20.5, 30])}}, "whole days"),
+        ({"dates": {"s2": np.array(["a", "b", "c"])}}, "datetime64 or whole days"),
+        ({"valid": {"s2": np.ones(3)}}, r"booleans \[T\]"),
+        ({"valid": {"s2": np.zeros(3, bool)}}, "no usable image at any of 3 dates"),
         ({"s2": np.ones((2, 4, 4))}, r"a series is \[T, C, H, W\]"),
     ],
 )

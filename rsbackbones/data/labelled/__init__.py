@@ -11,6 +11,7 @@ from rsbackbones.data.labelled.classes import Classes
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.labelled.missing import Missing
 from rsbackbones.data.labelled.npz import read_mapping, read_npz
+from rsbackbones.data.labelled.pastis import Orbit, is_pastis, read_pastis
 from rsbackbones.data.labelled.raster_table import read_raster_table
 from rsbackbones.data.labelled.splits import Lists, assign_splits
 from rsbackbones.data.labelled.torchgeo_sets import PREFIX, read_torchgeo
@@ -38,6 +39,7 @@ def open_labelled(
     stratify: bool = True,
     nodata: float | None = None,
     mask: ClassMasks | None = None,
+    orbit: Orbit | None = None,
 ) -> LabelledDataset:
     """Open a labelled data set. Images are read on access.
 
@@ -49,6 +51,8 @@ def open_labelled(
       (columns: :func:`rsbackbones.data.labelled.raster_table.read_raster_table`);
     - a described ``.npz``, or a ``.yaml`` that maps one or several whose arrays have other names
       (:func:`rsbackbones.data.labelled.npz.read_npz`);
+    - a folder of series in our own layout (:mod:`rsbackbones.data.series_folder`);
+    - the folder of PASTIS-R or PASTIS, series with label maps (:mod:`rsbackbones.data.labelled.pastis`);
     - ``torchgeo:NAME``, with ``root`` (:mod:`rsbackbones.data.labelled.torchgeo_sets`).
 
     Of pictures, 8 bits of red, green and blue, the bands are ``s2`` B04, B03 and B02, and the unit is
@@ -79,6 +83,7 @@ def open_labelled(
             ``{"SCL": (3, 8, 9, 10)}``. Where either is named, pixels without data are no error: of label maps
             their labels are ignored, and otherwise :func:`rsbackbones.eval.encode.encode` hides them from the
             model.
+        orbit: of the radar images of PASTIS-R: ``ascending`` (the default), ``descending`` or ``both``.
 
     Raises:
         ImportError: rasterio or torchgeo is needed and not installed.
@@ -90,8 +95,9 @@ def open_labelled(
     }
     of = {m: sensor for m, sensor in of.items() if sensor != m or m not in SEARCHED_SENSORS}
     data = _read(
-        path, labels, mapping, root, bands, units, of, classes, tuple(ignore), Missing(nodata, mask or {})
-    )
+        path, labels, mapping, root, bands, units, of, classes, tuple(ignore), Missing(nodata, mask or {}),
+        orbit,
+    )  # fmt: skip
     return assign_splits(data, lists=ids, subset=subset, seed=seed, stratify=stratify)
 
 
@@ -106,9 +112,10 @@ def _read(
     classes: Classes | None,
     ignore: tuple[int, ...],
     missing: Missing,
+    orbit: Orbit | None,
 ) -> LabelledDataset:
     given = {"labels": labels, "mapping": mapping, "root": root, "bands": bands, "units": units,
-             "sensors": sensors, "classes": classes, "ignore": ignore, "mask": missing.mask,
+             "sensors": sensors, "classes": classes, "ignore": ignore, "mask": missing.mask, "orbit": orbit,
              "nodata": None if missing.nodata is None else str(missing.nodata)}  # fmt: skip
 
     def only(kind: str, *names: str) -> None:
@@ -144,6 +151,16 @@ def _read(
             table, folder, bands=bands, units=units, sensors=sensors, classes=classes, ignored=ignore,
             missing=missing,
         )  # fmt: skip
+    # Here, since the readers of series take their classes from this package.
+    from rsbackbones.data.labelled.series_folders import read_series_folder
+    from rsbackbones.data.series_set import SET_FILE
+
+    if labels is None and (here / SET_FILE).is_file():
+        only("a folder of series", "units", "sensors", "classes", "ignore")
+        return read_series_folder(here, units=units, sensors=sensors, classes=classes, ignore=ignore)
+    if labels is None and is_pastis(here):
+        only("PASTIS", "ignore", "nodata", "orbit")
+        return read_pastis(here, orbit=orbit or "ascending", ignore=ignore, missing=missing)
     if labels is not None:
         raise ValueError(f"labels must be a CSV file, there is none at {labels}")
     if here.is_dir() or suffix == ".zip":

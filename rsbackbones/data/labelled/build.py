@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy.typing as npt
 
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.classes import LabelCodes
-from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Task, label_scale
+from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, Statistics, Task, label_scale
 from rsbackbones.data.labelled.missing import NOTHING, Missing
 from rsbackbones.data.labelled.splits import stated_splits
+from rsbackbones.data.series import order_series
 from rsbackbones.sensors import get_sensor
 
 Sensors = Mapping[str, str]
@@ -31,13 +33,15 @@ def build_dataset(
     codes: LabelCodes,
     labels: Sequence[int | str] | Array | None,
     splits: Sequence[str | None] | None,
-    read: Callable[[int], dict[str, Array]],
+    read: Callable[[int], dict[str, Any]],
     content: Any,
     files: Sequence[InputFiles],
     notes: Sequence[str] = (),
     pixel_m: float | None = None,
     missing: Missing = NOTHING,
     unmarked: bool = False,
+    series: bool = False,
+    statistics: Callable[[], Statistics] | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -60,6 +64,8 @@ def build_dataset(
         pixel_m: the side of a pixel in meters, where files state it.
         missing: which pixels do not count.
         unmarked: ``read`` gives the value without data as it is, not NaN.
+        series: ``read`` gives series [T, C, H, W], which are put in order of time (:func:`order_series`).
+        statistics: returns by key of ``bands`` and by band the mean and deviation that the data come with.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -121,13 +127,20 @@ def build_dataset(
         splits=stated,
         labels=numbers,
         read=_CheckedRead(
-            read, kept, ids, of, keys, codes, task, tuple(files), missing.nodata if unmarked else None
+            read, kept, ids, of, keys, codes, task, tuple(files), missing.nodata if unmarked else None, series
         ),
         digest=digest.hexdigest(),
         notes=tuple(notes),
         pixel_m=pixel_m,
         masked=bool(missing),
+        series=series,
+        statistics=None if statistics is None else partial(_renamed, statistics, keys),
     )
+
+
+def _renamed(statistics: Callable[[], Statistics], keys: Mapping[str, str]) -> Statistics:
+    held = statistics()
+    return {m: held[key] for m, key in keys.items() if key in held}
 
 
 def _keys(name: str, held: Mapping[str, Sequence[str]], sensors: Sensors) -> dict[str, str]:
@@ -174,7 +187,7 @@ def _labels(
 class _CheckedRead:
     """Reads a sample, as raw arrays of the set's bands; travels to the workers of a loader by pickle."""
 
-    source: Callable[[int], dict[str, Array]]
+    source: Callable[[int], dict[str, Any]]
     kept: npt.NDArray[np.int64]
     ids: tuple[str, ...]
     bands: Mapping[str, tuple[str, ...]]
@@ -183,8 +196,9 @@ class _CheckedRead:
     task: Task
     files: tuple[InputFiles, ...]
     nodata: float | None = None
+    series: bool = False
 
-    def __call__(self, index: int) -> dict[str, Array]:
+    def __call__(self, index: int) -> dict[str, Any]:
         try:
             number = int(self.kept[index])
             sample = self._read(self.source(number))
@@ -193,22 +207,29 @@ class _CheckedRead:
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.ids[index]}: {error}") from error
 
-    def _read(self, sample: dict[str, Array]) -> dict[str, Array]:
-        dates = 1 if self.task == "change" else 0
-        images = {m: sample[self.keys[m]] for m in self.bands}
+    def _read(self, sample: dict[str, Any]) -> dict[str, Any]:
+        layout = "[T, C, H, W]" if self.series else "[2, C, H, W]" if self.task == "change" else "[C, H, W]"
+        # A place of a set of series may lack a sensor.
+        images = {m: sample[k] for m, k in self.keys.items() if not self.series or k in sample}
         for m, image in images.items():
-            if image.ndim != 3 + dates or image.shape[-3] != len(self.bands[m]):
-                layout = "[2, C, H, W]" if dates else "[C, H, W]"
+            if image.ndim != layout.count(",") + 1 or image.shape[-3] != len(self.bands[m]):
                 named = ", ".join(self.bands[m])
                 raise ValueError(f"{m}: expected {layout} with the bands {named}, got {list(image.shape)}")
             if self.nodata is not None:
                 held = image == np.asarray(self.nodata).astype(image.dtype)
                 images[m] = np.where(held.any(-3, keepdims=True), np.float32(np.nan), image)
+        if self.series:
+            given = {
+                m: sample["dates"][key] for m, key in self.keys.items() if key in sample.get("dates", {})
+            }
+            images = order_series(images, given, sample.get("cloud"))
         if self.task not in ("pixels", "change"):
             return images
         label = sample["label"]
         label_scale({**images, "label": label})
         classes = self.codes.map(label)
+        if self.series:  # images with holes are missing
+            return {**images, "label": classes}
         for m, image in images.items():
             images[m] = _without_holes(image, classes)
         return {**images, "label": classes}

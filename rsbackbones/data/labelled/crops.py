@@ -1,7 +1,7 @@
 """Crops of the images of a labelled data set: other sizes at the same ground resolution."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset, label_scale
+from rsbackbones.data.labelled.dataset import BESIDE, IGNORED, LabelledDataset, label_scale
 
 Size = tuple[int, int]
 # Crops of one image are often read one after the other.
@@ -73,20 +73,20 @@ class Crops:
     """
 
     def __init__(
-        self, read: Callable[[int], dict[str, Array]], size: Size, places: npt.NDArray[np.int64]
+        self, read: Callable[[int], dict[str, Any]], size: Size, places: npt.NDArray[np.int64]
     ) -> None:
         self.size, self.places = size, places
         self._read = read
         self._read_image = lru_cache(_KEPT_IMAGES)(read)
 
-    def __call__(self, index: int) -> dict[str, Array]:
+    def __call__(self, index: int) -> dict[str, Any]:
         image, row, column = self.places[index].tolist()
         sample = self._read_image(image)
         height, width = self.size
-        grid = next(x.shape[-2:] for name, x in sample.items() if name != "label" and x.ndim > 1)
+        grid = next(x.shape[-2:] for name, x in sample.items() if name not in BESIDE)
         crop = {}
         for name, array in sample.items():
-            if array.ndim == 1:  # the dates of a series, and which of its images are missing
+            if isinstance(array, Mapping):  # the dates of a series, and which of its images are missing
                 crop[name] = array
                 continue
             s = label_scale(sample) if name == "label" else 1

@@ -18,6 +18,10 @@ Task = Literal["classes", "multilabel", "pixels", "change"]
 SPLITS = ("train", "val", "test")
 # The label of a pixel that counts nowhere.
 IGNORED = -1
+# By modality and band, (mean, standard deviation).
+Statistics = Mapping[str, Mapping[str, tuple[float, float]]]
+# What a sample holds beside its images.
+BESIDE = ("label", "dates", "valid", "cloud")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,13 @@ class LabelledDataset:
             and under ``"label"`` the map [s H, s W] int64 of ``pixels`` and ``change``, -1 where it is
             ignored; s is 1, or more where labels are finer than images.
         pixel_m: the side of a pixel in meters, where files state it.
-        series: whether samples are series, [T, C, H, W] by modality, of any T. ``read`` then may also give
-            ``"s2_dates"``, the dates [T] of its images (days since 1970-01-01, or datetime64), and
-            ``"s2_valid"``, booleans [T], False for missing images. Images with NaN or without any value but
-            0 are missing as well.
+        series: whether samples are series, [T, C, H, W] by modality, of any T, which may differ between
+            modalities. ``read`` then may also give ``"dates"``, by modality the dates [T] of its images (days
+            since 1970-01-01, or datetime64); ``"valid"``, by modality booleans [T], False for missing images;
+            and ``"cloud"``, booleans [T, H, W], True for cloudy pixels of the optical series. Images with NaN
+            or without any value but 0 are missing as well.
+        statistics: returns by modality and band the mean and standard deviation that the data come with, in
+            the unit of the images; it may measure them. ``None`` where they come with none.
         digest: a digest of images, labels, bands and units, not of the splits.
         notes: decisions of the reader that a user should know.
         masked: whether NaN marks pixels that do not count, as the user named a mask or a value without data.
@@ -57,10 +64,11 @@ class LabelledDataset:
     ids: tuple[str, ...]
     splits: Mapping[str, npt.NDArray[np.int64]]
     labels: Array | None
-    read: Callable[[int], dict[str, Array]]
+    read: Callable[[int], dict[str, Any]]
     digest: str
     notes: tuple[str, ...] = ()
     series: bool = False
+    statistics: Callable[[], Statistics] | None = None
     pixel_m: float | None = None
     masked: bool = False
 
@@ -72,14 +80,14 @@ class LabelledDataset:
         return get_sensor(self.sensors.get(modality, modality))
 
 
-def label_scale(sample: Mapping[str, Array]) -> int:
+def label_scale(sample: Mapping[str, Any]) -> int:
     """Return how many pixels of its label map a sample has per image pixel, along each side.
 
     Raises:
         ValueError: it is no whole number, or not the same for both sides.
     """
     label = sample["label"]
-    height, width = next(image for name, image in sample.items() if name != "label").shape[-2:]
+    height, width = next(image for name, image in sample.items() if name not in BESIDE).shape[-2:]
     scale = int(label.shape[0] // height)
     if scale < 1 or label.shape != (height * scale, width * scale):
         raise ValueError(

@@ -264,6 +264,8 @@ def _parse_value(key: str, text: str, hint: Any) -> Any:
     kinds = (hint, *typing.get_args(hint))
     if text in ("none", "null") and type(None) in kinds:
         return None
+    if any(typing.get_origin(kind) is typing.Literal and text in typing.get_args(kind) for kind in kinds):
+        return text
     if any(typing.get_origin(kind) in (tuple, dict) for kind in kinds):
         if not text.startswith(("[", "{")):
             return [parse_value(item) for item in text.split(",")]

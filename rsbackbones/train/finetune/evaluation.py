@@ -13,7 +13,14 @@ from rsbackbones.data.series import model_arguments, stack_dated
 from rsbackbones.eval.bootstrap import count_intervals, intervals
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.feature_table import FeatureTable
-from rsbackbones.eval.metrics import METRICS, compute_metrics, from_confusion, primary_metric
+from rsbackbones.eval.metrics import (
+    BACKGROUND,
+    FOREGROUND,
+    METRICS,
+    compute_metrics,
+    from_confusion,
+    primary_metric,
+)
 from rsbackbones.eval.predictions import Predictions
 from rsbackbones.eval.probe import hold_out
 from rsbackbones.eval.transform import dated_transform, load_dated
@@ -55,9 +62,11 @@ def main_metric(data: LabelledDataset, recipe: FinetuneRecipe) -> str:
     metric = recipe.metric or primary_metric(data.task, data.classes)
     known = list(METRICS[data.task])
     if data.labels is None:
+        known += [FOREGROUND] * (BACKGROUND in data.classes)
         known += [f"{score}_{name}" for name in data.classes for score in ("iou", "f1")]
     if metric not in known:
-        raise ValueError(f"metric={metric}: labels of {data.name} have {', '.join(known)}")
+        hint = f"; {FOREGROUND} needs a class called {BACKGROUND}" * (metric == FOREGROUND)
+        raise ValueError(f"metric={metric}: labels of {data.name} have {', '.join(known)}{hint}")
     return metric
 
 

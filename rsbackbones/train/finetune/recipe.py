@@ -34,6 +34,8 @@ class Views:
         ratio_range: for labels of pixels, resize an image (a tile) and its label map by a random factor in
             this range, then crop it to its size, or fill it with zeros whose labels are ignored.
         rot90: rotate by multiples of 90 degrees, label maps too.
+        photometric: distort the colors of 8-bit pictures (modality ``rgb``);
+            see :mod:`rsbackbones.data.photometric`.
         mixup, cutmix: alpha of their Beta distributions; 0: off. For labels of images only.
         switch_prob: probability of cutmix instead of mixup, if both are on.
         label_smoothing: smoothing of targets, for labels of images.
@@ -45,6 +47,7 @@ class Views:
     flips: Flips = True
     ratio_range: tuple[Positive, Positive] | None = None
     rot90: bool = True
+    photometric: bool = False
     mixup: NonNegative = 0.8
     cutmix: NonNegative = 1.0
     switch_prob: Share = 0.5
@@ -69,7 +72,7 @@ class FinetuneOptim:
             1 / sqrt(t), times the root mean square of a parameter.
         base_lr: the peak learning rate; if ``scaled``, times global batch / 256.
         scaled: scale ``base_lr`` with the batch.
-        betas: decay rates of ``adamw``.
+        betas: decay rates of ``adam`` and ``adamw``.
         momentum: of ``sgd``.
         weight_decay: for weights of two or more dimensions.
         layer_decay: factor of the learning rate from one block to the one below it; 1: the same for all.
@@ -81,7 +84,7 @@ class FinetuneOptim:
         clip_grad: largest norm of the gradient; ``None``: no limit.
     """
 
-    name: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    name: Literal["adam", "adamw", "sgd", "adafactor"] = "adamw"
     base_lr: Positive = 1e-4
     scaled: bool = True
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
@@ -111,14 +114,20 @@ class FinetuneRecipe(RunOptions):
         data_options: the other arguments of ``open_labelled``.
         share: the share of the training samples to train on, drawn from the seed; a smaller one is part of a
             larger one. Validation samples that are taken from the training samples are taken from the share.
+        subset: the same under the name that it has in ``open_labelled``; set one of them.
         modalities: the sensors to use; default all that the data and the model have.
         sensors: by modality the sensor of the images, if it is not the modality's own:
             ``{"s2": "landsat_oli"}``, as for ``open_labelled``.
         bands, missing_bands, kernel_scale: by modality the bands to use, and the rules for bands without a
-            match in the weights, as for ``rsbackbones.eval.feature_source.model_for``.
+            match in the weights, as for ``rsbackbones.eval.feature_source.model_for``. Bands of modalities
+            that are not used do not count.
+        statistics: mean and deviation that images are normalized by: those of the ``weights``, or those that
+            the ``dataset`` comes with (PASTIS, our own layout). The fine-tuned model keeps them.
         pretrained: begin with the pretrained weights.
         checkpoint: begin with the weights of a local file.
         freeze: train the head only.
+        reconstruct: of ``head=fusion``, the folder of a pretraining run of S4 whose network makes the series
+            of the missing sensor. It is frozen, and ``model`` is that of the run.
         head, head_options: for pixel labels and change, as for ``rsbackbones.heads.dense_model``.
         scale: label pixels per image pixel, along each side.
         auxiliary: for labels of pixels and ``upernet``, the weight of a second loss in training, of two
@@ -146,15 +155,18 @@ class FinetuneRecipe(RunOptions):
     data: Text | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    subset: Annotated[float, Field(gt=0, le=1)] | None = None
     modalities: tuple[str, ...] = ()
     sensors: dict[str, str] = field(default_factory=dict)
     bands: dict[str, tuple[str, ...]] = field(default_factory=dict)
     missing_bands: str = "error"
     kernel_scale: str = "count"
+    statistics: Literal["weights", "dataset"] = "weights"
     pretrained: bool = True
     checkpoint: FilePath | None = None
     freeze: bool = False
-    head: Literal["upernet", "linear", "vit_lite"] = "upernet"
+    reconstruct: FilePath | None = None
+    head: Literal["upernet", "linear", "vit_lite", "unet3d", "temporal", "fusion"] = "upernet"
     head_options: dict[str, Any] = field(default_factory=dict)
     scale: Count = 1
     auxiliary: NonNegative = 0.0
@@ -178,10 +190,15 @@ class FinetuneRecipe(RunOptions):
             raise ValueError(f"set epochs or steps, one of them; got {self.epochs} and {self.steps}")
         if self.sweep and len(set(self.rates)) < 2:
             raise ValueError(f"a sweep needs at least two different rates, got {self.rates}")
-        if self.share < 1 and "subset" in self.data_options:
+        shares = {
+            "share": self.share if self.share < 1 else None,
+            "subset": self.subset,
+            "data_options.subset": self.data_options.get("subset"),
+        }
+        if len(given := {name: value for name, value in shares.items() if value is not None}) > 1:
+            both = " and ".join(f"{name}={value}" for name, value in given.items())
             raise ValueError(
-                f"share={self.share} and data_options.subset={self.data_options['subset']} both choose "
-                "training samples: name one; share is drawn from seed"
+                f"{both} both choose training samples: name one; share and subset are drawn from seed"
             )
         if self.freeze and (self.drop_path or self.optim.layer_decay < 1):
             raise ValueError("drop_path and optim.layer_decay do not apply to a frozen backbone: drop them")

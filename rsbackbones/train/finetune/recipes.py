@@ -1,9 +1,10 @@
 """The fine-tuning recipes of the papers, one for every row of their tables.
 
 CROMA: Fuller et al., 2023, appendix A.4.2. SeaMo: section 4.2. AuxMAE: section 4.2 and tables 1 and 2. FoMu:
-appendix D.2 and D.4. Choices that a paper leaves open are marked in a comment. AuxMAE's recipes also run its
-baseline and MixMAE (``model=mixmae_vit_b``), with the ``checkpoint`` of each. Every row uses one sensor; pass
-``modalities=s2,s1`` to fine-tune on both. The papers' numbers were not reproduced here.
+appendix D.2 and D.4. S4: Shenoy et al., 2024, section 6.3. Choices that a paper leaves open are marked in a
+comment. AuxMAE's recipes also run its baseline and MixMAE (``model=mixmae_vit_b``), with the ``checkpoint``
+of each. Every row uses one sensor; pass ``modalities=s2,s1`` to fine-tune on both. The papers' numbers were
+not reproduced here.
 """
 
 from dataclasses import replace
@@ -103,8 +104,16 @@ _FOMU = FinetuneRecipe(
     modalities=("rgb",),
     sensors={"rgb": "rgb"},
     data_options={"classes": _FIVE},
-    # Random scales and the second head are of the configurations that the paper follows.
-    views=replace(_NOT_MIXED, rot90=False, flips="horizontal", tile=512, overlap=0, ratio_range=(0.5, 2.0)),
+    # Random scales, colors and the second head are of the configurations that the paper follows.
+    views=replace(
+        _NOT_MIXED,
+        rot90=False,
+        flips="horizontal",
+        tile=512,
+        overlap=0,
+        ratio_range=(0.5, 2.0),
+        photometric=True,
+    ),
     auxiliary=0.4,
     optim=FinetuneOptim(
         name="sgd", base_lr=0.01, scaled=False, momentum=0.9, weight_decay=5e-4, warmup_steps=100, min_lr=1e-6
@@ -123,6 +132,25 @@ _FOMU_LINEAR = replace(
     optim=FinetuneOptim(name="sgd", base_lr=0.1, momentum=0.9, weight_decay=0.0),
     freeze=True,
 )
+
+# Not in the paper: the batch (that of the authors of PASTIS). Of their ten bands the paper uses three. Images
+# are not augmented.
+_S4 = FinetuneRecipe(
+    name="s4_pastis",
+    model="s4_unet3d",
+    modalities=_OPTICAL,
+    bands={"s2": ("B02", "B03", "B04"), "s1": ("VV", "VH")},
+    statistics="dataset",
+    views=replace(_NOT_MIXED, flips=False, rot90=False),
+    optim=FinetuneOptim(name="adam", base_lr=1e-3, scaled=False, weight_decay=0.0, schedule="constant"),
+    epochs=50,
+    batch_size=4,
+    evaluation_batch=4,
+    head="unet3d",
+    save=_SAVE,
+)
+# Four crops; 0, the background, is no label.
+_S4_AFRICA = replace(_S4, name="s4_africa", data_options={"ignore": [0]})
 
 _ROWS = (
     # BigEarthNet, fMoW-Sentinel and Canadian Cropland, each 10 % (appendix A.4.1).
@@ -200,6 +228,14 @@ _ROWS = (
         batch_size=32,
     ),
     replace(_FOMU_LINEAR, name="fomu_eurosat_linear", epochs=50, batch_size=256),
+    _S4,
+    replace(_S4, name="s4_pastis_sar", modalities=_RADAR),
+    _S4_AFRICA,
+    replace(_S4_AFRICA, name="s4_africa_sar", modalities=_RADAR),
+    # Any set in our own layout.
+    replace(_S4, name="s4_series"),
+    # Bands and statistics are those of the run that reconstructs.
+    replace(_S4, name="s4_mmf", bands={}, statistics="weights", head="fusion"),
 )
 
 RECIPES: dict[str, FinetuneRecipe] = {recipe.name: recipe for recipe in _ROWS}

@@ -27,14 +27,14 @@ from rsbackbones.train.engine.run_dir import EVALUATIONS, read_log
 from rsbackbones.train.engine.sampler import StepSampler
 from rsbackbones.train.engine.train_step import TrainRun
 from rsbackbones.train.finetune.evaluation import evaluate, main_metric, split_validation, value_of
+from rsbackbones.train.finetune.fusion import build_fusion
 from rsbackbones.train.finetune.objective import Finetuning, normalize_by_global_pixels
 from rsbackbones.train.finetune.optim import build_optimizer, build_schedule
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.samples import LabelledBatch, LabelledPlan, LabelledSamples, PairedSampler
-from rsbackbones.train.finetune.saved import save_finetuned
+from rsbackbones.train.finetune.saved import BEST, save_finetuned
+from rsbackbones.train.finetune.statistics import dataset_inputs
 from rsbackbones.train.pictures import draw_losses
-
-BEST = "best"
 
 
 class FinetuneRun(TrainRun):
@@ -167,8 +167,11 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 def build_model(recipe: FinetuneRecipe, data: LabelledDataset) -> nn.Module:
     """Build the model of a recipe for a set. Its head is initialized from the seed."""
     torch.manual_seed(recipe.seed)
+    if recipe.reconstruct is not None or recipe.head == "fusion":
+        return build_fusion(recipe, data)
+    bands = {m: names for m, names in recipe.bands.items() if m in (recipe.modalities or recipe.bands)}
     backbone = model_for(
-        data, recipe.model, modalities=recipe.modalities or None, bands=recipe.bands or None,
+        data, recipe.model, modalities=recipe.modalities or None, bands=bands or None,
         missing_bands=recipe.missing_bands, kernel_scale=recipe.kernel_scale, pretrained=recipe.pretrained,
         checkpoint=recipe.checkpoint, image_size=recipe.views.size or recipe.views.tile,
         overrides=recipe.overrides,
@@ -180,6 +183,8 @@ def build_model(recipe: FinetuneRecipe, data: LabelledDataset) -> nn.Module:
             "bands without statistics: leave them out with bands=, set missing_bands to nearest or mean, or "
             "freeze=true"
         )
+    if recipe.statistics == "dataset":
+        backbone.inputs = dataset_inputs(backbone, data)
     torch.manual_seed(recipe.seed)  # the head must not depend on what loading draws
     backbone.set_drop_path(recipe.drop_path)
     if data.labels is not None:
@@ -214,6 +219,13 @@ def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: Labelled
             f"{data.name} has no {lacking[0]} samples; its splits: {', '.join(data.splits)}"
             + ("; select=paper reports the validation split" if lacking == ["test"] else "")
         )
+    if recipe.reconstruct is not None and (recipe.head != "fusion" or data.task != "pixels"):
+        raise TrainingError(
+            f"reconstruct is for head=fusion (recipe=s4_mmf) and labels of pixels, got head={recipe.head} "
+            f"and labels of {data.task}"
+        )
+    if recipe.head == "fusion" and recipe.checkpoint is not None:
+        raise TrainingError("head=fusion takes its network from reconstruct=RUN: leave out checkpoint")
     if data.labels is not None and views.tile is not None:
         raise TrainingError(f"views.tile cuts images with labels of pixels; {data.name} has labels of images")
     several = recipe.head == "upernet" and data.task == "pixels" and not recipe.freeze
@@ -227,6 +239,11 @@ def _check(recipe: FinetuneRecipe, processes: DistributedContext, data: Labelled
         raise TrainingError(
             f"views.ratio_range is for labels of pixels; {data.name} has labels of images: "
             "views.ratio_range=none"
+        )
+    if views.photometric and "rgb" not in data.bands:
+        raise TrainingError(
+            f"views.photometric distorts the colors of pictures, rgb, and {data.name} has "
+            f"{', '.join(data.bands)}: views.photometric=false"
         )
     if data.labels is None and views.size is not None:
         raise TrainingError(

@@ -6,6 +6,7 @@ processes or on interruptions of the run.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset
+from rsbackbones.data.photometric import distort_colors
 from rsbackbones.data.series import DatedImages, stack_dated
 from rsbackbones.eval.transform import DatedTransform, load_dated
 from rsbackbones.train.dataset import sample_generator
@@ -137,7 +139,8 @@ class LabelledSamples(Dataset[Batch]):
     def _view(self, index: int, generator: torch.Generator) -> tuple[DatedImages, Tensor | None]:
         """Return an augmented sample, and its label map [H, W] if it has one."""
         size = self.views.size
-        sample, raw = load_dated(self.data, index, self.transform, None if size is None else (size, size))
+        transform = partial(self._distorted, generator) if self.views.photometric else self.transform
+        sample, raw = load_dated(self.data, index, transform, None if size is None else (size, size))
         images = sample.images
         label = torch.from_numpy(raw["label"].astype(np.int64))[None] if "label" in raw else None
         height, width = next(iter(images.values())).shape[-2:]
@@ -158,6 +161,20 @@ class LabelledSamples(Dataset[Batch]):
             replace(sample, images={m: turn(view, image) for m, image in images.items()}),
             None if label is None else turn(view, label)[0],
         )
+
+    def _distorted(self, generator: torch.Generator, raw: Mapping[str, Array]) -> DatedImages:
+        """Return the inputs of a raw sample whose picture, 0 to 255, gets other colors first.
+
+        Raises:
+            ValueError: it has not 8 bits.
+        """
+        if raw["rgb"].dtype != np.uint8:
+            raise ValueError(
+                f"{self.data.name}: views.photometric distorts pictures of 8 bits, got {raw['rgb'].dtype}: "
+                "views.photometric=false"
+            )
+        colors = distort_colors(generator, torch.from_numpy(raw["rgb"]).float() / 255)
+        return self.transform({**raw, "rgb": (255 * colors).round().to(torch.uint8).numpy()})
 
     def _mixed(
         self, images: Mapping[str, Tensor], target: Tensor, *, step: int

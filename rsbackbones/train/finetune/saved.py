@@ -32,6 +32,8 @@ class _About:
 
 _ABOUT = ("architecture", "head", "sha256")
 MODEL, ABOUT = "model.safetensors", "about.json"
+# The folder of the best model in that of a run.
+BEST = "best"
 
 
 def save_finetuned(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> None:

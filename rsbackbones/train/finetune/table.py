@@ -71,13 +71,14 @@ def _seen(recipe: FinetuneRecipe) -> str:
     said = {
         "flips" + " left to right" * (views.flips == "horizontal"): views.flips,
         "rot90": views.rot90,
+        "colors distorted": views.photometric,
         "scales {:g} to {:g}".format(*views.ratio_range or (1, 1)): views.ratio_range,
         f"mixup {views.mixup:g}": views.mixup,
         f"cutmix {views.cutmix:g} (switch_prob {views.switch_prob:g})": views.cutmix,
         f"label smoothing {views.label_smoothing:g}": views.label_smoothing,
         f"drop path {recipe.drop_path:g}": recipe.drop_path,
     }
-    return ", ".join(name for name, there in said.items() if there)
+    return ", ".join(name for name, there in said.items() if there) or "as they are"
 
 
 def _trained(recipe: FinetuneRecipe) -> str:

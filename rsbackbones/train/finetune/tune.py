@@ -11,16 +11,17 @@ from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.labelled.splits import training_share
 from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
 from rsbackbones.files.environment import environment
-from rsbackbones.train.engine.config_io import to_json
+from rsbackbones.train.engine.config_io import from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext, StopSignal, destroy, init_distributed
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.engine.run_dir import RECIPE, RunDir
 from rsbackbones.train.engine.trainer import Summary, Trainer
 from rsbackbones.train.finetune.evaluation import evaluate
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
-from rsbackbones.train.finetune.run import BEST, FinetuneRun, evaluations
-from rsbackbones.train.finetune.saved import about_finetuned, read_weights
+from rsbackbones.train.finetune.run import FinetuneRun, evaluations
+from rsbackbones.train.finetune.saved import BEST, about_finetuned, read_weights
 
 RESULT = "result.json"
 
@@ -45,16 +46,9 @@ def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dic
     if recipe.output is None:
         raise TrainingError("no output folder: pass output=FOLDER")
     if data is None:
-        if recipe.data is None:
-            raise TrainingError("no data: pass data=PATH")
-        if unknown := [o for o in recipe.data_options if o not in signature(open_labelled).parameters]:
-            raise TrainingError(
-                f"unknown data_options {', '.join(unknown)}; there are "
-                f"{', '.join([*signature(open_labelled).parameters][1:])}"
-            )
-        data = open_labelled(recipe.data, **{"sensors": recipe.sensors} | recipe.data_options)
-    if recipe.share < 1:
-        data = training_share(data, recipe.share, seed=recipe.seed)
+        data = open_data(recipe)
+    if (share := recipe.subset or recipe.share) < 1:
+        data = training_share(data, share, seed=recipe.seed)
     if wrong := [m for m, sensor in recipe.sensors.items() if data.sensor(m).name != sensor]:
         raise TrainingError(
             f"sensors says that {wrong[0]} is {recipe.sensors[wrong[0]]}; {data.name} was opened as "
@@ -87,6 +81,34 @@ def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dic
         write_text(out / RESULT, json.dumps(result, indent=1))
     destroy(processes)
     return result
+
+
+def open_data(recipe: FinetuneRecipe, path: str | None = None) -> LabelledDataset:
+    """Open the data of a recipe, or of ``path`` with its options.
+
+    Raises:
+        ValueError: there are none, or they cannot be used.
+    """
+    if (path := path or recipe.data) is None:
+        raise TrainingError("no data: pass data=PATH")
+    if unknown := [o for o in recipe.data_options if o not in signature(open_labelled).parameters]:
+        raise TrainingError(
+            f"unknown data_options {', '.join(unknown)}; there are "
+            f"{', '.join([*signature(open_labelled).parameters][1:])}"
+        )
+    return open_labelled(path, **{"sensors": recipe.sensors} | recipe.data_options)
+
+
+def recipe_of(folder: Path) -> FinetuneRecipe:
+    """Return the recipe of a run.
+
+    Raises:
+        ValueError: the folder holds no fine-tuning run.
+    """
+    try:
+        return from_json(read_json(folder / RECIPE)["recipe"], FinetuneRecipe)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no fine-tuning run: {type(error).__name__}: {error}") from error
 
 
 def of_rate(recipe: FinetuneRecipe, rate: float) -> FinetuneRecipe:

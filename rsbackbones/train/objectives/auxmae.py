@@ -119,6 +119,8 @@ class AuxmaeObjective(ObjectiveConfig):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"tasks has {', '.join(twice)} more than once: a pair of sensors is one task")
         check_decoder(self.decoder_dim, self.decoder_heads)
+        if self.guidance and not self.guidance.rgb:
+            raise ValueError("guidance.rgb=0 guides nothing: raise it, or pass guidance=null")
         if self.guidance and (self.guidance.sar or self.guidance.initial_oracle):
             raise ValueError(
                 "AuxMAE takes the RGB branch of guidance alone, and begins with its own weights: pass "
@@ -279,11 +281,9 @@ class AuxmaePretraining(Objective):
         return {task.target: (image, seen, unpatchify(torch.where(masked, pixels, patches), p, grid))}
 
     def _guide(self, guidance: Guidance, batch: Batch, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the distance of unmasked images to the oracle; 0 for a source that it does not see."""
+        """Return the distance of unmasked images to the oracle, which has the student's only sensor."""
         source, oracle = task.source, guidance.oracle.backbone
         image, given = batch.images[source], batch.bands[source]
-        if source not in oracle.bands:
-            return image.new_zeros(()), {}
         if lacking := [band for band in oracle.bands[source] if band not in given]:
             raise ValueError(
                 f"the oracle sees {', '.join(lacking)}, which the batch of {', '.join(given)} lacks: leave "

@@ -14,6 +14,7 @@ What the paper leaves open, and our choices:
 - MIRO has a variance for each of the two distances.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from rsbackbones.train.engine.config import STRICT, NonNegative
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.objectives.oracle_files import find_oracle, oracle_weights
 from rsbackbones.train.objectives.precision import full_precision, no_autocast
+from rsbackbones.zoo.registry import find_architecture
 
 CHANNELS = ("red", "green", "blue")
 Channel = Literal["red", "green", "blue", "sum"]
@@ -182,6 +184,14 @@ def load_oracle(name_or_path: str, architecture: str, overrides: Mapping[str, An
     return Oracle(oracle_weights(path, name_or_path, architecture, overrides or {}), sha256)
 
 
+def _overrides_of(student: Backbone, other_bands: bool) -> dict[str, Any]:
+    """Return the fields of a student's configuration that a plain file of an oracle does not state."""
+    config, usual = student.config, find_architecture(student.architecture).config
+    own = {"image_size"} | ({"modalities", "bands", "sensors"} if other_bands else set())
+    fields = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in own)
+    return {name: value for name, value in fields if value != getattr(usual, name)}
+
+
 class Guidance(nn.Module):
     """The distances of a student's features to an oracle's, and their weights.
 
@@ -210,7 +220,7 @@ class Guidance(nn.Module):
         options = self.options
         if not self.weights and not (first and options.initial_oracle):
             return {}
-        oracle = load_oracle(options.oracle, student.architecture)
+        oracle = load_oracle(options.oracle, student.architecture, _overrides_of(student, other_bands))
         self._check_same(student, oracle.backbone, other_bands)
         if options.oracle_statistics == "batch":
             for module in oracle.modules():

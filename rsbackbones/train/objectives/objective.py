@@ -1,13 +1,14 @@
 """The interface of a pretraining method."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
 from pydantic_core.core_schema import no_info_plain_validator_function, plain_serializer_function_ser_schema
 from torch import Tensor, nn
 
+from rsbackbones.data.aligned_series import Alignment
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import called_units
 from rsbackbones.sensors import InputSpec
@@ -19,6 +20,15 @@ from rsbackbones.train.engine.sampler import TaskSchedule
 
 if TYPE_CHECKING:
     from rsbackbones.train.recipe import Recipe
+
+
+class CrossModal(NamedTuple):
+    """A prediction from images of another modality, ``seen_modality``; each [B, C, H, W]."""
+
+    image: Tensor
+    seen: Tensor
+    predicted: Tensor
+    seen_modality: str
 
 
 class Objective(TrainModule):
@@ -55,10 +65,11 @@ class Objective(TrainModule):
         """Return what users should know about how the backbone was trained; empty if there is nothing."""
         return ""
 
-    def reconstruct(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    def reconstruct(self, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor, Tensor] | CrossModal]:
         """Return for pictures, by modality: (image, what the encoder saw, prediction), each [B, C, H, W].
 
-        Where nothing was seen the middle one is NaN. Empty for an objective without reconstruction.
+        Where nothing was seen the middle one is NaN. Empty for an objective without reconstruction. Called in
+        ``eval()`` mode.
         """
         return {}
 
@@ -128,6 +139,14 @@ class ObjectiveConfig:
         a sensor has. A larger number: a series of so many dates, evenly spaced, [T, C, H, W] for every
         sensor. ``"all"``: a series of all dates; shorter series of a batch are padded, and ``batch.valid``
         masks what was added. All but ``None`` give ``batch.dates``, if the source knows them.
+        """
+        return None
+
+    @property
+    def alignment(self) -> Alignment | None:
+        """How the series of the sensors of :meth:`task_images` become pairs, with ``seasons`` of ``"all"``.
+
+        ``None``: samples are those of the source.
         """
         return None
 

@@ -7,6 +7,7 @@ from rsbackbones.train.objectives.croma import CromaObjective
 from rsbackbones.train.objectives.fomu import FomuObjective
 from rsbackbones.train.objectives.mixmae import MixmaeObjective
 from rsbackbones.train.objectives.objective import ObjectiveConfig
+from rsbackbones.train.objectives.s4 import S4Objective
 from rsbackbones.train.objectives.seamo import SeamoObjective
 
 C = TypeVar("C", bound=type[ObjectiveConfig])
@@ -17,6 +18,7 @@ _METHODS: dict[str, type[ObjectiveConfig]] = {
     "auxmae": AuxmaeObjective,
     "mixmae": MixmaeObjective,
     "fomu": FomuObjective,
+    "s4": S4Objective,
 }
 
 

@@ -6,6 +6,7 @@ Shenoy et al., "Self-Supervised Learning across the Spectrum", Remote Sensing 20
 Shapes: B series, D channels, T dates, h x w cells, P = T * h * w positions.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -27,6 +28,7 @@ def space_time_contrast(
     valid: Tensor | None = None,
     negatives: Negatives = "sample",
     chunk: int | None = 1024,
+    sampled: tuple[int, Sequence[int]] | None = None,
 ) -> Tensor:
     """Identify every space-time position among those of the other sensor's map, by cosine similarity.
 
@@ -42,12 +44,14 @@ def space_time_contrast(
         negatives: positions of the same sample (the paper), or of all samples of the batch.
         chunk: compare so many anchors at once, and recompute their similarities in the backward pass, so
             that memory grows with ``chunk * P`` and not with P squared; ``None`` compares all at once.
+        sampled: (n, seeds): compare with n random negatives per anchor, drawn with replacement from the seed
+            of the sample. This approximates the loss of the paper, which is smaller the fewer there are.
 
     Raises:
         ValueError: maps of unequal shape, a mask that does not fit or leaves no frame, or an option out of
             range.
     """
-    _check(z_s2, z_s1, temperature, valid, negatives, chunk)
+    _check(z_s2, z_s1, temperature, valid, negatives, chunk, sampled)
     frames, cells = z_s2.shape[2], z_s2.shape[3] * z_s2.shape[4]
     with no_autocast(z_s2):
         rows = [F.normalize(full_precision(z), dim=1).flatten(2).transpose(1, 2) for z in (z_s2, z_s1)]
@@ -56,32 +60,48 @@ def space_time_contrast(
         owners = torch.arange(len(z_s2), device=z_s2.device)[:, None].expand_as(counted)[counted]
         one, other = (z[counted] for z in rows)  # [M, D] of all samples
         groups = [slice(0, len(one))] if negatives == "batch" else _runs(owners)
-        losses = [
-            (_of_anchors(one[g], other[g], temperature, chunk)
-             + _of_anchors(other[g], one[g], temperature, chunk)) / 2
-            for g in groups
-        ]  # fmt: skip
+        losses = []
+        for g in groups:
+            drawn = None if sampled is None else _draw(sampled[0], g, sampled[1][int(owners[g.start])])
+            forth = _of_anchors(one[g], other[g], temperature, chunk, drawn)
+            losses.append((forth + _of_anchors(other[g], one[g], temperature, chunk, drawn)) / 2)
         # A sample counts as much as any other, however many positions it has.
         _, sample, size = owners.unique_consecutive(return_inverse=True, return_counts=True)
         loss: Tensor = (torch.cat(losses) / size[sample]).sum() / len(size)
         return loss
 
 
-def _of_anchors(anchors: Tensor, keys: Tensor, temperature: float, chunk: int | None) -> Tensor:
+def _draw(count: int, group: slice, seed: int) -> Tensor:
+    """Return for each of the anchors of a group the keys of ``count`` negatives, [M, count] on the CPU."""
+    size = group.stop - group.start
+    if size == 1:
+        return torch.zeros(1, 0, dtype=torch.long)
+    generator = torch.Generator().manual_seed(seed)
+    others = torch.randint(size - 1, (size, count), generator=generator)
+    return others + (others >= torch.arange(size)[:, None])  # all but the anchor's own
+
+
+def _of_anchors(
+    anchors: Tensor, keys: Tensor, temperature: float, chunk: int | None, drawn: Tensor | None
+) -> Tensor:
     """Return the loss of every anchor [M, D], whose positive is the key of its own row, [M]."""
-    if chunk is None or chunk >= len(anchors):
-        return _of_chunk(anchors, keys, 0, temperature)
-    return torch.cat(
-        [
-            checkpoint(_of_chunk, anchors[i : i + chunk], keys, i, temperature, use_reentrant=False)
-            for i in range(0, len(anchors), chunk)
-        ]
-    )
+    size = chunk or len(anchors)
+    pieces = []
+    for i in range(0, len(anchors), size):
+        others = None if drawn is None else drawn[i : i + size].to(keys.device)
+        piece = (anchors[i : i + size], keys, i, temperature, others)
+        whole = size >= len(anchors)
+        pieces.append(_of_chunk(*piece) if whole else checkpoint(_of_chunk, *piece, use_reentrant=False))
+    return torch.cat(pieces)
 
 
-def _of_chunk(anchors: Tensor, keys: Tensor, start: int, temperature: float) -> Tensor:
+def _of_chunk(anchors: Tensor, keys: Tensor, start: int, temperature: float, others: Tensor | None) -> Tensor:
     own = torch.arange(start, start + len(anchors), device=keys.device)
-    return F.cross_entropy(anchors @ keys.T / temperature, own, reduction="none")
+    if others is None:
+        return F.cross_entropy(anchors @ keys.T / temperature, own, reduction="none")
+    compared = torch.cat((own[:, None], others), dim=1)  # [m, 1 + n], the positive first
+    similarities = (keys[compared] @ anchors[..., None]).squeeze(-1)
+    return F.cross_entropy(similarities / temperature, torch.zeros_like(own), reduction="none")
 
 
 def _runs(owners: Tensor) -> list[slice]:
@@ -97,6 +117,7 @@ def _check(
     valid: Tensor | None,
     negatives: str,
     chunk: int | None,
+    sampled: tuple[int, Sequence[int]] | None,
 ) -> None:
     if z_s2.ndim != 5 or z_s2.shape != z_s1.shape:
         raise ValueError(
@@ -112,6 +133,11 @@ def _check(
         raise ValueError("valid leaves no frame: there is nothing to contrast")
     if negatives not in ("sample", "batch"):
         raise ValueError(f"negatives must be 'sample' or 'batch', got {negatives!r}")
+    if sampled is not None and (sampled[0] < 1 or len(sampled[1]) != len(z_s2) or negatives != "sample"):
+        raise ValueError(
+            f"sampled must be a number of negatives of the sample, and a seed for each of {len(z_s2)} "
+            f"samples, got {sampled[0]} and {len(sampled[1])} seeds with negatives={negatives!r}"
+        )
     if not temperature > 0 or (chunk is not None and chunk < 1):
         raise ValueError(f"temperature and chunk must be above 0, got {temperature} and {chunk}")
 

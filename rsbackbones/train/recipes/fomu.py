@@ -14,6 +14,7 @@ The rows of the paper's tables are options of this recipe; see docs/training.md.
 from dataclasses import replace
 
 from rsbackbones.data.picture_source import PictureFiles
+from rsbackbones.data.two_views import AREA
 from rsbackbones.train.engine.config import OptimOptions, SaveOptions
 from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.objectives.fomu import FomuObjective
@@ -28,18 +29,16 @@ _BASE = Recipe(
     name="fomu_resnet50",
     model="fomu_resnet50",
     objective=FomuObjective(),
-    data=DataOptions(crop=(0.2, 1.0), size=224, flips="horizontal", rot90=False, mixup=0),
+    data=DataOptions(crop=AREA, size=224, flips="horizontal", rot90=False, mixup=0),
     optim=OptimOptions(name="sgd", base_lr=0.03, momentum=0.9, weight_decay=1e-4, decay_all=True, warmup=0),
     stages=({**_NO_RADAR, "epochs": 200}, {"epochs": 50, "data": {"units": {"s1": "rgb8"}}}),
     epochs=200,
     batch_size=256,
 )
 
-# The pictures at hand, without those that no bundled model may see: run from the root of the repository, or
-# name the file (data.parts.0.file.exclude=).
-_HELD_OUT = "benchmarks/heldout.json"
-_EUROSAT = Part(file=PictureFiles(path="eurosat_rgb_5000.zip", exclude=_HELD_OUT))
-_UCM = Part(file=PictureFiles(path="ucmerced_rgb128_1575.zip", exclude=_HELD_OUT))
+# The pictures at hand, without those that no bundled model may see.
+_EUROSAT = Part(file=PictureFiles(path="eurosat_rgb_5000.zip", exclude="held_out"))
+_UCM = Part(file=PictureFiles(path="ucmerced_rgb128_1575.zip", exclude="held_out"))
 
 # For two CPU cores: small pictures, and a queue that holds less than an epoch, with a key encoder that
 # follows within it. The second phase is on Sentinel-2 images, with radar in dB.
@@ -75,20 +74,22 @@ RECIPES = (
         model="fomu_lite0",
         objective=replace(_OBJECTIVE, guidance=GuidanceOptions(oracle=WHEEL)),
     ),
-    # MoCo-v2 from random weights, without guidance; not run whole yet. The rate, the queue, the momentum and
-    # the temperature are those of MoCo's own example for CIFAR, which has small pictures as well.
+    # MoCo-v2 from random weights, without guidance: the bundled one. Momentum and temperature are those of
+    # MoCo's own example for CIFAR, which has small pictures as well. The queue is a fifth of an epoch, so
+    # that few of its keys are of the same picture.
     replace(
         _SMALL,
         name="fomu_resnet10t",
         model="fomu_resnet10t",
         objective=FomuObjective(
-            queue=4096, momentum=0.99, temperature=0.1,
+            queue=1024, momentum=0.99, temperature=0.1,
             guidance=GuidanceOptions(rgb=0, sar=0, initial_oracle=False),
         ),
         data=replace(_SMALL.data, parts=(_EUROSAT, _UCM)),
-        optim=replace(_BASE.optim, base_lr=0.12, weight_decay=5e-4, warmup=0.05),
+        optim=OptimOptions(base_lr=0.002, weight_decay=0.05, warmup=0.05),
+        precision="bf16",
         stages=(),
-        epochs=40,
+        epochs=30,
         steps=None,
         batch_size=128,
     ),

@@ -1,0 +1,104 @@
+"""Mean and standard deviation of the bands of a folder of series, measured once and kept beside it.
+
+``statistics.json`` holds those of the training split, or of all locations where there are no splits::
+
+    {"locations": 12, "digest": "...", "statistics": {"s2": {"B02": [812.5, 401.2], ...}, "s1": {...}}}
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rsbackbones.data.series_folder import SeriesFolder
+from rsbackbones.data.series_set import SET_FILE, read_set
+from rsbackbones.data.source import BadSample
+from rsbackbones.files.atomic import write_text
+from rsbackbones.files.bounds import read_json
+from rsbackbones.files.lock import exclusive
+from rsbackbones.typed_fields import find_misfit
+
+STATISTICS_FILE = "statistics.json"
+# By sensor and band, (mean, standard deviation).
+Statistics = dict[str, dict[str, tuple[float, float]]]
+# Measuring reads every image of the set; other processes wait for it.
+_PATIENCE_S = 24 * 3600
+
+
+def dataset_statistics(root: str | Path) -> Statistics:
+    """Return the statistics of a folder of series, in DN and dB; they are measured where there are none.
+
+    Images with missing pixels do not count.
+
+    Raises:
+        ValueError: the folder holds no series, its ``statistics.json`` is damaged or is that of other
+            locations, or no location of the training split can be read.
+    """
+    folder = Path(root).expanduser()
+    if not (folder / SET_FILE).is_file():
+        raise ValueError(
+            f"{folder} is no folder of series ({SET_FILE}), and comes with no statistics: state them"
+        )
+    source = SeriesFolder(folder, split="train" if "train" in read_set(folder).splits else None)
+    path = folder / STATISTICS_FILE
+    if not path.exists():
+        with exclusive(folder, patience=_PATIENCE_S):
+            if not path.exists():
+                held = {"statistics": _measure(source), "locations": len(source), "digest": _digest(source)}
+                write_text(path, json.dumps(held, indent=1))
+    try:
+        held = read_json(path)
+        if misfit := find_misfit(held["statistics"], dict[str, dict[str, tuple[float, float]]], "statistics"):
+            raise ValueError(f"{misfit.path} must be a mean and a standard deviation")
+        if held["digest"] != _digest(source):
+            raise ValueError(
+                f"it was measured on {held['locations']} other locations than those of the training split: "
+                "delete it, and it is measured again"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot use {path}: {error}") from error
+    return {
+        s: {band: (mean, std) for band, (mean, std) in of.items()} for s, of in held["statistics"].items()
+    }
+
+
+def _measure(source: SeriesFolder) -> Statistics:
+    # Sums of deviations from the first image's mean, which is near the mean of all.
+    counts: dict[str, int] = {}
+    origins, sums, squares = {}, {}, {}
+    problem: BadSample | None = None
+    for place in range(len(source)):
+        try:
+            sample = source.read(place)
+        except BadSample as error:
+            problem = error
+            continue
+        for sensor, images in sample.images.items():
+            valid = sample.valid.get(sensor, np.ones(len(images), bool))
+            for image in images[valid].astype(np.float64):
+                pixels = image.reshape(len(image), -1)  # [C, N]
+                if sensor not in counts:
+                    counts[sensor], origins[sensor] = 0, pixels.mean(axis=1, keepdims=True)
+                    sums[sensor] = squares[sensor] = np.zeros(len(image))
+                deviations = pixels - origins[sensor]
+                counts[sensor] += pixels.shape[1]
+                sums[sensor] = sums[sensor] + deviations.sum(axis=1)
+                squares[sensor] = squares[sensor] + np.square(deviations).sum(axis=1)
+    if not counts:
+        raise ValueError(f"{source.root}: no location can be used: {problem}")
+    statistics: Statistics = {}
+    for sensor, count in counts.items():
+        means = sums[sensor] / count
+        deviations = np.sqrt(np.maximum(squares[sensor] / count - means**2, 0))
+        statistics[sensor] = {
+            band: (float(mean), float(deviation))
+            for band, mean, deviation in zip(
+                source.bands[sensor], means + origins[sensor][:, 0], deviations, strict=True
+            )
+        }
+    return statistics
+
+
+def _digest(source: SeriesFolder) -> str:
+    return hashlib.sha256("\n".join(source.locations).encode()).hexdigest()

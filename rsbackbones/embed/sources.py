@@ -1,0 +1,307 @@
+"""What a job reads: where its pixels lie, what decides them, and how a worker opens those that it needs."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rsbackbones.data.class_masks import ClassMasks, mask_files, masked_names
+from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_folder import rasters_in
+from rsbackbones.data.raster_grid import Grid
+from rsbackbones.data.raster_path import RasterPath, raster_name, raster_paths
+from rsbackbones.data.rasters import find_bands, open_raster
+from rsbackbones.embed.inputs import sensors_of
+from rsbackbones.embed.pixels import Pixels, Scene
+from rsbackbones.embed.raster_scene import open_raster_scene
+from rsbackbones.models.backbone import Backbone
+
+# (row, column, height, width) in pixels of a grid.
+Window = tuple[int, int, int, int]
+
+
+class UnreadableItems(ValueError):
+    """Items that a source cannot read and may be left out of; ``reasons`` by their names."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = dict(reasons)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how it is pickled."""
+        return UnreadableItems, (self.reasons,)
+
+
+class Source(Protocol):
+    """Pixels on one grid. It can be pickled."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where all of its pixels lie, north up."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the pixels, as JSON takes it; equal where nothing changed."""
+
+    @property
+    def links(self) -> list[str]:
+        """URLs of what it is made of."""
+
+    @property
+    def layers(self) -> int:
+        """How many arrays of pixels are held at a time for one result: 1, or the dates of a composite."""
+
+    def open(self, model: Backbone, window: Window) -> AbstractContextManager[Scene]:
+        """Return a context manager that opens what a window needs, as a scene on the grid of the source.
+
+        Raises:
+            UnreadableItems: (or its scene, when it reads) items may be left out: take ``without(names)``.
+            ValueError: what is read has changed since the source was made.
+        """
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How rasters are read, as for :func:`rsbackbones.embed.embed_scene`."""
+
+    names: Sequence[Sequence[str] | None] | None = None
+    units: Mapping[str, str] | None = None
+    nodata: float | None = None
+    mask: ClassMasks | None = None
+    resample: str | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return them as JSON takes it."""
+        return {
+            "units": dict(self.units) if self.units else None,
+            "nodata": self.nodata,
+            "mask": {key: sorted(classes) for key, classes in self.mask.items()} if self.mask else None,
+            "resample": self.resample,
+        }
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rasters of one place, the names of their bands from the user, and where they lie in the mosaic."""
+
+    paths: tuple[RasterPath, ...]
+    names: tuple[Sequence[str] | None, ...]
+    place: Window
+
+
+@dataclass(frozen=True)
+class RasterSource:
+    """Rasters of one place, or the tiles of a mosaic; where tiles overlap the first with data counts.
+
+    Attributes:
+        tiles: in the order in which they were given.
+        versions: by raster, what :class:`InputFiles` says of its files.
+    """
+
+    grid: Grid
+    tiles: tuple[_Tile, ...]
+    options: ReadOptions
+    versions: Mapping[str, list[str]] = field(default_factory=dict)
+    layers: int = 1
+
+    @staticmethod
+    def of_paths(
+        model: Backbone,
+        given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        options: ReadOptions,
+    ) -> "RasterSource":
+        """Open rasters, or those in a folder, for their bands and grids.
+
+        Raises:
+            ValueError: a raster without bands of the model, tiles that do not fit each other, or a grid that
+                is not north up.
+        """
+        paths = [p for path in raster_paths(given) for p in _expand(path)]
+        names = options.names or [None]
+        if len(names) not in (1, len(paths)):
+            raise ValueError(f"{len(names)} lists of bands for {len(paths)} rasters; expected one for each")
+        every = [*names] * (len(paths) if len(names) == 1 else 1)
+        groups: list[list[tuple[RasterPath, Sequence[str] | None, Grid]]] = []
+        near: dict[tuple[Any, ...], list[int]] = {}
+        for path, of in zip(paths, every, strict=True):
+            find_bands(path, sensors_of(model), masked_names(of, options.mask), units=options.units)
+            with open_raster(path) as raster:
+                grid = Grid.of(raster)
+            _check_north_up(grid, str(path))
+            keys = grid.places()
+            known = {i for key in keys for i in near.get(key, []) if groups[i][0][2].covers_same(grid)}
+            if not known:
+                for key in keys:
+                    near.setdefault(key, []).append(len(groups))
+                groups.append([])
+            groups[min(known, default=len(groups) - 1)].append((path, of, grid))
+        tiles, grid = _mosaic(groups, options.resample)
+        read = [*paths, *mask_files(options.mask)]
+        return RasterSource(grid, tiles, options, {str(path): versions_of(path) for path in read})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See :class:`Source`."""
+        files = [fact for facts in self.versions.values() for fact in facts]
+        return {"kind": "rasters", "files": files, **self.options.facts}
+
+    @property
+    def links(self) -> list[str]:
+        """See :class:`Source`."""
+        return [link_of(path) for tile in self.tiles for path in tile.paths]
+
+    @contextmanager
+    def open(self, model: Backbone, window: Window) -> Iterator[Scene]:
+        """See :class:`Source`."""
+        needed = [tile for tile in self.tiles if _intersect(tile.place, window)]
+        files = [*(p for tile in needed for p in tile.paths), *mask_files(self.options.mask)]
+        check_versions(files, self.versions)
+        with ExitStack() as opened:
+            scenes = [opened.enter_context(self._open_tile(model, tile)) for tile in needed]
+            if not scenes:  # between the tiles; the first tells the bands
+                scenes, needed = [opened.enter_context(self._open_tile(model, self.tiles[0]))], []
+            alone = len(self.tiles) == 1
+            yield scenes[0] if alone else _Mosaic(scenes, [tile.place for tile in needed], self.grid)
+        check_versions(files, self.versions)
+
+    def _open_tile(self, model: Backbone, tile: _Tile) -> Any:
+        o = self.options
+        return open_raster_scene(
+            model, tile.paths, names=tile.names if any(tile.names) else None, units=o.units, nodata=o.nodata,
+            resample=o.resample, mask=o.mask, grid=None if len(self.tiles) == 1 else self.grid,
+        )  # fmt: skip
+
+
+class _Mosaic:
+    """Scenes on one grid as one; a pixel is that of the first scene that has data there."""
+
+    def __init__(self, scenes: Sequence[Scene], places: Sequence[Window], grid: Grid) -> None:
+        self._scenes, self._places = scenes, places
+        first = scenes[0]
+        self.name, self.grid = f"{first.name} and other tiles", grid
+        self.bands, self.ignored, self.stated_units = first.bands, first.ignored, first.stated_units
+        for scene in scenes:
+            if (scene.bands, scene.stated_units) != (first.bands, first.stated_units):
+                raise ValueError(
+                    f"{first.name} and {scene.name} are tiles of one mosaic, and have other bands or units: "
+                    f"{dict(first.bands)} {dict(first.stated_units)}, {dict(scene.bands)} "
+                    f"{dict(scene.stated_units)}; embed them one by one"
+                )
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window (row, column, height, width)."""
+        shape = window[2:]
+        made = Pixels({m: np.zeros((len(b), *shape), np.float32) for m, b in self.bands.items()},
+                      np.zeros(shape, bool), {})  # fmt: skip
+        for scene, place in zip(self._scenes, self._places, strict=False):
+            if made.valid.all():
+                break
+            if not _intersect(place, window):
+                continue
+            arrays, valid, counts = scene.read(window)
+            new = valid & ~made.valid
+            for m, x in arrays.items():
+                made.arrays[m][:, new] = x[:, new]
+            for m, counted in counts.items():
+                made.counts.setdefault(m, np.zeros(shape, bool))[new] = counted[new]
+            made.valid[new] = True
+        return made
+
+
+def _mosaic(
+    groups: Sequence[Sequence[tuple[RasterPath, Sequence[str] | None, Grid]]], resample: str | None
+) -> tuple[tuple[_Tile, ...], Grid]:
+    """Return tiles, and the grid of all: that of the finest pixels, around all tiles."""
+    from rasterio import Affine
+    from rasterio.warp import transform_bounds
+
+    grids = [min((grid for _, _, grid in group), key=lambda grid: grid.pixel) for group in groups]
+    first = grids[0]
+    if len(groups) == 1:
+        whole = (0, 0, first.height, first.width)
+        tile = _Tile(tuple(p for p, _, _ in groups[0]), tuple(n for _, n, _ in groups[0]), whole)
+        return (tile,), first
+    if first.crs is None:
+        raise ValueError(
+            f"{groups[0][0][0]} has no CRS, so that it cannot be a tile of a mosaic; embed it alone"
+        )
+    places = []
+    for group, grid in zip(groups, grids, strict=True):
+        aligned = first.aligned(grid)
+        if not aligned and resample is None:
+            raise ValueError(
+                f"{groups[0][0][0]} ({first}) and {group[0][0]} ({grid}) are tiles of two grids; have them "
+                "resampled onto the first: --resample bilinear (resample='bilinear')"
+            )
+        corners = [grid.position(0, 0), grid.position(grid.width, grid.height)]
+        bounds = (corners[0][0], corners[1][1], corners[1][0], corners[0][1])
+        if grid.crs != first.crs:
+            bounds = transform_bounds(grid.crs, first.crs, *bounds)
+        t = first.transform
+        left, right = ((x - t.c) / t.a for x in (bounds[0], bounds[2]))
+        top, bottom = ((y - t.f) / t.e for y in (bounds[3], bounds[1]))
+        edge = round if aligned else np.floor
+        far = round if aligned else np.ceil
+        places.append((int(edge(top)), int(edge(left)), int(far(bottom)), int(far(right))))
+    tops, lefts, bottoms, rights = zip(*places, strict=True)
+    top, left = min(tops), min(lefts)
+    t = first.transform
+    transform = Affine(t.a, t.b, t.c + left * t.a, t.d, t.e, t.f + top * t.e)
+    grid = Grid(max(bottoms) - top, max(rights) - left, first.crs, transform)
+    tiles = tuple(
+        _Tile(tuple(p for p, _, _ in group), tuple(n for _, n, _ in group),
+              (place[0] - top, place[1] - left, place[2] - place[0], place[3] - place[1]))
+        for group, place in zip(groups, places, strict=True)
+    )  # fmt: skip
+    return tiles, grid
+
+
+def _expand(path: RasterPath) -> list[RasterPath]:
+    return list(rasters_in(path)[0]) if isinstance(path, Path) and path.is_dir() else [path]
+
+
+def _check_north_up(grid: Grid, name: str) -> None:
+    t = grid.transform
+    if grid.points or grid.crs is None or t.b or t.d or t.a <= 0 or t.e >= 0:
+        raise ValueError(
+            f"{name} is not placed north up by a CRS and a transform, as a store of embeddings is; warp it "
+            f"first: gdalwarp {name} north_up.tif"
+        )
+
+
+def _intersect(a: Window, b: Window) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def versions_of(path: RasterPath) -> list[str]:
+    """Return the versions of the files behind a raster; "unknown" of a server that tells none."""
+    return [fact.partition(" unknown ")[0] + (" unknown" if " unknown " in fact else "")
+            for fact in InputFiles([path]).facts]  # fmt: skip
+
+
+def check_versions(paths: Sequence[RasterPath], versions: Mapping[str, list[str]]) -> None:
+    """Refuse rasters that are not those of the job.
+
+    Raises:
+        ValueError: one changed.
+    """
+    changed = [raster_name(path) for path in paths if versions_of(path) != versions[str(path)]]
+    if changed:
+        raise ValueError(
+            f"the input changed since the job was planned: {', '.join(changed[:5])}; plan it again, for "
+            "another output"
+        )
+
+
+def link_of(path: RasterPath) -> str:
+    """Return a raster as a URL, without the query, which may hold a signature."""
+    if isinstance(path, Path):
+        return path.resolve().as_uri()
+    text = path.partition("?")[0]
+    text = text.removeprefix("/vsicurl/")
+    return text if "://" in text else f"gdal:{text}"
