@@ -323,8 +323,7 @@ class Preprocess:
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         indices = [i for i, band in enumerate(bands) if sensor.band(band).index]
-        optical = sensor.kind == "optical"
-        if indices and optical and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
+        if sensor.kind == "optical" and indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
             raise ValueError(
                 f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
                 "take it times 10000; leave it out of your bands, and create_preprocess computes it"
@@ -363,7 +362,7 @@ class Preprocess:
         """Judge values [..., C, H, W] where they are held, [..., H, W]: all, and image by image."""
         unit, sensor = self.units[modality], self.sensors[modality]
         every = judge(
-            x.movedim(-3, 0)[:, held], unit, sensor, bands, cirrus=None if cirrus is None else cirrus[held]
+            x.movedim(-3, 0)[:, held], unit, sensor, cirrus=None if cirrus is None else cirrus[held]
         )
         self._act_on(modality, every)
         images, pixels = x.reshape(-1, *x.shape[-3:]), held.reshape(-1, *x.shape[-2:])
@@ -384,7 +383,7 @@ class Preprocess:
             if len(images) == 1:
                 break
             found = judge(
-                values, unit, sensor, bands, cirrus=None if high is None else high[i][pixels[i]], alone=False
+                values, unit, sensor, cirrus=None if high is None else high[i][pixels[i]], alone=False
             )
             if found.kind != "suspect":
                 self._act_on(modality, replace(found, text=f"image {i + 1} of {len(images)}: {found.text}"))
@@ -413,9 +412,7 @@ class Preprocess:
                 f"{modality}={found.unit})"
             )
         if found.kind == "suspect":
-            warnings.warn(
-                f"{modality}: {found.text}{fix and f'; if so{fix[1:]}'}", found.warning, stacklevel=6
-            )
+            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=6)
         else:
             raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 
@@ -709,7 +706,7 @@ def preprocess_for(
         yours = (bands or {}).get(modality)
         measured = dict.fromkeys(name for b in needed for name in sensor.band(b).index or (b,))
         given[modality] = tuple(measured) if yours is None else sensor.canonical(yours)
-        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality])]:
+        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality], spec)]:
             raise ValueError(
                 f"{modality}: your bands lack {', '.join(lacking)}, which the model takes. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
@@ -721,10 +718,11 @@ def preprocess_for(
     )  # fmt: skip
 
 
-def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
-    """Return whether a band is given, or is an index of given ones."""
+def _can_have(sensor: Sensor, band: str, given: tuple[str, ...], spec: InputSpec) -> bool:
+    """Return whether a band is given, or is an index of given ones, which of a radar are in dB."""
     index = sensor.band(band).index
-    return band in given or (bool(index) and {*index} <= {*given})
+    computable = bool(index) and {*index} <= {*given} and (sensor.kind == "optical" or spec.unit == "db")
+    return band in given or computable
 
 
 def _known_units(spec: InputSpec) -> Mapping[str, str]:
