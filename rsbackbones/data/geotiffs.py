@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.date_alignment import Times, undated
 from rsbackbones.data.rasters import RasterStack, find_bands, not_understood
-from rsbackbones.data.s2_baseline import subtract_offset
 from rsbackbones.data.source import BadSample, Sample
+from rsbackbones.data.unit_conversion import convert_unit
 from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
 
 
@@ -132,10 +130,8 @@ class GeoTiffSource:
                 arrays, valid = stack.read()
                 held, unclear = stack.bands, not_understood(stack.ignored)
                 for sensor, unit in stack.stated_units.items():
-                    if unit == "reflectance" and sensor not in self._units:
-                        arrays[sensor] = arrays[sensor] * np.float32(10_000)
-                    elif unit == "dn_baseline_0400":
-                        arrays[sensor] = subtract_offset(arrays[sensor])
+                    if sensor not in self._units:
+                        arrays[sensor] = convert_unit(arrays[sensor], held[sensor], sensor, unit, "dn")
         except ValueError as error:
             raise BadSample(str(error)) from error
         if not valid.all():
