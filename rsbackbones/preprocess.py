@@ -362,7 +362,7 @@ class Preprocess:
         """Judge values [..., C, H, W] where they are held, [..., H, W]: all, and image by image."""
         unit, sensor = self.units[modality], self.sensors[modality]
         every = judge(
-            x.movedim(-3, 0)[:, held], unit, sensor, cirrus=None if cirrus is None else cirrus[held]
+            x.movedim(-3, 0)[:, held], unit, sensor, bands, cirrus=None if cirrus is None else cirrus[held]
         )
         self._act_on(modality, every)
         images, pixels = x.reshape(-1, *x.shape[-3:]), held.reshape(-1, *x.shape[-2:])
@@ -383,7 +383,7 @@ class Preprocess:
             if len(images) == 1:
                 break
             found = judge(
-                values, unit, sensor, cirrus=None if high is None else high[i][pixels[i]], alone=False
+                values, unit, sensor, bands, cirrus=None if high is None else high[i][pixels[i]], alone=False
             )
             if found.kind != "suspect":
                 self._act_on(modality, replace(found, text=f"image {i + 1} of {len(images)}: {found.text}"))
@@ -412,7 +412,9 @@ class Preprocess:
                 f"{modality}={found.unit})"
             )
         if found.kind == "suspect":
-            warnings.warn(f"{modality}: {found.text}; if so{fix[1:]}", found.warning, stacklevel=6)
+            warnings.warn(
+                f"{modality}: {found.text}{fix and f'; if so{fix[1:]}'}", found.warning, stacklevel=6
+            )
         else:
             raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 
