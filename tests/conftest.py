@@ -76,6 +76,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """At the end libraries look for what was leaked, and would say so of all that is frozen."""
+    gc.unfreeze()
+
+
 RECORDED = Path(__file__).parent / "recorded"
 # A CNN and a network over series go through the tests of all models.
 for family in ("tests.models.toy_cnn", "tests.models.toy_series"):
