@@ -1,5 +1,6 @@
 """The command ``embed``: compute features of GeoTIFFs."""
 
+import ast
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -231,6 +232,13 @@ def embed(
         )  # fmt: skip
         with open_raster(output) as written:
             tags = written.tags()
+        who = ast.literal_eval(tags["units_from"])
+        for m, unit in ast.literal_eval(tags["units"]).items():
+            known = {"user": "as named", "files": "as the files state"}
+            print(
+                f"{m}: values in {unit}, {known.get(who[m], 'assumed: name another with --units')}",
+                file=sys.stderr,
+            )
         if tags["resampling"] != "none":
             print(f"resampled: {tags['resampling']}", file=sys.stderr)
         if mask:
