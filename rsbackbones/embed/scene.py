@@ -23,6 +23,7 @@ from rsbackbones.embed.inputs import (
     create_preprocess_of,
     embedding_job,
     unfinished,
+    units_from,
     warn_of_pixel_sizes,
     writing,
 )
@@ -64,7 +65,8 @@ def embed_scene(
     less than half count by ``mask``; the tag ``valid_share`` is then the share of pixels that have data and
     count. Where the size is no multiple of what the model needs, the last few pixels at the right and at the
     bottom are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that
-    reach beyond the scene.
+    reach beyond the scene. The tag ``units`` says in which unit the values were taken, ``units_from`` who
+    stated it: the ``user``, the ``files``, or nobody (``assumed``).
 
     The preview's colors are the principal components of this map, so colors of two maps cannot be compared,
     unless the second is written with ``colors_from`` the first.
@@ -145,6 +147,7 @@ def embed_scene(
             "overlap": shared,
             "stride": cell,
             "resampling": scene.resampling or "none",
+            "units_from": units_from(scene, units),
             "pixel_m": scene.grid.pixel_in_meters,
         }
         share = [("valid_share", "<f4", (grid[1],))] if mask else []

@@ -10,12 +10,12 @@ import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from rsbackbones.data.aligned_series import AlignedSeries
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.limited import limit_source
 from rsbackbones.data.open import open_part, open_source
 from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample, Source
-from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.files.bounds import read_json
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import eval_mode
@@ -464,15 +464,16 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
     """Read some samples with all checks, to detect wrong units and too small images before a run."""
     source, series = stream.source, stream.seasons not in (None, 1)
     too_small: list[BadSample | None] = []
-    doubts = UnitWarnings()
+    doubts, read = ImageWarnings(), []
     for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
         try:
             sample = source.read(place, None if series else 0)
         except BadSample:
             continue  # the run reports it
+        read.append(place)
         images = {m: sample.images[m] for m in preprocess.specs}
         try:
-            with doubts.of_image():
+            with doubts.of_image(place):
                 preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
         except ValueError as error:
             raise TrainingError(
@@ -484,6 +485,6 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
             too_small.append(problem)
         else:
             too_small.append(None)
-    doubts.warn(source.name, len(too_small))
+    doubts.warn(source.name, read)
     if too_small and all(too_small):  # if only some are, the run skips them
         raise TrainingError(f"{source.name}: {too_small[0]}")
