@@ -323,8 +323,7 @@ class Preprocess:
         if not x.numel():
             raise ValueError(f"{modality}: no values in an input of shape {list(x.shape)}")
         indices = [i for i, band in enumerate(bands) if sensor.band(band).index]
-        optical = sensor.kind == "optical"
-        if indices and optical and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
+        if sensor.kind == "optical" and indices and 0 < float(x[..., indices, :, :].abs().max()) <= 1:
             raise ValueError(
                 f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
                 "take it times 10000; leave it out of your bands, and create_preprocess computes it"
@@ -709,7 +708,7 @@ def preprocess_for(
         yours = (bands or {}).get(modality)
         measured = dict.fromkeys(name for b in needed for name in sensor.band(b).index or (b,))
         given[modality] = tuple(measured) if yours is None else sensor.canonical(yours)
-        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality])]:
+        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality], spec)]:
             raise ValueError(
                 f"{modality}: your bands lack {', '.join(lacking)}, which the model takes. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
@@ -721,10 +720,11 @@ def preprocess_for(
     )  # fmt: skip
 
 
-def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
-    """Return whether a band is given, or is an index of given ones."""
+def _can_have(sensor: Sensor, band: str, given: tuple[str, ...], spec: InputSpec) -> bool:
+    """Return whether a band is given, or is an index of given ones, which of a radar are in dB."""
     index = sensor.band(band).index
-    return band in given or (bool(index) and {*index} <= {*given})
+    computable = bool(index) and {*index} <= {*given} and (sensor.kind == "optical" or spec.unit == "db")
+    return band in given or computable
 
 
 def _known_units(spec: InputSpec) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import RasterPath
 from rsbackbones.data.rasters import RasterStack, not_understood
+from rsbackbones.embed.geoparquet import require_geopandas
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
@@ -76,10 +77,7 @@ def check_output(output: RasterPath) -> None:
     if suffix in MAPS:
         check_preview(preview_path(output))
     if suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise ImportError("writing Parquet needs pyarrow: pip install 'rsbackbones[geo]'") from error
+        require_geopandas()
 
 
 @contextmanager

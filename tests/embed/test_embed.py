@@ -898,12 +898,12 @@ def test_parquet_holds_the_same_as_npz(tiny, tmp_path):
     embed_patches(tiny, sources, tmp_path / "rows.parquet", **QUIET)
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.schema.metadata[b"model"] == b"croma_vit_tiny"
-    assert table.column("paths").to_pylist() == [f"{a};{b}" for a, b, _ in pairs]
+    assert table.column("source").to_pylist() == [f"{a};{b}" for a, b, _ in pairs]
     assert table.column("x").to_pylist() == [500_160, 510_160]
     assert table.column("crs").to_pylist() == ["EPSG:32633"] * 2
     for stream in ("s2", "s1", "joint"):
-        assert table.schema.field(stream).type.list_size == 96
-        found = np.array(table.column(stream).to_pylist(), np.float32)
+        assert table.schema.field(f"embedding_{stream}").type.list_size == 96
+        found = np.array(table.column(f"embedding_{stream}").to_pylist(), np.float32)
         expected = [plain_pooled(tiny, images)[stream] for _, _, images in pairs]
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not [*tmp_path.glob("*.tmp"), *tmp_path.glob("*.partial")]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors import safe_open
 import rsbackbones as rsb
 from rsbackbones.zoo.golden import compare_golden
 from rsbackbones.zoo.weights import fetch
+from tests import forked
 
 ENTRIES = [entry for entry in rsb.list_weights() if entry.availability == "bundled"]
 
@@ -74,10 +74,8 @@ def test_its_recipe_lies_beside_it(entry):
 @pytest.mark.slow
 def test_it_needs_no_network(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RSBACKBONES_", "HF_"))}
-    result = subprocess.run(
-        [sys.executable, "-c", OFFLINE], cwd=tmp_path, env={**environment, "HF_HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    environment["HF_HOME"] = str(tmp_path)
+    result = forked.run([sys.executable, "-c", OFFLINE], cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[0] == "croma_vit_tiny.samples"
     assert not list(tmp_path.iterdir())
