@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rsbackbones.data.check import stack_valid
 from rsbackbones.data.date_alignment import Times
 from rsbackbones.data.series import align_series, fix_length, percentile_length
-from rsbackbones.data.source import BadSample, DatedSource, EmptyImage, Sample
+from rsbackbones.data.source import Array, BadSample, DatedSource, EmptyImage, Sample
 from rsbackbones.sensors import get_sensor
 
 Ints = npt.NDArray[np.int64]
@@ -116,7 +116,9 @@ class AlignedSeries:
         return self._read(place, rows)
 
     def _read(self, place: int, rows: Mapping[str, Ints]) -> Sample:
-        images, dates, valid = {}, {}, {}
+        images: dict[str, Array] = {}
+        dates: dict[str, Array] = {}
+        valid: dict[str, Array] = {}
         times = self.source.times(self._places[place], self.sensors)
         for sensor, which in rows.items():
             read = {int(i): self._image(place, sensor, int(i)) for i in np.unique(which)}

@@ -29,11 +29,11 @@ def product_unit(path: RasterPath) -> str | None:
     Raises:
         ValueError: an offset or quantification value that no unit has.
     """
-    path = local_file(path)
-    if path is None:
+    local = local_file(path)
+    if local is None:
         return None
     # A product's folder keeps its files when it loses the suffix .SAFE.
-    folders = list(path.absolute().parents)[:_DEPTH]
+    folders = list(local.absolute().parents)[:_DEPTH]
     file = next((p / name for p in folders for name in _NAMES if (p / name).is_file()), None)
     if file is None:
         return None

@@ -147,15 +147,15 @@ def create_preprocess_of(
         raise ValueError(f"{error}{not_understood(stack.ignored) if lacking else ''}") from error
 
 
-def units_from(stack: RasterStack, units: Mapping[str, str] | None) -> dict[str, str]:
-    """Return by modality who states the unit of a stack's values: the ``user``, the ``files``, or nobody.
+def units_from(scene: RasterStack | Scene, units: Mapping[str, str] | None) -> dict[str, str]:
+    """Return by modality who states the unit of the values: the ``user``, the ``files``, or nobody.
 
     Without either it is ``assumed``, the one of the weights. Whether it is true, values tell in part only
     (docs/bands.md).
     """
     return {
-        m: "user" if m in (units or {}) else "files" if m in stack.stated_units else "assumed"
-        for m in stack.bands
+        m: "user" if m in (units or {}) else "files" if m in scene.stated_units else "assumed"
+        for m in scene.bands
     }
 
 
