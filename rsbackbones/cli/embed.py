@@ -230,6 +230,7 @@ def embed(
             built, source or paths, output, store_options, stream=stream, window=window, overlap=overlap,
             device=place, **common,
         )  # fmt: skip
+    assert isinstance(output, Path)  # only stores have URLs
     if location is not None and is_location(location):
         embed_series(built, location, output, units=units, stream=stream, colors_from=colors_from)
         print(f"{output}\n{output.with_suffix('.png')}")
