@@ -11,7 +11,7 @@ from rsbackbones.train.engine.config_io import to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.initialize import read_run
 from rsbackbones.train.pretraining import pretrain
-from tests.train import fomu_setup, mixmae_setup
+from tests.train import fomu_setup, mixmae_setup, s4_setup
 from tests.train.ranks import steps_of
 from tests.train.training import (
     DEADLINE,
@@ -58,6 +58,17 @@ def parallels(name):
     return ("ddp",) if "adafactor" in name else ("ddp", "fsdp")
 
 
+# BatchNorm is that of the global batch, of which some images are missing, in one pass.
+S4 = {
+    f"s4, {name}": {"steps": COUNT, "optim__base_lr": 1e-4, **options}
+    for name, options in {
+        "ddp": {},
+        "fsdp, activations checkpointed": {"parallel": "fsdp", "activation_checkpointing": True},
+        "negatives of the batch": {"objective__negatives": "batch"},
+    }.items()
+}
+
+
 def alternating(data, name, **options):
     optimizer, lr = ALTERNATING[name]
     method = name.partition(",")[0]
@@ -80,6 +91,8 @@ def of_two(data, tmp_path_factory):
         for parallel in parallels(name):
             recipes[f"{name}, {parallel}"] = to_json(alternating(data, name, parallel=parallel))
     recipes["fomu"] = to_json(fomu(tmp_path_factory.getbasetemp() / "fomu"))
+    series = s4_setup.write_set(tmp_path_factory.getbasetemp() / "s4")
+    recipes |= {name: to_json(s4_setup.small_recipe(series, **S4[name])) for name in S4}
     # Contrast sees the negatives of one pass: two passes are those of one process with two passes.
     content = {"recipes": recipes, "count": COUNT, "results": str(folder / "results.json")}
     file = folder / "recipes.json"
@@ -132,6 +145,21 @@ def test_groups_of_batch_norm_and_shuffled_keys_are_those_of_one_process(of_two,
     torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=1e-3, atol=1e-3)
     assert {"queue.keys", "momentum_encoder.head.0.weight"} < set(sums)
     assert their_sums == pytest.approx(sums, abs=1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", S4)
+def test_networks_of_series_are_those_of_one_process(of_two, tmp_path_factory, name):
+    """Running statistics included; recomputed activations move them once."""
+    alone = DistributedContext(0, 1, torch.device("cpu"))
+    options = {k: v for k, v in S4[name].items() if k not in ("parallel", "activation_checkpointing")}
+    series = tmp_path_factory.getbasetemp() / "s4"
+    losses, sums = steps_of(s4_setup.small_recipe(series, **options), alone, COUNT)
+    theirs, their_sums = of_two[name]
+    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(losses), rtol=1e-3, atol=1e-4)
+    assert "backbone.second.first.norm.statistics.s1.running_var" in sums
+    # BatchNorm takes away the bias before it: its gradient is rounding, of which Adam makes whole steps.
+    kept = [name for name in sums if not name.endswith((".conv.bias", "convs.0.bias", "convs.1.bias"))]
+    assert {n: their_sums[n] for n in kept} == pytest.approx({n: sums[n] for n in kept}, abs=1e-3, rel=1e-3)
 
 
 def test_no_group_waits_longer_than_the_recipe_says(of_two):
