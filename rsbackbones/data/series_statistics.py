@@ -1,6 +1,7 @@
 """Mean and standard deviation of the bands of a folder of series, measured once and kept beside it.
 
-``statistics.json`` holds those of the training split, or of all locations where there are no splits::
+``statistics.json`` holds those of the training split, or of all locations where there are no splits;
+:func:`write_series` removes it. After GeoTIFFs change, remove it yourself::
 
     {"locations": 12, "digest": "...", "statistics": {"s2": {"B02": [812.5, 401.2], ...}, "s1": {...}}}
 """
@@ -12,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from rsbackbones.data.series_folder import SeriesFolder
-from rsbackbones.data.series_set import SET_FILE, read_set
+from rsbackbones.data.series_set import SET_FILE, STATISTICS_FILE, read_set
 from rsbackbones.data.source import BadSample
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.bounds import read_json
 from rsbackbones.files.lock import exclusive
 from rsbackbones.typed_fields import find_misfit
 
-STATISTICS_FILE = "statistics.json"
 # By sensor and band, (mean, standard deviation).
 Statistics = dict[str, dict[str, tuple[float, float]]]
 # Measuring reads every image of the set; other processes wait for it.
