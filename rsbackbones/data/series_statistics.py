@@ -8,6 +8,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rsbackbones.data.source import BadSample
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.bounds import read_json
 from rsbackbones.files.lock import exclusive
+from rsbackbones.sensors import get_sensor
 from rsbackbones.typed_fields import find_misfit
 
 # By sensor and band, (mean, standard deviation).
@@ -29,7 +31,7 @@ _PATIENCE_S = 24 * 3600
 def dataset_statistics(root: str | Path) -> Statistics:
     """Return the statistics of a folder of series, in DN and dB; they are measured where there are none.
 
-    Images with missing pixels do not count.
+    They include those of VV/VH, which models may take of radar that has VV and VH alone. Images with missing pixels do not count.
 
     Raises:
         ValueError: the folder holds no series, its ``statistics.json`` is damaged or is that of other
@@ -68,6 +70,7 @@ def _measure(source: SeriesFolder) -> Statistics:
     counts: dict[str, int] = {}
     origins, sums, squares = {}, {}, {}
     problem: BadSample | None = None
+    ratios = {sensor: _ratios(sensor, bands) for sensor, bands in source.bands.items()}
     for place in range(len(source)):
         try:
             sample = source.read(place)
@@ -78,9 +81,11 @@ def _measure(source: SeriesFolder) -> Statistics:
             valid = sample.valid.get(sensor, np.ones(len(images), bool))
             for image in images[valid].astype(np.float64):
                 pixels = image.reshape(len(image), -1)  # [C, N]
+                computed = [pixels[[a]] - pixels[[b]] for a, b in ratios[sensor].values()]
+                pixels = np.concatenate([pixels, *computed])
                 if sensor not in counts:
                     counts[sensor], origins[sensor] = 0, pixels.mean(axis=1, keepdims=True)
-                    sums[sensor] = squares[sensor] = np.zeros(len(image))
+                    sums[sensor] = squares[sensor] = np.zeros(len(pixels))
                 deviations = pixels - origins[sensor]
                 counts[sensor] += pixels.shape[1]
                 sums[sensor] = sums[sensor] + deviations.sum(axis=1)
@@ -94,10 +99,23 @@ def _measure(source: SeriesFolder) -> Statistics:
         statistics[sensor] = {
             band: (float(mean), float(deviation))
             for band, mean, deviation in zip(
-                source.bands[sensor], means + origins[sensor][:, 0], deviations, strict=True
+                (*source.bands[sensor], *ratios[sensor]),
+                means + origins[sensor][:, 0],
+                deviations,
+                strict=True,
             )
         }
     return statistics
+
+
+def _ratios(sensor: str, bands: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return the ratios, a - b in dB, that a model may take of a radar's bands, as the places of a and b."""
+    held = get_sensor(sensor)
+    return {
+        band.name: (bands.index(band.index[0]), bands.index(band.index[1]))
+        for band in held.bands
+        if held.kind == "radar" and band.index and band.name not in bands and {*band.index} <= {*bands}
+    }
 
 
 def _digest(source: SeriesFolder) -> str:

@@ -112,6 +112,13 @@ def test_statistics_are_those_of_the_images_that_are_written(tmp_path):
             )
 
 
+def test_statistics_of_the_ratio_that_models_compute(tmp_path):
+    store(tmp_path)
+    images = series()["s1"].astype(np.float64)
+    ratio = images[:, 0] - images[:, 1]
+    assert np.allclose(dataset_statistics(tmp_path)["s1"]["VV/VH"], (ratio.mean(), ratio.std()))
+
+
 def test_zarr_reads_what_is_written(tmp_path):
     place = store(tmp_path)
     group = zarr.open_group(zarr.storage.ZipStore(place / "series.zarr.zip", mode="r"), mode="r")
