@@ -709,7 +709,7 @@ def preprocess_for(
         yours = (bands or {}).get(modality)
         measured = dict.fromkeys(name for b in needed for name in sensor.band(b).index or (b,))
         given[modality] = tuple(measured) if yours is None else sensor.canonical(yours)
-        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality])]:
+        if lacking := [b for b in needed if not can_have(sensor, b, given[modality])]:
             raise ValueError(
                 f"{modality}: your bands lack {', '.join(lacking)}, which the model takes. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
@@ -721,7 +721,7 @@ def preprocess_for(
     )  # fmt: skip
 
 
-def _can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
+def can_have(sensor: Sensor, band: str, given: tuple[str, ...]) -> bool:
     """Return whether a band is given, or is an index of given ones."""
     index = sensor.band(band).index
     return band in given or (bool(index) and {*index} <= {*given})

@@ -31,7 +31,8 @@ _PATIENCE_S = 24 * 3600
 def dataset_statistics(root: str | Path) -> Statistics:
     """Return the statistics of a folder of series, in DN and dB; they are measured where there are none.
 
-    They include those of VV/VH, which models may take of radar that has VV and VH alone. Images with missing pixels do not count.
+    They include those of VV/VH, which models may take of radar that has VV and VH alone. Images with missing
+    pixels do not count.
 
     Raises:
         ValueError: the folder holds no series, its ``statistics.json`` is damaged or is that of other
