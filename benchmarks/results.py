@@ -8,7 +8,7 @@
 Data: EuroSAT MS, 200 images of 64 px (L1C; the bands that weights have); EuroSAT RGB, 5,000 pictures of 64
 px; BigEarthNet, 80 pairs of 120 px whose pixels have one of six coarse CORINE classes; Sen1Floods11, four
 chips of 512 px, radar and water. None has a split of its own: ours, 80 / 20, with every seed another. Models
-of pictures are tested on held-out ones of EuroSAT RGB and UC Merced instead (benchmarks/heldout.py). On the
+of pictures are tested on the held-out ones of EuroSAT RGB instead (benchmarks/heldout.py). On the
 three larger sets the MLP probe is left out, and on label maps the sparse one: 27 learning rates with 2,048
 hidden units take an hour on two cores.
 """
@@ -110,9 +110,6 @@ SETS: dict[str, LabelledFile | HeldOutPictures] = {
     ),
     "EuroSAT RGB, held out": HeldOutPictures(
         "eurosat_rgb", ("knn", "linear", "logistic"), {"eurosat_rgb_5000": _OTHERS}
-    ),
-    "UC Merced, held out": HeldOutPictures(
-        "ucmerced", ("knn", "linear", "logistic"), {"ucmerced_rgb128_1575": _OTHERS}
     ),
 }  # fmt: skip
 ABSENT = """

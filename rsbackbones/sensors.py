@@ -16,6 +16,7 @@ Wavelengths, and widths at half of the maximum, are in nanometers; ground sampli
 - SuperDove (PSB.SD): the band table of Planet's PlanetScope documentation.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,9 +38,9 @@ _THERMAL_NM = (3e3, 1e5)
 class Band:
     """One band: ``wavelength`` is its center in nm, ``width`` its full width at half maximum in nm.
 
-    ``gsd`` is its ground sampling distance in m. ``index``: the band is no measurement but the normalized
-    difference (a - b) / (a + b) of these two bands of its sensor, of a radar their ratio, a - b in dB; it is
-    only matched by name.
+    ``gsd`` is its ground sampling distance in m. ``index``: the band is no measurement but computed from
+    these two bands of its sensor, the normalized difference (a - b) / (a + b), of a radar the ratio a / b,
+    which is a - b in dB; it is only matched by name.
     """
 
     name: str
@@ -57,12 +58,16 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensor:
-    """A sensor and its bands. Bands are only matched to bands of the same ``kind``."""
+    """A sensor and its bands. Bands are only matched to bands of the same ``kind``.
+
+    ``derived`` bands may be named as others are, and are not among those that the sensor has by default.
+    """
 
     name: str
     title: str
     kind: Literal["optical", "radar"]
     bands: tuple[Band, ...]
+    derived: tuple[Band, ...] = ()
 
     def band(self, name: str) -> Band:
         """Return the band called ``name``: its own name or an alias, in any case.
@@ -70,15 +75,19 @@ class Sensor:
         Raises:
             ValueError: the sensor has no such band.
         """
-        wanted = name.strip().lower()
-        for band in self.bands:
-            if wanted in (band.name.lower(), *(alias.lower() for alias in band.aliases)):
-                return band
-        known = ", ".join(band.name for band in self.bands)
+        if found := self._by_name.get(name.strip().lower()):
+            return found
+        known = ", ".join(band.name for band in (*self.bands, *self.derived))
         raise ValueError(
             f"sensor '{self.name}' has no band {name!r}; its bands are {known}. "
             "Common names such as 'red' or 'nir' also work."
         )
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Band]:
+        """The bands by all their names in lower case; of two bands with one name the first."""
+        bands = reversed((*self.bands, *self.derived))
+        return {name.lower(): band for band in bands for name in (band.name, *band.aliases)}
 
     def canonical(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return ``names`` in this sensor's own spelling, in the order given.
@@ -137,17 +146,20 @@ _C_BAND_HZ = 5.405e9
 _C_BAND_NM = 299_792_458 / _C_BAND_HZ * 1e9
 _C_BAND_WIDTH_NM = _C_BAND_NM * 100e6 / _C_BAND_HZ
 
-
-def _s1(name: str, *index: str) -> Band:
-    return Band(name=name, wavelength=_C_BAND_NM, width=_C_BAND_WIDTH_NM, gsd=10, index=index)
-
-
 S1 = Sensor(
     name="s1",
     title="Sentinel-1 C-SAR",
     kind="radar",
-    bands=(_s1("VV"), _s1("VH"), _s1("VV/VH", "VV", "VH")),
-)
+    bands=tuple(
+        Band(name=name, wavelength=_C_BAND_NM, width=_C_BAND_WIDTH_NM, gsd=10) for name in ("VV", "VH")
+    ),
+    # The third band of PASTIS-R.
+    derived=(
+        Band(
+            name="VV/VH", wavelength=_C_BAND_NM, width=_C_BAND_WIDTH_NM, gsd=10, index=("VV", "VH"),
+        ),
+    ),
+)  # fmt: skip
 
 # An RGB picture carries the three visible Sentinel-2 bands, under their Sentinel-2 names.
 RGB = Sensor(
@@ -324,12 +336,13 @@ def register_sensor(sensor: Sensor) -> Sensor:
         raise ValueError(f"{here} is already registered with other bands; choose another name")
     if sensor.kind not in ("optical", "radar"):
         raise ValueError(f"{here}: kind must be optical or radar, got {sensor.kind!r}")
-    names = [n.lower() for band in sensor.bands for n in {band.name, *band.aliases}]
+    every = (*sensor.bands, *sensor.derived)
+    names = [n.lower() for band in every for n in {band.name, *band.aliases}]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{here}: {', '.join(twice)} names more than one band; names are case-insensitive")
     if not sensor.bands:
         raise ValueError(f"{here} has no bands")
-    for band in sensor.bands:
+    for band in every:
         if not all(math.isfinite(v) and v > 0 for v in (band.wavelength, band.width, band.gsd)):
             raise ValueError(f"{here}: wavelength, width and gsd must be positive, got {band}")
         if band.wavelength < 100:

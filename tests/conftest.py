@@ -1,5 +1,6 @@
 """What several test files need: a small model, and the folder of real samples."""
 
+import gc
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,7 @@ if find_spec("pydantic") is None:
 MARKED = {
     "multiprocess": (
         "test_processes.py", "test_finetune_processes.py", "test_distributed.py", "test_kills.py",
-        "test_croma_ranks.py", "test_batch_norm.py", "test_series.py",
+        "test_croma_ranks.py", "test_batch_norm.py", "test_job_runs.py", "test_series.py",
     ),
     "network": ("test_hub_*.py", "test_loopback_hub.py", "test_published_hub.py", "test_weights_folder.py"),
     "bench": ("benchmarks/*",),
@@ -68,6 +69,16 @@ def pytest_collection_modifyitems(items):
         for mark, patterns in MARKED.items():
             if any(path.match(pattern) for pattern in patterns):
                 item.add_marker(mark)
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector need not look through a million objects again."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """At the end libraries look for what was leaked, and would say so of all that is frozen."""
+    gc.unfreeze()
 
 
 RECORDED = Path(__file__).parent / "recorded"

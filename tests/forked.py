@@ -19,13 +19,14 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn, Self
 
 # Those that are not installed are left out.
 _IMPORTED = [
     "torch._dynamo", "torch.distributed.run", "torch.distributed.checkpoint", "torch.distributed.fsdp",
     "torch.distributed.elastic.agent.server.local_elastic_agent", "rasterio",
     "matplotlib.backends.backend_agg", "rsbackbones.cli", "rsbackbones.zoo.factory", "rsbackbones.embed",
+    "distributed", "geopandas", "odc.geo.xr", "rsbackbones.embed.cluster", "xarray", "zarr.storage",
     "rsbackbones.eval.run", "rsbackbones.train.pretraining", "rsbackbones.train.finetune",
 ]  # fmt: skip
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -68,6 +69,7 @@ class Forked:
         env: The whole environment.
         cwd: The working directory.
         limits: Called in the process at first; has to be picklable.
+        input: The file of standard input; empty by default.
     """
 
     def __init__(
@@ -79,13 +81,15 @@ class Forked:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         limits: Callable[[], object] | None = None,
+        input: Path = Path(os.devnull),
     ) -> None:
         self.args = [str(argument) for argument in arguments]
         assert self.args[0] == sys.executable
         for file in (output, errors or output):
             file.touch()
         environment, folder = dict(os.environ if env is None else env), str(cwd or Path.cwd())
-        begin = (self.args[1:], str(output), str(errors or output), environment, folder, limits)
+        files = (str(input), str(output), str(errors or output))
+        begin = (self.args[1:], files, environment, folder, limits)
         self._process = _CONTEXT.Process(target=_begin, args=begin)
         self._process.start()
         self.pid: int = self._process.pid
@@ -107,20 +111,43 @@ class Forked:
         self._process.kill()
 
 
+class Piped(Forked):
+    """Like ``subprocess.Popen`` with ``text=True`` and pipes to and from the process; errors go to a file."""
+
+    def __init__(self, arguments: Sequence[object], errors: IO[str]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            to, back = Path(folder) / "to", Path(folder) / "back"
+            for pipe in (to, back):
+                os.mkfifo(pipe)
+            super().__init__(arguments, back, Path(f"/proc/{os.getpid()}/fd/{errors.fileno()}"), input=to)
+            # In the order in which the process opens them: either waits for the other.
+            self.stdin, self.stdout = to.open("w"), back.open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        self.stdout.close()
+        self.wait()
+
+
 def _begin(
     arguments: list[str],
-    output: str,
-    errors: str,
+    files: tuple[str, str, str],
     env: Mapping[str, str],
     cwd: str,
     limits: Callable[[], object] | None,
 ) -> None:
+    gc.freeze()  # a collection of what was imported before would copy all its pages, too
     os.setsid()
     os.chdir(cwd)
-    for number, name in ((1, output), (2, errors)):
-        file = os.open(name, os.O_WRONLY | os.O_APPEND)
+    for number, name in enumerate(files):
+        file = os.open(name, os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY)
         os.dup2(file, number)
         os.close(file)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if limits:
         limits()
     _execute(arguments, env)

@@ -126,6 +126,7 @@ def test_what_the_second_phase_gave_the_bundled_seamo_is_recorded():
 def test_the_results_page_and_the_cards_numbers_are_those_of_the_measurement():
     """`python -m benchmarks.results` writes them; every bundled model is there, beside what it must beat."""
     pytest.importorskip("sklearn")
+    pytest.importorskip("pydantic")  # of the extra train
     from benchmarks.results import RECORD, card_metrics, page
 
     record = json.loads(RECORD.read_text(encoding="utf-8"))

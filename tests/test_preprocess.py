@@ -256,7 +256,7 @@ def test_pixels_without_data_do_not_hide_an_offset():
     preprocess = rsb.create_preprocess(rsb.create_model("croma_vit_tiny", modalities=("s2",)))
     raw = torch.full((1, 12, 8, 8), 1500.0)
     raw[..., 0, 0] = 0
-    with pytest.warns(UserWarning, match="hardly a value is below 900"):
+    with pytest.warns(UserWarning, match="hardly a value is below 950"):
         preprocess(raw)
     with pytest.raises(ValueError, match="no value is above zero"):
         preprocess(torch.full((1, 12, 8, 8), -3.0))
@@ -306,3 +306,31 @@ def test_values_that_no_picture_has_are_refused(value, message):
         made(image)
     with pytest.raises(ValueError, match="multiply them by 255"):
         made(np.linspace(0, 1, 12 * 64).reshape(12, 8, 8))
+
+
+@pytest.mark.parametrize("unit", ["db", "db_x100", "linear"])
+def test_the_ratio_of_a_radar_is_read_or_computed(unit):
+    """VV / VH is VV - VH in dB; under the rule ``standard``, nothing is clipped."""
+    three, statistics = ("VV", "VH", "VV/VH"), {"s1": {"VV/VH": (7.0, 3.0)}}
+    model = rsb.create_model(
+        "s4_unet3d_tiny", modalities=("s1",), overrides={"bands": {"s1": three}, "widths": (2, 2, 2)}
+    )
+    with pytest.raises(ValueError, match=r"no statistics for VV/VH.*statistics=\{'s1'"):
+        rsb.create_preprocess(model)
+    db = np.random.default_rng(0).normal([[-12], [-20]], [[9], [3]], (2, 64)).reshape(1, 2, 8, 8)
+    as_given = {"db": lambda x: x, "db_x100": lambda x: x * 100, "linear": lambda x: 10 ** (x / 10)}[unit]
+    mean, std = (np.array([*numbers, last]) for numbers, last in zip(
+        (SSL4EO_S12["s1"].mean, SSL4EO_S12["s1"].std), statistics["s1"]["VV/VH"], strict=True
+    ))  # fmt: skip
+    ratio = db[:, :1] - db[:, 1:]
+    read = np.concatenate([db, ratio + 1], axis=1)  # given bands are not computed again
+    for bands, raw, last in ((three[:2], db, ratio), (three, read, ratio + 1)):
+        preprocess = rsb.create_preprocess(
+            model, bands={"s1": bands}, units={"s1": unit}, statistics=statistics, check=bands != three
+        )
+        wanted = (np.concatenate([db, last], axis=1) - mean[:, None, None]) / std[:, None, None]
+        found = preprocess({"s1": as_given(raw).astype(np.float32)})["s1"].numpy()
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
+        assert np.abs(found).max() > 2
+    with pytest.raises(ValueError, match=r"lack VH, VV/VH"):
+        rsb.create_preprocess(model, bands={"s1": ("VV",)}, statistics=statistics)

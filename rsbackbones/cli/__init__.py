@@ -15,6 +15,7 @@ from rsbackbones.cli.eval import evaluate
 from rsbackbones.cli.eval_clouds import eval_clouds
 from rsbackbones.cli.finetune import finetune
 from rsbackbones.cli.pack import pack
+from rsbackbones.cli.search import search
 from rsbackbones.cli.zoo import bands, download, info, list_weights, manifest, verify
 from rsbackbones.files.terminal import plain_output
 
@@ -42,8 +43,8 @@ def commands() -> None:
 
 
 _ALL = (
-    list_weights, info, bands, download, manifest, verify, embed, evaluate, eval_clouds, finetune, convert,
-    pack,
+    list_weights, info, bands, download, manifest, verify, embed, search, evaluate, eval_clouds, finetune,
+    convert, pack,
 )  # fmt: skip
 for command in _ALL:
     commands.add_command(command)

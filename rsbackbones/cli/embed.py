@@ -1,14 +1,14 @@
 """The command ``embed``: compute features of GeoTIFFs."""
 
+import ast
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
-from rsbackbones.cli.embed_job import check_job_options, is_store, job_options, print_status, run_job
+from rsbackbones.cli.embed_job import check_job_options, is_job, job_options, print_status, run_job
 from rsbackbones.cli.options import (
     COUNT,
     FILE,
@@ -30,11 +30,11 @@ from rsbackbones.data.resample import RESAMPLING
 
 
 @click.command(cls=Command)
-@click.argument("rasters", nargs=-1, required=True, type=Raster())
+@click.argument("rasters", nargs=-1, type=Raster())
 @option("--output", required=True, type=Raster(), metavar="FILE",
-        help="NAME.tif: feature map of one scene; NAME.npz or NAME.parquet: an embedding per "
-        "patch file; NAME.zarr, also s3://...: a store of shards, for large areas and several "
-        "processes")  # fmt: skip
+        help="NAME.tif: feature map of one scene; NAME.tif with --quantize: a Cloud Optimized GeoTIFF in 8 "
+        "bits; NAME.npz or NAME.parquet: an embedding per patch file; NAME.zarr, also s3://...: a store of "
+        "shards, for large areas and several processes")  # fmt: skip
 @weights_options
 @option("--modalities", type=CommaList(), metavar="NAME,...", section="Model",
         show_default="all in the rasters",
@@ -108,28 +108,33 @@ def embed(
 
     RASTERS are GeoTIFFs or other rasters, folders of them, Sentinel-2 products (SAFE), or names for GDAL
     (/vsizip/..., https://...): the files of one scene, or of many patches. For --output NAME.zarr also the
-    tiles of a mosaic, or one Zarr store.
+    tiles of a mosaic, or one Zarr store. For a model of series one location of a folder of series (set.json).
     """
     check_job_options(output, store_options)
     if store_options["status"]:
         return print_status(output)
+    if bool(rasters) == (store_options["stac"] is not None):
+        raise click.UsageError("name RASTERS to embed, or STAC items by --stac FILE.json")
 
     import torch
 
     from rsbackbones.data.rasters import open_raster
     from rsbackbones.device import choose_device
-    from rsbackbones.embed import embed_patches, embed_scene
+    from rsbackbones.embed import embed_patches, embed_scene, embed_series
     from rsbackbones.embed.inputs import MAPS, check_output
+    from rsbackbones.embed.series import is_location
     from rsbackbones.preprocess import picture_note
     from rsbackbones.sensors import RGB8, get_sensor
     from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 
     refuse_two_weights(pretrained, checkpoint)
     place = choose_device(device)
-    to_store = is_store(output)
+    to_store = is_job(output, store_options)
     if not to_store:
         check_output(output)
     is_scene = not to_store and Path(output).suffix.lower() in MAPS
+    if on_unreadable == "skip" and to_store and store_options["stac"] is None:
+        raise ValueError("--on-unreadable skip is for patches (.npz, .parquet) and STAC items (--stac)")
     if is_scene and on_unreadable == "skip":
         raise ValueError(
             "--on-unreadable skip is for patches (.npz, .parquet); a scene needs all of its files"
@@ -148,7 +153,14 @@ def embed(
         raise ValueError(f"{model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
     source: Any = None
-    if to_store and len(rasters) == 1 and str(rasters[0]).rstrip("/").endswith(".zarr"):
+    location = rasters[0] if len(rasters) == 1 and isinstance(rasters[0], Path) else None
+    if store_options["stac"] is not None:
+        source = str(store_options["stac"])
+        files = [_in_items(source, sensor_names)]
+    elif location is not None and is_location(location):
+        _check_series_options(is_scene, bands, nodata, mask, skip_nodata, resample, window, overlap)
+        files = [_in_location(location, sensor_names, asked or config.modalities, units)]
+    elif to_store and len(rasters) == 1 and str(rasters[0]).rstrip("/").endswith(".zarr"):
         source = str(rasters[0])
         files = [_in_store(source, store_options["variable"], sensor_names)]
     else:
@@ -212,17 +224,29 @@ def embed(
             print(f"{m}: {note}", file=sys.stderr)
     if to_store:
         common["bands"] = None if source else common["bands"]
+        if store_options["stac"] is not None:
+            common["on_unreadable"] = on_unreadable
         return run_job(
             built, source or paths, output, store_options, stream=stream, window=window, overlap=overlap,
             device=place, **common,
         )  # fmt: skip
-    if is_scene:
+    if location is not None and is_location(location):
+        embed_series(built, location, output, units=units, stream=stream, colors_from=colors_from)
+        print(f"{output}\n{output.with_suffix('.png')}")
+    elif is_scene:
         embed_scene(
             built, paths, output, stream=stream, window=window, overlap=overlap, colors_from=colors_from,
             **common,
         )  # fmt: skip
         with open_raster(output) as written:
             tags = written.tags()
+        who = ast.literal_eval(tags["units_from"])
+        for m, unit in ast.literal_eval(tags["units"]).items():
+            known = {"user": "as named", "files": "as the files state"}
+            print(
+                f"{m}: values in {unit}, {known.get(who[m], 'assumed: name another with --units')}",
+                file=sys.stderr,
+            )
         if tags["resampling"] != "none":
             print(f"resampled: {tags['resampling']}", file=sys.stderr)
         if mask:
@@ -245,6 +269,17 @@ def embed(
                 file=sys.stderr,
             )
     return 0
+
+
+def _check_series_options(is_scene: bool, *options: object) -> None:
+    """Refuse what a series cannot have."""
+    if not is_scene:
+        raise ValueError("the features of a series are a map: --output NAME.tif")
+    if any(option not in (None, False, (), {}) for option in options):
+        raise ValueError(
+            "a series is encoded whole, and set.json names its bands: leave out --bands, --nodata, --mask, "
+            "--skip-nodata, --resample, --window and --overlap"
+        )
 
 
 class _File(NamedTuple):
@@ -292,24 +327,48 @@ def _find(
 def _in_store(place: str, variable: str | None, sensors: Mapping[str, str]) -> _File:
     """Find the bands of an array in a Zarr store; one that names none is taken to hold those of the model."""
     from rsbackbones.embed.array_source import names_in_store
+
+    return _named_bands(place, names_in_store(place, variable), sensors)
+
+
+def _in_items(place: str, sensors: Mapping[str, str]) -> _File:
+    """Find the bands among the assets of STAC items."""
+    from rsbackbones.embed.stac_source import asset_names
+
+    return _named_bands(place, asset_names(place), sensors)
+
+
+def _named_bands(place: str, names: Sequence[str], sensors: Mapping[str, str]) -> _File:
+    from rsbackbones.data.band_names import bands_of_description
     from rsbackbones.sensors import get_sensor
 
-    names = names_in_store(place, variable)
     found: dict[str, list[str]] = {m: [] for m in sensors}
     ignored = []
     for name in names:
         for m, sensor in sensors.items():
-            with suppress(ValueError):
-                found[m].append(get_sensor(sensor).band(name).name)
+            if len(named := bands_of_description(get_sensor(sensor), name)) == 1:
+                found[m] += [band for band in named if band not in found[m]]
                 break
         else:
             ignored.append(name)
     if not any(found.values()):
         raise ValueError(
-            f"{place}: the array names no band of {', '.join(sensors.values())}: it has "
-            f"{', '.join(names) or 'no names'}; name them by a coordinate of the dimension band"
+            f"{place} names no band of {', '.join(sensors.values())}: it has "
+            f"{', '.join(names) or 'no names'}. "
+            "(An array names its bands by a coordinate of the dimension band)"
         )
     return _File(raster_path(place), None, {m: b for m, b in found.items() if b}, ignored)
+
+
+def _in_location(
+    path: Path, sensors: Mapping[str, str], wanted: Sequence[str], units: Mapping[str, str]
+) -> _File:
+    """Return the bands of a location of a folder of series, by modality."""
+    from rsbackbones.embed.series import open_location
+
+    source, place = open_location(path, units)
+    held = source.times(place, list(source.bands))
+    return _File(path, None, {m: source.bands[sensors[m]] for m in wanted if sensors[m] in held}, [])
 
 
 def _not_understood(files: Sequence[_File]) -> str:

@@ -1,18 +1,31 @@
 """What ``embed`` does for a store of shards: its options, and running the job here, on workers or on Dask."""
 
-import os
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from rsbackbones.cli.options import COUNT, Decorator, option, together
+from rsbackbones.cli.options import COUNT, FILE, Decorator, option, together
 from rsbackbones.data.raster_path import RasterPath
 
 job_options: Decorator = together(
+    option("--stac", type=FILE, metavar="FILE.json", section="STAC",
+           help="the source: STAC items, as a search saves them; instead of rasters"),
+    option("--composite", type=click.Choice(("median", "least-cloudy", "first")), section="STAC",
+           show_default="median",
+           help="one image of the dates: the median of clear pixels, or the first clear pixel, of dates by "
+           "their cloud cover or in order; --mask SCL=3,8,9,10 says what is clear"),
+    option("--dates", metavar="FIRST/LAST", section="STAC",
+           help="2024-06-01/2024-08-31: the days of the items to take"),
+    option("--grid", metavar="utmNm", section="STAC", show_default="of the items",
+           help="utm10m: the UTM zone of the items in pixels of 10 m; for items in several zones"),
+    option("--sign", metavar="MODULE:FUNCTION", section="STAC",
+           help="a function that takes an item and returns it with URLs that can be read, such as "
+           "planetary_computer:sign; called where pixels are read"),
     option("--variable", metavar="NAME", section="Store", help="of a Zarr store: the array with the bands"),
     option("--quantize", type=click.Choice(("per-band", "per-vector", "alphaearth", "none", "float16")),
            section="Store", show_default="per-band",
@@ -31,12 +44,21 @@ job_options: Decorator = together(
            help="GDAL's block cache of each worker (GDAL_CACHEMAX)"),
 )  # fmt: skip
 # That only stores have, by option, with the value that stands for "not given".
-_OF_STORES = {"variable": None, "workers": None, "dask": None, "take_over": False, "status": False}
+_OF_STORES = {
+    "variable": None,
+    "workers": None,
+    "dask": None,
+    "take_over": False,
+    "status": False,
+    "stac": None,
+}
+_OF_STAC = ("composite", "dates", "grid", "sign")
 
 
-def is_store(output: RasterPath) -> bool:
-    """Tell whether an output is a store of shards."""
-    return str(output).rstrip("/").endswith(".zarr")
+def is_job(output: RasterPath, options: Mapping[str, Any]) -> bool:
+    """Tell whether an output is of a job: a store of shards, or a COG (a .tif with --quantize)."""
+    place = str(output).rstrip("/")
+    return place.endswith(".zarr") or (place.endswith((".tif", ".tiff")) and options["quantize"] is not None)
 
 
 def check_job_options(output: RasterPath, options: dict[str, Any]) -> None:
@@ -47,9 +69,13 @@ def check_job_options(output: RasterPath, options: dict[str, Any]) -> None:
     """
     given = [name for name, absent in _OF_STORES.items() if options[name] != absent]
     given += [name for name in ("quantize",) if options[name] is not None]
-    if given and not is_store(output):
-        named = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(f"{named}: of a store, --output NAME.zarr, got {output}")
+    if given and not is_job(output, options):
+        listed = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(
+            f"{listed}: only for --output NAME.zarr, or a COG (NAME.tif with --quantize), got {output}"
+        )
+    if options["stac"] is None and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
+        raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE.json")
     if options["workers"] and options["dask"]:
         raise ValueError("--workers (of this machine) and --dask (of a cluster) exclude each other")
 
@@ -70,14 +96,21 @@ def print_status(output: RasterPath) -> int:
 
 def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any], **settings: Any) -> int:
     """Plan a job and run it; ``options`` are those of :data:`job_options`, ``settings`` those of ``plan``."""
+    import torch
+
     from rsbackbones.embed import plan, run
 
     progress = settings.pop("progress")
     workers = options["workers"] or 1
+    if options["stac"] is not None:
+        settings |= {
+            "composite": options["composite"] or "median", "dates": options["dates"], "grid": options["grid"],
+            "sign": _function(options["sign"]),
+        }  # fmt: skip
     job = plan(
         model, source, str(output), variable=options["variable"], quantize=options["quantize"] or "per-band",
         shard=options["shard"], cache_bytes=options["cache"] * 2**20,
-        threads=1 if options["dask"] else max(1, (os.cpu_count() or 1) // workers), **settings,
+        threads=1 if options["dask"] else max(1, torch.get_num_threads() // workers), **settings,
     )  # fmt: skip
     parts = {name: size / 2**20 for name, size in job.memory_bound.items()}
     listed = ", ".join(f"{name.replace('_', ' ')} {size:.0f}" for name, size in parts.items())
@@ -97,6 +130,19 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     )
     print(job.output)
     return 0
+
+
+def _function(name: str | None) -> Any:
+    """Return the function that MODULE:FUNCTION names."""
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--sign expects MODULE:FUNCTION that can be imported, got {name}: {error}"
+        ) from error
 
 
 @contextmanager

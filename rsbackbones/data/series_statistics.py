@@ -114,7 +114,7 @@ def _ratios(sensor: str, bands: Sequence[str]) -> dict[str, tuple[int, int]]:
     held = get_sensor(sensor)
     return {
         band.name: (bands.index(band.index[0]), bands.index(band.index[1]))
-        for band in held.bands
+        for band in held.derived
         if held.kind == "radar" and band.index and band.name not in bands and {*band.index} <= {*bands}
     }
 

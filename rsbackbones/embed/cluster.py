@@ -5,6 +5,7 @@ after which glibc maps and unmaps the memory of every activation of a model (a h
 faults).
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -34,7 +35,7 @@ def local_workers(count: int) -> Iterator[Executor]:
         dask.config.set(settings),
         distributed.LocalCluster(
             n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None,
-            memory_limit=memory, silence_logs="error",
+            memory_limit=memory, silence_logs=logging.ERROR,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):  # fmt: skip

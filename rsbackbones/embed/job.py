@@ -20,13 +20,16 @@ from rsbackbones.embed.inputs import sensors_of, warn_of_pixel_sizes
 from rsbackbones.embed.lattice import Block, Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.quantize import Quantization, check_rule
 from rsbackbones.embed.sources import RasterSource, ReadOptions, Source
-from rsbackbones.files.objects import Objects
+from rsbackbones.embed.stac_source import Sign, StacSource, is_items
+from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.zoo.fingerprint import weights_digest
 
 # The side of the chunks within a shard, in cells; a reader of one point reads one of them.
 CHUNK = 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# How a GeoTIFF can state what its integers mean.
+COG_RULES = ("per-band", "none")
 # What a block of rows is read in, in pixels: files are opened once for each.
 ROWS_AT_ONCE = 256
 
@@ -79,13 +82,18 @@ class Job:
 
     @cached_property
     def objects(self) -> Objects:
-        """The store of the features."""
-        return Objects(self.output)
+        """The store of the features; that of a COG is kept with the records until it is written."""
+        return self.records.within("embeddings.zarr") if self.is_cog else Objects(self.output)
+
+    @property
+    def is_cog(self) -> bool:
+        """Whether the output is a Cloud Optimized GeoTIFF."""
+        return self.output.endswith((".tif", ".tiff"))
 
     @cached_property
     def records(self) -> Objects:
         """The records of the job, beside its output: ``OUTPUT.job``."""
-        return self.objects.beside(".job")
+        return Objects(self.output).beside(".job")
 
     @property
     def units(self) -> Mapping[str, str] | None:
@@ -128,13 +136,19 @@ class Job:
         window = self.lattice.size[0] * p + unit
         width = max(h.shape[1] for h in halo) * p + unit
         # A strip of rows of windows: what is held, what is read after it, and both joined.
-        strip = 2 * (window + ROWS_AT_ONCE) * width * (bands * 4 + masks + 1) * self.source.layers
+        strip = 2 * (window + ROWS_AT_ONCE) * width * (bands * 4 + masks + 1)
+        # A composite reads one band of all dates at a time: values, which are clear, and a copy to sort.
+        layers = self.source.layers if self.facts["source"].get("composite") else 0
+        dates = layers * (ROWS_AT_ONCE + window) * width * (4 + 4 + 1 + 1)
+        if self.facts["source"].get("composite") not in (None, "median"):  # or all bands
+            dates += layers * (ROWS_AT_ONCE + window) * width * bands * 4
         batches = 4 * self.batch_size * (window + unit) ** 2 * bands * 4
         cells = self.shard**2
         return {
             "model": 2 * self.facts["model"]["bytes"],
-            "pixels": strip + batches,
-            "features": 2 * cells * self.dim * 4 + cells * self.dim,
+            "pixels": strip + batches + dates,
+            # The sums, the stored values, the same in the order of the store, and the encoded shard.
+            "features": cells * self.dim * (4 + 3 * Quantization(self.quantize).dtype.itemsize),
             "gdal_cache": self.cache_bytes,
         }
 
@@ -163,6 +177,11 @@ def plan(
     nodata: float | None = None,
     mask: ClassMasks | None = None,
     resample: str | None = None,
+    composite: str = "median",
+    grid: Any = None,
+    dates: str | None = None,
+    sign: Sign | None = None,
+    on_unreadable: str = "fail",
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
@@ -185,12 +204,15 @@ def plan(
     Args:
         model: from ``create_model``, of images.
         source: rasters of one place, tiles of a mosaic, or folders of them (paths, URLs, names for GDAL); an
-            ``xarray.DataArray`` (band, y, x) or a Dataset of bands; or the path or URL of a Zarr store
-            (``.zarr``).
-        output: a path or URL (``s3://...``) that ends in ``.zarr``.
+            ``xarray.DataArray`` (band, y, x) or a Dataset of bands; the path or URL of a Zarr store
+            (``.zarr``); or STAC items: of ``pystac``, of a search, or the path of a JSON file of them.
+        output: a path or URL (``s3://...``) that ends in ``.zarr``, or a local ``.tif``: a Cloud Optimized
+            GeoTIFF, of the rules ``per-band`` and ``none``.
         variable: of a Zarr store, if it holds several arrays of bands.
         bands, units, nodata, mask, resample: as for :func:`rsbackbones.embed.embed_scene`. A mask of an array
             is one of its bands.
+        composite, grid, dates, sign, on_unreadable: of STAC items, see
+            :class:`rsbackbones.embed.stac_source.StacSource`.
         stream, window, overlap, batch_size: as there.
         quantize: see :mod:`rsbackbones.embed.quantize`.
         shard: its side in cells, a multiple of 32.
@@ -222,10 +244,11 @@ def plan(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     place = os.fspath(output)
-    if not place.rstrip("/").endswith(".zarr"):
-        raise ValueError(f"a store of features is a .zarr, got {place}")
+    _check_output(place, quantize)
     options = ReadOptions(bands, units, nodata, mask, resample)
-    found = _source(model, source, options, variable)
+    of_items = {"composite": composite, "grid": grid, "dates": dates, "sign": sign,
+                "on_unreadable": on_unreadable}  # fmt: skip
+    found = _source(model, source, options, variable, of_items)
     rows, columns = map_shape(model, found.grid.height, found.grid.width)
     side, shared = window_sides(model, window, overlap)
     cell = model.stride
@@ -290,7 +313,24 @@ def plan(
     )
 
 
-def _source(model: Backbone, source: Any, options: ReadOptions, variable: str | None) -> Source:
+def _check_output(place: str, quantize: str) -> None:
+    if place.endswith((".tif", ".tiff")):
+        if is_url(place):
+            raise ValueError(f"a COG is a local file, got {place}; a store (.zarr) may be in a bucket")
+        if quantize not in COG_RULES:
+            raise ValueError(f"a COG states a scale and an offset for each band: quantize must be one of "
+                             f"{', '.join(COG_RULES)}, got {quantize!r}")  # fmt: skip
+    elif not place.rstrip("/").endswith(".zarr"):
+        raise ValueError(f"features go to a .zarr, or a COG to a .tif, got {place}")
+
+
+def _source(
+    model: Backbone, source: Any, options: ReadOptions, variable: str | None, of_items: dict[str, Any]
+) -> Source:
+    if is_items(source) or (isinstance(source, (str, os.PathLike)) and os.fspath(source).endswith(".json")):
+        return StacSource(source, model, options, **of_items)
+    if given := [name for name, value in of_items.items() if value not in (None, "median", "fail")]:
+        raise ValueError(f"{', '.join(given)}: only of STAC items, and the source is {type(source).__name__}")
     if not isinstance(source, (str, os.PathLike)) and any(
         kind.__module__.partition(".")[0] == "xarray" for kind in type(source).__mro__
     ):

@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, mask_files
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.input_files import InputFiles
+from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name, raster_paths
-from rsbackbones.data.unit_warnings import UnitWarnings
+from rsbackbones.data.rasters import Array
 from rsbackbones.device import choose_device
+from rsbackbones.embed.geoparquet import acquired, outline, write_geoparquet
 from rsbackbones.embed.inputs import (
     TABLES,
     check_output,
@@ -33,6 +36,7 @@ from rsbackbones.files.atomic import atomic_write
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
 from rsbackbones.models.backbone import Backbone, unwrap_model
+from rsbackbones.zoo.fingerprint import weights_digest
 
 # A raster of a patch file is one input; beyond this side it is a scene.
 MAX_PATCH_SIDE = 512
@@ -58,13 +62,18 @@ def embed_patches(
 
     Rasters on the same grid with different bands (the S1 and the S2 file of a place, or a file for each band)
     are one patch, encoded whole; its sides are multiples of ``model.size_multiple``, or the model pads them
-    (``create_model(..., pad=True)``). The result has ``paths`` (joined by ``;``), ``crs``, the center ``x``
-    and ``y``, the side of a pixel in meters ``pixel_m`` (NaN: no georeference), and [patches, D] float32 for
-    every stream, also from a model in half precision. With ``mask`` it also has ``valid_share``, the share of
-    pixels that count in all sensors; cells of which less than half count are in no embedding, and an
-    embedding without any cell is NaN. With ``resample`` it has ``resampling``, which says for each patch
-    which files were resampled. What is left out is named in ``left_out`` with ``left_out_reasons`` (of
-    Parquet in the metadata).
+    (``create_model(..., pad=True)``).
+
+    An ``.npz`` has ``paths`` (joined by ``;``), ``crs``, the center ``x`` and ``y``, the side of a pixel in
+    meters ``pixel_m`` (NaN: no georeference), and [patches, D] float32 for every stream, also from a model in
+    half precision. A ``.parquet`` is GeoParquet 1.1: ``id``, ``geometry`` (the outline in EPSG:4326),
+    ``datetime`` (where a name states it), ``source`` (the paths), ``crs``, ``x``, ``y``, ``pixel_m``,
+    ``embedding`` (what ``model(x)`` gives) and ``embedding_STREAM`` for every stream.
+
+    With ``mask`` the result also has ``valid_share``, the share of pixels that count in all sensors; cells of
+    which less than half count are in no embedding, and an embedding without any cell is NaN. With
+    ``resample`` it has ``resampling``, which says for each patch which files were resampled. What is left out
+    is named in ``left_out`` with ``left_out_reasons`` (of Parquet in the metadata).
 
     Finished rows are kept in ``OUTPUT.partial`` until the end, so that the same call resumes a killed or
     failed run, as :func:`embed_scene` does.
@@ -82,7 +91,7 @@ def embed_patches(
         Why patches, by their first file, or single files are left out.
 
     Raises:
-        ImportError: the library that writes Parquet is not installed.
+        ImportError: a library that writes GeoParquet is not installed.
         UnreadableRaster: a file cannot be read.
         ValueError: rasters, bands or sizes that do not fit, pixels without data, a full disk, rasters that
             change meanwhile, or another process that writes the same output.
@@ -139,15 +148,18 @@ def embed_patches(
             "y": [y for _, y in centers],
             "pixel_m": [math.nan if (m := grid.pixel_in_meters) is None else m for grid in grids],
             **({"resampling": [patch.resampling for patch in kept]} if resample else {}),
-            **store.read(np.flatnonzero(store.done)),
         }
-        if mask and (lost := sum(bool(np.isnan(x).any()) for x in columns[next(iter(model.stream_inputs))])):
+        vectors = store.read() if len(kept) == len(patches) else store.read(np.flatnonzero(store.done))
+        if "valid_share" in vectors:
+            columns["valid_share"] = vectors.pop("valid_share")
+        if mask and (lost := sum(bool(np.isnan(x).any()) for x in vectors[next(iter(model.stream_inputs))])):
             warnings.warn(
                 f"{lost} of {len(kept)} patches have no cell of which half the pixels count: their "
                 "embeddings are NaN",
                 stacklevel=2,
             )
-        _write_table(output, columns, model, inputs, folder, left_out)
+        _write_table(output, columns, vectors, grids, model, inputs, folder, left_out)
+        del vectors  # an open map of the file: it could not be deleted on every system
         store.discard()
     return left_out
 
@@ -184,12 +196,12 @@ def _embed_patches(
         store.write([number for number, _, _ in pending], rows)
         pending.clear()
 
-    todo, doubts = np.flatnonzero(~store.done).tolist(), UnitWarnings()
+    todo, doubts = np.flatnonzero(~store.done).tolist(), ImageWarnings()
     with progress_bar(len(patches), len(patches) - len(todo), enabled=progress, unit="patch") as bar:
         for number in todo:
             bar.update()
             try:
-                with doubts.of_image():
+                with doubts.of_image(number):
                     images, valid = _read_patch(model, patches[number], units, nodata, mask, resample)
             except UnreadableRaster as error:
                 if not skip_unreadable:
@@ -212,7 +224,7 @@ def _embed_patches(
     if pending:
         encode()
     if todo:
-        doubts.warn(raster_name(patches[todo[0]].name), len(todo))
+        doubts.warn(raster_name(patches[todo[0]].name), todo)
 
 
 class _NoData(ValueError):
@@ -267,41 +279,54 @@ def _read_patch(
 
 def _write_table(
     output: Path,
-    columns: Mapping[str, Any],
+    columns: dict[str, Any],
+    vectors: Mapping[str, Array],
+    grids: Sequence[Grid],
     model: Backbone,
     inputs: Sequence[InputFiles],
     folder: Path,
     left_out: Mapping[RasterPath, str],
 ) -> None:
-    weights = model.weights_entry.id if model.weights_entry else ""
     with writing(output, folder), atomic_write(output, within=folder) as file:
         if output.suffix.lower() == ".npz":
             if left_out:
-                columns = {
-                    **columns,
-                    "left_out": [str(path) for path in left_out],
-                    "left_out_reasons": list(left_out.values()),
-                }
+                columns["left_out"] = [str(path) for path in left_out]
+                columns["left_out_reasons"] = list(left_out.values())
             save: Any = np.savez_compressed  # its typing takes every keyword for allow_pickle
-            save(file, **{key: np.asarray(values) for key, values in columns.items()})
+            save(file, **{key: np.asarray(values) for key, values in {**columns, **vectors}.items()})
         else:
-            metadata = {"model": model.architecture, "weights": weights}
-            if left_out:
-                metadata["left_out"] = json.dumps({str(path): reason for path, reason in left_out.items()})
-            _write_parquet(file, columns, metadata)
+            _write_parquet(file, columns, vectors, grids, model, left_out)
         for files in inputs:
             files.check(again=True)
 
 
-def _write_parquet(file: BinaryIO, columns: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _write_parquet(
+    file: BinaryIO,
+    columns: Mapping[str, Any],
+    vectors: Mapping[str, Array],
+    grids: Sequence[Grid],
+    model: Backbone,
+    left_out: Mapping[RasterPath, str],
+) -> None:
+    sources = columns["paths"]
+    named: dict[str, Any] = {
+        "id": [Path(raster_name(paths.partition(";")[0])).stem for paths in sources],
+        "datetime": np.array([acquired(paths.split(";")) for paths in sources], "datetime64[s]"),
+        "source": sources,
+        **{name: values for name, values in columns.items() if name != "paths"},
+    }
+    lists = {"embedding": vectors[model.choose_stream()]}
+    lists |= {f"embedding_{stream}": values for stream, values in vectors.items()}
+    entry = model.weights_entry
+    from rsbackbones import __version__
 
-    arrays = {}
-    for key, values in columns.items():
-        if isinstance(values[0], np.ndarray):
-            flat = pa.array(np.concatenate(values))
-            arrays[key] = pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
-        else:
-            arrays[key] = pa.array(values)
-    pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), file)
+    metadata = {
+        "rsbackbones": __version__,
+        "model": model.architecture,
+        "weights": entry.id if entry else "",
+        "parameters_sha256": weights_digest(model),
+        "bands": json.dumps({m: list(b) for m, b in model.bands.items()}),
+    }
+    if left_out:
+        metadata["left_out"] = json.dumps({str(path): reason for path, reason in left_out.items()})
+    write_geoparquet(file, named, [outline(grid) for grid in grids], lists, metadata)

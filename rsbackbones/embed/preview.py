@@ -121,12 +121,18 @@ def check_preview(path: Path) -> None:
 
 def write_preview(path: Path, features: Array, basis: ColorBasis | None = None, *, within: Path) -> None:
     """Write a preview, complete or not at all; ``within`` is the folder of its temporary file."""
+    image = principal_colors(features, basis)
+    factor = max(1, round(512 / max(image.shape[1:])))
+    content = encode_png(image.repeat(factor, axis=1).repeat(factor, axis=2))
+    with atomic_write(path, within=within) as file:
+        file.write(content)
+
+
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """Return an image [C, h, w] as a PNG."""
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
 
-    image = principal_colors(features, basis)
-    factor = max(1, round(512 / max(image.shape[1:])))
-    image = image.repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width = image.shape
     # In memory first: GDAL does not tell that a disk was full when it closes a PNG.
     with warnings.catch_warnings(), MemoryFile() as memory:
@@ -137,6 +143,4 @@ def write_preview(path: Path, features: Array, basis: ColorBasis | None = None, 
         ) as raster:  # fmt: skip
             raster.update_tags(**_OURS)
             raster.write(image)
-        content = memory.read()
-    with atomic_write(path, within=within) as file:
-        file.write(content)
+        return bytes(memory.read())

@@ -80,7 +80,7 @@ class Quantization:
             clipped = int((np.isinf(stored) & np.isfinite(x)).sum())
             return stored, None, clipped
         missing = np.isnan(x).any(axis=-1)
-        scales = None
+        scales, q = None, x
         if self.rule == "per-band":
             q = (x - np.array(self.offset, np.float32)) / np.array(self.scale, np.float32)
         elif self.rule == "per-vector":

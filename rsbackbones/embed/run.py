@@ -14,14 +14,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from rsbackbones.embed.cog import write_cog
 from rsbackbones.embed.job import Job
+from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.store import create_store
 from rsbackbones.embed.task import WEIGHTS, calibrate, compute_shard, done_key
 from rsbackbones.files.objects import Objects
@@ -81,7 +83,7 @@ def run(
     """
     _refuse_fork(executor)
     with _driving(job, take_over) as lease:
-        job = _prepare(job, executor)
+        job = prepare(job, executor)
         done = {int(key[5:13]) for key in job.records.keys("done/")}
         todo = [i for i in range(len(job.blocks)) if i not in done]
         failed: dict[int, str] = {}
@@ -156,13 +158,13 @@ def _outcomes(
         wait(running, timeout=DEAD_S)
 
 
-def _prepare(job: Job, executor: Executor | None) -> Job:
+def prepare(job: Job, executor: Executor | None) -> Job:
     """Make the records and the empty store, or take up those that are there."""
     records = job.records
     stated = {"fingerprint": job.fingerprint, "shards": len(job.blocks), "facts": job.facts}
     held = records.get_json("job.json")
     if held is None:
-        if next(job.objects.keys(), None) is not None:
+        if next(job.objects.keys(), None) is not None or (job.is_cog and Path(job.output).exists()):
             raise JobError(
                 f"{job.output} holds something that is no output of a job; choose another output, or delete "
                 "it"
@@ -184,7 +186,7 @@ def _prepare(job: Job, executor: Executor | None) -> Job:
         if not records.create_json("calibration.json", calibration):
             calibration = records.get_json("calibration.json")
     job = job.calibrated(calibration)
-    if records.get_json("ready.json") is None:
+    if records.get_json("ready.json") is None and records.get_json("finished.json") is None:
         create_store(job)
         records.put_json("ready.json", {})
     return job
@@ -205,7 +207,7 @@ def _store_weights(job: Job) -> None:
     if job.model is None:
         raise JobError(f"the job has no model and {job.records.place} no weights: plan it again")
     with tempfile.TemporaryDirectory() as folder:
-        path = save_model(job.model.float() if job.dtype == "float32" else job.model, Path(folder) / WEIGHTS)
+        path = save_model(job.model, Path(folder) / WEIGHTS)
         job.records.put(WEIGHTS, path.read_bytes())
 
 
@@ -216,6 +218,7 @@ def _finish(job: Job) -> dict[str, Any]:
     found = [job.records.get_json(done_key(i)) for i in range(len(job.blocks))]
     total = {key: sum(record[key] for record in found) for key in _SUMS}
     share = total["clipped"] / max(1, total["cells_with_data"] * job.dim)
+    left_out = {name: reason for record in found for name, reason in record.get("left_out", {}).items()}
     busy = total["model_seconds"] + total["waited_seconds"]
     summary = {
         "shards": len(found),
@@ -223,6 +226,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "clipped_share": share,
         "waited_share": round(total["waited_seconds"] / busy, 4) if busy else 0.0,
         "measured": job.calibration["measured"],
+        "left_out": left_out,
     }
     if share > _CLIPPED:
         print(
@@ -230,8 +234,14 @@ def _finish(job: Job) -> dict[str, Any]:
             "another seed, or another rule (--quantize)",
             file=sys.stderr,
         )
+    if job.is_cog:
+        write_cog(job, Path(job.output))
+    write_stac(job, summary)
     job.records.put_json("finished.json", summary)
     job.records.delete(WEIGHTS)
+    if job.is_cog:
+        for key in list(job.objects.keys()):
+            job.objects.delete(key)
     return summary
 
 
@@ -259,11 +269,12 @@ class _Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
-            held = self._records.get_json("driver.json")
-            if held is None or held["id"] != self._stated["id"]:
-                self._lost.set()
-                return
-            self._records.put_json("driver.json", {**self._stated, "beat": time.time()})
+            with suppress(OSError):  # a store that does not answer now may answer at the next beat
+                held = self._records.get_json("driver.json")
+                if held is None or held["id"] != self._stated["id"]:
+                    self._lost.set()
+                    return
+                self._records.put_json("driver.json", {**self._stated, "beat": time.time()})
 
 
 @contextmanager

@@ -24,6 +24,18 @@ from rsbackbones.models.backbone import Backbone
 Window = tuple[int, int, int, int]
 
 
+class UnreadableItems(ValueError):
+    """Items that a source cannot read and may be left out of; ``reasons`` by their names."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = dict(reasons)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how it is pickled."""
+        return UnreadableItems, (self.reasons,)
+
+
 class Source(Protocol):
     """Pixels on one grid. It can be pickled."""
 
@@ -47,6 +59,7 @@ class Source(Protocol):
         """Return a context manager that opens what a window needs, as a scene on the grid of the source.
 
         Raises:
+            UnreadableItems: (or its scene, when it reads) items may be left out: take ``without(names)``.
             ValueError: what is read has changed since the source was made.
         """
 

@@ -17,8 +17,8 @@ from rsbackbones.files.objects import Objects
 
 _CONVENTIONS = [
     {
-        "schema_url": "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention/refs/tags/v1/"
-        "schema.json",
+        "schema_url": "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention/refs/tags/"
+        "v1/schema.json",
         "spec_url": "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md",
         "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
         "name": "geoemb:",

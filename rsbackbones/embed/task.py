@@ -6,23 +6,24 @@ A worker gets the job without the model, and reads the weights from the records 
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rsbackbones.data.rasters import Array
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import create_preprocess_of
-from rsbackbones.embed.job import DTYPES, ROWS_AT_ONCE, Job
+from rsbackbones.embed.job import CHUNK, DTYPES, ROWS_AT_ONCE, Job
 from rsbackbones.embed.lattice import Blend, Block, batches
 from rsbackbones.embed.pixels import Pixels, Scene
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.scene_checks import check_values
-from rsbackbones.embed.sources import Window
+from rsbackbones.embed.sources import Source, UnreadableItems, Window
 from rsbackbones.embed.store import write_shard
 from rsbackbones.embed.window_encoder import WindowEncoder
 from rsbackbones.models.backbone import Backbone
@@ -37,6 +38,7 @@ SAMPLE_WINDOWS, _GROUP = 256, 4
 # So many of their vectors count; so many pixels of a group are checked; so many times the groups are tried.
 _SAMPLE_VECTORS, _CHECKED_PIXELS, _TRIES = 65_536, 65_536, 4
 
+_T = TypeVar("_T")
 _models: dict[str, Backbone] = {}
 _lock = threading.Lock()
 
@@ -54,9 +56,7 @@ def compute_shard(job: Job, index: int) -> dict[str, Any]:
     begin, block = time.perf_counter(), job.blocks[index]
     with _settings(job):
         features, counts = _features(job, block)
-        quantization = job.quantization
-        stored, scales, clipped = quantization.encode(features)
-        has_data = int((~np.isnan(features).any(axis=-1)).sum())
+        stored, scales, clipped, has_data = _quantized(job.quantization, features)
         del features
         if has_data:
             write_shard(job, block, stored, scales)
@@ -89,14 +89,17 @@ def calibrate(job: Job) -> dict[str, Any]:
         for rows in places:
             place = job.lattice.covered(rows)
             window = _pixels_of(job, place)
-            with job.source.open(model, window) as scene:
-                read, preprocess = scene.read(window), create_preprocess_of(model, scene, job.units)
-                name = scene.name
-                pixels.append(_thinned(read))
-                if not read.valid.any():
-                    continue
+
+            def read_place(source: Source, window: Window = window) -> tuple[Pixels, Preprocess, _Strips]:
+                with source.open(model, window) as scene:
+                    read = scene.read(window)
+                    return read, create_preprocess_of(model, scene, job.units), _Strips(scene, window, read)
+
+            (read, preprocess, held), _ = _without_unreadable(job.source, read_place)
+            name = held.name
+            pixels.append(_thinned(read))
+            if read.valid.any():
                 check, preprocess.check = preprocess.check, False  # all places are checked together
-                held = _Strips(scene, window, read)
                 vectors.append(_encode_block(job, held, preprocess, place, rows)[0].reshape(-1, job.dim))
                 preprocess.check = check
             if len(vectors) == enough:
@@ -117,6 +120,26 @@ def calibrate(job: Job) -> dict[str, Any]:
         "sample": {"vectors": len(sample), "places": len(vectors), "seed": job.seed},
         "values_checked": checked,
     }
+
+
+def _quantized(
+    quantization: Quantization, features: Array
+) -> tuple[Array, npt.NDArray[np.float32] | None, int, int]:
+    """Return stored values, scales, how many values were clipped, and how many cells have data.
+
+    Rows are done in turn: what a rule computes in between is small.
+    """
+    stored = np.empty(features.shape, quantization.dtype)
+    scales = np.empty(features.shape[:2], np.float32) if quantization.has_scales else None
+    clipped = has_data = 0
+    for top in range(0, len(features), CHUNK):
+        rows = slice(top, top + CHUNK)
+        stored[rows], of_rows, outside = quantization.encode(features[rows])
+        if scales is not None and of_rows is not None:
+            scales[rows] = of_rows
+        clipped += outside
+        has_data += int((~np.isnan(features[rows]).any(axis=-1)).sum())
+    return stored, scales, clipped, has_data
 
 
 def _places(job: Job) -> tuple[list[Rows], int]:
@@ -149,10 +172,26 @@ def _features(job: Job, block: Block) -> tuple[Array, dict[str, Any]]:
     """Return the features [rows, columns, D] of a block, and what it took."""
     rows = job.lattice.rows_of_windows(block)
     model, window = _model(job), _pixels_of(job, job.lattice.covered(rows))
-    with job.source.open(model, window) as scene:
-        preprocess = create_preprocess_of(model, scene, job.units)
-        preprocess.check = not job.calibration["values_checked"]
-        return _encode_block(job, _Strips(scene, window), preprocess, block, rows)
+
+    def compute(source: Source) -> tuple[Array, dict[str, Any]]:
+        with source.open(model, window) as scene:
+            preprocess = create_preprocess_of(model, scene, job.units)
+            preprocess.check = not job.calibration["values_checked"]
+            return _encode_block(job, _Strips(scene, window), preprocess, block, rows)
+
+    (features, counts), left_out = _without_unreadable(job.source, compute)
+    return features, counts | ({"left_out": left_out} if left_out else {})
+
+
+def _without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tuple[_T, dict[str, str]]:
+    """Compute with all items, or without those that cannot be read; return these with the reasons."""
+    left_out: dict[str, str] = {}
+    while True:
+        try:
+            return compute(source), left_out
+        except UnreadableItems as error:
+            left_out |= error.reasons
+            source = cast(Any, source).without(error.reasons)
 
 
 def _encode_block(
@@ -222,9 +261,13 @@ def _model(job: Job) -> Backbone:
     key = f"{job.fingerprint} {job.device}"
     with _lock:
         if key not in _models:
-            model = _load(job) if job.model is None else job.model
+            facts = job.facts["model"]
+            # The model of the caller stays as it is.
+            model = (
+                job.model if job.model is not None and facts["dtype"] == facts["own_dtype"] else _load(job)
+            )
             _models.clear()
-            _models[key] = model.to(choose_device(job.device), DTYPES[job.facts["model"]["dtype"]])
+            _models[key] = model.to(choose_device(job.device), DTYPES[facts["dtype"]])
         return _models[key]
 
 
@@ -252,7 +295,12 @@ def _settings(job: Job) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(job.threads)
     try:
-        with rasterio.Env(GDAL_CACHEMAX=job.cache_bytes, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        with rasterio.Env(
+            GDAL_CACHEMAX=job.cache_bytes,
+            GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
+            GDAL_HTTP_MAX_RETRY="3",
+            GDAL_HTTP_RETRY_DELAY="0.5",
+        ):
             yield
     finally:
         torch.set_num_threads(before)

@@ -179,7 +179,8 @@ def _feature_layers(
                 f"{backbone.architecture} has no decoder of {stream}: of s4_unet3d the sensor is "
                 f"inference_modality={stream!r}; or choose another head"
             )
-        if indices is not None:
+        last = len(backbone.stages(stream)) - 1
+        if indices is not None and backbone.stage_indices(indices, stream) != (last,):
             raise ValueError(f"{head} takes the last map of the backbone's decoder: leave out indices")
     if head == "temporal" and backbone.consumes == "series":
         raise ValueError(

@@ -129,7 +129,8 @@ def encode_validated(
         images = images if is_series else {m: x[:, None] for m, x in images.items()}
         streams = model.encode(Inputs(images=images, valid=valid, dates=dates), wanted)
         # Streams that state which of their tokens are there may join series of different lengths.
-        by_date = _present(model, valid, [s for s, e in streams.items() if e.series_valid is None])
+        dated = [s for s, e in streams.items() if e.series_valid is None or wanted.by_date]
+        by_date = _present(model, valid, dated)
         present = _present(model, {m: mask.any(dim=1) for m, mask in valid.items()}, streams)
         pixels = {m: mask.any(dim=1) if is_series else mask for m, mask in pixels.items()}
     elif is_series:

@@ -20,7 +20,7 @@ Shapes: B series, T dates, t = ceil(T / 4), H x W pixels, w0, w1, w2 the widths.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -245,6 +245,15 @@ class S4UNet3d(Backbone):
         """See :meth:`Backbone.final_stage`: the bottleneck."""
         return 2
 
+    def stage_indices(self, indices: int | Sequence[int] | None, stream: str) -> tuple[int, ...]:
+        """See :meth:`Backbone.stage_indices`."""
+        try:
+            return super().stage_indices(indices, stream)
+        except ValueError as error:
+            if stream in self.decoders:
+                raise
+            raise ValueError(f"{error}; {self._no_decoder(stream)}") from error
+
     def stem(self, modality: str) -> Stem:
         """See :meth:`Backbone.stem`."""
         return conv_stem(f"stems.{modality}.first.conv")
@@ -304,12 +313,16 @@ class S4UNet3d(Backbone):
             ValueError: the decoder is of another modality, or there is none.
         """
         if modality not in self.decoders:
-            raise ValueError(
-                f"this model has no decoder of {modality}: its inference_modality is "
-                f"{self.config.inference_modality}; build it with inference_modality={modality!r}"
-            )
+            raise ValueError(self._no_decoder(modality))
         decoded: tuple[Frames, Frames] = self.decoders[modality](levels, modality)
         return decoded
+
+    def _no_decoder(self, modality: str) -> str:
+        return (
+            f"this model has no decoder of {modality}: the only one is that of its inference_modality, "
+            f"{self.config.inference_modality}. A new network has another with "
+            f"create_model(..., overrides={{'inference_modality': {modality!r}}})"
+        )
 
 
 class S4UNet2d(S4UNet3d):

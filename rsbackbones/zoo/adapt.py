@@ -363,7 +363,8 @@ def adapt_input_spec(spec: InputSpec, mapping: BandMapping) -> InputSpec:
 
     A band takes the statistics of its source. Under ``mean`` it takes the mean of all means and the mean of
     all standard deviations. Bands under ``zero`` and ``reinit`` have no statistics and are not among the
-    result's ``bands``. Bands whose kernels are zeros are its ``unused_bands``.
+    result's ``bands``, unless the contract is of more bands than the network and has theirs. Bands whose
+    kernels are zeros are its ``unused_bands``.
     """
     if not mapping:
         return spec.of([match.band for match in mapping.matches])
@@ -376,6 +377,8 @@ def adapt_input_spec(spec: InputSpec, mapping: BandMapping) -> InputSpec:
             unused.append(match.band)
         elif match.source in known:
             found[match.band] = known[match.source]
+        elif mapping.sensor == mapping.weights_sensor and match.band in known:
+            found[match.band] = known[match.band]
         elif match.rule == "mean" and every:
             found[match.band] = _mean_numbers(every)
     return spec.with_rows(found, unused)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
-from rsbackbones.zoo.registry import Architecture, replace_config
+from rsbackbones.zoo.registry import Architecture, override_config
 
 # A dictionary holds the model if this share of its names are names of the model.
 _KNOWN_SHARE = 0.5
@@ -99,7 +99,7 @@ class _Known:
     """The tensor names of an architecture, its own and those of foreign formats."""
 
     def __init__(self, architecture: Architecture, overrides: Mapping[str, Any]) -> None:
-        config = replace_config(architecture.config, overrides, architecture.name)
+        config = override_config(architecture.config, overrides, architecture.name)
         with torch.device("meta"):
             model = architecture.family.build(config, num_classes=1)
         self.native = set(model.state_dict())

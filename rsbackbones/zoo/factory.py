@@ -27,7 +27,7 @@ from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.registry import (
     Architecture,
     find_architecture,
-    replace_config,
+    override_config,
     resolve_architecture,
     resolve_untrained,
     resolve_weights,
@@ -240,7 +240,7 @@ def _assemble(
     if file is not None and info.is_explicit and "image_size" in changes:
         # The weights state their own size, so this can only be the size that the user plans to use.
         image_size = _single_image_size(image_size, changes.pop("image_size"))
-    source_config = replace_config(info.config, changes, architecture.name)
+    source_config = override_config(info.config, changes, architecture.name)
     differing = [f for f in changes if getattr(source_config, f) != getattr(info.config, f)]
     if file is not None and info.is_explicit and differing:
         where = [f.metadata["trained"] for f in fields(source_config) if f.name in differing and f.metadata]
@@ -353,7 +353,7 @@ def weights_config(
         ValueError: a name or field is unknown, the weights do not exist, or their metadata is damaged.
     """
     architecture, info = _inspect(name, pretrained, checkpoint, overrides)
-    return replace_config(info.config, overrides or {}, architecture.name)
+    return override_config(info.config, overrides or {}, architecture.name)
 
 
 def _inspect(

@@ -24,7 +24,7 @@ from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping
 from rsbackbones.zoo.checkpoint_parts import CheckpointPart
 from rsbackbones.zoo.errors import CorruptCheckpointError, WeightsMismatchError
 from rsbackbones.zoo.manifest import WeightsEntry
-from rsbackbones.zoo.registry import Architecture, list_weights, replace_config
+from rsbackbones.zoo.registry import Architecture, list_weights, override_config, replace_config
 
 # The dtypes of weights that training loops store, a whole model in one; loading casts them to the model's.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -197,7 +197,7 @@ def _assume(architecture: Architecture, file: CheckpointPart, overrides: Mapping
     def contents(entry: WeightsEntry | None) -> CheckpointInfo | None:
         info = inspect_checkpoint(architecture, None, entry)
         try:
-            config = replace_config(info.config, overrides, architecture.name)
+            config = override_config(info.config, overrides, architecture.name)
         except ValueError:
             if entry is None:
                 raise
@@ -241,7 +241,7 @@ def _check_wavelengths(
     """Check that the sensors registered here have the bands that the file was written for."""
     for modality, stated in wavelengths.items():
         sensor = get_sensor(sensors.get(modality, modality))
-        here = {band.name: band for band in sensor.bands}
+        here = {band.name: band for band in (*sensor.bands, *sensor.derived)}
         for name, wavelength in stated.items():
             if name not in here or abs(here[name].wavelength - wavelength) > here[name].width / 2:
                 found = f"at {here[name].wavelength:g} nm" if name in here else "missing"
@@ -327,7 +327,8 @@ def load_weights(
 ) -> Adaptation:
     """Load a file into a model that was built on the meta device. Return what was adapted.
 
-    ``source_config`` is the configuration of the full model: the file must hold exactly its tensors.
+    ``source_config`` is the configuration of the full model: the file must hold exactly its tensors, and may
+    lack those of modalities that are not loaded.
     ``mappings`` are the band mappings of the model's modalities, from :func:`match_model_bands`.
 
     Raises:
@@ -359,10 +360,11 @@ def load_weights(
         steps += _check_unused_tensors(file, known[format], names, source_config, what)
     params = sum(parameter.numel() for parameter in whole.parameters())
     fields = [f.name for f in dataclasses.fields(source_config)]
-    _check_tensors(what, file, names, full, info.dtype, entry, params, fields)
+    built = model.state_dict()
+    required = {name for name in full if name in built or name.startswith("head.")}
+    _check_tensors(what, file, names, full, required, info.dtype, entry, params, fields)
     steps += _casts(file, names, full) if not info.is_explicit else []
 
-    built = model.state_dict()
     needed = {name: native for name, native in names.items() if native in built}
     state = {needed[name]: tensor for name, tensor in file.read(needed).items()}
     if bad := checkpoints.not_finite(state):
@@ -454,16 +456,20 @@ def _check_tensors(
     file: CheckpointPart,
     names: Mapping[str, str],
     full: Mapping[str, Tensor],
+    required: Collection[str],
     dtype: torch.dtype,
     entry: WeightsEntry | None,
     params: int,
     fields: Sequence[str],
 ) -> None:
-    """Compare the tensors of a file with those of the model, before anything is loaded."""
+    """Compare the tensors of a file with those of the full model, before anything is loaded.
+
+    ``required`` are the names that it must hold.
+    """
     native = Counter(names.values())
     twice = sorted(name for name, count in native.items() if count > 1)
     problems = [("stored twice", twice)] if twice else []
-    problems.append(("missing", sorted(set(full) - set(native))))
+    problems.append(("missing", sorted(set(required) - set(native))))
     problems.append(("not in the model", sorted(t for t, name in names.items() if name not in full)))
     shapes, dtypes = [], []
     for name, native_name in names.items():

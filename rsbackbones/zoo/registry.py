@@ -150,6 +150,23 @@ def replace_config(config: Any, changes: Mapping[str, Any], name: str) -> Any:
     return changed
 
 
+def override_config(config: Any, overrides: Mapping[str, Any], name: str) -> Any:
+    """Return ``config`` with a user's ``overrides``, in which ``bands`` may name those of some modalities.
+
+    (What states a whole network, a file or a manifest, must name all: see :func:`replace_config`.)
+
+    Raises:
+        ValueError: as :func:`replace_config`, or ``bands`` has an unknown modality, or none.
+    """
+    given = overrides.get("bands")
+    if not isinstance(given, Mapping):
+        return replace_config(config, overrides, name)
+    if unknown := [m for m in given if m not in SENSORS] or not given:
+        named = ", ".join(map(repr, unknown)) if given else "none"
+        raise ValueError(f"{name}: bands are by modality, such as {{'s2': ('B02', 'B03')}}, got {named}")
+    return replace_config(config, {**overrides, "bands": {**config.bands, **given}}, name)
+
+
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """Return the names of the architectures that match a shell-style ``pattern``, sorted.
 

@@ -195,6 +195,7 @@ def test_a_process_that_takes_too_long_is_ended_and_says_so(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_row_is_measured_in_processes_of_their_own():
     plan = dataclasses.replace(encode.QUICK, fewest=2, rounds=7, round_seconds=0)
     row = encode.measure_row(TINY, plan, LOOP)
@@ -219,6 +220,7 @@ def test_rows_beyond_the_time_are_left_out_without_a_process():
     assert {row[p]["error"] for p in PEERS if p in row} == {"left out: 5 minutes were over"}
 
 
+@pytest.mark.usefixtures("forks")
 def test_loading_is_measured_against_hashing(tmp_path):
     found = measure_load(tmp_path, model="croma_vit_tiny", threads=1, repeats=1, seconds=120)
     assert found["ratio"] == found["load"][0] / found["hash"][0] > 0

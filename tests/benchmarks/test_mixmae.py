@@ -3,11 +3,16 @@
 import pytest
 
 from benchmarks import mixmae
+from rsbackbones.train import apply_overrides
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
-def test_two_steps_are_trained_measured_and_put_on_a_page(real_data, tmp_path):
+def test_two_steps_are_trained_measured_and_put_on_a_page(real_data, tmp_path, monkeypatch):
+    small = {
+        name: apply_overrides(mixmae.RECIPES[name], {"batch_size": 8}) for name in mixmae.METHODS.values()
+    }
+    monkeypatch.setattr(mixmae, "RECIPES", small)
     how = {"lengths": (2,), "seeds": (0, 1), "sets": ("EuroSAT MS",), "protocols": ("knn",)}
     record = mixmae.measure(real_data, tmp_path, **how)
     scores = record["sets"]["EuroSAT MS"]["scores"]

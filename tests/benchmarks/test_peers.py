@@ -27,6 +27,7 @@ def test_a_vit_has_the_features_of_the_peers(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_measurement_has_a_row_for_every_peer():
     """In processes of their own, with the features of timm's network."""
     pytest.importorskip("torchgeo")

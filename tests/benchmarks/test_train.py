@@ -93,6 +93,7 @@ def test_operations_of_the_backward_pass_are_those_of_their_module():
     assert sum("backward" in name for name in attention) == blocks + 2  # the joint blocks attend twice
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_variant_that_cannot_run_says_why_and_does_not_stop_the_other(monkeypatch):
     """A process that fails is reported with its last words."""
     cell = Cell(variant="", precision="fp32", compiled=False, breakdown=False, **ONE_THREAD)
@@ -134,6 +135,7 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert (tmp_path / "train.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.usefixtures("forks")
 def test_data_wait_is_read_from_a_real_run(tmp_path):
     found = measure_data_wait(
         tmp_path, model="croma_vit_tiny", batch_size=2, side=64, steps=2, seed=0, workers=0

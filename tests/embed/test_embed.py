@@ -454,7 +454,7 @@ def test_values_in_another_unit_are_refused(tiny, tmp_path):
 def test_the_unit_is_judged_by_the_whole_scene(tiny_s2, tmp_path):
     # Open water at the top left alone would pass for anything.
     data = optical(96, 96)
-    data[:, :40, :40] = 1
+    data[:, :40, :40] = np.random.default_rng(0).integers(1, 5, (len(data), 40, 40))
     source = write_tif(tmp_path / "scene.tif", data, S2)
     options = {"window": 32, "overlap": 0} | QUIET
     assert np.isfinite(read_map(embed_scene(tiny_s2, [source], tmp_path / "map.tif", **options))).all()
@@ -898,12 +898,12 @@ def test_parquet_holds_the_same_as_npz(tiny, tmp_path):
     embed_patches(tiny, sources, tmp_path / "rows.parquet", **QUIET)
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.schema.metadata[b"model"] == b"croma_vit_tiny"
-    assert table.column("paths").to_pylist() == [f"{a};{b}" for a, b, _ in pairs]
+    assert table.column("source").to_pylist() == [f"{a};{b}" for a, b, _ in pairs]
     assert table.column("x").to_pylist() == [500_160, 510_160]
     assert table.column("crs").to_pylist() == ["EPSG:32633"] * 2
     for stream in ("s2", "s1", "joint"):
-        assert table.schema.field(stream).type.list_size == 96
-        found = np.array(table.column(stream).to_pylist(), np.float32)
+        assert table.schema.field(f"embedding_{stream}").type.list_size == 96
+        found = np.array(table.column(f"embedding_{stream}").to_pylist(), np.float32)
         expected = [plain_pooled(tiny, images)[stream] for _, _, images in pairs]
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not [*tmp_path.glob("*.tmp"), *tmp_path.glob("*.partial")]

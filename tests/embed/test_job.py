@@ -223,3 +223,68 @@ def test_planning_reads_no_pixel_and_names_what_is_wrong(model, scene, tmp_path,
     array = xarray.DataArray(data, dims=("band", "y", "x"), coords={"y": range(328), "x": range(296)})
     with pytest.raises(ValueError, match="CRS"):
         rsb.embed.plan(model, array, tmp_path / "e.zarr")
+
+
+def test_the_cog_is_valid_and_other_readers_decode_it(model, scene, tmp_path):
+    from rio_cogeo import cog_validate
+    from torchgeo.datasets import RasterDataset
+
+    run(model, scene[0], tmp_path / "e.zarr")
+    expected = rsb.embed.open(tmp_path / "e.zarr")["embeddings"].values
+    cog = tmp_path / "e.tif"
+    run(model, scene[0], cog)
+    assert cog_validate(cog, strict=True, quiet=True)[0]
+    with rasterio.open(cog) as raster, rasterio.open(scene[0]) as source:
+        assert set(raster.dtypes) == {"int8"}
+        assert raster.nodata == FILL
+        assert raster.crs == source.crs
+        assert tuple(raster.bounds) == pytest.approx(tuple(source.bounds))
+        decoded = raster.read(masked=True).astype(np.float32)
+        decoded = (
+            decoded * np.float32(raster.scales)[:, None, None] + np.float32(raster.offsets)[:, None, None]
+        )
+        assert json.loads(raster.tags()["rsbackbones"])["model"]["architecture"] == "croma_vit_tiny"
+    np.testing.assert_allclose(decoded.filled(np.nan), expected, rtol=1e-6)
+    assert not (tmp_path / "e.tif.job/embeddings.zarr/embeddings/zarr.json").exists()
+
+    class Features(RasterDataset):
+        filename_glob = "e.tif"
+
+    assert Features(tmp_path)[Features(tmp_path).bounds]["image"].shape[0] == 96
+    with pytest.raises(ValueError, match="per-band, none"):
+        rsb.embed.plan(model, scene[0], tmp_path / "f.tif", quantize="alphaearth")
+
+
+def test_overviews_are_means_of_features(model, tmp_path):
+    data = optical(2240, 1100)
+    run(model, write_tif(tmp_path / "s.tif", data, S2), tmp_path / "e.tif", window=512, overlap=0, shard=128)
+    with rasterio.open(tmp_path / "e.tif") as raster:
+        assert raster.overviews(1) == [2]
+        full = raster.read(3).astype(np.float32)
+    with rasterio.open(tmp_path / "e.tif", overview_level=0) as raster:
+        half = raster.read(3)
+    means = full[:, :136].reshape(140, 2, 68, 2).mean((1, 3))
+    assert np.abs(half[:, :68] - means).max() <= 0.51
+
+
+def test_the_stac_beside_it_is_valid(model, scene, tmp_path):
+    import pystac
+    from pystac.validation import JsonSchemaSTACValidator
+
+    run(model, scene[0], tmp_path / "e.zarr")
+    folder = tmp_path / "e.zarr.stac"
+    collection, item = (json.loads((folder / name).read_text()) for name in ("collection.json", "e.json"))
+    schema = json.loads((SCHEMAS / "embeddings.json").read_text())
+    for stated in (collection, item):
+        without = {**stated, "stac_extensions": []}
+        pystac.read_dict(without).validate(validator=JsonSchemaSTACValidator())
+        jsonschema.Draft7Validator(schema).validate(stated)
+    assert (collection["emb:type"], collection["emb:dimensions"], collection["data_type"]) == (
+        "pixel",
+        96,
+        "int8",
+    )
+    assert {"emb:model", "emb:source-data"} <= {link["rel"] for link in collection["links"]}
+    assert len(item["properties"]["emb:quantization"]["scale"]) == 96
+    assert [link["href"] for link in item["links"] if link["rel"] == "derived_from"] == [scene[0].as_uri()]
+    assert (folder / item["assets"]["embeddings"]["href"]).resolve() == tmp_path / "e.zarr"

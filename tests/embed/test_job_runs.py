@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.embed.run import JobError
+from rsbackbones.embed.run import JobError, prepare
 from rsbackbones.embed.sources import RasterSource
 from tests import forked
 from tests.data.test_rasters import S2, write_tif
@@ -94,7 +94,7 @@ def test_dask_gives_the_same_bytes_and_a_deadly_shard_is_left_out(model, source,
         rsb.embed.run(job, executor, **QUIET)
         assert shards(first) == undisturbed
         shutil.rmtree(second, ignore_errors=True)
-        prepared(deadly)  # its sample reads that shard too
+        prepare(deadly, None)  # its sample reads that shard too
         with pytest.raises(JobError, match=r"shard 0 failed .*workers died"):
             rsb.embed.run(deadly, executor, **QUIET)
         found = rsb.embed.status(second)
@@ -105,16 +105,9 @@ def test_dask_gives_the_same_bytes_and_a_deadly_shard_is_left_out(model, source,
     assert rsb.embed.status(second).finished
 
 
-def prepared(job):
-    """Do what comes before the shards, here."""
-    from rsbackbones.embed.run import _prepare
-
-    _prepare(job, None)
-
-
 def test_a_killed_worker_of_a_pool_leaves_a_store_that_goes_on(model, source, undisturbed, tmp_path):
     job = rsb.embed.plan(model, source, tmp_path / "e.zarr", **SMALL)
-    prepared(job)
+    prepare(job, None)
     object.__setattr__(job, "source", DeadlySource(**vars(job.source)))
     with (
         ProcessPoolExecutor(2, mp_context=FORKED) as executor,
@@ -130,7 +123,8 @@ def test_killed_drivers_leave_what_the_next_one_needs(source, undisturbed, tmp_p
     output = tmp_path / "e.zarr"
     command = [
         sys.executable, "-m", "rsbackbones", "embed", source, "--model", "croma_vit_tiny",
-        "--modalities", "s2", "--output", output, "--window", "64", "--overlap", "16", "--shard", "32", "--no-progress",
+        "--modalities", "s2", "--output", output, "--window", "64", "--overlap", "16", "--shard", "32",
+        "--no-progress",
     ]  # fmt: skip
     moments = np.random.default_rng().uniform(0.2, 4, KILLS)
     for moment in moments:
@@ -217,7 +211,7 @@ def test_a_store_is_of_one_job(model, source, tmp_path):
 def test_an_input_that_changes_or_cannot_be_read_stops_the_job(model, tmp_path):
     path = write_tif(tmp_path / "s.tif", optical(520, 300), S2)
     job = rsb.embed.plan(model, path, tmp_path / "e.zarr", **SMALL)
-    prepared(job)
+    prepare(job, None)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(JobError, match=r"shard 0 failed .*changed since the job was planned: s\.tif"):
@@ -226,18 +220,18 @@ def test_an_input_that_changes_or_cannot_be_read_stops_the_job(model, tmp_path):
 
 
 def test_the_memory_of_a_task_is_within_the_bound(model, tmp_path):
-    source = write_tif(tmp_path / "s.tif", optical(2000, 2000), S2)
+    source = write_tif(tmp_path / "s.tif", np.tile(optical(250, 250), (1, 8, 8)), S2)
     folder = tmp_path / "bound.json"
     plan = f"rsb.embed.plan(m, {str(source)!r}, {str(tmp_path)!r} + "
     code = f"""
 import json, rsbackbones as rsb
-from rsbackbones.embed.run import _prepare
+from rsbackbones.embed.run import prepare
 from rsbackbones.embed.store import create_store
 from rsbackbones.embed.task import compute_shard
 def memory(line):
     return next(int(s.split()[1]) * 1024 for s in open("/proc/self/status") if s.startswith(line))
 m = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
-warm = _prepare({plan}"/w.zarr", shard=32, cache_bytes=2**24), None)
+warm = prepare({plan}"/w.zarr", shard=32, cache_bytes=2**24), None)
 compute_shard(warm, 0)
 job = {plan}"/e.zarr", shard=256, cache_bytes=2**24).calibrated(warm.calibration)
 create_store(job)

@@ -22,10 +22,12 @@ def write_pictures(folder, *, count=24, seed=0):
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     coarse = rng.integers(0, 256, (count, 3, 5, 5))
+    # With noise: where many pixels hold one value it would mark missing data.
+    radar = (coarse[:, :1] / 10.0 - 25).repeat(8, axis=2).repeat(8, axis=3)
     np.savez(
         folder / "pictures.npz",
         rgb=coarse.repeat(8, axis=2).repeat(8, axis=3).astype(np.uint8),
-        s1=(coarse[:, :1] / 10.0 - 25).repeat(8, axis=2).repeat(8, axis=3).astype(np.float32),
+        s1=(radar + 0.05 * rng.random(radar.shape)).astype(np.float32),
     )
     rsb.save_model(oracle_model(), folder / "oracle.safetensors")
     return folder

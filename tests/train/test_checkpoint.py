@@ -30,12 +30,13 @@ from tests.train.training import (
     write_data,
 )
 
-END = 20
+END = 10
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+    """An epoch is 4 steps."""
+    return write_data(tmp_path_factory.mktemp("data"), pairs=12, optical=8)
 
 
 def name_of(step):
@@ -46,16 +47,15 @@ def name_of(step):
     "options",
     [
         {},
-        {"data__workers": 2},
-        {"ema": 0.9, "accumulate": 2},
-        {"save__asynchronous": False},
-        {"precision": "bf16", "optim__name": "lion"},
+        {"data__workers": 2, "save__asynchronous": False},
+        {"ema": 0.9, "accumulate": 2, "precision": "bf16", "optim__name": "lion"},
     ],
+    ids=["default", "workers", "precision"],
 )
 def test_going_on_is_the_unbroken_run(data, tmp_path, options):
-    """Cut in the middle of an epoch, at step 11 of 8 an epoch, and again at 13."""
+    """Cut in the middle of the second epoch, at step 6 of 4 an epoch, and again at 7."""
     pretrain(small_recipe(data, tmp_path / "unbroken", max_steps=END, **options))
-    for steps in (11, 13, END):
+    for steps in (6, 7, END):
         summary = pretrain(small_recipe(data, tmp_path / "cut", max_steps=steps, **options))
         assert summary.step == steps
     assert len(curve(tmp_path / "unbroken")) == END
@@ -85,17 +85,17 @@ def test_going_on_with_dropout(data, tmp_path, workers, monkeypatch):
         torch.manual_seed(99)  # whatever the process did before
         pretrain(with_dropout(small_recipe(data, tmp_path / name, **options)))
 
-    go("unbroken", END, 7)
-    for steps in (7, 11, END):
+    go("unbroken", END, 3)
+    for steps in (3, 6, END):
         go("cut", steps, 1000)
     assert curve(tmp_path / "cut") == curve(tmp_path / "unbroken")
     assert_same(contents(tmp_path / "cut", END), contents(tmp_path / "unbroken", END))
     # The control: without the generators' states it would not be the same.
-    go("other", 11, 1000)
+    go("other", 6, 1000)
     monkeypatch.setattr(train_step, "set_rng_state", lambda state, device: None)
     go("other", END, 1000)
-    assert curve(tmp_path / "other")[:11] == curve(tmp_path / "unbroken")[:11]
-    assert curve(tmp_path / "other")[11:] != curve(tmp_path / "unbroken")[11:]
+    assert curve(tmp_path / "other")[:6] == curve(tmp_path / "unbroken")[:6]
+    assert curve(tmp_path / "other")[6:] != curve(tmp_path / "unbroken")[6:]
 
 
 def test_every_generator_is_restored():

@@ -119,7 +119,7 @@ def test_s4():
         assert (recipe.optim.schedule, recipe.optim.weight_decay) == ("constant", 0)
         assert recipe.views == Views(flips=False, rot90=False, mixup=0, cutmix=0, label_smoothing=0)
         if name != "s4_mmf":
-            assert recipe.bands["s2"] == ("B04", "B03", "B02")
+            assert recipe.bands["s2"] == ("B02", "B03", "B04")
             assert recipe.statistics == "dataset"
     assert RECIPES["s4_africa"].data_options == {"ignore": [0]}
 

@@ -359,7 +359,7 @@ def test_data_and_oracles_that_are_refused(data, tmp_path):
         build(objective__guidance__oracle=str(damaged))
     other = tmp_path / "other.safetensors"
     rsb.save_model(rsb.create_model("fomu_resnet_tiny"), other)
-    with pytest.raises(ValueError, match=r"differs from the student"):
+    with pytest.raises(ValueError, match=r"other.safetensors is no fomu_resnet_tiny, .* they have channels"):
         build(objective__guidance__oracle=str(other))
     deep = np.load(data / "pictures.npz")
     np.savez(tmp_path / "pictures.npz", rgb=deep["rgb"].astype(np.uint16) * 20, s1=deep["s1"])

@@ -13,13 +13,17 @@ from rsbackbones.data.series_folder import write_series
 from rsbackbones.eval.dense import predict
 from rsbackbones.eval.metrics import from_confusion
 from rsbackbones.eval.transform import dated_transform
-from rsbackbones.train.engine.config_io import parse_arguments
+from rsbackbones.train import pretrain
+from rsbackbones.train.engine.config_io import apply_overrides, parse_arguments
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.finetune import RECIPES, finetune, load_finetuned
 from rsbackbones.train.finetune.run import build_model
+from rsbackbones.train.initialize import read_run
+from rsbackbones.train.recipes import RECIPES as PRETRAINING
 from tests.data.labelled.pastis_folder import MEANS, write_pastis
 
 # As many weights as a test needs: all else is the recipe's.
+SHORT = "epochs=none steps=20 evaluate_every=10 optim.base_lr=0.02"
 TINY = "model=s4_unet3d_tiny overrides.widths=[4,8,16] precision=fp32 workers=0 pretrained=false"
 
 
@@ -34,9 +38,7 @@ def runs(pastis, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     results = {}
     for name in ("s4_pastis", "s4_pastis_sar"):
-        results[name] = finetune(
-            recipe(f"recipe={name} data={pastis} output={out / name} epochs=6 optim.base_lr=0.02")
-        )
+        results[name] = finetune(recipe(f"recipe={name} data={pastis} output={out / name} {SHORT}"))
     return out, results
 
 
@@ -49,13 +51,12 @@ def test_pastis_runs_to_its_result(runs, pastis):
     result = results["s4_pastis"]
     assert json.loads((out / "s4_pastis/result.json").read_text()) == json.loads(json.dumps(result))
     assert (result["split"], result["chosen"]["by"], result["metric"]) == ("test", "val", "miou")
-    assert result["best_single_evaluation"]["of"] == 6  # after every epoch
+    assert result["best_single_evaluation"]["of"] == 2
     assert len(result["data"]["classes"]) == 19
     assert any("void is ignored" in note for note in result["notes"])
     assert result["metrics"]["miou_foreground"] > 0
-    # Class k is brighter by 300 k in all bands: it can be learned.
-    assert result["value"] > 0.6
-    assert results["s4_pastis_sar"]["value"] > 0.5
+    # Class k is brighter by 300 k in all bands; one class for all pixels would have 0.12.
+    assert result["value"] > 0.2
     # All test samples are scored, by any batch.
     data, model = open_labelled(pastis), load_finetuned(out / "s4_pastis/best")
     counts = predict(model, data, "test", batch_size=1)
@@ -67,8 +68,8 @@ def test_pastis_runs_to_its_result(runs, pastis):
 def test_the_model_keeps_the_statistics_of_the_data(runs):
     out, _ = runs
     spec = load_finetuned(out / "s4_pastis/best").backbone.inputs["s2"]
-    assert spec.bands == ("B04", "B03", "B02")
-    assert spec.mean == pytest.approx((MEANS["S2"] + 2)[[2, 1, 0]])
+    assert spec.bands == ("B02", "B03", "B04")
+    assert spec.mean == pytest.approx((MEANS["S2"] + 2)[:3])
     assert spec.normalize == "standard"
 
 
@@ -129,7 +130,7 @@ def africa(tmp_path_factory):
 
 
 def test_africa_ignores_the_background_or_leaves_it_out_of_the_mean(africa, tmp_path):
-    run = f"data={africa} epochs=6 optim.base_lr=0.01"
+    run = f"data={africa} epochs=none steps=8 evaluate_every=4 optim.base_lr=0.01"
     first = finetune(recipe(f"recipe=s4_africa output={tmp_path / 'a'} {run}"))
     assert first["data"]["classes"] == ["maize", "rice"]
     second = finetune(
@@ -148,18 +149,61 @@ def test_africa_ignores_the_background_or_leaves_it_out_of_the_mean(africa, tmp_
     )
 
 
-@pytest.mark.parametrize("temporal", ["convlstm", "mean"])
-def test_a_network_of_single_images_is_tuned_on_series(africa, tmp_path, temporal):
-    options = f"head=temporal head_options.temporal={temporal} head_options.width=8 precision=fp32"
+def test_a_network_of_single_images_is_tuned_on_series(africa, tmp_path):
+    options = "head=temporal head_options.temporal=convlstm head_options.width=8 precision=fp32"
     result = finetune(parse_arguments(shlex.split(
         "recipe=s4_series model=s4_unet2d overrides.widths=[4,8,16] workers=0 pretrained=false "
-        f"data={africa} output={tmp_path / 'run'} epochs=8 optim.base_lr=0.01 {options}"
+        f"data={africa} output={tmp_path / 'run'} {SHORT} {options}"
     ), RECIPES))  # fmt: skip
-    assert result["value"] > 0.6
+    assert result["value"] > 0.2
     data, model = open_labelled(africa), load_finetuned(tmp_path / "run/best")
     sample = dated_transform(model, data)(data.read(0))
     with torch.inference_mode():
         assert model({"s2": sample.images["s2"][None]}, dates=sample.dates["s2"][None]).shape == (1, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def reconstruction(africa, tmp_path_factory):
+    """A run of pretraining by reconstruction alone, from radar to optical bands."""
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    changes = {
+        "overrides": {
+            "widths": [4, 8, 16], "inference_modality": "s1",
+            "bands": {"s2": ["B02", "B03", "B04"], "s1": ["VV", "VH"]},
+        },
+        "data.root": str(africa), "data.size": 8, "data.crop": [8, 8], "data.workers": 0, "batch_size": 2,
+        "objective.losses": "reconstruction", "objective.length": 3, "steps": 2, "output": str(out),
+    }  # fmt: skip
+    pretrain(apply_overrides(PRETRAINING["s4_unet3d_tiny"], changes))
+    return out
+
+
+def test_fusion_sees_what_a_frozen_run_makes(africa, reconstruction, tmp_path):
+    text = f"recipe=s4_mmf data={africa} output={tmp_path / 'run'} reconstruct={reconstruction} modalities=s1"
+    result = finetune(recipe(f"{text} epochs=none steps=4 evaluate_every=4 optim.base_lr=0.01"))
+    assert 0 <= result["value"] <= 1
+    model, data = load_finetuned(tmp_path / "run/best"), open_labelled(africa)
+    assert model.backbone.modalities == ("s1",)
+    _, _, objective, _ = read_run(reconstruction)
+    objective.eval()
+    trained = objective.backbone.state_dict()
+    assert all(torch.equal(x, trained[name]) for name, x in model.backbone.state_dict().items())
+    series = dated_transform(model, data)(data.read(1))
+    x = series.images["s1"][None]
+    with torch.inference_mode():
+        # By hand: the run's own reconstruction, beside the images, through the second network.
+        made = objective._predict(objective.backbone.encode_levels("s1", x, None))
+        network = model.head.network
+        assert network.stems["s1"].first.conv.in_channels == 5
+        both = torch.cat((x, made[:, : x.shape[1]]), dim=2)
+        _, full = network.decode_levels("s1", network.encode_levels("s1", both, None))
+        expected = model.head.classify([full.maps.transpose(1, 2)], full.there)
+        torch.testing.assert_close(model({"s1": x}), expected)
+        padded = torch.cat((x, torch.full_like(x, float("nan"))), dim=1)
+        valid = torch.arange(padded.shape[1])[None] < x.shape[1]
+        torch.testing.assert_close(model({"s1": padded}, valid={"s1": valid}), expected)
+    with pytest.raises(TrainingError, match="reconstructs from s1: pass modalities=s1"):
+        build_model(recipe(f"recipe=s4_mmf reconstruct={reconstruction}"), data)
 
 
 def test_what_does_not_fit_is_said(africa, pastis, tmp_path):
@@ -174,6 +218,6 @@ def test_what_does_not_fit_is_said(africa, pastis, tmp_path):
     without = write_pastis(pastis.parent / "none")
     (without / "NORM_S2_patch.json").unlink()
     with pytest.raises(
-        TrainingError, match=r"PASTIS-R comes with no mean and deviation of s2 B04.*statistics=weights"
+        TrainingError, match=r"PASTIS-R comes with no mean and deviation of s2 B02.*statistics=weights"
     ):
         build_model(recipe("recipe=s4_pastis"), open_labelled(without))

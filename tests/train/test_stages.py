@@ -17,14 +17,14 @@ from rsbackbones.train.pretraining import PretrainRun, stages_of
 from tests.train.training import assert_same, command, contents, curve, run, small_recipe, write_data
 
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
-# Steps of the stages; an epoch has 8, of the second, with larger batches, 4.
-STEPS = (8, 4, 16)
+# Steps of the stages; an epoch has 6, of the second, with larger batches, 3.
+STEPS = (6, 3, 12)
 FOLDERS = ("stage_1", "stage_2", ".")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"), pairs=24, optical=16)
+    return write_data(tmp_path_factory.mktemp("data"), pairs=16, optical=16)
 
 
 def recipe_of(data, out=None, **changes):
@@ -67,13 +67,13 @@ def test_each_stage_begins_with_the_average_of_the_one_before(data, unbroken):
     assert [one["objective"]["mask_ratio_s2"] for one in saved] == [0.25, 0.75, 0.75]
 
 
-@pytest.mark.parametrize("stops", [(3, 10, 11, 14), (8, 12, 13), (12, 12, 28)])
+@pytest.mark.parametrize("stops", [(3, 7, 8, 11), (6, 9, 10), (9, 9, 21)])
 def test_a_run_goes_on_in_the_stage_that_it_was_in(data, unbroken, tmp_path, stops):
     """``max_steps`` counts the steps of all stages."""
     out = tmp_path / "run"
     for stop in stops:
         summary = pretrain(recipe_of(data, out, max_steps=stop))
-        at = [min(max(stop - before, 0), steps) for before, steps in zip((0, 8, 12), STEPS, strict=True)]
+        at = [min(max(stop - before, 0), steps) for before, steps in zip((0, 6, 9), STEPS, strict=True)]
         index = max(i for i, steps in enumerate(at) if steps)
         assert (summary.step, summary.total_steps) == (at[index], STEPS[index])
         assert summary.output == str((out / FOLDERS[index]).resolve() if index < 2 else out)
@@ -100,12 +100,12 @@ def test_what_is_wrong_with_a_later_stage_is_said_before_the_first_trains(data, 
 
 def test_a_stage_that_is_gone(data, tmp_path):
     out = tmp_path / "run"
-    pretrain(recipe_of(data, out, max_steps=9))
+    pretrain(recipe_of(data, out, max_steps=7))
     shutil.rmtree(out / "stage_1")
     with pytest.raises(
         TrainingError, match=r"stage_1/summary\.json does not state .* Restore stage_1, or leave"
     ):
-        pretrain(recipe_of(data, out, max_steps=10))
+        pretrain(recipe_of(data, out, max_steps=8))
     assert pretrain(recipe_of(data, out)).status == "finished"
     with pytest.raises(TrainingError, match=r"another recipe \(stages\.0\.epochs: 1 -> 3"):
         pretrain(recipe_of(data, out, stages__0__epochs=3))
@@ -122,7 +122,7 @@ def test_a_dry_run_and_exports_of_all_stages(data, unbroken, tmp_path, capsys):
         held = contents(unbroken / folder, steps)
         assert all(torch.equal(x, held[f"/ema/{n}"]) for n, x in objective.state_dict().items())
     (entry,) = json.loads(export(unbroken, tmp_path / "w", tag="three").read_text())["weights"]
-    for what in ("stage 1, 8 steps of 8,", "Then stage 2, 4 steps of 16,", "Then stage 3, 16 steps of 8,"):
+    for what in ("stage 1, 6 steps of 8,", "Then stage 2, 3 steps of 16,", "Then stage 3, 12 steps of 8,"):
         assert what in entry["provenance"]
 
 
@@ -141,7 +141,7 @@ def test_a_run_that_is_built_is_trained_as_it_is(data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_go_through_all_stages(data, unbroken, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
-    for ranks, stop in ((2, 10), (0, 13), (2, None)):
+    for ranks, stop in ((2, 7), (0, 10), (2, None)):
         run(command(recipe_of(data, out, max_steps=stop), tmp_path / "recipe.json", ranks), log)
     for folder in FOLDERS:
         torch.testing.assert_close(

@@ -139,7 +139,7 @@ _S4 = FinetuneRecipe(
     name="s4_pastis",
     model="s4_unet3d",
     modalities=_OPTICAL,
-    bands={"s2": ("B04", "B03", "B02"), "s1": ("VV", "VH")},
+    bands={"s2": ("B02", "B03", "B04"), "s1": ("VV", "VH")},
     statistics="dataset",
     views=replace(_NOT_MIXED, flips=False, rot90=False),
     optim=FinetuneOptim(name="adam", base_lr=1e-3, scaled=False, weight_decay=0.0, schedule="constant"),

@@ -1,0 +1,86 @@
+"""The command ``search``: cells of a store of features, or rows of a table, that are like an example."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsbackbones.cli.options import COUNT, FILE, CommaList, Command, Raster, option
+from rsbackbones.data.raster_path import RasterPath
+
+_POINT = CommaList(click.FLOAT)
+
+
+@click.command(cls=Command)
+@click.argument("store", type=Raster())
+@option("--at", type=_POINT, multiple=True, metavar="LON,LAT", section="Example",
+        help="a place in degrees that is like what you look for; repeatable")  # fmt: skip
+@option("--box", type=_POINT, multiple=True, metavar="W,S,E,N", section="Example",
+        help="a box in degrees: the mean of its cells; repeatable")  # fmt: skip
+@option("--example", type=FILE, multiple=True, metavar="CHIP.tif", section="Example",
+        help="a raster, which the recorded model encodes; repeatable")  # fmt: skip
+@option("--unlike", type=_POINT, multiple=True, metavar="LON,LAT", section="Example",
+        help="a place that is unlike what you look for; repeatable")  # fmt: skip
+@option("--checkpoint", type=FILE, metavar="FILE", section="Example",
+        help="weights of the recorded model, for --example, if they are not published")  # fmt: skip
+@option("--k", type=COUNT, default=50, metavar="N", section="Search", help="how many hits")
+@option("--center", type=click.Choice(("none", "mean", "whiten")), default="mean", section="Search",
+        help="what is done to features before they are compared: nothing, their mean subtracted, or one "
+        "variance in all directions")  # fmt: skip
+@option("--output", type=FILE, metavar="HITS.parquet", section="Result", help="the hits as GeoParquet")
+@option("--map", "similarity", type=FILE, metavar="MAP.tif", section="Result",
+        help="the similarity of all cells as a Cloud Optimized GeoTIFF")  # fmt: skip
+@option("--html", type=FILE, metavar="PAGE.html", section="Result",
+        help="one page: a heat map, ranked chips, the provenance")  # fmt: skip
+@option("--scene", type=FILE, metavar="SCENE.tif", section="Result",
+        help="a raster whose red, green and blue bands the page shows, instead of colors of "
+        "features")  # fmt: skip
+def search(
+    store: RasterPath,
+    at: Sequence[list[float]],
+    box: Sequence[list[float]],
+    example: Sequence[Path],
+    unlike: Sequence[list[float]],
+    checkpoint: Path | None,
+    k: int,
+    center: str,
+    output: Path | None,
+    similarity: Path | None,
+    html: Path | None,
+    scene: Path | None,
+) -> int:
+    """Find places like an example in embeddings.
+
+    STORE is a store that `rsbackbones embed --output NAME.zarr` wrote, or a table (.parquet).
+    """
+    from rsbackbones.embed.search import Searched
+    from rsbackbones.embed.search_output import encode_example, write_hits, write_similarity
+    from rsbackbones.embed.search_page import write_page
+
+    if not (at or box or example):
+        raise click.UsageError("give an example: --at LON,LAT, --box W,S,E,N or --example CHIP.tif")
+    for name, given, count in (("--at", at, 2), ("--unlike", unlike, 2), ("--box", box, 4)):
+        if wrong := [values for values in given if len(values) != count]:
+            raise click.UsageError(f"{name} takes {count} numbers, got {', '.join(map(str, wrong[0]))}")
+    searched = Searched(str(store), center=center)
+    positives: list[Any] = [searched.at(*place) for place in at]
+    positives += [searched.box(*bounds) for bounds in box]
+    positives += [encode_example(path, searched.provenance, checkpoint) for path in example]
+    hits = searched.search(positives, [searched.at(*place) for place in unlike], k=k)
+    for i, (score, lon, lat) in enumerate(zip(hits.similarity, hits.lon, hits.lat, strict=True)):
+        if i < 10:
+            print(f"{i + 1:4d}  {score:.4f}  {lon:.5f},{lat:.5f}")
+    if len(hits.similarity) > 10:
+        print(f"and {len(hits.similarity) - 10} more", file=sys.stderr)
+    if output:
+        write_hits(output, searched, hits)
+        print(output)
+    if similarity:
+        write_similarity(similarity, searched, hits)
+        print(similarity)
+    if html:
+        write_page(html, searched, hits, scene=scene)
+        print(html)
+    return 0

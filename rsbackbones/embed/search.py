@@ -1,0 +1,291 @@
+"""Cells like an example: the embeddings of a store or a table by similarity, with faiss.
+
+The similarity is the inner product of unit vectors (the cosine), exact, over all vectors; shards are read one
+by one. ``center`` says what is done to features before: ``none``; ``mean`` subtracts the mean of the store,
+which all vectors of a ViT share; ``whiten`` also scales them to one variance in all directions.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsbackbones.data.rasters import Array
+from rsbackbones.embed.store import PROVENANCE, open_store
+from rsbackbones.files.objects import is_url
+
+CENTERS = ("none", "mean", "whiten")
+# Vectors that mean and covariance are of.
+_SAMPLE = 100_000
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The most similar vectors, best first.
+
+    Attributes:
+        similarity: [k], the cosine after centering, less that of negative examples.
+        rows: [k] of the map, or the row of a table.
+        columns: [k] of the map; zeros of a table.
+        lon, lat: [k], of the centers in degrees.
+        similarities: the whole map [rows, columns], NaN without data; ``None`` of a table.
+        facts: what was searched, and how.
+    """
+
+    similarity: Array
+    rows: Array
+    columns: Array
+    lon: Array
+    lat: Array
+    similarities: Array | None
+    facts: dict[str, Any]
+
+
+class Searched:
+    """The embeddings of a store of shards (.zarr) or of a GeoParquet table, to be searched.
+
+    Args:
+        place: the path, or the URL of a store.
+        center: one of ``CENTERS``.
+
+    Raises:
+        ImportError: faiss is not installed.
+        ValueError: there is no store or table, or it holds no vectors.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], *, center: str = "mean") -> None:
+        if center not in CENTERS:
+            raise ValueError(f"center must be one of {', '.join(CENTERS)}, got {center!r}")
+        try:
+            import faiss  # noqa: F401
+        except ImportError as error:
+            raise ImportError("searching needs faiss: pip install 'rsbackbones[search]'") from error
+        self.place, self.center = os.fspath(place), center
+        self._table: Any = None
+        import odc.geo.xr  # noqa: F401
+
+        if self.place.rstrip("/").endswith(".zarr"):
+            self._data = open_store(self.place)["embeddings"]
+            self.provenance: dict[str, Any] = open_store(self.place, decode=False).attrs[PROVENANCE]
+        elif self.place.endswith(".parquet") and not is_url(self.place):
+            import geopandas
+            import pyarrow.parquet as pq
+
+            if not Path(self.place).exists():
+                raise ValueError(f"there is no table {self.place}")
+            self._table = geopandas.read_parquet(self.place)
+            if "embedding" not in self._table:
+                raise ValueError(f"{self.place} has no column embedding; it has {', '.join(self._table)}")
+            stated = pq.read_schema(self.place).metadata
+            self.provenance = {
+                k.decode(): v.decode() for k, v in stated.items() if k not in (b"geo", b"pandas")
+            }
+        else:
+            raise ValueError(f"a store (.zarr) or a table (.parquet) is searched, got {self.place}")
+        self._mean, self._matrix = self._fit()
+
+    @property
+    def dim(self) -> int:
+        """The number of features of a vector."""
+        return int(self._mean.shape[0])
+
+    @property
+    def geobox(self) -> Any:
+        """The ``odc.geo`` GeoBox of a store."""
+        return self._data.odc.geobox
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a store."""
+        return int(self._data.shape[1]), int(self._data.shape[2])
+
+    def thinned(self, step: int) -> Array:
+        """Return every ``step``-th vector of a store in both directions, [h, w, D]."""
+        rows, columns = (-(-n // step) for n in self.shape)
+        made = np.full((rows, columns, self.dim), np.nan, np.float32)
+        for (top, left), vectors in self._parts():
+            first, begin = -top % step, -left % step
+            part = vectors[first::step, begin::step]
+            r, c = (top + first) // step, (left + begin) // step
+            made[r : r + part.shape[0], c : c + part.shape[1]] = part
+        return made
+
+    def outlines(self, hits: Hits) -> list[Any]:
+        """Return the outlines of hits in degrees, as polygons of shapely."""
+        if self._table is not None:
+            return list(self._table.geometry.iloc[hits.rows])
+        box = self.geobox
+        return [
+            box[int(r) : int(r) + 1, int(c) : int(c) + 1].extent.to_crs("EPSG:4326").geom
+            for r, c in zip(hits.rows, hits.columns, strict=True)
+        ]
+
+    def at(self, lon: float, lat: float) -> Array:
+        """Return the vector [D] at a place in degrees.
+
+        Raises:
+            ValueError: it lies outside, or has no data.
+        """
+        if self._table is not None:
+            from shapely import Point
+
+            within = self._table.geometry.covers(Point(lon, lat)).to_numpy(bool, na_value=False)
+            if not within.any():
+                raise ValueError(f"no row of {self.place} covers {lon}, {lat}")
+            return np.asarray(self._table["embedding"][within].iloc[0], np.float32)
+        row, column = self._cell(lon, lat)
+        vector: Array = self._block(slice(row, row + 1), slice(column, column + 1))[0, 0]
+        if not np.isfinite(vector).all():
+            raise ValueError(f"{self.place} has no data at {lon}, {lat}")
+        return vector
+
+    def box(self, west: float, south: float, east: float, north: float) -> Array:
+        """Return the mean vector [D] of the cells whose centers lie in a box in degrees.
+
+        Raises:
+            ValueError: no cell with data does.
+        """
+        if self._table is not None:
+            inside = self._table.cx[west:east, south:north]
+            vectors = _stacked(inside["embedding"])
+        else:
+            corners = [self._cell(x, y, clip=True) for x in (west, east) for y in (south, north)]
+            rows, columns = ([c[i] for c in corners] for i in (0, 1))
+            vectors = self._block(
+                slice(min(rows), max(rows) + 1), slice(min(columns), max(columns) + 1)
+            ).reshape(-1, self.dim)
+        vectors = vectors[np.isfinite(vectors).all(axis=1)]
+        if not len(vectors):
+            raise ValueError(f"no cell of {self.place} with data lies in {west}, {south}, {east}, {north}")
+        mean: Array = vectors.mean(axis=0)
+        return mean
+
+    def search(self, positives: Sequence[Array], negatives: Sequence[Array] = (), *, k: int = 50) -> Hits:
+        """Return the k vectors that are most like the positive examples, and unlike the negative ones.
+
+        The query is the mean of the unit vectors of the positives, less half that of the negatives.
+
+        Raises:
+            ValueError: no example, one of another length, or k below 1.
+        """
+        import faiss
+
+        if not positives or k < 1:
+            raise ValueError(f"expected an example and k of at least 1, got {len(positives)} and {k}")
+        if wrong := [len(v) for v in (*positives, *negatives) if len(v) != self.dim]:
+            raise ValueError(f"{self.place} has vectors of {self.dim} features, an example has {wrong[0]}")
+        query = self._prepared(np.stack(positives)).mean(axis=0)
+        if negatives:
+            query = query - 0.5 * self._prepared(np.stack(negatives)).mean(axis=0)
+        query = _unit(query[None]).astype(np.float32)
+        best = faiss.ResultHeap(1, k, keep_max=True)
+        similarities = None if self._table is not None else np.full(self._data.shape[1:], np.nan, np.float32)
+        for (top, left), vectors in self._parts():
+            shape = vectors.shape[:2]
+            flat = vectors.reshape(-1, self.dim)
+            there = np.flatnonzero(np.isfinite(flat).all(axis=1))
+            if not len(there):
+                continue
+            prepared = np.ascontiguousarray(self._prepared(flat[there]), np.float32)
+            index = faiss.IndexFlatIP(self.dim)
+            index.add(prepared)
+            found, places = index.search(query, min(k, len(there)))
+            rows, columns = np.unravel_index(there[places[0]], shape)
+            width = 1 if similarities is None else similarities.shape[1]
+            best.add_result(found, ((rows + top) * width + columns + left)[None].astype(np.int64))
+            if similarities is not None:
+                part = np.full(shape[0] * shape[1], np.nan, np.float32)
+                part[there] = prepared @ query[0]
+                similarities[top : top + shape[0], left : left + shape[1]] = part.reshape(shape)
+        best.finalize()
+        kept = best.I[0] >= 0
+        numbers, scores = best.I[0][kept], best.D[0][kept]
+        width = 1 if similarities is None else similarities.shape[1]
+        rows, columns = numbers // width, numbers % width
+        lon, lat = self._degrees(rows, columns)
+        facts = {"searched": self.place, "center": self.center, "k": k, "positives": len(positives),
+                 "negatives": len(negatives), "provenance": self.provenance}  # fmt: skip
+        return Hits(scores, rows, columns, lon, lat, similarities, facts)
+
+    def _parts(self) -> Iterator[tuple[tuple[int, int], Array]]:
+        """Yield the vectors [h, w, D] shard by shard, with their row and column."""
+        if self._table is not None:
+            vectors = _stacked(self._table["embedding"])
+            for start in range(0, len(vectors), _SAMPLE):
+                yield (start, 0), vectors[start : start + _SAMPLE, None]
+            return
+        _, ys, xs = self._data.chunks  # those of the shards
+        for top, height in zip(np.cumsum([0, *ys[:-1]]).tolist(), ys, strict=True):
+            for left, width in zip(np.cumsum([0, *xs[:-1]]).tolist(), xs, strict=True):
+                yield (top, left), self._block(slice(top, top + height), slice(left, left + width))
+
+    def _block(self, rows: slice, columns: slice) -> Array:
+        part = self._data[:, rows, columns].compute(scheduler="synchronous")
+        return np.moveaxis(part.values, 0, -1)
+
+    def _fit(self) -> tuple[Array, Array | None]:
+        """Return the mean of the vectors, and what whitens them."""
+        parts, count = [], 0
+        for _, vectors in self._parts():
+            flat = vectors.reshape(-1, vectors.shape[-1])
+            flat = flat[np.isfinite(flat).all(axis=1)]
+            step = max(1, len(flat) * 16 // _SAMPLE)
+            parts.append(flat[::step])
+            count += len(parts[-1])
+        if not count:
+            raise ValueError(f"{self.place} holds no vector with data")
+        sample = np.concatenate(parts)
+        sample = sample[:: max(1, len(sample) // _SAMPLE)].astype(np.float64)
+        dim = sample.shape[1]
+        if self.center == "none":
+            return np.zeros(dim), None
+        mean = sample.mean(axis=0)
+        if self.center == "mean":
+            return mean, None
+        values, vectors = np.linalg.eigh(np.cov(sample - mean, rowvar=False))
+        # Directions that hardly vary would be noise alone.
+        scale = 1 / np.sqrt(np.maximum(values, values.max() * 1e-4))
+        return mean, (vectors * scale) @ vectors.T
+
+    def _prepared(self, vectors: Array) -> Array:
+        """Return vectors [N, D], centered or whitened, of unit length."""
+        x = vectors.astype(np.float64) - self._mean
+        return _unit(x if self._matrix is None else x @ self._matrix)
+
+    def _cell(self, lon: float, lat: float, *, clip: bool = False) -> tuple[int, int]:
+        from rasterio.warp import transform
+
+        box = self._data.odc.geobox
+        (x,), (y,) = transform("EPSG:4326", box.crs.to_wkt(), [lon], [lat])
+        t = box.affine
+        row, column = int(np.floor((y - t.f) / t.e)), int(np.floor((x - t.c) / t.a))
+        if clip:
+            return int(np.clip(row, 0, box.height - 1)), int(np.clip(column, 0, box.width - 1))
+        if not (0 <= row < box.height and 0 <= column < box.width):
+            raise ValueError(f"{lon}, {lat} (degrees east and north) lies outside of {self.place}")
+        return row, column
+
+    def _degrees(self, rows: Array, columns: Array) -> tuple[Array, Array]:
+        from rasterio.warp import transform
+
+        if self._table is not None:
+            points = self._table.geometry.iloc[rows].centroid
+            return points.x.to_numpy(), points.y.to_numpy()
+        box = self._data.odc.geobox
+        t = box.affine
+        xs, ys = t.c + t.a * (columns + 0.5), t.f + t.e * (rows + 0.5)
+        lon, lat = transform(box.crs.to_wkt(), "EPSG:4326", xs, ys)
+        return np.array(lon), np.array(lat)
+
+
+def _stacked(column: Any) -> Array:
+    vectors = [np.asarray(v, np.float32) for v in column]
+    return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
+
+
+def _unit(x: Array) -> Array:
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(norm > 0, norm, 1)

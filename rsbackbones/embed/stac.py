@@ -1,0 +1,134 @@
+"""STAC beside the features of a job: a Collection and its Item.
+
+The embedding extension is a proposal, v0.0.1 (github.com/geo-embeddings/embeddings-stac-specification); all
+that follows it is in this file.
+"""
+
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from rsbackbones.embed.geoparquet import acquired, outline
+from rsbackbones.embed.job import Job
+from rsbackbones.embed.stac_source import StacSource
+from rsbackbones.embed.store import bounds_of, model_link, provenance
+from rsbackbones.files.objects import Objects
+
+EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
+PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+_MEDIA = {
+    ".zarr": "application/vnd.zarr; version=3",
+    ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+}
+
+
+def write_stac(job: Job, summary: dict[str, Any]) -> Objects:
+    """Write ``OUTPUT.stac/collection.json`` and an item; return where."""
+    objects = Objects(job.output).beside(".stac")
+    collection, item = describe(job, summary)
+    objects.put_json("collection.json", collection)
+    objects.put_json(f"{item['id']}.json", item)
+    return objects
+
+
+def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the Collection and the Item of a job, as JSON takes them."""
+    import pystac
+
+    from rsbackbones import __version__
+
+    place = PurePosixPath(job.output.rstrip("/"))
+    name, quantization = place.stem, job.quantization
+    shape = outline(job.grid)
+    times = _times(job)
+    now = datetime.now(UTC).replace(microsecond=0)
+    dated = {"start_datetime": _text(times[0]), "end_datetime": _text(times[-1])} if times else {}
+    weights = job.facts["model"]["weights"] or job.facts["model"]["architecture"]
+    properties: dict[str, Any] = {
+        **dated,
+        "emb:runtime_parameters": provenance(job),
+        "processing:datetime": _text(now),
+        "processing:software": {"rsbackbones": __version__},
+        "processing:facility": "rsbackbones embed",
+        "proj:shape": [job.grid.height, job.grid.width],
+        "proj:transform": list(job.grid.transform[:6]),
+        "proj:bbox": list(bounds_of(job)),
+    }
+    code = job.grid.crs.to_authority()
+    properties |= (
+        {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": job.grid.crs.to_wkt()}
+    )
+    if summary["left_out"]:
+        properties["rsbackbones:left_out"] = summary["left_out"]
+    if quantization.dtype == np.int8:
+        properties["emb:quantization"] = {
+            "method": {"per-band": "linear", "alphaearth": "sqrt_scale"}.get(
+                quantization.rule, quantization.rule
+            ),
+            "original_dtype": "float32",
+            "quantized_dtype": "int8",
+            **(
+                {"scale": list(quantization.scale), "offset": list(quantization.offset)}
+                if quantization.scale
+                else {}
+            ),
+        }
+    item = pystac.Item(
+        id=name, geometry=shape.__geo_interface__, bbox=list(shape.bounds), properties=properties,
+        datetime=None if times else now,
+    )  # fmt: skip
+    item.stac_extensions = [EXTENSION, PROCESSING, PROJECTION]
+    item.add_asset(
+        "embeddings",
+        pystac.Asset(href=f"../{place.name}", media_type=_MEDIA[place.suffix], roles=["data"],
+                     extra_fields={"data_type": str(quantization.dtype)}),
+    )  # fmt: skip
+    item.add_link(pystac.Link("collection", "./collection.json", "application/json"))
+    item.collection_id = f"{name}-collection"
+    for link in job.source.links:
+        item.add_link(pystac.Link("derived_from", link))
+        item.add_link(pystac.Link("emb:source-data", link))
+    if not times:
+        item.properties["description"] = (
+            "No source states a time: datetime is when the features were computed."
+        )
+    collection = pystac.Collection(
+        id=f"{name}-collection",
+        description=f"Features of {weights}, stream {job.stream}, by rsbackbones {__version__}",
+        extent=pystac.Extent(
+            pystac.SpatialExtent([list(shape.bounds)]),
+            pystac.TemporalExtent([[times[0], times[-1]] if times else [now, now]]),
+        ),
+        license="other",
+        extra_fields={
+            "emb:type": "pixel",
+            "emb:dimensions": job.dim,
+            "data_type": str(quantization.dtype),
+            **({"gsd": meters} if (meters := job.grid.pixel_in_meters) is not None else {}),
+            "summaries": {"cells_with_data": [summary["cells_with_data"]]},
+        },
+    )
+    collection.stac_extensions = [EXTENSION]
+    collection.add_link(pystac.Link("emb:model", model_link(job.facts), title=weights))
+    for link in job.source.links:
+        collection.add_link(pystac.Link("emb:source-data", link))
+    collection.add_link(pystac.Link("item", f"./{name}.json", "application/geo+json"))
+    return (
+        collection.to_dict(include_self_link=False, transform_hrefs=False),
+        item.to_dict(include_self_link=False, transform_hrefs=False),
+    )
+
+
+def _times(job: Job) -> list[datetime]:
+    """Return the times that the sources state, in order."""
+    if isinstance(job.source, StacSource):
+        return job.source.times
+    stated = [acquired([link]) for link in job.source.links]
+    return sorted({t.astype(datetime).replace(tzinfo=UTC) for t in stated if t is not None})
+
+
+def _text(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,68 @@
+"""A store in a bucket: S3 on this machine."""
+
+import json
+import urllib.request
+
+import numpy as np
+import pytest
+
+import rsbackbones as rsb
+from rsbackbones.embed.run import JobError
+from rsbackbones.files.objects import Objects
+from tests.data.test_rasters import S2, write_tif
+from tests.embed.test_embed import QUIET, optical
+from tests.embed.test_job import shards
+
+moto = pytest.importorskip("moto.server")
+pytest.importorskip("obstore")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b",
+                        "REGION": "us-east-1", "ALLOW_HTTP": "true"}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")):
+        pass
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_a_bucket_gets_the_bytes_of_a_folder(bucket, tmp_path):
+    model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
+    source = write_tif(tmp_path / "s.tif", optical(264, 264), S2)
+    options = {"window": 64, "overlap": 16, "shard": 32}
+    rsb.embed.run(rsb.embed.plan(model, source, tmp_path / "e.zarr", **options), **QUIET)
+    place = f"{bucket}/a/e.zarr"
+    job = rsb.embed.plan(model, source, place, **options)
+    rsb.embed.run(job, **QUIET)
+    remote = Objects(place)
+    found = {key: remote.get(key) for key in remote.keys() if "/c/" in key}  # noqa: SIM118
+    assert found == shards(tmp_path / "e.zarr")
+    there = rsb.embed.open(place)["embeddings"].values
+    np.testing.assert_array_equal(there, rsb.embed.open(tmp_path / "e.zarr")["embeddings"].values)
+    assert rsb.embed.status(place).finished
+    assert Objects(f"{place}.job").get("model.safetensors") is None
+    assert json.loads(Objects(f"{place}.stac").get("e.json"))["id"] == "e"
+    other = rsb.embed.plan(model, source, place, **(options | {"overlap": 24}))
+    with pytest.raises(JobError, match="overlap"):
+        rsb.embed.run(other, **QUIET)
+
+
+def test_objects_are_created_once(bucket, tmp_path):
+    for objects in (Objects(f"{bucket}/x"), Objects(str(tmp_path / "x"))):
+        assert objects.get("a/b.json") is None
+        assert objects.create_json("a/b.json", {"n": 1})
+        assert not objects.create_json("a/b.json", {"n": 2})
+        assert objects.get_json("a/b.json") == {"n": 1}
+        objects.put_json("a/b.json", {"n": 3})
+        objects.put("c", b"x")
+        assert sorted(objects.keys()) == ["a/b.json", "c"]
+        assert list(objects.keys("a/")) == ["a/b.json"]
+        objects.delete("a/b.json")
+        objects.delete("a/b.json")
+        assert list(objects.keys()) == ["c"]

@@ -1,0 +1,219 @@
+"""STAC items: the same pixels give the same bytes, composites are those of numpy, faults are named."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+import torch
+from rasterio.warp import transform_bounds
+
+import rsbackbones as rsb
+from rsbackbones.embed import stac_source
+from tests.data.test_rasters import write_tif
+from tests.embed.range_server import serve
+from tests.embed.test_embed import optical
+from tests.embed.test_job import QUIET, stored
+
+pystac = pytest.importorskip("pystac")
+pytest.importorskip("odc.stac")
+
+BANDS = ("B02", "B03", "B04", "B08")
+SIDE = 96
+OPTIONS = {"window": 32, "overlap": 16, "shard": 32}
+MASK = {"mask": {"SCL": (8, 9)}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS}, overrides={"depth": 2})
+
+
+@pytest.fixture(scope="module")
+def dates(tmp_path_factory):
+    """Three dates of a place with clouds: files, [T, C, h, w], and which pixels are clear [T, h, w]."""
+    folder = tmp_path_factory.mktemp("items")
+    rng = np.random.default_rng(0)
+    images = np.stack([optical(SIDE, SIDE, seed=i, bands=4) for i in range(3)])
+    classes = (
+        np.where(rng.random((3, SIDE // 8, SIDE // 8)) < 0.3, 9, 4).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    )
+    for t in range(3):
+        for band, layer in zip(BANDS, images[t], strict=True):
+            write_tif(folder / f"{t}_{band}.tif", layer[None], [band], nodata=0)
+        write_tif(folder / f"{t}_SCL.tif", classes[t][None], ["SCL"], nodata=0)
+    return folder, images, classes == 4
+
+
+def items(folder, count=3, base=None):
+    found = []
+    bounds = transform_bounds(
+        "EPSG:32633", "EPSG:4326", 500_000, 5_000_000 - 10 * SIDE, 500_000 + 10 * SIDE, 5_000_000
+    )
+    west, south, east, north = bounds
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    for t in range(count):
+        item = pystac.Item(
+            id=f"item{t}", geometry={"type": "Polygon", "coordinates": [ring]}, bbox=list(bounds),
+            datetime=datetime(2024, 6, 1, 10, tzinfo=UTC) + timedelta(days=10 * t),
+            properties={"proj:code": "EPSG:32633", "proj:shape": [SIDE, SIDE],
+                        "eo:cloud_cover": [50, 10, 30][t],
+                        "proj:transform": [10, 0, 500_000, 0, -10, 5_000_000]},
+        )  # fmt: skip
+        item.stac_extensions = ["https://stac-extensions.github.io/projection/v2.0.0/schema.json"]
+        for key in (*BANDS, "SCL"):
+            name = f"{t}_{key}.tif"
+            href = f"{base}/{name}" if base else str(folder / name)
+            item.add_asset(key, pystac.Asset(href=href, media_type="image/tiff; application=geotiff"))
+        found.append(item)
+    return found
+
+
+def run(model, source, output, **options):
+    job = rsb.embed.plan(model, source, output, **(OPTIONS | options))
+    return rsb.embed.run(job, **QUIET)
+
+
+def same(a, b):
+    first, second = stored(a), stored(b)
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
+def test_one_item_gives_the_bytes_of_its_files(model, dates, tmp_path):
+    folder, _, _ = dates
+    run(model, items(folder, 1), tmp_path / "stac.zarr")
+    run(model, [folder / f"0_{band}.tif" for band in BANDS], tmp_path / "files.zarr")
+    same(tmp_path / "stac.zarr", tmp_path / "files.zarr")
+    (tmp_path / "items.json").write_text(json.dumps(pystac.ItemCollection(items(folder)).to_dict()))
+    job = rsb.embed.plan(model, tmp_path / "items.json", tmp_path / "x.zarr", dates="2024-05-30/2024-06-05")
+    assert [item["id"] for item in job.facts["source"]["items"]["s2"]] == ["item0"]
+
+
+def plain_composite(images, clear, composite):
+    """What a composite of [T, C, h, w] is, pixel by pixel; zero where no date is clear."""
+    made = np.zeros(images.shape[1:], np.float32)
+    order = {"least-cloudy": [1, 2, 0]}.get(composite, [0, 1, 2])
+    for y in range(images.shape[2]):
+        for x in range(images.shape[3]):
+            seen = [t for t in order if clear[t, y, x]]
+            if seen and composite == "median":
+                made[:, y, x] = np.median(images[seen, :, y, x].astype(np.float64), axis=0)
+            elif seen:
+                made[:, y, x] = images[seen[0], :, y, x]
+    return made
+
+
+@pytest.mark.parametrize("composite", ["median", "least-cloudy", "first"])
+def test_composites_are_those_of_numpy(model, dates, tmp_path, composite):
+    folder, images, clear = dates
+    expected = plain_composite(images, clear, composite)
+    assert (expected == 0).any()
+    assert (expected != images[0]).any()
+    source = write_tif(tmp_path / "composite.tif", expected, BANDS, nodata=0)
+    run(model, items(folder), tmp_path / "stac.zarr", composite=composite, **MASK)
+    run(model, source, tmp_path / "file.zarr")
+    same(tmp_path / "stac.zarr", tmp_path / "file.zarr")
+    item = json.loads((tmp_path / "stac.zarr.stac/stac.json").read_text())
+    assert item["properties"]["start_datetime"] == "2024-06-01T10:00:00Z"
+    assert item["properties"]["end_datetime"] == "2024-06-21T10:00:00Z"
+
+
+class Signer:
+    """Signs the assets of an item for some seconds."""
+
+    def __init__(self, server, seconds):
+        self.server, self.seconds, self.calls = server, seconds, 0
+
+    def __call__(self, item):
+        self.calls += 1
+        for asset in item.assets.values():
+            name = asset.href.partition("?")[0].rpartition("/")[2]
+            asset.href = self.server.sign(name, self.seconds)
+        return item
+
+
+def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch):
+    folder, _, _ = dates
+    monkeypatch.setattr(stac_source, "PAUSE_S", 0.05)
+    with serve(folder) as server:
+        server.signed = True
+        signer = Signer(server, 2)
+        given = items(folder, base=server.url)
+        for item in given:
+            for asset in item.assets.values():
+                asset.href += "?expires=1"  # of the search, long ago
+        job = rsb.embed.plan(model, given, tmp_path / "web.zarr", sign=signer, **(OPTIONS | MASK))
+        server.once = {"1_B03.tif": [503, 429]}  # and a server that is busy
+        rsb.embed.run(job, **QUIET)
+        assert signer.calls > 3
+        assert {503, 429} <= {status for _, status in server.log}
+    assert "expires" not in json.dumps(job.facts)
+    run(model, items(folder), tmp_path / "files.zarr", **MASK)
+    same(tmp_path / "web.zarr", tmp_path / "files.zarr")
+
+
+@pytest.mark.parametrize("fault", [403, 404, "truncated"])
+def test_an_item_that_cannot_be_read_is_named(model, dates, tmp_path, monkeypatch, fault):
+    folder, _, _ = dates
+    monkeypatch.setattr(stac_source, "PAUSE_S", 0.01)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        cut = (path.name, fault) == ("1_B04.tif", "truncated")
+        (broken / path.name).write_bytes(data[: len(data) // 2] if cut else data)
+    with serve(broken) as server:
+        if fault != "truncated":
+            server.status["1_B04.tif"] = fault
+        given = items(folder, base=server.url)
+        with pytest.raises(ValueError, match="cannot read the asset B04 of item1"):
+            run(model, given, tmp_path / "fail.zarr", **MASK)
+        summary = run(model, given, tmp_path / "skip.zarr", on_unreadable="skip", **MASK)
+    assert set(summary["left_out"]) == {"item1"}
+    record = json.loads((tmp_path / "skip.zarr.job/done/00000000.json").read_text())
+    assert "item1" in record["left_out"]
+    item = json.loads((tmp_path / "skip.zarr.stac/skip.json").read_text())
+    assert "item1" in item["properties"]["rsbackbones:left_out"]
+    run(model, [i for i in items(folder) if i.id != "item1"], tmp_path / "without.zarr", **MASK)
+    same(tmp_path / "skip.zarr", tmp_path / "without.zarr")
+
+
+def test_what_items_lack_is_named(model, dates, tmp_path):
+    folder, _, _ = dates
+    output = tmp_path / "e.zarr"
+    both = rsb.create_model("croma_vit_tiny", overrides={"depth": 2})
+    for net, given, options, text in [
+        (model, items(folder), {"composite": "least-cloudy"}, "--mask"),
+        (model, items(folder), {"composite": "mean"}, "median, least-cloudy"),
+        (model, items(folder), {"dates": "2023-01-01/2023-02-01"}, "no item of 2023"),
+        (model, items(folder), {"dates": "June"}, "2024-06-01/2024-08-31"),
+        (model, items(folder), {"mask": {"CLD": (1,)}}, "no item has such an asset; they have B02"),
+        (model, items(folder), {"grid": "10m"}, "utm10m"),
+        (both, items(folder), {}, "no item has assets of s2"),
+        (model, folder / "0_B02.tif", {"dates": "2024-06-01/2024-06-02"}, "only of STAC items"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            rsb.embed.plan(net, given, output, **(OPTIONS | options))
+    other = items(folder)
+    other[1].properties["proj:code"] = "EPSG:32632"
+    with pytest.raises(ValueError, match=r"EPSG:32632, EPSG:32633.*--grid"):
+        rsb.embed.plan(model, other, output)
+    scaled = items(folder)
+    scaled[0].assets["B02"].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.1}]
+    with pytest.raises(ValueError, match="several scales and offsets"):
+        rsb.embed.plan(model, scaled, output)
+
+
+def test_stated_scales_make_reflectances(model, dates, tmp_path):
+    folder, images, _ = dates
+    given = items(folder, 1)
+    for band in BANDS:
+        given[0].assets[band].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.01}]
+    run(model, given, tmp_path / "stac.zarr")
+    reflectance = (images[0].astype(np.float32) * np.float32(0.0001) - np.float32(0.01)).astype(np.float32)
+    source = write_tif(tmp_path / "r.tif", reflectance, BANDS)
+    run(model, source, tmp_path / "file.zarr", units={"s2": "reflectance"})
+    a, b = (rsb.embed.open(tmp_path / f"{name}.zarr")["embeddings"].values for name in ("stac", "file"))
+    np.testing.assert_allclose(a, b, atol=0.02)
