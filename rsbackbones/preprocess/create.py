@@ -101,7 +101,7 @@ def preprocess_for(
         yours = (bands or {}).get(modality)
         measured = dict.fromkeys(name for b in needed for name in sensor.band(b).index or (b,))
         given[modality] = tuple(measured) if yours is None else sensor.canonical(yours)
-        if lacking := [b for b in needed if not _can_have(sensor, b, given[modality], spec)]:
+        if lacking := [b for b in needed if not can_have(sensor, b, given[modality], spec)]:
             raise ValueError(
                 f"{modality}: your bands lack {', '.join(lacking)}, which the model takes. Build the model "
                 f"for your bands: create_model(..., bands={{'{modality}': {given[modality]}}})"
@@ -113,7 +113,7 @@ def preprocess_for(
     )  # fmt: skip
 
 
-def _can_have(sensor: Sensor, band: str, given: tuple[str, ...], spec: InputSpec) -> bool:
+def can_have(sensor: Sensor, band: str, given: tuple[str, ...], spec: InputSpec) -> bool:
     """Return whether a band is given, or is an index of given ones, which of a radar are in dB."""
     index = sensor.band(band).index
     computable = bool(index) and {*index} <= {*given} and (sensor.kind == "optical" or spec.unit == "db")

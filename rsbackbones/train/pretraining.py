@@ -20,6 +20,8 @@ from rsbackbones.files.bounds import read_json
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import eval_mode
 from rsbackbones.preprocess import preprocess_for
+from rsbackbones.preprocess.create import can_have
+from rsbackbones.sensors import get_sensor
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
@@ -404,16 +406,21 @@ def _select(
 
 
 def _bands_of(source: Source, backbone: Backbone, wanted: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Return by modality the bands of a source that the model takes, or that are a target."""
-    bands = {
-        m: tuple(
-            band
-            for band in (backbone.bands[m] if m in backbone.bands else backbone.inputs[m].bands)
-            if band in source.bands[m]
-        )
-        for m in (backbone.modalities if wanted is None else wanted)
-        if m in source.bands
-    }
+    """Return by modality the bands of a source that the model takes, or that are a target.
+
+    Preprocessing computes an index that the model takes and the source lacks.
+    """
+    bands = {}
+    for m in backbone.modalities if wanted is None else wanted:
+        if m not in source.bands:
+            continue
+        given = source.bands[m]
+        if m in backbone.bands:
+            sensor = get_sensor(backbone.config.sensors[m])
+            spec = backbone.inputs[m]
+            bands[m] = tuple(band for band in backbone.bands[m] if can_have(sensor, band, given, spec))
+        else:
+            bands[m] = tuple(band for band in backbone.inputs[m].bands if band in given)
     return {m: names for m, names in bands.items() if names}
 
 
