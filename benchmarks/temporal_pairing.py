@@ -73,7 +73,8 @@ def features(model: Any, series: dict[str, Any], *, temporal: bool, seed: int | 
             for block in model.temporal.sensors.values():
                 hooks.callback(block.register_forward_pre_hook(permute).remove)
         found = model.forward_features(inputs, temporal=temporal)
-    return found.maps("joint")[0].movedim(1, -1)
+    maps: Tensor = found.maps("joint")[0]
+    return maps.movedim(1, -1)
 
 
 def accuracy(x: Tensor, labels: np.ndarray) -> float:

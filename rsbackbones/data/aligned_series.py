@@ -7,7 +7,7 @@ each of its images gets the nearest one of the other sensor, and then every seri
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ import numpy.typing as npt
 from rsbackbones.data.check import stack_valid
 from rsbackbones.data.date_alignment import Times
 from rsbackbones.data.series import align_series, fix_length, percentile_length
-from rsbackbones.data.source import Array, BadSample, DatedSource, EmptyImage, Sample
+from rsbackbones.data.source import BadSample, DatedSource, EmptyImage, Sample
 from rsbackbones.sensors import get_sensor
 
+Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
