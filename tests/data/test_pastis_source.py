@@ -34,12 +34,11 @@ def test_images_are_those_of_the_files(published, orbit):
     assert len(times["s1"]) == len(stored)
     assert len(times["s2"]) == 4
     for i in (0, len(stored) - 1):
-        sample = source.read_images(1, {"s1": i, "s2": 2})
+        sample = source.read_images(1, {"s1": i})
         np.testing.assert_array_equal(sample.images["s1"], stored[i])
-        np.testing.assert_array_equal(
-            sample.images["s2"], np.load(published / "DATA_S2/S2_101.npy", mmap_mode="r")[2]
-        )
         assert sample.dates["s1"].tolist() == [times["s1"][i].astype("datetime64[D]").astype(int)]
+    optical = source.read_images(1, {"s2": 2}).images["s2"]
+    np.testing.assert_array_equal(optical, np.load(published / "DATA_S2/S2_101.npy")[2])
     whole, order = source.read(1), np.argsort(times["s1"], kind="stable")
     np.testing.assert_array_equal(whole.images["s1"], stored[order])
     assert (np.diff(whole.dates["s1"]) > 0).all()
