@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rsbackbones.data.series import order_series
 from rsbackbones.sensors import get_sensor
 
 Sensors = Mapping[str, str]
+NONE_LACKING: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 def build_dataset(
@@ -41,6 +43,7 @@ def build_dataset(
     missing: Missing = NOTHING,
     unmarked: bool = False,
     series: bool = False,
+    lacking: Mapping[str, Sequence[int]] = NONE_LACKING,
     statistics: Callable[[], Statistics] | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
@@ -65,6 +68,7 @@ def build_dataset(
         missing: which pixels do not count.
         unmarked: ``read`` gives the value without data as it is, not NaN.
         series: ``read`` gives series [T, C, H, W], which are put in order of time (:func:`order_series`).
+        lacking: of series, by key of ``bands`` the numbers of the samples that have no images of it.
         statistics: returns by key of ``bands`` and by band the mean and deviation that the data come with.
 
     Raises:
@@ -134,6 +138,7 @@ def build_dataset(
         pixel_m=pixel_m,
         masked=bool(missing),
         series=series,
+        lacking={m: frozenset(lacking[key]) for m, key in keys.items() if key in lacking},
         statistics=None if statistics is None else partial(_renamed, statistics, keys),
     )
 
