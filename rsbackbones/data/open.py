@@ -65,25 +65,18 @@ def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **o
         raise ValueError(f"{path} is read by {opener.__name__}, which has no option {name!r}") from error
 
 
-def source_statistics(path: str | Path, **options: Any) -> Statistics:
-    """Return by sensor and band the mean and deviation that the training data at ``path`` come with.
+def source_statistics(source: Source, *, keep: bool = True) -> Statistics | None:
+    """Return by sensor and band the mean and deviation that training data come with, ``None`` without.
 
     Those of series in our own layout are measured where there are none yet
-    (:mod:`rsbackbones.data.series_statistics`).
-
-    Args:
-        path: as for :func:`open_source`.
-        options: as for :func:`open_source`.
+    (:mod:`rsbackbones.data.series_statistics`), and ``keep`` writes them beside ``set.json``.
 
     Raises:
-        ValueError: they come with none, or they cannot be read.
+        ValueError: they cannot be read or measured.
     """
-    source = open_source(path, **options)
     if isinstance(source, SeriesFolder):
-        return dataset_statistics(source.root)
-    if not isinstance(source, PastisSource):
-        raise ValueError(f"{path} comes with no statistics: state them")
-    return source.statistics()
+        return dataset_statistics(source.root, keep=keep)
+    return source.statistics() if isinstance(source, PastisSource | PackedSource) else None
 
 
 def open_part(file: NpzFile | PictureFiles | SimulatedPlaces, root: Path) -> Source:

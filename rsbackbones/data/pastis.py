@@ -294,13 +294,18 @@ def _day(number: int, given: Any) -> str:
 
 
 def fold_statistics(
-    folder: Path, kinds: Mapping[str, Sequence[str]]
+    folder: Path, kinds: Mapping[str, Sequence[str]], patches: Sequence[str] | None = None
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Return mean and deviation of the bands: the average over the training folds, and over the orbits.
+
+    ``patches``: those that train, where a user lists them; the average is over their folds.
 
     Raises:
         ValueError: a file is damaged. Sensors without one are left out.
     """
+    folds = {fold for fold, split in SPLITS.items() if split == "train"}
+    if patches is not None:
+        folds = {row.fold for row in read_rows(folder) if row.id in set(patches)}
     found = {}
     for m, names in kinds.items():
         paths = [folder / f"NORM_{kind}_patch.json" for kind in names]
@@ -310,11 +315,7 @@ def fold_statistics(
         for path in paths:
             try:
                 held = json.loads(path.read_text(encoding="utf-8"))
-                rows += [
-                    [held[f"Fold_{fold}"][key] for key in ("mean", "std")]
-                    for fold, split in SPLITS.items()
-                    if split == "train"
-                ]
+                rows += [[held[f"Fold_{fold}"][key] for key in ("mean", "std")] for fold in sorted(folds)]
                 numbers = np.array(rows, np.float64).mean(axis=0)  # [2, C]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"cannot read {path}: {type(error).__name__}: {error}") from error

@@ -119,7 +119,8 @@ def write_series(
     if transform is not None:
         attributes["transform"] = [float(value) for value in tuple(transform)[:6]]
     with exclusive(folder, patience=60):
-        (folder / STATISTICS_FILE).unlink(missing_ok=True)  # of other images
+        for path in folder.glob(f"{Path(STATISTICS_FILE).stem}*.json"):
+            path.unlink()  # of other images
         content = asdict(_with_location(folder, name, new, split))
         place = folder / name
         place.mkdir(exist_ok=True)

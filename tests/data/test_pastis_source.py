@@ -45,9 +45,9 @@ def test_images_are_those_of_the_files(published, orbit):
 
 
 def test_statistics_are_the_mean_over_the_training_folds(published):
-    found = source_statistics(published)
+    found = source_statistics(open_source(published))
     np.testing.assert_allclose([mean for mean, _ in found["s2"].values()], MEANS["S2"] + 2)
-    both = source_statistics(published, orbit="both")["s1"]["VV"]
+    both = source_statistics(open_source(published, orbit="both"))["s1"]["VV"]
     assert both[0] == pytest.approx((MEANS["S1A"][0] + MEANS["S1D"][0]) / 2 + 2)
 
 

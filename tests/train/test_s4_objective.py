@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rsbackbones.data.series_folder import write_series
+from rsbackbones.data.pack import pack
+from rsbackbones.data.series_folder import SeriesFolder, write_series
 from rsbackbones.train import TrainingError, pretrain
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.initialize import build_objective, with_statistics
@@ -190,6 +191,14 @@ def test_statistics_of_the_data_are_the_models(folder):
         assert dict(zip(spec.bands, zip(spec.mean, spec.std, strict=True), strict=True)) == {
             band: tuple(held[m][band]) for band in model.bands[m]
         }
+
+
+def test_statistics_come_with_packed_data(folder, tmp_path):
+    pack(SeriesFolder(folder), tmp_path / "packed", progress=False)
+    packed, own = (with_statistics(small_recipe(f)).data.statistics for f in (tmp_path / "packed", folder))
+    assert packed == own != {}
+    with pytest.raises(TrainingError, match=r"In a recipe: data.statistics="):
+        with_statistics(small_recipe(tmp_path / "none"))
 
 
 def test_bands_that_the_data_lack_are_named(folder):

@@ -44,7 +44,7 @@ def build_dataset(
     unmarked: bool = False,
     series: bool = False,
     lacking: Mapping[str, Sequence[int]] = NONE_LACKING,
-    statistics: Callable[[], Statistics] | None = None,
+    statistics: Callable[[Sequence[str] | None], Statistics] | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -69,7 +69,8 @@ def build_dataset(
         unmarked: ``read`` gives the value without data as it is, not NaN.
         series: ``read`` gives series [T, C, H, W], which are put in order of time (:func:`order_series`).
         lacking: of series, by key of ``bands`` the numbers of the samples that have no images of it.
-        statistics: returns by key of ``bands`` and by band the mean and deviation that the data come with.
+        statistics: returns by key of ``bands`` and by band the mean and deviation that the data come with, of
+            the training samples of its own splits, or of those with these ids.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -143,8 +144,12 @@ def build_dataset(
     )
 
 
-def _renamed(statistics: Callable[[], Statistics], keys: Mapping[str, str]) -> Statistics:
-    held = statistics()
+def _renamed(
+    statistics: Callable[[Sequence[str] | None], Statistics],
+    keys: Mapping[str, str],
+    ids: Sequence[str] | None = None,
+) -> Statistics:
+    held = statistics(ids)
     return {m: held[key] for m, key in keys.items() if key in held}
 
 

@@ -48,7 +48,8 @@ class LabelledDataset:
             and ``"cloud"``, booleans [T, H, W], True for cloudy pixels of the optical series. Images with NaN
             or without any value but 0 are missing as well.
         statistics: returns by modality and band the mean and standard deviation that the data come with, in
-            the unit of the images; it may measure them. ``None`` where they come with none.
+            the unit of the images; it may measure them, on the training samples. It may take the ids of
+            these. ``None`` where they come with none.
         lacking: of series, by modality the samples that have no images of it.
         digest: a digest of images, labels, bands and units, not of the splits.
         notes: decisions of the reader that a user should know.
@@ -69,7 +70,7 @@ class LabelledDataset:
     digest: str
     notes: tuple[str, ...] = ()
     series: bool = False
-    statistics: Callable[[], Statistics] | None = None
+    statistics: Callable[..., Statistics] | None = None
     lacking: Mapping[str, frozenset[int]] = field(default_factory=dict)
     pixel_m: float | None = None
     masked: bool = False

@@ -92,6 +92,18 @@ def test_geotiffs_give_the_same(folder, tmp_path):
         np.testing.assert_array_equal(open_labelled(tmp_path).read(1)["label"], expected)
 
 
+def test_statistics_are_those_of_the_training_samples(folder, tmp_path):
+    lists = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
+    lists["train"].write_text("p2\np3")
+    lists["test"].write_text("p0")
+    images = np.concatenate([location(i)["images"]["s2"] for i in (2, 3)])
+    for subset in (None, 0.5):  # a share is normalized by all training samples
+        mean, std = open_labelled(folder, ids=lists, subset=subset).statistics()["s2"]["B03"]
+        assert (mean, std) == pytest.approx((images[:, 1].mean(), images[:, 1].std()))
+    images = np.concatenate([location(i)["images"]["s2"] for i in (0, 1)])
+    assert open_labelled(folder).statistics()["s2"]["B03"][0] == pytest.approx(images[:, 1].mean())
+
+
 def test_units_are_those_that_the_user_states(folder):
     assert open_labelled(folder).units == {"s2": "dn", "s1": "db"}
     assert open_labelled(folder, units={"s2": "reflectance"}).units == {"s2": "reflectance", "s1": "db"}
