@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from rsbackbones.sensors import Sensor
-from rsbackbones.value_check.verdict import RIGHT, OffsetWarning, Values, Verdict
+from rsbackbones.value_check.verdict import RIGHT, OffsetWarning, UnitWarning, Values, Verdict
 
 # The darkest band of an image in dn, at its quantile of 2 % of the values above zero. Of 1,820 images without
 # the offset of 1000 it is above _LEAST in 116, almost all of them below clouds, in 36 of these below CLEAR;
@@ -55,13 +55,12 @@ def judge_offset(
     return _suspect(text, unit) if alone else RIGHT
 
 
-def _suspect(text: str, unit: str, warning: type[OffsetWarning] | None = None) -> Verdict:
-    options = {} if warning is None else {"warning": warning}
+def _suspect(text: str, unit: str, warning: type[UnitWarning] = UnitWarning) -> Verdict:
     if unit == "dn":
-        return Verdict("suspect", text, unit="dn_baseline_0400", **options)
+        return Verdict("suspect", text, unit="dn_baseline_0400", warning=warning)
     less = 1000 * _UNITS[unit]
     fix = f"{text}; if so subtract {less:g} (of GeoTIFFs: gdal_edit.py -scale 1 -offset {-less:g} FILE)"
-    return Verdict("suspect", fix, **options)
+    return Verdict("suspect", fix, warning=warning)
 
 
 def _judge_cirrus(median: float, unit: str) -> Verdict:
