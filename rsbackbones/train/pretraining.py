@@ -20,6 +20,7 @@ from rsbackbones.files.bounds import read_json
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import eval_mode
 from rsbackbones.preprocess import preprocess_for
+from rsbackbones.sensors import get_sensor
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
@@ -404,12 +405,20 @@ def _select(
 
 
 def _bands_of(source: Source, backbone: Backbone, wanted: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Return by modality the bands of a source that the model takes, or that are a target."""
+    """Return by modality the bands of a source that the model takes, or that are a target.
+
+    An index of bands, such as the radar ratio, is computed of them where the source lacks it.
+    """
+
+    def has(m: str, band: str) -> bool:
+        index = get_sensor(backbone.config.sensors.get(m, m)).band(band).index
+        return band in source.bands[m] or (bool(index) and {*index} <= {*source.bands[m]})
+
     bands = {
         m: tuple(
             band
             for band in (backbone.bands[m] if m in backbone.bands else backbone.inputs[m].bands)
-            if band in source.bands[m]
+            if has(m, band)
         )
         for m in (backbone.modalities if wanted is None else wanted)
         if m in source.bands
