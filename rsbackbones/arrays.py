@@ -90,20 +90,22 @@ def to_tensor(
     return x, torch.from_numpy(~missing.any(axis=-3))
 
 
-def undecoded_offset(values: Any) -> float:
-    """Return the ``add_offset`` that an xarray object of integers states, 0 if none.
+def stated_scale(values: Any) -> tuple[float, float]:
+    """Return ``scale_factor`` and ``add_offset`` of an xarray object's attributes, (1, 0) if there are none.
 
-    Such values are those of the file: xarray keeps what it has applied in ``encoding``, and floats are
-    computed.
+    xarray moves those that it has applied to ``encoding``. Of several, the first that is not 1 or 0.
     """
     import numpy as np
 
     if not _is_xarray(values):
-        return 0.0
+        return 1.0, 0.0
+    found = {"scale_factor": 1.0, "add_offset": 0.0}
     for layer in values.data_vars.values() if is_dataset(values) else [values]:
-        if layer.dtype.kind in "iu" and np.any(offsets := np.ravel(layer.attrs.get("add_offset", 0.0))):
-            return float(offsets[np.flatnonzero(offsets)[0]])
-    return 0.0
+        for key, without in (("scale_factor", 1.0), ("add_offset", 0.0)):
+            numbers = np.ravel(layer.attrs.get(key, without)).astype(float)
+            if found[key] == without and (numbers != without).any():
+                found[key] = float(numbers[numbers != without][0])
+    return found["scale_factor"], found["add_offset"]
 
 
 def to_mask(valid: Any, what: str) -> Tensor:

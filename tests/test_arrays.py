@@ -174,8 +174,16 @@ def test_an_offset_that_was_not_applied_is_refused(model, dn):
     stored = xr.DataArray(dn, dims=("time", "band", "y", "x"))
     want = rsb.create_preprocess(model)({"s2": stored})["s2"]
     stored = (stored + 1000).astype("u2").assign_attrs(scale_factor=1e-4, add_offset=-0.1)
-    with pytest.raises(ValueError, match=r"add_offset = -0\.1 has not been applied"):
+    with pytest.raises(ValueError, match=r"add_offset = -0\.1 have not been applied"):
         rsb.create_preprocess(model)({"s2": stored})
+    for masked in (stored.astype("f4"), stored.where(stored > 1100)):  # as rioxarray reads, masked=True
+        masked = masked.assign_attrs(stored.attrs)
+        for unit in ("dn", "reflectance"):
+            with pytest.raises(ValueError, match=r"add_offset = -0\.1 have not been applied.*del x\.attrs"):
+                rsb.create_preprocess(model, units={"s2": unit})({"s2": masked})
+    thousandth = stored.assign_attrs(scale_factor=1e-3, add_offset=0.0)
+    with pytest.raises(ValueError, match=r"scale_factor = 0\.001, .* have not been applied"):
+        rsb.create_preprocess(model)({"s2": thousandth})
     named = rsb.create_preprocess(model, units={"s2": "dn_baseline_0400"})
     torch.testing.assert_close(named({"s2": stored})["s2"], want)
     applied = (stored * 1e-4 - 0.1).assign_attrs(stored.attrs)  # newer versions of xarray keep attributes

@@ -1,6 +1,7 @@
 """What the longer examples print is right; test_docs.py runs the others."""
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.data.aligned_series import AlignedSeries, Alignment
+from rsbackbones.data.series_folder import SeriesFolder
 from rsbackbones.data.simulator import simulate_scene
 from tests import forked
 
@@ -22,6 +25,7 @@ RUN_HERE = (
     "linear_probe.py",
     "own_objective.py",
     "segmentation_smp.py",
+    "write_series.py",
     "xarray_features.py",
 )
 
@@ -163,3 +167,20 @@ def test_xarray_bands_and_dimensions_in_any_order(image):
     assert features(model, xr.concat([classes, image], "band")).equals(expected)
     with pytest.raises(ValueError, match="B02"):
         features(model, image.sel(band=names[:-1]))
+
+
+@pytest.mark.skipif("RSB_DATA" not in os.environ, reason="RSB_DATA names a folder of samples; it is not set")
+def test_real_series_are_written(tmp_path):
+    said = run("write_series.py", os.environ["RSB_DATA"], "--output", str(tmp_path), cwd=tmp_path)
+    assert [int(count) for count in re.findall(r"(\d+) locations", said)] == [1, 7, 16, 1]
+    tiles = SeriesFolder(tmp_path / "tiles")
+    assert {split: len(names) for split, names in tiles.set.splits.items()} == {
+        "train": 8,
+        "val": 4,
+        "test": 4,
+    }
+    whole = AlignedSeries(tiles, ("s2", "s1"), Alignment())
+    assert whole.frames == 40
+    assert "images are 4.7 days apart on average, at most 22" in whole.notes[0]  # the radar stays
+    plot = SeriesFolder(tmp_path / "treesatai").read(0)
+    assert {m: x.shape for m, x in plot.images.items()} == {"s2": (146, 10, 6, 6), "s1": (146, 2, 6, 6)}

@@ -256,7 +256,7 @@ def test_pixels_without_data_do_not_hide_an_offset():
     preprocess = rsb.create_preprocess(rsb.create_model("croma_vit_tiny", modalities=("s2",)))
     raw = torch.full((1, 12, 8, 8), 1500.0)
     raw[..., 0, 0] = 0
-    with pytest.warns(UserWarning, match="hardly a value is below 900"):
+    with pytest.warns(UserWarning, match="hardly a value is below 950"):
         preprocess(raw)
     with pytest.raises(ValueError, match="no value is above zero"):
         preprocess(torch.full((1, 12, 8, 8), -3.0))

@@ -16,10 +16,10 @@ import rsbackbones as rsb
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.date_alignment import warn_of_pairs
 from rsbackbones.data.geotiffs import GeoTiffSource
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.pack import pack
 from rsbackbones.data.source import BadSample
-from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.embed import embed_patches, embed_scene, principal_colors
 from rsbackbones.eval.batches import input_batches
 from rsbackbones.eval.feature_source import describe
@@ -54,6 +54,7 @@ ONE = (np.arange(4) == 2)[:, None, None]
 LAND = DN * np.array([0.4, 0.5, 0.4, 1.5])[:, None, None]
 LOWEST, HIGHEST = (side(DN, axis=(1, 2), keepdims=True) for side in (np.min, np.max))
 SCALED = (DN - LOWEST) / (HIGHEST - LOWEST)
+ALL_SCALED = (DN - DN.min()) / (DN.max() - DN.min())
 STRETCHED = ((DN - 400) / 2500).clip(0, 1)
 WATER = np.where((np.arange(4) == 3)[:, None, None], DN / 100 - 8, DN).clip(0)
 F32, MOST = np.float32, float(np.finfo(np.float32).max)
@@ -147,7 +148,7 @@ CASES = {
 MORE = {
     # one band among others
     "a band of percent in dn": ("s2", None, np.where(ONE, DN / 100, DN.round()).astype(F32), "B04 alone"),
-    "a band of dn in reflectance": ("s2", "reflectance", np.where(ONE, DN, DN / 1e4).astype(F32), "look like"),
+    "a band of dn in reflectance": ("s2", "reflectance", np.where(ONE, DN, DN / 1e4).astype(F32), "like"),
     "a picture among dn": ("s2", None, np.where(ONE, (DN / 8).clip(max=255), DN).astype("u2"), "B04 alone"),
     "a band of power in dB": ("s1", None, np.stack([DB[0], POWER[1]]).astype(F32), "VH alone"),
     "a band of dB in power": ("s1", "linear", np.stack([POWER[0], DB[1]]).astype(F32), "units={'s1': 'db'}"),
@@ -156,6 +157,7 @@ MORE = {
                                           OffsetWarning),
     "reflectance with offset": ("s2", "reflectance", (DN / 1e4 + 0.1).astype(F32), OffsetWarning),
     "percent with offset": ("s2", "percent", (DN / 1e2 + 10).astype(F32), OffsetWarning),
+    "dn, the offset subtracted twice": ("s2", None, (LAND - 1000).astype("i2"), "an offset was subtracted"),
     # values that nobody declared
     "-1 in dn": ("s2", None, some(DN.round() + 200, -1, 0.05).astype("i2"), "nodata=-1"),
     "1 in dn": ("s2", None, some(DN.round() + 200, 1, 0.05).astype("u2"), "nodata=1"),
@@ -172,6 +174,10 @@ MORE = {
     "reflectance, divided twice": ("s2", "reflectance", (LAND / 1e8).astype(F32), UnitWarning),
     "scaled by its extremes, as dn": ("s2", None, SCALED.astype(F32), "as if scaled by its extremes"),
     "scaled to -1 and 1": ("s2", "reflectance", (2 * SCALED.astype(F32) - 1), "as if scaled by its extremes"),
+    "scaled by its extremes, x 10000": ("s2", None, (SCALED * 1e4).astype("u2"), "as if scaled"),
+    "all scaled by the extremes": ("s2", "reflectance", ALL_SCALED.astype(F32), UnitWarning),
+    "10000 in dn": ("s2", None, some((DN / 3).round(), 10000, 0.05).astype("u2"), "nodata=10000"),
+    "dn, clipped at 10000": ("s2", None, (SNOW * 0.9).clip(0, 10000).astype("u2"), None),
     "stretched": ("s2", "reflectance", STRETCHED.astype(F32), "as if scaled by its extremes"),
     "reflectance, clipped": ("s2", "reflectance", (SNOW / 1e4).clip(0, 1).astype(F32), None),
     "a picture divided by 255": ("s2", "reflectance", (PICTURE.clip(1) / 255).astype(F32), "'rgb8'"),
@@ -268,7 +274,8 @@ def test_real_samples_are_right(real_data):
         ("s2", "dn"): [
             (fine, load("bigearthnet_v2_pairs_80.npz", "s2")),
             (fine, load("bigearthnet_v1_pairs12band_6.npz", "s2_10m")),
-            (l1c, load("eurosat_ms_200.npz", "images")[::4]), (l2a, load("terramesh_examples_4.npz", "S2L2A")),
+            (l1c, load("eurosat_ms_200.npz", "images")[::4]),
+            (l2a, load("terramesh_examples_4.npz", "S2L2A")),
             (("B01", "B04", "B08", "B11"), load("gfmap_belgium_s1s2_series_1.npz", "s2")),
             (ten, load("treesatai_ts_1.npz", "s2")[::3]),
             (l1c, load("ravaen_lahinch_5dates.npz", "s2")),
@@ -396,7 +403,10 @@ def test_scale_and_offset_tags_state_the_unit(models, tmp_path):
         with np.load(tmp_path / "rows.npz") as found:
             rows.append(found["s2"][0])
     np.testing.assert_allclose(*rows, atol=1e-2)  # a value may fall on the other side of an 8-bit step
-    embed_scene(models["s2"], [tagged], tmp_path / "map.tif", progress=False)
+    for path, units, who in ((plain, {}, "assumed"), (plain, {"s2": "dn"}, "user"), (tagged, {}, "files")):
+        embed_scene(models["s2"], [path], tmp_path / "map.tif", units=units, progress=False)
+        with rasterio.open(tmp_path / "map.tif") as found:
+            assert found.tags()["units_from"] == str({"s2": who})
     image = GeoTiffSource(tmp_path / "root").read(0, 0).images["s2"]
     np.testing.assert_allclose(image, DN.astype("u2"), atol=0.01)
     with pytest.raises(ValueError, match=r"look like reflectances.*not 'dn'"):
@@ -495,12 +505,55 @@ def test_the_cirrus_band_tells_the_offset_of_clouds(models):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rsb.create_preprocess(models["s2"], bands={"s2": bands})(clouds)
-    with pytest.warns(OffsetWarning, match="cirrus band B10 is 1012"):
+    with pytest.warns(OffsetWarning, match="cirrus band B10 is above 900"):
         rsb.create_preprocess(models["s2"], bands={"s2": bands})(clouds + 1000)
     named = rsb.create_preprocess(models["s2"], bands={"s2": bands}, units={"s2": "dn_baseline_0400"})
     named(clouds + 1000)
     with pytest.raises(ValueError, match=r"cirrus band B10 is 12.*units={'s2': 'dn'}"):
         named(clouds)
+
+
+def test_embed_reads_the_cirrus_band_for_the_offset(models, tmp_path):
+    """Also where the model does not take it; its missing pixels do not count."""
+    cirrus = np.full((1, 64, 64), 1012)
+    cirrus[:, :8] = 0
+    x, bands = np.concatenate([cirrus, DN / 2 + 2500]).astype("u2"), ("B10", *BANDS["s2"])
+    path = write_tif(tmp_path / "x.tif", x, bands)
+    for embed, name in ((embed_scene, "map.tif"), (embed_patches, "rows.npz")):
+        with pytest.warns(OffsetWarning, match=r"cirrus band B10 is above 900.*dn_baseline_0400"):
+            embed(models["s2"], [path], tmp_path / name, progress=False)
+    write_tif(path, np.concatenate([cirrus - 1000, DN / 2 + 2500]).clip(0).astype("u2"), bands)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnitWarning)
+        embed_scene(models["s2"], [path], tmp_path / "map.tif", progress=False)
+    with rasterio.open(tmp_path / "map.tif") as found:
+        assert np.isfinite(found.read()).all()
+
+
+@pytest.mark.parametrize(
+    ("modality", "unit", "x"),
+    [
+        ("s2", "reflectance", DN / 1e4 + 0.1),
+        ("s2", None, LAND.clip(1, 9900) / 10),
+        ("s1", "linear", POWER**0.5),
+    ],
+    ids=["offset of reflectance", "reflectance x 1000", "amplitude"],
+)
+def test_what_is_suspected_of_many_images_is_counted(models, modality, unit, x):
+    preprocess = rsb.create_preprocess(models[modality], units={modality: unit} if unit else {})
+    doubts, draw = ImageWarnings(), np.random.default_rng(2)
+    for i in range(6):
+        with doubts.of_image(i):
+            preprocess(x * (draw.uniform(0.9, 1, x.shape) if unit != "reflectance" else 1 + i / 100))
+    ((_, text),) = doubts.of_set(range(6))
+    assert text.startswith("all images: ")
+
+
+def test_an_offset_of_one_reflectance_image_is_named(models):
+    batch = np.stack([DN / 1e4] * 4)
+    batch[1] += 0.1
+    with pytest.warns(OffsetWarning, match=r"1 of 4 images \(first number 2\): .*subtract 0\.1"):
+        rsb.create_preprocess(models["s2"], units={"s2": "reflectance"})(batch)
 
 
 def test_whole_percent_is_named(models):
@@ -510,11 +563,11 @@ def test_whole_percent_is_named(models):
 
 @pytest.mark.parametrize(("doubtful", "said"), [(3, "3 of 10 images"), (2, None)])
 def test_a_set_with_images_of_both_baselines_is_named(models, doubtful, said):
-    preprocess, doubts = rsb.create_preprocess(models["s2"]), UnitWarnings()
+    preprocess, doubts = rsb.create_preprocess(models["s2"]), ImageWarnings()
     for i in range(10):
-        with doubts.of_image():
+        with doubts.of_image(i):
             preprocess(DN + 1000 * (i < doubtful))
-    assert [text.partition(":")[0] for _, text in doubts.texts(10)] == ([said] if said else [])
+    assert [text.partition(":")[0] for _, text in doubts.of_set(range(10))] == ([said] if said else [])
 
 
 @pytest.mark.parametrize(

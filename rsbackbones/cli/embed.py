@@ -1,5 +1,6 @@
 """The command ``embed``: compute features of GeoTIFFs."""
 
+import ast
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ def embed(
 
     RASTERS are GeoTIFFs or other rasters, folders of them, Sentinel-2 products (SAFE), or names for GDAL
     (/vsizip/..., https://...): the files of one scene, or of many patches. For --output NAME.zarr also the
-    tiles of a mosaic, or one Zarr store.
+    tiles of a mosaic, or one Zarr store. For a model of series one location of a folder of series (set.json).
     """
     check_job_options(output, store_options)
     if store_options["status"]:
@@ -119,8 +120,9 @@ def embed(
 
     from rsbackbones.data.rasters import open_raster
     from rsbackbones.device import choose_device
-    from rsbackbones.embed import embed_patches, embed_scene
+    from rsbackbones.embed import embed_patches, embed_scene, embed_series
     from rsbackbones.embed.inputs import MAPS, check_output
+    from rsbackbones.embed.series import is_location
     from rsbackbones.preprocess import picture_note
     from rsbackbones.sensors import RGB8, get_sensor
     from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
@@ -151,9 +153,13 @@ def embed(
         raise ValueError(f"{model} takes {', '.join(config.modalities)}, not {', '.join(unknown)}")
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
     source: Any = None
+    location = rasters[0] if len(rasters) == 1 and isinstance(rasters[0], Path) else None
     if store_options["stac"] is not None:
         source = str(store_options["stac"])
         files = [_in_items(source, sensor_names)]
+    elif location is not None and is_location(location):
+        _check_series_options(is_scene, bands, nodata, mask, skip_nodata, resample, window, overlap)
+        files = [_in_location(location, sensor_names, asked or config.modalities, units)]
     elif to_store and len(rasters) == 1 and str(rasters[0]).rstrip("/").endswith(".zarr"):
         source = str(rasters[0])
         files = [_in_store(source, store_options["variable"], sensor_names)]
@@ -224,13 +230,24 @@ def embed(
             built, source or paths, output, store_options, stream=stream, window=window, overlap=overlap,
             device=place, **common,
         )  # fmt: skip
-    if is_scene:
+    assert isinstance(output, Path)  # only stores have URLs
+    if location is not None and is_location(location):
+        embed_series(built, location, output, units=units, stream=stream, colors_from=colors_from)
+        print(f"{output}\n{output.with_suffix('.png')}")
+    elif is_scene:
         embed_scene(
             built, paths, output, stream=stream, window=window, overlap=overlap, colors_from=colors_from,
             **common,
         )  # fmt: skip
         with open_raster(output) as written:
             tags = written.tags()
+        who = ast.literal_eval(tags["units_from"])
+        for m, unit in ast.literal_eval(tags["units"]).items():
+            known = {"user": "as named", "files": "as the files state"}
+            print(
+                f"{m}: values in {unit}, {known.get(who[m], 'assumed: name another with --units')}",
+                file=sys.stderr,
+            )
         if tags["resampling"] != "none":
             print(f"resampled: {tags['resampling']}", file=sys.stderr)
         if mask:
@@ -253,6 +270,17 @@ def embed(
                 file=sys.stderr,
             )
     return 0
+
+
+def _check_series_options(is_scene: bool, *options: object) -> None:
+    """Refuse what a series cannot have."""
+    if not is_scene:
+        raise ValueError("the features of a series are a map: --output NAME.tif")
+    if any(option not in (None, False, (), {}) for option in options):
+        raise ValueError(
+            "a series is encoded whole, and set.json names its bands: leave out --bands, --nodata, --mask, "
+            "--skip-nodata, --resample, --window and --overlap"
+        )
 
 
 class _File(NamedTuple):
@@ -331,6 +359,17 @@ def _named_bands(place: str, names: Sequence[str], sensors: Mapping[str, str]) -
             "(An array names its bands by a coordinate of the dimension band)"
         )
     return _File(raster_path(place), None, {m: b for m, b in found.items() if b}, ignored)
+
+
+def _in_location(
+    path: Path, sensors: Mapping[str, str], wanted: Sequence[str], units: Mapping[str, str]
+) -> _File:
+    """Return the bands of a location of a folder of series, by modality."""
+    from rsbackbones.embed.series import open_location
+
+    source, place = open_location(path, units)
+    held = source.times(place, list(source.bands))
+    return _File(path, None, {m: source.bands[sensors[m]] for m in wanted if sensors[m] in held}, [])
 
 
 def _not_understood(files: Sequence[_File]) -> str:

@@ -7,7 +7,7 @@ each of its images gets the nearest one of the other sensor, and then every seri
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from rsbackbones.data.series import align_series, fix_length, percentile_length
 from rsbackbones.data.source import BadSample, DatedSource, EmptyImage, Sample
 from rsbackbones.sensors import get_sensor
 
+Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
@@ -116,7 +117,9 @@ class AlignedSeries:
         return self._read(place, rows)
 
     def _read(self, place: int, rows: Mapping[str, Ints]) -> Sample:
-        images, dates, valid = {}, {}, {}
+        images: dict[str, Array] = {}
+        dates: dict[str, Array] = {}
+        valid: dict[str, Array] = {}
         times = self.source.times(self._places[place], self.sensors)
         for sensor, which in rows.items():
             read = {int(i): self._image(place, sensor, int(i)) for i in np.unique(which)}

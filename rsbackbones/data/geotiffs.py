@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.date_alignment import Times, undated
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import RasterStack, find_bands, not_understood
-from rsbackbones.data.s2_baseline import subtract_offset
 from rsbackbones.data.source import BadSample, Sample
+from rsbackbones.data.unit_conversion import convert_unit
 from rsbackbones.sensors import SEARCHED_SENSORS, SENSORS, get_sensor
 
 Array = npt.NDArray[Any]
@@ -158,10 +157,8 @@ def read_raw(
             arrays, valid = stack.read()
             held, unclear, grid = stack.bands, not_understood(stack.ignored), stack.grid
             for sensor, unit in stack.stated_units.items():
-                if unit == "reflectance" and sensor not in units:
-                    arrays[sensor] = arrays[sensor] * np.float32(10_000)
-                elif unit == "dn_baseline_0400":
-                    arrays[sensor] = subtract_offset(arrays[sensor])
+                if sensor not in units:
+                    arrays[sensor] = convert_unit(arrays[sensor], held[sensor], sensor, unit, "dn")
     except ValueError as error:
         raise BadSample(str(error)) from error
     for sensor, wanted in bands.items():

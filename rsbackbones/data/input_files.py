@@ -9,7 +9,6 @@ likelihood, in the last part of a zip or .npz file for certain.
 
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +17,8 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
-# Virtual file systems of GDAL over a local file: /vsizip/a.zip/b.tif, zip://a.zip!b.tif.
-_ARCHIVE = re.compile(r"/vsi(?:zip|gzip|tar|7z|rar|sparse)/|(?:zip|gzip|tar|file)(?:\+file)?://")
-_HTTP = re.compile(r"(?:/vsicurl/)?(https?://.*)", re.DOTALL)
-_SUBDATASET = re.compile(r'[A-Za-z0-9_]+:"?(.+?)"?(?::[^/\\]*)?', re.DOTALL)
+from rsbackbones.data.raster_path import local_file, raster_name, web_address, without_query
+
 _TIMEOUT_S = 30
 # A content is known by so many parts of so many bytes.
 _PARTS, _PART = 16, 4096
@@ -50,7 +47,7 @@ class InputFiles:
         self._unknown = f"unknown {uuid4().hex}"
         self._found = self._find()
         self.facts: list[str] = list(self._found.values())
-        self._local = [name for name in self._found if _local(name) is not None]
+        self._local = [name for name in self._found if local_file(name) is not None]
         self._seen = self._folders()
 
     def check(self, *, again: bool = False) -> None:
@@ -69,7 +66,7 @@ class InputFiles:
         found = self._find() if same else {**self._found, **{name: self._facts(name) for name in self._local}}
         if found != self._found:
             names = sorted({*found, *self._found})
-            changed = [_shown(name) for name in names if found.get(name) != self._found.get(name)]
+            changed = [without_query(name) for name in names if found.get(name) != self._found.get(name)]
             raise ValueError(
                 f"the input changed while it was read: {', '.join(changed[:5])}; run again when nothing "
                 "writes to it"
@@ -83,10 +80,10 @@ class InputFiles:
         return {name: self._facts(name) for name in dict.fromkeys(names)}
 
     def _facts(self, name: str) -> str:
-        short = re.split(r"[/\\]", _shown(name))[-1]
-        if web := _HTTP.fullmatch(name):
-            return f"{short} {_web_version(web[1]) or self._unknown}"
-        local = _local(name)
+        short = raster_name(name)
+        if web := web_address(name):
+            return f"{short} {_web_version(web) or self._unknown}"
+        local = local_file(name)
         if local is None:
             return f"{short} {self._unknown}"
         found = _size_and_time(local)
@@ -127,22 +124,6 @@ def dataset_files(path: str | Path) -> list[str]:
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
         add(path)
     return list(found)
-
-
-def _local(name: str) -> Path | None:
-    """Return the local file that a name of GDAL lies in; ``None`` for a remote one."""
-    inner = re.sub("[{}]", "", _ARCHIVE.sub("", name))  # /vsizip/{a.zip}/b.tif
-    subdataset = _SUBDATASET.fullmatch(inner)
-    for candidate in (inner, inner.partition("!")[0], subdataset[1] if subdataset else inner):
-        path = Path(candidate)
-        if found := next((place for place in (path, *path.parents) if place.is_file()), None):
-            return found
-    return None if inner.startswith("/vsi") or "://" in inner else Path(inner)
-
-
-def _shown(name: str) -> str:
-    """Return a name without the query of a URL, which may hold a signature."""
-    return name.partition("?")[0] if _HTTP.fullmatch(name) else name
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rsbackbones.data.check import validate_sample
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.input_files import tree_digest
 from rsbackbones.data.shards import (
     DATASET_FILE,
@@ -31,7 +32,7 @@ from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
 from rsbackbones.sensors import SSL4EO_S12, get_sensor
-from rsbackbones.value_check import MissingPixelsWarning, bands_with_holes, judge, missing_pixels
+from rsbackbones.value_check import CIRRUS, MissingPixelsWarning, bands_with_holes, judge, missing_pixels
 
 _JOB_FILE = "job.json"
 _FILES = "source_files_sha256"
@@ -143,36 +144,49 @@ def _check_units(source: Source) -> None:
         ValueError: they are not.
     """
     found: dict[str, list[Tensor]] = {}
+    doubts = ImageWarnings()
+    read: list[int] = []
     for place in sorted({i * len(source) // _PROBED_PLACES for i in range(_PROBED_PLACES)}):
         try:
             sample = source.read(place)
         except (BadSample, OSError):
             continue  # it is listed as such
+        read.append(place)
         for sensor in sample.images.keys() & SSL4EO_S12.keys():
             x = torch.from_numpy(np.ascontiguousarray(sample.images[sensor], np.float32)).movedim(-3, 0)
             held = x.isfinite().all(0) & ~missing_pixels(x.movedim(0, -3), SSL4EO_S12[sensor].unit)
             if (valid := sample.valid.get(sensor)) is not None:  # [T]: missing images hold zeros
                 held &= torch.as_tensor(valid)[:, None, None]
             if len(x) == len(source.bands[sensor]):  # others are listed when they are packed
-                found.setdefault(sensor, []).append(x[:, held])
-    for sensor, values in found.items():
-        unit, bands = SSL4EO_S12[sensor].unit, source.bands[sensor]
-        assert unit is not None
-        every = torch.cat(values, dim=1)
-        cirrus = every[bands.index("B10")] if sensor == "s2" and "B10" in bands else None
-        verdict = judge(every, unit, get_sensor(sensor), bands, cirrus=cirrus)
-        text = f"{source.name}, {sensor}: {verdict.text}"
-        if holes := sorted({bands[i] for x in values for i in bands_with_holes(x, unit)}):
-            warnings.warn(
-                f"{source.name}, {sensor}: {', '.join(holes)} holds zero in many pixels where other bands "
-                "have values, as pixels without data do; they are packed as measured",
-                MissingPixelsWarning,
-                stacklevel=3,
-            )
-        if verdict.kind == "suspect":
-            warnings.warn(f"{text}; shards state {unit!r}", verdict.warning, stacklevel=3)
-        elif verdict.kind != "right":
-            raise ValueError(f"{text}. Shards hold {unit!r}: convert the values first")
+                values = x[:, held]
+                found.setdefault(sensor, []).append(values)
+                try:
+                    with doubts.of_image(place):
+                        _check_values(values, sensor, source, sensor, alone=False)
+                except ValueError as error:
+                    raise ValueError(f"{source.name}, {source.describe(place)}: {error}") from error
+    for sensor, each in found.items():
+        _check_values(torch.cat(each, dim=1), sensor, source, f"{source.name}, {sensor}", alone=True)
+    doubts.warn(source.name, read)
+
+
+def _check_values(x: Tensor, sensor: str, source: Source, what: str, *, alone: bool) -> None:
+    """Refuse or warn of values [C, N] that are not in the unit that the shards state."""
+    unit, bands = SSL4EO_S12[sensor].unit, source.bands[sensor]
+    assert unit is not None
+    cirrus = x[bands.index(CIRRUS)] if sensor == "s2" and CIRRUS in bands else None
+    verdict = judge(x, unit, get_sensor(sensor), bands, cirrus=cirrus, alone=alone)
+    if not alone and (holes := bands_with_holes(x, unit)):
+        warnings.warn(
+            f"{what}: {', '.join(bands[i] for i in holes)} holds zero in many pixels where other bands have "
+            "values, as pixels without data do; they are packed as measured",
+            MissingPixelsWarning,
+            stacklevel=3,
+        )
+    if verdict.kind == "suspect":
+        warnings.warn(f"{what}: {verdict.text}; shards state {unit!r}", verdict.warning, stacklevel=3)
+    elif verdict.kind != "right":
+        raise ValueError(f"{what}: {verdict.text}. Shards hold {unit!r}: convert the values first")
 
 
 def _describe_files(source: Source, output: Path) -> dict[str, str]:

@@ -9,6 +9,10 @@ from pathlib import Path
 # A string is never made a Path, which would join the slashes of https://.
 RasterPath = Path | str
 _GDAL_NAME = re.compile(r"/vsi[a-z0-9_]+/|[A-Za-z][\w+.-]+:", re.ASCII)
+# Virtual file systems over a local file: /vsizip/a.zip/b.tif, zip://a.zip!b.tif.
+_ARCHIVE = re.compile(r"/vsi(?:zip|gzip|tar|7z|rar|sparse)/|(?:zip|gzip|tar|file)(?:\+file)?://")
+_HTTP = re.compile(r"(?:/vsicurl/)?(https?://.*)", re.DOTALL)
+_SUBDATASET = re.compile(r'[A-Za-z0-9_]+:"?(.+?)"?(?::[^/\\]*)?', re.DOTALL)
 _COLLAPSED = re.compile(r"/vsi|[A-Za-z][\w+.-]+:/", re.ASCII)
 
 
@@ -36,6 +40,31 @@ def raster_path(given: str | os.PathLike[str]) -> RasterPath:
 def raster_paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[RasterPath]:
     """Return one or several rasters as a list, see :func:`raster_path`."""
     return [raster_path(p) for p in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+
+
+def local_file(name: RasterPath) -> Path | None:
+    """Return the local file that a raster lies in, of an archive or subdataset too; ``None``: it is remote.
+
+    A local path of no file is returned as it is.
+    """
+    inner = re.sub("[{}]", "", _ARCHIVE.sub("", str(name)))  # /vsizip/{a.zip}/b.tif
+    subdataset = _SUBDATASET.fullmatch(inner)
+    for candidate in (inner, inner.partition("!")[0], subdataset[1] if subdataset else inner):
+        path = Path(candidate)
+        if found := next((place for place in (path, *path.parents) if place.is_file()), None):
+            return found
+    return None if inner.startswith("/vsi") or "://" in inner else Path(inner)
+
+
+def web_address(name: RasterPath) -> str | None:
+    """Return the URL of a raster on a web server, ``None`` for others."""
+    found = _HTTP.fullmatch(str(name))
+    return found[1] if found else None
+
+
+def without_query(name: str) -> str:
+    """Return a name without the query of a URL, which may hold a signature."""
+    return name.partition("?")[0] if web_address(name) else name
 
 
 def raster_name(path: RasterPath) -> str:

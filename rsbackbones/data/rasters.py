@@ -38,11 +38,15 @@ SKIP = "-"
 
 @dataclass(frozen=True)
 class _Channel:
-    """One band of one raster: the file's ``index`` (from 1) and the band's name in its sensor."""
+    """One band of one raster: the file's ``index`` (from 1) and the band's name in its sensor.
+
+    A band that is ``beside`` is read for the judgement of values alone: it tells no missing pixels.
+    """
 
     raster: int
     index: int
     band: str
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -286,6 +290,7 @@ class RasterStack:
         units: Mapping[str, str] | None = None,
         resample: str | None = None,
         grid: Grid | None = None,
+        beside: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Open the rasters.
 
@@ -300,6 +305,8 @@ class RasterStack:
                 ``cubic``. Default: they are refused.
             grid: the grid to read them on; rasters of other pixels than this grid's need ``resample``.
                 Default: the finest of theirs.
+            beside: by modality bands that are read too where they lie on the grid, after the others: they
+                serve the judgement of values, and their missing pixels do not count.
 
         Raises:
             ValueError: the rasters are not on one grid, their bands are not clear or none of them is
@@ -324,22 +331,29 @@ class RasterStack:
             for modality, bands in found.items():
                 channels = self._channels.setdefault(modality, [])
                 for band, index in bands.items():
-                    if wanted is not None and band not in wanted.get(modality, ()):
+                    extra = wanted is not None and band not in wanted.get(modality, ())
+                    if extra and band not in (beside or {}).get(modality, ()):
                         continue
                     if band in [channel.band for channel in channels]:
+                        if extra:
+                            continue
                         label = _label(modality, of[modality])
                         raise ValueError(f"{label} {band} is in {path} and in another raster")
-                    channels.append(_Channel(i, index, band))
-        if not any(self._channels.values()):
+                    channels.append(_Channel(i, index, band, extra))
+        self._channels = {m: cs for m, cs in self._channels.items() if not all(c.beside for c in cs)}
+        if not self._channels:
             asked = [f"{_label(m, s)} {', '.join((wanted or {}).get(m, ()))}" for m, s in of.items()]
             raise ValueError(
                 f"{', '.join(map(str, paths))}: no band is one of those wanted: {'; '.join(asked)}"
             )
-        self._channels = {m: channels for m, channels in self._channels.items() if channels}
-        self.bands = {m: tuple(c.band for c in channels) for m, channels in self._channels.items()}
         self._open = ExitStack()
         with ExitStack() as opening:
-            used = sorted({c.raster for channels in self._channels.values() for c in channels})
+            used = sorted({c.raster for cs in self._channels.values() for c in cs if not c.beside})
+            self._channels = {  # those beside, of rasters that are read anyway
+                m: sorted((c for c in cs if c.raster in used), key=lambda c: c.beside)
+                for m, cs in self._channels.items()
+            }
+            self.bands = {m: tuple(c.band for c in cs) for m, cs in self._channels.items()}
             self._rasters = {i: opening.enter_context(open_raster(paths[i])) for i in used}
             grids = {i: Grid.of(raster) for i, raster in self._rasters.items()}
             self._tags = {
@@ -381,7 +395,7 @@ class RasterStack:
         """
         found: set[str | None] = set()
         tagged: dict[bool, str] = {}
-        for channel in channels:
+        for channel in (c for c in channels if not c.beside):
             scales, offsets, units = self._tags[channel.raster]
             i = channel.index - 1
             if get_sensor(sensor).kind == "radar":
@@ -404,7 +418,7 @@ class RasterStack:
         Raises:
             ValueError: the files are of products with and without the offset.
         """
-        channels = self._channels[modality]
+        channels = [c for c in self._channels[modality] if not c.beside]
         if any(
             (t[0][c.index - 1], t[1][c.index - 1]) != (1, 0) for c in channels for t in [self._tags[c.raster]]
         ):
@@ -440,6 +454,9 @@ class RasterStack:
             dark: Array | None = None
             for channel in channels:
                 layer, good, black = self._read_channel(channel, where, out_shape)
+                if channel.beside:
+                    layers.append(np.where(good, layer, np.float32(0)))
+                    continue
                 valid = good if valid is None else valid & good
                 if zero:
                     dark = black if dark is None else dark & black

@@ -5,17 +5,15 @@ processing baseline 04.00 ("Sentinel-2 Products Specification Document", ``BOA_A
 ``RADIO_ADD_OFFSET`` of L1C).
 """
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rsbackbones.data.raster_path import RasterPath
+from rsbackbones.data.raster_path import RasterPath, local_file
 from rsbackbones.data.s2_baseline import has_offset
 
 _NAMES = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
-_SUBDATASET = re.compile(r'SENTINEL2_[A-Z0-9]+:"?(.+?\.xml)"?:', re.IGNORECASE)
 # PRODUCT/GRANULE/TILE/IMG_DATA/R10m/file.jp2
 _DEPTH = 5
 # ESA's files take about 60 kB.
@@ -31,11 +29,11 @@ def product_unit(path: RasterPath) -> str | None:
     Raises:
         ValueError: an offset or quantification value that no unit has.
     """
-    if isinstance(path, str):
-        found = _SUBDATASET.match(path)
-        path = Path(found[1] if found else path)
+    local = local_file(path)
+    if local is None:
+        return None
     # A product's folder keeps its files when it loses the suffix .SAFE.
-    folders = list(path.absolute().parents)[:_DEPTH]
+    folders = list(local.absolute().parents)[:_DEPTH]
     file = next((p / name for p in folders for name in _NAMES if (p / name).is_file()), None)
     if file is None:
         return None

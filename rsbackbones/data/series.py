@@ -3,8 +3,8 @@
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rsbackbones.data.source import Array
 
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
+# From 1970-01-01 to the year 2243: 20190503 is a date in other words, not a number of days.
+_MOST_DAYS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +248,8 @@ def parse_dates(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
     """Return the dates of a series as datetime64, [T], in the order given.
 
     Args:
-        days: datetime64, ISO dates (``2019-05-03``), or whole days since 1970-01-01.
+        days: datetime64, ISO dates (``2019-05-03``), ``datetime.date``, timestamps, or whole days since
+            1970-01-01.
         sensor: for errors.
 
     Raises:
@@ -255,24 +258,29 @@ def parse_dates(days: "npt.ArrayLike", sensor: str) -> "npt.NDArray[Any]":
     given = np.asarray(days)
     if given.ndim != 1 or not len(given):
         raise ValueError(f"{sensor}: a series needs a date for every image, [T], got shape {given.shape}")
-    if given.dtype.kind == "f" and np.isfinite(given).all() and (given == np.floor(given)).all():
-        given = given.astype(np.int64)
-    if given.dtype.kind in "iu":
-        given = given.astype("datetime64[D]")
-    if given.dtype.kind == "U" and all(_ISO.match(text) for text in given):  # numpy takes 20190503 as a year
-        with suppress(ValueError):
-            given = given.astype("datetime64")
-    if given.dtype.kind != "M" or np.isnat(given).any():
+    if given.dtype.kind == "M":
+        readable = ~np.isnat(given)
+    elif given.dtype.kind in "iuf":
+        readable = (given == np.floor(given)) & (abs(given) <= _MOST_DAYS)
+    else:
+        readable = np.array([_is_date(one) for one in given])
+    if not readable.all():
+        wrong = int(readable.argmin())
         raise ValueError(
-            f"{sensor}: dates must be datetime64, ISO dates such as 2019-05-03, or whole days since "
-            f"1970-01-01, none missing, got {given.dtype} {given.tolist()[:8]}{_first_missing(given)}"
+            f"{sensor}: date {wrong} of {len(given)} is {given[wrong]!s}; expected datetime64, ISO "
+            "dates such as 2019-05-03, or whole days since 1970-01-01, none missing"
         )
-    return given
+    return given.astype(np.int64).astype("datetime64[D]") if given.dtype.kind in "iuf" else given.astype("M8")
 
 
-def _first_missing(dates: "npt.NDArray[Any]") -> str:
-    missing = np.isnat(dates) if dates.dtype.kind == "M" else dates != dates
-    return f": number {int(np.argmax(missing))} is missing" if np.any(missing) else ""
+def _is_date(given: Any) -> bool:
+    """Return whether numpy reads one date; of text only ISO dates, since it takes 20190503 as a year."""
+    if isinstance(given, str) and not _ISO.match(given):
+        return False
+    try:
+        return isinstance(given, (str, date)) and not np.isnat(np.datetime64(given))
+    except ValueError:
+        return False
 
 
 def _without_bands(image: "Array") -> tuple[int, ...]:

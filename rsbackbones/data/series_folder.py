@@ -7,7 +7,7 @@ that :func:`write_series` writes, or GeoTIFFs on one grid, a file per date::
     FOLDER/LOCATION/s2/2019-05-03.tif    the date is the first in the name, also as 20190503
     FOLDER/LOCATION/s1/2019-05-05.tif
     FOLDER/LOCATION/label.tif            classes; where the set has labels
-    FOLDER/LOCATION/cloud/2019-05-03.tif not 0 where there are clouds; for every date of s2, or no folder
+    FOLDER/LOCATION/cloud/2019-05-03.tif not 0 where there are clouds; for every image of s2, or no folder
 
 ``set.json`` needs ``bands``, and the rest where there are labels::
 
@@ -18,9 +18,10 @@ that :func:`write_series` writes, or GeoTIFFs on one grid, a file per date::
      "splits": {"train": ["LOCATION", ...], "val": [...], "test": [...]}}
 
 ``bands`` are those of the files, in order, where their bands have no descriptions, else those to read.
-``classes`` are the codes of the labels by class, or a list of names, whose codes are 0, 1, ...; pixels of
-other codes, or of those of ``ignore``, have no label. Sensors have their own dates, as many as there are, in
-any order; a location may lack a sensor. Values are Sentinel-2 DN and Sentinel-1 dB, as of any source.
+``classes`` are the codes of the labels by class (pixels of other codes have no label), or a list of names,
+whose codes are 0, 1, ...; pixels of the codes of ``ignore`` have no label. Sensors have their own dates, as
+many as there are, in any order; a location may lack a sensor. Values are Sentinel-2 DN and Sentinel-1 dB, as
+of any source.
 """
 
 import json
@@ -41,7 +42,7 @@ from rsbackbones.data.labelled.dataset import SPLITS
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.series import parse_dates
 from rsbackbones.data.series_locations import CLOUD, LABEL, STORE, RasterLocation, StoredLocation
-from rsbackbones.data.series_set import SET_FILE, SeriesSet, plain_classes, read_set
+from rsbackbones.data.series_set import SET_FILE, STATISTICS_FILE, SeriesSet, plain_classes, read_set
 from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.data.zarr_zip import ZarrZip, ZarrZipWriter, narrow
 from rsbackbones.files.atomic import write_text
@@ -118,6 +119,7 @@ def write_series(
     if transform is not None:
         attributes["transform"] = [float(value) for value in tuple(transform)[:6]]
     with exclusive(folder, patience=60):
+        (folder / STATISTICS_FILE).unlink(missing_ok=True)  # of other images
         content = asdict(_with_location(folder, name, new, split))
         place = folder / name
         place.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """The two kinds of locations of a set of series; see :mod:`rsbackbones.data.series_folder`."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,13 +124,20 @@ class RasterLocation:
         return self._layer(path) if path.is_file() else None
 
     def cloud(self) -> npt.NDArray[np.bool_] | None:
-        masks = dict(self._dated(CLOUD))
+        masks: dict[np.datetime64, list[Path]] = {}
+        for day, path in self._dated(CLOUD):
+            masks.setdefault(day, []).append(path)
         if not masks:
             return None
-        days = [day for day, _ in self._files.get("s2", ())]
-        if lacking := [day for day in days if day not in masks]:
-            raise BadSample(f"{self.folder / CLOUD} has no mask for the image of s2 of {lacking[0]}")
-        stacked: npt.NDArray[np.bool_] = np.stack([self._layer(masks[day]) for day in days]) != 0
+        days = Counter(day for day, _ in self._files.get("s2", ()))
+        if wrong := [day for day in days if days[day] != len(masks.get(day, ()))]:
+            raise BadSample(
+                f"{self.folder / CLOUD} has {len(masks.get(wrong[0], ()))} masks for the {days[wrong[0]]} "
+                f"images of s2 of {wrong[0]}"
+            )
+        # Images and masks of one day go together in order of their names.
+        layers = [self._layer(path) for day in days for path in masks[day]]
+        stacked: npt.NDArray[np.bool_] = np.stack(layers) != 0
         return stacked
 
     def grid(self) -> Grid | None:

@@ -12,6 +12,7 @@ from rsbackbones.sensors import get_sensor
 from rsbackbones.typed_fields import check_fields
 
 SET_FILE = "set.json"
+STATISTICS_FILE = "statistics.json"  # :mod:`rsbackbones.data.series_statistics`
 SCHEMA = 1
 
 

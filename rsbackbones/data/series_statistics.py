@@ -1,25 +1,27 @@
 """Mean and standard deviation of the bands of a folder of series, measured once and kept beside it.
 
-``statistics.json`` holds those of the training split, or of all locations where there are no splits::
+``statistics.json`` holds those of the training split, or of all locations where there are no splits;
+:func:`write_series` removes it. After GeoTIFFs change, remove it yourself::
 
     {"locations": 12, "digest": "...", "statistics": {"s2": {"B02": [812.5, 401.2], ...}, "s1": {...}}}
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rsbackbones.data.series_folder import SeriesFolder
-from rsbackbones.data.series_set import SET_FILE, read_set
+from rsbackbones.data.series_set import SET_FILE, STATISTICS_FILE, read_set
 from rsbackbones.data.source import BadSample
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.bounds import read_json
 from rsbackbones.files.lock import exclusive
+from rsbackbones.sensors import get_sensor
 from rsbackbones.typed_fields import find_misfit
 
-STATISTICS_FILE = "statistics.json"
 # By sensor and band, (mean, standard deviation).
 Statistics = dict[str, dict[str, tuple[float, float]]]
 # Measuring reads every image of the set; other processes wait for it.
@@ -29,7 +31,8 @@ _PATIENCE_S = 24 * 3600
 def dataset_statistics(root: str | Path) -> Statistics:
     """Return the statistics of a folder of series, in DN and dB; they are measured where there are none.
 
-    Images with missing pixels do not count.
+    They include those of VV/VH, which models may take of radar that has VV and VH alone. Images with missing
+    pixels do not count.
 
     Raises:
         ValueError: the folder holds no series, its ``statistics.json`` is damaged or is that of other
@@ -68,6 +71,7 @@ def _measure(source: SeriesFolder) -> Statistics:
     counts: dict[str, int] = {}
     origins, sums, squares = {}, {}, {}
     problem: BadSample | None = None
+    ratios = {sensor: _ratios(sensor, bands) for sensor, bands in source.bands.items()}
     for place in range(len(source)):
         try:
             sample = source.read(place)
@@ -78,9 +82,11 @@ def _measure(source: SeriesFolder) -> Statistics:
             valid = sample.valid.get(sensor, np.ones(len(images), bool))
             for image in images[valid].astype(np.float64):
                 pixels = image.reshape(len(image), -1)  # [C, N]
+                computed = [pixels[[a]] - pixels[[b]] for a, b in ratios[sensor].values()]
+                pixels = np.concatenate([pixels, *computed])
                 if sensor not in counts:
                     counts[sensor], origins[sensor] = 0, pixels.mean(axis=1, keepdims=True)
-                    sums[sensor] = squares[sensor] = np.zeros(len(image))
+                    sums[sensor] = squares[sensor] = np.zeros(len(pixels))
                 deviations = pixels - origins[sensor]
                 counts[sensor] += pixels.shape[1]
                 sums[sensor] = sums[sensor] + deviations.sum(axis=1)
@@ -94,10 +100,23 @@ def _measure(source: SeriesFolder) -> Statistics:
         statistics[sensor] = {
             band: (float(mean), float(deviation))
             for band, mean, deviation in zip(
-                source.bands[sensor], means + origins[sensor][:, 0], deviations, strict=True
+                (*source.bands[sensor], *ratios[sensor]),
+                means + origins[sensor][:, 0],
+                deviations,
+                strict=True,
             )
         }
     return statistics
+
+
+def _ratios(sensor: str, bands: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return the ratios, a - b in dB, that a model may take of a radar's bands, as the places of a and b."""
+    held = get_sensor(sensor)
+    return {
+        band.name: (bands.index(band.index[0]), bands.index(band.index[1]))
+        for band in held.derived
+        if held.kind == "radar" and band.index and band.name not in bands and {*band.index} <= {*bands}
+    }
 
 
 def _digest(source: SeriesFolder) -> str:

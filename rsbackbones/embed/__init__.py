@@ -1,8 +1,8 @@
 """Features of scenes and patches: a georeferenced map, one embedding per patch file, or a store of shards.
 
-:func:`embed_scene` and :func:`embed_patches` need the extra ``geo`` (rasterio, pyarrow, tqdm). :func:`plan`,
-:func:`run`, :func:`status` and :func:`open` are for large areas and several processes, and need the extra
-``scale``.
+:func:`embed_scene` and :func:`embed_patches` need the extra ``geo`` (rasterio, pyarrow, tqdm),
+:func:`embed_series` the extra ``train``. :func:`plan`, :func:`run`, :func:`status` and :func:`open` are for
+large areas and several processes, and need the extra ``scale``.
 """
 
 from rsbackbones.embed.job import Job, plan
@@ -10,6 +10,7 @@ from rsbackbones.embed.patches import MAX_PATCH_SIDE, embed_patches
 from rsbackbones.embed.preview import principal_colors
 from rsbackbones.embed.run import JobError, Status, run, status
 from rsbackbones.embed.scene import embed_scene
+from rsbackbones.embed.series import embed_series
 from rsbackbones.embed.store import open_store as open
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Status",
     "embed_patches",
     "embed_scene",
+    "embed_series",
     "open",
     "plan",
     "principal_colors",

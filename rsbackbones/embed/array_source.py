@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsbackbones.arrays import is_dataset, to_tensor, undecoded_offset
+from rsbackbones.arrays import is_dataset, to_tensor
 from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.inputs import sensors_of
@@ -17,6 +17,7 @@ from rsbackbones.embed.pixels import Pixels, Scene
 from rsbackbones.embed.sources import ReadOptions, Window
 from rsbackbones.files.objects import Objects
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.preprocess.checks import check_scale_is_applied
 from rsbackbones.sensors import get_sensor
 from rsbackbones.value_check import zero_is_missing
 
@@ -37,16 +38,6 @@ class ArraySource:
         self._data = _north_up(data)
         self._options, self._facts = options, dict(facts)
         self.grid = _grid_of(self._data)
-        units = options.units or {}
-        for m in model.modalities:
-            if (offset := undecoded_offset(self._data)) and not units.get(m, "").startswith(
-                ("dn_baseline", "landsat")
-            ):
-                raise ValueError(
-                    f"{m}: the attribute add_offset = {offset:g} has not been applied; open the data with "
-                    f"mask_and_scale=True and pass units={{'{m}': 'reflectance'}}, or name the unit of the "
-                    "stored numbers"
-                )
         self._scene(model, self._data).read((0, 0, 0, 0))  # that the bands are there
 
     @staticmethod
@@ -181,6 +172,7 @@ class ArrayScene:
         self.stated_units: dict[str, str] = {}
         self._sensors = sensors_of(model)
         known = {m: spec.unit for m, spec in model.inputs.items()} | dict(options.units or {})
+        self._units = {m: known.get(m) or "" for m in self.bands}
         self._zero_missing = {m for m in self.bands if zero_is_missing(known.get(m))}
 
     def read(self, window: Window) -> Pixels:
@@ -192,6 +184,8 @@ class ArrayScene:
         for m, bands in self.bands.items():
             sensor = get_sensor(self._sensors[m])
             values, held = to_tensor(part, bands, partial(_find, sensor), m)
+            if values.numel() or not values.is_floating_point():
+                check_scale_is_applied(part, values, self._units[m], m)
             x = values.to(torch.float32).numpy()
             there = np.isfinite(x).all(axis=0)
             if held is not None:

@@ -16,7 +16,7 @@ from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.preview import check_preview, preview_path
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import Preprocess, create_preprocess
-from rsbackbones.value_check import zero_is_missing
+from rsbackbones.value_check import CIRRUS, WITH_CIRRUS, zero_is_missing
 from rsbackbones.zoo.fingerprint import weights_digest
 from rsbackbones.zoo.pixel_size import pixel_size_notes
 
@@ -107,6 +107,7 @@ def open_model_rasters(
 ) -> RasterStack:
     """Open rasters on one grid that hold bands of all of the model's modalities; the model's alone are read.
 
+    The cirrus band is read beside them where it is in the same file, as it tells the offset of Sentinel-2.
     Pixels that hold zero in all bands have no data, where the unit of the values allows no such measurement.
     ``names`` may name the bands of ``mask``, which are no bands of a sensor.
 
@@ -116,15 +117,10 @@ def open_model_rasters(
     sensors = sensors_of(model)
     names = None if names is None else [masked_names(each, mask) for each in names]
     stack = RasterStack(
-        paths,
-        sensors,
-        wanted=model.bands,
-        names=names,
-        nodata=nodata,
-        units=units,
-        resample=resample,
+        paths, sensors, wanted=model.bands, names=names, nodata=nodata, units=units, resample=resample,
         grid=grid,
-    )
+        beside={m: (CIRRUS,) for m, sensor in sensors.items() if sensor in WITH_CIRRUS},
+    )  # fmt: skip
     if missing := [m for m in model.modalities if m not in stack.bands]:
         stack.close()
         text = "; ".join(f"{m} (of {sensors[m]}: {', '.join(model.bands[m])})" for m in missing)
@@ -149,6 +145,18 @@ def create_preprocess_of(
     except ValueError as error:
         lacking = any({*needed} - {*stack.bands[m]} for m, needed in model.bands.items())
         raise ValueError(f"{error}{not_understood(stack.ignored) if lacking else ''}") from error
+
+
+def units_from(scene: RasterStack | Scene, units: Mapping[str, str] | None) -> dict[str, str]:
+    """Return by modality who states the unit of the values: the ``user``, the ``files``, or nobody.
+
+    Without either it is ``assumed``, the one of the weights. Whether it is true, values tell in part only
+    (docs/bands.md).
+    """
+    return {
+        m: "user" if m in (units or {}) else "files" if m in scene.stated_units else "assumed"
+        for m in scene.bands
+    }
 
 
 def warn_of_pixel_sizes(model: Backbone, pixels: Mapping[str, float | None]) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from rsbackbones.data.class_masks import ClassMaskReader, ClassMasks, mask_files
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name, raster_paths
 from rsbackbones.data.rasters import Array
-from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.device import choose_device
 from rsbackbones.embed.geoparquet import acquired, outline, write_geoparquet
 from rsbackbones.embed.inputs import (
@@ -196,12 +196,12 @@ def _embed_patches(
         store.write([number for number, _, _ in pending], rows)
         pending.clear()
 
-    todo, doubts = np.flatnonzero(~store.done).tolist(), UnitWarnings()
+    todo, doubts = np.flatnonzero(~store.done).tolist(), ImageWarnings()
     with progress_bar(len(patches), len(patches) - len(todo), enabled=progress, unit="patch") as bar:
         for number in todo:
             bar.update()
             try:
-                with doubts.of_image():
+                with doubts.of_image(number):
                     images, valid = _read_patch(model, patches[number], units, nodata, mask, resample)
             except UnreadableRaster as error:
                 if not skip_unreadable:
@@ -224,7 +224,7 @@ def _embed_patches(
     if pending:
         encode()
     if todo:
-        doubts.warn(raster_name(patches[todo[0]].name), len(todo))
+        doubts.warn(raster_name(patches[todo[0]].name), todo)
 
 
 class _NoData(ValueError):

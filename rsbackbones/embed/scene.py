@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from torch import nn
 from rsbackbones.data.class_masks import ClassMasks, mask_files
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_path import raster_name, raster_paths
-from rsbackbones.data.rasters import Array
 from rsbackbones.device import choose_device
 from rsbackbones.embed.inputs import (
     MAPS,
@@ -23,21 +23,19 @@ from rsbackbones.embed.inputs import (
     create_preprocess_of,
     embedding_job,
     unfinished,
+    units_from,
     warn_of_pixel_sizes,
     writing,
 )
 from rsbackbones.embed.lattice import Lattice, batches, map_shape, window_sides
+from rsbackbones.embed.map_file import write_map
 from rsbackbones.embed.preview import ColorBasis, preview_path, write_preview
-from rsbackbones.embed.raster_scene import RasterScene, open_raster_scene
+from rsbackbones.embed.raster_scene import open_raster_scene
 from rsbackbones.embed.scene_checks import check_scene, refuse_constant
 from rsbackbones.embed.window_encoder import WindowEncoder
-from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore, check_space
 from rsbackbones.models.backbone import unwrap_model
-
-# Rows of the feature map are handed to the GeoTIFF in strips of about this many bytes.
-_STRIP_BYTES = 64 * 2**20
 
 
 def embed_scene(
@@ -67,7 +65,8 @@ def embed_scene(
     less than half count by ``mask``; the tag ``valid_share`` is then the share of pixels that have data and
     count. Where the size is no multiple of what the model needs, the last few pixels at the right and at the
     bottom are not covered; a model that pads (``create_model(..., pad=True)``) covers them with cells that
-    reach beyond the scene.
+    reach beyond the scene. The tag ``units`` says in which unit the values were taken, ``units_from`` who
+    stated it: the ``user``, the ``files``, or nobody (``assumed``).
 
     The preview's colors are the principal components of this map, so colors of two maps cannot be compared,
     unless the second is written with ``colors_from`` the first.
@@ -148,6 +147,7 @@ def embed_scene(
             "overlap": shared,
             "stride": cell,
             "resampling": scene.resampling or "none",
+            "units_from": units_from(scene, units),
             "pixel_m": scene.grid.pixel_in_meters,
         }
         share = [("valid_share", "<f4", (grid[1],))] if mask else []
@@ -164,7 +164,8 @@ def embed_scene(
                 job["valid_share"] = f"{float(table['valid_share'].mean()):.6f}"
             refuse_constant(features, scene, masked=bool(mask))
             with writing(output, folder):
-                _write_map(output, features, scene, cell, job, files, folder)
+                write_map(output, features, scene.grid, cell, job, within=folder,
+                          check=partial(files.check, again=True))  # fmt: skip
             picture = preview_path(output)
             with writing(picture, folder):
                 write_preview(picture, features, basis, within=folder)
@@ -220,34 +221,3 @@ def _fill(
                 np.concatenate((x[final:], np.full_like(x[:final], rest)))
                 for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1), (share, 1))
             )
-
-
-def _write_map(
-    output: Path,
-    features: Array,
-    scene: RasterScene,
-    stride: int,
-    job: Mapping[str, Any],
-    files: InputFiles,
-    folder: Path,
-) -> None:
-    import rasterio
-    from rasterio.windows import Window
-
-    from rsbackbones import __version__
-
-    rows, columns, dim = features.shape
-    profile = scene.grid.profile(stride, rows, columns) | {
-        "driver": "GTiff", "dtype": "float32", "count": dim,
-        "nodata": float("nan"), "compress": "deflate", "predictor": 3, "zlevel": 1,
-        "blockysize": 16, "BIGTIFF": "IF_SAFER",
-    }  # fmt: skip
-    strip = max(16, _STRIP_BYTES // (columns * dim * 4) // 16 * 16)
-    with atomic_path(output, within=folder) as part:
-        with rasterio.open(part, "w", **profile) as raster:
-            raster.update_tags(rsbackbones=__version__, **{k: str(v) for k, v in job.items()})
-            raster.descriptions = tuple(f"{job['stream']}_{i:04d}" for i in range(dim))
-            for row in range(0, rows, strip):
-                block = np.moveaxis(features[row : row + strip], -1, 0)
-                raster.write(block, window=Window(0, row, columns, block.shape[1]))
-        files.check(again=True)

@@ -241,6 +241,7 @@ class _Strips:
             self._top = row
         while self._bottom < row + height:
             count = min(max(ROWS_AT_ONCE, height), first + rows - self._bottom)
+            assert count > 0, "a window reaches beyond what was planned"
             new = self._scene.read((self._bottom, left, count, columns))
             self._held = new if self._held is None else _stack(self._held, new)
             self._bottom += count
@@ -298,8 +299,6 @@ def _settings(job: Job) -> Iterator[None]:
         with rasterio.Env(
             GDAL_CACHEMAX=job.cache_bytes,
             GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
-            GDAL_HTTP_MAX_RETRY="3",
-            GDAL_HTTP_RETRY_DELAY="0.5",
         ):
             yield
     finally:

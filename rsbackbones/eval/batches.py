@@ -1,6 +1,5 @@
 """The images of a labelled data set in batches, checked: of one size, without NaN; errors name the sample."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,13 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, label_scale
-from rsbackbones.data.unit_warnings import UnitWarnings
-from rsbackbones.eval.image_warnings import ImageWarnings
 from rsbackbones.eval.transform import Transform, load_inputs, make_transform
 from rsbackbones.models.backbone import unwrap_model
-from rsbackbones.value_check import MissingPixelsWarning, UnitWarning
 
 
 @dataclass
@@ -44,7 +41,6 @@ class BatchReader:
     fix: str = "name one size for all, size= (--size)"
     warned: ImageWarnings = field(default_factory=ImageWarnings)
     _seen: Size | None = field(default=None, init=False)
-    unit_warnings: UnitWarnings = field(default_factory=UnitWarnings, init=False)
     _index: int = field(default=0, init=False)
 
     def __call__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Array | None]:
@@ -80,17 +76,8 @@ class BatchReader:
                     f"{m} has {shape[0]} x {shape[1]} pixels, others of the set have {self._seen[0]} x "
                     f"{self._seen[1]}; {self.fix}"
                 )
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            inputs = self.transform(sample)
-        with self.unit_warnings.of_image():
-            for one in caught:
-                new = str(one.message) not in self.warned.earned
-                if issubclass(one.category, UserWarning):
-                    self.warned.add(self._index, str(one.message))
-                if new or issubclass(one.category, (UnitWarning, MissingPixelsWarning)):
-                    warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        return inputs
+        with self.warned.of_image(self._index):
+            return self.transform(sample)
 
 
 def input_batches(
@@ -114,7 +101,7 @@ def input_batches(
     for start in range(0, len(indices), batch_size):
         images, _ = read(indices[start : start + batch_size])
         yield backbone.as_input(images)
-    read.unit_warnings.warn(data.name, len(indices))
+    read.warned.warn(data.name, indices)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.crops import Size, pair
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
 from rsbackbones.data.patch_tiles import PatchTiles
@@ -23,7 +24,6 @@ from rsbackbones.device import choose_device
 from rsbackbones.eval.batches import BatchReader, frozen_eval
 from rsbackbones.eval.feature_table import FeatureTable, Granularity, build_table, count_pixels
 from rsbackbones.eval.fingerprint import fingerprint
-from rsbackbones.eval.image_warnings import ImageWarnings
 from rsbackbones.eval.transform import Transform, check_single_images, make_transform, shown_pixels
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.resumable import RowStore
@@ -244,7 +244,7 @@ def _collect(
                     }
                 store.write(indices, made)
                 bar.update(len(indices))
-        read.unit_warnings.warn(data.name, len(todo))
+        warned.warn(data.name, images.tolist())
         table = build_table(store.read(images), images, data, level, key)
         return replace(table, warnings=warned.counts(images.tolist()))
 

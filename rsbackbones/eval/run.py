@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 
 from rsbackbones import __version__
+from rsbackbones.data.image_warnings import warning_notes
 from rsbackbones.data.labelled.dataset import LabelledDataset, Task
 from rsbackbones.eval.bootstrap import intervals
 from rsbackbones.eval.feature_source import FeatureSource
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.fingerprint import split_digest
-from rsbackbones.eval.image_warnings import warning_notes
 from rsbackbones.eval.kmeans import kmeans
 from rsbackbones.eval.knn import NEIGHBORS, knn
 from rsbackbones.eval.linear_probe import ProbeType, Progress

@@ -70,7 +70,8 @@ class FusionModel(DenseModel):
         if (mask := masks_by_modality(valid, (sensor,), image.device).get(sensor)) is not None:
             pixels = mask if mask.ndim == image.ndim - 1 else mask[..., None, None]
             spec = unwrap_model(self.backbone).inputs.get(sensor)
-            image = fill_invalid(image, pixels.expand_as(image[..., 0, :, :]), spec and spec.normalize)
+            rule = spec.normalize if spec else None
+            image = fill_invalid(image, pixels.expand_as(image[..., 0, :, :]), rule)
         series = image if image.ndim == 5 else image[:, None]
         series = series.masked_fill(~counted.by_date[..., None, None, None], 0)
         padded = series.new_zeros(len(series), maps[0].shape[1], *series.shape[2:])

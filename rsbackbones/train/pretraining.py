@@ -10,16 +10,18 @@ import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from rsbackbones.data.aligned_series import AlignedSeries
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.limited import limit_source
 from rsbackbones.data.open import open_part, open_source
 from rsbackbones.data.selection import SelectedSource
 from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.data.source import BadSample, Source
-from rsbackbones.data.unit_warnings import UnitWarnings
 from rsbackbones.files.bounds import read_json
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import eval_mode
 from rsbackbones.preprocess import preprocess_for
+from rsbackbones.preprocess.create import can_have
+from rsbackbones.sensors import get_sensor
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
@@ -404,16 +406,21 @@ def _select(
 
 
 def _bands_of(source: Source, backbone: Backbone, wanted: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Return by modality the bands of a source that the model takes, or that are a target."""
-    bands = {
-        m: tuple(
-            band
-            for band in (backbone.bands[m] if m in backbone.bands else backbone.inputs[m].bands)
-            if band in source.bands[m]
-        )
-        for m in (backbone.modalities if wanted is None else wanted)
-        if m in source.bands
-    }
+    """Return by modality the bands of a source that the model takes, or that are a target.
+
+    Preprocessing computes an index that the model takes and the source lacks.
+    """
+    bands = {}
+    for m in backbone.modalities if wanted is None else wanted:
+        if m not in source.bands:
+            continue
+        given = source.bands[m]
+        if m in backbone.bands:
+            sensor = get_sensor(backbone.config.sensors[m])
+            spec = backbone.inputs[m]
+            bands[m] = tuple(band for band in backbone.bands[m] if can_have(sensor, band, given, spec))
+        else:
+            bands[m] = tuple(band for band in backbone.inputs[m].bands if band in given)
     return {m: names for m, names in bands.items() if names}
 
 
@@ -464,15 +471,17 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
     """Read some samples with all checks, to detect wrong units and too small images before a run."""
     source, series = stream.source, stream.seasons not in (None, 1)
     too_small: list[BadSample | None] = []
-    doubts = UnitWarnings()
+    doubts = ImageWarnings()
+    read: list[int] = []
     for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
         try:
             sample = source.read(place, None if series else 0)
         except BadSample:
             continue  # the run reports it
+        read.append(place)
         images = {m: sample.images[m] for m in preprocess.specs}
         try:
-            with doubts.of_image():
+            with doubts.of_image(place):
                 preprocess({m: x[sample.valid[m]] if m in sample.valid else x for m, x in images.items()})
         except ValueError as error:
             raise TrainingError(
@@ -484,6 +493,6 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
             too_small.append(problem)
         else:
             too_small.append(None)
-    doubts.warn(source.name, len(too_small))
+    doubts.warn(source.name, read)
     if too_small and all(too_small):  # if only some are, the run skips them
         raise TrainingError(f"{source.name}: {too_small[0]}")

@@ -23,7 +23,7 @@ cloudy, without the offset, and 307 of Sentinel-1.
 
 from rsbackbones.value_check.judgement import judge
 from rsbackbones.value_check.nodata import bands_with_holes, missing_pixels, zero_is_missing
-from rsbackbones.value_check.offset import CLEAR, DARK
+from rsbackbones.value_check.offset import CIRRUS, CLEAR, DARK, WITH_CIRRUS
 from rsbackbones.value_check.verdict import (
     MissingPixelsWarning,
     OffsetWarning,
@@ -33,8 +33,10 @@ from rsbackbones.value_check.verdict import (
 )
 
 __all__ = [
+    "CIRRUS",
     "CLEAR",
     "DARK",
+    "WITH_CIRRUS",
     "MissingPixelsWarning",
     "OffsetWarning",
     "UnitWarning",

@@ -43,6 +43,8 @@ _NEAR_ZERO = {
 _HOLES = 1e-2
 # A value that marks pixels is held by so many times more of them than are near it.
 _TIMES = 10
+# Above all other values by this factor, a value is none of saturated pixels.
+_GAP = 0.7
 _RADAR = ("db", "db_x100")
 
 
@@ -132,7 +134,8 @@ def _spike(x: Tensor, unit: str) -> tuple[float, float, str] | None:
     Many pixels hold exactly it, and hardly another one is near: -1, 1 or -100 of reflectances, -60 dB. It is
     looked for in all bands of a pixel, then at the lower end of each band, of reflectances below zero (zero
     itself is left to :func:`bands_with_holes`, and dark shadows of one band hold 1 in products of Sen2Cor).
-    The largest value may be that of saturated pixels, and marks none unless files use it so.
+    The largest value may be that of saturated pixels, and marks none unless files use it so, or all others
+    are far below it.
     """
     y = 10 * x.clamp(min=1e-30).log10() if unit == "linear" else x
     near, pixels = _NEAR[unit], x.shape[1]
@@ -143,7 +146,11 @@ def _spike(x: Tensor, unit: str) -> tuple[float, float, str] | None:
         count, second = (*counts.sort(descending=True).values[:2].tolist(), 0)[:2]
         value = float(held[counts.argmax()])
         close = int(((y - y[0, alike][x[0, alike] == value][0]).abs() <= near).all(0).sum()) - count
+        if bool((x.amin(1) < value).all()):  # amid others: one value in all bands is no coincidence
+            close = 0
         top = value == float(x.max()) and not _is_sentinel(value, unit)
+        if top and value > 0 and unit not in ("linear", *_RADAR):  # clouds that saturate are not alone there
+            top = float(x[:, ~(alike & (x[0] == value))].max()) > _GAP * value
         if count >= max(many, _TIMES * close, _TIMES * second) and not top and value != 0:
             return value, count / pixels, "in all bands"
     for i, (band, plain) in enumerate(zip(y, x, strict=True)):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from rsbackbones.sensors import Sensor
-from rsbackbones.value_check.verdict import RIGHT, OffsetWarning, Values, Verdict
+from rsbackbones.value_check.verdict import RIGHT, OffsetWarning, UnitWarning, Values, Verdict
 
 # The darkest band of an image in dn, at its quantile of 2 % of the values above zero. Of 1,820 images without
 # the offset of 1000 it is above _LEAST in 116, almost all of them below clouds, in 36 of these below CLEAR;
@@ -20,9 +20,11 @@ _DARKEST, _LEAST, CLEAR = 0.02, 950, 1900
 # The darkest percent of an image, the darkest median of a band with the offset, and the cirrus band (which
 # sees the ground of high mountains alone, and has a median below 60 without it).
 DARK = 900
+# The band that tells the offset, and the sensors that have it.
+CIRRUS, WITH_CIRRUS = "B10", ("s2", "s2_ndvi")
 # The sensors whose products may carry the offset; an 8-bit picture has the bands of Sentinel-2.
 _PRODUCTS = "Sentinel-2 products since 2022 have an offset of"
-_WITH_OFFSET = ("s2", "s2_ndvi", "rgb")
+_WITH_OFFSET = (*WITH_CIRRUS, "rgb")
 # The unit, and what 1 dn is in it.
 _UNITS = {"dn": 1.0, "dn_baseline_0400": 1.0, "reflectance": 1e-4, "percent": 1e-2}
 
@@ -34,9 +36,9 @@ def judge_offset(
     if unit not in _UNITS or sensor.name not in _WITH_OFFSET:
         return RIGHT
     scale = _UNITS[unit]
-    if cirrus is not None and cirrus.numel():
+    if cirrus is not None and len(cirrus := cirrus[cirrus.isfinite() & (cirrus != 0)]):
         return _judge_cirrus(float(cirrus.median()) / scale, unit)
-    measured = {band: v for band, v in each.items() if band != "B10" and v.share_above(0) > 0.5}
+    measured = {band: v for band, v in each.items() if band != CIRRUS and v.share_above(0) > 0.5}
     if not measured:
         return RIGHT
     if unit == "dn_baseline_0400":
@@ -53,13 +55,12 @@ def judge_offset(
     return _suspect(text, unit) if alone else RIGHT
 
 
-def _suspect(text: str, unit: str, warning: type[OffsetWarning] | None = None) -> Verdict:
-    options = {} if warning is None else {"warning": warning}
+def _suspect(text: str, unit: str, warning: type[UnitWarning] = UnitWarning) -> Verdict:
     if unit == "dn":
-        return Verdict("suspect", text, unit="dn_baseline_0400", **options)
+        return Verdict("suspect", text, unit="dn_baseline_0400", warning=warning)
     less = 1000 * _UNITS[unit]
     fix = f"{text}; if so subtract {less:g} (of GeoTIFFs: gdal_edit.py -scale 1 -offset {-less:g} FILE)"
-    return Verdict("suspect", fix, **options)
+    return Verdict("suspect", fix, warning=warning)
 
 
 def _judge_cirrus(median: float, unit: str) -> Verdict:
@@ -73,7 +74,7 @@ def _judge_cirrus(median: float, unit: str) -> Verdict:
         return RIGHT
     scale = _UNITS[unit]
     text = (
-        f"the median of the cirrus band B10 is {median * scale:.4g}, which is near 0 where no high clouds "
+        f"the median of the cirrus band B10 is above {DARK * scale:g}, and it is near 0 where no high clouds "
         f"are. {_PRODUCTS} {1000 * scale:g}"
     )
     return _suspect(text, unit, OffsetWarning)

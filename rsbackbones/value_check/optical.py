@@ -12,57 +12,79 @@ from rsbackbones.value_check.verdict import RIGHT, Values, Verdict
 _WHOLE_PERCENT = (35, 120)
 # 1 dn in a unit.
 _DN = {"dn": 1.0, "reflectance": 1e-4, "percent": 1e-2}
+# Products that correct for the atmosphere have values below zero over dark water, but not below this in dn.
+_BELOW_ZERO = -100
 # Land reflects more in the near infrared than in the visible, by this factor; water less. The brightest
 # permille of land is above this, in dn: of 1,820 real images 6 are not, of one plot in the shadow of winter.
 _LAND, _DARK_LAND = 1.5, 1000
 _VISIBLE_NM, _NEAR_INFRARED_NM = (400, 700), (740, 1000)
 # Values that were scaled by their extremes: single pixels hold these, of a stretch many.
-_SINGLE, _PLATEAU = 5e-4, 3e-3
+_EXTREMES = ((0, 1), (-1, 1), (0, 10_000))
+_SINGLE, _PLATEAU, _FEW = 5e-4, 3e-3, 3
+# So many steps of 1 / 255 are no coincidence.
+_STEPS = 4
 
 
 def judge_optical(x: Tensor, each: Mapping[str, Values], unit: str, sensor: Sensor) -> Verdict:
     """Judge reflective values [C, N], ``each`` band of them: all together, then band by band."""
-    if scaled := _scaled(x):
-        return Verdict("impossible", f"{scaled}; pass the original values")
+    scaled = _scaled(x)
+    if scaled.kind == "impossible":
+        return scaled
     every = Values(x)
     found = _judge_all(every, unit, sensor)
     dark_land = _is_dark_land(every, each, unit, sensor)
     if found.kind != "right" and not (found.unit == RGB8 and found.kind == "suspect" and dark_land):
         return found
     for band, values in each.items():
+        if unit in _DN and values.median < _BELOW_ZERO * _DN[unit]:
+            return Verdict(
+                "impossible",
+                f"the median of {band} is {values.median:.4g}, and reflectance is hardly below zero: an "
+                "offset was subtracted that the values did not have, or their tags state one",
+            )
         others_whole = all(v.whole for name, v in each.items() if name != band)
         if len(each) > 1 and (odd := _odd_band(values, unit, every, others_whole)):
             return Verdict("impossible", f"{band} alone: {odd}; bring all bands into one unit")
     if not dark_land:
-        return RIGHT
+        return scaled
     smaller = "reflectances x 1000" if unit == "dn" else "values that were divided twice"
     return Verdict(
         "suspect",
-        f"{every.range} are dark, and as of land brighter in the near infrared than in visible light: they "
-        f"may be {smaller}, not {unit!r}; if so multiply them (reflectances x 1000 in a GeoTIFF: gdal_edit.py"
-        " -scale 0.001 FILE)",
+        f"the values are dark, and as of land brighter in the near infrared than in visible light: they may "
+        f"be {smaller}, not {unit!r}; if so multiply them (reflectances x 1000 in a GeoTIFF: gdal_edit.py "
+        "-scale 0.001 FILE)",
     )
 
 
-def _scaled(x: Tensor) -> str:
-    """Return how values [C, N] were scaled by their own extremes, empty if they were not."""
-    if x.shape[1] < 2:
-        return ""
+def _scaled(x: Tensor) -> Verdict:
+    """Judge whether values [C, N] were scaled by their own extremes, or are a divided picture."""
     low, high = x.amin(1), x.amax(1)
-    for bottom, top in ((0, 1), (-1, 1)):
-        if bool((low == bottom).all()) and bool((high == top).all()):
-            at_bottom, at_top = ((x == value).float().mean(1) for value in (bottom, top))
-            single = max(_SINGLE, 2 / x.shape[1])
-            plateaus = bool((at_bottom >= _PLATEAU).all()) and bool((at_top >= _PLATEAU).all())
-            if plateaus or bool((at_top <= single).all()):
-                return f"every band goes from exactly {bottom} to exactly {top}, as if scaled by its extremes"
-    step = -(-x.numel() // 2**18)
-    some = x.flatten()[::step]
-    if float(high.max()) <= 1 and float(low.min()) >= 0 and bool((some % 1 != 0).any()):
-        in_steps = some * 255
-        if float((in_steps - in_steps.round()).abs().max()) < 1e-3:
-            return f"all values are multiples of 1 / 255, as of a divided picture: times 255 it is {RGB8!r}"
-    return ""
+    for bottom, top in _EXTREMES:
+        if not bool((low == bottom).all() and (high == top).all()):
+            continue
+        at_bottom, at_top = ((x == value).float().mean(1) for value in (bottom, top))
+        single = max(_SINGLE, 2 / x.shape[1])
+        plateaus = bool((at_bottom >= _PLATEAU).all() and (at_top >= _PLATEAU).all())
+        # A bright pixel saturates in all bands.
+        apart = len(x) == 1 or len(x.argmax(1).unique()) > 1
+        if plateaus or (apart and bool((at_top <= single).all())):
+            text = f"every band goes from exactly {bottom:g} to exactly {top:g}, as if scaled by its extremes"
+            return Verdict("impossible", f"{text}; pass the original values")
+    if float(high.max()) != 1 and not 0 <= float(low.min()) <= float(high.max()) < 1:
+        return RIGHT
+    some = x.flatten()[:: -(-x.numel() // 2**18)]
+    whole = (some * 255).round()
+    if float((some * 255 - whole).abs().max()) < 1e-3 and len(whole.unique()) >= _STEPS:
+        return Verdict(
+            "impossible",
+            f"all values are multiples of 1 / 255, as of a divided picture: multiply them by 255, and name "
+            f"the unit {RGB8!r}",
+        )
+    ends = [int((x == value).sum()) for value in (0, 1)]
+    if float(low.min()) == 0 and all(0 < count <= _FEW for count in ends) and bool((some % 1 != 0).any()):
+        text = "the values go from exactly 0 to exactly 1, each held by hardly a pixel: they may be scaled"
+        return Verdict("suspect", f"{text} by their extremes; if so pass the original values")
+    return RIGHT
 
 
 def _is_dark_land(every: Values, each: Mapping[str, Values], unit: str, sensor: Sensor) -> bool:

@@ -46,15 +46,14 @@ def judge_strength(each: Mapping[str, Values], unit: str) -> Verdict:
     decibels = {band: _to_db(values.median, unit) for band, values in each.items()}
     cross = {band: db for band, db in decibels.items() if len(band) == 2 and band[0] != band[1]}
     limit = _STRONG_CROSS if cross else _STRONG
-    strong = {band: db for band, db in (cross or decibels).items() if db > limit}
+    strong = [band for band, db in (cross or decibels).items() if db > limit]
     if not strong:
         return RIGHT
-    band, db = max(strong.items(), key=lambda item: item[1])
     fix = "their decibels are 20 log10(amplitude)" if unit in _DB else "square them: x ** 2"
     return Verdict(
         "suspect",
-        f"the median of {band} is {db:.3g} dB, which is strong for power. Amplitudes, its square roots, look "
-        f"so; if so {fix}",
+        f"the median of {', '.join(strong)} is above {limit:g} dB, which is strong for power. Amplitudes, "
+        f"its square roots, look so; if so {fix}",
     )
 
 

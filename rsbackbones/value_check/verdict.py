@@ -41,7 +41,8 @@ class Verdict:
     Attributes:
         kind: ``right``; ``other_unit``: likely another one; ``suspect``: right, or another unit, which the
             values do not tell; or ``impossible``.
-        text: the finding in words, to follow the name of the sensor.
+        text: the finding in words, to follow the name of the sensor. What is suspected of many images is
+            counted by its text, so it has no numbers of one image.
         unit: the other unit, by the name that ``create_preprocess`` knows it by.
         nodata: the value that marks pixels without data.
         warning: the category of a warning of what is suspected.

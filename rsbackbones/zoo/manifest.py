@@ -5,6 +5,7 @@ variable ``RSBACKBONES_MANIFEST`` names a second manifest of the user, with the 
 zoo, a mirror, a test). Its entries and its default for an architecture take precedence.
 """
 
+import copy
 import difflib
 import functools
 import os
@@ -186,7 +187,8 @@ def read_manifest(path: str | Path) -> tuple[WeightsEntry, ...]:
         text = read_text(path)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    return _entries_of(text, path, _PACKAGE if path == _packaged_manifest() else path.parent)
+    folder = _PACKAGE if path == _packaged_manifest() else path.parent
+    return copy.deepcopy(_entries_of(text, path, folder))  # what a caller changes is not what others get
 
 
 # By content, so that a file that changed is read again. Most calls of the zoo read the package's own, whose

@@ -161,8 +161,9 @@ def override_config(config: Any, overrides: Mapping[str, Any], name: str) -> Any
     given = overrides.get("bands")
     if not isinstance(given, Mapping):
         return replace_config(config, overrides, name)
-    if unknown := [m for m in given if m not in SENSORS] or not given:
-        named = ", ".join(map(repr, unknown)) if given else "none"
+    unknown = [m for m in given if m not in SENSORS]
+    if unknown or not given:
+        named = ", ".join(map(repr, unknown)) or "none"
         raise ValueError(f"{name}: bands are by modality, such as {{'s2': ('B02', 'B03')}}, got {named}")
     return replace_config(config, {**overrides, "bands": {**config.bands, **given}}, name)
 

@@ -158,6 +158,7 @@ def test_statistics_are_those_of_the_valid_images_of_the_training_split(tmp_path
     assert dataset_statistics(tmp_path) == found
     assert (tmp_path / "statistics.json").read_bytes() == before
     put(tmp_path, "e", DAYS["d"], split="train")
+    (tmp_path / "statistics.json").write_bytes(before)
     with pytest.raises(ValueError, match=r"measured on 2 other locations .*: delete it"):
         dataset_statistics(tmp_path)
 

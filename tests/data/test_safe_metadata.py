@@ -8,6 +8,7 @@ import rasterio
 
 import rsbackbones as rsb
 from rsbackbones.data.geotiffs import GeoTiffSource
+from rsbackbones.data.labelled.image_files import find_files
 from rsbackbones.data.rasters import RasterStack
 from rsbackbones.data.safe_metadata import product_unit
 from rsbackbones.embed import embed_patches
@@ -141,3 +142,21 @@ def test_a_tag_of_the_baseline_is_named(tmp_path, baseline, warned):
         RasterStack([path], ("s2",), units={"s2": "dn"}).close()
     assert [one.category for one in caught if one.category is OffsetWarning] == [OffsetWarning] * warned
     assert len(caught) == first
+
+
+def test_a_labelled_set_of_two_baselines_has_one_unit(tmp_path):
+    stated = {"old": metadata(offset=None, baseline="02.14"), "new": metadata(), "plain": None}
+    paths = {}
+    for name, text in stated.items():
+        (folder := tmp_path / name / "img").mkdir(parents=True)
+        if text is not None:
+            (tmp_path / name / "MTD_MSIL2A.xml").write_text(text)
+        paths[name] = [write_tif(folder / "x.tif", DN + 1000 * (name == "new"), BANDS)]
+    for first, want in (("old", DN), ("new", DN + 1000)):
+        files = find_files(paths[first], [None], None)
+        for name in ("old", "new"):
+            np.testing.assert_array_equal(files.read(paths[name])["s2"], want)
+    files = find_files(paths["old"], [None], None, units={"s2": "dn"})  # of the user, for all
+    np.testing.assert_array_equal(files.read(paths["new"])["s2"], DN + 1000)
+    with pytest.raises(ValueError, match=r"state the unit none, those of the set's first sample dn"):
+        find_files(paths["old"], [None], None).read(paths["plain"])

@@ -11,6 +11,7 @@ import zarr
 from rsbackbones.data.open import open_source
 from rsbackbones.data.pack import pack
 from rsbackbones.data.series_folder import SeriesFolder, write_series
+from rsbackbones.data.series_statistics import dataset_statistics
 from rsbackbones.data.source import BadSample
 
 BANDS = {"s2": ("B02", "B08"), "s1": ("VV", "VH")}
@@ -91,6 +92,33 @@ def test_clouds_follow_their_images(tmp_path):
     assert SeriesFolder(tmp_path).cloud(0).any((1, 2)).tolist() == [True, False, False]
 
 
+def test_clouds_of_one_day_follow_their_images(folder):
+    for day, cloudy in (("20200501", 1), ("x_2020-06-05_a", 0), ("x_2020-06-05_b", 1)):
+        write_tiff(folder / f"b/cloud/{day}.tif", np.full((1, 8, 8), cloudy, np.uint8))
+    assert SeriesFolder(folder).cloud(1).any((1, 2)).tolist() == [True, False, True]
+    (folder / "b/cloud/x_2020-06-05_a.tif").unlink()
+    with pytest.raises(BadSample, match="1 masks for the 2 images of s2 of 2020-06-05"):
+        SeriesFolder(folder).cloud(1)
+
+
+def test_statistics_are_those_of_the_images_that_are_written(tmp_path):
+    store(tmp_path)
+    before = dataset_statistics(tmp_path)
+    store(tmp_path, images={m: 2 * x for m, x in series().items()})
+    for sensor, bands in BANDS.items():
+        for band in bands:
+            assert np.allclose(
+                dataset_statistics(tmp_path)[sensor][band], np.multiply(2, before[sensor][band])
+            )
+
+
+def test_statistics_of_the_ratio_that_models_compute(tmp_path):
+    store(tmp_path)
+    images = series()["s1"].astype(np.float64)
+    ratio = images[:, 0] - images[:, 1]
+    assert np.allclose(dataset_statistics(tmp_path)["s1"]["VV/VH"], (ratio.mean(), ratio.std()))
+
+
 def test_zarr_reads_what_is_written(tmp_path):
     place = store(tmp_path)
     group = zarr.open_group(zarr.storage.ZipStore(place / "series.zarr.zip", mode="r"), mode="r")
@@ -156,8 +184,8 @@ def test_set_file_collects_locations_and_splits(tmp_path):
     ("changes", "message"),
     [
         ({"dates": DATES | {"s1": ["2020-05-03"]}}, "s1 must be numbers.* T = 1 dates"),
-        ({"dates": DATES | {"s1": ["2020-05-03", "20200601"]}}, "a: s1: dates must be"),
-        ({"dates": DATES | {"s1": [18385, float("nan")]}}, "a: s1: dates must be.*none missing"),
+        ({"dates": DATES | {"s1": ["2020-05-03", "20200601"]}}, r"a: s1: date 1 of 2 is 20200601"),
+        ({"dates": DATES | {"s1": [18385, float("nan")]}}, "a: s1: date 1 of 2 is nan.*none missing"),
         ({"images": series() | {"s1": series(side=4)["s1"]}}, "one grid of pixels, got s2 8 x 8, s1 4 x 4"),
         ({"bands": BANDS | {"s1": ("VV",)}}, "the 1 bands VV"),
         ({"label": np.ones((4, 4), int)}, r"size of the images, \(8, 8\), got \(4, 4\)"),
@@ -200,7 +228,7 @@ def test_bad_files_are_named(folder):
     with pytest.raises(BadSample, match=r"label.tif \(4 x 4"):
         source.label(1)
     write_tiff(folder / "b/cloud/2020-05-01.tif", np.ones((1, 8, 8), np.uint8))
-    with pytest.raises(BadSample, match="cloud has no mask for the image of s2 of 2020-06-05"):
+    with pytest.raises(BadSample, match="cloud has 0 masks for the 2 images of s2 of 2020-06-05"):
         source.cloud(1)
     store_file = folder / "a/series.zarr.zip"
     store_file.write_bytes(store_file.read_bytes()[:-9])

@@ -1,6 +1,11 @@
-"""A web server of files with ranges, whose signed URLs expire, and which fails when told so."""
+"""A web server of files with ranges, whose signed URLs expire, and which fails when told so.
 
-import threading
+It is a process of its own: GDAL may wait for an answer while it holds the interpreter.
+"""
+
+import json
+import multiprocessing
+import tempfile
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,21 +13,24 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 
-class Server(ThreadingHTTPServer):
-    """Attributes: ``status`` by file name, which it answers with; ``log`` of (name, status)."""
+class Server:
+    """What a test says to the server, and hears of it."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.status, self.log, self.signed = folder, {}, [], False
-        self.once = {}
+    def __init__(self, url: str, control: Path) -> None:
+        self.url, self._control = url, control
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+    def tell(self, **state: object) -> None:
+        """Set ``signed`` (URLs expire), and by file ``status``, or ``once``: statuses to begin with."""
+        (self._control / "state.json").write_text(json.dumps(state))
 
     def sign(self, name: str, seconds: float) -> str:
         """A URL that can be read for some seconds."""
         return f"{self.url}/{name}?expires={time.time() + seconds:.3f}"
+
+    @property
+    def statuses(self) -> set[int]:
+        """All statuses that were answered."""
+        return {int(line) for line in (self._control / "log").read_text().split()}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -33,29 +41,26 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
+        state = json.loads((self.server.control / "state.json").read_text())
         parts = urlparse(self.path)
         name = parts.path.lstrip("/")
         path = self.server.folder / name
-        status = self.server.status.get(name)
-        if status is None and self.server.once.get(name):
-            status = self.server.once[name].pop()
+        status = state.get("status", {}).get(name)
+        begun = self.server.begun.setdefault(name, list(state.get("once", {}).get(name, [])))
+        if status is None and begun:
+            status = begun.pop()
         expires = parse_qs(parts.query).get("expires", ["0"])[0]
-        if status is None and self.server.signed and float(expires) < time.time():
+        if status is None and state.get("signed") and float(expires) < time.time():
             status = 403
         if status is None and not path.is_file():
             status = 404
-        if status is not None:
-            self.server.log.append((name, status))
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        data = path.read_bytes()
-        first, last, code = 0, len(data) - 1, 200
-        if (wanted := self.headers.get("Range", "")).startswith("bytes="):
+        data = b"" if status else path.read_bytes()
+        first, last, code = 0, len(data) - 1, status or 200
+        if not status and (wanted := self.headers.get("Range", "")).startswith("bytes="):
             begin, _, end = wanted.removeprefix("bytes=").partition("-")
             first, last, code = int(begin), min(int(end or last), last), 206
-        self.server.log.append((name, code))
+        with (self.server.control / "log").open("a") as log:
+            log.write(f"{code}\n")
         self.send_response(code)
         self.send_header("Accept-Ranges", "bytes")
         if code == 206:
@@ -69,13 +74,25 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _run(folder: Path, control: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.folder, server.control, server.begun = folder, control, {}
+    (control / "port").write_text(str(server.server_port))
+    server.serve_forever()
+
+
 @contextmanager
 def serve(folder: Path):
-    server = Server(folder)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    with tempfile.TemporaryDirectory() as name:
+        control = Path(name)
+        (control / "state.json").write_text("{}")
+        (control / "log").touch()
+        process = multiprocessing.get_context("forkserver").Process(target=_run, args=(folder, control))
+        process.start()
+        try:
+            while not (control / "port").exists() or not (control / "port").read_text():
+                time.sleep(0.02)
+            yield Server(f"http://127.0.0.1:{(control / 'port').read_text()}", control)
+        finally:
+            process.kill()
+            process.join()

@@ -9,6 +9,7 @@ import torch
 from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
+from rsbackbones.cli import main
 from rsbackbones.embed import stac_source
 from tests.data.test_rasters import write_tif
 from tests.embed.range_server import serve
@@ -138,17 +139,16 @@ def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch
     folder, _, _ = dates
     monkeypatch.setattr(stac_source, "PAUSE_S", 0.05)
     with serve(folder) as server:
-        server.signed = True
-        signer = Signer(server, 2)
+        server.tell(signed=True, once={"1_B03.tif": [503, 429]})  # and it is busy at first
+        signer = Signer(server, 60)
         given = items(folder, base=server.url)
         for item in given:
             for asset in item.assets.values():
                 asset.href += "?expires=1"  # of the search, long ago
         job = rsb.embed.plan(model, given, tmp_path / "web.zarr", sign=signer, **(OPTIONS | MASK))
-        server.once = {"1_B03.tif": [503, 429]}  # and a server that is busy
         rsb.embed.run(job, **QUIET)
         assert signer.calls > 3
-        assert {503, 429} <= {status for _, status in server.log}
+        assert {503, 429} <= server.statuses
     assert "expires" not in json.dumps(job.facts)
     run(model, items(folder), tmp_path / "files.zarr", **MASK)
     same(tmp_path / "web.zarr", tmp_path / "files.zarr")
@@ -166,7 +166,7 @@ def test_an_item_that_cannot_be_read_is_named(model, dates, tmp_path, monkeypatc
         (broken / path.name).write_bytes(data[: len(data) // 2] if cut else data)
     with serve(broken) as server:
         if fault != "truncated":
-            server.status["1_B04.tif"] = fault
+            server.tell(status={"1_B04.tif": fault})
         given = items(folder, base=server.url)
         with pytest.raises(ValueError, match="cannot read the asset B04 of item1"):
             run(model, given, tmp_path / "fail.zarr", **MASK)
@@ -217,3 +217,26 @@ def test_stated_scales_make_reflectances(model, dates, tmp_path):
     run(model, source, tmp_path / "file.zarr", units={"s2": "reflectance"})
     a, b = (rsb.embed.open(tmp_path / f"{name}.zarr")["embeddings"].values for name in ("stac", "file"))
     np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_the_command_takes_items(dates, tmp_path, capsys):
+    folder, _, _ = dates
+    given, output = tmp_path / "items.json", tmp_path / "e.zarr"
+    given.write_text(json.dumps(pystac.ItemCollection(items(folder)).to_dict()))
+    command = ["embed", "--stac", given, "--model", "croma_vit_tiny", "--modalities", "s2", "--no-progress",
+               "--window", "32", "--overlap", "16", "--shard", "32", "--output", output]  # fmt: skip
+    more = ["--composite", "first", "--mask", "SCL=8,9", "--dates", "2024-06-01/2024-06-12"]
+    assert main([str(word) for word in (*command, *more)]) == 0
+    source = rsb.embed.open(output).attrs["rsbackbones"]["source"]
+    assert (source["composite"], len(source["items"]["s2"])) == ("first", 2)
+    assert "memory of a worker" in capsys.readouterr().err
+    for words, text in [
+        ([*command, folder / "0_B02.tif"], "RASTERS to embed, or STAC items"),
+        ([*command, "--sign", "no_such_module:f"], "MODULE:FUNCTION"),
+        (
+            [*(w for w in command if w not in ("--stac", given)), folder / "0_B02.tif", "--dates", "x"],
+            "--dates",
+        ),
+    ]:
+        assert main([str(word) for word in words]) == 2
+        assert text in capsys.readouterr().err

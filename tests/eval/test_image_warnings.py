@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rsbackbones.cli import main
+from rsbackbones.data.image_warnings import ImageWarnings, warning_notes
 from rsbackbones.eval.encode import encode
-from rsbackbones.eval.image_warnings import ImageWarnings, warning_notes
 from tests.eval.test_encode import build, made
 
 

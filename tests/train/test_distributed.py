@@ -34,7 +34,7 @@ from tests.train.training import (
     write_data,
 )
 
-COUNT = 10  # an epoch has 8
+COUNT = 6  # an epoch has 4
 VARIANTS = {
     "ddp": {"parallel": "ddp"},
     "fsdp": {"parallel": "fsdp"},
@@ -51,6 +51,12 @@ ALTERNATING = {"auxmae": ("adamw", 1e-2), "auxmae, adafactor": ("adafactor", 1e-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return mixmae_setup.write_dated(write_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """An epoch is 4 steps."""
+    return write_data(tmp_path_factory.mktemp("few"), pairs=12, optical=8)
 
 
 def parallels(name):
@@ -83,10 +89,10 @@ def fomu(folder):
 
 
 @pytest.fixture(scope="module")
-def of_two(data, tmp_path_factory):
+def of_two(data, few, tmp_path_factory):
     """The steps of two processes, by variant, all from one launch."""
     folder = tmp_path_factory.mktemp("ranks")
-    recipes = {name: to_json(small_recipe(data, epochs=8, **options)) for name, options in VARIANTS.items()}
+    recipes = {name: to_json(small_recipe(few, epochs=8, **options)) for name, options in VARIANTS.items()}
     for name in ALTERNATING:
         for parallel in parallels(name):
             recipes[f"{name}, {parallel}"] = to_json(alternating(data, name, parallel=parallel))
@@ -103,10 +109,10 @@ def of_two(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def of_one(data):
+def of_one(few):
     alone = DistributedContext(0, 1, torch.device("cpu"))
     return {
-        passes: steps_of(small_recipe(data, epochs=8, accumulate=passes), alone, COUNT) for passes in (1, 2)
+        passes: steps_of(small_recipe(few, epochs=8, accumulate=passes), alone, COUNT) for passes in (1, 2)
     }
 
 
@@ -203,7 +209,7 @@ def test_what_ends_two_processes(data, tmp_path):
 
     def recipe(name):
         return small_recipe(
-            data, tmp_path / name, epochs=16, data__workers=2, save__every=32, timeout=60, ema=0.9
+            data, tmp_path / name, epochs=12, data__workers=2, save__every=32, timeout=60, ema=0.9
         )
 
     out, log = tmp_path / "run", tmp_path / "log"
@@ -227,7 +233,7 @@ def test_what_ends_two_processes(data, tmp_path):
         complete = json.loads((out / "checkpoints" / name / "complete.json").read_text())
         assert complete["step"] == last
         assert complete["world_size"] == 2
-        assert last < 128
+        assert last < 96
 
     process, workers, below = launch(5)
     kill(workers[1], signal.SIGTERM)
@@ -247,9 +253,9 @@ def test_what_ends_two_processes(data, tmp_path):
     process, workers, below = launch(5, restarts=3)
     kill(workers[1])
     assert process.wait(DEADLINE) == 0, log.read_text()[-6000:]
-    assert checkpoints(out)[-1] == "step_000000128"
+    assert checkpoints(out)[-1] == "step_000000096"
     assert curve(out) == curve(tmp_path / "unbroken")
-    assert_same(contents(out, 128), contents(tmp_path / "unbroken", 128))
+    assert_same(contents(out, 96), contents(tmp_path / "unbroken", 96))
 
 
 @pytest.mark.slow

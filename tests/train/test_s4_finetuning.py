@@ -218,6 +218,6 @@ def test_what_does_not_fit_is_said(africa, pastis, tmp_path):
     without = write_pastis(pastis.parent / "none")
     (without / "NORM_S2_patch.json").unlink()
     with pytest.raises(
-        TrainingError, match=r"PASTIS-R comes with no mean and deviation of s2 B04.*statistics=weights"
+        TrainingError, match=r"PASTIS-R comes with no mean and deviation of s2 B02.*statistics=weights"
     ):
         build_model(recipe("recipe=s4_pastis"), open_labelled(without))

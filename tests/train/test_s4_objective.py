@@ -197,6 +197,17 @@ def test_bands_that_the_data_lack_are_named(folder):
         next(iter(run.batches(0, 1)), None) is None or run.objective(next(iter(run.batches(0, 1))))
 
 
+def test_the_ratio_of_radar_bands_is_computed(folder):
+    run = run_of(folder, overrides__bands={"s2": ["B02", "B03"], "s1": ["VV", "VH", "VV/VH"]})
+    batch = next(iter(run.batches(0, 1)))
+    assert batch.bands["s1"] == ("VV", "VH", "VV/VH")
+    spec = run.objective.backbone.inputs["s1"]
+    mean, std = (torch.tensor(x)[:, None, None] for x in (spec.mean, spec.std))
+    vv, vh, ratio = (batch.images["s1"] * std + mean).unbind(2)
+    seen = batch.valid["s1"]
+    torch.testing.assert_close(ratio[seen], (vv - vh)[seen], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

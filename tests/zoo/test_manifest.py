@@ -68,6 +68,12 @@ def test_every_architecture_has_one_default_entry():
         assert len([e for e in all_entries() if e.architecture == name and e.default]) == 1
 
 
+def test_what_a_caller_changes_in_an_entry_is_not_what_others_get():
+    entry = find_entry("croma_vit_tiny.samples")
+    entry.config["depth"] = 99
+    assert find_entry("croma_vit_tiny.samples").config.get("depth") != 99
+
+
 def write(path, *entries, version=1):
     path.write_text(json.dumps({"schema_version": version, "weights": list(entries)}))
     return path

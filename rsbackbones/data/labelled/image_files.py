@@ -22,6 +22,7 @@ from rsbackbones.data.rasters import (
     open_raster,
     reading,
 )
+from rsbackbones.data.unit_conversion import convert_unit
 from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
 
 RASTERS = (".tif", ".tiff")
@@ -45,7 +46,9 @@ class ImageFiles:
         pictures: files hold 8-bit red, green and blue, or three bands that the user named.
         names: for every file of a sample the names of its channels, ``None``: as the files describe them.
         archive: the paths are of members of this zip file.
-        stated: by sensor the units that the user named, or else the files; GeoTIFFs of 8 bits need one.
+        named: by sensor the units that the user named; GeoTIFFs of 8 bits need one.
+        stated: by sensor those that the files of the first sample state. Files that state another one, as
+            products of another processing baseline do, are converted to it.
         pixel_m: the side of a pixel in meters, where the files are georeferenced.
         missing: which pixels of GeoTIFFs do not count.
     """
@@ -54,13 +57,14 @@ class ImageFiles:
     pictures: bool
     names: tuple[tuple[str, ...] | None, ...]
     archive: ZipMembers | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
     stated: Mapping[str, str] = field(default_factory=dict)
     pixel_m: float | None = None
     missing: Missing = NOTHING
 
     @property
     def units(self) -> dict[str, str]:
-        return {**(dict.fromkeys(self.bands, RGB8) if self.pictures else {}), **self.stated}
+        return {**(dict.fromkeys(self.bands, RGB8) if self.pictures else {}), **self.stated, **self.named}
 
     def read(self, paths: Sequence[Path]) -> dict[str, Array]:
         """Return by sensor [C, H, W]: uint8 of pictures; float32 of rasters, NaN where there is no data.
@@ -74,7 +78,7 @@ class ImageFiles:
         names, mask = list(self.names), self.missing.mask
         with (
             RasterStack(
-                list(paths), tuple(self.bands), wanted=self.bands, units=self.stated,
+                list(paths), tuple(self.bands), wanted=self.bands, units=self.named,
                 names=[masked_names(each, mask) for each in names], nodata=self.missing.nodata,
             ) as stack,
             ClassMaskReader(stack, mask, {m: m for m in self.bands}, names=names) as masks,
@@ -86,12 +90,31 @@ class ImageFiles:
                         f"{not_understood(stack.ignored)}"
                     )
             arrays, valid = stack.read()
+            for m, unit in {m: self._unit_of(m, stack.stated_units, paths[0]) for m in arrays}.items():
+                if unit is not None:
+                    arrays[m] = convert_unit(arrays[m], stack.bands[m], m, unit, self.units[m])
             counts = masks.read()
         images = {m: arrays[m][[stack.bands[m].index(b) for b in bands]] for m, bands in self.bands.items()}
         there = {m: valid & counts.get(m, True) for m in images}
         return {
             m: x if there[m].all() else np.where(there[m], x, np.float32(np.nan)) for m, x in images.items()
         }
+
+    def _unit_of(self, sensor: str, stated: Mapping[str, str], path: Path) -> str | None:
+        """Return the unit that the files of a sample state, ``None`` where the user names it or none do.
+
+        Raises:
+            ValueError: they state one and the files of the set's first sample state none, or the reverse.
+        """
+        if sensor in self.named:
+            return None
+        if (sensor in stated) != (sensor in self.stated):
+            here, first = (held.get(sensor, "none") for held in (stated, self.stated))
+            raise ValueError(
+                f"{path.name}: {sensor}: its files state the unit {here}, those of the set's first sample "
+                f"{first}; name one for all: units={{'{sensor}': ...}} (--units {sensor}=...)"
+            )
+        return stated.get(sensor)
 
 
 def input_files(paths: Sequence[Path]) -> InputFiles:
@@ -125,7 +148,7 @@ def find_files(
         ValueError: a file cannot be read, its bands are not clear, or it holds 8 bits and no unit is named.
     """
     of = of or {}
-    stated = {of.get(m, m): unit for m, unit in (units or {}).items()}
+    named_units = {of.get(m, m): unit for m, unit in (units or {}).items()}
     bands = {of.get(m, m): names for m, names in bands.items()} if bands else None
     sensors = [None if name is None else of.get(name, name) for name in sensors]
     # Names such as B5 differ in meaning: where other sensors are named, only those are searched for.
@@ -145,7 +168,7 @@ def find_files(
             )
         sensor = sensors[0] or next(iter(named))
         (names,) = named.values()
-        found = ImageFiles({sensor: get_sensor(sensor).canonical(names)}, True, (None,), archive, stated)
+        found = ImageFiles({sensor: get_sensor(sensor).canonical(names)}, True, (None,), archive, named_units)
         found.read(paths)
         return found
     if archive is not None:
@@ -156,15 +179,17 @@ def find_files(
         wanted = tuple(bands or searched) if here is None else (here,)
         channels = tuple(name for m in wanted for name in (bands or {}).get(m, ())) or None
         unmasked = masked_names(channels, missing.mask)
-        found_bands, _ = find_bands(path, wanted, unmasked, units=stated)
+        found_bands, _ = find_bands(path, wanted, unmasked, units=named_units)
         if twice := [m for m in found_bands if m in held]:
             raise ValueError(f"{path.name}: {', '.join(twice)} is in another file of the sample too")
         held |= {m: tuple(held_here) for m, held_here in found_bands.items()}
         of_files.append(channels)
     read = [masked_names(names, missing.mask) for names in of_files]
-    with RasterStack(list(paths), tuple(held), names=read, units=stated) as stack:
-        stated, pixel = stack.stated_units | stated, stack.grid.pixel_in_meters
-    return ImageFiles(held, False, tuple(of_files), stated=stated, pixel_m=pixel, missing=missing)
+    with RasterStack(list(paths), tuple(held), names=read, units=named_units) as stack:
+        stated, pixel = stack.stated_units, stack.grid.pixel_in_meters
+    return ImageFiles(
+        held, False, tuple(of_files), named=named_units, stated=stated, pixel_m=pixel, missing=missing
+    )
 
 
 def find_readable_files(samples: Sequence[Sequence[Path]], *arguments: Any, **options: Any) -> ImageFiles:

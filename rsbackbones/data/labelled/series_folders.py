@@ -56,7 +56,7 @@ def read_series_folder(
         name=source.name,
         task="pixels",
         bands=source.bands,
-        units={sensor: _UNITS[sensor] for sensor in source.bands if sensor in _UNITS},
+        units={s: unit for s, unit in {**_UNITS, **(units or {})}.items() if s in source.bands},
         sensors=sensors,
         ids=ids,
         codes=LabelCodes.of(classes, (*held.ignore, *ignore)),

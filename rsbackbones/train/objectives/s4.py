@@ -218,15 +218,22 @@ class S4Pretraining(Objective):
         return {"loss": loss, **{part: x.detach() for part, x in parts.items()}}
 
     def reconstruct(self, batch: Batch) -> dict[str, CrossModal]:
-        """See :meth:`Objective.reconstruct`; some dates stand side by side, [B, C, H, n * W]."""
+        """See :meth:`Objective.reconstruct`; some dates stand side by side, [B, C, H, n * W].
+
+        Missing images are NaN.
+        """
         if not self.reconstructs:
             return {}
         other = str(self.other)
         seen, image = self._series(batch, self.anchor), self._series(batch, other)
         predicted = self._predict(self._encode(batch, self.anchor, seen))[:, : image.shape[1]]
         dates = torch.linspace(0, image.shape[1] - 1, min(_DRAWN, image.shape[1])).round().long()
+        shown = {other: image, self.anchor: seen}
+        for m, mask in batch.valid.items():
+            shown[m] = shown[m].masked_fill(~mask[..., None, None, None], float("nan"))
         image, seen, predicted = (
-            full_precision(x[:, dates]).movedim(1, -2).flatten(-2) for x in (image, seen, predicted)
+            full_precision(x[:, dates]).movedim(1, -2).flatten(-2)
+            for x in (shown[other], shown[self.anchor], predicted)
         )
         return {other: CrossModal(image, seen, predicted, seen_modality=self.anchor)}
 

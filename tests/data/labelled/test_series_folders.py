@@ -84,6 +84,11 @@ def test_geotiffs_give_the_same(folder, tmp_path):
         }
 
 
+def test_units_are_those_that_the_user_states(folder):
+    assert open_labelled(folder).units == {"s2": "dn", "s1": "db"}
+    assert open_labelled(folder, units={"s2": "reflectance"}).units == {"s2": "reflectance", "s1": "db"}
+
+
 def test_what_cannot_be_used_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="does not take nodata"):
         open_labelled(folder, nodata=0)
