@@ -56,8 +56,7 @@ MARKED = {
         "test_examples.py", "test_export.py", "test_finetune.py", "test_finetune_real.py",
         "test_own_objective.py", "test_packaging.py", "test_portability.py", "test_published.py",
         "test_published_entries.py", "test_published_weights.py", "test_s4_finetuning.py",
-        "test_seamo_training.py",
-        "test_stages.py", "test_trainer.py", "test_training.py", "test_uses.py",
+        "test_seamo_training.py", "test_stages.py", "test_trainer.py", "test_training.py", "test_uses.py",
         "test_wavelength_tokenizer.py",
     ),
 }  # fmt: skip

@@ -7,6 +7,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import rsbackbones as rsb
@@ -81,8 +82,8 @@ def test_the_commands_of_the_pages_are_understood(page):
         _, _, after = line.partition("rsbackbones")
         words = shlex.split(after, comments=True)
         if line.startswith("rsbackbones"):
-            command = commands.commands[words[0]]
-            assert command.make_context(words[0], words[1:])
+            name, command, given = commands.resolve_command(click.Context(commands), words)
+            assert command.make_context(name, given)
         elif "recipe=" in line:
             assert parse_arguments([word for word in words[1:] if "=" in word], RECIPES)
 

@@ -150,7 +150,8 @@ def _check_units(source: Source) -> None:
         ValueError: they are not.
     """
     found: dict[str, list[Tensor]] = {}
-    doubts, read = ImageWarnings(), []
+    doubts = ImageWarnings()
+    read: list[int] = []
     for place in sorted({i * len(source) // _PROBED_PLACES for i in range(_PROBED_PLACES)}):
         try:
             sample = source.read(place)

@@ -28,7 +28,7 @@ _DIGITAL_NUMBERS = ("dn", "dn_baseline_0400", "landsat_c2")
 
 # Scale and offset that make reflectances, decibels and the like of the numbers of a unit: attributes that
 # state them are true of values as they are.
-_STORED_AS = {
+_STORED_AS: dict[str, tuple[tuple[float, float], ...]] = {
     "dn": ((1e-4, 0.0),),
     "dn_baseline_0400": ((1e-4, -0.1), (1.0, -1000.0)),
     "landsat_c2": ((0.0000275, -0.2), (0.00341802, 149.0)),

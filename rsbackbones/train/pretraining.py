@@ -474,7 +474,8 @@ def _probe_samples(stream: DataStream, preprocess: Any) -> None:
     """Read some samples with all checks, to detect wrong units and too small images before a run."""
     source, series = stream.source, stream.seasons not in (None, 1)
     too_small: list[BadSample | None] = []
-    doubts, read = ImageWarnings(), []
+    doubts = ImageWarnings()
+    read: list[int] = []
     for place in sorted({i * len(source) // _PROBED_SAMPLES for i in range(_PROBED_SAMPLES)}):
         try:
             sample = source.read(place, None if series else 0)

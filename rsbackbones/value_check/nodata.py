@@ -161,6 +161,14 @@ def _spike(x: Tensor, unit: str) -> tuple[float, float, str] | None:
             allowed = value > 0
         else:
             allowed = value != 0 if unit in _RADAR or len(x) == 1 else value < 0
-        if allowed and max(many, _TIMES * close) <= count < pixels:
+        held_by_many = max(many, _TIMES * close) <= count < pixels
+        if allowed and held_by_many and count >= _TIMES * _repeats(plain, unit):
             return value, count / pixels, f"in band number {i + 1}" if len(x) > 1 else "there"
     return None
+
+
+def _repeats(band: Tensor, unit: str) -> float:
+    """Return how many pixels of a radar hold a value by the median: those of a coarser grid are repeated."""
+    if unit not in (*_RADAR, "linear"):
+        return 0
+    return float(band.unique(return_counts=True)[1].median())

@@ -102,7 +102,7 @@ def test_damaged_shards_are_bad_samples(packed, change):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("bands", None), ("bands", {"s2": "B02"}), ("bands", {"s2": [1]}), ("frames", "1"), ("frames", None),
+        ("bands", None), ("bands", {"s2": "B02"}), ("bands", {"s2": [1]}), ("frames", "1"),
         ("name", 1), ("notes", "text"), ("per_shard", 1.5), ("schema", None), ("shards", None),
         ("shards", [1]), ("shards", []), ("shards.file", "../000000.zarr.zip"),
         ("shards.file", "/etc/passwd"),

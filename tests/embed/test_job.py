@@ -256,15 +256,15 @@ def test_the_cog_is_valid_and_other_readers_decode_it(model, scene, tmp_path):
 
 
 def test_overviews_are_means_of_features(model, tmp_path):
-    data = np.tile(optical(280, 275), (1, 8, 4))
-    run(model, write_tif(tmp_path / "s.tif", data, S2), tmp_path / "e.tif", window=512, overlap=0, shard=128)
+    data = np.tile(optical(280, 128), (1, 8, 1))
+    run(model, write_tif(tmp_path / "s.tif", data, S2), tmp_path / "e.tif", overlap=0, shard=96)
     with rasterio.open(tmp_path / "e.tif") as raster:
         assert raster.overviews(1) == [2]
         full = raster.read(3).astype(np.float32)
     with rasterio.open(tmp_path / "e.tif", overview_level=0) as raster:
         half = raster.read(3)
-    means = full[:, :136].reshape(140, 2, 68, 2).mean((1, 3))
-    assert np.abs(half[:, :68] - means).max() <= 0.51
+    means = full.reshape(140, 2, 8, 2).mean((1, 3))
+    assert np.abs(half - means).max() <= 0.51
 
 
 def test_the_stac_beside_it_is_valid(model, scene, tmp_path):

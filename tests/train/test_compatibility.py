@@ -158,5 +158,6 @@ def test_what_may_differ_is_an_option_and_no_size(kind):
     """All options but these say what is asked of the parameters, not what they are."""
     fixed = {"method", "decoder_dim", "decoder_depth", "decoder_heads", "reconstruction_target", "tasks"}
     fixed |= {"queue", "dim"}  # of FoMu-SSL
+    fixed |= {"single"}  # of S4: the sensor whose network is built
     known = {f.name for f in dataclasses.fields(kind)}
     assert set(kind.stage_options) == known - fixed

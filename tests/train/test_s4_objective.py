@@ -201,10 +201,21 @@ def test_statistics_come_with_packed_data(folder, tmp_path):
         with_statistics(small_recipe(tmp_path / "none"))
 
 
+def test_the_radar_ratio_is_computed(folder):
+    statistics = {"s1": {"VV": [-14, 4], "VH": [-14, 4], "VV/VH": [0, 4]}}
+    bands = {"s2": ["B02", "B03", "B04"], "s1": ["VV", "VH", "VV/VH"]}
+    run = run_of(folder, overrides__bands=bands, data__statistics=statistics)
+    batch = next(iter(run.batches(0, 1)))
+    vv, vh, ratio = batch.images["s1"].unbind(dim=2)
+    torch.testing.assert_close(ratio, vv - vh, atol=1e-5, rtol=0)
+    assert run.objective(batch)["loss"].isfinite()
+
+
 def test_bands_that_the_data_lack_are_named(folder):
     run = run_of(folder, overrides__bands={"s2": ["B02", "B05"], "s1": ["VV", "VH"]}, data__statistics={})
+    batch = next(iter(run.batches(0, 1)))
     with pytest.raises(ValueError, match=r"overrides.bands.s2 with those of the data"):
-        next(iter(run.batches(0, 1)), None) is None or run.objective(next(iter(run.batches(0, 1))))
+        run.objective(batch)
 
 
 def test_the_ratio_of_radar_bands_is_computed(folder):
