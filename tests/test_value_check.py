@@ -520,7 +520,10 @@ def test_embed_reads_the_cirrus_band_for_the_offset(models, tmp_path):
     x, bands = np.concatenate([cirrus, DN / 2 + 2500]).astype("u2"), ("B10", *BANDS["s2"])
     path = write_tif(tmp_path / "x.tif", x, bands)
     for embed, name in ((embed_scene, "map.tif"), (embed_patches, "rows.npz")):
-        with pytest.warns(OffsetWarning, match=r"cirrus band B10 is above 900.*dn_baseline_0400"):
+        with pytest.warns(
+            OffsetWarning,
+            match=r"B10 is above 900.*dn_baseline_0400.*; in a recipe data.units.s2=dn_baseline_0400",
+        ):
             embed(models["s2"], [path], tmp_path / name, progress=False)
     write_tif(path, np.concatenate([cirrus - 1000, DN / 2 + 2500]).clip(0).astype("u2"), bands)
     with warnings.catch_warnings():

@@ -53,6 +53,7 @@ def eval_clouds(
     from rsbackbones.eval import clouds
     from rsbackbones.eval.dense import predict
     from rsbackbones.files.atomic import write_text
+    from rsbackbones.models.backbone import unwrap_model
     from rsbackbones.train.finetune.saved import BEST, about_finetuned, load_finetuned
     from rsbackbones.train.finetune.tune import open_data, recipe_of
 
@@ -66,7 +67,9 @@ def eval_clouds(
         raise ValueError(
             f"the models have other classes: {', '.join(first['classes'])}; {', '.join(second['classes'])}"
         )
+    models = [load_finetuned(folder / BEST) for folder in (run, against)]
     labelled = open_data(recipe_of(run), data)
+    labelled = labelled.complete([m for model in models for m in unwrap_model(model).modalities])
     mask: clouds.CloudMask = clouds.own_mask
     if masks is not None:
         mask = clouds.StoredMasks(masks, tuple(mask_classes or ()))
@@ -74,10 +77,8 @@ def eval_clouds(
         mask = clouds.s2cloudless_mask(labelled)
     shares = clouds.cloud_shares(labelled, split, mask)
     counts = [
-        predict(
-            load_finetuned(folder / BEST).to(place), labelled, split, batch_size=batch_size, progress=progress
-        )
-        for folder in (run, against)
+        predict(model.to(place), labelled, split, batch_size=batch_size, progress=progress)
+        for model in models
     ]
     edges = edges or list(clouds.EDGES)
     bins = clouds.bin_by_clouds(shares, counts[0], counts[1], edges)

@@ -8,6 +8,7 @@ from typing import Any
 from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.npz import NpzFile, NpzSource
 from rsbackbones.data.npz_archive import NpzArchive
+from rsbackbones.data.pastis import PastisSource, is_pastis
 from rsbackbones.data.picture_source import (
     FMOW_FILES,
     SEN12,
@@ -19,6 +20,7 @@ from rsbackbones.data.picture_source import (
 )
 from rsbackbones.data.series_folder import SeriesFolder
 from rsbackbones.data.series_set import SET_FILE
+from rsbackbones.data.series_statistics import Statistics, dataset_statistics
 from rsbackbones.data.shards import DATASET_FILE, PackedSource
 from rsbackbones.data.simulated import SimulatedPlaces, SimulatedSource
 from rsbackbones.data.source import Source
@@ -29,6 +31,7 @@ from rsbackbones.sensors import SENSORS
 LAYOUTS = """\
   DIR/dataset.json                          packed by rsbackbones pack
   DIR/set.json                              series, rsbackbones.data.series_folder
+  DIR/metadata.geojson, DIR/ANNOTATIONS     PASTIS-R or PASTIS, series of its training folds
   DIR/{s1,s2a,s2c}/<id>/<product>/*.tif     SSL4EO-S12 v1.0
   DIR/<split>/{S2L2A,S1GRD}/*.zarr.zip|tar  SSL4EO-S12 v1.1
   DIR/{s2,s1}/*.tif, or DIR/*.tif           GeoTIFFs, paired by name (or DIR/SENSOR/*.tif)
@@ -62,6 +65,20 @@ def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **o
         raise ValueError(f"{path} is read by {opener.__name__}, which has no option {name!r}") from error
 
 
+def source_statistics(source: Source, *, keep: bool = True) -> Statistics | None:
+    """Return by sensor and band the mean and deviation that training data come with, ``None`` without.
+
+    Those of series in our own layout are measured where there are none yet
+    (:mod:`rsbackbones.data.series_statistics`), and ``keep`` writes them beside ``set.json``.
+
+    Raises:
+        ValueError: they cannot be read or measured.
+    """
+    if isinstance(source, SeriesFolder):
+        return dataset_statistics(source.root, keep=keep)
+    return source.statistics() if isinstance(source, PastisSource | PackedSource) else None
+
+
 def open_part(file: NpzFile | PictureFiles | SimulatedPlaces, root: Path) -> Source:
     """Open what a recipe names: a .npz file or pictures below ``root``, or simulated places.
 
@@ -85,6 +102,8 @@ def _find_opener(path: Path) -> Callable[..., Source]:
             return PackedSource
         if (path / SET_FILE).is_file():
             return SeriesFolder
+        if is_pastis(path):
+            return PastisSource
         if any((path / product).is_dir() for product in ("s2a", "s2c")):
             return SSL4EOFolders
         if any(path.glob("*/S2L2A")) or any(path.glob("*/S2L1C")) or any(path.glob("*/S1GRD")):

@@ -18,6 +18,7 @@ from torch import Tensor
 from rsbackbones.data.check import validate_sample
 from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.input_files import tree_digest
+from rsbackbones.data.open import source_statistics
 from rsbackbones.data.shards import (
     DATASET_FILE,
     SCHEMA,
@@ -67,6 +68,9 @@ def pack(
     bytes as an uninterrupted one. The files below ``source.root``, of sources that have it, must stay the
     same until it ends: their names, sizes and times are compared.
 
+    The mean and deviation that a source comes with, or that are measured on a folder of series, are kept:
+    ``data.statistics=dataset`` takes them.
+
     Args:
         source: what to pack.
         output: a folder; it is made, or holds an earlier pack of the same source.
@@ -101,6 +105,7 @@ def _pack(
 ) -> dict[str, Any]:
     """Write what is left to write, and return the content of ``dataset.json``."""
     _check_units(source)
+    statistics = source_statistics(source, keep=False)  # a file more would be another source
     shards, place, bad = _resume(folder)
     if not shards:  # first, so that a folder with shards tells what they are
         _write_json(folder / _JOB_FILE, job)
@@ -128,6 +133,7 @@ def _pack(
         )
     dataset = {
         **job,
+        **({} if statistics is None else {"statistics": statistics}),
         "units": {sensor: SSL4EO_S12[sensor].unit for sensor in source.bands if sensor in SSL4EO_S12},
         "places": sum(shard["places"] for shard in shards),
         "shards": shards,

@@ -6,7 +6,7 @@ that :func:`write_series` writes, or GeoTIFFs on one grid, a file per date::
     FOLDER/set.json
     FOLDER/LOCATION/s2/2019-05-03.tif    the date is the first in the name, also as 20190503
     FOLDER/LOCATION/s1/2019-05-05.tif
-    FOLDER/LOCATION/label.tif            classes; where the set has labels
+    FOLDER/LOCATION/label.tif            classes, where the set has labels; nodata is no label
     FOLDER/LOCATION/cloud/2019-05-03.tif not 0 where there are clouds; for every image of s2, or no folder
 
 ``set.json`` needs ``bands``, and the rest where there are labels::
@@ -119,7 +119,8 @@ def write_series(
     if transform is not None:
         attributes["transform"] = [float(value) for value in tuple(transform)[:6]]
     with exclusive(folder, patience=60):
-        (folder / STATISTICS_FILE).unlink(missing_ok=True)  # of other images
+        for path in folder.glob(f"{Path(STATISTICS_FILE).stem}*.json"):
+            path.unlink()  # of other images
         content = asdict(_with_location(folder, name, new, split))
         place = folder / name
         place.mkdir(exist_ok=True)

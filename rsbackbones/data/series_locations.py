@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rsbackbones.data.date_alignment import Times
 from rsbackbones.data.file_cache import FileCache
 from rsbackbones.data.geotiffs import read_raw, tiffs_in
+from rsbackbones.data.labelled.dataset import IGNORED
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import open_raster, reading
 from rsbackbones.data.series import parse_dates
@@ -120,8 +121,17 @@ class RasterLocation:
         return np.where(valid, images[sensor], np.float32(np.nan))
 
     def label(self) -> Array | None:
+        """Return the labels, -1 where the file has no data: its nodata value, or its mask."""
         path = self.folder / f"{LABEL}.tif"
-        return self._layer(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        label = self._layer(path)
+        with self._damage(), open_raster(path) as raster, reading(raster):
+            held = raster.read_masks(1) != 0
+        if held.all():
+            return label
+        wide = label if label.dtype.kind == "f" else label.astype(np.int64)
+        return np.where(held, wide, IGNORED)
 
     def cloud(self) -> npt.NDArray[np.bool_] | None:
         masks: dict[np.datetime64, list[Path]] = {}

@@ -1,7 +1,9 @@
 """Mean and standard deviation of the bands of a folder of series, measured once and kept beside it.
 
 ``statistics.json`` holds those of the training split, or of all locations where there are no splits;
-:func:`write_series` removes it. After GeoTIFFs change, remove it yourself::
+:func:`write_series` removes it. Those of the
+training samples that a user lists are in ``statistics_DIGEST.json``. After GeoTIFFs change, remove them
+yourself::
 
     {"locations": 12, "digest": "...", "statistics": {"s2": {"B02": [812.5, 401.2], ...}, "s1": {...}}}
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rsbackbones.data.series_folder import SeriesFolder
-from rsbackbones.data.series_set import SET_FILE, STATISTICS_FILE, read_set
+from rsbackbones.data.series_set import SET_FILE, STATISTICS_FILE
 from rsbackbones.data.source import BadSample
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.bounds import read_json
@@ -28,11 +30,18 @@ Statistics = dict[str, dict[str, tuple[float, float]]]
 _PATIENCE_S = 24 * 3600
 
 
-def dataset_statistics(root: str | Path) -> Statistics:
+def dataset_statistics(
+    root: str | Path, locations: Sequence[str] | None = None, *, keep: bool = True
+) -> Statistics:
     """Return the statistics of a folder of series, in DN and dB; they are measured where there are none.
 
     They include those of VV/VH, which models may take of radar that has VV and VH alone. Images with missing
     pixels do not count.
+
+    Args:
+        root: the folder of the set.
+        locations: measure these, whatever the splits of the set; default: its training split, or all.
+        keep: write what is measured beside ``set.json``, where it is read the next time.
 
     Raises:
         ValueError: the folder holds no series, its ``statistics.json`` is damaged or is that of other
@@ -43,18 +52,24 @@ def dataset_statistics(root: str | Path) -> Statistics:
         raise ValueError(
             f"{folder} is no folder of series ({SET_FILE}), and comes with no statistics: state them"
         )
-    source = SeriesFolder(folder, split="train" if "train" in read_set(folder).splits else None)
-    path = folder / STATISTICS_FILE
+    source, path = SeriesFolder(folder), folder / STATISTICS_FILE
+    names = sorted(source.set.splits.get("train", source.locations))
+    if locations is not None and sorted(locations) != names:
+        names = sorted(locations)
+        path = path.with_stem(f"{path.stem}_{_digest(names)[:12]}")
+    if not path.exists() and not keep:
+        return _measure(source, names)
     if not path.exists():
         with exclusive(folder, patience=_PATIENCE_S):
             if not path.exists():
-                held = {"statistics": _measure(source), "locations": len(source), "digest": _digest(source)}
+                measured = _measure(source, names)
+                held = {"statistics": measured, "locations": len(names), "digest": _digest(names)}
                 write_text(path, json.dumps(held, indent=1))
     try:
         held = read_json(path)
         if misfit := find_misfit(held["statistics"], dict[str, dict[str, tuple[float, float]]], "statistics"):
             raise ValueError(f"{misfit.path} must be a mean and a standard deviation")
-        if held["digest"] != _digest(source):
+        if held["digest"] != _digest(names):
             raise ValueError(
                 f"it was measured on {held['locations']} other locations than those of the training split: "
                 "delete it, and it is measured again"
@@ -66,15 +81,15 @@ def dataset_statistics(root: str | Path) -> Statistics:
     }
 
 
-def _measure(source: SeriesFolder) -> Statistics:
+def _measure(source: SeriesFolder, names: Sequence[str]) -> Statistics:
     # Sums of deviations from the first image's mean, which is near the mean of all.
     counts: dict[str, int] = {}
     origins, sums, squares = {}, {}, {}
     problem: BadSample | None = None
     ratios = {sensor: _ratios(sensor, bands) for sensor, bands in source.bands.items()}
-    for place in range(len(source)):
+    for name in names:
         try:
-            sample = source.read(place)
+            sample = source.read(source.locations.index(name))
         except BadSample as error:
             problem = error
             continue
@@ -119,5 +134,5 @@ def _ratios(sensor: str, bands: Sequence[str]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _digest(source: SeriesFolder) -> str:
-    return hashlib.sha256("\n".join(source.locations).encode()).hexdigest()
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

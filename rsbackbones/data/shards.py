@@ -3,7 +3,8 @@
 A shard is a Zarr (version 2) group in an uncompressed zip: ``<sensor>/<i>`` is the array [T, C, H, W] of its
 i-th place, in chunks of one date; places may differ in size. The group's attributes hold the places' names
 and dates, and which images a place lacks (their chunks are 0). ``dataset.json``, written last, says what the
-shards hold and the SHA-256 of each. The function ``pack`` makes it.
+shards hold, the SHA-256 of each, and the statistics that the source came with. The function ``pack`` makes
+it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from rsbackbones.data.source import BadSample, Sample
 from rsbackbones.data.zarr_zip import DAMAGE, ZarrZip, ZarrZipWriter, narrow
 from rsbackbones.files.bounds import read_json
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.typed_fields import check_fields
+from rsbackbones.typed_fields import check_fields, find_misfit
 
 Array = npt.NDArray[Any]
 SCHEMA = 1
@@ -163,6 +164,20 @@ class PackedSource:
             raise BadSample(f"cannot read shard {path}: {error}") from error
         dates = {s: np.array(days[s][i : i + 1], np.int64) for s, i in which.items() if s in days}
         return validate_sample(images, {s: self.bands[s] for s in which}, frames=None, dates=dates)
+
+    def statistics(self) -> dict[str, dict[str, tuple[float, float]]] | None:
+        """Return by sensor and band the mean and deviation that the packed source came with.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        if (held := self.dataset.get("statistics")) is None:
+            return None
+        if misfit := find_misfit(held, dict[str, dict[str, tuple[float, float]]], "statistics"):
+            raise ValueError(
+                f"cannot read {self.folder / DATASET_FILE}: {misfit.path} must be a mean and a deviation"
+            )
+        return {s: {band: (mean, std) for band, (mean, std) in of.items()} for s, of in held.items()}
 
     def verify(self) -> list[str]:
         """Hash all shards; return what is wrong with which: nothing, where all are as they were written."""

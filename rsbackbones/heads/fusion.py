@@ -18,7 +18,7 @@ from rsbackbones.heads.unet3d import UNet3dHead
 from rsbackbones.models.backbone import Images, unwrap_model
 from rsbackbones.models.s4 import S4Config, S4UNet3d, conv
 from rsbackbones.models.series_arguments import Dates, Masks, masks_by_modality
-from rsbackbones.models.validity import Validity, fill_invalid
+from rsbackbones.models.validity import Validity, fill_invalid, pad_to_multiple
 
 
 class FusionHead(SeriesHead):
@@ -50,7 +50,9 @@ class FusionHead(SeriesHead):
         there = decoded.new_ones(decoded.shape[:2], dtype=torch.bool) if valid is None else valid
         clean = decoded.masked_fill(~there[:, :, None, None, None], 0)
         made = self.reconstruction(clean.transpose(1, 2)).transpose(1, 2)
-        levels = self.network.encode_levels(self.sensor, torch.cat((images, made), dim=2), there)
+        # The maps of a backbone that pads are cropped; so are these logits.
+        both = pad_to_multiple(torch.cat((images, made), dim=2), self.network.size_multiple)
+        levels = self.network.encode_levels(self.sensor, both, there)
         _, full = self.network.decode_levels(self.sensor, levels)
         logits: Tensor = self.classify([full.maps.transpose(1, 2)], full.there)
         return logits

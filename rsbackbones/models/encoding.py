@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rsbackbones.models.validity import Validity, fill_invalid, pool_valid, repeat_last
+from rsbackbones.models.validity import Validity, fill_invalid, pad_to_multiple, pool_valid
 
 if TYPE_CHECKING:
     from rsbackbones.models.backbone import Backbone
@@ -165,10 +165,7 @@ def _by_image(
 
 def _padded(model: "Backbone", image: Tensor) -> Tensor:
     """Pad [..., H, W] to multiples of ``size_multiple``; see ``pad``."""
-    for dim in (-2, -1) if model.pad else ():
-        whole = _ceil_div(image.shape[dim], model.size_multiple) * model.size_multiple
-        image = repeat_last(image, dim, whole)
-    return image
+    return pad_to_multiple(image, model.size_multiple) if model.pad else image
 
 
 def _present(model: "Backbone", valid: Mapping[str, Tensor], streams: Iterable[str]) -> dict[str, Tensor]:

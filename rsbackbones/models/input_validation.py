@@ -130,7 +130,7 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
         raise ValueError(
             f"{modality}: {height} x {width} pixels are not a multiple of {p}, as this model needs; "
             f"{cropped if min(height, width) >= p else 'enlarge them'}, {resized}, or have them padded: "
-            "create_model(..., pad=True)"
+            "create_model(..., pad=True); in a recipe of fine-tuning pad=true"
         )
     if not image.is_floating_point():
         raise ValueError(

@@ -117,6 +117,13 @@ def pool_valid(model: "Backbone", stream: str, maps: Tensor, pooled: Tensor, val
     return torch.where(cells.flatten(-2).all(dim=-1)[..., None], pooled, repooled)
 
 
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Extend [..., H, W] to multiples, at the bottom and right, by repeating the last row and column."""
+    for dim in (-2, -1):
+        image = repeat_last(image, dim, (image.shape[dim] + multiple - 1) // multiple * multiple)
+    return image
+
+
 def repeat_last(x: Tensor, dim: int, length: int) -> Tensor:
     """Extend a dimension to ``length`` by repeating its last entry."""
     # A traced program must work for all sizes.

@@ -224,7 +224,8 @@ class ValueCheck:
         elif found.unit in known_units(self.spec):
             fix = (
                 f"; pass create_preprocess(model, units={{'{modality}': '{found.unit}'}}) (--units "
-                f"{modality}={found.unit})"
+                f"{modality}={found.unit}; in a recipe data.units.{modality}={found.unit}, or "
+                f"data_options.units.{modality} of fine-tuning)"
             )
         if found.kind == "suspect":
             warnings.warn(

@@ -128,7 +128,10 @@ class DataStream:
         """
         side, (low, high) = min(height, width), crop_sides(self.views.crop, min(height, width))
         if high < low:
-            raise BadSample(f"{side} pixels are less than the smallest crop, {low}")
+            raise BadSample(
+                f"{side} pixels are less than the smallest crop, {low}: data.crop={side},{side} (of a part, "
+                "data.parts.N.crop)"
+            )
         try:
             self.draw_views(torch.Generator(), height, width)
         except ValueError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rsbackbones.data.series_statistics import dataset_statistics
+from rsbackbones.data.open import open_source, source_statistics
 from rsbackbones.files.bounds import read_json
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
 from rsbackbones.train.engine.checkpoint import finished, first_line, problem, step_of
@@ -48,7 +48,9 @@ def with_statistics(recipe: Recipe) -> Recipe:
     if recipe.data.root is None:
         raise TrainingError("no data: pass data.root=FOLDER")
     try:
-        found = dataset_statistics(recipe.data.root)
+        found = source_statistics(open_source(recipe.data.root, **recipe.data.options))
+        if found is None:
+            raise ValueError(f"{recipe.data.root} comes with no statistics: state them")
     except ValueError as error:
         raise TrainingError(
             f'{error}. In a recipe: data.statistics={{"s2": {{"B02": [mean, std], ...}}}}, or {{}} for those '

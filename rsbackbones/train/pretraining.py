@@ -329,8 +329,11 @@ def _streams_of(
     data, sensors, name = recipe.data, _sensors_of(found, backbone), found.name
     crop = (part and part.crop) or data.crop
     size = (part and part.size) or data.size
-    if size % backbone.size_multiple:
-        raise TrainingError(f"data.size must be a multiple of {backbone.size_multiple}, got {size}")
+    if (rest := size % backbone.size_multiple) and not backbone.pad:
+        fix = f"data.size={size - rest + backbone.size_multiple}, to which crops are resized"
+        if hasattr(recipe.objective, "pad"):
+            fix += ", or objective.pad=true"
+        raise TrainingError(f"data.size must be a multiple of {backbone.size_multiple}, got {size}: {fix}")
     if size < backbone.min_size:
         raise TrainingError(
             f"data.size={size} is below {backbone.min_size}, the smallest image of {recipe.model}: raise it"

@@ -100,8 +100,8 @@ class DataOptions:
             ``create_preprocess``.
         statistics: by modality and band (mean, standard deviation), in the unit of the model's input contract
             (DN, dB). They replace those of the contract, or add bands that it lacks; the exported model keeps
-            them. ``dataset``: those of ``root``, a folder of series
-            (:mod:`rsbackbones.data.series_statistics`); the saved recipe has the numbers.
+            them. ``dataset``: those that ``root`` comes with, series in our own layout
+            (:mod:`rsbackbones.data.series_statistics`) or PASTIS-R; the saved recipe has the numbers.
         workers: loader processes per training process.
         max_bad_share: the run stops if more than this share of all places cannot be used.
     """

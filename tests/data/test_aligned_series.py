@@ -1,5 +1,6 @@
 """Series of two sensors as pairs: the rule of alignment itself is tested in test_series_alignment."""
 
+import json
 import pickle
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from rsbackbones.data.aligned_series import AlignedSeries, Alignment
 from rsbackbones.data.limited import limit_source
 from rsbackbones.data.npz import NpzFile, NpzSource
+from rsbackbones.data.open import open_source, source_statistics
 from rsbackbones.data.pack import pack
 from rsbackbones.data.series import align_series, fix_length
 from rsbackbones.data.series_folder import SeriesFolder, write_series
@@ -161,6 +163,38 @@ def test_statistics_are_those_of_the_valid_images_of_the_training_split(tmp_path
     (tmp_path / "statistics.json").write_bytes(before)
     with pytest.raises(ValueError, match=r"measured on 2 other locations .*: delete it"):
         dataset_statistics(tmp_path)
+
+
+def test_statistics_are_packed(tmp_path):
+    put(tmp_path / "set", "a", DAYS["a"], split="train")
+    put(tmp_path / "set", "d", DAYS["d"], split="test")
+    pack(SeriesFolder(tmp_path / "set"), tmp_path / "packed", progress=False)
+    assert not (tmp_path / "set/statistics.json").exists()  # a source stays as it is
+    packed = open_source(tmp_path / "packed")
+    assert len(packed) == 2
+    assert source_statistics(packed) == dataset_statistics(tmp_path / "set")
+    # As packs of other sources, or of earlier versions.
+    content = json.loads((tmp_path / "packed/dataset.json").read_text())
+    content["statistics"]["s2"] = {"B04": [1]}
+    (tmp_path / "packed/dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"statistics.s2.B04 must be a mean and a deviation"):
+        source_statistics(open_source(tmp_path / "packed"))
+    del content["statistics"]
+    (tmp_path / "packed/dataset.json").write_text(json.dumps(content))
+    assert source_statistics(open_source(tmp_path / "packed")) is None
+
+
+def test_statistics_of_other_locations(tmp_path):
+    put(tmp_path, "a", DAYS["a"], split="train")
+    put(tmp_path, "b", DAYS["b"], split="test")
+    own = dataset_statistics(tmp_path)
+    other = dataset_statistics(tmp_path, ["b"])
+    s2 = VALUE["s2"](DAYS["b"]["s2"])
+    assert other["s2"]["B04"] == pytest.approx((np.mean(s2), np.std(s2)))
+    assert dataset_statistics(tmp_path, ["b"]) == other != own == dataset_statistics(tmp_path, ["a"])
+    assert len(list(tmp_path.glob("statistics*.json"))) == 2
+    put(tmp_path, "c", DAYS["d"], split="test")
+    assert not list(tmp_path.glob("statistics*.json"))
 
 
 def test_folders_without_statistics(tmp_path):

@@ -15,7 +15,7 @@ def write_set(folder, *, count=8, side=SIDE, seed=0):
     rng = np.random.default_rng(seed)
     for i in range(count):
         lengths = {"s2": int(rng.integers(4, 7)), "s1": int(rng.integers(5, 9))}
-        coarse = rng.normal(size=(1, side // 4, side // 4)).repeat(4, 1).repeat(4, 2)
+        coarse = rng.normal(size=(1, -(-side // 4), -(-side // 4))).repeat(4, 1).repeat(4, 2)[:, :side, :side]
         images = {
             "s2": 1500 + 400 * coarse + 100 * rng.normal(size=(lengths["s2"], 4, side, side)),
             "s1": -14 + 3 * coarse + rng.normal(size=(lengths["s1"], 2, side, side)),

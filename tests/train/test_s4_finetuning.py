@@ -149,6 +149,53 @@ def test_africa_ignores_the_background_or_leaves_it_out_of_the_mean(africa, tmp_
     )
 
 
+def test_locations_without_the_sensor_are_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, split in enumerate(("train", "train", "train", "val", "test")):
+        images = {"s2": rng.normal(1500, 300, (2, 3, 8, 8)), "s1": rng.normal(-12, 1, (2, 2, 8, 8))}
+        held = {"s2": ("B02", "B03", "B04"), "s1": ("VV", "VH")}
+        held = {m: bands for m, bands in held.items() if m == "s2" or number != 1}
+        write_series(
+            tmp_path / "set", f"field{number}", images={m: images[m] for m in held}, bands=held,
+            dates={m: 18000 + 30 * np.arange(2) for m in held}, label=rng.integers(0, 2, (8, 8)),
+            classes=("maize", "rice"), split=split,
+        )  # fmt: skip
+    command = f"recipe=s4_series data={tmp_path / 'set'} epochs=none steps=2 modalities=s1"
+    result = finetune(recipe(f"{command} output={tmp_path / 'run'}"))
+    assert result["data"]["samples"] == {"train": 2, "val": 1, "test": 1}
+    assert any("1 of 5 samples are left out, which have no images of s1" in n for n in result["notes"])
+    data = open_labelled(tmp_path / "set")
+    assert data.complete(["s2"]) is data
+    none = {tmp_path / f"{split}.txt": [f"field{i}"] for split, i in (("train", 1), ("test", 4))}
+    for path, ids in none.items():
+        path.write_text("\n".join(ids))
+    lists = {path.stem: path for path in none}
+    with pytest.raises(ValueError, match="no sample of the train split has images of s1"):
+        open_labelled(tmp_path / "set", ids=lists).complete(["s1"])
+
+
+def test_images_of_six_pixels_are_padded(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, split in enumerate(("train", "train", "val", "test")):
+        write_series(
+            tmp_path / "set", f"field{number}", images={"s2": rng.normal(1500, 300, (3, 3, 6, 6))},
+            dates={"s2": 18000 + 30 * np.arange(3)}, bands={"s2": ("B02", "B03", "B04")},
+            label=rng.integers(0, 2, (6, 6)), classes=("maize", "rice"), split=split,
+        )  # fmt: skip
+    command = f"recipe=s4_series data={tmp_path / 'set'} epochs=none steps=1 output={tmp_path}"
+    with pytest.raises(ValueError, match=r"6 x 6 pixels are not a multiple of 4.*pad=true"):
+        finetune(recipe(f"{command}/refused"))
+    finetune(recipe(f"{command}/run pad=true"))
+    data, model = open_labelled(tmp_path / "set"), load_finetuned(tmp_path / "run/best")
+    assert predict(model, data, "test", batch_size=1).sum() == 36
+    x = dated_transform(model, data)(data.read(0)).images["s2"][None]
+    wide = torch.nn.functional.pad(x, (0, 2, 0, 2, 0, 0), mode="replicate")
+    with torch.inference_mode():
+        narrow, logits = model({"s2": x}), model({"s2": wide})
+    assert narrow.shape[-2:] == (6, 6)  # the last convolution, of 3 pixels, sees the image's own alone
+    torch.testing.assert_close(narrow[..., :5, :5], logits[..., :5, :5])
+
+
 def test_a_network_of_single_images_is_tuned_on_series(africa, tmp_path):
     options = "head=temporal head_options.temporal=convlstm head_options.width=8 precision=fp32"
     result = finetune(parse_arguments(shlex.split(

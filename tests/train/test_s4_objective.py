@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from rsbackbones.data.series_folder import write_series
+from rsbackbones.data.pack import pack
+from rsbackbones.data.series_folder import SeriesFolder, write_series
 from rsbackbones.train import TrainingError, pretrain
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.initialize import build_objective, with_statistics
@@ -201,6 +203,14 @@ def test_the_radar_ratio_is_computed(folder):
     assert run.objective(batch)["loss"].isfinite()
 
 
+def test_statistics_come_with_packed_data(folder, tmp_path):
+    pack(SeriesFolder(folder), tmp_path / "packed", progress=False)
+    packed, own = (with_statistics(small_recipe(f)).data.statistics for f in (tmp_path / "packed", folder))
+    assert packed == own != {}
+    with pytest.raises(TrainingError, match=r"In a recipe: data.statistics="):
+        with_statistics(small_recipe(tmp_path / "none"))
+
+
 def test_bands_that_the_data_lack_are_named(folder):
     run = run_of(folder, overrides__bands={"s2": ["B02", "B05"], "s1": ["VV", "VH"]}, data__statistics={})
     batch = next(iter(run.batches(0, 1)))
@@ -217,6 +227,31 @@ def test_the_ratio_of_radar_bands_is_computed(folder):
     vv, vh, ratio = (batch.images["s1"] * std + mean).unbind(2)
     seen = batch.valid["s1"]
     torch.testing.assert_close(ratio[seen], (vv - vh)[seen], rtol=0, atol=1e-4)
+
+
+def test_images_of_six_pixels_are_padded(tmp_path):
+    folder = write_set(tmp_path / "set", count=4, side=6)
+    six = {"data__size": 6, "data__crop": [6, 6]}
+    with pytest.raises(ValueError, match=r"multiple of 4, got 6: data.size=8, .* or objective.pad=true"):
+        run_of(folder, **six)
+    with pytest.raises(ValueError, match=r"6 pixels are less than the smallest crop, 16: data.crop=6,6"):
+        run_of(folder)
+    run = run_of(folder, **six, objective__pad=True)
+    batch, objective, loss = next(iter(run.batches(0, 1))), run.objective, 0
+    parts = objective(batch)
+    assert batch.images["s1"].shape[-2:] == (6, 6)
+    wide = {m: F.pad(x, (0, 2, 0, 2, 0, 0), mode="replicate") for m, x in batch.images.items()}
+    levels = objective.backbone.encode_levels("s2", wide["s2"], batch.valid.get("s2"))
+    predicted = objective._predict(levels)[:, : wide["s1"].shape[1], :, :6, :6]
+    seen = torch.ones(wide["s1"].shape[:2], dtype=torch.bool)
+    for mask in batch.valid.values():
+        seen &= mask
+    for one, image, there in zip(predicted, batch.images["s1"], seen, strict=True):
+        loss += (one[there] - image[there]).abs().mean() / len(predicted)
+    torch.testing.assert_close(parts["reconstruction"], loss.detach())
+    assert (
+        objective.reconstruct(batch)["s1"].image.shape == objective.reconstruct(batch)["s1"].predicted.shape
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from rsbackbones.data.labelled.classes import Classes
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.labelled.missing import Missing
 from rsbackbones.data.labelled.npz import read_mapping, read_npz
-from rsbackbones.data.labelled.pastis import Orbit, is_pastis, read_pastis
+from rsbackbones.data.labelled.pastis import read_pastis
 from rsbackbones.data.labelled.raster_table import read_raster_table
 from rsbackbones.data.labelled.splits import Lists, assign_splits
 from rsbackbones.data.labelled.torchgeo_sets import PREFIX, read_torchgeo
+from rsbackbones.data.pastis import Orbit, is_pastis
 from rsbackbones.sensors import SEARCHED_SENSORS, Sensor, get_sensor, register_sensor
 
 __all__ = ["open_labelled"]

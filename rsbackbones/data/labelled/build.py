@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rsbackbones.data.series import order_series
 from rsbackbones.sensors import get_sensor
 
 Sensors = Mapping[str, str]
+NONE_LACKING: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 def build_dataset(
@@ -41,7 +43,8 @@ def build_dataset(
     missing: Missing = NOTHING,
     unmarked: bool = False,
     series: bool = False,
-    statistics: Callable[[], Statistics] | None = None,
+    lacking: Mapping[str, Sequence[int]] = NONE_LACKING,
+    statistics: Callable[[Sequence[str] | None], Statistics] | None = None,
 ) -> LabelledDataset:
     """Check what a reader found and return the data set, with the splits that its files state.
 
@@ -65,7 +68,9 @@ def build_dataset(
         missing: which pixels do not count.
         unmarked: ``read`` gives the value without data as it is, not NaN.
         series: ``read`` gives series [T, C, H, W], which are put in order of time (:func:`order_series`).
-        statistics: returns by key of ``bands`` and by band the mean and deviation that the data come with.
+        lacking: of series, by key of ``bands`` the numbers of the samples that have no images of it.
+        statistics: returns by key of ``bands`` and by band the mean and deviation that the data come with, of
+            the training samples of its own splits, or of those with these ids.
 
     Raises:
         ValueError: no samples, duplicate ids, an unknown band or split, or labels out of range or of one
@@ -134,12 +139,17 @@ def build_dataset(
         pixel_m=pixel_m,
         masked=bool(missing),
         series=series,
+        lacking={m: frozenset(lacking[key]) for m, key in keys.items() if key in lacking},
         statistics=None if statistics is None else partial(_renamed, statistics, keys),
     )
 
 
-def _renamed(statistics: Callable[[], Statistics], keys: Mapping[str, str]) -> Statistics:
-    held = statistics()
+def _renamed(
+    statistics: Callable[[Sequence[str] | None], Statistics],
+    keys: Mapping[str, str],
+    ids: Sequence[str] | None = None,
+) -> Statistics:
+    held = statistics(ids)
     return {m: held[key] for m, key in keys.items() if key in held}
 
 

@@ -3,8 +3,8 @@
 Readers (:mod:`rsbackbones.data.labelled`) return one; evaluation and fine-tuning take it.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +48,9 @@ class LabelledDataset:
             and ``"cloud"``, booleans [T, H, W], True for cloudy pixels of the optical series. Images with NaN
             or without any value but 0 are missing as well.
         statistics: returns by modality and band the mean and standard deviation that the data come with, in
-            the unit of the images; it may measure them. ``None`` where they come with none.
+            the unit of the images; it may measure them, on the training samples. It may take the ids of
+            these. ``None`` where they come with none.
+        lacking: of series, by modality the samples that have no images of it.
         digest: a digest of images, labels, bands and units, not of the splits.
         notes: decisions of the reader that a user should know.
         masked: whether NaN marks pixels that do not count, as the user named a mask or a value without data.
@@ -68,12 +70,34 @@ class LabelledDataset:
     digest: str
     notes: tuple[str, ...] = ()
     series: bool = False
-    statistics: Callable[[], Statistics] | None = None
+    statistics: Callable[..., Statistics] | None = None
+    lacking: Mapping[str, frozenset[int]] = field(default_factory=dict)
     pixel_m: float | None = None
     masked: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def complete(self, modalities: Sequence[str]) -> "LabelledDataset":
+        """Return the data set whose splits are of the samples that have these modalities, and a note.
+
+        Raises:
+            ValueError: a split has no such sample.
+        """
+        without = frozenset[int]().union(*(self.lacking.get(m, ()) for m in modalities))
+        splits = {
+            s: np.array([i for i in held if i not in without], np.int64) for s, held in self.splits.items()
+        }
+        named = " and ".join(dict.fromkeys(modalities))
+        if empty := [s for s, held in splits.items() if not len(held) and len(self.splits[s])]:
+            raise ValueError(
+                f"{self.name}: no sample of the {' and '.join(empty)} split has images of {named}"
+            )
+        count = sum(map(len, self.splits.values()))
+        if not (left := count - sum(map(len, splits.values()))):
+            return self
+        note = f"{left} of {count} samples are left out, which have no images of {named}"
+        return replace(self, splits=splits, notes=(*self.notes, note))
 
     def sensor(self, modality: str) -> Sensor:
         """Return the sensor of the bands of a modality."""

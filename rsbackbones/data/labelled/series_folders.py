@@ -67,6 +67,10 @@ def read_series_folder(
         files=files,
         notes=[*notes, *([f"{without} locations without a label are left out"] if without else [])],
         series=True,
+        lacking={
+            sensor: [i for i, days in enumerate(dates.values()) if sensor not in days]
+            for sensor in source.bands
+        },
         statistics=partial(dataset_statistics, folder),
     )
 

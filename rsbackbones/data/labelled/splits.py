@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -48,17 +49,23 @@ def assign_splits(
     """
     classes = None if data.labels is None or data.labels.ndim > 1 else data.labels
     try:
-        splits, notes = choose_splits(
-            data.ids, classes.tolist() if classes is not None and stratify else None, data.splits,
-            lists=lists, subset=subset, seed=seed,
+        choose = partial(
+            choose_splits, data.ids, classes.tolist() if classes is not None and stratify else None,
+            data.splits, lists=lists, seed=seed,
         )  # fmt: skip
+        splits, notes = choose(subset=subset)
     except ValueError as error:
         raise ValueError(f"{data.name}: {error}") from error
     if classes is not None and len(np.unique(classes[splits["train"]])) < 2:
         raise ValueError(
             f"{data.name}: all {len(splits['train'])} training samples are of one class; take more of them"
         )
-    return replace(data, splits=splits, notes=(*data.notes, *notes))
+    statistics = data.statistics
+    if statistics is not None and (lists is not None or not data.splits):
+        # Of all training samples, also where a subset trains.
+        training, _ = choose(subset=None)
+        statistics = partial(statistics, [data.ids[i] for i in training["train"]])
+    return replace(data, splits=splits, statistics=statistics, notes=(*data.notes, *notes))
 
 
 def choose_splits(

@@ -123,6 +123,8 @@ class FinetuneRecipe(RunOptions):
             that are not used do not count.
         statistics: mean and deviation that images are normalized by: those of the ``weights``, or those that
             the ``dataset`` comes with (PASTIS, our own layout). The fine-tuned model keeps them.
+        pad: pad images whose sides are not multiples of what the model takes, as ``pad`` of ``create_model``;
+            loss and scores are of the image's own pixels.
         pretrained: begin with the pretrained weights.
         checkpoint: begin with the weights of a local file.
         freeze: train the head only.
@@ -162,6 +164,7 @@ class FinetuneRecipe(RunOptions):
     missing_bands: str = "error"
     kernel_scale: str = "count"
     statistics: Literal["weights", "dataset"] = "weights"
+    pad: bool = False
     pretrained: bool = True
     checkpoint: FilePath | None = None
     freeze: bool = False

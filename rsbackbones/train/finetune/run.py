@@ -53,13 +53,14 @@ class FinetuneRun(TrainRun):
         self.config, self.processes = recipe, processes
         self.clip_grad, self.workers, self.max_bad_share = recipe.optim.clip_grad, recipe.workers, 0.0
         _check(recipe, processes, data)
-        note = None
+        model, note = build_model(recipe, data), None
+        unwrap_model(model).pad = recipe.pad
+        data = data.complete(unwrap_model(model).modalities)
         if recipe.select == "val":
             data, note = split_validation(data, recipe.seed)
         self.data, self.metric = data, main_metric(data, recipe)
         self.split = "val" if "val" in data.splits else "test"
 
-        model = build_model(recipe, data)
         self.notes = [*describe(data, unwrap_model(model)), *([note] if note else [])]
         training = data
         if recipe.views.tile is not None:
@@ -152,6 +153,7 @@ class FinetuneRun(TrainRun):
             "task": data.task,
             "head": head if data.labels is None else None,
             "size": recipe.views.size,
+            "pad": recipe.pad,
             # Of the training data: the input contract of the weights omits that pictures were value / 255.
             "bands": {m: list(bands) for m, bands in self.objective.backbone.bands.items()},
             "sensors": dict(self.objective.backbone.config.sensors),

@@ -96,6 +96,7 @@ def load_finetuned(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder).expanduser()
     about = about_finetuned(folder)
+    pad = bool(about.get("pad"))  # of a model that was trained so
     if about["head"] is not None:
-        return load_dense_model(folder / MODEL)
-    return create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None)
+        return load_dense_model(folder / MODEL, pad=pad)
+    return create_model(about["architecture"], checkpoint=folder / MODEL, num_classes=None, pad=pad)

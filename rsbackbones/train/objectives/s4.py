@@ -30,6 +30,7 @@ from rsbackbones.data.aligned_series import Alignment
 from rsbackbones.layers.masked_batch_norm import MaskedBatchNorm
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.s4 import SLOPE, Frames, S4UNet3d, conv
+from rsbackbones.models.validity import pad_to_multiple
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config import Count, NonNegative, Positive
 from rsbackbones.train.objectives.checks import band_positions, check_no_head, noise_of
@@ -59,11 +60,15 @@ class S4Objective(ObjectiveConfig):
         length: the images of every series; ``None``: the 90th percentile of the set.
         align: by ``date``, or by ``index`` (the k-th images go together), to compare with.
         single: contrast two views of this sensor instead of two sensors; see the module.
+        pad: take images whose sides are no multiples of 4, padded at the bottom and right by their last row
+            and column. Every position of the contrast covers pixels of the image, and the reconstruction is
+            compared with these alone.
         chunk: compare so many anchors at once, which bounds memory; ``None``: all.
     """
 
     stage_options: ClassVar[tuple[str, ...]] = (
         "temperature", "negatives", "sampled", "losses", "reconstruction_weight", "length", "align", "chunk",
+        "pad",
     )  # fmt: skip
 
     method: Literal["s4"] = "s4"
@@ -76,6 +81,7 @@ class S4Objective(ObjectiveConfig):
     align: Literal["date", "index"] = "date"
     single: Literal["s2", "s1"] | None = None
     chunk: Count | None = 1024
+    pad: bool = False
 
     def __post_init__(self) -> None:
         if self.single and self.losses != "contrastive":
@@ -155,6 +161,7 @@ class S4Pretraining(Objective):
                 f"{' and '.join(backbone.modalities)}: change overrides.modalities or objective.single"
             )
         self.options, self.backbone = options, backbone
+        backbone.pad = options.pad
         self.anchor = backbone.config.inference_modality
         self.other = next((m for m in sensors if m != self.anchor), None)
         width = backbone.num_features
@@ -226,7 +233,7 @@ class S4Pretraining(Objective):
             return {}
         other = str(self.other)
         seen, image = self._series(batch, self.anchor), self._series(batch, other)
-        predicted = self._predict(self._encode(batch, self.anchor, seen))[:, : image.shape[1]]
+        predicted = _crop(self._predict(self._encode(batch, self.anchor, seen)), image)
         dates = torch.linspace(0, image.shape[1] - 1, min(_DRAWN, image.shape[1])).round().long()
         shown = {other: image, self.anchor: seen}
         for m, mask in batch.valid.items():
@@ -259,6 +266,8 @@ class S4Pretraining(Objective):
         return x
 
     def _encode(self, batch: Batch, modality: str, x: Tensor) -> tuple[Frames, Frames, Frames]:
+        if self.options.pad:
+            x = pad_to_multiple(x, self.backbone.size_multiple)
         return self.backbone.encode_levels(modality, x, batch.valid.get(modality))
 
     def _views(self, batch: Batch) -> list[Frames]:
@@ -294,7 +303,13 @@ class S4Pretraining(Objective):
         target = self._series(batch, str(self.other))
         held = [batch.valid[m] for m in (self.anchor, str(self.other)) if m in batch.valid]
         valid = torch.stack(held).all(dim=0) if held else None
-        return cross_modal_l1(self._predict(levels)[:, : target.shape[1]], target, valid=valid)
+        return cross_modal_l1(_crop(self._predict(levels), target), target, valid=valid)
+
+
+def _crop(predicted: Tensor, image: Tensor) -> Tensor:
+    """Return the dates and pixels [B, T, C, H, W] of a padded prediction that the image has."""
+    length, height, width = image.shape[1], *image.shape[-2:]
+    return predicted[:, :length, :, :height, :width]
 
 
 def photometric_view(x: Tensor, seed: int) -> Tensor:

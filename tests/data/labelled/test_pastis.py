@@ -86,6 +86,11 @@ def test_statistics_are_the_mean_over_the_training_folds(published):
     mean, std = zip(*data.statistics()["s2"].values(), strict=True)
     np.testing.assert_allclose(mean, MEANS["S2"] + 2)
     np.testing.assert_allclose(std, MEANS["S2"] / 10 + 2)
+    lists = {"train": published.parent / "train.txt", "test": published.parent / "test.txt"}
+    for (_, path), patch in zip(lists.items(), ("104", "100"), strict=True):
+        path.write_text(patch)
+    fifth = open_labelled(published, ids=lists).statistics()["s2"]["B02"]
+    assert fifth == pytest.approx((MEANS["S2"][0] + 5, MEANS["S2"][0] / 10 + 5))
     assert list(data.statistics()["s1"]) == ["VV", "VH", "VV/VH"]
     both = open_labelled(published, orbit="both").statistics()["s1"]["VV"]
     assert both[0] == pytest.approx((MEANS["S1A"][0] + MEANS["S1D"][0]) / 2 + 2)

@@ -57,11 +57,12 @@ def test_samples_are_what_was_written(folder):
 
 
 def test_geotiffs_give_the_same(folder, tmp_path):
-    def tif(path, array):
+    def tif(path, array, nodata=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         with rasterio.open(
             path, "w", driver="GTiff", count=len(array), height=8, width=8, dtype=array.dtype,
             crs="EPSG:32631", transform=rasterio.Affine(10, 0, 500000, 0, -10, 5000000),
+            nodata=nodata,
         ) as file:  # fmt: skip
             file.write(array)
 
@@ -82,6 +83,25 @@ def test_geotiffs_give_the_same(folder, tmp_path):
         assert {m: d.tolist() for m, d in one["dates"].items()} == {
             m: d.tolist() for m, d in other["dates"].items()
         }
+    # A pixel without data has no label, also where the value is the code of a class.
+    grass = location(1)["label"] == 7
+    expected = np.where(grass, -1, first.read(1)["label"])
+    holes = np.where(grass, np.nan, location(1)["label"]).astype(np.float32)
+    for label, nodata in ((location(1)["label"].astype(np.uint8), 7), (holes, np.nan)):
+        tif(tmp_path / "p1/label.tif", label[None], nodata)
+        np.testing.assert_array_equal(open_labelled(tmp_path).read(1)["label"], expected)
+
+
+def test_statistics_are_those_of_the_training_samples(folder, tmp_path):
+    lists = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
+    lists["train"].write_text("p2\np3")
+    lists["test"].write_text("p0")
+    images = np.concatenate([location(i)["images"]["s2"] for i in (2, 3)])
+    for subset in (None, 0.5):  # a share is normalized by all training samples
+        mean, std = open_labelled(folder, ids=lists, subset=subset).statistics()["s2"]["B03"]
+        assert (mean, std) == pytest.approx((images[:, 1].mean(), images[:, 1].std()))
+    images = np.concatenate([location(i)["images"]["s2"] for i in (0, 1)])
+    assert open_labelled(folder).statistics()["s2"]["B03"][0] == pytest.approx(images[:, 1].mean())
 
 
 def test_units_are_those_that_the_user_states(folder):
