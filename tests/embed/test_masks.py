@@ -157,11 +157,11 @@ def test_the_command_line_and_an_unfinished_run_of_another_mask(tmp_path, capsys
     assert main([*command, "--mask", "SCL=clouds"]) == 2
     assert "such as 3,8-10" in capsys.readouterr().err
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rsbackbones.embed.scene._write_map", fail)
+        patch.setattr("rsbackbones.embed.scene.write_map", fail)
         with pytest.raises(RuntimeError, match="killed"):
             main([*command, "--mask", "SCL=9"])
     assert main([*command, "--mask", "SCL=3"]) == 2
@@ -191,11 +191,11 @@ def test_an_unfinished_run_is_not_continued_with_a_changed_mask_file(model, tmp_
     path = write_tif(tmp_path / "a.tif", optical(64, 64), S2)
     scl = write_tif(tmp_path / "scl.tif", classes(64, 64)[None].astype(np.uint8), ["SCL"])
     run, place = (
-        (embed_scene, "scene._write_map") if suffix == ".tif" else (embed_patches, "patches._write_table")
+        (embed_scene, "scene.write_map") if suffix == ".tif" else (embed_patches, "patches._write_table")
     )
     options = {"mask": {str(scl): [9]}, **QUIET}
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:

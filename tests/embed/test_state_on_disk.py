@@ -177,15 +177,15 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_when_there_is_room(tiny, t
 
 def test_a_disk_that_has_room_for_the_map_alone_names_the_preview(tiny, tmp_path, monkeypatch, small_disk):
     source, output = write_tif(tmp_path / "scene.tif", optical(128, 128), S2), small_disk / "map.tif"
-    ballast, write_map = small_disk / "ballast", scene._write_map
+    ballast, write_map = small_disk / "ballast", scene.write_map
 
-    def fill_after(*arguments):
-        write_map(*arguments)
+    def fill_after(*arguments, **options):
+        write_map(*arguments, **options)
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(1 << 12))
 
-    monkeypatch.setattr(scene, "_write_map", fill_after)
+    monkeypatch.setattr(scene, "write_map", fill_after)
     with pytest.raises(ValueError, match=r"cannot write .*map\.png.*No space left.*make room and run"):
         embed_scene(tiny, [source], output, **OPTIONS)
     assert not output.with_suffix(".png").exists()

@@ -1,6 +1,8 @@
 """The recipes are the papers' rows: numbers copied by hand from the papers, not from the code."""
 
+import ast
 import dataclasses
+import inspect
 import json
 import re
 import shlex
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rsbackbones.data.series_folder import write_series
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, parse_arguments, to_json
 from rsbackbones.train.finetune import RECIPES, FinetuneOptim, FinetuneRecipe, Views
 from rsbackbones.train.finetune.table import recipe_table
@@ -179,13 +182,15 @@ def test_the_commands_of_the_page_are_understood():
         recipe = parse_arguments(shlex.split(line, comments=True), RECIPES)
         assert recipe.data
         assert recipe.output
-    tuning, series = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    tuning, series, written = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {"labelled_set": None}
     exec(tuning.split("result =")[0], names)
     assert names["recipe"].batch_size == 64
     exec(series.split("data =")[0], names)
     changes = re.search(r"apply_overrides\(recipe, ({.*?})\)", series)
     assert apply_overrides(names["recipe"], json.loads(changes[1])).views.cutmix == 0
+    (call,) = (node.value for node in ast.parse(written).body if isinstance(node, ast.Expr))
+    inspect.signature(write_series).bind(*call.args, **{k.arg: k.value for k in call.keywords})
 
 
 def test_recipes_are_read_back():

@@ -193,14 +193,6 @@ def test_statistics_of_the_data_are_the_models(folder):
         }
 
 
-def test_statistics_come_with_packed_data(folder, tmp_path):
-    pack(SeriesFolder(folder), tmp_path / "packed", progress=False)
-    packed, own = (with_statistics(small_recipe(f)).data.statistics for f in (tmp_path / "packed", folder))
-    assert packed == own != {}
-    with pytest.raises(TrainingError, match=r"In a recipe: data.statistics="):
-        with_statistics(small_recipe(tmp_path / "none"))
-
-
 def test_the_radar_ratio_is_computed(folder):
     statistics = {"s1": {"VV": [-14, 4], "VH": [-14, 4], "VV/VH": [0, 4]}}
     bands = {"s2": ["B02", "B03", "B04"], "s1": ["VV", "VH", "VV/VH"]}
@@ -209,6 +201,14 @@ def test_the_radar_ratio_is_computed(folder):
     vv, vh, ratio = batch.images["s1"].unbind(dim=2)
     torch.testing.assert_close(ratio, vv - vh, atol=1e-5, rtol=0)
     assert run.objective(batch)["loss"].isfinite()
+
+
+def test_statistics_come_with_packed_data(folder, tmp_path):
+    pack(SeriesFolder(folder), tmp_path / "packed", progress=False)
+    packed, own = (with_statistics(small_recipe(f)).data.statistics for f in (tmp_path / "packed", folder))
+    assert packed == own != {}
+    with pytest.raises(TrainingError, match=r"In a recipe: data.statistics="):
+        with_statistics(small_recipe(tmp_path / "none"))
 
 
 def test_bands_that_the_data_lack_are_named(folder):
