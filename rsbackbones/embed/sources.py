@@ -164,7 +164,8 @@ class RasterSource:
         with ExitStack() as opened:
             scenes = [opened.enter_context(self._open_tile(model, tile)) for tile in needed]
             if not scenes:  # between the tiles; the first tells the bands
-                scenes, needed = [opened.enter_context(self._open_tile(model, self.tiles[0]))], []
+                needed = self.tiles[:1]
+                scenes = [opened.enter_context(self._open_tile(model, needed[0]))]
             alone = len(self.tiles) == 1
             yield scenes[0] if alone else _Mosaic(scenes, [tile.place for tile in needed], self.grid)
         check_versions(files, self.versions)
@@ -198,7 +199,7 @@ class _Mosaic:
         shape = window[2:]
         made = Pixels({m: np.zeros((len(b), *shape), np.float32) for m, b in self.bands.items()},
                       np.zeros(shape, bool), {})  # fmt: skip
-        for scene, place in zip(self._scenes, self._places, strict=False):
+        for scene, place in zip(self._scenes, self._places, strict=True):
             if made.valid.all():
                 break
             if not _intersect(place, window):

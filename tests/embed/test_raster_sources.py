@@ -17,8 +17,7 @@ from rasterio.transform import from_origin
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.data.input_files import _local
-from rsbackbones.data.raster_path import raster_name, raster_path
+from rsbackbones.data.raster_path import local_file, raster_name, raster_path
 from rsbackbones.embed import embed_patches, embed_scene
 from tests.data.test_raster_grids import POINTS, write_points
 from tests.data.test_rasters import write_tif
@@ -85,9 +84,9 @@ def test_the_file_behind_a_name_is_found(tmp_path):
         f"/vsizip/{file}/in/b.tif", f"zip://{file}!in/b.tif", f"/vsizip/{{{file}}}/b.tif",
         f'NETCDF:"{file}":B02', f"NETCDF:{file}:B02", f"SENTINEL2_L2A:/vsizip/{file}/x/MTD.xml:10m:EPSG_1",
     ):  # fmt: skip
-        assert _local(name) == file, name
-    assert _local("https://host/a.tif") is None
-    assert _local("/vsizip/vsicurl/https://host/a.zip/b.tif") is None
+        assert local_file(name) == file, name
+    assert local_file("https://host/a.tif") is None
+    assert local_file("/vsizip/vsicurl/https://host/a.zip/b.tif") is None
 
 
 class RangeHandler(BaseHTTPRequestHandler):
