@@ -164,7 +164,7 @@ class RasterSource:
         with ExitStack() as opened:
             scenes = [opened.enter_context(self._open_tile(model, tile)) for tile in needed]
             if not scenes:  # between the tiles; the first tells the bands
-                needed = self.tiles[:1]
+                needed = [self.tiles[0]]
                 scenes = [opened.enter_context(self._open_tile(model, needed[0]))]
             alone = len(self.tiles) == 1
             yield scenes[0] if alone else _Mosaic(scenes, [tile.place for tile in needed], self.grid)
