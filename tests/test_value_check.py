@@ -488,6 +488,20 @@ def test_every_date_of_a_series_is_judged(models):
     preprocess(series, {"s2": torch.arange(8)[None] != 5})
 
 
+def test_a_dark_date_of_a_series_is_no_picture(models):
+    series = np.stack([DN] * 8)
+    series[5] = np.round(np.random.default_rng(0).uniform(1, 254, DN.shape))
+    preprocess = rsb.create_preprocess(models["s2"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        preprocess(series[None])
+    with pytest.raises(ValueError, match="look like an 8-bit picture"):
+        preprocess(series[5])  # alone
+    series[5] = PICTURE
+    with pytest.raises(ValueError, match=r"image 6 of 8: values .* look like an 8-bit picture"):
+        preprocess(series[None])
+
+
 def test_one_image_with_the_offset_is_named(models):
     preprocess, batch = rsb.create_preprocess(models["s2"]), np.stack([DN] * 4)
     batch[2] += 1000

@@ -125,7 +125,8 @@ def open_model_rasters(
         stack.close()
         text = "; ".join(f"{m} (of {sensors[m]}: {', '.join(model.bands[m])})" for m in missing)
         raise ValueError(
-            f"{', '.join(map(str, paths))}: no raster holds bands of {text}, which the model takes"
+            f"{', '.join(map(str, paths))}: no raster holds bands of {text}, which the model takes; "
+            "without it: create_model(..., modalities=(...)), or --modalities"
             f"{not_understood(stack.ignored)}"
         )
     known = {m: spec.unit for m, spec in model.inputs.items()} | stack.stated_units | dict(units or {})

@@ -152,11 +152,9 @@ class Searched:
             inside = self._table.cx[west:east, south:north]
             vectors = _stacked(inside["embedding"])
         else:
-            corners = [self._cell(x, y, clip=True) for x in (west, east) for y in (south, north)]
-            rows, columns = ([c[i] for c in corners] for i in (0, 1))
-            vectors = self._block(
-                slice(min(rows), max(rows) + 1), slice(min(columns), max(columns) + 1)
-            ).reshape(-1, self.dim)
+            corners = [self._cell(x, y, outside=True) for x in (west, east) for y in (south, north)]
+            rows, columns = (slice(max(min(at), 0), max(max(at) + 1, 0)) for at in zip(*corners, strict=True))
+            vectors = self._block(rows, columns).reshape(-1, self.dim)
         vectors = vectors[np.isfinite(vectors).all(axis=1)]
         if not len(vectors):
             raise ValueError(f"no cell of {self.place} with data lies in {west}, {south}, {east}, {north}")
@@ -255,16 +253,14 @@ class Searched:
         x = vectors.astype(np.float64) - self._mean
         return _unit(x if self._matrix is None else x @ self._matrix)
 
-    def _cell(self, lon: float, lat: float, *, clip: bool = False) -> tuple[int, int]:
+    def _cell(self, lon: float, lat: float, *, outside: bool = False) -> tuple[int, int]:
         from rasterio.warp import transform
 
         box = self._data.odc.geobox
         (x,), (y,) = transform("EPSG:4326", box.crs.to_wkt(), [lon], [lat])
         t = box.affine
         row, column = int(np.floor((y - t.f) / t.e)), int(np.floor((x - t.c) / t.a))
-        if clip:
-            return int(np.clip(row, 0, box.height - 1)), int(np.clip(column, 0, box.width - 1))
-        if not (0 <= row < box.height and 0 <= column < box.width):
+        if not outside and not (0 <= row < box.height and 0 <= column < box.width):
             raise ValueError(f"{lon}, {lat} (degrees east and north) lies outside of {self.place}")
         return row, column
 

@@ -69,7 +69,7 @@ def create_store(job: Job) -> None:
     if quantization.scale:
         for name, values in (("band_scale", quantization.scale), ("band_offset", quantization.offset)):
             _put(group, name, np.array(values, np.float32), ("band",), {})
-    for axis, coordinate in xr_coords(box).items():
+    for axis, coordinate in xr_coords(box, always_yx=True).items():
         attributes = {k: v for k, v in coordinate.attrs.items() if isinstance(v, (str, int, float))}
         _put(group, str(axis), coordinate.values, coordinate.dims, attributes)
 

@@ -32,7 +32,7 @@ def judge(
         cirrus: those of Sentinel-2's band B10, where the product has it: they tell the offset, which bright
             pixels hide in other bands.
         alone: they are all that there is. Of one of several images, the brightness of clouds is no reason to
-            suspect the offset.
+            suspect the offset, and a dark one is a picture only if it reaches 255.
     """
     if unit not in POSSIBLE or not x.numel():
         return RIGHT
@@ -41,7 +41,7 @@ def judge(
     each = {band: Values(values, MOST_OF_BAND) for band, values in zip(bands, x, strict=True)}
     if sensor.kind == "radar":
         return _judge_radar(x, each, unit)
-    found = judge_optical(x, each, unit, sensor)
+    found = judge_optical(x, each, unit, sensor, alone=alone)
     if found.kind != "right":
         return found
     return judge_offset(each, unit, sensor, cirrus=cirrus, alone=alone)

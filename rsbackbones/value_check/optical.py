@@ -25,13 +25,15 @@ _SINGLE, _PLATEAU, _FEW = 5e-4, 3e-3, 3
 _STEPS = 4
 
 
-def judge_optical(x: Tensor, each: Mapping[str, Values], unit: str, sensor: Sensor) -> Verdict:
+def judge_optical(
+    x: Tensor, each: Mapping[str, Values], unit: str, sensor: Sensor, *, alone: bool = True
+) -> Verdict:
     """Judge reflective values [C, N], ``each`` band of them: all together, then band by band."""
     scaled = _scaled(x)
     if scaled.kind == "impossible":
         return scaled
     every = Values(x)
-    found = _judge_all(every, unit, sensor)
+    found = _judge_all(every, unit, sensor, alone)
     dark_land = _is_dark_land(every, each, unit, sensor)
     if found.kind != "right" and not (found.unit == RGB8 and found.kind == "suspect" and dark_land):
         return found
@@ -119,7 +121,7 @@ def _is_reflectance(v: Values) -> bool:
     return v.low >= -0.2 and v.share_above(2) <= 0.01 and v.high <= 20
 
 
-def _judge_all(v: Values, unit: str, sensor: Sensor) -> Verdict:
+def _judge_all(v: Values, unit: str, sensor: Sensor, alone: bool) -> Verdict:
     if v.high < 0:
         return Verdict(
             "impossible",
@@ -146,6 +148,8 @@ def _judge_all(v: Values, unit: str, sensor: Sensor) -> Verdict:
     if likely in ("percent", RGB8):
         # Dark water has such numbers too (6 of 80 patches of BigEarthNet, none above 228), and night.
         sure = not v.whole or v.high >= 240
+        # A dark date of a series does not end exactly at 255, as pictures do.
+        sure &= alone or likely == "percent" or v.largest == 255
         return v.like(likely, unit, sure=sure) if sure or v.high >= _WHOLE_PERCENT[0] else RIGHT
     if unit == "landsat_c2":
         return RIGHT if v.median >= 5000 else v.like("dn", unit)

@@ -181,6 +181,15 @@ def test_the_layout_and_the_attributes_are_those_of_the_conventions(model, scene
     assert len(shards(output)) == len(job.blocks) + 2 + 2  # coordinates, scale and offset
 
 
+def test_a_grid_of_degrees_has_coordinates_too(model, tmp_path):
+    grid = rasterio.Affine(1e-4, 0, 10, 0, -1e-4, 40)
+    run(model, write_tif(tmp_path / "s.tif", optical(64, 96), S2, crs="EPSG:4326", transform=grid),
+        tmp_path / "e.zarr")  # fmt: skip
+    found = rsb.embed.open(tmp_path / "e.zarr")["embeddings"]
+    np.testing.assert_allclose(found["x"], 10 + 8e-4 * (np.arange(12) + 0.5))
+    np.testing.assert_allclose(found["y"], 40 - 8e-4 * (np.arange(8) + 0.5))
+
+
 def test_a_shard_without_data_is_absent_and_no_window_of_it_is_encoded(model, tmp_path):
     data = optical(256, 512)
     data[:, :, 200:] = 0

@@ -77,6 +77,8 @@ def test_hits_are_those_of_all_vectors_at_once(store, center):
 def test_a_lake_finds_the_other_one(store):
     searched = Searched(store[0])
     corners = [degrees(store[1], 6, 6), degrees(store[1], 9, 9)]
+    with pytest.raises(ValueError, match="no cell of"):  # latitude and longitude swapped
+        searched.box(corners[1][1], corners[0][0], corners[0][1], corners[1][0])
     query = searched.box(corners[0][0], corners[1][1], corners[1][0], corners[0][1])
     hits = searched.search([query], k=72)  # as many as the cells of both
     other = (hits.rows >= 25) & (hits.rows < 31) & (hits.columns >= 30) & (hits.columns < 36)
