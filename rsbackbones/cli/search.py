@@ -64,6 +64,12 @@ def search(
     for name, given, count in (("--at", at, 2), ("--unlike", unlike, 2), ("--box", box, 4)):
         if wrong := [values for values in given if len(values) != count]:
             raise click.UsageError(f"{name} takes {count} numbers, got {', '.join(map(str, wrong[0]))}")
+    if checkpoint and not example:
+        raise click.UsageError("--checkpoint is the model of an image: name it, --example CHIP.tif")
+    if scene and not html:
+        raise click.UsageError("--scene is shown on the page: name it, --html PAGE.html")
+    if (html or similarity) and str(store).endswith(".parquet"):
+        raise click.UsageError("--html and --map show the cells of a store (.zarr); a table has none")
     searched = Searched(str(store), center=center)
     positives: list[Any] = [searched.at(*place) for place in at]
     positives += [searched.box(*bounds) for bounds in box]

@@ -143,11 +143,15 @@ class Searched:
         return vector
 
     def box(self, west: float, south: float, east: float, north: float) -> Array:
-        """Return the mean vector [D] of the cells whose centers lie in a box in degrees.
+        """Return the mean vector [D] of the cells that a box in degrees touches, or of the places in it.
 
         Raises:
-            ValueError: no cell with data does.
+            ValueError: the corners are not in order, or no cell with data is there.
         """
+        if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+            raise ValueError(
+                f"a box is west, south, east, north in degrees, got {west}, {south}, {east}, {north}"
+            )
         if self._table is not None:
             inside = self._table.cx[west:east, south:north]
             vectors = _stacked(inside["embedding"])

@@ -161,6 +161,11 @@ def test_what_cannot_be_searched_is_named(store, tmp_path, capsys):
         ([place, "--at", "1,2,3"], "takes 2 numbers"),
         ([place, "--at", "100,10"], "lies outside"),
         ([place, "--at", hole], "no data at"),
+        ([place, "--box", f"{lon},{lat},{lon - 1},{lat}"], "west, south, east, north"),
+        ([place, "--box", f"{lon},{lat},{lon},{lat + 90}"], "west, south, east, north"),
+        ([place, "--at", f"{lon},{lat}", "--scene", path], "--html PAGE.html"),
+        ([place, "--at", f"{lon},{lat}", "--checkpoint", path], "--example CHIP.tif"),
+        ([tmp_path / "t.parquet", "--at", "1,2", "--html", tmp_path / "p.html"], "a table has none"),
         ([tmp_path / "none.zarr", "--at", f"{lon},{lat}"], "no Zarr store"),
         ([path, "--at", f"{lon},{lat}"], "a store (.zarr) or a table (.parquet)"),
     ]:
