@@ -30,7 +30,7 @@ job_options: Decorator = together(
     option("--quantize", type=click.Choice(("per-band", "per-vector", "alphaearth", "none", "float16")),
            section="Store", show_default="per-band",
            help="how features are stored in 8 bits, or in full (none) or half precision (float16)"),
-    option("--shard", type=COUNT, default=256, metavar="CELLS", section="Store",
+    option("--shard", type=COUNT, metavar="CELLS", section="Store", show_default="256",
            help="side of a shard, which is a task: memory grows with its square"),
     option("--workers", type=COUNT, metavar="N", section="Store", show_default="in this process",
            help="compute with so many processes of this machine (Dask)"),
@@ -40,12 +40,14 @@ job_options: Decorator = together(
            help="go on although another driver seems to run the job; that one stops"),
     option("--status", is_flag=True, section="Store",
            help="only print what is done, left and failed, from the records of the job"),
-    option("--cache", type=COUNT, default=256, metavar="MIB", section="Store",
+    option("--cache", type=COUNT, metavar="MIB", section="Store", show_default="256",
            help="GDAL's block cache of each worker (GDAL_CACHEMAX)"),
 )  # fmt: skip
 # That only stores have, by option, with the value that stands for "not given".
 _OF_STORES = {
     "variable": None,
+    "shard": None,
+    "cache": None,
     "workers": None,
     "dask": None,
     "take_over": False,
@@ -109,7 +111,7 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
         }  # fmt: skip
     job = plan(
         model, source, str(output), variable=options["variable"], quantize=options["quantize"] or "per-band",
-        shard=options["shard"], cache_bytes=options["cache"] * 2**20,
+        shard=options["shard"] or 256, cache_bytes=(options["cache"] or 256) * 2**20,
         threads=1 if options["dask"] else max(1, torch.get_num_threads() // workers), **settings,
     )  # fmt: skip
     parts = {name: size / 2**20 for name, size in job.memory_bound.items()}

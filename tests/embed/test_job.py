@@ -11,6 +11,7 @@ import rasterio
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.cli import main
 from rsbackbones.embed.quantize import FILL
 from tests.data.test_rasters import GRID, S1, S2, write_tif
 from tests.embed.test_embed import optical, radar, read_map
@@ -297,3 +298,13 @@ def test_the_stac_beside_it_is_valid(model, scene, tmp_path):
     assert len(item["properties"]["emb:quantization"]["scale"]) == 96
     assert [link["href"] for link in item["links"] if link["rel"] == "derived_from"] == [scene[0].as_uri()]
     assert (folder / item["assets"]["embeddings"]["href"]).resolve() == tmp_path / "e.zarr"
+
+
+@pytest.mark.parametrize(
+    "option", ["--shard=64", "--cache=64", "--workers=2", "--status", "--dates=2024-06-01/"]
+)
+def test_options_of_stores_are_refused_for_a_map(option, scene, tmp_path, capsys):
+    command = ["embed", str(scene[0]), "--model", "croma_vit_tiny", "--output", str(tmp_path / "map.tif")]
+    assert main([*command, option]) == 2
+    assert option.partition("=")[0] in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
