@@ -40,14 +40,15 @@ def input_contracts(model: Backbone, recipe: Recipe) -> dict[str, InputSpec]:
     bands = {**model.bands, **{t: contracts[t].bands for t in target_sensors(model, recipe)}}
     specs = preprocess_for(contracts, bands, sensors=model.config.sensors, statistics=own).specs
     return contracts | {
-        m: replace(
-            spec,
-            statistics=f"{spec.statistics}; {', '.join(own[m])}: stated by the recipe".removeprefix("; "),
-        )
-        if own.get(m)
-        else spec
-        for m, spec in specs.items()
+        m: replace(spec, statistics=_origin(spec, own[m])) if own.get(m) else spec for m, spec in specs.items()
     }
+
+
+def _origin(spec: InputSpec, stated: Mapping[str, object]) -> str:
+    """Return where the statistics of a contract are from, of which a recipe states some."""
+    if {*spec.bands} <= {*stated}:
+        return "stated by the recipe"
+    return f"{spec.statistics}; {', '.join(stated)}: stated by the recipe".removeprefix("; ")
 
 
 def target_sensors(model: Backbone, recipe: Recipe) -> list[str]:
