@@ -238,10 +238,14 @@ def test_images_of_six_pixels_are_padded(tmp_path):
         run_of(folder)
     run = run_of(folder, **six, objective__pad=True)
     batch, objective, loss = next(iter(run.batches(0, 1))), run.objective, 0
+    sizes = []
+    for norm in objective.projection.norms:
+        norm.register_forward_pre_hook(lambda _, given: sizes.append(given[3]))
     parts = objective(batch)
+    assert sizes == [(2, 2)] * 4
     assert batch.images["s1"].shape[-2:] == (6, 6)
     wide = {m: F.pad(x, (0, 2, 0, 2, 0, 0), mode="replicate") for m, x in batch.images.items()}
-    levels = objective.backbone.encode_levels("s2", wide["s2"], batch.valid.get("s2"))
+    levels = objective.backbone.encode_levels("s2", wide["s2"], batch.valid.get("s2"), (6, 6))
     predicted = objective._predict(levels)[:, : wide["s1"].shape[1], :, :6, :6]
     seen = torch.ones(wide["s1"].shape[:2], dtype=torch.bool)
     for mask in batch.valid.values():

@@ -139,7 +139,7 @@ class Projection(nn.Module):
         """Return the maps that are contrasted."""
         maps = x.maps
         for conv_, norm in zip(self.convs, self.norms, strict=True):
-            maps = F.leaky_relu(norm(conv_(maps), x.there, sensor), SLOPE)
+            maps = F.leaky_relu(norm(conv_(maps), x.there, sensor, x.size), SLOPE)
         return maps
 
 
@@ -266,9 +266,11 @@ class S4Pretraining(Objective):
         return x
 
     def _encode(self, batch: Batch, modality: str, x: Tensor) -> tuple[Frames, Frames, Frames]:
+        size = None
         if self.options.pad:
+            size = x.shape[-2], x.shape[-1]
             x = pad_to_multiple(x, self.backbone.size_multiple)
-        return self.backbone.encode_levels(modality, x, batch.valid.get(modality))
+        return self.backbone.encode_levels(modality, x, batch.valid.get(modality), size)
 
     def _views(self, batch: Batch) -> list[Frames]:
         """Return the maps of two views of a series."""
