@@ -108,14 +108,13 @@ def encode_validated(
         in cells that do not count; embeddings and tokens per date are NaN.
 
     Raises:
-        ValueError: ``temporal`` without a series, or for a model that cannot fuse dates.
+        ValueError: ``temporal`` without a series, or for a model of single images that cannot fuse dates.
     """
     first = next(iter(images.values()))
     size, is_series = (first.shape[-2], first.shape[-1]), first.ndim == 5
-    if temporal and (not is_series or model.consumes == "series"):
+    if temporal and not is_series:
         raise ValueError(
-            "temporal=True fuses the dates of a series [B, T, C, H, W] in a model that consumes images; "
-            f"got {list(first.shape)} for a model that consumes {model.consumes}s"
+            f"temporal=True fuses the dates of a series [B, T, C, H, W]; got {list(first.shape)}"
         )
     pixels = {m: mask for m, mask in valid.items() if mask.ndim == first.ndim - 1}
     valid = _by_image(valid, pixels, is_series)
