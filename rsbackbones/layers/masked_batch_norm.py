@@ -28,9 +28,7 @@ class MaskedBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.statistics = nn.ModuleDict({s: _NormBase(channels, eps, affine=False) for s in sensors})
 
-    def forward(
-        self, x: Tensor, there: Tensor, sensor: str, size: tuple[int, int] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, there: Tensor, sensor: str, size: tuple[int, int] | None = None) -> Tensor:
         """Normalize [B, C, T, h, w]: all values, by statistics of those that count.
 
         Args:

@@ -308,9 +308,7 @@ class S4UNet3d(Backbone):
         there = x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
         whole = (x.shape[1] + self.date_stride - 1) // self.date_stride * self.date_stride
         surplus = whole - x.shape[1]
-        frames = Frames(
-            F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, surplus)), F.pad(there, (0, surplus)), size
-        )
+        frames = Frames(F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, surplus)), F.pad(there, (0, surplus)), size)
         stem = self.stems[modality](frames, modality)
         second = self.second(max_pool(stem, self.config.over_time), modality)
         bottleneck = self.bottleneck(max_pool(second, self.config.over_time), modality)
