@@ -1,56 +1,47 @@
-"""S4's contrast of one size, measured in a process of its own: ``python -m benchmarks.space_time_cell JSON``.
+"""S4's contrast measured in a process of its own: ``python -m benchmarks.space_time_cell ROUNDS``.
 
-The JSON is a :class:`Cell`. Every line that it is asked (:mod:`benchmarks.processes`) is one loss with its
-gradients; the answer is the memory over the inputs, in bytes, and the CPU seconds.
+Every round computes one loss with its gradients by chunks and one with all anchors at once. A line of JSON
+for each has the ``positions``, the ``chunk``, the ``bytes`` over the inputs, and the CPU ``seconds``.
 """
 
 import json
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from benchmarks import memory
-from benchmarks.processes import serve
 from rsbackbones.train.objectives.space_time import space_time_contrast
 
+# Frames of the bottleneck of series of 32 and 60 dates; 128 x 128 pixels are 32 x 32 cells of 128 channels.
+FRAMES, SIDE, WIDTH, CHUNK = (8, 15), 32, 128, 1024
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A series of so many ``frames`` of the bottleneck, of ``side`` x ``side`` cells and ``width`` channels.
 
-    ``chunk``: as for :func:`space_time_contrast`.
-    """
-
-    frames: int
-    side: int
-    width: int
-    chunk: int | None
+def measure(frames: int, chunk: int | None) -> dict[str, Any]:
+    """Return what one series takes."""
+    torch.manual_seed(0)
+    maps = [torch.randn(1, WIDTH, frames, SIDE, SIDE, requires_grad=True) for _ in range(2)]
+    memory.give_back()
+    memory.forget_peak()
+    held, began = memory.resident(), time.process_time()
+    loss = space_time_contrast(maps[0], maps[1], chunk=chunk)
+    loss.backward()
+    seconds, most = time.process_time() - began, memory.peak()
+    assert held is not None
+    assert most is not None
+    return {
+        "positions": frames * SIDE * SIDE, "chunk": chunk, "bytes": most - held, "seconds": seconds,
+        "loss": loss.item(),
+    }  # fmt: skip
 
 
 def main() -> None:
-    """Answer until the end."""
-    cell = Cell(**json.loads(sys.argv[1]))
-    torch.manual_seed(0)
-    shape = (1, cell.width, cell.frames, cell.side, cell.side)
-    maps = [torch.randn(shape, requires_grad=True) for _ in range(2)]
-
-    def answer(_: str) -> dict[str, Any]:
-        for z in maps:
-            z.grad = None
-        memory.give_back()
-        memory.forget_peak()
-        held, began = memory.resident(), time.process_time()
-        loss = space_time_contrast(maps[0], maps[1], chunk=cell.chunk)
-        loss.backward()
-        seconds, most = time.process_time() - began, memory.peak()
-        assert held is not None
-        assert most is not None
-        return {"bytes": most - held, "seconds": seconds, "loss": loss.item()}
-
-    serve(answer)
+    """Measure so many rounds."""
+    for frames in FRAMES:
+        for _ in range(int(sys.argv[1])):
+            for chunk in (CHUNK, None):
+                print(json.dumps(measure(frames, chunk)), flush=True)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,14 @@ def test_statistics_are_of_the_frames_that_are_there():
     torch.testing.assert_close(statistics.running_var, expected.running_var)
 
 
+def test_sides_that_are_no_multiples_of_four():
+    model, x = small().eval(), torch.randn(1, 4, 10, 13, 16)
+    with pytest.raises(ValueError, match=r"13 x 16 pixels are not a multiple of 4.*12 x 16.*pad=True"):
+        model.forward_features(x)
+    model.pad = True
+    assert model.forward_features(x).maps("s2").shape == (1, 16, 4, 4)
+
+
 def test_pixels_of_padding_are_no_part_of_a_statistic():
     """Of 6 x 9 pixels, padded to 8 x 12, the statistics are those of the cells that cover the image."""
     model, seen = small().train(), {}
