@@ -131,9 +131,10 @@ def _machine(on: dict[str, Any]) -> str:
 
 
 def in_docs(text: str, record: dict[str, Any]) -> str:
-    """Return the text of the page with its tables replaced by those of the record."""
-    text = replace_between(text, *CONTRAST, contrast_table(record["contrast"]))
-    return replace_between(text, *RUN, run_table(record["run"]))
+    """Return the text of the page with its tables replaced by those of what was measured."""
+    if "contrast" in record:
+        text = replace_between(text, *CONTRAST, contrast_table(record["contrast"]))
+    return replace_between(text, *RUN, run_table(record["run"])) if "run" in record else text
 
 
 def main() -> None:
