@@ -587,6 +587,23 @@ def test_a_set_with_images_of_both_baselines_is_named(models, doubtful, said):
     assert [text.partition(":")[0] for _, text in doubts.of_set(range(10))] == ([said] if said else [])
 
 
+@pytest.mark.parametrize(("dates", "said"), [(2, False), (3, True)])
+def test_series_count_by_the_share_of_their_dates(models, dates, said, tmp_path):
+    """Of cloudy series up to a quarter of the dates look as if they had the offset."""
+    preprocess, file = rsb.create_preprocess(models["s2"]), tmp_path / "warnings"
+    doubts = ImageWarnings(file)
+    for i in range(6):
+        series = np.stack([DN] * 10)
+        series[i % 4 : i % 4 + dates] += 1000  # other numbers in every text
+        with doubts.of_image(i):
+            preprocess(series[None])
+    for kept in (doubts, ImageWarnings(file)):
+        ((text, count),) = kept.counts(range(6)).items()
+        assert text.startswith("s2: single images of a series: hardly a value is below 950")
+        assert count == 6
+        assert [one for _, one in kept.of_set(range(6))] == ([f"all images: {text}"] if said else [])
+
+
 @pytest.mark.parametrize(
     ("others", "warned"),
     [([0, 100, 200], False), ([3, 96, 210], False), ([100, 200, 300], True), ([0, 45, 145], True)],
