@@ -172,9 +172,12 @@ def test_tags_of_one_kind_alone_are_not_taken_for_both(route, tagged, model, tmp
     none, of_st = (1.0, 0.0), tagged == "thermal"
     pairs = (*[none if of_st else SR] * 3, ST if of_st else none)
     tag(path, *zip(*pairs, strict=True))
-    unit = {"s2": "landsat_c2"} if of_st else {}
+    unit = "landsat_c2" if of_st else None
+    run = {
+        "embed": lambda: embed_patches(
+            model, [path], tmp_path / "rows.npz", units={"s2": unit} if unit else {}, progress=False
+        ),
+        "training": lambda: streams(tmp_path, model, **({"data.units.s2": unit} if unit else {})),
+    }[route]
     with pytest.raises(ValueError, match="no temperatures"):
-        if route == "embed":
-            embed_patches(model, [path], tmp_path / "rows.npz", units=unit, progress=False)
-        else:
-            streams(tmp_path, model, **({"data.units.s2": "landsat_c2"} if of_st else {}))
+        run()

@@ -179,8 +179,8 @@ class ValueCheck:
                 one = float(odd.median())
                 is_one = len(odd) < len(values) and bool((odd == one).float().mean() > 0.5)
                 text = (
-                    f"{len(odd) / len(values):.2%} of the values of the thermal band {band} are no "
-                    f"temperatures, such as {format_value(one)}; with the unit {self.unit!r} they are {as_read}"
+                    f"{len(odd) / len(values):.2%} of the thermal band {band} are no temperatures, "
+                    f"such as {format_value(one)}; with the unit {self.unit!r} they are {as_read}"
                 )
                 if not is_one:
                     text += " (degrees Celsius + 273.15; of Collection 2 number x 0.00341802 + 149)"
