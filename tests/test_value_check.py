@@ -51,6 +51,8 @@ LEFT = np.arange(64) < 16
 HALF = np.where(LEFT & (np.arange(4) == 2)[:, None, None], 0, DN)  # of one band
 FEW = DRAW.random(SHAPE["s2"]) < 0.01
 ONE = (np.arange(4) == 2)[:, None, None]
+EDGE = np.arange(64) == 0
+MIXED = DRAW.uniform(1100, 9900, SHAPE["s2"])
 LAND = DN * np.array([0.4, 0.5, 0.4, 1.5])[:, None, None]
 LOWEST, HIGHEST = (side(DN, axis=(1, 2), keepdims=True) for side in (np.min, np.max))
 SCALED = (DN - LOWEST) / (HIGHEST - LOWEST)
@@ -165,13 +167,21 @@ MORE = {
     "-100 in a band": ("s2", None, np.where(ONE & LEFT, -100, DN + 200).astype("i2"), "nodata=-100"),
     "9999 in dn": ("s2", None, some((DN / 2).round(), 9999, 0.05).astype("u2"), "nodata=9999"),
     "-60 dB in a band": ("s1", None, np.where(LEFT, [[[-60]], [[-14]]], DB).astype(F32), "nodata=-60"),
+    "-9999 in dn of 16 bits": ("s2", None, some(DN.round(), 55537, 20).astype("u2"), "nodata=55537"),
+    "-9999, resampled": ("s2", None, np.where(EDGE, -MIXED, DN).astype(F32), "gdalwarp -srcnodata"),
+    "-9999, resampled, reflectance": ("s2", "reflectance", np.where(EDGE, -MIXED, DN / 1e4).astype(F32),
+                                      "gdalwarp -srcnodata"),
+    "-9999, resampled, dB": ("s1", None, np.where(EDGE, -MIXED[:2], DB).astype(F32), "gdalwarp -srcnodata"),
+    "-9999, resampled, power": ("s1", "linear", np.where(EDGE, -MIXED[:2], POWER).astype(F32),
+                                "gdalwarp -srcnodata"),
     "1e-6 in power": ("s1", "linear", some(POWER, 1e-6, 0.05).astype(F32), "nodata=9.9999"),
     "dB below the noise": ("s1", None, (DB - 45).astype(F32), "too weak for backscatter"),
     # other scales
     "reflectance x 1000 as dn": ("s2", None, (LAND / 10).clip(1, 990).astype("u2"), UnitWarning),
     "reflectance x 1000 as reflectance": ("s2", "reflectance", (LAND / 10).clip(1, 990).astype("u2"),
                                           "reflectances x 1000"),
-    "reflectance, divided twice": ("s2", "reflectance", (LAND / 1e8).astype(F32), UnitWarning),
+    "reflectance, divided twice": ("s2", "reflectance", (LAND / 1e8).astype(F32), "once too often"),
+    "percent, divided twice": ("s2", "percent", (LAND / 1e6).astype(F32), "once too often"),
     "scaled by its extremes, as dn": ("s2", None, SCALED.astype(F32), "as if scaled by its extremes"),
     "scaled to -1 and 1": ("s2", "reflectance", (2 * SCALED.astype(F32) - 1), "as if scaled by its extremes"),
     "scaled by its extremes, x 10000": ("s2", None, (SCALED * 1e4).astype("u2"), "as if scaled"),

@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsbackbones.value_check import MissingPixelsWarning, OffsetWarning, UnitWarning
+from rsbackbones.value_check import MissingPixelsWarning, OffsetWarning, ProductWarning, UnitWarning
 
 # The share of the images that must raise a doubt for it to count.
 _HALF, _QUARTER = 0.5, 0.25
 # Of warnings that differ in their numbers, so many are shown.
 _MOST_SHOWN = 5
-_KINDS = {kind.__name__: kind for kind in (UserWarning, UnitWarning, OffsetWarning, MissingPixelsWarning)}
+_KINDS: dict[str, type[Warning]] = {
+    kind.__name__: kind
+    for kind in (UserWarning, UnitWarning, OffsetWarning, ProductWarning, MissingPixelsWarning)
+}
 
 
 @dataclass
@@ -47,7 +50,7 @@ class ImageWarnings:
     def of_image(self, image: int) -> Iterator[None]:
         """Record the warnings of one image, by its number.
 
-        Those about units and missing pixels wait for :meth:`warn`; others are given at the first image.
+        Those about units, products and missing pixels wait for :meth:`warn`; others are given at the first.
         """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -83,7 +86,8 @@ class ImageWarnings:
         """Return what holds for the set of these images, with the number that earned it.
 
         A doubt about the unit counts where more than half of the images raise it; one about the offset where
-        more than a quarter do, as sets hold products of before and after 2022. Missing pixels always count.
+        more than a quarter do, as sets hold products of before and after 2022. Missing pixels and what files
+        state always count.
         """
         of = set(images)
         found = []

@@ -244,7 +244,8 @@ class ValueCheck:
             value = format_value(found.nodata)
             fix = (
                 f"; declare it: create_preprocess(model, nodata={value}) (embed: --nodata {value}; in a "
-                f"GeoTIFF for any command: gdal_edit.py -a_nodata {value} FILE; an array: fill or leave out)"
+                f"GeoTIFF for any command: gdal_edit.py -a_nodata {value} FILE, or of a file with scale and "
+                "offset tags the number that it stores; an array: fill or leave out)"
             )
         elif found.unit in known_units(self.spec):
             fix = (

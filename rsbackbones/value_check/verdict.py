@@ -39,6 +39,10 @@ class OffsetWarning(UnitWarning):
     """Hardly a value is below 1000: the values may include the radiometric offset of Sentinel-2 products."""
 
 
+class ProductWarning(UserWarning):
+    """A file states that its product has the offset, and not whether it has been subtracted since."""
+
+
 class MissingPixelsWarning(UserWarning):
     """Pixels hold zero in all bands or in one, as those without data do, and nobody says so."""
 
