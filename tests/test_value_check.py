@@ -19,6 +19,7 @@ from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.pack import pack
+from rsbackbones.data.s2_baseline import warn_of_baseline
 from rsbackbones.data.source import BadSample
 from rsbackbones.embed import embed_patches, embed_scene, principal_colors
 from rsbackbones.eval.batches import input_batches
@@ -29,6 +30,7 @@ from rsbackbones.train.pretraining import open_sources
 from rsbackbones.value_check import (
     MissingPixelsWarning,
     OffsetWarning,
+    ProductWarning,
     UnitWarning,
     bands_with_holes,
     judge,
@@ -53,6 +55,7 @@ FEW = DRAW.random(SHAPE["s2"]) < 0.01
 ONE = (np.arange(4) == 2)[:, None, None]
 EDGE = np.arange(64) == 0
 MIXED = DRAW.uniform(1100, 9900, SHAPE["s2"])
+SEA, ICE = (np.array(factors)[:, None, None] for factors in ([10, 7, 4, 1], [6, 6, 6, 5]))
 LAND = DN * np.array([0.4, 0.5, 0.4, 1.5])[:, None, None]
 LOWEST, HIGHEST = (side(DN, axis=(1, 2), keepdims=True) for side in (np.min, np.max))
 SCALED = (DN - LOWEST) / (HIGHEST - LOWEST)
@@ -99,6 +102,12 @@ CASES = {
     "percent as reflectance": ("s2", "reflectance", (DN / 100).astype(F32), "units={'s2': 'percent'}"),
     "percent": ("s2", "percent", (DN / 100).astype(F32), None),
     "whole percent as dn": ("s2", None, (DN / 100).round().clip(3, 56).astype("u2"), UnitWarning),
+    "percent of dark water": ("s2", "percent", (DN.clip(max=1900) * SEA / 1e4).astype(F32), UnitWarning),
+    "reflectance as percent": ("s2", "percent", (DN / 1e4).astype(F32), "units={'s2': 'reflectance'}"),
+    "reflectance of water as percent": ("s2", "percent", (DN * SEA / 1e6).astype(F32),
+                                        "units={'s2': 'reflectance'}"),
+    "reflectance of ice as percent": ("s2", "percent", (DN.clip(900, 1800) * ICE / 1e4).astype(F32),
+                                      "units={'s2': 'reflectance'}"),
     "whole percent as reflectance": ("s2", "reflectance", (DN / 100).round().astype("i4"),
                                      "units={'s2': 'percent'}"),
     "z-scores as dn": ("s2", None, ((DN - DN.mean()) / DN.std()).astype(F32), "look normalized already"),
@@ -595,6 +604,16 @@ def test_a_set_with_images_of_both_baselines_is_named(models, doubtful, said):
         with doubts.of_image(i):
             preprocess(DN + 1000 * (i < doubtful))
     assert [text.partition(":")[0] for _, text in doubts.of_set(range(10))] == ([said] if said else [])
+
+
+def test_what_a_few_files_state_is_given_too():
+    """A tag is no doubt: a set of ten files of which one has it is warned of, once, with the number."""
+    found = ImageWarnings()
+    for i in range(10):
+        with found.of_image(i):
+            warn_of_baseline({"PROCESSING_BASELINE": "05.10" if i == 7 else "02.09"})
+    with pytest.warns(ProductWarning, match="set, 1 of 10 images: the tag PROCESSING_BASELINE=05.10"):
+        found.warn("set", range(10))
 
 
 @pytest.mark.parametrize(("dates", "said"), [(2, False), (3, True)])
