@@ -13,7 +13,7 @@ from rsbackbones.data.class_masks import ClassMasks, mask_files, masked_names
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_folder import rasters_in
 from rsbackbones.data.raster_grid import Grid
-from rsbackbones.data.raster_path import RasterPath, raster_name, raster_paths
+from rsbackbones.data.raster_path import RasterPath, raster_name, raster_paths, without_query
 from rsbackbones.data.rasters import find_bands, open_raster
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Pixels, Scene
@@ -50,6 +50,9 @@ class Source(Protocol):
     @property
     def links(self) -> list[str]:
         """URLs of what it is made of."""
+
+    def names(self, window: Window) -> list[str]:
+        """Return what the pixels of a window come from: rasters, ids of items, or the links."""
 
     @property
     def layers(self) -> int:
@@ -154,6 +157,11 @@ class RasterSource:
     def links(self) -> list[str]:
         """See :class:`Source`."""
         return [link_of(path) for tile in self.tiles for path in tile.paths]
+
+    def names(self, window: Window) -> list[str]:
+        """See :class:`Source`."""
+        tiles = [tile for tile in self.tiles if _intersect(tile.place, window)]
+        return [without_query(str(path)) for tile in tiles for path in tile.paths]
 
     @contextmanager
     def open(self, model: Backbone, window: Window) -> Iterator[Scene]:

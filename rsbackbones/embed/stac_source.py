@@ -137,6 +137,12 @@ class StacSource:
             )
         return list(found)
 
+    def names(self, window: Window) -> list[str]:
+        """See :class:`rsbackbones.embed.sources.Source`."""
+        row, column, height, width = window
+        outline = self._box[row : row + height, column : column + width].footprint("EPSG:4326", buffer=0)
+        return [item["id"] for item in self._used() if _touches(item, outline)]
+
     @property
     def times(self) -> list[datetime]:
         """When the items were acquired."""
