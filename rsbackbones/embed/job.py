@@ -242,8 +242,9 @@ def plan(
         variable: of a Zarr store, if it holds several arrays of bands.
         bands, units, nodata, mask, resample: as for :func:`rsbackbones.embed.embed_scene`. A mask of an array
             is one of its bands.
-        composite, grid, dates, sign, on_unreadable: of STAC items, see
-            :class:`rsbackbones.embed.stac_source.StacSource`.
+        composite, grid, dates, sign: of STAC items, see :class:`rsbackbones.embed.stac_source.StacSource`.
+        on_unreadable: ``fail``, or ``skip``: STAC items, or tiles of a mosaic, that cannot be read are left
+            out of the tasks that need them, and named in their records. Servers are asked four times before.
         stream, window, overlap, batch_size: as there.
         points: geometries (Point, Polygon, MultiPolygon) in any CRS, a GeoDataFrame or the path of a file of
             them. Features are those of a store with ``quantize="none"``.
@@ -385,11 +386,24 @@ def _source(
 ) -> Source:
     if is_items(source) or (isinstance(source, (str, os.PathLike)) and os.fspath(source).endswith(".json")):
         return StacSource(source, model, options, **of_items)
-    if given := [name for name, value in of_items.items() if value not in (None, "median", "fail")]:
+    on_unreadable = of_items.pop("on_unreadable")
+    if given := [name for name, value in of_items.items() if value not in (None, "median")]:
         raise ValueError(f"{', '.join(given)}: only of STAC items, and the source is {type(source).__name__}")
-    if not isinstance(source, (str, os.PathLike)) and any(
-        kind.__module__.partition(".")[0] == "xarray" for kind in type(source).__mro__
-    ):
+    single = isinstance(source, (str, os.PathLike))
+    several = (
+        isinstance(source, Sequence) and source and all(isinstance(s, (str, os.PathLike)) for s in source)
+    )
+    if (single and not os.fspath(source).rstrip("/").endswith(".zarr")) or (several and not single):
+        if variable is not None:
+            raise ValueError(f"variable={variable!r} names an array of a Zarr store, and {source} is none")
+        return RasterSource.of_paths(model, source, options, on_unreadable=on_unreadable)
+    if on_unreadable != "fail":
+        raise ValueError(f"on_unreadable={on_unreadable!r}: only of tiles of a mosaic and of STAC items")
+    if single:
+        return ZarrSource(os.fspath(source), model, options, variable=variable)
+    if variable is not None:
+        raise ValueError(f"variable={variable!r} names an array of a Zarr store, and {source} is none")
+    if any(kind.__module__.partition(".")[0] == "xarray" for kind in type(source).__mro__):
         array = ArraySource.of_memory(source, model, options)
         if array.nbytes > LARGE_ARRAY:
             warnings.warn(
@@ -398,17 +412,9 @@ def _source(
                 stacklevel=3,
             )
         return array
-    if isinstance(source, (str, os.PathLike)) and os.fspath(source).rstrip("/").endswith(".zarr"):
-        return ZarrSource(os.fspath(source), model, options, variable=variable)
-    if variable is not None:
-        raise ValueError(f"variable={variable!r} names an array of a Zarr store, and {source} is none")
-    if isinstance(source, (str, os.PathLike)) or (
-        isinstance(source, Sequence) and source and all(isinstance(s, (str, os.PathLike)) for s in source)
-    ):
-        return RasterSource.of_paths(model, source, options)
     raise ValueError(
         "source must be paths of rasters, an xarray.DataArray or Dataset, or the path of a Zarr store, got "
-        f"{type(source).__name__}"
+        f"{type(source).__name__}; geometries over a source are points="
     )
 
 

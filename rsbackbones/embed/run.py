@@ -225,7 +225,8 @@ def _finish(job: Job) -> dict[str, Any]:
     found = [job.records.get_json(done_key(i)) for i in range(job.tasks)]
     total = {key: sum(record[key] for record in found) for key in _SUMS}
     share = total["clipped"] / max(1, total["cells_with_data"] * job.dim)
-    left_out = {name: reason for record in found for name, reason in record.get("left_out", {}).items()}
+    left_out = dict.fromkeys(job.facts["source"].get("left_out", ()), "unreadable when the job was planned")
+    left_out |= {name: reason for record in found for name, reason in record.get("left_out", {}).items()}
     busy = total["model_seconds"] + total["waited_seconds"]
     summary = {
         "shards": len(found),

@@ -1,11 +1,13 @@
 """What a job reads: where its pixels lie, what decides them, and how a worker opens those that it needs."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,13 +15,22 @@ from rsbackbones.data.class_masks import ClassMasks, mask_files, masked_names
 from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_folder import rasters_in
 from rsbackbones.data.raster_grid import Grid
-from rsbackbones.data.raster_path import RasterPath, raster_name, raster_paths, without_query
+from rsbackbones.data.raster_path import (
+    RasterPath,
+    UnreadableRaster,
+    raster_name,
+    raster_paths,
+    web_address,
+    without_query,
+)
 from rsbackbones.data.rasters import find_bands, open_raster
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Pixels, Scene
 from rsbackbones.embed.raster_scene import open_raster_scene
+from rsbackbones.files.retry import retried
 from rsbackbones.models.backbone import Backbone
 
+_T = TypeVar("_T")
 # (row, column, height, width) in pixels of a grid.
 Window = tuple[int, int, int, int]
 
@@ -96,14 +107,23 @@ class _Tile:
     names: tuple[Sequence[str] | None, ...]
     place: Window
 
+    @property
+    def name(self) -> str:
+        """What messages and records call it."""
+        return ";".join(without_query(str(path)) for path in self.paths)
+
 
 @dataclass(frozen=True)
 class RasterSource:
     """Rasters of one place, or the tiles of a mosaic; where tiles overlap the first with data counts.
 
+    Rasters of a web server that cannot be read are tried again, with pauses.
+
     Attributes:
         tiles: in the order in which they were given.
         versions: by raster, what :class:`InputFiles` says of its files.
+        skip: whether tiles that cannot be read are left out.
+        left_out: names of the rasters that could not be opened when it was made.
     """
 
     grid: Grid
@@ -111,19 +131,26 @@ class RasterSource:
     options: ReadOptions
     versions: Mapping[str, list[str]] = field(default_factory=dict)
     layers: int = 1
+    skip: bool = False
+    left_out: tuple[str, ...] = ()
 
     @staticmethod
     def of_paths(
         model: Backbone,
         given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         options: ReadOptions,
+        *,
+        on_unreadable: str = "fail",
     ) -> "RasterSource":
         """Open rasters, or those in a folder, for their bands and grids.
 
         Raises:
-            ValueError: a raster without bands of the model, tiles that do not fit each other, or a grid that
-                is not north up.
+            UnreadableRaster: one cannot be read, or with ``on_unreadable="skip"`` none can.
+            ValueError: a raster without bands of the model, tiles that do not fit each other, a grid that is
+                not north up, or a single place, which needs all of its rasters, with ``skip``.
         """
+        if on_unreadable not in ("fail", "skip"):
+            raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
         paths = [p for path in raster_paths(given) for p in _expand(path)]
         names = options.names or [None]
         if len(names) not in (1, len(paths)):
@@ -131,10 +158,17 @@ class RasterSource:
         every = [*names] * (len(paths) if len(names) == 1 else 1)
         groups: list[list[tuple[RasterPath, Sequence[str] | None, Grid]]] = []
         near: dict[tuple[Any, ...], list[int]] = {}
+        left_out: dict[str, str] = {}
         for path, of in zip(paths, every, strict=True):
-            find_bands(path, sensors_of(model), masked_names(of, options.mask), units=options.units)
-            with open_raster(path) as raster:
-                grid = Grid.of(raster)
+            try:
+                find_bands(path, sensors_of(model), masked_names(of, options.mask), units=options.units)
+                with open_raster(path) as raster:
+                    grid = Grid.of(raster)
+            except UnreadableRaster as error:
+                if on_unreadable == "fail":
+                    raise
+                left_out[without_query(str(path))] = plain(error)
+                continue
             _check_north_up(grid, str(path))
             keys = grid.places()
             known = {i for key in keys for i in near.get(key, []) if groups[i][0][2].covers_same(grid)}
@@ -143,15 +177,33 @@ class RasterSource:
                     near.setdefault(key, []).append(len(groups))
                 groups.append([])
             groups[min(known, default=len(groups) - 1)].append((path, of, grid))
+        if left_out:
+            if not groups:
+                raise UnreadableRaster(f"no raster can be read: {next(iter(left_out.values()))}")
+            warnings.warn(f"left out: {'; '.join(left_out.values())}", stacklevel=4)
         tiles, grid = _mosaic(groups, options.resample)
-        read = [*paths, *mask_files(options.mask)]
-        return RasterSource(grid, tiles, options, {str(path): versions_of(path) for path in read})
+        if on_unreadable == "skip" and len(tiles) + len(left_out) == 1:
+            raise ValueError(
+                "on_unreadable='skip' (--on-unreadable skip) leaves out tiles of a mosaic, and the rasters "
+                "are of one place, which needs all of them"
+            )
+        read = [*(path for tile in tiles for path in tile.paths), *mask_files(options.mask)]
+        return RasterSource(
+            grid, tiles, options, {str(path): versions_of(path) for path in read},
+            skip=on_unreadable == "skip", left_out=tuple(sorted(left_out)),
+        )  # fmt: skip
 
     @property
     def facts(self) -> dict[str, Any]:
         """See :class:`Source`."""
         files = [fact for facts in self.versions.values() for fact in facts]
-        return {"kind": "rasters", "files": files, **self.options.facts}
+        return {
+            "kind": "rasters",
+            "files": files,
+            "unreadable": "skip" if self.skip else "fail",
+            "left_out": list(self.left_out),
+            **self.options.facts,
+        }
 
     @property
     def links(self) -> list[str]:
@@ -168,22 +220,104 @@ class RasterSource:
         """See :class:`Source`."""
         needed = [tile for tile in self.tiles if _intersect(tile.place, window)]
         files = [*(p for tile in needed for p in tile.paths), *mask_files(self.options.mask)]
-        check_versions(files, self.versions)
+        # A file of a server is opened first: that it is gone is another fault than that it changed.
+        check_versions([file for file in files if web_address(file) is None], self.versions)
         with ExitStack() as opened:
             scenes = [opened.enter_context(self._open_tile(model, tile)) for tile in needed]
             if not scenes:  # between the tiles; the first tells the bands
                 needed = [self.tiles[0]]
                 scenes = [opened.enter_context(self._open_tile(model, needed[0]))]
-            alone = len(self.tiles) == 1
-            yield scenes[0] if alone else _Mosaic(scenes, [tile.place for tile in needed], self.grid)
+            check_versions([file for file in files if web_address(file) is not None], self.versions)
+            yield (
+                scenes[0]
+                if self._is_whole(needed[0])
+                else _Mosaic(scenes, [tile.place for tile in needed], self.grid)
+            )
         check_versions(files, self.versions)
 
-    def _open_tile(self, model: Backbone, tile: _Tile) -> Any:
-        o = self.options
-        return open_raster_scene(
-            model, tile.paths, names=tile.names if any(tile.names) else None, units=o.units, nodata=o.nodata,
-            resample=o.resample, mask=o.mask, grid=None if len(self.tiles) == 1 else self.grid,
-        )  # fmt: skip
+    def without(self, names: Collection[str]) -> "RasterSource":
+        """Return the source without some tiles, by their names, on the same grid.
+
+        Raises:
+            UnreadableRaster: no tile is left.
+        """
+        tiles = tuple(tile for tile in self.tiles if tile.name not in names)
+        if not tiles:
+            raise UnreadableRaster(f"no tile is left that can be read: {', '.join(names)}")
+        return replace(self, tiles=tiles)
+
+    def _is_whole(self, tile: _Tile) -> bool:
+        return len(self.tiles) == 1 and tile.place == (0, 0, self.grid.height, self.grid.width)
+
+    @contextmanager
+    def _open_tile(self, model: Backbone, tile: _Tile) -> Iterator[Scene]:
+        o, on_grid = self.options, None if self._is_whole(tile) else self.grid
+
+        def open_files() -> AbstractContextManager[Any]:
+            return open_raster_scene(
+                model, tile.paths, names=tile.names if any(tile.names) else None, units=o.units,
+                nodata=o.nodata, resample=o.resample, mask=o.mask, grid=on_grid,
+            )  # fmt: skip
+
+        with _Tried(open_files, tile, skip=self.skip) as scene:
+            yield scene
+
+
+class _Tried:
+    """The scene of a tile, which is opened anew where a web server does not give it. A context manager.
+
+    Args:
+        open_files: opens it.
+        tile: what it is of.
+        skip: whether it may be left out: then it raises :class:`UnreadableItems`.
+    """
+
+    def __init__(
+        self, open_files: Callable[[], AbstractContextManager[Scene]], tile: _Tile, *, skip: bool
+    ) -> None:
+        self._open, self._tile, self._skip = open_files, tile, skip
+        self._remote = any(web_address(path) is not None for path in tile.paths)
+        self._opened, self._failed = ExitStack(), False
+        self._scene: Scene | None = None
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window (row, column, height, width)."""
+        return self._with_scene(lambda scene: scene.read(window))
+
+    def _with_scene(self, work: Callable[[Scene], _T]) -> _T:
+        def attempt() -> _T:
+            try:
+                return work(self._scene or self._open_again())
+            except UnreadableRaster:
+                self._opened.close()
+                self._scene, self._failed = None, True
+                raise
+
+        try:
+            return retried(attempt, lambda error: self._remote and isinstance(error, UnreadableRaster))
+        except UnreadableRaster as error:
+            if self._skip:
+                raise UnreadableItems({self._tile.name: plain(error)}) from error
+            raise
+
+    def _open_again(self) -> Scene:
+        import rasterio
+
+        # GDAL remembers what it was answered.
+        forget = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/"} if self._failed else {}
+        with rasterio.Env(**forget):
+            self._scene = self._opened.enter_context(self._open())
+        return self._scene
+
+    def __enter__(self) -> "_Tried":
+        """Open it."""
+        scene = self._with_scene(lambda scene: scene)
+        self.name, self.grid, self.bands = scene.name, scene.grid, scene.bands
+        self.ignored, self.stated_units = scene.ignored, scene.stated_units
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
 
 class _Mosaic:
@@ -314,3 +448,8 @@ def link_of(path: RasterPath) -> str:
     text = path.partition("?")[0]
     text = text.removeprefix("/vsicurl/")
     return text if "://" in text else f"gdal:{text}"
+
+
+def plain(error: BaseException) -> str:
+    """Return an error without the queries of URLs, which may hold signatures."""
+    return re.sub(r"\?[^\s'\"]*", "", str(error))[:400]
