@@ -81,10 +81,11 @@ def run(
 
     Raises:
         ImportError: the extra ``scale`` is not installed.
-        JobError: (a ``ValueError``) the output is of another job, another driver runs it, or shards failed.
+        JobError: (a ``ValueError``) the output is of another job, another driver runs it, shards failed, or
+            the disk or bucket takes nothing.
     """
     _refuse_fork(executor)
-    with _driving(job, take_over) as lease:
+    with _one_error(job), _driving(job, take_over) as lease:
         job = prepare(job, executor)
         done = {int(key[5:13]) for key in job.records.keys("done/")}
         todo = [i for i in range(job.tasks) if i not in done]
@@ -95,9 +96,10 @@ def run(
                 bar.update()
                 if isinstance(outcome, BaseException):
                     failed[index] = _reason(outcome)
-                    job.records.put_json(
-                        f"failed/{index:08d}.json", {"shard": index, "reason": failed[index]}
-                    )
+                    with suppress(*_store_errors()):  # the disk may be full: the error itself is raised
+                        job.records.put_json(
+                            f"failed/{index:08d}.json", {"shard": index, "reason": failed[index]}
+                        )
                     if not _left_out(outcome):
                         raise JobError(_failure(job, {index: failed[index]}, len(done))) from outcome
                 else:
@@ -295,12 +297,31 @@ class _Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
-            with suppress(OSError):  # a store that does not answer now may answer at the next beat
+            with suppress(*_store_errors()):  # a store that does not answer now may answer at the next beat
                 held = self._records.get_json("driver.json")
                 if held is None or held["id"] != self._stated["id"]:
                     self._lost.set()
                     return
                 self._records.put_json("driver.json", {**self._stated, "beat": time.time()})
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """Return what a folder or a bucket raises that cannot be written to or read."""
+    from obstore.exceptions import BaseError
+
+    return OSError, BaseError
+
+
+@contextmanager
+def _one_error(job: Job) -> Iterator[None]:
+    """Turn what the output or the records raise into a message that says how to go on."""
+    try:
+        yield
+    except _store_errors() as error:
+        raise JobError(
+            f"cannot write {job.output}, or the records beside it: {_first_line(error)}; what is done is "
+            "kept: make room, or give access, and run the same again"
+        ) from error
 
 
 @contextmanager
@@ -353,7 +374,12 @@ def _reason(error: BaseException) -> str:
         return "a worker process died, and the pool with it; run the same again for what is left"
     if _left_out(error):
         return "its workers died, as often as the scheduler allows (out of memory?)"
-    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the message of an error without what obstore adds for its developers."""
+    return str(error).partition("\n")[0]
 
 
 def _failure(job: Job, failed: dict[int, str], done: int) -> str:

@@ -166,7 +166,7 @@ class RasterSource:
                     grid = Grid.of(raster)
             except UnreadableRaster as error:
                 if on_unreadable == "fail":
-                    raise
+                    raise UnreadableRaster(plain(error)) from error
                 left_out[without_query(str(path))] = plain(error)
                 continue
             _check_north_up(grid, str(path))
@@ -219,20 +219,17 @@ class RasterSource:
     def open(self, model: Backbone, window: Window) -> Iterator[Scene]:
         """See :class:`Source`."""
         needed = [tile for tile in self.tiles if _intersect(tile.place, window)]
-        files = [*(p for tile in needed for p in tile.paths), *mask_files(self.options.mask)]
-        # A file of a server is opened first: that it is gone is another fault than that it changed.
-        check_versions([file for file in files if web_address(file) is None], self.versions)
+        needed = needed or [self.tiles[0]]  # between the tiles; the first tells the bands
+        # Files of a server are checked when they are open: that one is gone is no change.
+        files = [p for tile in needed for p in tile.paths if web_address(p) is None]
+        files += mask_files(self.options.mask)
+        check_versions(files, self.versions)
         with ExitStack() as opened:
             scenes = [opened.enter_context(self._open_tile(model, tile)) for tile in needed]
-            if not scenes:  # between the tiles; the first tells the bands
-                needed = [self.tiles[0]]
-                scenes = [opened.enter_context(self._open_tile(model, needed[0]))]
-            check_versions([file for file in files if web_address(file) is not None], self.versions)
-            yield (
-                scenes[0]
-                if self._is_whole(needed[0])
-                else _Mosaic(scenes, [tile.place for tile in needed], self.grid)
-            )
+            whole = self._is_whole(needed[0])
+            yield scenes[0] if whole else _Mosaic(scenes, [tile.place for tile in needed], self.grid)
+            for scene in scenes:
+                scene.check()
         check_versions(files, self.versions)
 
     def without(self, names: Collection[str]) -> "RasterSource":
@@ -249,9 +246,9 @@ class RasterSource:
     def _is_whole(self, tile: _Tile) -> bool:
         return len(self.tiles) == 1 and tile.place == (0, 0, self.grid.height, self.grid.width)
 
-    @contextmanager
-    def _open_tile(self, model: Backbone, tile: _Tile) -> Iterator[Scene]:
+    def _open_tile(self, model: Backbone, tile: _Tile) -> "_Tried":
         o, on_grid = self.options, None if self._is_whole(tile) else self.grid
+        remote = [path for path in tile.paths if web_address(path) is not None]
 
         def open_files() -> AbstractContextManager[Any]:
             return open_raster_scene(
@@ -259,8 +256,10 @@ class RasterSource:
                 nodata=o.nodata, resample=o.resample, mask=o.mask, grid=on_grid,
             )  # fmt: skip
 
-        with _Tried(open_files, tile, skip=self.skip) as scene:
-            yield scene
+        return _Tried(
+            open_files, lambda: check_versions(remote, self.versions), tile.name, remote=bool(remote),
+            skip=self.skip,
+        )  # fmt: skip
 
 
 class _Tried:
@@ -268,21 +267,33 @@ class _Tried:
 
     Args:
         open_files: opens it.
-        tile: what it is of.
-        skip: whether it may be left out: then it raises :class:`UnreadableItems`.
+        check: that its files are those of the job.
+        tile: its name.
+        remote: whether another try may help.
+        skip: whether it may be left out: then :class:`UnreadableItems` is raised.
     """
 
     def __init__(
-        self, open_files: Callable[[], AbstractContextManager[Scene]], tile: _Tile, *, skip: bool
+        self,
+        open_files: Callable[[], AbstractContextManager[Scene]],
+        check: Callable[[], None],
+        tile: str,
+        *,
+        remote: bool,
+        skip: bool,
     ) -> None:
-        self._open, self._tile, self._skip = open_files, tile, skip
-        self._remote = any(web_address(path) is not None for path in tile.paths)
+        self._open, self._check, self._tile = open_files, check, tile
+        self._remote, self._skip = remote, skip
         self._opened, self._failed = ExitStack(), False
         self._scene: Scene | None = None
 
     def read(self, window: Window) -> Pixels:
         """Read a window (row, column, height, width)."""
         return self._with_scene(lambda scene: scene.read(window))
+
+    def check(self) -> None:
+        """Refuse files that changed."""
+        self._with_scene(lambda _: self._check())
 
     def _with_scene(self, work: Callable[[Scene], _T]) -> _T:
         def attempt() -> _T:
@@ -297,8 +308,8 @@ class _Tried:
             return retried(attempt, lambda error: self._remote and isinstance(error, UnreadableRaster))
         except UnreadableRaster as error:
             if self._skip:
-                raise UnreadableItems({self._tile.name: plain(error)}) from error
-            raise
+                raise UnreadableItems({self._tile: plain(error)}) from error
+            raise UnreadableRaster(plain(error)) from error
 
     def _open_again(self) -> Scene:
         import rasterio
@@ -306,8 +317,10 @@ class _Tried:
         # GDAL remembers what it was answered.
         forget = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/"} if self._failed else {}
         with rasterio.Env(**forget):
-            self._scene = self._opened.enter_context(self._open())
-        return self._scene
+            scene = self._opened.enter_context(self._open())
+        self._check()
+        self._scene = scene
+        return scene
 
     def __enter__(self) -> "_Tried":
         """Open it."""
@@ -431,9 +444,16 @@ def check_versions(paths: Sequence[RasterPath], versions: Mapping[str, list[str]
     """Refuse rasters that are not those of the job.
 
     Raises:
+        UnreadableRaster: a web server does not give one any more.
         ValueError: one changed.
     """
-    changed = [raster_name(path) for path in paths if versions_of(path) != versions[str(path)]]
+    changed = []
+    for path in paths:
+        if (now := versions_of(path)) == versions[str(path)]:
+            continue
+        if web_address(path) is not None and any(fact.endswith(" unknown") for fact in now):
+            raise UnreadableRaster(f"cannot read {without_query(str(path))}: the server does not give it now")
+        changed.append(raster_name(path))
     if changed:
         raise ValueError(
             f"the input changed since the job was planned: {', '.join(changed[:5])}; plan it again, for "
