@@ -205,6 +205,23 @@ def test_any_source_gives_the_same_rows(model, scene, tmp_path):
     assert set(tables["zarr"]["source"]) == {(tmp_path / "s.zarr").as_uri()}
 
 
+def test_stac_items_are_a_source_too(tmp_path):
+    pytest.importorskip("odc.stac")
+    from tests.embed.test_stac_source import BANDS, items
+
+    net = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS}, overrides={"depth": 1})
+    layers = zip(BANDS, optical(96, 96, bands=4), strict=True)
+    files = [write_tif(tmp_path / f"0_{b}.tif", layer[None], [b], nodata=0) for b, layer in layers]
+    shapes = [shapely.Point(in_cells(2, 3)), shapely.box(*in_cells(11, 1), *in_cells(4, 9))]
+    frame = geopandas.GeoDataFrame(geometry=shapes, crs=CRS)
+    for name, source in {"files": files, "stac": items(tmp_path, 1)}.items():
+        run(net, source, tmp_path / f"{name}.parquet", frame, window=32)
+    ours, theirs = read(tmp_path / "stac.parquet"), read(tmp_path / "files.parquet")
+    np.testing.assert_array_equal(np.stack(ours["embedding"]), np.stack(theirs["embedding"]))
+    assert set(ours["source"]) == {"item0"}
+    assert set(map(str, ours["datetime"])) == {"2024-06-01 10:00:00"}
+
+
 def test_geometries_without_data_are_named_or_kept_as_nan(model, scene, tmp_path):
     shapes = [shapely.Point(in_cells(3, 3)), shapely.Point(in_cells(22.5, 7.5)), shapely.Point(0, 0),
               shapely.box(*in_cells(30.5, -10), *in_cells(28.5, 2.2))]  # fmt: skip
