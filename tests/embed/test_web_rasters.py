@@ -23,7 +23,7 @@ OPTIONS = {"window": 32, "overlap": 16, "shard": 32}
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides={"depth": 1})
+    return rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides={"depth": 2})
 
 
 @pytest.fixture(autouse=True)
