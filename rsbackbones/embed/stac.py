@@ -22,6 +22,7 @@ PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 _MEDIA = {
     ".zarr": "application/vnd.zarr; version=3",
     ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+    ".parquet": "application/vnd.apache.parquet",
 }
 
 
@@ -37,13 +38,14 @@ def write_stac(job: Job, summary: dict[str, Any]) -> Objects:
 def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the Collection and the Item of a job, as JSON takes them."""
     import pystac
+    from shapely import box
 
     from rsbackbones import __version__
 
     place = PurePosixPath(job.output.rstrip("/"))
     name, quantization = place.stem, job.quantization
-    shape = outline(job.grid)
-    times = _times(job)
+    shape = outline(job.grid) if job.points is None else box(*job.points.facts["bounds"])
+    times = times_of(job)
     now = datetime.now(UTC).replace(microsecond=0)
     dated = {"start_datetime": _text(times[0]), "end_datetime": _text(times[-1])} if times else {}
     weights = job.facts["model"]["weights"] or job.facts["model"]["architecture"]
@@ -53,14 +55,8 @@ def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         "processing:datetime": _text(now),
         "processing:software": {"rsbackbones": __version__},
         "processing:facility": "rsbackbones embed",
-        "proj:shape": [job.grid.height, job.grid.width],
-        "proj:transform": list(job.grid.transform[:6]),
-        "proj:bbox": list(bounds_of(job)),
     }
-    code = job.grid.crs.to_authority()
-    properties |= (
-        {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": job.grid.crs.to_wkt()}
-    )
+    properties |= _projection(job) if job.points is None else {"proj:code": "EPSG:4326"}
     if summary["left_out"]:
         properties["rsbackbones:left_out"] = summary["left_out"]
     if quantization.dtype == np.int8:
@@ -104,7 +100,7 @@ def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         ),
         license="other",
         extra_fields={
-            "emb:type": "pixel",
+            "emb:type": "pixel" if job.points is None else "chip",
             "emb:dimensions": job.dim,
             "data_type": str(quantization.dtype),
             **({"gsd": meters} if (meters := job.grid.pixel_in_meters) is not None else {}),
@@ -122,7 +118,18 @@ def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     )
 
 
-def _times(job: Job) -> list[datetime]:
+def _projection(job: Job) -> dict[str, Any]:
+    code = job.grid.crs.to_authority()
+    return {
+        "proj:shape": [job.grid.height, job.grid.width],
+        "proj:transform": list(job.grid.transform[:6]),
+        "proj:bbox": list(bounds_of(job)),
+        "proj:code": ":".join(code) if code else None,
+        **({} if code else {"proj:wkt2": job.grid.crs.to_wkt()}),
+    }
+
+
+def times_of(job: Job) -> list[datetime]:
     """Return the times that the sources state, in order."""
     if isinstance(job.source, StacSource):
         return job.source.times

@@ -27,7 +27,7 @@ from rsbackbones.data.rasters import Array
 from rsbackbones.data.resample import RESAMPLING
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Pixels, Scene
-from rsbackbones.embed.sources import ReadOptions, UnreadableItems, Window
+from rsbackbones.embed.sources import ReadOptions, UnreadableItems, Window, plain
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import get_sensor
 from rsbackbones.value_check import zero_is_missing
@@ -136,6 +136,12 @@ class StacSource:
                 None
             )
         return list(found)
+
+    def names(self, window: Window) -> list[str]:
+        """See :class:`rsbackbones.embed.sources.Source`."""
+        row, column, height, width = window
+        outline = self._box[row : row + height, column : column + width].footprint("EPSG:4326", buffer=0)
+        return [item["id"] for item in self._used() if _touches(item, outline)]
 
     @property
     def times(self) -> list[datetime]:
@@ -269,7 +275,7 @@ class StacScene:
             except Exception as error:
                 if attempt == TRIES - 1:
                     named = ", ".join(item["id"] for item in items[:3]) + (", ..." if len(items) > 3 else "")
-                    raise _Unreadable(f"cannot read the asset {asset} of {named}: {_plain(error)}") from error
+                    raise _Unreadable(f"cannot read the asset {asset} of {named}: {plain(error)}") from error
                 time.sleep(PAUSE_S * 2**attempt)
         values = data.values
         for nodata in (data.attrs.get("nodata"), self._source._options.nodata):
@@ -467,8 +473,3 @@ def _item_facts(item: Mapping[str, Any]) -> dict[str, Any]:
     text = json.dumps(plain, sort_keys=True, default=str)
     return {"id": item["id"], "collection": item.get("collection"), "datetime": _time(item).isoformat(),
             "sha256": hashlib.sha256(text.encode()).hexdigest()}  # fmt: skip
-
-
-def _plain(error: BaseException) -> str:
-    """Return an error without the queries of URLs, which may hold signatures."""
-    return re.sub(r"\?[^\s'\"]*", "", str(error))[:400]

@@ -50,29 +50,38 @@ def done_key(index: int) -> str:
 
 def compute_shard(job: Job, index: int) -> dict[str, Any]:
     """Compute and write a shard, then its record; return the record. One that has a record is left alone."""
+    return recorded(job, index, _write_block)
+
+
+def recorded(job: Job, index: int, compute: Callable[[Job, int], dict[str, Any]]) -> dict[str, Any]:
+    """Compute and write a task, then its record; return the record. One that has a record is left alone."""
     key = done_key(index)
     if (record := job.records.get_json(key)) is not None:
         return dict(record)
-    begin, block = time.perf_counter(), job.blocks[index]
-    with _settings(job):
-        features, counts = _features(job, block)
-        stored, scales, clipped, has_data = _quantized(job.quantization, features)
-        del features
-        if has_data:
-            write_shard(job, block, stored, scales)
-    record = {
-        "shard": index,
+    begin = time.perf_counter()
+    with settings(job):
+        made = compute(job, index)
+    record = {"shard": index, "seconds": round(time.perf_counter() - begin, 3), **made}
+    # The same task of two workers has the same bytes; the first record stands.
+    if not job.records.create_json(key, record):
+        return dict(job.records.get_json(key))
+    return record
+
+
+def _write_block(job: Job, index: int) -> dict[str, Any]:
+    block = job.blocks[index]
+    features, counts = _features(job, block)
+    stored, scales, clipped, has_data = _quantized(job.quantization, features)
+    del features
+    if has_data:
+        write_shard(job, block, stored, scales)
+    return {
         "block": list(block),
         "cells": block.shape[0] * block.shape[1],
         "cells_with_data": has_data,
         "clipped": clipped,
-        "seconds": round(time.perf_counter() - begin, 3),
         **counts,
     }
-    # The same shard of two workers has the same bytes; the first record stands.
-    if not job.records.create_json(key, record):
-        return dict(job.records.get_json(key))
-    return record
 
 
 def calibrate(job: Job) -> dict[str, Any]:
@@ -84,18 +93,18 @@ def calibrate(job: Job) -> dict[str, Any]:
     places, enough = _places(job)
     pixels: list[Pixels] = []
     vectors: list[Array] = []
-    with _settings(job):
-        model = _model(job)
+    with settings(job):
+        model = model_of(job)
         for rows in places:
             place = job.lattice.covered(rows)
-            window = _pixels_of(job, place)
+            window = pixels_of(job, place)
 
-            def read_place(source: Source, window: Window = window) -> tuple[Pixels, Preprocess, _Strips]:
+            def read_place(source: Source, window: Window = window) -> tuple[Pixels, Preprocess, Strips]:
                 with source.open(model, window) as scene:
                     read = scene.read(window)
-                    return read, create_preprocess_of(model, scene, job.units), _Strips(scene, window, read)
+                    return read, create_preprocess_of(model, scene, job.units), Strips(scene, window, read)
 
-            (read, preprocess, held), _ = _without_unreadable(job.source, read_place)
+            (read, preprocess, held), _ = without_unreadable(job.source, read_place)
             name = held.name
             pixels.append(_thinned(read))
             if read.valid.any():
@@ -171,19 +180,19 @@ def _thinned(pixels: Pixels) -> Pixels:
 def _features(job: Job, block: Block) -> tuple[Array, dict[str, Any]]:
     """Return the features [rows, columns, D] of a block, and what it took."""
     rows = job.lattice.rows_of_windows(block)
-    model, window = _model(job), _pixels_of(job, job.lattice.covered(rows))
+    model, window = model_of(job), pixels_of(job, job.lattice.covered(rows))
 
     def compute(source: Source) -> tuple[Array, dict[str, Any]]:
         with source.open(model, window) as scene:
             preprocess = create_preprocess_of(model, scene, job.units)
             preprocess.check = not job.calibration["values_checked"]
-            return _encode_block(job, _Strips(scene, window), preprocess, block, rows)
+            return _encode_block(job, Strips(scene, window), preprocess, block, rows)
 
-    (features, counts), left_out = _without_unreadable(job.source, compute)
+    (features, counts), left_out = without_unreadable(job.source, compute)
     return features, counts | ({"left_out": left_out} if left_out else {})
 
 
-def _without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tuple[_T, dict[str, str]]:
+def without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tuple[_T, dict[str, str]]:
     """Compute with all items, or without those that cannot be read; return these with the reasons."""
     left_out: dict[str, str] = {}
     while True:
@@ -197,22 +206,27 @@ def _without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tupl
 def _encode_block(
     job: Job, scene: Scene, preprocess: Preprocess, block: Block, windows: Rows
 ) -> tuple[Array, dict[str, Any]]:
-    encoder = WindowEncoder(_model(job), scene, preprocess, job.stream, job.lattice)
-    blend, count = Blend(job.lattice, block, job.dim), 0
-    todo = batches(windows, job.batch_size)
+    blend = Blend(job.lattice, block, job.dim)
+    counts = encode_into(job, scene, preprocess, blend, batches(windows, job.batch_size))
+    return blend.result(), counts
+
+
+def encode_into(job: Job, scene: Scene, preprocess: Preprocess, blend: Blend, todo: Rows) -> dict[str, Any]:
+    """Encode batches of windows, which go down, into a blend; return what it took."""
+    encoder, count = WindowEncoder(model_of(job), scene, preprocess, job.stream, job.lattice), 0
     with closing(encoder.encode(todo, skip_empty=True)) as encoded:
         for batch in encoded:
             count += len(batch)
             for one in batch:
                 blend.add(*one.place, one.values, one.has_data)
-    return blend.result(), {
+    return {
         "windows": count,
         "model_seconds": round(encoder.seconds - encoder.waited, 3),
         "waited_seconds": round(encoder.waited, 3),
     }
 
 
-def _pixels_of(job: Job, block: Block) -> Window:
+def pixels_of(job: Job, block: Block) -> Window:
     """Return the window of pixels that the windows of a block read."""
     p, unit, grid = job.cell, job.facts["model"]["window_unit"], job.source.grid
     top, left = block.top * p, block.left * p
@@ -220,7 +234,7 @@ def _pixels_of(job: Job, block: Block) -> Window:
     return top, left, min(bottom, grid.height) - top, min(right, grid.width) - left
 
 
-class _Strips:
+class Strips:
     """A scene read in blocks of whole rows of a window, each once, for windows that go down."""
 
     def __init__(self, scene: Scene, window: Window, read: Pixels | None = None) -> None:
@@ -257,7 +271,7 @@ def _stack(above: Pixels, below: Pixels) -> Pixels:
     )
 
 
-def _model(job: Job) -> Backbone:
+def model_of(job: Job) -> Backbone:
     """Return the model on the device of the worker; one is kept in a process."""
     key = f"{job.fingerprint} {job.device}"
     with _lock:
@@ -289,7 +303,7 @@ def _load(job: Job) -> Backbone:
 
 
 @contextmanager
-def _settings(job: Job) -> Iterator[None]:
+def settings(job: Job) -> Iterator[None]:
     """Run with the threads and the cache of the job."""
     import rasterio
 
