@@ -334,7 +334,7 @@ def _in_store(place: str, variable: str | None, sensors: Mapping[str, str]) -> _
 
 def _in_items(place: str, sensors: Mapping[str, str]) -> _File:
     """Find the bands among the assets of STAC items."""
-    from rsbackbones.embed.stac_source import asset_names
+    from rsbackbones.embed.stac_items import asset_names
 
     return _named_bands(place, asset_names(place), sensors)
 

@@ -20,7 +20,9 @@ from rsbackbones.embed.inputs import sensors_of, warn_of_pixel_sizes
 from rsbackbones.embed.lattice import Block, Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.quantize import Quantization, check_rule
 from rsbackbones.embed.sources import RasterSource, ReadOptions, Source
-from rsbackbones.embed.stac_source import Sign, StacSource, is_items
+from rsbackbones.embed.stac_items import is_items
+from rsbackbones.embed.stac_reader import Sign
+from rsbackbones.embed.stac_source import StacSource
 from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.zoo.fingerprint import weights_digest

@@ -1,0 +1,205 @@
+"""One image of the dates of STAC items: composites, and the dates that two sensors are taken from.
+
+====================  ========================================================================================
+``median``            of the dates at which a pixel is clear; each sensor has a composite of its own dates
+``least-cloudy``      the first date at which a pixel is clear, in the order of the days' cloud cover
+``first``             the same in the order of time
+====================  ========================================================================================
+
+Where a pixel is of one date, the other sensors have it of the nearest date at which they have data there; of
+two the earlier.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rsbackbones.data.class_masks import ClassMasks
+from rsbackbones.data.raster_grid import Grid
+from rsbackbones.data.rasters import Array
+from rsbackbones.embed.pixels import Pixels
+from rsbackbones.embed.sources import Window
+from rsbackbones.embed.stac_items import day_of, touches
+from rsbackbones.embed.stac_reader import ItemReader
+
+COMPOSITES = ("median", "least-cloudy", "first")
+
+
+class SensorItems(NamedTuple):
+    """The items of a modality and how their assets are read.
+
+    Attributes:
+        items: as dictionaries, in order of time.
+        bands: of the model.
+        assets: by band the key of its asset.
+        scales: by band scale and offset, where the items state them.
+        masks: by asset the classes of pixels that do not count.
+        zero_is_missing: a pixel that is zero in all bands has no data.
+    """
+
+    items: Sequence[dict[str, Any]]
+    bands: tuple[str, ...]
+    assets: Mapping[str, str]
+    scales: Mapping[str, tuple[float, float]]
+    masks: ClassMasks
+    zero_is_missing: bool
+
+    def scaled(self, values: Array) -> Array:
+        """Return values [C, h, w] with the stated scale and offset; NaN becomes zero."""
+        for i, band in enumerate(self.bands):
+            scale, offset = self.scales.get(band, (1.0, 0.0))
+            if (scale, offset) != (1.0, 0.0):
+                values[i] = values[i] * np.float32(scale) + np.float32(offset)
+        return np.nan_to_num(values)
+
+
+class CompositeScene:
+    """A :class:`rsbackbones.embed.pixels.Scene` of the composite of items.
+
+    Args:
+        sensors: by modality; the dates of a pixel are those of the first.
+        reader: of the items.
+        box: the ``odc.geo`` GeoBox of the grid.
+        grid: the same.
+        composite: one of ``COMPOSITES``.
+        resample: the rule for items on other grids.
+        units: by modality the unit that the items state.
+
+    Attributes:
+        pairs: by day of the first sensor and modality the days of the other sensors that were read with it.
+    """
+
+    def __init__(
+        self,
+        sensors: Mapping[str, SensorItems],
+        reader: ItemReader,
+        box: Any,
+        grid: Grid,
+        *,
+        composite: str,
+        resample: str | None,
+        units: Mapping[str, str],
+    ) -> None:
+        self._sensors, self._reader, self._box = sensors, reader, box
+        self._composite, self._resample = composite, resample
+        count = len({item["id"] for sensor in sensors.values() for item in sensor.items})
+        self.name, self.grid = f"{count} STAC items", grid
+        self.bands = {m: sensor.bands for m, sensor in sensors.items()}
+        self.ignored: dict[Any, Any] = {}
+        self.stated_units = units
+        self.pairs: dict[str, dict[str, set[str]]] = {}
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window (row, column, height, width); pixels that are clear at no date have no data."""
+        row, column, height, width = window
+        box = self._box[row : row + height, column : column + width]
+        outline = box.footprint("EPSG:4326", buffer=0)
+        here = {
+            m: sensor._replace(items=[item for item in sensor.items if touches(item, outline)])
+            for m, sensor in self._sensors.items()
+        }
+        if self._composite == "median":
+            medians = {m: self._median(sensor, box) for m, sensor in here.items()}
+            arrays = {m: x for m, (x, _) in medians.items()}
+            valid = np.logical_and.reduce([there for _, there in medians.values()])
+        else:
+            arrays, valid = self._by_day(here, box)
+        arrays = {m: np.where(valid, here[m].scaled(x), np.float32(0)) for m, x in arrays.items()}
+        return Pixels(arrays, valid, {})
+
+    def _median(self, sensor: SensorItems, box: Any) -> tuple[Array, Array]:
+        """Return the median [C, h, w] of all days, and where there is one. Bands are read one by one."""
+        shape = (box.height, box.width)
+        made = np.zeros((len(sensor.bands), *shape), np.float32)
+        if not sensor.items:
+            return made, np.zeros(shape, bool)
+        clear = self._clear(sensor, box)
+        for i, band in enumerate(sensor.bands):
+            layer = self._reader.read(sensor.items, [sensor.assets[band]], box, self._resample)
+            made[i] = _median(layer[sensor.assets[band]], clear, zero_is_missing=sensor.zero_is_missing)
+        return made, np.isfinite(made).all(axis=0)
+
+    def _by_day(self, sensors: Mapping[str, SensorItems], box: Any) -> tuple[dict[str, Array], Array]:
+        """Return images [C, h, w] of the first day at which a pixel is clear, and where there is one."""
+        shape = (box.height, box.width)
+        made = {m: np.zeros((len(sensor.bands), *shape), np.float32) for m, sensor in sensors.items()}
+        valid: Array = np.zeros(shape, bool)
+        first, *others = sensors
+        for day in _days(sensors[first].items, by_cloud=self._composite == "least-cloudy"):
+            arrays, new = {}, ~valid
+            if not new.any():
+                break
+            arrays[first], there = self._day(sensors[first], day, box)
+            new &= there
+            for m in others:
+                if new.any():
+                    arrays[m], there = self._nearest(m, sensors[m], day, box, new)
+                    new &= there
+            if new.any():
+                for m, x in arrays.items():
+                    made[m][:, new] = x[:, new]
+                valid |= new
+        return made, valid
+
+    def _nearest(self, m: str, sensor: SensorItems, day: str, box: Any, wanted: Array) -> tuple[Array, Array]:
+        """Return the image [C, h, w] of a sensor nearest to a day, and which wanted pixels it has."""
+        shape = (box.height, box.width)
+        made, valid = np.zeros((len(sensor.bands), *shape), np.float32), np.zeros(shape, bool)
+        for other in sorted(_days(sensor.items), key=lambda other: (_apart(day, other), other)):
+            if not (wanted & ~valid).any():
+                break
+            x, there = self._day(sensor, other, box)
+            new = there & wanted & ~valid
+            if new.any():
+                made[:, new] = x[:, new]
+                valid |= new
+                self.pairs.setdefault(day, {}).setdefault(m, set()).add(other)
+        return made, valid
+
+    def _day(self, sensor: SensorItems, day: str, box: Any) -> tuple[Array, Array]:
+        """Return the image [C, h, w] of a day, and where it is clear."""
+        sensor = sensor._replace(items=[item for item in sensor.items if day_of(item) == day])
+        assets = [sensor.assets[band] for band in sensor.bands]
+        layers = self._reader.read(sensor.items, list(dict.fromkeys(assets)), box, self._resample)
+        x = np.stack([layers[asset][0] for asset in assets])
+        there = np.isfinite(x).all(axis=0) & self._clear(sensor, box)[0]
+        if sensor.zero_is_missing:
+            there &= ~(x == 0).all(axis=0)
+        return x, there
+
+    def _clear(self, sensor: SensorItems, box: Any) -> Array:
+        """Return which pixels count by the masks, [T, h, w]."""
+        clear = np.ones((len(_days(sensor.items)), box.height, box.width), bool)
+        for asset, classes in sensor.masks.items():
+            values = self._reader.read(sensor.items, [asset], box, "nearest")[asset]
+            clear &= np.isfinite(values) & ~np.isin(values, sorted(classes))
+        return clear
+
+
+def _median(layer: Array, clear: Array, *, zero_is_missing: bool) -> Array:
+    """Return the median [h, w] of the clear values of a layer [T, h, w], which is sorted in its place."""
+    layer[~(clear & np.isfinite(layer))] = np.nan
+    if zero_is_missing:  # bands are not together here
+        layer[layer == 0] = np.nan
+    layer.sort(axis=0)  # NaN last
+    count = np.isfinite(layer).sum(axis=0)
+    low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(layer) - 1)
+    middle = [np.take_along_axis(layer, i[None], axis=0)[0] for i in (low, high)]
+    made: Array = (middle[0] + middle[1]) / 2
+    return made
+
+
+def _days(items: Sequence[dict[str, Any]], *, by_cloud: bool = False) -> list[str]:
+    """Return the days of items, in order of time or of their mean cloud cover."""
+    days: dict[str, list[float]] = {}
+    for item in items:
+        days.setdefault(day_of(item), []).append(float(item["properties"].get("eo:cloud_cover") or 0.0))
+    if not by_cloud:
+        return sorted(days)
+    return sorted(days, key=lambda day: (sum(days[day]) / len(days[day]), day))
+
+
+def _apart(day: str, other: str) -> int:
+    return abs((date.fromisoformat(day) - date.fromisoformat(other)).days)
