@@ -9,16 +9,24 @@ from typing import Any
 
 import click
 
-from rsbackbones.cli.options import COUNT, FILE, Decorator, option, together
+from rsbackbones.cli.options import COUNT, FILE, CommaList, Decorator, option, together
 from rsbackbones.data.raster_path import RasterPath
 
 job_options: Decorator = together(
-    option("--stac", type=FILE, metavar="FILE.json", section="STAC",
-           help="the source: STAC items, as a search saves them; instead of rasters"),
-    option("--composite", type=click.Choice(("median", "least-cloudy", "first")), section="STAC",
+    option("--stac", type=FILE, metavar="FILE", section="STAC",
+           help="the source: STAC items, as a search saves them (.json), or STAC GeoParquet (.parquet); "
+           "instead of rasters"),
+    option("--search", metavar="URL", section="STAC",
+           help="the source: the items that a STAC API finds by --collection, --bbox and --dates"),
+    option("--collection", multiple=True, metavar="ID", section="STAC",
+           help="of --search: the collection; repeatable"),
+    option("--bbox", type=CommaList(click.FLOAT), metavar="W,S,E,N", section="STAC",
+           help="of --search: where, in degrees"),
+    option("--composite", type=click.Choice(("median", "least-cloudy", "first", "none")), section="STAC",
            show_default="median",
            help="one image of the dates: the median of clear pixels, or the first clear pixel, of dates by "
-           "their cloud cover or in order; --mask SCL=3,8,9,10 says what is clear"),
+           "their cloud cover or in order; none: every date, or all dates for a model of series. "
+           "--mask SCL=3,8,9,10 says what is clear"),
     option("--dates", metavar="FIRST/LAST", section="STAC",
            help="2024-06-01/2024-08-31: the days of the items to take"),
     option("--grid", metavar="utmNm", section="STAC", show_default="of the items",
@@ -53,6 +61,7 @@ _OF_STORES = {
     "take_over": False,
     "status": False,
     "stac": None,
+    "search": None,
 }
 _OF_STAC = ("composite", "dates", "grid", "sign")
 
@@ -76,10 +85,32 @@ def check_job_options(output: RasterPath, options: dict[str, Any]) -> None:
         raise ValueError(
             f"{listed}: only for --output NAME.zarr, or a COG (NAME.tif with --quantize), got {output}"
         )
-    if options["stac"] is None and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
-        raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE.json")
+    if options["stac"] is not None and options["search"] is not None:
+        raise ValueError("--stac (a file of items) and --search (a STAC API) exclude each other")
+    if not has_items(options) and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
+        raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE or --search URL")
+    of_search = {"--collection": options["collection"], "--bbox": options["bbox"]}
+    if options["search"] is None and (named := [name for name, value in of_search.items() if value]):
+        raise ValueError(f"{', '.join(named)}: only of a STAC API, --search URL")
+    if options["search"] is not None and not all(of_search.values()):
+        raise ValueError("--search URL needs to know what and where: --collection ID --bbox W,S,E,N")
     if options["workers"] and options["dask"]:
         raise ValueError("--workers (of this machine) and --dask (of a cluster) exclude each other")
+
+
+def has_items(options: Mapping[str, Any]) -> bool:
+    """Tell whether the source is STAC items."""
+    return options["stac"] is not None or options["search"] is not None
+
+
+def items_of(options: Mapping[str, Any]) -> list[Any]:
+    """Return the STAC items that the options name."""
+    from rsbackbones.embed.stac_items import open_items
+    from rsbackbones.embed.stac_search import search_items
+
+    if options["stac"] is not None:
+        return open_items(options["stac"], options["dates"])
+    return search_items(options["search"], options["collection"], options["bbox"], options["dates"])
 
 
 def print_status(output: RasterPath) -> int:
@@ -104,7 +135,7 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
 
     progress = settings.pop("progress")
     workers = options["workers"] or 1
-    if options["stac"] is not None:
+    if has_items(options):
         settings |= {
             "composite": options["composite"] or "median", "dates": options["dates"], "grid": options["grid"],
             "sign": _function(options["sign"]),

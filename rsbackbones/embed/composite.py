@@ -1,9 +1,10 @@
-"""One image of the dates of STAC items: composites, and the dates that two sensors are taken from.
+"""Images of the dates of STAC items: composites, and which dates of two sensors go together.
 
 ====================  ========================================================================================
 ``median``            of the dates at which a pixel is clear; each sensor has a composite of its own dates
 ``least-cloudy``      the first date at which a pixel is clear, in the order of the days' cloud cover
 ``first``             the same in the order of time
+``none``              every date; a model of series gets all dates of a sensor
 ====================  ========================================================================================
 
 Where a pixel is of one date, the other sensors have it of the nearest date at which they have data there; of
@@ -24,7 +25,7 @@ from rsbackbones.embed.sources import Window
 from rsbackbones.embed.stac_items import day_of, touches
 from rsbackbones.embed.stac_reader import ItemReader
 
-COMPOSITES = ("median", "least-cloudy", "first")
+COMPOSITES = ("median", "least-cloudy", "first", "none")
 
 
 class SensorItems(NamedTuple):
@@ -93,13 +94,7 @@ class CompositeScene:
 
     def read(self, window: Window) -> Pixels:
         """Read a window (row, column, height, width); pixels that are clear at no date have no data."""
-        row, column, height, width = window
-        box = self._box[row : row + height, column : column + width]
-        outline = box.footprint("EPSG:4326", buffer=0)
-        here = {
-            m: sensor._replace(items=[item for item in sensor.items if touches(item, outline)])
-            for m, sensor in self._sensors.items()
-        }
+        here, box = self._within(window)
         if self._composite == "median":
             medians = {m: self._median(sensor, box) for m, sensor in here.items()}
             arrays = {m: x for m, (x, _) in medians.items()}
@@ -108,6 +103,16 @@ class CompositeScene:
             arrays, valid = self._by_day(here, box)
         arrays = {m: np.where(valid, here[m].scaled(x), np.float32(0)) for m, x in arrays.items()}
         return Pixels(arrays, valid, {})
+
+    def _within(self, window: Window) -> tuple[dict[str, SensorItems], Any]:
+        """Return the items that touch a window, and its GeoBox."""
+        row, column, height, width = window
+        box = self._box[row : row + height, column : column + width]
+        outline = box.footprint("EPSG:4326", buffer=0)
+        return {
+            m: sensor._replace(items=[item for item in sensor.items if touches(item, outline)])
+            for m, sensor in self._sensors.items()
+        }, box
 
     def _median(self, sensor: SensorItems, box: Any) -> tuple[Array, Array]:
         """Return the median [C, h, w] of all days, and where there is one. Bands are read one by one."""
@@ -119,7 +124,7 @@ class CompositeScene:
         for i, band in enumerate(sensor.bands):
             layer = self._reader.read(sensor.items, [sensor.assets[band]], box, self._resample)
             made[i] = _median(layer[sensor.assets[band]], clear, zero_is_missing=sensor.zero_is_missing)
-        return made, np.isfinite(made).all(axis=0)
+        return made, np.logical_and.reduce(np.isfinite(made))
 
     def _by_day(self, sensors: Mapping[str, SensorItems], box: Any) -> tuple[dict[str, Array], Array]:
         """Return images [C, h, w] of the first day at which a pixel is clear, and where there is one."""
@@ -127,8 +132,9 @@ class CompositeScene:
         made = {m: np.zeros((len(sensor.bands), *shape), np.float32) for m, sensor in sensors.items()}
         valid: Array = np.zeros(shape, bool)
         first, *others = sensors
-        for day in _days(sensors[first].items, by_cloud=self._composite == "least-cloudy"):
-            arrays, new = {}, ~valid
+        for day in days_of(sensors[first].items, by_cloud=self._composite == "least-cloudy"):
+            arrays: dict[str, Array] = {}
+            new: Array = ~valid
             if not new.any():
                 break
             arrays[first], there = self._day(sensors[first], day, box)
@@ -147,7 +153,7 @@ class CompositeScene:
         """Return the image [C, h, w] of a sensor nearest to a day, and which wanted pixels it has."""
         shape = (box.height, box.width)
         made, valid = np.zeros((len(sensor.bands), *shape), np.float32), np.zeros(shape, bool)
-        for other in sorted(_days(sensor.items), key=lambda other: (_apart(day, other), other)):
+        for other in sorted(days_of(sensor.items), key=lambda other: (_apart(day, other), other)):
             if not (wanted & ~valid).any():
                 break
             x, there = self._day(sensor, other, box)
@@ -171,11 +177,55 @@ class CompositeScene:
 
     def _clear(self, sensor: SensorItems, box: Any) -> Array:
         """Return which pixels count by the masks, [T, h, w]."""
-        clear = np.ones((len(_days(sensor.items)), box.height, box.width), bool)
+        clear: Array = np.ones((len(days_of(sensor.items)), box.height, box.width), bool)
         for asset, classes in sensor.masks.items():
             values = self._reader.read(sensor.items, [asset], box, "nearest")[asset]
             clear &= np.isfinite(values) & ~np.isin(values, sorted(classes))
         return clear
+
+
+class SeriesScene(CompositeScene):
+    """A scene of all dates: arrays [T, C, h, w], and ``counts`` [T, h, w] where a date has data.
+
+    Args:
+        days: by modality those of the T axis. Where modalities share one axis (``paired``), other sensors
+            have the dates that are nearest to those of the first.
+        paired: see there.
+        composite_options: as for :class:`CompositeScene`.
+    """
+
+    def __init__(
+        self, *args: Any, days: Mapping[str, Sequence[str]], paired: bool, **composite_options: Any
+    ) -> None:
+        super().__init__(*args, composite="none", **composite_options)
+        self._days, self._paired = days, paired
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window; a pixel has data if each sensor has it at some date."""
+        here, box = self._within(window)
+        shape = (box.height, box.width)
+        arrays = {
+            m: np.zeros((len(self._days[m]), len(s.bands), *shape), np.float32) for m, s in here.items()
+        }
+        counts = {m: np.zeros((len(self._days[m]), *shape), bool) for m in here}
+        for m, sensor in here.items():
+            held = days_of(sensor.items)
+            for t, day in enumerate(self._days[m]):
+                if self._paired and m != next(iter(here)):
+                    wanted = counts[next(iter(here))][t]
+                    x, there = self._nearest(m, sensor, day, box, wanted)
+                elif day in held:
+                    x, there = self._day(sensor, day, box)
+                else:
+                    continue
+                arrays[m][t], counts[m][t] = sensor.scaled(x), there
+        if self._paired:
+            both: Array = np.logical_and.reduce(list(counts.values()))
+            counts = dict.fromkeys(counts, both)
+        for m, x in arrays.items():
+            x *= counts[m][:, None]
+        valid = np.logical_and.reduce([there.any(axis=0) for there in counts.values()])
+        return Pixels(arrays, valid, counts)
 
 
 def _median(layer: Array, clear: Array, *, zero_is_missing: bool) -> Array:
@@ -191,7 +241,7 @@ def _median(layer: Array, clear: Array, *, zero_is_missing: bool) -> Array:
     return made
 
 
-def _days(items: Sequence[dict[str, Any]], *, by_cloud: bool = False) -> list[str]:
+def days_of(items: Sequence[dict[str, Any]], *, by_cloud: bool = False) -> list[str]:
     """Return the days of items, in order of time or of their mean cloud cover."""
     days: dict[str, list[float]] = {}
     for item in items:

@@ -16,7 +16,7 @@ from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.device import choose_device
 from rsbackbones.embed.array_source import LARGE_ARRAY, ArraySource, ZarrSource
-from rsbackbones.embed.inputs import sensors_of, warn_of_pixel_sizes
+from rsbackbones.embed.inputs import create_preprocess_of, sensors_of, warn_of_pixel_sizes
 from rsbackbones.embed.lattice import Block, Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.quantize import Quantization, check_rule
 from rsbackbones.embed.sources import RasterSource, ReadOptions, Source
@@ -114,6 +114,39 @@ class Job:
         ]
 
     @property
+    def encoded(self) -> str | None:
+        """How dates are encoded: ``one by one``, ``fused`` or as ``series``; ``None``: there is one image."""
+        dates = self.facts["source"].get("dates")
+        return dates and str(dates["encoded"])
+
+    @property
+    def is_series(self) -> bool:
+        """Whether all dates of a window are read and encoded together."""
+        return self.encoded in ("series", "fused")
+
+    @property
+    def days_of_series(self) -> dict[str, list[str]]:
+        """By modality the days that are read together; empty: images are read one by one."""
+        return dict(self.facts["source"]["dates"]["days"]) if self.is_series else {}
+
+    @property
+    def maps_at_once(self) -> int:
+        """How many maps a series gives at a time."""
+        return len(self.days) if self.encoded == "fused" else 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows of pixels are read at a time, but for a window that is larger."""
+        return 0 if self.is_series else ROWS_AT_ONCE
+
+    @property
+    def days(self) -> list[str]:
+        """The time axis of the features; empty: they have none."""
+        if self.encoded in (None, "series"):
+            return []
+        return list(next(iter(self.facts["source"]["dates"]["days"].values())))
+
+    @property
     def grid(self) -> Grid:
         """Where the cells lie."""
         from rasterio import Affine
@@ -138,19 +171,22 @@ class Job:
         window = self.lattice.size[0] * p + unit
         width = max(h.shape[1] for h in halo) * p + unit
         # A strip of rows of windows: what is held, what is read after it, and both joined.
-        strip = 2 * (window + ROWS_AT_ONCE) * width * (bands * 4 + masks + 1)
-        # A composite reads one band of all dates at a time: values, which are clear, and a copy to sort.
-        layers = self.source.layers if self.facts["source"].get("composite") else 0
-        dates = layers * (ROWS_AT_ONCE + window) * width * (4 + 4 + 1 + 1)
-        if self.facts["source"].get("composite") not in (None, "median"):  # or all bands
-            dates += layers * (ROWS_AT_ONCE + window) * width * bands * 4
-        batches = 4 * self.batch_size * (window + unit) ** 2 * bands * 4
+        layers = max(map(len, self.days_of_series.values()), default=1)
+        rows = window + self.rows_at_once
+        strip = 2 * rows * width * layers * (bands * 4 + masks + 1)
+        # A median has one band of all dates: the values, a mask of them, and which are clear. Otherwise a
+        # date is read at a time, with the image that is made of it.
+        composite = self.facts["source"].get("composite")
+        made = rows * width * (self.source.layers * 6 if composite == "median" else bands * 4 * 2)
+        batches = 4 * self.batch_size * (window + unit) ** 2 * layers * bands * 4
         cells = self.shard**2
         return {
             "model": 2 * self.facts["model"]["bytes"],
-            "pixels": strip + batches + dates,
+            "pixels": strip + batches + (made if composite else 0),
             # The sums, the stored values, the same in the order of the store, and the encoded shard.
-            "features": cells * self.dim * (4 + 3 * Quantization(self.quantize).dtype.itemsize),
+            "features": cells
+            * self.dim
+            * (self.maps_at_once * 4 + 3 * Quantization(self.quantize).dtype.itemsize),
             "gdal_cache": self.cache_bytes,
         }
 
@@ -233,8 +269,6 @@ def plan(
     """
     model = unwrap_model(model)
     check_rule(quantize)
-    if model.consumes != "image":
-        raise ValueError(f"{model.architecture} encodes series of dates, and a job has images of one date")
     if shard < CHUNK or shard % CHUNK:
         raise ValueError(f"shard must be a multiple of {CHUNK} cells, got {shard}")
     if batch_size < 1:
@@ -251,6 +285,15 @@ def plan(
     of_items = {"composite": composite, "grid": grid, "dates": dates, "sign": sign,
                 "on_unreadable": on_unreadable}  # fmt: skip
     found = _source(model, source, options, variable, of_items)
+    if model.consumes == "series" and not isinstance(found, StacSource):
+        raise ValueError(
+            f"{model.architecture} encodes series of dates, and the source has one date: pass STAC items, "
+            "with composite='none' (--stac, --composite none)"
+        )
+    with found.open(model, (0, 0, 0, 0)) as scene:  # reads nothing
+        create_preprocess_of(model, scene, units)
+    if composite == "none" and model.consumes == "image" and not place.rstrip("/").endswith(".zarr"):
+        raise ValueError(f"features of every date go to a .zarr, which has a time axis; got {place}")
     rows, columns = map_shape(model, found.grid.height, found.grid.width)
     side, shared = window_sides(model, window, overlap)
     cell = model.stride
@@ -316,6 +359,16 @@ def plan(
 
 
 def _check_output(place: str, quantize: str) -> None:
+    try:
+        import obstore  # noqa: F401
+        import odc.geo.xr  # noqa: F401
+        import pystac  # noqa: F401
+        import rio_cogeo  # noqa: F401
+        import zarr  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"writing {place} needs the extra scale: pip install 'rsbackbones[scale]'"
+        ) from error
     if place.endswith((".tif", ".tiff")):
         if is_url(place):
             raise ValueError(f"a COG is a local file, got {place}; a store (.zarr) may be in a bucket")
@@ -329,7 +382,7 @@ def _check_output(place: str, quantize: str) -> None:
 def _source(
     model: Backbone, source: Any, options: ReadOptions, variable: str | None, of_items: dict[str, Any]
 ) -> Source:
-    if is_items(source) or (isinstance(source, (str, os.PathLike)) and os.fspath(source).endswith(".json")):
+    if is_items(source):
         return StacSource(source, model, options, **of_items)
     if given := [name for name, value in of_items.items() if value not in (None, "median", "fail")]:
         raise ValueError(f"{', '.join(given)}: only of STAC items, and the source is {type(source).__name__}")

@@ -163,6 +163,11 @@ def prepare(job: Job, executor: Executor | None) -> Job:
     records = job.records
     stated = {"fingerprint": job.fingerprint, "shards": len(job.blocks), "facts": job.facts}
     held = records.get_json("job.json")
+    if held not in (None, stated) and records.get_json("calibration.json") is None:
+        # A job that was refused at its sample computed nothing, and another may take its place.
+        for key in [key for key in records.keys() if key != "driver.json"]:
+            records.delete(key)
+        held = None
     if held is None:
         if next(job.objects.keys(), None) is not None or (job.is_cog and Path(job.output).exists()):
             raise JobError(
@@ -219,6 +224,11 @@ def _finish(job: Job) -> dict[str, Any]:
     total = {key: sum(record[key] for record in found) for key in _SUMS}
     share = total["clipped"] / max(1, total["cells_with_data"] * job.dim)
     left_out = {name: reason for record in found for name, reason in record.get("left_out", {}).items()}
+    pairs: dict[str, dict[str, set[str]]] = {}
+    for record in found:
+        for day, others in record.get("pairs", {}).items():
+            for m, days in others.items():
+                pairs.setdefault(day, {}).setdefault(m, set()).update(days)
     busy = total["model_seconds"] + total["waited_seconds"]
     summary = {
         "shards": len(found),
@@ -227,6 +237,7 @@ def _finish(job: Job) -> dict[str, Any]:
         "waited_share": round(total["waited_seconds"] / busy, 4) if busy else 0.0,
         "measured": job.calibration["measured"],
         "left_out": left_out,
+        "pairs": {day: {m: sorted(d) for m, d in sorted(o.items())} for day, o in sorted(pairs.items())},
     }
     if share > _CLIPPED:
         print(

@@ -53,7 +53,7 @@ class Source(Protocol):
 
     @property
     def layers(self) -> int:
-        """How many arrays of pixels are held at a time for one result: 1, or the dates of a composite."""
+        """How many dates are held at a time for one image: 1, or those of a median."""
 
     def open(self, model: Backbone, window: Window) -> AbstractContextManager[Scene]:
         """Return a context manager that opens what a window needs, as a scene on the grid of the source.
@@ -142,7 +142,13 @@ class RasterSource:
             groups[min(known, default=len(groups) - 1)].append((path, of, grid))
         tiles, grid = _mosaic(groups, options.resample)
         read = [*paths, *mask_files(options.mask)]
-        return RasterSource(grid, tiles, options, {str(path): versions_of(path) for path in read})
+        source = RasterSource(grid, tiles, options, {str(path): versions_of(path) for path in read})
+        first: Scene | None = None
+        for tile in tiles:  # one by one: there may be more than files can be open
+            with source._open_tile(model, tile) as scene:
+                first = first or scene
+                _check_alike(first, scene)
+        return source
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -187,12 +193,7 @@ class _Mosaic:
         self.name, self.grid = f"{first.name} and other tiles", grid
         self.bands, self.ignored, self.stated_units = first.bands, first.ignored, first.stated_units
         for scene in scenes:
-            if (scene.bands, scene.stated_units) != (first.bands, first.stated_units):
-                raise ValueError(
-                    f"{first.name} and {scene.name} are tiles of one mosaic, and have other bands or units: "
-                    f"{dict(first.bands)} {dict(first.stated_units)}, {dict(scene.bands)} "
-                    f"{dict(scene.stated_units)}; embed them one by one"
-                )
+            _check_alike(first, scene)
 
     def read(self, window: Window) -> Pixels:
         """Read a window (row, column, height, width)."""
@@ -212,6 +213,15 @@ class _Mosaic:
                 made.counts.setdefault(m, np.zeros(shape, bool))[new] = counted[new]
             made.valid[new] = True
         return made
+
+
+def _check_alike(first: Scene, scene: Scene) -> None:
+    if (scene.bands, scene.stated_units) != (first.bands, first.stated_units):
+        raise ValueError(
+            f"{first.name} and {scene.name} are tiles of one mosaic, and have other bands or units: "
+            f"{dict(first.bands)} {dict(first.stated_units)}, {dict(scene.bands)} "
+            f"{dict(scene.stated_units)}; embed them one by one"
+        )
 
 
 def _mosaic(

@@ -63,6 +63,8 @@ def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     )
     if summary["left_out"]:
         properties["rsbackbones:left_out"] = summary["left_out"]
+    if summary["pairs"]:
+        properties["rsbackbones:pairs"] = summary["pairs"]
     if quantization.dtype == np.int8:
         properties["emb:quantization"] = {
             "method": {"per-band": "linear", "alphaearth": "sqrt_scale"}.get(

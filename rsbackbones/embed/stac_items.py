@@ -9,9 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.embed.stac_table import read_table
+from rsbackbones.files.objects import is_url
+
+# The names of files of items.
+TABLES = (".parquet", ".geoparquet")
+FILES = (".json", ".geojson", *TABLES)
+
 
 def is_items(source: Any) -> bool:
-    """Tell whether an object holds STAC items."""
+    """Tell whether an object holds STAC items, or is the path of a file of them."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source).endswith(FILES)
     if isinstance(source, Mapping):
         return source.get("type") in ("Feature", "FeatureCollection")
     many = source if isinstance(source, (list, tuple)) else [source]
@@ -27,7 +36,8 @@ def open_items(given: Any, dates: str | None = None) -> list[Any]:
     """Return the ``pystac`` items of a collection, a search result or a file, in order of time.
 
     Args:
-        given: ``pystac`` items or an item collection, dictionaries of them, or the path of a JSON file.
+        given: ``pystac`` items or an item collection, dictionaries of them, the result of a search, or the
+            path of a JSON file or a STAC GeoParquet.
         dates: ``2024-06-01/2024-08-31``, both days included; default: all.
 
     Raises:
@@ -37,7 +47,8 @@ def open_items(given: Any, dates: str | None = None) -> list[Any]:
 
     home = str(Path(given).resolve()) if isinstance(given, (str, os.PathLike)) else None
     if home is not None:
-        given = json.loads(Path(home).read_text(encoding="utf-8"))
+        table = home.endswith(TABLES)
+        given = read_table(Path(home)) if table else json.loads(Path(home).read_text(encoding="utf-8"))
     if isinstance(given, Mapping):
         given = given["features"] if given.get("type") == "FeatureCollection" else [given]
     elif isinstance(given, pystac.Item):
@@ -46,21 +57,19 @@ def open_items(given: Any, dates: str | None = None) -> list[Any]:
         given = list(given.items())
     items = [pystac.Item.from_dict(dict(i), migrate=True) if isinstance(i, Mapping) else i for i in given]
     for item in items:
-        if home is not None and item.get_self_href() is None:
+        stated = item.get_self_href()
+        if home is not None and stated is None:
             item.set_self_href(home)  # what relative links are relative to
         if item.get_self_href() is not None:
             item.make_asset_hrefs_absolute()
+        if stated is None:
+            item.set_self_href(None)
         if item.datetime is None and item.common_metadata.start_datetime is None:
             raise ValueError(f"the item {item.id} states no time")
     items = [item for item in items if _within(item, dates)]
     if not items:
         raise ValueError(f"no item{f' of {dates}' if dates else ''} among those given")
     return sorted(items, key=lambda item: (acquired_at(item), item.id))
-
-
-def asset_names(items: Any) -> list[str]:
-    """Return the names of the assets of items, each once."""
-    return list(dict.fromkeys(name for item in open_items(items) for name in item.assets))
 
 
 def acquired_at(item: Any) -> datetime:
@@ -102,7 +111,8 @@ def link_of(item: Mapping[str, Any]) -> str:
     href = next((link["href"] for link in item["links"] if link["rel"] == "self"), None)
     if href is None:
         return f"urn:stac:{item.get('collection')}:{item['id']}"
-    return str(href).partition("?")[0]
+    plain = str(href).partition("?")[0]
+    return plain if is_url(plain) else Path(plain).resolve().as_uri()
 
 
 def touches(item: Mapping[str, Any], outline: Any) -> bool:

@@ -1,4 +1,4 @@
-"""STAC items as what a job reads, made one image by a composite of their dates."""
+"""STAC items as what a job reads: one image by a composite of their dates, or every date."""
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from rsbackbones.data.resample import RESAMPLING
-from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SensorItems
+from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SensorItems, SeriesScene, days_of
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources import ReadOptions, Window
@@ -21,7 +21,10 @@ from rsbackbones.value_check import zero_is_missing
 
 
 class StacSource:
-    """STAC items on one grid, made one image by a composite of their dates.
+    """STAC items on one grid: one image by a composite of their dates, or with ``none`` every date.
+
+    A model of single images encodes dates one by one, or together if it fuses them. A model of series takes
+    all dates at once.
 
     Args:
         items: ``pystac`` items or an item collection, dictionaries of them, or the path of a JSON file.
@@ -53,6 +56,11 @@ class StacSource:
     ) -> None:
         if composite not in COMPOSITES:
             raise ValueError(f"composite must be one of {', '.join(COMPOSITES)}, got {composite!r}")
+        if model.consumes == "series" and composite != "none":
+            raise ValueError(
+                f"{model.architecture} encodes series of dates, and {composite} makes one image of them: "
+                "composite='none' (--composite none)"
+            )
         if composite == "least-cloudy" and not options.mask:
             raise ValueError(
                 "the composite least-cloudy needs to know which pixels are clouds: "
@@ -70,7 +78,19 @@ class StacSource:
             self._used(), [a for sensor in self._sensors.values() for a in sensor.assets.values()], grid
         )
         self.grid = grid_of(self._box)
-        self.layers = max(len({day_of(item) for item in s.items}) for s in self._sensors.values())
+        self._days = {m: days_of(sensor.items) for m, sensor in self._sensors.items()}
+        self.encoded = None
+        if composite == "none":
+            together = "fused" if model.fuses_dates else "one by one"
+            self.encoded = "series" if model.consumes == "series" else together
+        if self.encoded in ("fused", "one by one"):
+            self._days = dict.fromkeys(self._days, self.days)
+        self.layers = max(map(len, self._days.values())) if composite == "median" else 1
+
+    @property
+    def days(self) -> list[str]:
+        """The days of the first sensor, in order."""
+        return self._days[next(iter(self._days))]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -79,6 +99,8 @@ class StacSource:
         return {
             "kind": "stac",
             "composite": self._composite,
+            "dates": {"encoded": self.encoded, "days": self._days} if self.encoded else None,
+            "pairing": self._pairing,
             "items": {m: [facts_of(item) for item in sensor.items] for m, sensor in sensors.items()},
             "assets": {m: sensor.assets for m, sensor in sensors.items()},
             "scales": {m: sensor.scales for m, sensor in sensors.items()},
@@ -100,10 +122,25 @@ class StacSource:
     def open(self, model: Backbone, window: Window) -> Iterator[Scene]:
         """See :class:`rsbackbones.embed.sources.Source`."""
         units = {m: "reflectance" for m, s in self._sensors.items() if is_reflectance(s.scales)}
-        yield CompositeScene(
-            self._sensors, self._reader, self._box, self.grid, composite=self._composite,
-            resample=self._options.resample, units=units,
-        )  # fmt: skip
+        given, options = (self._sensors, self._reader, self._box, self.grid), self._options
+        if self.encoded in ("series", "fused"):
+            yield SeriesScene(
+                *given, days=self._days, paired=self.encoded == "fused", resample=options.resample,
+                units=units,
+            )  # fmt: skip
+        else:
+            yield CompositeScene(
+                *given, composite=self._composite, resample=options.resample, units=units
+            )  # fmt: skip
+
+    def on(self, day: str) -> "StacSource":
+        """Return the source with one day of the first sensor, on the same grid."""
+        one = copy.copy(self)
+        first = next(iter(self._sensors))
+        sensor = self._sensors[first]
+        items = [item for item in sensor.items if day_of(item) == day]
+        one._sensors = self._sensors | {first: sensor._replace(items=items)}
+        return one
 
     def without(self, names: Collection[str]) -> "StacSource":
         """Return the source without some items, by their ids, on the same grid."""
@@ -113,6 +150,16 @@ class StacSource:
             for m, sensor in self._sensors.items()
         }
         return rest
+
+    @property
+    def _pairing(self) -> str | None:
+        """Which dates of two sensors go together."""
+        first, *others = self._sensors
+        if not others:
+            return None
+        if self._composite == "median" or self.encoded == "series":
+            return "each sensor has its own dates"
+        return f"{', '.join(others)} of the date nearest to that of {first}"
 
     def _used(self) -> list[dict[str, Any]]:
         return list({item["id"]: item for sensor in self._sensors.values() for item in sensor.items}.values())
@@ -142,7 +189,7 @@ def _sensors(found: list[Any], model: Backbone, options: ReadOptions) -> dict[st
         spec = model.inputs.get(m)
         unit = "reflectance" if is_reflectance(scales) else spec.unit if spec else None
         sensors[m] = SensorItems(
-            [item.to_dict(include_self_link=False, transform_hrefs=False) for item, _ in held],
+            [item.to_dict(transform_hrefs=False) for item, _ in held],
             bands, held[0][1], scales, masks.get(m, {}),
             zero_is_missing((options.units or {}).get(m, unit)),
         )  # fmt: skip
