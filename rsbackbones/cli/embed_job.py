@@ -132,6 +132,7 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     import torch
 
     from rsbackbones.embed import plan, run
+    from rsbackbones.embed.zones import jobs_of
 
     progress = settings.pop("progress")
     workers = options["workers"] or 1
@@ -145,18 +146,20 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
         shard=options["shard"] or 256, cache_bytes=(options["cache"] or 256) * 2**20,
         threads=1 if options["dask"] else max(1, torch.get_num_threads() // workers), **settings,
     )  # fmt: skip
+    jobs = jobs_of(job)
     parts = {name: size / 2**20 for name, size in job.memory_bound.items()}
     listed = ", ".join(f"{name.replace('_', ' ')} {size:.0f}" for name, size in parts.items())
+    count, side = sum(len(one.blocks) for one in jobs), jobs[0].shard
     print(
-        f"{len(job.blocks)} shards of {job.shard} x {job.shard} cells; memory of a worker beyond libraries: "
-        f"at most {sum(parts.values()):.0f} MiB ({listed})",
+        f"{count} shards of {side} x {side} cells; memory of a worker beyond libraries: at most "
+        f"{sum(parts.values()):.0f} MiB ({listed})",
         file=sys.stderr,
     )
     with _executor(options) as executor:
         summary = run(job, executor, take_over=options["take_over"], progress=progress)
     measured = summary["measured"]
     print(
-        f"{job.quantize}: cosine error {measured['cosine_error_p99']:.2g} (99th percentile), "
+        f"{jobs[0].quantize}: cosine error {measured['cosine_error_p99']:.2g} (99th percentile), "
         f"{measured['neighbor_agreement']:.1%} of 10 neighbors kept, {summary['clipped_share']:.3%} of "
         f"values clipped; the model waited {summary['waited_share']:.0%} of its time for pixels",
         file=sys.stderr,

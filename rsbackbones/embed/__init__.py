@@ -12,12 +12,14 @@ from rsbackbones.embed.run import JobError, Status, run, status
 from rsbackbones.embed.scene import embed_scene
 from rsbackbones.embed.series import embed_series
 from rsbackbones.embed.store import open_store as open
+from rsbackbones.embed.zones import ZonedJob
 
 __all__ = [
     "MAX_PATCH_SIDE",
     "Job",
     "JobError",
     "Status",
+    "ZonedJob",
     "embed_patches",
     "embed_scene",
     "embed_series",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,12 +20,16 @@ from rsbackbones.embed.inputs import create_preprocess_of, sensors_of, warn_of_p
 from rsbackbones.embed.lattice import Block, Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.quantize import Quantization, check_rule
 from rsbackbones.embed.sources import RasterSource, ReadOptions, Source
-from rsbackbones.embed.stac_items import is_items
+from rsbackbones.embed.stac_grid import items_by_zone
+from rsbackbones.embed.stac_items import is_items, open_items
 from rsbackbones.embed.stac_reader import Sign
 from rsbackbones.embed.stac_source import StacSource
 from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.zoo.fingerprint import weights_digest
+
+if TYPE_CHECKING:
+    from rsbackbones.embed.zones import ZonedJob
 
 # The side of the chunks within a shard, in cells; a reader of one point reads one of them.
 CHUNK = 32
@@ -57,6 +61,7 @@ class Job:
         seed: of the sample that scales of quantization come from.
         calibration: what :func:`rsbackbones.embed.task.calibrate` found; empty before.
         model: of the process that planned it; it is not pickled.
+        group: of the store, where zones have groups.
     """
 
     output: str
@@ -76,6 +81,7 @@ class Job:
     seed: int
     calibration: dict[str, Any] = field(default_factory=dict)
     model: Backbone | None = None
+    group: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +91,9 @@ class Job:
     @cached_property
     def objects(self) -> Objects:
         """The store of the features; that of a COG is kept with the records until it is written."""
-        return self.records.within("embeddings.zarr") if self.is_cog else Objects(self.output)
+        if self.is_cog:
+            return self.records.within("embeddings.zarr")
+        return Objects(self.output) if self.group is None else Objects(self.output).within(self.group)
 
     @property
     def is_cog(self) -> bool:
@@ -94,8 +102,9 @@ class Job:
 
     @cached_property
     def records(self) -> Objects:
-        """The records of the job, beside its output: ``OUTPUT.job``."""
-        return Objects(self.output).beside(".job")
+        """The records of the job, beside its output: ``OUTPUT.job``, or ``OUTPUT.job/GROUP``."""
+        beside = Objects(self.output).beside(".job")
+        return beside if self.group is None else beside.within(self.group)
 
     @property
     def units(self) -> Mapping[str, str] | None:
@@ -231,8 +240,11 @@ def plan(
     threads: int | None = None,
     cache_bytes: int = 256 * 2**20,
     seed: int = 0,
-) -> Job:
+) -> "Job | ZonedJob":
     """Plan the features of a scene as a store of shards. No pixel is read.
+
+    Items of several UTM zones, without ``grid``, are a job for each zone: a group ``utmNN`` of the store has
+    the features of the zone's items on their grid.
 
     A task computes one shard: it reads its own pixels with what the windows around need, computes all windows
     of the scene's lattice that touch it, blends, quantizes, and writes the shard and then its record. The
@@ -267,7 +279,12 @@ def plan(
         ImportError: the extra ``scale`` is not installed.
         ValueError: pixels without a place north up, bands or sizes that do not fit, or another output.
     """
+    options = {k: v for k, v in locals().items() if k not in ("model", "source", "output")}
     model = unwrap_model(model)
+    if grid is None and is_items(source):
+        source = open_items(source, dates)
+        if zones := items_by_zone(source):
+            return _plan_zones(model, zones, os.fspath(output), options)
     check_rule(quantize)
     if shard < CHUNK or shard % CHUNK:
         raise ValueError(f"shard must be a multiple of {CHUNK} cells, got {shard}")
@@ -281,10 +298,10 @@ def plan(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     place = os.fspath(output)
     _check_output(place, quantize)
-    options = ReadOptions(bands, units, nodata, mask, resample)
+    reading = ReadOptions(bands, units, nodata, mask, resample)
     of_items = {"composite": composite, "grid": grid, "dates": dates, "sign": sign,
                 "on_unreadable": on_unreadable}  # fmt: skip
-    found = _source(model, source, options, variable, of_items)
+    found = _source(model, source, reading, variable, of_items)
     if model.consumes == "series" and not isinstance(found, StacSource):
         raise ValueError(
             f"{model.architecture} encodes series of dates, and the source has one date: pass STAC items, "
@@ -356,6 +373,25 @@ def plan(
         seed=seed,
         model=model,
     )
+
+
+def _plan_zones(model: Backbone, zones: Mapping[str, Any], place: str, options: dict[str, Any]) -> "ZonedJob":
+    from rsbackbones.embed.zones import ZonedJob
+
+    if not place.rstrip("/").endswith(".zarr"):
+        raise ValueError(
+            f"the items lie in several UTM zones ({', '.join(zones)}), which are groups of a .zarr; for one "
+            f"map in {place} choose one grid: grid='utm10m' (--grid utm10m) or a GeoBox"
+        )
+    jobs = {}
+    for zone, items in zones.items():
+        try:
+            job = plan(model, items, place, **options)
+        except ValueError as error:
+            raise ValueError(f"{zone}: {error}") from error
+        assert isinstance(job, Job)
+        jobs[zone] = replace(job, group=zone)
+    return ZonedJob(Objects(place).place, jobs)
 
 
 def _check_output(place: str, quantize: str) -> None:

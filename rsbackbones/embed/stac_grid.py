@@ -57,3 +57,16 @@ def grid_of(box: Any) -> Grid:
     from rasterio.crs import CRS
 
     return Grid(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
+
+
+def items_by_zone(items: list[Any]) -> dict[str, list[Any]]:
+    """Return ``pystac`` items by their UTM zone; of one CRS, or of others, nothing."""
+    found: dict[str, list[Any]] = {}
+    for item in items:
+        code = item.properties.get("proj:code") or item.properties.get("proj:epsg")
+        number = int(number) if (number := str(code).removeprefix("EPSG:")).isdecimal() else 0
+        south, zone = number // 100 == 327, number % 100
+        if number // 100 not in (326, 327) or not 1 <= zone <= 60:
+            return {}
+        found.setdefault(f"utm{zone:02}{'s' if south else ''}", []).append(item)
+    return dict(sorted(found.items())) if len(found) > 1 else {}

@@ -81,6 +81,14 @@ def create_store(job: Job) -> None:
         _put(group, str(axis), coordinate.values, coordinate.dims, attributes)
 
 
+def create_groups(place: str, groups: list[str]) -> None:
+    """Write the root of a store whose groups are those of zones."""
+    import zarr
+
+    group: Any = zarr.open_group(_zarr_store(Objects(place)), mode="a", use_consolidated=False)
+    group.attrs.update({PROVENANCE: {"groups": groups}})
+
+
 def write_shard(job: Job, block: Block, stored: Array, scales: Array | None, date: int | None = None) -> None:
     """Write the stored values [rows, columns, D] of a shard, of a place on the time axis if there is one."""
     import zarr
@@ -93,20 +101,26 @@ def write_shard(job: Job, block: Block, stored: Array, scales: Array | None, dat
     group["embeddings"][*at, :, *here] = np.ascontiguousarray(np.moveaxis(stored, -1, 0))
 
 
-def open_store(store: str | os.PathLike[str], *, decode: bool = True) -> Any:
+def open_store(store: str | os.PathLike[str], *, group: str | None = None, decode: bool = True) -> Any:
     """Open a store of features as an ``xarray.Dataset``, lazily.
 
     Args:
         store: its path or URL.
+        group: ``utm32``, of a store of several UTM zones.
         decode: return ``embeddings`` (band, y, x), or (time, band, y, x) of the composite ``none``, as
             float32, NaN without data; False: as they are stored.
 
     Raises:
-        ValueError: there is no store of features.
+        ValueError: there is no store of features, or no such group.
     """
     import xarray
 
     objects = Objects(os.fspath(store))
+    groups = groups_of(objects)
+    if (group not in groups) if groups else (group is not None):
+        held = f"a group for each UTM zone: {', '.join(groups)}" if groups else "no groups"
+        raise ValueError(f"{objects.place} has {held}; got group={group!r}")
+    objects = objects if group is None else objects.within(group)
     if objects.get("zarr.json") is None:
         raise ValueError(f"there is no Zarr store at {objects.place}")
     data = xarray.open_zarr(
@@ -127,6 +141,12 @@ def open_store(store: str | os.PathLike[str], *, decode: bool = True) -> Any:
     features.attrs = {k: v for k, v in data["embeddings"].attrs.items() if k != "_FillValue"}
     dropped = [n for n in ("scales", "band_scale", "band_offset") if n in data]
     return data.drop_vars(dropped).assign(embeddings=features)
+
+
+def groups_of(objects: Objects) -> list[str]:
+    """Return the groups of a store of several UTM zones; of another none."""
+    stated = objects.get_json("zarr.json") or {}
+    return list(stated.get("attributes", {}).get(PROVENANCE, {}).get("groups", []))
 
 
 def _attributes(job: Job) -> dict[str, Any]:
