@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 import torch
+from rasterio import Affine
 from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
@@ -45,18 +46,19 @@ def place(tmp_path_factory):
 
 
 def item(folder, name, day, layers, *, crs="EPSG:32633", west=500_000):
+    """An item of a day after 2024-06-01 whose assets are files of layers [h, w]."""
+    height, width = next(iter(layers.values())).shape
+    transform = Affine(10, 0, west, 0, -10, 5_000_000)
     for key, layer in layers.items():
-        transform = (10, 0, west, 0, -10, 5_000_000)
         nodata = None if layer.dtype == np.float32 else 0
-        from rasterio import Affine
-
-        write_tif(folder / f"{name}_{key}.tif", layer[None], [key], nodata=nodata, crs=crs,
-                  transform=Affine(*transform))  # fmt: skip
-    w, s, e, n = transform_bounds(crs, "EPSG:4326", west, 5_000_000 - 10 * SIDE, west + 10 * SIDE, 5_000_000)
+        path = folder / f"{name}_{key}.tif"
+        write_tif(path, layer[None], [key], nodata=nodata, crs=crs, transform=transform)
+    south, east = 5_000_000 - 10 * height, west + 10 * width
+    w, s, e, n = transform_bounds(crs, "EPSG:4326", west, south, east, 5_000_000)
     made = pystac.Item(
         id=name, geometry={"type": "Polygon", "coordinates": [[[w, s], [e, s], [e, n], [w, n], [w, s]]]},
         bbox=[w, s, e, n], datetime=datetime(2024, 6, 1, 10, tzinfo=UTC) + timedelta(days=day),
-        properties={"proj:code": crs, "proj:shape": [SIDE, SIDE], "proj:transform": list(transform)},
+        properties={"proj:code": crs, "proj:shape": [height, width], "proj:transform": list(transform[:6])},
     )  # fmt: skip
     made.stac_extensions = ["https://stac-extensions.github.io/projection/v2.0.0/schema.json"]
     for key in layers:

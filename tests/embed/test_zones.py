@@ -1,6 +1,7 @@
 """Items of two UTM zones: a group of the store for each, equal to a job of that zone's items alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_each_zone_is_a_group(model, zones, tmp_path):
         expected = rsb.embed.open(tmp_path / f"{zone}.zarr", decode=False)
         found = rsb.embed.open(output, group=zone, decode=False)
         np.testing.assert_array_equal(found["embeddings"].values, expected["embeddings"].values)
-        assert found.rio.crs == expected.rio.crs if hasattr(found, "rio") else True
+        np.testing.assert_array_equal(found["x"].values, expected["x"].values)
         assert found.attrs["proj:code"] == f"EPSG:326{zone[-2:]}"
     with pytest.raises(ValueError, match="a group for each UTM zone: utm32, utm33; got group=None"):
         rsb.embed.open(output)
@@ -83,7 +84,7 @@ def test_a_zone_that_fails_is_named_and_goes_on(model, zones, tmp_path, monkeypa
         rsb.embed.run(job, **QUIET)
     found = rsb.embed.status(output)
     assert (found.total, found.done, found.finished) == (2, 1, False)
-    path.write_bytes(open(zones["utm33"].assets["B03"].href, "rb").read())
+    shutil.copy(zones["utm33"].assets["B03"].href, path)
     rsb.embed.run(job, **QUIET)
     assert rsb.embed.status(output).finished
 
