@@ -20,10 +20,9 @@ from rsbackbones.embed.inputs import create_preprocess_of, sensors_of, warn_of_p
 from rsbackbones.embed.lattice import Block, Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.quantize import Quantization, check_rule
 from rsbackbones.embed.sources import RasterSource, ReadOptions, Source
-from rsbackbones.embed.stac_grid import items_by_zone
 from rsbackbones.embed.stac_items import is_items, open_items
 from rsbackbones.embed.stac_reader import Sign
-from rsbackbones.embed.stac_source import StacSource
+from rsbackbones.embed.stac_source import StacSource, items_by_zone
 from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.zoo.fingerprint import weights_digest
@@ -283,7 +282,7 @@ def plan(
     model = unwrap_model(model)
     if grid is None and is_items(source):
         source = open_items(source, dates)
-        if zones := items_by_zone(source):
+        if zones := items_by_zone(source, model):
             return _plan_zones(model, zones, os.fspath(output), options)
     check_rule(quantize)
     if shard < CHUNK or shard % CHUNK:

@@ -59,7 +59,7 @@ def grid_of(box: Any) -> Grid:
     return Grid(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
 
 
-def items_by_zone(items: list[Any]) -> dict[str, list[Any]]:
+def zones_of(items: list[Any]) -> dict[str, list[Any]]:
     """Return ``pystac`` items by their UTM zone; of one CRS, or of others, nothing."""
     found: dict[str, list[Any]] = {}
     for item in items:

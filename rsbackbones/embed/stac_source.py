@@ -12,11 +12,11 @@ from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources import ReadOptions, Window
 from rsbackbones.embed.stac_assets import band_assets, is_reflectance, mask_asset, stated_scales
-from rsbackbones.embed.stac_grid import geobox_of, grid_of
+from rsbackbones.embed.stac_grid import geobox_of, grid_of, zones_of
 from rsbackbones.embed.stac_items import day_of, facts_of, link_of, open_items, time_of
 from rsbackbones.embed.stac_reader import ItemReader, Sign
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.sensors import get_sensor
+from rsbackbones.sensors import Sensor, get_sensor
 from rsbackbones.value_check import zero_is_missing
 
 
@@ -31,7 +31,8 @@ class StacSource:
         model: whose bands are looked for among the assets.
         options: the mask names an asset; a pixel that it excludes does not count at that date.
         composite: see :mod:`rsbackbones.embed.composite`.
-        grid: an ``odc.geo`` GeoBox, or ``utm10m``; default: the CRS and resolution of the items.
+        grid: an ``odc.geo`` GeoBox, or ``utm10m``; default: the CRS and resolution of the items. Of two
+            sensors those of the optical one.
         dates: ``2024-06-01/2024-08-31``, both days included.
         sign: makes URLs of an item that can be read; called in the task, again where reading failed.
         on_unreadable: ``fail``, or ``skip``: an item that cannot be read is left out of the shards that need
@@ -74,9 +75,8 @@ class StacSource:
         self._options, self._composite = options, composite
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")
         self._sensors = _sensors(found, model, options)
-        self._box = geobox_of(
-            self._used(), [a for sensor in self._sensors.values() for a in sensor.assets.values()], grid
-        )
+        first = next(iter(self._sensors.values()))
+        self._box = geobox_of(first.items, list(first.assets.values()), grid)
         self.grid = grid_of(self._box)
         self._days = {m: days_of(sensor.items) for m, sensor in self._sensors.items()}
         self.encoded = None
@@ -165,17 +165,35 @@ class StacSource:
         return list({item["id"]: item for sensor in self._sensors.values() for item in sensor.items}.values())
 
 
+def items_by_zone(found: list[Any], model: Backbone) -> dict[str, list[Any]]:
+    """Return ``pystac`` items by the UTM zone of their first sensor; of one zone, or other CRS, nothing.
+
+    Items of other sensors are in every zone: each reads what lies on its grid.
+    """
+    first, kind = next(iter(_kinds(model).items()))
+    leading = [item for item in found if band_assets(item, kind, model.bands[first])]
+    zones = zones_of(leading)
+    others = [item for item in found if item not in leading]
+    return {zone: items + others for zone, items in zones.items()}
+
+
+def _kinds(model: Backbone) -> dict[str, Sensor]:
+    """Return the sensors of a model by modality, optical ones first, whose dates and grid lead."""
+    kinds = {m: get_sensor(sensor) for m, sensor in sensors_of(model).items()}
+    return dict(sorted(kinds.items(), key=lambda pair: pair[1].kind != "optical"))
+
+
 def _sensors(found: list[Any], model: Backbone, options: ReadOptions) -> dict[str, SensorItems]:
-    """Return the items of each modality of a model, optical ones first, whose dates lead.
+    """Return the items of each modality of a model.
 
     Raises:
         ValueError: no item has the bands of a modality, or items name their assets differently.
     """
-    kinds = {m: get_sensor(sensor) for m, sensor in sensors_of(model).items()}
+    kinds = _kinds(model)
     optical = [m for m, sensor in kinds.items() if sensor.kind == "optical"]
     masks = _masks(found, options.mask or {}, list(kinds), optical)
     sensors: dict[str, SensorItems] = {}
-    for m in sorted(kinds, key=lambda m: m not in optical):
+    for m in kinds:
         bands = tuple(model.bands[m])
         held = [(item, assets) for item in found if (assets := band_assets(item, kinds[m], bands))]
         if not held:
