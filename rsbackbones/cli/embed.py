@@ -41,8 +41,8 @@ from rsbackbones.data.resample import RESAMPLING
 @click.argument("rasters", nargs=-1, type=Raster())
 @option("--output", required=True, type=Raster(), metavar="FILE",
         help="NAME.tif: feature map of one scene; NAME.tif with --quantize: a Cloud Optimized GeoTIFF in 8 "
-        "bits; NAME.npz or NAME.parquet: an embedding per patch file; NAME.zarr, also s3://...: a store of "
-        "shards, for large areas and several processes")  # fmt: skip
+        "bits; NAME.npz or NAME.parquet: an embedding per patch file, with --points per geometry; "
+        "NAME.zarr, also s3://...: a store of shards, for large areas and several processes")  # fmt: skip
 @weights_options
 @option("--modalities", type=CommaList(), metavar="NAME,...", section="Model",
         show_default="all in the rasters",
@@ -63,7 +63,8 @@ from rsbackbones.data.resample import RESAMPLING
 @pixel_options
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
 @unreadable_option(
-    "of patches: stop at a file that cannot be read, or leave it out and name it in the result"
+    "of patches, tiles of a mosaic and STAC items: stop at one that cannot be read, or leave it out and name "
+    "it in the result"
 )
 @option("--resample", type=click.Choice(RESAMPLING), section="Bands", show_default="refuse other grids",
         help="resample rasters of other pixel sizes onto the finest grid")  # fmt: skip
@@ -142,8 +143,6 @@ def embed(
     if not to_store:
         check_output(output)
     is_scene = not to_store and Path(output).suffix.lower() in MAPS
-    if on_unreadable == "skip" and to_store and not of_items:
-        raise ValueError("--on-unreadable skip is for patches (.npz, .parquet) and STAC items")
     if is_scene and on_unreadable == "skip":
         raise ValueError(
             "--on-unreadable skip is for patches (.npz, .parquet); a scene needs all of its files"
@@ -233,11 +232,9 @@ def embed(
             print(f"{m}: {note}", file=sys.stderr)
     if to_store:
         common["bands"] = None if source else common["bands"]
-        if of_items:
-            common["on_unreadable"] = on_unreadable
         return run_job(
             built, source or paths, output, store_options, stream=stream, window=window, overlap=overlap,
-            device=place, **common,
+            device=place, on_unreadable=on_unreadable, **common,
         )  # fmt: skip
     assert isinstance(output, Path)  # only stores have URLs
     if location is not None and is_location(location):

@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ from rsbackbones.device import choose_device
 from rsbackbones.embed.array_source import LARGE_ARRAY, ArraySource, ZarrSource
 from rsbackbones.embed.inputs import create_preprocess_of, sensors_of, warn_of_pixel_sizes
 from rsbackbones.embed.lattice import Block, Lattice, map_shape, window_sides, window_unit
+from rsbackbones.embed.points import GROUP, ON_MISSING, Points
 from rsbackbones.embed.quantize import Quantization, check_rule
-from rsbackbones.embed.sources import RasterSource, ReadOptions, Source
+from rsbackbones.embed.sources import RasterSource, ReadOptions, Source, UnreadableItems
 from rsbackbones.embed.stac_items import is_items, open_items
 from rsbackbones.embed.stac_reader import Sign
 from rsbackbones.embed.stac_source import StacSource, items_by_zone
@@ -41,7 +43,9 @@ ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Job:
-    """What :func:`plan` makes and :func:`rsbackbones.embed.run.run` computes. A task is one shard.
+    """What :func:`plan` makes and :func:`rsbackbones.embed.run.run` computes.
+
+    A task is one shard of a store, or a group of geometries of a table.
 
     Attributes:
         output: where the features go.
@@ -58,6 +62,7 @@ class Job:
         threads: of torch in a task.
         cache_bytes: of GDAL in a worker.
         seed: of the sample that scales of quantization come from.
+        points: the geometries of a table; ``None`` of a store.
         calibration: what :func:`rsbackbones.embed.task.calibrate` found; empty before.
         model: of the process that planned it; it is not pickled.
         group: of the store, where zones have groups.
@@ -78,6 +83,7 @@ class Job:
     threads: int
     cache_bytes: int
     seed: int
+    points: Points | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     model: Backbone | None = None
     group: str | None = None
@@ -89,7 +95,9 @@ class Job:
 
     @cached_property
     def objects(self) -> Objects:
-        """The store of the features; that of a COG is kept with the records until it is written."""
+        """Where tasks write; what becomes a local output at the end is kept with the records until then."""
+        if self.points is not None:
+            return self.records.within("parts")
         if self.is_cog:
             return self.records.within("embeddings.zarr")
         return Objects(self.output) if self.group is None else Objects(self.output).within(self.group)
@@ -98,6 +106,28 @@ class Job:
     def is_cog(self) -> bool:
         """Whether the output is a Cloud Optimized GeoTIFF."""
         return self.output.endswith((".tif", ".tiff"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the output is local, and comes into being when all tasks are done."""
+        return self.is_cog or self.points is not None
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks there are."""
+        return len(self.blocks) if self.points is None else self.points.groups
+
+    @property
+    def task_name(self) -> str:
+        """What messages call a task."""
+        return "shard" if self.points is None else "group"
+
+    def place_of(self, task: int) -> str:
+        """Return where a task lies, for messages."""
+        if self.points is not None:
+            return self.points.place_of(task)
+        top, left, bottom, right = self.blocks[task]
+        return f"rows {top} to {bottom}, columns {left} to {right}"
 
     @cached_property
     def records(self) -> Objects:
@@ -157,12 +187,7 @@ class Job:
     @property
     def grid(self) -> Grid:
         """Where the cells lie."""
-        from rasterio import Affine
-
-        g, p = self.source.grid, self.cell
-        t = g.transform
-        transform = Affine(t.a * p, 0.0, t.c, 0.0, t.e * p, t.f)
-        return Grid(self.lattice.rows, self.lattice.columns, g.crs, transform)
+        return _grid_of_cells(self.source.grid, self.lattice, self.cell)
 
     @property
     def quantization(self) -> Quantization:
@@ -188,13 +213,13 @@ class Job:
         made = rows * width * (self.source.layers * 6 if composite == "median" else bands * 4 * 2)
         batches = 4 * self.batch_size * (window + unit) ** 2 * layers * bands * 4
         cells = self.shard**2
+        table = 0 if self.points is None else 3 * GROUP * self.dim * 8
         return {
             "model": 2 * self.facts["model"]["bytes"],
             "pixels": strip + batches + (made if composite else 0),
             # The sums, the stored values, the same in the order of the store, and the encoded shard.
-            "features": cells
-            * self.dim
-            * (self.maps_at_once * 4 + 3 * Quantization(self.quantize).dtype.itemsize),
+            "features": table
+            + cells * self.dim * (self.maps_at_once * 4 + 3 * Quantization(self.quantize).dtype.itemsize),
             "gdal_cache": self.cache_bytes,
         }
 
@@ -231,7 +256,9 @@ def plan(
     stream: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
-    quantize: str = "per-band",
+    points: Any = None,
+    on_missing: str = "fail",
+    quantize: str | None = None,
     shard: int = 256,
     batch_size: int = 8,
     device: str | torch.device | None = None,
@@ -240,7 +267,7 @@ def plan(
     cache_bytes: int = 256 * 2**20,
     seed: int = 0,
 ) -> "Job | ZonedJob":
-    """Plan the features of a scene as a store of shards. No pixel is read.
+    """Plan the features of a scene as a store of shards, or those of geometries as a table. No pixel is read.
 
     Items of several UTM zones, without ``grid``, are a job for each zone: a group ``utmNN`` of the store has
     the features of the zone's items on their grid.
@@ -250,20 +277,29 @@ def plan(
     result depends on neither the engine nor the size of a shard (but for rounding of the model in its last
     bits), and is that of :func:`rsbackbones.embed.embed_scene` within half a step of the quantization.
 
+    With ``points`` the output is GeoParquet 1.1, a folder of part files: a row for each geometry, with the
+    columns of :mod:`rsbackbones.embed.points`. A task is a group of up to 256 geometries near each other, and
+    windows that no geometry needs are not computed.
+
     Args:
         model: from ``create_model``, of images.
         source: rasters of one place, tiles of a mosaic, or folders of them (paths, URLs, names for GDAL); an
             ``xarray.DataArray`` (band, y, x) or a Dataset of bands; the path or URL of a Zarr store
             (``.zarr``); or STAC items: of ``pystac``, of a search, or the path of a JSON file of them.
         output: a path or URL (``s3://...``) that ends in ``.zarr``, or a local ``.tif``: a Cloud Optimized
-            GeoTIFF, of the rules ``per-band`` and ``none``.
+            GeoTIFF, of the rules ``per-band`` and ``none``; with ``points`` a local ``.parquet``.
         variable: of a Zarr store, if it holds several arrays of bands.
         bands, units, nodata, mask, resample: as for :func:`rsbackbones.embed.embed_scene`. A mask of an array
             is one of its bands.
-        composite, grid, dates, sign, on_unreadable: of STAC items, see
-            :class:`rsbackbones.embed.stac_source.StacSource`.
+        composite, grid, dates, sign: of STAC items, see :class:`rsbackbones.embed.stac_source.StacSource`.
+        on_unreadable: ``fail``, or ``skip``: STAC items, or tiles of a mosaic, that cannot be read are left
+            out of the tasks that need them, and named in their records. Servers are asked four times before.
         stream, window, overlap, batch_size: as there.
-        quantize: see :mod:`rsbackbones.embed.quantize`.
+        points: geometries (Point, Polygon, MultiPolygon) in any CRS, a GeoDataFrame or the path of a file of
+            them. Features are those of a store with ``quantize="none"``.
+        on_missing: ``fail``: geometries outside of the source are refused, and ones without a cell with data
+            are an error when all others are done; ``nan``: their embeddings are NaN.
+        quantize: see :mod:`rsbackbones.embed.quantize`; default ``per-band`` of a store. Tables have float32.
         shard: its side in cells, a multiple of 32.
         device: of each worker: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``. Default: where the model
             is.
@@ -276,7 +312,8 @@ def plan(
 
     Raises:
         ImportError: the extra ``scale`` is not installed.
-        ValueError: pixels without a place north up, bands or sizes that do not fit, or another output.
+        ValueError: pixels without a place north up, bands or sizes that do not fit, geometries that have none
+            of them, or another output.
     """
     options = {k: v for k, v in locals().items() if k not in ("model", "source", "output")}
     model = unwrap_model(model)
@@ -284,6 +321,15 @@ def plan(
         source = open_items(source, dates)
         if zones := items_by_zone(source, model):
             return _plan_zones(model, zones, os.fspath(output), options)
+    if points is None and on_missing != "fail":
+        raise ValueError(f"on_missing={on_missing!r} is of geometries: points=")
+    if on_missing not in ON_MISSING:
+        raise ValueError(f"on_missing must be one of {', '.join(ON_MISSING)}, got {on_missing!r}")
+    if points is not None and quantize not in (None, "none"):
+        raise ValueError(f"the features of geometries are float32; leave out quantize={quantize!r}")
+    if points is not None and composite == "none":
+        raise ValueError("geometries have one embedding each, of one image: another composite than 'none'")
+    quantize = quantize or ("per-band" if points is None else "none")
     check_rule(quantize)
     if shard < CHUNK or shard % CHUNK:
         raise ValueError(f"shard must be a multiple of {CHUNK} cells, got {shard}")
@@ -296,7 +342,7 @@ def plan(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     place = os.fspath(output)
-    _check_output(place, quantize)
+    _check_output(place, quantize, points is not None)
     reading = ReadOptions(bands, units, nodata, mask, resample)
     of_items = {"composite": composite, "grid": grid, "dates": dates, "sign": sign,
                 "on_unreadable": on_unreadable}  # fmt: skip
@@ -306,7 +352,7 @@ def plan(
             f"{model.architecture} encodes series of dates, and the source has one date: pass STAC items, "
             "with composite='none' (--stac, --composite none)"
         )
-    with found.open(model, (0, 0, 0, 0)) as scene:  # reads nothing
+    with suppress(UnreadableItems), found.open(model, (0, 0, 0, 0)) as scene:  # reads nothing
         create_preprocess_of(model, scene, units)
     if composite == "none" and model.consumes == "image" and not place.rstrip("/").endswith(".zarr"):
         raise ValueError(f"features of every date go to a .zarr, which has a time axis; got {place}")
@@ -324,6 +370,10 @@ def plan(
     shard = min(shard, -(-max(rows, columns) // CHUNK) * CHUNK)
     entry = model.weights_entry
     stream = model.choose_stream(stream)
+    lattice = Lattice(rows, columns, side // cell, shared // cell)
+    geometries = None
+    if points is not None:
+        geometries = Points.of(points, _grid_of_cells(found.grid, lattice, cell), on_missing)
     facts: dict[str, Any] = {
         "model": {
             "architecture": model.architecture,
@@ -350,6 +400,8 @@ def plan(
         "quantize": quantize,
         "seed": seed,
     }
+    if geometries is not None:
+        facts["points"] = geometries.facts
     if device is None:
         device = model.device_and_dtype()[0]
     else:
@@ -358,7 +410,7 @@ def plan(
         output=Objects(place).place,
         source=found,
         facts=json.loads(json.dumps(facts)),
-        lattice=Lattice(rows, columns, side // cell, shared // cell),
+        lattice=lattice,
         cell=cell,
         shard=shard,
         stream=stream,
@@ -370,6 +422,7 @@ def plan(
         threads=threads or torch.get_num_threads(),
         cache_bytes=cache_bytes,
         seed=seed,
+        points=geometries,
         model=model,
     )
 
@@ -379,8 +432,8 @@ def _plan_zones(model: Backbone, zones: Mapping[str, Any], place: str, options: 
 
     if not place.rstrip("/").endswith(".zarr"):
         raise ValueError(
-            f"the items lie in several UTM zones ({', '.join(zones)}), which are groups of a .zarr; for one "
-            f"map in {place} choose one grid: grid='utm10m' (--grid utm10m) or a GeoBox"
+            f"the items lie in several UTM zones ({', '.join(zones)}), which are groups of a .zarr; for "
+            f"{place} choose one grid: grid='utm10m' (--grid utm10m) or a GeoBox"
         )
     jobs = {}
     for zone, items in zones.items():
@@ -393,7 +446,7 @@ def _plan_zones(model: Backbone, zones: Mapping[str, Any], place: str, options: 
     return ZonedJob(Objects(place).place, jobs)
 
 
-def _check_output(place: str, quantize: str) -> None:
+def _check_output(place: str, quantize: str, of_points: bool) -> None:
     try:
         import obstore  # noqa: F401
         import odc.geo.xr  # noqa: F401
@@ -404,14 +457,20 @@ def _check_output(place: str, quantize: str) -> None:
         raise ImportError(
             f"writing {place} needs the extra scale: pip install 'rsbackbones[scale]'"
         ) from error
-    if place.endswith((".tif", ".tiff")):
+    if of_points:
+        if is_url(place) or not place.endswith(".parquet"):
+            raise ValueError(f"embeddings of geometries go to a local .parquet, got {place}")
+    elif place.endswith((".tif", ".tiff")):
         if is_url(place):
             raise ValueError(f"a COG is a local file, got {place}; a store (.zarr) may be in a bucket")
         if quantize not in COG_RULES:
             raise ValueError(f"a COG states a scale and an offset for each band: quantize must be one of "
                              f"{', '.join(COG_RULES)}, got {quantize!r}")  # fmt: skip
     elif not place.rstrip("/").endswith(".zarr"):
-        raise ValueError(f"features go to a .zarr, or a COG to a .tif, got {place}")
+        raise ValueError(
+            "features go to a .zarr, a COG to a .tif, and those of geometries (points=) to a .parquet, got "
+            f"{place}"
+        )
 
 
 def _source(
@@ -419,11 +478,24 @@ def _source(
 ) -> Source:
     if is_items(source):
         return StacSource(source, model, options, **of_items)
-    if given := [name for name, value in of_items.items() if value not in (None, "median", "fail")]:
+    on_unreadable = of_items.pop("on_unreadable")
+    if given := [name for name, value in of_items.items() if value not in (None, "median")]:
         raise ValueError(f"{', '.join(given)}: only of STAC items, and the source is {type(source).__name__}")
-    if not isinstance(source, (str, os.PathLike)) and any(
-        kind.__module__.partition(".")[0] == "xarray" for kind in type(source).__mro__
-    ):
+    single = isinstance(source, (str, os.PathLike))
+    several = (
+        isinstance(source, Sequence) and source and all(isinstance(s, (str, os.PathLike)) for s in source)
+    )
+    if (single and not os.fspath(source).rstrip("/").endswith(".zarr")) or (several and not single):
+        if variable is not None:
+            raise ValueError(f"variable={variable!r} names an array of a Zarr store, and {source} is none")
+        return RasterSource.of_paths(model, source, options, on_unreadable=on_unreadable)
+    if on_unreadable != "fail":
+        raise ValueError(f"on_unreadable={on_unreadable!r}: only of tiles of a mosaic and of STAC items")
+    if single:
+        return ZarrSource(os.fspath(source), model, options, variable=variable)
+    if variable is not None:
+        raise ValueError(f"variable={variable!r} names an array of a Zarr store, and {source} is none")
+    if any(kind.__module__.partition(".")[0] == "xarray" for kind in type(source).__mro__):
         array = ArraySource.of_memory(source, model, options)
         if array.nbytes > LARGE_ARRAY:
             warnings.warn(
@@ -432,18 +504,18 @@ def _source(
                 stacklevel=3,
             )
         return array
-    if isinstance(source, (str, os.PathLike)) and os.fspath(source).rstrip("/").endswith(".zarr"):
-        return ZarrSource(os.fspath(source), model, options, variable=variable)
-    if variable is not None:
-        raise ValueError(f"variable={variable!r} names an array of a Zarr store, and {source} is none")
-    if isinstance(source, (str, os.PathLike)) or (
-        isinstance(source, Sequence) and source and all(isinstance(s, (str, os.PathLike)) for s in source)
-    ):
-        return RasterSource.of_paths(model, source, options)
     raise ValueError(
         "source must be paths of rasters, an xarray.DataArray or Dataset, or the path of a Zarr store, got "
-        f"{type(source).__name__}"
+        f"{type(source).__name__}; geometries over a source are points="
     )
+
+
+def _grid_of_cells(grid: Grid, lattice: Lattice, cell: int) -> Grid:
+    from rasterio import Affine
+
+    t = grid.transform
+    transform = Affine(t.a * cell, 0.0, t.c, 0.0, t.e * cell, t.f)
+    return Grid(lattice.rows, lattice.columns, grid.crs, transform)
 
 
 def _grid_facts(grid: Grid) -> dict[str, Any]:

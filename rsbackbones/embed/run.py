@@ -23,6 +23,8 @@ from uuid import uuid4
 
 from rsbackbones.embed.cog import write_cog
 from rsbackbones.embed.job import Job
+from rsbackbones.embed.points import listed
+from rsbackbones.embed.points_task import check_points, compute_group
 from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.store import create_groups, create_store
 from rsbackbones.embed.task import WEIGHTS, calibrate, compute_shard, done_key
@@ -82,25 +84,27 @@ def run(
 
     Raises:
         ImportError: the extra ``scale`` is not installed.
-        JobError: (a ``ValueError``) the output is of another job, another driver runs it, or shards failed.
+        JobError: (a ``ValueError``) the output is of another job, another driver runs it, shards failed, or
+            the disk or bucket takes nothing.
     """
     _refuse_fork(executor)
     if isinstance(job, ZonedJob):
         return _run_zones(job, executor, take_over=take_over, progress=progress)
-    with _driving(job, take_over) as lease:
+    with _one_error(job), _driving(job, take_over) as lease:
         job = prepare(job, executor)
         done = {int(key[5:13]) for key in job.records.keys("done/")}
-        todo = [i for i in range(len(job.blocks)) if i not in done]
+        todo = [i for i in range(job.tasks) if i not in done]
         failed: dict[int, str] = {}
-        with progress_bar(len(job.blocks), len(done), enabled=progress, unit="shard") as bar:
+        with progress_bar(job.tasks, len(done), enabled=progress, unit=job.task_name) as bar:
             for index, outcome in _outcomes(job, todo, executor):
                 lease.check()
                 bar.update()
                 if isinstance(outcome, BaseException):
                     failed[index] = _reason(outcome)
-                    job.records.put_json(
-                        f"failed/{index:08d}.json", {"shard": index, "reason": failed[index]}
-                    )
+                    with suppress(*_store_errors()):  # the disk may be full: the error itself is raised
+                        job.records.put_json(
+                            f"failed/{index:08d}.json", {"shard": index, "reason": failed[index]}
+                        )
                     if not _left_out(outcome):
                         raise JobError(_failure(job, {index: failed[index]}, len(done))) from outcome
                 else:
@@ -159,7 +163,7 @@ def _run_zones(
     """Run the jobs of zones, one after the other, and describe them together."""
     records = Objects(job.output).beside(".job")
     stated = {
-        "shards": {zone: len(one.blocks) for zone, one in job.zones.items()},
+        "shards": {zone: one.tasks for zone, one in job.zones.items()},
         "fingerprints": {zone: one.fingerprint for zone, one in job.zones.items()},
     }
     held = records.get_json(_ZONES)
@@ -197,11 +201,12 @@ def _run_zones(
 def _outcomes(
     job: Job, todo: list[int], executor: Executor | None
 ) -> Iterator[tuple[int, dict[str, Any] | BaseException]]:
-    """Compute shards; yield each with its record, or with what went wrong."""
+    """Compute tasks; yield each with its record, or with what went wrong."""
+    compute = compute_shard if job.points is None else compute_group
     if executor is None:
         for index in todo:
             try:
-                yield index, compute_shard(job, index)
+                yield index, compute(job, index)
             except Exception as error:
                 yield index, error
         return
@@ -209,7 +214,7 @@ def _outcomes(
     try:
         while True:
             for index in islice(waiting, _IN_FLIGHT - len(running)):
-                running[executor.submit(compute_shard, job, index)] = index
+                running[executor.submit(compute, job, index)] = index
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED)[0]:
@@ -227,7 +232,7 @@ def _outcomes(
 def prepare(job: Job, executor: Executor | None) -> Job:
     """Make the records and the empty store, or take up those that are there."""
     records = job.records
-    stated = {"fingerprint": job.fingerprint, "shards": len(job.blocks), "facts": job.facts}
+    stated = {"fingerprint": job.fingerprint, "shards": job.tasks, "facts": job.facts}
     held = records.get_json("job.json")
     if held not in (None, stated) and records.get_json("calibration.json") is None:
         # A job that was refused at its sample computed nothing, and another may take its place.
@@ -235,7 +240,7 @@ def prepare(job: Job, executor: Executor | None) -> Job:
             records.delete(key)
         held = None
     if held is None:
-        if next(job.objects.keys(), None) is not None or (job.is_cog and Path(job.output).exists()):
+        if next(job.objects.keys(), None) is not None or (job.is_local and Path(job.output).exists()):
             raise JobError(
                 f"{job.output} holds something that is no output of a job; choose another output, or delete "
                 "it"
@@ -251,14 +256,18 @@ def prepare(job: Job, executor: Executor | None) -> Job:
         )
     if records.get_json("finished.json") is None and WEIGHTS not in set(records.keys()):
         _store_weights(job)
+    if job.points is not None and records.get_json("finished.json") is None:
+        job.points.write(records)
     calibration = records.get_json("calibration.json")
     if calibration is None:
-        calibration = calibrate(job) if executor is None else _result(executor.submit(calibrate, job))
+        prepared = calibrate if job.points is None else check_points
+        calibration = prepared(job) if executor is None else _result(executor.submit(prepared, job))
         if not records.create_json("calibration.json", calibration):
             calibration = records.get_json("calibration.json")
     job = job.calibrated(calibration)
     if records.get_json("ready.json") is None and records.get_json("finished.json") is None:
-        create_store(job)
+        if job.points is None:
+            create_store(job)
         records.put_json("ready.json", {})
     return job
 
@@ -286,8 +295,10 @@ def _finish(job: Job) -> dict[str, Any]:
     """Add up the records, and delete the weights, which the output does not need."""
     if (summary := job.records.get_json("finished.json")) is not None:
         return dict(summary)
-    found = [job.records.get_json(done_key(i)) for i in range(len(job.blocks))]
+    found = [job.records.get_json(done_key(i)) for i in range(job.tasks)]
     summary = {"shards": len(found), **_sum_up(found, job.dim), "measured": job.calibration["measured"]}
+    absent = dict.fromkeys(job.facts["source"].get("left_out", ()), "unreadable when the job was planned")
+    summary["left_out"] = absent | summary["left_out"]
     share = summary["clipped_share"]
     if share > _CLIPPED:
         print(
@@ -295,12 +306,16 @@ def _finish(job: Job) -> dict[str, Any]:
             "another seed, or another rule (--quantize)",
             file=sys.stderr,
         )
+    if job.points is not None:
+        summary |= _finish_table(job, [name for record in found for name in record["missing"]])
     if job.is_cog:
         write_cog(job, Path(job.output))
     if job.group is None:
         write_stac(job.output, [(job, summary)])
     job.records.put_json("finished.json", summary)
     job.records.delete(WEIGHTS)
+    if job.points is not None:
+        job.points.discard(job.records)
     if job.is_cog:
         for key in list(job.objects.keys()):
             job.objects.delete(key)
@@ -323,6 +338,20 @@ def _sum_up(found: list[dict[str, Any]], dim: int) -> dict[str, Any]:
         "left_out": {name: reason for record in found for name, reason in record.get("left_out", {}).items()},
         "pairs": {day: {m: sorted(d) for m, d in sorted(o.items())} for day, o in sorted(pairs.items())},
     }
+
+
+def _finish_table(job: Job, missing: list[str]) -> dict[str, Any]:
+    """Give the folder of part files its name; geometries without data are an error first, if they are one."""
+    assert job.points is not None
+    if missing and job.points.on_missing == "fail":
+        raise JobError(
+            f"{listed(missing)} have no cell with data. All others are done; leave these out, for another "
+            "output, or keep them with embeddings of NaN: the same with on_missing='nan' (--on-missing nan)"
+        )
+    parts = job.objects.local
+    if parts is not None and parts.exists():  # it has its name already where a driver was killed here
+        parts.rename(job.output)
+    return {"geometries": job.points.facts["count"], "missing": len(missing)}
 
 
 class _Lease:
@@ -349,12 +378,31 @@ class _Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
-            with suppress(OSError):  # a store that does not answer now may answer at the next beat
+            with suppress(*_store_errors()):  # a store that does not answer now may answer at the next beat
                 held = self._records.get_json("driver.json")
                 if held is None or held["id"] != self._stated["id"]:
                     self._lost.set()
                     return
                 self._records.put_json("driver.json", {**self._stated, "beat": time.time()})
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """Return what a folder or a bucket raises that cannot be written to or read."""
+    from obstore.exceptions import BaseError
+
+    return OSError, BaseError
+
+
+@contextmanager
+def _one_error(job: Job) -> Iterator[None]:
+    """Turn what the output or the records raise into a message that says how to go on."""
+    try:
+        yield
+    except _store_errors() as error:
+        raise JobError(
+            f"cannot write {job.output}, or the records beside it: {_first_line(error)}; what is done is "
+            "kept: make room, or give access, and run the same again"
+        ) from error
 
 
 @contextmanager
@@ -407,15 +455,18 @@ def _reason(error: BaseException) -> str:
         return "a worker process died, and the pool with it; run the same again for what is left"
     if _left_out(error):
         return "its workers died, as often as the scheduler allows (out of memory?)"
-    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the message of an error without what obstore adds for its developers."""
+    return str(error).partition("\n")[0]
 
 
 def _failure(job: Job, failed: dict[int, str], done: int) -> str:
-    blocks = job.blocks
     first, reason = next(iter(failed.items()))
     more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
     return (
-        f"shard {first}{more} failed (rows {blocks[first].top} to {blocks[first].bottom}, columns "
-        f"{blocks[first].left} to {blocks[first].right}): {reason}. {done} of {len(blocks)} shards are done "
-        f"and kept; the same call goes on"
+        f"{job.task_name} {first}{more} failed ({job.place_of(first)}): {reason}. {done} of {job.tasks} "
+        f"{job.task_name}s are done and kept; the same call goes on"
     )

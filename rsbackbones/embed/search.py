@@ -79,7 +79,7 @@ class Searched:
             self._table = geopandas.read_parquet(self.place)
             if "embedding" not in self._table:
                 raise ValueError(f"{self.place} has no column embedding; it has {', '.join(self._table)}")
-            stated = pq.read_schema(self.place).metadata
+            stated = pq.ParquetDataset(self.place).schema.metadata  # of a file, or a folder of parts
             self.provenance = {
                 k.decode(): v.decode() for k, v in stated.items() if k not in (b"geo", b"pandas")
             }

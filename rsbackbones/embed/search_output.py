@@ -80,7 +80,9 @@ def write_hits(path: Path, searched: Searched, hits: Hits) -> None:
         "lat": hits.lat,
     }
     with atomic_write(path) as file:
-        write_geoparquet(file, columns, searched.outlines(hits), {}, {"search": json.dumps(hits.facts)})
+        write_geoparquet(
+            file, columns, searched.outlines(hits), lambda _: {}, {b"search": json.dumps(hits.facts).encode()}
+        )
 
 
 def write_similarity(path: Path, searched: Searched, hits: Hits) -> None:

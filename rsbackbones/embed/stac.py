@@ -23,6 +23,7 @@ PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 _MEDIA = {
     ".zarr": "application/vnd.zarr; version=3",
     ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+    ".parquet": "application/vnd.apache.parquet",
 }
 
 
@@ -38,14 +39,15 @@ def write_stac(output: str, parts: Sequence[tuple[Job, dict[str, Any]]]) -> Obje
 
 def _item(job: Job, summary: dict[str, Any]) -> Any:
     import pystac
+    from shapely import box
 
     from rsbackbones import __version__
 
     place = PurePosixPath(job.output.rstrip("/"))
     name, quantization = place.stem, job.quantization
     identity = name if job.group is None else f"{name}-{job.group}"
-    shape = outline(job.grid)
-    times = _times(job)
+    shape = outline(job.grid) if job.points is None else box(*job.points.facts["bounds"])
+    times = times_of(job)
     now = datetime.now(UTC).replace(microsecond=0)
     dated = {"start_datetime": _text(times[0]), "end_datetime": _text(times[-1])} if times else {}
     properties: dict[str, Any] = {
@@ -54,14 +56,8 @@ def _item(job: Job, summary: dict[str, Any]) -> Any:
         "processing:datetime": _text(now),
         "processing:software": {"rsbackbones": __version__},
         "processing:facility": "rsbackbones embed",
-        "proj:shape": [job.grid.height, job.grid.width],
-        "proj:transform": list(job.grid.transform[:6]),
-        "proj:bbox": list(bounds_of(job)),
     }
-    code = job.grid.crs.to_authority()
-    properties |= (
-        {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": job.grid.crs.to_wkt()}
-    )
+    properties |= _projection(job) if job.points is None else {"proj:code": "EPSG:4326"}
     if summary["left_out"]:
         properties["rsbackbones:left_out"] = summary["left_out"]
     if summary["pairs"]:
@@ -113,7 +109,7 @@ def _collection(
     weights = job.facts["model"]["weights"] or job.facts["model"]["architecture"]
     boxes = np.array([item.bbox for item in items])
     whole = [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]
-    times = sorted(time for one, _ in parts for time in _times(one))
+    times = sorted(time for one, _ in parts for time in times_of(one))
     now = items[0].datetime
     meters = [m for one, _ in parts if (m := one.grid.pixel_in_meters) is not None]
     collection = pystac.Collection(
@@ -125,7 +121,7 @@ def _collection(
         ),
         license="other",
         extra_fields={
-            "emb:type": "pixel",
+            "emb:type": "pixel" if job.points is None else "chip",
             "emb:dimensions": job.dim,
             "data_type": str(job.quantization.dtype),
             **({"gsd": min(meters)} if meters else {}),
@@ -141,7 +137,18 @@ def _collection(
     return dict(collection.to_dict(include_self_link=False, transform_hrefs=False))
 
 
-def _times(job: Job) -> list[datetime]:
+def _projection(job: Job) -> dict[str, Any]:
+    code = job.grid.crs.to_authority()
+    return {
+        "proj:shape": [job.grid.height, job.grid.width],
+        "proj:transform": list(job.grid.transform[:6]),
+        "proj:bbox": list(bounds_of(job)),
+        "proj:code": ":".join(code) if code else None,
+        **({} if code else {"proj:wkt2": job.grid.crs.to_wkt()}),
+    }
+
+
+def times_of(job: Job) -> list[datetime]:
     """Return the times that the sources state, in order."""
     if isinstance(job.source, StacSource):
         return job.source.times

@@ -6,8 +6,6 @@ so that signed URLs of a graph expire before they are read.
 
 import copy
 import math
-import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +14,10 @@ import numpy as np
 
 from rsbackbones.data.raster_path import UnreadableRaster
 from rsbackbones.data.rasters import Array
-from rsbackbones.embed.sources import UnreadableItems
+from rsbackbones.embed.sources import UnreadableItems, plain
 from rsbackbones.embed.stac_items import acquired_at, day_at
+from rsbackbones.files.retry import retried
 
-# An item that cannot be read is tried so often, with a new signature each time, and pauses that double.
-TRIES, PAUSE_S = 4, 0.5
 # Takes an item (pystac) and returns it with URLs that can be read.
 Sign = Callable[[Any], Any]
 
@@ -76,21 +73,20 @@ class ItemReader:
         import pystac
         from odc.stac import load
 
-        for attempt in range(TRIES):
-            try:
-                signed = [pystac.Item.from_dict(copy.deepcopy(item), migrate=False) for item in items]
-                signed = [self.sign(item) for item in signed] if self.sign else signed
-                data = load(
-                    signed, list(assets), geobox=box, dtype="float32", resampling=resample or "nearest",
-                    groupby=lambda item, parsed, index: day_at(acquired_at(item)), fail_on_error=True,
-                )  # fmt: skip
-                break
-            except Exception as error:
-                if attempt == TRIES - 1:
-                    named = ", ".join(item["id"] for item in items[:3]) + (", ..." if len(items) > 3 else "")
-                    what = f"asset{'s' if len(assets) > 1 else ''} {', '.join(assets)}"
-                    raise _Unreadable(f"cannot read the {what} of {named}: {_plain(error)}") from error
-                time.sleep(PAUSE_S * 2**attempt)
+        def load_signed() -> Any:
+            signed = [pystac.Item.from_dict(copy.deepcopy(item), migrate=False) for item in items]
+            signed = [self.sign(item) for item in signed] if self.sign else signed
+            return load(
+                signed, list(assets), geobox=box, dtype="float32", resampling=resample or "nearest",
+                groupby=lambda item, parsed, index: day_at(acquired_at(item)), fail_on_error=True,
+            )  # fmt: skip
+
+        try:
+            data = retried(load_signed, lambda _: True)
+        except Exception as error:
+            named = ", ".join(item["id"] for item in items[:3]) + (", ..." if len(items) > 3 else "")
+            what = f"asset{'s' if len(assets) > 1 else ''} {', '.join(assets)}"
+            raise _Unreadable(f"cannot read the {what} of {named}: {plain(error)}") from error
         found = {}
         for asset in assets:
             values = data[asset].values
@@ -103,8 +99,3 @@ class ItemReader:
 
 class _Unreadable(ValueError):
     """Items that cannot be read, after all tries."""
-
-
-def _plain(error: BaseException) -> str:
-    """Return an error without the queries of URLs, which may hold signatures."""
-    return re.sub(r"\?[^\s'\"]*", "", str(error))[:400]

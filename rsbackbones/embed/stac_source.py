@@ -13,7 +13,7 @@ from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources import ReadOptions, Window
 from rsbackbones.embed.stac_assets import band_assets, is_reflectance, mask_asset, stated_scales
 from rsbackbones.embed.stac_grid import geobox_of, grid_of, zones_of
-from rsbackbones.embed.stac_items import day_of, facts_of, link_of, open_items, time_of
+from rsbackbones.embed.stac_items import day_of, facts_of, link_of, open_items, time_of, touches
 from rsbackbones.embed.stac_reader import ItemReader, Sign
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import Sensor, get_sensor
@@ -112,6 +112,12 @@ class StacSource:
     def links(self) -> list[str]:
         """See :class:`rsbackbones.embed.sources.Source`."""
         return list(dict.fromkeys(link_of(item) for s in self._sensors.values() for item in s.items))
+
+    def names(self, window: Window) -> list[str]:
+        """See :class:`rsbackbones.embed.sources.Source`."""
+        row, column, height, width = window
+        outline = self._box[row : row + height, column : column + width].footprint("EPSG:4326", buffer=0)
+        return [item["id"] for item in self._used() if touches(item, outline)]
 
     @property
     def times(self) -> list[datetime]:

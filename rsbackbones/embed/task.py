@@ -54,32 +54,39 @@ def done_key(index: int) -> str:
 
 def compute_shard(job: Job, index: int) -> dict[str, Any]:
     """Compute and write a shard, then its record; return the record. One that has a record is left alone."""
+    return recorded(job, index, _write_block)
+
+
+def recorded(job: Job, index: int, compute: Callable[[Job, int], dict[str, Any]]) -> dict[str, Any]:
+    """Compute and write a task, then its record; return the record. One that has a record is left alone."""
     key = done_key(index)
-    if (done := job.records.get_json(key)) is not None:
-        return dict(done)
-    begin, block = time.perf_counter(), job.blocks[index]
-    record: dict[str, Any] = {"shard": index, "block": list(block), **dict.fromkeys(_COUNTS, 0)}
-    with _settings(job):
-        for day, features, told in _features(job, block):
-            stored, scales, clipped, has_data = _quantized(job.quantization, features)
-            del features
-            if has_data:
-                write_shard(job, block, stored, scales, day)
-            told |= {
-                "cells": block.shape[0] * block.shape[1],
-                "cells_with_data": has_data,
-                "clipped": clipped,
-            }
-            for name, value in told.items():
-                if isinstance(value, dict):  # what was left out, or which dates go together
-                    record.setdefault(name, {}).update(value)
-                else:
-                    record[name] += value
-    record["seconds"] = round(time.perf_counter() - begin, 3)
-    # The same shard of two workers has the same bytes; the first record stands.
+    if (record := job.records.get_json(key)) is not None:
+        return dict(record)
+    begin = time.perf_counter()
+    with settings(job):
+        made = compute(job, index)
+    record = {"shard": index, "seconds": round(time.perf_counter() - begin, 3), **made}
+    # The same task of two workers has the same bytes; the first record stands.
     if not job.records.create_json(key, record):
         return dict(job.records.get_json(key))
     return record
+
+
+def _write_block(job: Job, index: int) -> dict[str, Any]:
+    block = job.blocks[index]
+    made: dict[str, Any] = {"block": list(block), **dict.fromkeys(_COUNTS, 0)}
+    for date, features, told in _features(job, block):
+        stored, scales, clipped, has_data = _quantized(job.quantization, features)
+        del features
+        if has_data:
+            write_shard(job, block, stored, scales, date)
+        told |= {"cells": block.shape[0] * block.shape[1], "cells_with_data": has_data, "clipped": clipped}
+        for name, value in told.items():
+            if isinstance(value, dict):  # what was left out, or which dates go together
+                made.setdefault(name, {}).update(value)
+            else:
+                made[name] += value
+    return made
 
 
 def calibrate(job: Job) -> dict[str, Any]:
@@ -91,18 +98,18 @@ def calibrate(job: Job) -> dict[str, Any]:
     places, enough = _places(job)
     pixels: list[Pixels] = []
     vectors: list[Array] = []
-    with _settings(job):
-        model = _model(job)
+    with settings(job):
+        model = model_of(job)
         for rows, of_date in places:
             place = job.lattice.covered(rows)
-            window = _pixels_of(job, place)
+            window = pixels_of(job, place)
 
-            def read_place(source: Source, window: Window = window) -> tuple[Pixels, Preprocess, _Strips]:
+            def read_place(source: Source, window: Window = window) -> tuple[Pixels, Preprocess, Strips]:
                 with source.open(model, window) as scene:
                     read = scene.read(window)
-                    return read, create_preprocess_of(model, scene, job.units), _Strips(scene, window, read)
+                    return read, create_preprocess_of(model, scene, job.units), Strips(scene, window, read)
 
-            (read, preprocess, held), _ = _without_unreadable(of_date, read_place)
+            (read, preprocess, held), _ = without_unreadable(of_date, read_place)
             name = held.name
             pixels += _images(_thinned(read), is_series=job.is_series)
             if read.valid.any():
@@ -203,13 +210,13 @@ def _features(job: Job, block: Block) -> Iterator[tuple[int | None, Array, dict[
     there is one, and what it took.
     """
     rows = job.lattice.rows_of_windows(block)
-    model, window = _model(job), _pixels_of(job, job.lattice.covered(rows))
+    model, window = model_of(job), pixels_of(job, job.lattice.covered(rows))
 
     def compute(source: Source) -> tuple[list[Array], dict[str, Any]]:
         with source.open(model, window) as scene:
             preprocess = create_preprocess_of(model, scene, job.units)
             preprocess.check = not job.calibration["values_checked"]
-            maps, told = _encode_block(job, _Strips(scene, window, at_once=job.rows_at_once), preprocess,
+            maps, told = _encode_block(job, Strips(scene, window, at_once=job.rows_at_once), preprocess,
                                        block, rows)  # fmt: skip
             if isinstance(scene, CompositeScene) and scene.pairs:
                 told["pairs"] = {
@@ -219,14 +226,14 @@ def _features(job: Job, block: Block) -> Iterator[tuple[int | None, Array, dict[
             return maps, told
 
     for date, source in _dates(job):
-        (maps, told), left_out = _without_unreadable(source, compute)
+        (maps, told), left_out = without_unreadable(source, compute)
         told |= {"left_out": left_out} if left_out else {}
         for i in range(len(maps)):
             yield (i if job.encoded == "fused" else date), maps.pop(0), told
             told = {}
 
 
-def _without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tuple[_T, dict[str, str]]:
+def without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tuple[_T, dict[str, str]]:
     """Compute with all items, or without those that cannot be read; return these with the reasons."""
     left_out: dict[str, str] = {}
     while True:
@@ -241,10 +248,18 @@ def _encode_block(
     job: Job, scene: Scene, preprocess: Preprocess, block: Block, windows: Rows
 ) -> tuple[list[Array], dict[str, Any]]:
     """Return the map [rows, columns, D] of a block, or those of all dates where the model fuses dates."""
-    given = (_model(job), scene, preprocess, job.stream, job.lattice)
+    blends = [Blend(job.lattice, block, job.dim) for _ in range(job.maps_at_once)]
+    told = encode_into(job, scene, preprocess, blends, batches(windows, job.batch_size))
+    return [blend.result() for blend in blends], told
+
+
+def encode_into(
+    job: Job, scene: Scene, preprocess: Preprocess, blends: list[Blend], todo: Rows
+) -> dict[str, Any]:
+    """Encode batches of windows, which go down, into a blend of each map; return what it took."""
+    given = (model_of(job), scene, preprocess, job.stream, job.lattice)
     encoder = SeriesEncoder(*given, days=job.days_of_series) if job.is_series else WindowEncoder(*given)
-    count, blends = 0, [Blend(job.lattice, block, job.dim) for _ in range(job.maps_at_once)]
-    todo = batches(windows, job.batch_size)
+    count = 0
     with closing(encoder.encode(todo, skip_empty=True)) as encoded:
         for batch in encoded:
             count += len(batch)
@@ -252,14 +267,14 @@ def _encode_block(
                 values, has_data = (x if job.is_series else x[None] for x in (one.values, one.has_data))
                 for blend, *of_date in zip(blends, values, has_data, strict=True):
                     blend.add(*one.place, *of_date)
-    return [blend.result() for blend in blends], {
+    return {
         "windows": count,
         "model_seconds": round(encoder.seconds - encoder.waited, 3),
         "waited_seconds": round(encoder.waited, 3),
     }
 
 
-def _pixels_of(job: Job, block: Block) -> Window:
+def pixels_of(job: Job, block: Block) -> Window:
     """Return the window of pixels that the windows of a block read."""
     p, unit, grid = job.cell, job.facts["model"]["window_unit"], job.source.grid
     top, left = block.top * p, block.left * p
@@ -267,7 +282,7 @@ def _pixels_of(job: Job, block: Block) -> Window:
     return top, left, min(bottom, grid.height) - top, min(right, grid.width) - left
 
 
-class _Strips:
+class Strips:
     """A scene read in blocks of whole rows of a window, each once, for windows that go down."""
 
     def __init__(self, scene: Scene, window: Window, read: Pixels | None = None, *, at_once: int = 0) -> None:
@@ -304,7 +319,7 @@ def _stack(above: Pixels, below: Pixels) -> Pixels:
     )
 
 
-def _model(job: Job) -> Backbone:
+def model_of(job: Job) -> Backbone:
     """Return the model on the device of the worker; one is kept in a process."""
     key = f"{job.fingerprint} {job.device}"
     with _lock:
@@ -336,7 +351,7 @@ def _load(job: Job) -> Backbone:
 
 
 @contextmanager
-def _settings(job: Job) -> Iterator[None]:
+def settings(job: Job) -> Iterator[None]:
     """Run with the threads and the cache of the job."""
     import rasterio
 

@@ -10,7 +10,7 @@ from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed import stac_reader
+from rsbackbones.files import retry
 from tests.data.test_rasters import write_tif
 from tests.embed.range_server import serve
 from tests.embed.test_embed import optical
@@ -137,7 +137,7 @@ class Signer:
 
 def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch):
     folder, _, _ = dates
-    monkeypatch.setattr(stac_reader, "PAUSE_S", 0.05)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.05)
     with serve(folder) as server:
         server.tell(signed=True, once={"1_B03.tif": [503, 429]})  # and it is busy at first
         signer = Signer(server, 60)
@@ -157,7 +157,7 @@ def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch
 @pytest.mark.parametrize("fault", [403, 404, "truncated"])
 def test_an_item_that_cannot_be_read_is_named(model, dates, tmp_path, monkeypatch, fault):
     folder, _, _ = dates
-    monkeypatch.setattr(stac_reader, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in folder.iterdir():

@@ -74,7 +74,7 @@ def test_each_zone_is_a_group(model, zones, tmp_path):
 
 
 def test_a_zone_that_fails_is_named_and_goes_on(model, zones, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsbackbones.embed.stac_reader.PAUSE_S", 0.01)
+    monkeypatch.setattr("rsbackbones.files.retry.PAUSE_S", 0.01)
     output = tmp_path / "e.zarr"
     broken = zones["utm33"].clone()
     path = tmp_path / "B03.tif"
