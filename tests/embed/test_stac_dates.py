@@ -10,6 +10,7 @@ from rasterio import Affine
 from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
+from rsbackbones.embed.search import Searched
 from rsbackbones.zoo.factory import create_untrained
 from tests.data.test_rasters import write_tif
 from tests.embed.test_embed import optical, radar
@@ -85,6 +86,13 @@ def test_each_date_is_that_of_its_items_alone(place, tmp_path):
     every, summary = run(model, given, tmp_path / "every.zarr", composite="none", **MASK)
     assert every.dims == ("time", "band", "y", "x")
     assert every["time"].dt.strftime("%d").values.tolist() == ["01", "11", "21"]
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match="2024-06-01, 2024-06-11, 2024-06-21; choose a date"):
+        Searched(tmp_path / "every.zarr")
+    np.testing.assert_allclose(
+        Searched(tmp_path / "every.zarr", center="none", date="2024-06-11").thinned(1),
+        np.moveaxis(every.values[1], 0, -1),
+    )
     pairs = {0: 0, 1: 1, 2: 1}
     for t, of_s1 in pairs.items():
         alone = [found["s2"][t], found["s1"][of_s1]]

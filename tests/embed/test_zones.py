@@ -9,6 +9,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.embed.run import JobError
+from rsbackbones.embed.search import Searched
 from rsbackbones.zoo.factory import create_untrained
 from tests.embed.test_embed import optical
 from tests.embed.test_job import QUIET
@@ -16,6 +17,7 @@ from tests.embed.test_stac_dates import BANDS, SIDE, item
 
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
+pytest.importorskip("faiss")
 OPTIONS = {"window": 32, "overlap": 16, "shard": 32, "composite": "first"}
 
 
@@ -50,6 +52,11 @@ def test_each_zone_is_a_group(model, zones, tmp_path):
         np.testing.assert_array_equal(found["embeddings"].values, expected["embeddings"].values)
         np.testing.assert_array_equal(found["x"].values, expected["x"].values)
         assert found.attrs["proj:code"] == f"EPSG:326{zone[-2:]}"
+        lon, lat = (given.bbox[0] + given.bbox[2]) / 2, (given.bbox[1] + given.bbox[3]) / 2
+        searched = [Searched(tmp_path / f"{zone}.zarr"), Searched(output, group=zone)]
+        hits = [one.search([one.at(lon, lat)], k=5) for one in searched]
+        np.testing.assert_array_equal(hits[0].rows, hits[1].rows)
+        np.testing.assert_array_equal(hits[0].lon, hits[1].lon)
     with pytest.raises(ValueError, match="a group for each UTM zone: utm32, utm33; got group=None"):
         rsb.embed.open(output)
     with pytest.raises(ValueError, match="no groups; got group='utm32'"):
