@@ -110,7 +110,7 @@ class Points:
     @property
     def groups(self) -> int:
         """How many groups there are."""
-        return -(-int(self.facts["count"]) // self.facts["group"])
+        return -(-int(self.facts["count"]) // int(self.facts["group"]))
 
     def place_of(self, group: int) -> str:
         """Return the geometries of a group, for messages."""

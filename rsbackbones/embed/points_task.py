@@ -73,10 +73,10 @@ def check_points(job: Job) -> dict[str, Any]:
             most = -(-_CHECKED_WINDOWS // len(groups))
             for i in sorted(rng.permutation(len(windows))[:most]):
                 (top, left), size = windows[i], job.lattice.size
-                read, preprocess = _read(job, Block(top, left, top + size[0], left + size[1]))
+                name, read, preprocess = _read(job, Block(top, left, top + size[0], left + size[1]))
                 pixels.append(read)
         if pixels:
-            checked = check_values(pixels, preprocess, whole=False, name=job.output)
+            checked = check_values(pixels, preprocess, whole=False, name=name)
     return {
         "quantization": Quantization("none").as_json(),
         "measured": {},
@@ -85,12 +85,12 @@ def check_points(job: Job) -> dict[str, Any]:
     }
 
 
-def _read(job: Job, block: Block) -> tuple[Pixels, Preprocess]:
+def _read(job: Job, block: Block) -> tuple[str, Pixels, Preprocess]:
     model, window = model_of(job), pixels_of(job, block)
 
-    def read(source: Source) -> tuple[Pixels, Preprocess]:
+    def read(source: Source) -> tuple[str, Pixels, Preprocess]:
         with source.open(model, window) as scene:
-            return scene.read(window), create_preprocess_of(model, scene, job.units)
+            return scene.name, scene.read(window), create_preprocess_of(model, scene, job.units)
 
     return without_unreadable(job.source, read)[0]
 
