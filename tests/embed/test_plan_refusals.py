@@ -19,13 +19,13 @@ OPTIONS = {"window": 32, "overlap": 0, "shard": 32}
 @pytest.fixture(scope="module")
 def both():
     torch.manual_seed(0)
-    return rsb.create_model("croma_vit_tiny", overrides={"depth": 1})
+    return rsb.create_model("croma_vit_tiny", overrides={"depth": 2})
 
 
 @pytest.fixture(scope="module")
 def s2(both):
     torch.manual_seed(0)
-    return rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides={"depth": 1})
+    return rsb.create_model("croma_vit_tiny", modalities=("s2",), overrides={"depth": 2})
 
 
 def test_what_pixels_need_not_tell_is_refused_by_plan(both, s2, tmp_path):

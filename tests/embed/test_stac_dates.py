@@ -198,7 +198,7 @@ def test_a_model_that_fuses_dates_gives_a_map_of_each(place, tmp_path):
 
 def test_what_series_cannot_be_is_refused(place, tmp_path):
     found = place[0]
-    series, image = model_of("s4_unet3d_tiny", widths=[4, 8, 8]), model_of("croma_vit_tiny", depth=1)
+    series, image = model_of("s4_unet3d_tiny", widths=[4, 8, 8]), model_of("croma_vit_tiny", depth=2)
     scene = write_tif(tmp_path / "s.tif", place[1][0], BANDS)
     for model, source, output, options, text in [
         (series, found["s2"], "e.zarr", {}, "--composite none"),

@@ -24,7 +24,7 @@ def memory(line):
 folder = {folder!r}
 items = list(pystac.ItemCollection.from_file(folder + "/items.json"))
 model = create_untrained(
-    "croma_vit_tiny", modalities=("s2",), bands={{"s2": {bands}}}, overrides={{"depth": 1}}
+    "croma_vit_tiny", modalities=("s2",), bands={{"s2": {bands}}}, overrides={{"depth": 2}}
 )
 options = dict(
     window=64, overlap=0, quantize="none", cache_bytes=2**24, composite={composite!r}, batch_size=4

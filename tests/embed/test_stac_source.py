@@ -197,8 +197,8 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
         with pytest.raises(ValueError, match=text):
             rsb.embed.plan(net, given, output, **(OPTIONS | options))
     other = items(folder)
-    other[1].properties["proj:code"] = "EPSG:32632"
-    with pytest.raises(ValueError, match=r"EPSG:32632, EPSG:32633.*--grid"):
+    other[1].properties["proj:code"] = "EPSG:3035"
+    with pytest.raises(ValueError, match=r"EPSG:3035, EPSG:32633.*--grid"):
         rsb.embed.plan(model, other, output)
     scaled = items(folder)
     scaled[0].assets["B02"].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.1}]
