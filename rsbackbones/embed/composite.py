@@ -91,6 +91,8 @@ class CompositeScene:
         self.ignored: dict[Any, Any] = {}
         self.stated_units = units
         self.pairs: dict[str, dict[str, set[str]]] = {}
+        # Of all items, not of those that touch a window: a pixel does not depend on the window.
+        self._order = days_of(next(iter(sensors.values())).items, by_cloud=composite == "least-cloudy")
 
     def read(self, window: Window) -> Pixels:
         """Read a window (row, column, height, width); pixels that are clear at no date have no data."""
@@ -132,7 +134,8 @@ class CompositeScene:
         made = {m: np.zeros((len(sensor.bands), *shape), np.float32) for m, sensor in sensors.items()}
         valid: Array = np.zeros(shape, bool)
         first, *others = sensors
-        for day in days_of(sensors[first].items, by_cloud=self._composite == "least-cloudy"):
+        held = days_of(sensors[first].items)
+        for day in [day for day in self._order if day in held]:
             arrays: dict[str, Array] = {}
             new: Array = ~valid
             if not new.any():

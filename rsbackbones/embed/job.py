@@ -205,18 +205,19 @@ class Job:
         width = max(h.shape[1] for h in halo) * p + unit
         # A strip of rows of windows: what is held, what is read after it, and both joined.
         layers = max(map(len, self.days_of_series.values()), default=1)
-        rows = window + self.rows_at_once
+        rows = window + max(window, self.rows_at_once)
         strip = 2 * rows * width * layers * (bands * 4 + masks + 1)
-        # A median has one band of all dates: the values, a mask of them, and which are clear. Otherwise a
-        # date is read at a time, with the image that is made of it.
+        # What a composite makes, twice copied, beside a date. A median has one band of all dates: the values,
+        # which are clear, and masks in between.
         composite = self.facts["source"].get("composite")
-        made = rows * width * (self.source.layers * 6 if composite == "median" else bands * 4 * 2)
+        of_date = 9 * self.source.layers if composite == "median" else 9
+        made = rows * width * (3 * bands * 4 + of_date) if composite else 0
         batches = 4 * self.batch_size * (window + unit) ** 2 * layers * bands * 4
         cells = self.shard**2
         table = 0 if self.points is None else 3 * GROUP * self.dim * 8
         return {
             "model": 2 * self.facts["model"]["bytes"],
-            "pixels": strip + batches + (made if composite else 0),
+            "pixels": strip + batches + made,
             # The sums, the stored values, the same in the order of the store, and the encoded shard.
             "features": table
             + cells * self.dim * (self.maps_at_once * 4 + 3 * Quantization(self.quantize).dtype.itemsize),
@@ -282,10 +283,11 @@ def plan(
     windows that no geometry needs are not computed.
 
     Args:
-        model: from ``create_model``, of images.
+        model: from ``create_model``. One of series takes STAC items with ``composite="none"``.
         source: rasters of one place, tiles of a mosaic, or folders of them (paths, URLs, names for GDAL); an
             ``xarray.DataArray`` (band, y, x) or a Dataset of bands; the path or URL of a Zarr store
-            (``.zarr``); or STAC items: of ``pystac``, of a search, or the path of a JSON file of them.
+            (``.zarr``); or STAC items: of ``pystac``, of a search, or the path of a JSON file of them
+            or of a STAC GeoParquet.
         output: a path or URL (``s3://...``) that ends in ``.zarr``, or a local ``.tif``: a Cloud Optimized
             GeoTIFF, of the rules ``per-band`` and ``none``; with ``points`` a local ``.parquet``.
         variable: of a Zarr store, if it holds several arrays of bands.
