@@ -193,7 +193,13 @@ def _run_zones(
                      for name in measured[0]},
         "zones": found,
     }  # fmt: skip
-    write_stac(job.output, [(one, found[zone]) for zone, one in job.zones.items()])
+    write_stac(
+        job.output,
+        [
+            (one.calibrated(one.records.get_json("calibration.json")), found[zone])
+            for zone, one in job.zones.items()
+        ],
+    )
     records.put_json("finished.json", summary)
     return summary
 

@@ -56,7 +56,7 @@ def test_a_job_whose_sample_is_refused_is_not_in_the_way(s2, tmp_path):
     output = tmp_path / "e.zarr"
     empty = write_tif(tmp_path / "empty.tif", np.zeros((12, SIDE, SIDE), np.uint16), S2, nodata=0)
     scene = write_tif(tmp_path / "s2.tif", optical(SIDE, SIDE), S2, nodata=0)
-    with pytest.raises(ValueError, match=r"no data|cell with data"):
+    with pytest.raises(ValueError, match="no pixel has data in all bands"):
         rsb.embed.run(rsb.embed.plan(s2, empty, output, **OPTIONS), **QUIET)
     rsb.embed.run(rsb.embed.plan(s2, scene, output, **OPTIONS), **QUIET)
     assert np.isfinite(rsb.embed.open(output)["embeddings"].values).all()
