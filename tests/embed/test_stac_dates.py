@@ -1,6 +1,7 @@
 """The dates of STAC items: each is embedded as if alone, or with all others by the model itself."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -15,6 +16,7 @@ from rsbackbones.zoo.factory import create_untrained
 from tests.data.test_rasters import write_tif
 from tests.embed.test_embed import optical, radar
 from tests.embed.test_job import QUIET
+from tests.embed.test_job_runs import FORKED
 
 pystac = pytest.importorskip("pystac")
 xarray = pytest.importorskip("xarray")
@@ -108,6 +110,18 @@ def test_each_date_is_that_of_its_items_alone(place, tmp_path):
     assert record["pairs"] == stated
     written = json.loads((tmp_path / "every.zarr.stac/every.json").read_text())
     assert written["properties"]["rsbackbones:pairs"] == stated
+
+
+def test_a_pool_gives_the_same_dates(place, tmp_path):
+    given = place[0]["s2"][:2]
+    torch.manual_seed(0)
+    model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",), bands={"s2": BANDS})
+    expected, _ = run(model, given, tmp_path / "here.zarr", composite="none", **MASK)
+    job = rsb.embed.plan(model, given, tmp_path / "pool.zarr", composite="none", **(WINDOWS | MASK))
+    with ProcessPoolExecutor(1, mp_context=FORKED) as executor:
+        rsb.embed.run(job, executor, **QUIET)
+    found = rsb.embed.open(tmp_path / "pool.zarr")["embeddings"]
+    np.testing.assert_array_equal(found.values, expected.values)
 
 
 def test_a_pixel_has_the_radar_nearest_to_its_date(place, tmp_path):
