@@ -301,9 +301,7 @@ def _of_date(data: Any, date: str | None, place: str) -> Any:
         return data
     days = np.datetime_as_string(data["time"].values, "D").tolist()
     if date not in days:
-        raise ValueError(
-            f"{place} has embeddings of {', '.join(days)}; choose one: date (--date), got {date}"
-        )
+        raise ValueError(f"{place} has embeddings of {', '.join(days)}; choose a date (--date), got {date}")
     return data.isel(time=days.index(date))
 
 

@@ -11,7 +11,7 @@ from tests.embed.test_embed import optical
 from tests.embed.test_stac_dates import item
 
 pytest.importorskip("odc.stac")
-BANDS, DATES = ("B02", "B03"), (4, 40)
+BANDS, DATES = ("B02",), (4, 40)
 
 _CODE = """
 import json, rsbackbones as rsb, pystac
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("items")
     found = []
     for t in range(4):
-        image = np.tile(optical(256, 256, seed=t, bands=2), (1, 2, 2))
+        image = np.tile(optical(256, 256, seed=t, bands=1), (1, 2, 2))
         image[:, :8, :8] = 0  # at no date, so that all are read
         found.append(item(folder, f"v{t}", t, dict(zip(BANDS, image, strict=True))))
     for t in range(4, max(DATES)):
