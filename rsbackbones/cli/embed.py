@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 import click
 
-from rsbackbones.cli.embed_job import check_job_options, is_job, job_options, print_status, run_job
+from rsbackbones.cli.embed_job import (
+    check_job_options,
+    has_items,
+    is_job,
+    items_of,
+    job_options,
+    print_status,
+    run_job,
+)
 from rsbackbones.cli.options import (
     COUNT,
     FILE,
@@ -114,8 +122,9 @@ def embed(
     check_job_options(output, store_options)
     if store_options["status"]:
         return print_status(output)
-    if bool(rasters) == (store_options["stac"] is not None):
-        raise click.UsageError("name RASTERS to embed, or STAC items by --stac FILE.json")
+    of_items = has_items(store_options)
+    if bool(rasters) == of_items:
+        raise click.UsageError("name RASTERS to embed, or STAC items by --stac FILE or --search URL")
 
     import torch
 
@@ -153,9 +162,9 @@ def embed(
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
     source: Any = None
     location = rasters[0] if len(rasters) == 1 and isinstance(rasters[0], Path) else None
-    if store_options["stac"] is not None:
-        source = str(store_options["stac"])
-        files = [_in_items(source, sensor_names)]
+    if of_items:
+        source = items_of(store_options)
+        files = [_in_items(store_options["stac"] or store_options["search"], source, sensor_names)]
     elif location is not None and is_location(location):
         _check_series_options(is_scene, bands, nodata, mask, skip_nodata, resample, window, overlap)
         files = [_in_location(location, sensor_names, asked or config.modalities, units)]
@@ -329,11 +338,11 @@ def _in_store(place: str, variable: str | None, sensors: Mapping[str, str]) -> _
     return _named_bands(place, names_in_store(place, variable), sensors)
 
 
-def _in_items(place: str, sensors: Mapping[str, str]) -> _File:
+def _in_items(place: Path | str, items: Sequence[Any], sensors: Mapping[str, str]) -> _File:
     """Find the bands among the assets of STAC items."""
-    from rsbackbones.embed.stac_source import asset_names
-
-    return _named_bands(place, asset_names(place), sensors)
+    return _named_bands(
+        str(place), list(dict.fromkeys(key for item in items for key in item.assets)), sensors
+    )
 
 
 def _named_bands(place: str, names: Sequence[str], sensors: Mapping[str, str]) -> _File:

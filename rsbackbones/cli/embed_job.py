@@ -9,16 +9,24 @@ from typing import Any
 
 import click
 
-from rsbackbones.cli.options import COUNT, FILE, Decorator, option, together
+from rsbackbones.cli.options import COUNT, FILE, CommaList, Decorator, option, together
 from rsbackbones.data.raster_path import RasterPath
 
 job_options: Decorator = together(
-    option("--stac", type=FILE, metavar="FILE.json", section="STAC",
-           help="the source: STAC items, as a search saves them; instead of rasters"),
-    option("--composite", type=click.Choice(("median", "least-cloudy", "first")), section="STAC",
+    option("--stac", type=FILE, metavar="FILE", section="STAC",
+           help="the source: STAC items, as a search saves them (.json), or STAC GeoParquet (.parquet); "
+           "instead of rasters"),
+    option("--search", metavar="URL", section="STAC",
+           help="the source: the items that a STAC API finds by --collection, --bbox and --dates"),
+    option("--collection", multiple=True, metavar="ID", section="STAC",
+           help="of --search: the collection; repeatable"),
+    option("--bbox", type=CommaList(click.FLOAT), metavar="W,S,E,N", section="STAC",
+           help="of --search: where, in degrees"),
+    option("--composite", type=click.Choice(("median", "least-cloudy", "first", "none")), section="STAC",
            show_default="median",
            help="one image of the dates: the median of clear pixels, or the first clear pixel, of dates by "
-           "their cloud cover or in order; --mask SCL=3,8,9,10 says what is clear"),
+           "their cloud cover or in order; none: every date, or all dates for a model of series. "
+           "--mask SCL=3,8,9,10 says what is clear"),
     option("--dates", metavar="FIRST/LAST", section="STAC",
            help="2024-06-01/2024-08-31: the days of the items to take"),
     option("--grid", metavar="utmNm", section="STAC", show_default="of the items",
@@ -59,6 +67,7 @@ _OF_STORES = {
     "take_over": False,
     "status": False,
     "stac": None,
+    "search": None,
     "points": None,
 }
 _OF_STAC = ("composite", "dates", "grid", "sign")
@@ -90,10 +99,32 @@ def check_job_options(output: RasterPath, options: dict[str, Any]) -> None:
         )
     if options["on_missing"] is not None and options["points"] is None:
         raise ValueError("--on-missing: only of geometries, --points PLOTS.gpkg")
-    if options["stac"] is None and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
-        raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE.json")
+    if options["stac"] is not None and options["search"] is not None:
+        raise ValueError("--stac (a file of items) and --search (a STAC API) exclude each other")
+    if not has_items(options) and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
+        raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE or --search URL")
+    of_search = {"--collection": options["collection"], "--bbox": options["bbox"]}
+    if options["search"] is None and (named := [name for name, value in of_search.items() if value]):
+        raise ValueError(f"{', '.join(named)}: only of a STAC API, --search URL")
+    if options["search"] is not None and not all(of_search.values()):
+        raise ValueError("--search URL needs to know what and where: --collection ID --bbox W,S,E,N")
     if options["workers"] and options["dask"]:
         raise ValueError("--workers (of this machine) and --dask (of a cluster) exclude each other")
+
+
+def has_items(options: Mapping[str, Any]) -> bool:
+    """Tell whether the source is STAC items."""
+    return options["stac"] is not None or options["search"] is not None
+
+
+def items_of(options: Mapping[str, Any]) -> list[Any]:
+    """Return the STAC items that the options name."""
+    from rsbackbones.embed.stac_items import open_items
+    from rsbackbones.embed.stac_search import search_items
+
+    if options["stac"] is not None:
+        return open_items(options["stac"], options["dates"])
+    return search_items(options["search"], options["collection"], options["bbox"], options["dates"])
 
 
 def print_status(output: RasterPath) -> int:
@@ -116,10 +147,11 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     import torch
 
     from rsbackbones.embed import plan, run
+    from rsbackbones.embed.zones import jobs_of
 
     progress = settings.pop("progress")
     workers = options["workers"] or 1
-    if options["stac"] is not None:
+    if has_items(options):
         settings |= {
             "composite": options["composite"] or "median", "dates": options["dates"], "grid": options["grid"],
             "sign": _function(options["sign"]),
@@ -130,11 +162,13 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
         shard=options["shard"] or 256, cache_bytes=(options["cache"] or 256) * 2**20,
         threads=1 if options["dask"] else max(1, torch.get_num_threads() // workers), **settings,
     )  # fmt: skip
+    jobs = jobs_of(job)
     parts = {name: size / 2**20 for name, size in job.memory_bound.items()}
     listed = ", ".join(f"{name.replace('_', ' ')} {size:.0f}" for name, size in parts.items())
-    what = f"{job.tasks} shards of {job.shard} x {job.shard} cells"
-    if job.points is not None:
-        what = f"{job.points.facts['count']} geometries in {job.tasks} groups"
+    what = f"{sum(one.tasks for one in jobs)} shards of {jobs[0].shard} x {jobs[0].shard} cells"
+    points = jobs[0].points
+    if points is not None:
+        what = f"{points.facts['count']} geometries in {points.groups} groups"
     print(
         f"{what}; memory of a worker beyond libraries: at most {sum(parts.values()):.0f} MiB ({listed})",
         file=sys.stderr,
@@ -142,14 +176,14 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     with _executor(options) as executor:
         summary = run(job, executor, take_over=options["take_over"], progress=progress)
     waited = f"the model waited {summary['waited_share']:.0%} of its time for pixels"
-    if job.points is not None:
+    if points is not None:
         print(f"{summary['missing']} of {summary['geometries']} geometries have no data; {waited}",
               file=sys.stderr)  # fmt: skip
         print(job.output)
         return 0
     measured = summary["measured"]
     print(
-        f"{job.quantize}: cosine error {measured['cosine_error_p99']:.2g} (99th percentile), "
+        f"{jobs[0].quantize}: cosine error {measured['cosine_error_p99']:.2g} (99th percentile), "
         f"{measured['neighbor_agreement']:.1%} of 10 neighbors kept, {summary['clipped_share']:.3%} of "
         f"values clipped; {waited}",
         file=sys.stderr,

@@ -29,6 +29,9 @@ _POINT = CommaList(click.FLOAT)
 @option("--center", type=click.Choice(("none", "mean", "whiten")), default="mean", section="Search",
         help="what is done to features before they are compared: nothing, their mean subtracted, or one "
         "variance in all directions")  # fmt: skip
+@option("--group", metavar="utmNN", section="Search", help="the UTM zone to search, of a store of several")
+@option("--date", metavar="DATE", section="Search", help="2024-06-01: the date to search, of a store with a "
+        "time axis")  # fmt: skip
 @option("--output", type=FILE, metavar="HITS.parquet", section="Result", help="the hits as GeoParquet")
 @option("--map", "similarity", type=FILE, metavar="MAP.tif", section="Result",
         help="the similarity of all cells as a Cloud Optimized GeoTIFF")  # fmt: skip
@@ -46,6 +49,8 @@ def search(
     checkpoint: Path | None,
     k: int,
     center: str,
+    group: str | None,
+    date: str | None,
     output: Path | None,
     similarity: Path | None,
     html: Path | None,
@@ -70,7 +75,7 @@ def search(
         raise click.UsageError("--scene is shown on the page: name it, --html PAGE.html")
     if (html or similarity) and str(store).endswith(".parquet"):
         raise click.UsageError("--html and --map show the cells of a store (.zarr); a table has none")
-    searched = Searched(str(store), center=center)
+    searched = Searched(str(store), center=center, group=group, date=date)
     positives: list[Any] = [searched.at(*place) for place in at]
     positives += [searched.box(*bounds) for bounds in box]
     positives += [encode_example(path, searched.provenance, checkpoint) for path in example]

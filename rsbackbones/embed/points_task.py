@@ -226,8 +226,8 @@ def _features_at(job: Job, block: Block, windows: Windows) -> tuple[Array, dict[
             preprocess = create_preprocess_of(model, scene, job.units)
             preprocess.check = not job.calibration["values_checked"]
             for near in _neighbors(job, windows):
-                strips = Strips(scene, pixels_of(job, _covered(job, near)))
-                counts = encode_into(job, strips, preprocess, blend, batches([near], job.batch_size))
+                strips = Strips(scene, pixels_of(job, _covered(job, near)), at_once=job.rows_at_once)
+                counts = encode_into(job, strips, preprocess, [blend], batches([near], job.batch_size))
                 took = {name: value + took.get(name, 0) for name, value in counts.items()}
         return blend.result(), took
 

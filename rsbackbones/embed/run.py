@@ -26,8 +26,9 @@ from rsbackbones.embed.job import Job
 from rsbackbones.embed.points import listed
 from rsbackbones.embed.points_task import check_points, compute_group
 from rsbackbones.embed.stac import write_stac
-from rsbackbones.embed.store import create_store
+from rsbackbones.embed.store import create_groups, create_store
 from rsbackbones.embed.task import WEIGHTS, calibrate, compute_shard, done_key
+from rsbackbones.embed.zones import ZonedJob
 from rsbackbones.files.objects import Objects
 from rsbackbones.files.progress import progress_bar
 
@@ -37,6 +38,8 @@ _IN_FLIGHT = 64
 BEAT_S, DEAD_S = 15.0, 120.0
 # Above this share of clipped values the range of the sample does not fit the scene.
 _CLIPPED = 1e-3
+# The record of a job of several zones; each has records of its own below.
+_ZONES = "zones.json"
 _SUMS = ("cells", "cells_with_data", "clipped", "windows", "seconds", "model_seconds", "waited_seconds")
 
 
@@ -64,7 +67,7 @@ class Status:
 
 
 def run(
-    job: Job, executor: Executor | None = None, *, take_over: bool = False, progress: bool = True
+    job: Job | ZonedJob, executor: Executor | None = None, *, take_over: bool = False, progress: bool = True
 ) -> dict[str, Any]:
     """Compute the shards of a job that have no record yet.
 
@@ -85,6 +88,8 @@ def run(
             the disk or bucket takes nothing.
     """
     _refuse_fork(executor)
+    if isinstance(job, ZonedJob):
+        return _run_zones(job, executor, take_over=take_over, progress=progress)
     with _one_error(job), _driving(job, take_over) as lease:
         job = prepare(job, executor)
         done = {int(key[5:13]) for key in job.records.keys("done/")}
@@ -117,9 +122,29 @@ def status(output: str | os.PathLike[str]) -> Status:
         ValueError: there is no job for this output.
     """
     records = Objects(os.fspath(output)).beside(".job")
-    stated = records.get_json("job.json")
-    if stated is None:
+    zones = records.get_json(_ZONES)
+    if zones is None and records.get_json("job.json") is None:
         raise ValueError(f"there is no job for {output}: {records.place} holds no record of one")
+    if zones is None:
+        return _status(records)
+    parts = {zone: _status(records.within(zone), shards) for zone, shards in zones["shards"].items()}
+    failed: dict[int, str] = {}
+    first = 0
+    for zone, part in parts.items():
+        failed |= {first + i: f"{zone}, shard {i}: {reason}" for i, reason in part.failed.items()}
+        first += part.total
+    return Status(
+        total=first,
+        done=sum(part.done for part in parts.values()),
+        failed=failed,
+        driver=next((part.driver for part in parts.values() if part.driver), None),
+        finished=records.get_json("finished.json") is not None,
+    )
+
+
+def _status(records: Objects, shards: int = 0) -> Status:
+    """Return how far a job is; one that has not begun has so many shards."""
+    stated = records.get_json("job.json") or {"shards": shards}
     keys = list(records.keys())
     failed = [records.get_json(key) for key in keys if key.startswith("failed/")]
     driver = records.get_json("driver.json")
@@ -130,6 +155,53 @@ def status(output: str | os.PathLike[str]) -> Status:
         driver=driver if driver and _alive(driver) else None,
         finished="finished.json" in keys,
     )
+
+
+def _run_zones(
+    job: ZonedJob, executor: Executor | None, *, take_over: bool, progress: bool
+) -> dict[str, Any]:
+    """Run the jobs of zones, one after the other, and describe them together."""
+    records = Objects(job.output).beside(".job")
+    stated = {
+        "shards": {zone: one.tasks for zone, one in job.zones.items()},
+        "fingerprints": {zone: one.fingerprint for zone, one in job.zones.items()},
+    }
+    held = records.get_json(_ZONES)
+    output = Objects(job.output)
+    if held is None and (records.get_json("job.json") or next(output.keys(), None) is not None):
+        raise JobError(f"{job.output} holds something that is no output of a job; choose another output, or "
+                       "delete it")  # fmt: skip
+    if held is None and not records.create_json(_ZONES, stated):
+        held = records.get_json(_ZONES)
+    if held not in (None, stated):
+        raise JobError(f"{job.output} is the output of a job with other inputs or settings; delete it and "
+                       f"{records.place}, or choose another output")  # fmt: skip
+    create_groups(job.output, list(job.zones))
+    found = {}
+    for zone, one in job.zones.items():
+        try:
+            found[zone] = run(one, executor, take_over=take_over, progress=progress)
+        except JobError as error:
+            raise JobError(f"{zone}: {error}") from error
+    if (summary := records.get_json("finished.json")) is not None:
+        return dict(summary)
+    measured = [part["measured"] for part in found.values()]
+    summary = _sum_up(list(found.values()), next(iter(job.zones.values())).dim) | {
+        "shards": sum(part["shards"] for part in found.values()),
+        # Those of the zone that loses most.
+        "measured": {name: (min if name == "neighbor_agreement" else max)(m[name] for m in measured)
+                     for name in measured[0]},
+        "zones": found,
+    }  # fmt: skip
+    write_stac(
+        job.output,
+        [
+            (one.calibrated(one.records.get_json("calibration.json")), found[zone])
+            for zone, one in job.zones.items()
+        ],
+    )
+    records.put_json("finished.json", summary)
+    return summary
 
 
 def _outcomes(
@@ -168,6 +240,11 @@ def prepare(job: Job, executor: Executor | None) -> Job:
     records = job.records
     stated = {"fingerprint": job.fingerprint, "shards": job.tasks, "facts": job.facts}
     held = records.get_json("job.json")
+    if held not in (None, stated) and records.get_json("calibration.json") is None:
+        # A job that was refused at its sample computed nothing, and another may take its place.
+        for key in set(records.keys()) - {"driver.json"}:
+            records.delete(key)
+        held = None
     if held is None:
         if next(job.objects.keys(), None) is not None or (job.is_local and Path(job.output).exists()):
             raise JobError(
@@ -225,19 +302,10 @@ def _finish(job: Job) -> dict[str, Any]:
     if (summary := job.records.get_json("finished.json")) is not None:
         return dict(summary)
     found = [job.records.get_json(done_key(i)) for i in range(job.tasks)]
-    total = {key: sum(record[key] for record in found) for key in _SUMS}
-    share = total["clipped"] / max(1, total["cells_with_data"] * job.dim)
-    left_out = dict.fromkeys(job.facts["source"].get("left_out", ()), "unreadable when the job was planned")
-    left_out |= {name: reason for record in found for name, reason in record.get("left_out", {}).items()}
-    busy = total["model_seconds"] + total["waited_seconds"]
-    summary = {
-        "shards": len(found),
-        **{k: round(v, 3) for k, v in total.items()},
-        "clipped_share": share,
-        "waited_share": round(total["waited_seconds"] / busy, 4) if busy else 0.0,
-        "measured": job.calibration["measured"],
-        "left_out": left_out,
-    }
+    summary = {"shards": len(found), **_sum_up(found, job.dim), "measured": job.calibration["measured"]}
+    absent = dict.fromkeys(job.facts["source"].get("left_out", ()), "unreadable when the job was planned")
+    summary["left_out"] = absent | summary["left_out"]
+    share = summary["clipped_share"]
     if share > _CLIPPED:
         print(
             f"{share:.2%} of the values were outside of the range of the sample and are clipped: choose "
@@ -248,7 +316,8 @@ def _finish(job: Job) -> dict[str, Any]:
         summary |= _finish_table(job, [name for record in found for name in record["missing"]])
     if job.is_cog:
         write_cog(job, Path(job.output))
-    write_stac(job, summary)
+    if job.group is None:
+        write_stac(job.output, [(job, summary)])
     job.records.put_json("finished.json", summary)
     job.records.delete(WEIGHTS)
     if job.points is not None:
@@ -257,6 +326,24 @@ def _finish(job: Job) -> dict[str, Any]:
         for key in list(job.objects.keys()):
             job.objects.delete(key)
     return summary
+
+
+def _sum_up(found: list[dict[str, Any]], dim: int) -> dict[str, Any]:
+    """Add up records of shards, or summaries of zones."""
+    total = {key: sum(record[key] for record in found) for key in _SUMS}
+    busy = total["model_seconds"] + total["waited_seconds"]
+    pairs: dict[str, dict[str, set[str]]] = {}
+    for record in found:
+        for day, others in record.get("pairs", {}).items():
+            for m, days in others.items():
+                pairs.setdefault(day, {}).setdefault(m, set()).update(days)
+    return {
+        **{k: round(v, 3) for k, v in total.items()},
+        "clipped_share": total["clipped"] / max(1, total["cells_with_data"] * dim),
+        "waited_share": round(total["waited_seconds"] / busy, 4) if busy else 0.0,
+        "left_out": {name: reason for record in found for name, reason in record.get("left_out", {}).items()},
+        "pairs": {day: {m: sorted(d) for m, d in sorted(o.items())} for day, o in sorted(pairs.items())},
+    }
 
 
 def _finish_table(job: Job, missing: list[str]) -> dict[str, Any]:

@@ -50,13 +50,22 @@ class Searched:
     Args:
         place: the path, or the URL of a store.
         center: one of ``CENTERS``.
+        group: of a store of several UTM zones, which are searched one by one.
+        date: of a store with a time axis, ``2024-06-01``.
 
     Raises:
         ImportError: faiss is not installed.
         ValueError: there is no store or table, or it holds no vectors.
     """
 
-    def __init__(self, place: str | os.PathLike[str], *, center: str = "mean") -> None:
+    def __init__(
+        self,
+        place: str | os.PathLike[str],
+        *,
+        center: str = "mean",
+        group: str | None = None,
+        date: str | None = None,
+    ) -> None:
         if center not in CENTERS:
             raise ValueError(f"center must be one of {', '.join(CENTERS)}, got {center!r}")
         try:
@@ -68,8 +77,11 @@ class Searched:
         import odc.geo.xr  # noqa: F401
 
         if self.place.rstrip("/").endswith(".zarr"):
-            self._data = open_store(self.place)["embeddings"]
-            self.provenance: dict[str, Any] = open_store(self.place, decode=False).attrs[PROVENANCE]
+            store = open_store(self.place, group=group)
+            self._data = _of_date(store["embeddings"], date, self.place)
+            self.provenance: dict[str, Any] = store.attrs[PROVENANCE]
+        elif group is not None or date is not None:
+            raise ValueError(f"group and date are of a store (.zarr), got {self.place}")
         elif self.place.endswith(".parquet") and not is_url(self.place):
             import geopandas
             import pyarrow.parquet as pq
@@ -279,6 +291,18 @@ class Searched:
         xs, ys = t.c + t.a * (columns + 0.5), t.f + t.e * (rows + 0.5)
         lon, lat = transform(box.crs.to_wkt(), "EPSG:4326", xs, ys)
         return np.array(lon), np.array(lat)
+
+
+def _of_date(data: Any, date: str | None, place: str) -> Any:
+    """Return the embeddings (band, y, x) of a date of a store with a time axis."""
+    if "time" not in data.dims:
+        if date is not None:
+            raise ValueError(f"{place} has no time axis: leave out the date, {date}")
+        return data
+    days = np.datetime_as_string(data["time"].values, "D").tolist()
+    if date not in days:
+        raise ValueError(f"{place} has embeddings of {', '.join(days)}; choose a date (--date), got {date}")
+    return data.isel(time=days.index(date))
 
 
 def _stacked(column: Any) -> Array:

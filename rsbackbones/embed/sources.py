@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -67,7 +67,7 @@ class Source(Protocol):
 
     @property
     def layers(self) -> int:
-        """How many arrays of pixels are held at a time for one result: 1, or the dates of a composite."""
+        """How many dates are held at a time for one image: 1, or those of a median."""
 
     def open(self, model: Backbone, window: Window) -> AbstractContextManager[Scene]:
         """Return a context manager that opens what a window needs, as a scene on the grid of the source.
@@ -188,10 +188,20 @@ class RasterSource:
                 "are of one place, which needs all of them"
             )
         read = [*(path for tile in tiles for path in tile.paths), *mask_files(options.mask)]
-        return RasterSource(
+        source = RasterSource(
             grid, tiles, options, {str(path): versions_of(path) for path in read},
             skip=on_unreadable == "skip", left_out=tuple(sorted(left_out)),
         )  # fmt: skip
+        source._check_tiles(model)
+        return source
+
+    def _check_tiles(self, model: Backbone) -> None:
+        """Refuse tiles without bands of all modalities, or of other bands or units than the first."""
+        first: Scene | None = None
+        for tile in self.tiles:  # one by one: there may be more than files can be open
+            with suppress(UnreadableItems), self._open_tile(model, tile) as scene:
+                first = first or scene
+                _check_alike(first, scene)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -342,12 +352,7 @@ class _Mosaic:
         self.name, self.grid = f"{first.name} and other tiles", grid
         self.bands, self.ignored, self.stated_units = first.bands, first.ignored, first.stated_units
         for scene in scenes:
-            if (scene.bands, scene.stated_units) != (first.bands, first.stated_units):
-                raise ValueError(
-                    f"{first.name} and {scene.name} are tiles of one mosaic, and have other bands or units: "
-                    f"{dict(first.bands)} {dict(first.stated_units)}, {dict(scene.bands)} "
-                    f"{dict(scene.stated_units)}; embed them one by one"
-                )
+            _check_alike(first, scene)
 
     def read(self, window: Window) -> Pixels:
         """Read a window (row, column, height, width)."""
@@ -367,6 +372,15 @@ class _Mosaic:
                 made.counts.setdefault(m, np.zeros(shape, bool))[new] = counted[new]
             made.valid[new] = True
         return made
+
+
+def _check_alike(first: Scene, scene: Scene) -> None:
+    if (scene.bands, scene.stated_units) != (first.bands, first.stated_units):
+        raise ValueError(
+            f"{first.name} and {scene.name} are tiles of one mosaic, and have other bands or units: "
+            f"{dict(first.bands)} {dict(first.stated_units)}, {dict(scene.bands)} "
+            f"{dict(scene.stated_units)}; embed them one by one"
+        )
 
 
 def _mosaic(

@@ -190,6 +190,11 @@ class Backbone(nn.Module):
             f"{self.architecture} does not; SeaMo does, with overrides={{'temporal': True}}"
         )
 
+    @property
+    def fuses_dates(self) -> bool:
+        """Whether :meth:`fuse_dates` has a module (``temporal=True``)."""
+        return False
+
     def feature_options(self) -> dict[str, Any]:
         """Return settings that change the features but are not part of the configuration or the weights."""
         return {"pad": self.pad}
