@@ -30,9 +30,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import rasterio
@@ -62,13 +64,13 @@ TRAINED = ("croma_vit_tiny", "seamo_vit_tiny", "auxmae_vit_tiny", "mixmae_vit_ti
 _TILE = 512  # pixels of the simulated scene that is repeated
 
 
-def measure(folder: Path, *, rounds: int, data: Path | None) -> dict[str, Any]:
-    """Measure everything; ``data``: the folder of real samples."""
+def measure(folder: Path, *, rounds: int, threads: int, data: Path | None) -> dict[str, Any]:
+    """Measure everything; ``threads`` of the encoding alone, ``data``: the folder of real samples."""
     began = time.monotonic()
-    found: dict[str, Any] = {"machine": machine(), "threads": all_cores(), "seed": SEED}
+    found: dict[str, Any] = {"machine": machine(), "threads": threads, "seed": SEED}
     parts: dict[str, Callable[[], Any]] = {
         "encoding": lambda: {
-            name: measure_encoding(folder, name, rounds=rounds, rows=rows)
+            name: measure_encoding(folder, name, rounds=rounds, rows=rows, threads=threads)
             for name, rows in ((MODEL, 1), (SMALL, 8))
         },
         "engines": lambda: measure_engines(folder, rounds=rounds),
@@ -113,7 +115,7 @@ def write_scene(path: Path, height: int, width: int) -> Path:
 def create(name: str, **options: Any) -> rsb.Backbone:
     """Return a model of Sentinel-2 with random weights."""
     torch.manual_seed(SEED)
-    return rsb.create_model(name, modalities=("s2",), **options)
+    return cast(rsb.Backbone, rsb.create_model(name, modalities=("s2",), **options))
 
 
 def prepared(job: Job) -> Job:
@@ -127,15 +129,16 @@ def prepared(job: Job) -> Job:
     return prepare(job, None)
 
 
-def measure_encoding(folder: Path, name: str, *, rounds: int, rows: int) -> dict[str, Any]:
+def measure_encoding(folder: Path, name: str, *, rounds: int, rows: int, threads: int) -> dict[str, Any]:
     """Measure tasks and the bare model in turn. A task is a shard of 2,048 pixels and ``rows`` of windows."""
     model = create(name)
     side, cells = model.config.image_sides[0], 256
     stride = side - side * 2 // 5
     height = (rows - 1) * stride + side
     path = write_scene(folder / f"{name}.tif", height, (rounds + 1) * cells * model.stride)
-    job = prepared(rsb.embed.plan(model, path, folder / f"{name}.zarr", shard=cells, threads=all_cores()))
+    job = prepared(rsb.embed.plan(model, path, folder / f"{name}.zarr", shard=cells, threads=threads))
     held: dict[str, list[dict[str, float]]] = {"embed": [], "model": []}
+    torch.set_num_threads(threads)
     with job.source.open(model, (0, 0, height, job.source.grid.width)) as scene:
         preprocess = create_preprocess_of(model, scene, None)
         for index, block in enumerate(job.blocks):
@@ -146,20 +149,18 @@ def measure_encoding(folder: Path, name: str, *, rounds: int, rows: int) -> dict
                 ready.append(preprocess({"s2": torch.from_numpy(np.stack(read))}))
             windows = sum(map(len, places))
 
-            def bare(ready: list[Any] = ready) -> None:
-                with torch.inference_mode():
-                    for images in ready:
-                        model.forward_features(images)
-
-            def task(index: int = index) -> None:
-                compute_shard(job, index)
-
-            # Who comes first changes from round to round.
-            for what, work in [("embed", task), ("model", bare)][:: 1 if index % 2 else -1]:
-                cpu, wall = _took(work)
+            both = {"embed": partial(compute_shard, job, index), "model": partial(_encode, model, ready)}
+            for what in sorted(both, reverse=index % 2 == 0):  # who comes first changes from round to round
+                cpu, wall = _took(both[what])
                 if index:  # the first is the warm-up
                     held[what].append({"windows": windows, "cpu": cpu, "wall": wall})
     return held
+
+
+def _encode(model: rsb.Backbone, batches_of_images: list[Any]) -> None:
+    with torch.inference_mode():
+        for images in batches_of_images:
+            model.forward_features(images)
 
 
 def _took(work: Callable[[], Any]) -> tuple[float, float]:
@@ -207,8 +208,7 @@ def measure_engines(folder: Path, *, rounds: int) -> dict[str, list[dict[str, An
 @contextmanager
 def _plain_dask() -> Iterator[Executor]:
     """Start Dask workers with the settings that Dask has for them."""
-    import distributed
-
+    distributed: Any = import_module("distributed")
     with (
         distributed.LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
@@ -219,7 +219,6 @@ def _plain_dask() -> Iterator[Executor]:
 def measure_whole(folder: Path, pixels: int = 4096) -> dict[str, Any]:
     """Measure a run of a store and one of ``embed_scene``: the small model, of which all else is the most."""
     model = create(SMALL)
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
     path = write_scene(folder / "whole.tif", pixels, pixels)
     rsb.embed.embed_scene(model, write_scene(folder / "warm.tif", 256, 256), folder / "warm_map.tif",
@@ -229,7 +228,6 @@ def measure_whole(folder: Path, pixels: int = 4096) -> dict[str, Any]:
     sample = _took(lambda: prepare(job, None))
     summary: dict[str, Any] = {}
     tasks = _took(lambda: summary.update(rsb.embed.run(job, progress=False)))
-    torch.set_num_threads(before)
     windows = len(job.lattice.tops) * len(job.lattice.lefts)
     return {
         "pixels": pixels, "windows": windows, "windows_of_tasks": summary["windows"],
@@ -341,14 +339,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="rounds that take turns")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds that take turns")
+    parser.add_argument(
+        "--threads", type=int, default=all_cores(), metavar="N",
+        help="of the encoding; with a load of others more than one wait for each other",
+    )  # fmt: skip
     parser.add_argument("--docs-only", action="store_true", help="write the tables of the record")
     options = parser.parse_args()
     if not options.docs_only:
         data = Path(os.environ["RSB_DATA"]) if "RSB_DATA" in os.environ else None
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(Path(folder), rounds=options.rounds, data=data)
-        write_text(RECORDED, json.dumps({"command": " ".join(sys.argv[1:]), **found}, indent=1) + "\n")
+            found = measure(Path(folder), rounds=options.rounds, threads=options.threads, data=data)
+        command = " ".join(["python -m benchmarks.embed", *sys.argv[1:]])
+        write_text(RECORDED, json.dumps({"command": command, **found}, indent=1) + "\n")
     found = json.loads(RECORDED.read_text(encoding="utf-8"))
     write_text(PAGE, in_docs(PAGE.read_text(encoding="utf-8"), found))
     print(tables(found))

@@ -29,7 +29,9 @@ def ratio(encoding: Mapping[str, list[dict[str, float]]], what: str) -> float:
 
 def per_window(engines: Mapping[str, list[dict[str, Any]]], name: str, what: str) -> float:
     """Return the median of CPU seconds or page faults per window, without first tasks."""
-    return statistics.median(task[what] / task["windows"] for task in engines[name] if not task["first"])
+    return float(
+        statistics.median(task[what] / task["windows"] for task in engines[name] if not task["first"])
+    )
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -66,7 +68,7 @@ def tables(found: dict[str, Any]) -> str:
     lines = [
         f"{on['cpu']}, {on['cores']} cores, torch {on['torch']}, rsbackbones {on['rsbackbones']}; the load "
         f"was {on['load_before']} before and {found['load_after']} after (with a load of others, wall times "
-        f"say nothing). `python -m benchmarks.embed`, {found['minutes']:.0f} minutes.",
+        f"say nothing); {found['threads']} threads of the encoding. `{found['command']}`, {found['minutes']:.0f} minutes.",
         "",
         markdown_table(["", "measured", "goal"], rows, "lll"),
     ]
