@@ -16,8 +16,9 @@ rules     neighbors and cosine error of each rule, on features of 1,200 real pat
 search    finding the other water of a real scene from one cell of it, by what is done to features before
 ========  ====================================================================================================
 
-The last three need RSB_DATA (real samples). Speeds are those of random weights: they do not matter for speed.
-Writes ``benchmarks/embed.json`` and the tables of ``docs/scale.md``; ``--docs-only`` the tables alone.
+RSB_DATA names the folder of real samples, of which bytes, rules and search are. Speeds are those of random
+weights: speed does not depend on them. Writes ``benchmarks/embed.json`` and the tables of ``docs/scale.md``;
+``--docs-only`` the tables alone.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
@@ -64,32 +66,41 @@ TRAINED = ("croma_vit_tiny", "seamo_vit_tiny", "auxmae_vit_tiny", "mixmae_vit_ti
 _TILE = 512  # pixels of the simulated scene that is repeated
 
 
-def measure(folder: Path, *, rounds: int, threads: int, data: Path | None) -> dict[str, Any]:
-    """Measure everything; ``threads`` of the encoding alone, ``data``: the folder of real samples."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is measured: rounds, the model whose tasks engines run, the side of a whole scene."""
+
+    rounds: int
+    engines: str
+    pixels: int
+
+
+FULL = Plan(rounds=3, engines=MODEL, pixels=4096)
+QUICK = Plan(rounds=1, engines="croma_vit_s", pixels=2048)
+
+
+def measure(folder: Path, plan: Plan, *, threads: int, data: Path) -> Iterator[dict[str, Any]]:
+    """Measure part by part; yield what is found so far. ``threads`` are those of the encoding alone."""
     began = time.monotonic()
     found: dict[str, Any] = {"machine": machine(), "threads": threads, "seed": SEED}
     parts: dict[str, Callable[[], Any]] = {
-        "encoding": lambda: {
-            name: measure_encoding(folder, name, rounds=rounds, rows=rows, threads=threads)
-            for name, rows in ((MODEL, 1), (SMALL, 8))
-        },
-        "engines": lambda: measure_engines(folder, rounds=rounds),
-        "whole": lambda: measure_whole(folder),
         "borders": measure_borders,
+        "bytes": lambda: measure_bytes(folder, data),
+        "rules": lambda: measure_rules(data),
+        "search": lambda: measure_search(folder, data),
+        "encoding": lambda: {
+            name: measure_encoding(folder, name, rounds=plan.rounds, rows=rows, threads=threads)
+            for name, rows in ((SMALL, 8), (MODEL, 1))
+        },
+        "engines": lambda: measure_engines(folder, plan.engines, rounds=plan.rounds),
+        "whole": lambda: measure_whole(folder, plan.pixels),
         "memory": lambda: measure_memory(folder),
     }
-    if data is not None:
-        parts |= {
-            "bytes": lambda: measure_bytes(folder, data),
-            "rules": lambda: measure_rules(data),
-            "search": lambda: measure_search(folder, data),
-        }
     for name, part in parts.items():
         found[name] = part()
+        found |= {"load_after": round(os.getloadavg()[0], 2), "minutes": (time.monotonic() - began) / 60}
         say(f"{name}: done")
-    found["load_after"] = round(os.getloadavg()[0], 2)
-    found["minutes"] = (time.monotonic() - began) / 60
-    return found
+        yield found
 
 
 # -- speed -------------------------------------------------------------------------------------------------
@@ -149,7 +160,10 @@ def measure_encoding(folder: Path, name: str, *, rounds: int, rows: int, threads
                 ready.append(preprocess({"s2": torch.from_numpy(np.stack(read))}))
             windows = sum(map(len, places))
 
-            both = {"embed": partial(compute_shard, job, index), "model": partial(_encode, model, ready)}
+            both: dict[str, Callable[[], Any]] = {
+                "embed": partial(compute_shard, job, index),
+                "model": partial(_encode, model, ready),
+            }
             for what in sorted(both, reverse=index % 2 == 0):  # who comes first changes from round to round
                 cpu, wall = _took(both[what])
                 if index:  # the first is the warm-up
@@ -170,11 +184,11 @@ def _took(work: Callable[[], Any]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def measure_engines(folder: Path, *, rounds: int) -> dict[str, list[dict[str, Any]]]:
+def measure_engines(folder: Path, name: str, *, rounds: int) -> dict[str, list[dict[str, Any]]]:
     """Measure the tasks of one job on several engines, two at a time, one thread each; the first of each
     process is left out.
     """
-    model = create(MODEL)
+    model = create(name)
     side, cells = model.config.image_sides[0], 96
     tasks = WORKERS * (rounds + 1)
     path = write_scene(folder / "engines.tif", side, tasks * cells * model.stride)
@@ -188,19 +202,17 @@ def measure_engines(folder: Path, *, rounds: int) -> dict[str, list[dict[str, An
             "dask, its own settings": stack.enter_context(_plain_dask()),
         }
         jobs = {
-            name: prepared(
-                rsb.embed.plan(model, path, folder / f"{i}.zarr", shard=cells, threads=1)
-            )
-            for i, name in enumerate(engines)
+            engine: prepared(rsb.embed.plan(model, path, folder / f"{i}.zarr", shard=cells, threads=1))
+            for i, engine in enumerate(engines)
         }  # fmt: skip
         for step in range(rounds + 1):
-            for name, executor in engines.items():
-                count = 1 if name == "serial" else WORKERS
+            for engine, executor in engines.items():
+                count = 1 if engine == "serial" else WORKERS
                 mine = range(step * count, (step + 1) * count)
-                done = [executor.submit(timed_shard, jobs[name], i) for i in mine]
-                seen = {task["process"] for task in held.get(name, [])}
+                done = [executor.submit(timed_shard, jobs[engine], i) for i in mine]
+                seen = {task["process"] for task in held.get(engine, [])}
                 for task in (future.result() for future in done):
-                    held.setdefault(name, []).append(task | {"first": task["process"] not in seen})
+                    held.setdefault(engine, []).append(task | {"first": task["process"] not in seen})
                     seen.add(task["process"])
     return held
 
@@ -216,7 +228,7 @@ def _plain_dask() -> Iterator[Executor]:
         yield client.get_executor(pure=False)
 
 
-def measure_whole(folder: Path, pixels: int = 4096) -> dict[str, Any]:
+def measure_whole(folder: Path, pixels: int) -> dict[str, Any]:
     """Measure a run of a store and one of ``embed_scene``: the small model, of which all else is the most."""
     model = create(SMALL)
     torch.set_num_threads(1)
@@ -339,7 +351,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds that take turns")
+    parser.add_argument("--quick", action="store_true", help="one round, smaller models and scenes")
     parser.add_argument(
         "--threads", type=int, default=all_cores(), metavar="N",
         help="of the encoding; with a load of others more than one wait for each other",
@@ -347,11 +359,11 @@ def main() -> None:
     parser.add_argument("--docs-only", action="store_true", help="write the tables of the record")
     options = parser.parse_args()
     if not options.docs_only:
-        data = Path(os.environ["RSB_DATA"]) if "RSB_DATA" in os.environ else None
-        with tempfile.TemporaryDirectory() as folder:
-            found = measure(Path(folder), rounds=options.rounds, threads=options.threads, data=data)
         command = " ".join(["python -m benchmarks.embed", *sys.argv[1:]])
-        write_text(RECORDED, json.dumps({"command": command, **found}, indent=1) + "\n")
+        plan, data = QUICK if options.quick else FULL, Path(os.environ["RSB_DATA"])
+        with tempfile.TemporaryDirectory() as folder:
+            for found in measure(Path(folder), plan, threads=options.threads, data=data):
+                write_text(RECORDED, json.dumps({"command": command, **found}, indent=1) + "\n")
     found = json.loads(RECORDED.read_text(encoding="utf-8"))
     write_text(PAGE, in_docs(PAGE.read_text(encoding="utf-8"), found))
     print(tables(found))

@@ -35,44 +35,65 @@ def per_window(engines: Mapping[str, list[dict[str, Any]]], name: str, what: str
 
 
 def tables(found: dict[str, Any]) -> str:
-    """Return the report as Markdown."""
-    on, encoding, engines, whole = (found[k] for k in ("machine", "encoding", "engines", "whole"))
-    serial = per_window(engines, "serial", "cpu")
-    total = whole["sample_cpu"] + whole["tasks_cpu"]
-    bound = sum(found["memory"]["bound"].values())
-    rows = []
-    for name, held in encoding.items():
-        goal = "at least 0.9" if name == MODEL else ""
-        rows.append([f"windows a second inside `embed` / of the bare model, {name}",
-                     f"{ratio(held, 'cpu'):.2f} (CPU time), {ratio(held, 'wall'):.2f} (wall, "
-                     f"{rate(held['embed'], 'wall'):.3g} a second)", goal])  # fmt: skip
-    for name, title, goal in (
-        ("dask", "Dask workers", "at most 1.15"), ("pool", "a `ProcessPoolExecutor`", ""),
-        ("dask, its own settings", "Dask workers without the setting below", ""),
-    ):  # fmt: skip
-        rows.append([f"CPU time of tasks on {title} / alone",
-                     f"{per_window(engines, name, 'cpu') / serial:.2f} "
-                     f"({per_window(engines, name, 'faults'):.0f} page faults a window)", goal])  # fmt: skip
-    beyond = whole["windows_of_tasks"] / whole["windows"] - 1
-    rows += [
-        [f"CPU time of a whole run / of `embed_scene`, {whole['pixels']} px, {SMALL}",
-         f"{total / whole['scene_cpu']:.2f} (the sample {whole['sample_cpu'] / whole['scene_cpu']:.2f}; "
-         f"{beyond:.1%} of windows twice)", "at most 1.1"],
-        [f"windows computed twice at borders, {found['borders']['pixels']} px",
-         ", ".join(f"{share:.1%} (shards of {n} cells)" for n, share in found["borders"]["twice"].items()),
-         ""],
-        ["peak memory of a task / the bound stated",
-         f"{found['memory']['peak'] / bound:.2f} ({found['memory']['peak'] / 2**20:.0f} of "
-         f"{bound / 2**20:.0f} MiB)", "at most 1"],
-    ]  # fmt: skip
+    """Return the report as Markdown; parts that were not measured are left out."""
+    on = found["machine"]
+    made = (
+        ("encoding", _encoding_rows), ("engines", _engine_rows), ("whole", _whole_rows),
+        ("borders", _border_rows), ("memory", _memory_rows),
+    )  # fmt: skip
+    rows = [row for part, rows_of in made if part in found for row in rows_of(found[part])]
     lines = [
         f"{on['cpu']}, {on['cores']} cores, torch {on['torch']}, rsbackbones {on['rsbackbones']}; the load "
         f"was {on['load_before']} before and {found['load_after']} after (with a load of others, wall times "
-        f"say nothing); {found['threads']} threads of the encoding. `{found['command']}`, {found['minutes']:.0f} minutes.",
+        f"say nothing); {found['threads']} threads of the encoding. `{found['command']}`, "
+        f"{found['minutes']:.0f} minutes.",
         "",
         markdown_table(["", "measured", "goal"], rows, "lll"),
     ]
-    return "\n".join(lines + (_real_tables(found) if "rules" in found else []))
+    return "\n".join(lines + (_real_tables(found) if "search" in found else []))
+
+
+def _encoding_rows(encoding: dict[str, Any]) -> list[list[str]]:
+    return [
+        [f"windows a second inside `embed` / of the bare model, {name}",
+         f"{ratio(held, 'cpu'):.2f} (CPU time), {ratio(held, 'wall'):.2f} (wall, "
+         f"{rate(held['embed'], 'wall'):.3g} a second)", "at least 0.9" if name == MODEL else ""]
+        for name, held in encoding.items()
+    ]  # fmt: skip
+
+
+def _engine_rows(engines: dict[str, Any]) -> list[list[str]]:
+    serial = per_window(engines, "serial", "cpu")
+    return [
+        [f"CPU time of tasks on {title} / alone",
+         f"{per_window(engines, name, 'cpu') / serial:.2f} "
+         f"({per_window(engines, name, 'faults'):.0f} page faults a window)", goal]
+        for name, title, goal in (
+            ("dask", "Dask workers", "at most 1.15"), ("pool", "a `ProcessPoolExecutor`", ""),
+            ("dask, its own settings", "Dask workers without the setting above", ""),
+        )
+    ]  # fmt: skip
+
+
+def _whole_rows(whole: dict[str, Any]) -> list[list[str]]:
+    sample, tasks = (whole[f"{part}_cpu"] / whole["scene_cpu"] for part in ("sample", "tasks"))
+    beyond = whole["windows_of_tasks"] / whole["windows"] - 1
+    return [[
+        f"CPU time of a whole run / of `embed_scene`, {whole['pixels']} px, {SMALL}",
+        f"{sample + tasks:.2f} (the sample {sample:.2f}, {whole['windows_of_sample']} of {whole['windows']} "
+        f"windows; the tasks {tasks:.2f}, {beyond:.1%} of windows twice)", "at most 1.1",
+    ]]  # fmt: skip
+
+
+def _border_rows(borders: dict[str, Any]) -> list[list[str]]:
+    shares = ", ".join(f"{share:.1%} (shards of {cells} cells)" for cells, share in borders["twice"].items())
+    return [[f"windows computed twice at borders, {borders['pixels']} px", shares, ""]]
+
+
+def _memory_rows(memory: dict[str, Any]) -> list[list[str]]:
+    peak, bound = memory["peak"], sum(memory["bound"].values())
+    of = f"{peak / 2**20:.0f} of {bound / 2**20:.0f} MiB"
+    return [["peak memory of a task / the bound stated", f"{peak / bound:.2f} ({of})", "at most 1"]]
 
 
 def _real_tables(found: dict[str, Any]) -> list[str]:
