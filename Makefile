@@ -57,7 +57,10 @@ tables: .venv/installed
 pictures: .venv/installed
 	$(BIN)/python examples/demo.py --output demo
 	$(BIN)/python examples/land_cover_map.py --output demo/land_cover
+	$(BIN)/python examples/large_area.py --output demo/large_area
 	$(BIN)/python -c "from PIL import Image; \
+	  Image.open('demo/large_area/shards.png').convert('RGB').save('docs/images/shards.jpg', quality=88); \
+	  Image.open('demo/large_area/similarity.png').convert('RGB').save('docs/images/similarity.jpg', quality=88); \
 	  Image.open('demo/demo.png').convert('RGB').save('docs/images/demo.jpg', quality=85); \
 	  Image.open('demo/land_cover/map.png').convert('RGB').quantize(64).save('docs/images/land_cover.png')"
 

@@ -89,13 +89,13 @@ def write_similarity(path: Path, searched: Searched, hits: Hits) -> None:
     """Write the similarity of all cells as a COG.
 
     Raises:
-        ValueError: the result is of a table, which has no map.
+        ValueError: the result has no map: of a table, or by an index.
     """
     import rasterio
     from rio_cogeo.cogeo import cog_translate
 
     if hits.similarities is None:
-        raise ValueError("a map of similarities is of a store (.zarr); a table has none")
+        raise ValueError("a map of similarities is of a store (.zarr) searched without an index")
     box = searched.geobox
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": 1, "height": box.height, "width": box.width,
