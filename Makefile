@@ -9,7 +9,7 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 # What needs a plain install only.
 CORE := tests/layers tests/models tests/zoo tests/test_device.py tests/test_precision.py tests/test_preprocess.py tests/test_sensors.py
 
-.PHONY: demo test test-oldest check lint tables pictures lock-weights bench build clean
+.PHONY: demo test test-oldest check style types quick whole lint tables pictures lock-weights bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,15 +23,23 @@ demo: .venv/installed
 # What a change should pass while it is being written: under 90 seconds on two cores.
 QUICK := -m "not slow and not multiprocess and not network and not bench"
 check: .venv/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest $(WORKERS) $(QUICK)
+	$(MAKE) --jobs style types quick
 
 test: .venv/installed
+	$(MAKE) --jobs style types whole
+
+# At the same time: types take a minute of one core, and some tests wait.
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed
 	$(BIN)/mypy
+
+quick: .venv/installed
+	$(BIN)/python -m pytest $(WORKERS) $(QUICK)
+
+whole: .venv/installed
 	$(BIN)/python -m pytest $(WORKERS) --durations=30
 
 # The core suite on the oldest supported versions of a plain install.
