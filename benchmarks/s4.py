@@ -7,7 +7,8 @@
 `--series` holds `places` to pretrain on (recipe `s4_unet3d_tiny`, once for each sensor of the decoder) and
 `tiles`, 16 of 16 x 16 pixels with land cover in three classes: eight for training, of which 1, 4 or 8 are
 used, four for validation and four for the test. Both series show one patch of 640 m: the pretraining has seen
-the test pixels, without labels. A random forest on the statistics of each pixel over time is the anchor.
+the test pixels, without labels. A random forest on the statistics of each pixel over time is the anchor. The
+ablations pretrain once for each seed, and fine-tune on four tiles.
 """
 
 import argparse
@@ -45,13 +46,20 @@ SENSORS = ("s1", "s2")
 TILES = (1, 4, 8)
 SEEDS = (0, 1, 2)
 STEPS = 150
+ABLATED_TILES = 4
+# The rows of the paper's tables 4 and 5, and the alignment of section 5; the sensor is added to the last.
+ABLATIONS: dict[str, dict[str, str]] = {
+    "both losses": {},
+    "contrast alone": {"objective.losses": "contrastive"},
+    "reconstruction alone": {"objective.losses": "reconstruction"},
+    "both losses, aligned by index": {"objective.align": "index"},
+}
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 
-def pretrained(series: Path, out: Path, sensor: str, **changes: Any) -> dict[str, Any]:
+def pretrained(series: Path, run: Path, sensor: str, **changes: Any) -> dict[str, Any]:
     """Pretrain the network whose decoder is of ``sensor``; return its file, steps and seconds."""
     recipe = PRETRAINING[MODEL]
-    run = out / "_".join(["pretrain", sensor, *(str(value) for value in changes.values())])
     own = {
         "overrides": {**recipe.overrides, "inference_modality": sensor}, "data.root": str(series / "places"),
         "data.workers": 0, "output": str(run),
@@ -140,10 +148,10 @@ def measure(
     data = open_labelled(series / "tiles")
     record: dict[str, Any] = {
         "environment": environment(), "seeds": list(seeds), "steps": steps, "rows": [], "pretraining": {},
-        "forest": [],
+        "forest": [], "ablations": [],
     }  # fmt: skip
     for sensor in sensors:
-        weights = pretrained(series, out, sensor)
+        weights = pretrained(series, out / f"pretrain_{sensor}", sensor)
         record["pretraining"][sensor] = {k: weights[k] for k in ("steps", "seconds")}
         for count in tiles:
             scores = [forest(some_tiles(data, count, seed), sensor, seed) for seed in seeds]
@@ -158,7 +166,29 @@ def measure(
                 ]  # fmt: skip
                 of = {step: [one[step] for one in found] for step in ("last", "chosen")}
                 record["rows"].append({"sensor": sensor, "tiles": count, "weights": name, **of})
+        record["ablations"] += ablated(series, out, data, sensor, seeds=seeds, steps=steps)
     return record
+
+
+def ablated(
+    series: Path, out: Path, data: LabelledDataset, sensor: str, *, seeds: Sequence[int], steps: int
+) -> list[dict[str, Any]]:
+    """Pretrain every ablation once for each seed, and fine-tune it on four tiles."""
+    single = {"objective.single": sensor, "objective.losses": "contrastive"}
+    rows = []
+    for name, changes in (ABLATIONS | {"contrast of two views of one sensor": single}).items():
+        row: dict[str, Any] = {"sensor": sensor, "name": name, "last": [], "chosen": [], "seconds": []}
+        for seed in seeds:
+            run = out / f"{sensor}_{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+            weights = pretrained(series, run / "pretrain", sensor, seed=seed, **changes)
+            scores = finetuned(
+                data, run / f"tuned_{steps}", sensor=sensor, count=ABLATED_TILES, seed=seed,
+                checkpoint=weights["file"], steps=steps,
+            )  # fmt: skip
+            for key, value in {**scores, "seconds": weights["seconds"]}.items():
+                row[key].append(value)
+        rows.append(row)
+    return rows
 
 
 def page(record: dict[str, Any]) -> str:
@@ -175,6 +205,10 @@ def page(record: dict[str, Any]) -> str:
         cells = [percent(held[w][s]) for s in ("last", "chosen") for w in ("pretrained", "random")]
         rows.append([anchor["sensor"], str(anchor["tiles"]), *cells, percent(anchor["miou"])])
     header = ["sensor", "tiles", "last: pretrained", "last: random", "chosen: pretrained", "chosen: random"]
+    ablations = [
+        [a["sensor"], a["name"], percent(a["last"]), percent(a["chosen"]), f"{max(a['seconds']) / 60:.1f}"]
+        for a in record["ablations"]
+    ]
     made = record["environment"]
     trained = "; ".join(
         f"{sensor}: {run['steps']} steps, {run['seconds'] / 60:.1f} minutes"
@@ -194,6 +228,12 @@ def page(record: dict[str, Any]) -> str:
         markdown_table([*header, "random forest"], rows, "lr" + "r" * 5),
         "",
         f"Pretraining: {trained}.",
+        "",
+        "## Ablations",
+        "",
+        f"One pretraining of as many steps for each seed, then {ABLATED_TILES} tiles with that seed.",
+        "",
+        markdown_table(["sensor", "pretraining", "last", "chosen", "minutes at most"], ablations, "llrrr"),
         "",
         f"{made['machine']}, torch {made['torch']}, rsbackbones {made['rsbackbones']} ({made['commit']}).",
     ]) + "\n"  # fmt: skip

@@ -43,10 +43,15 @@ def test_the_page_has_both_steps_of_both_networks():
         "environment": made, "seeds": [0, 1], "steps": 9, "rows": rows,
         "pretraining": {"s1": {"steps": 300, "seconds": 90.0}},
         "forest": [{"sensor": "s1", "tiles": 4, "miou": [0.6, 0.6]}],
+        "ablations": [{
+            "sensor": "s1", "name": "contrast alone", "last": [0.5, 0.6], "chosen": [0.6, 0.6],
+            "seconds": [60, 90],
+        }],
     }  # fmt: skip
     text = page(record)
     assert "| s1 | 4 | 55.0 ± 7.1 | 45.0 ± 7.1 | 60.0 ± 14.1 | 50.0 ± 14.1 | 60.0 ± 0.0 |" in text
     assert "s1: 300 steps, 1.5 minutes" in text
+    assert "| s1 | contrast alone | 55.0 ± 7.1 | 60.0 ± 0.0 | 1.5 |" in text
     record["rows"] = rows[:1]
     with pytest.raises(KeyError):
         page(record)
