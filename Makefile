@@ -9,7 +9,7 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 # What needs a plain install only.
 CORE := tests/layers tests/models tests/zoo tests/test_device.py tests/test_precision.py tests/test_preprocess.py tests/test_sensors.py
 
-.PHONY: demo test test-oldest check lint tables pictures lock-weights bench build clean
+.PHONY: demo test test-oldest check style types quick whole lint tables pictures lock-weights bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,15 +23,23 @@ demo: .venv/installed
 # What a change should pass while it is being written: under 90 seconds on two cores.
 QUICK := -m "not slow and not multiprocess and not network and not bench"
 check: .venv/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest $(WORKERS) $(QUICK)
+	$(MAKE) --jobs style types quick
 
 test: .venv/installed
+	$(MAKE) --jobs style types whole
+
+# At the same time: types take a minute of one core, and some tests wait.
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed
 	$(BIN)/mypy
+
+quick: .venv/installed
+	$(BIN)/python -m pytest $(WORKERS) $(QUICK)
+
+whole: .venv/installed
 	$(BIN)/python -m pytest $(WORKERS) --durations=30
 
 # The core suite on the oldest supported versions of a plain install.
@@ -57,7 +65,10 @@ tables: .venv/installed
 pictures: .venv/installed
 	$(BIN)/python examples/demo.py --output demo
 	$(BIN)/python examples/land_cover_map.py --output demo/land_cover
+	$(BIN)/python examples/large_area.py --output demo/large_area
 	$(BIN)/python -c "from PIL import Image; \
+	  Image.open('demo/large_area/shards.png').convert('RGB').save('docs/images/shards.jpg', quality=88); \
+	  Image.open('demo/large_area/similarity.png').convert('RGB').save('docs/images/similarity.jpg', quality=88); \
 	  Image.open('demo/demo.png').convert('RGB').save('docs/images/demo.jpg', quality=85); \
 	  Image.open('demo/land_cover/map.png').convert('RGB').quantize(64).save('docs/images/land_cover.png')"
 

@@ -174,7 +174,10 @@ def _execute(arguments: list[str], env: Mapping[str, str]) -> None:
         sys.argv = arguments[1:]
         if sys.argv[0] == "torch.distributed.run":
             from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+            from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
+            # For its log it looks for the files of all callers in all modules, which takes seconds.
+            dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
             SubprocessHandler._popen = lambda self, args, env: _Worker(args, env)
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -41,7 +40,7 @@ def attempt(act, *args, **kwargs):
 
 @dataclass(frozen=True)
 class Client:
-    process: Forked | subprocess.Popen[bytes]
+    process: Forked
     log: Path
 
 
@@ -63,13 +62,11 @@ def start_client(
     hub: LoopbackHub | None,
     hf_home: Path,
     limits: Callable[[], object] | None = None,
-    fresh: bool = False,
     **env: str,
 ) -> Client:
     """Start `code` in a process with `hub` as its endpoint (None: one that refuses).
 
     Of the settings that bear on downloads it sees only those named here. `limits` is called in it at first.
-    With `fresh` it is a new interpreter.
     """
     foreign = re.compile("HF_|HUGGING|RSBACKBONES_|TORCH_|.*_proxy", re.IGNORECASE)
     inherited = {name: value for name, value in os.environ.items() if not foreign.match(name)}
@@ -78,11 +75,8 @@ def start_client(
     environment = inherited | hf | fixed | env
     command = [sys.executable, "-c", PRELUDE + code]
     descriptor, name = tempfile.mkstemp(suffix=".log")
-    with os.fdopen(descriptor, "wb") as log:
-        if not fresh:
-            return Client(Forked(command, Path(name), env=environment, limits=limits), Path(name))
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=limits)
-        return Client(process, Path(name))
+    os.close(descriptor)
+    return Client(Forked(command, Path(name), env=environment, limits=limits), Path(name))
 
 
 def finish_client(client: Client, timeout: float = 100) -> Done:

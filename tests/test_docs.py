@@ -106,6 +106,14 @@ def test_the_table_of_second_phases_is_that_of_its_measurement():
     assert in_docs(page, json.loads((ROOT / "benchmarks" / "seamo.json").read_text())) == page
 
 
+def test_the_tables_of_what_s4_costs_are_those_of_its_measurement():
+    """`python -m benchmarks.s4_cost tables` writes them."""
+    from benchmarks.s4_cost import RECORD, in_docs
+
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert in_docs(page, json.loads(RECORD.read_text())) == page
+
+
 def test_what_the_second_phase_gave_the_bundled_seamo_is_recorded():
     """Of the bundled file itself, and of the same run after both phases."""
     record = json.loads((ROOT / "benchmarks" / "seamo_bundled.json").read_text())

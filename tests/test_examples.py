@@ -22,6 +22,7 @@ RUN_HERE = (
     "detection_torchvision.py",
     "embed_folder.py",
     "land_cover_map.py",
+    "large_area.py",
     "linear_probe.py",
     "own_objective.py",
     "segmentation_smp.py",
@@ -41,6 +42,17 @@ def test_the_map_is_better_than_the_most_frequent_class(tmp_path):
     right, frequent = map(float, re.findall(r"([\d.]+)%", said))
     assert right > frequent + 10
     assert (tmp_path / "land_cover" / "map.png").stat().st_size > 10_000
+
+
+def test_water_finds_water_and_shards_show_no_seams(tmp_path):
+    pytest.importorskip("faiss")
+    said = run("large_area.py", "--side", "448", cwd=tmp_path)
+    assert "in 4 shards" in said
+    assert float(re.search(r"any neighbors: ([\d.]+)", said)[1]) == pytest.approx(1, abs=0.3)
+    right, frequent = map(float, re.search(r"([\d.]+)% of the 50 .*\(([\d.]+)%", said).groups())
+    assert right > frequent + 20
+    made = {path.name for path in (tmp_path / "large_area").iterdir()}
+    assert {"shards.png", "similarity.png", "hits.parquet", "hits.html"} <= made
 
 
 def test_the_probe_knows_more_than_the_most_frequent_class(tmp_path):

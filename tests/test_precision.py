@@ -247,17 +247,34 @@ BFLOAT16 = """
 import torch
 import torch.nn.functional as F
 import rsbackbones as rsb
+from rsbackbones.train.engine.batch import Batch
+from rsbackbones.train.objectives.s4 import S4Objective
 
 model = rsb.create_model("vit_s16", overrides={"depth": 1}).to(torch.bfloat16)
 x = torch.rand(1, len(model.bands["s2"]), 64, 96)
 stem = model.get_parameter(model.stem("s2").weight)
 exact, rounded = F.conv2d(x, stem.float(), stride=16), F.conv2d(x.bfloat16(), stem, stride=16)
 right = torch.allclose(rounded.float(), exact, atol=0.05)
-try:
-    model(x.bfloat16())
-    print(right, True)
-except ValueError as error:
-    print(right, "ONEDNN_MAX_CPU_ISA" not in str(error))
+
+objective = S4Objective().build(rsb.create_model("s4_unet3d", overrides={"widths": (4, 8, 8)}))
+bands = objective.backbone.bands
+series = {m: torch.rand(1, 4, len(names), 8, 8) for m, names in bands.items()}
+
+
+def train():
+    with torch.autocast("cpu", torch.bfloat16):
+        objective(Batch(images=series, bands=bands, noise={}))
+
+
+def runs(compute):
+    try:
+        compute()
+        return True
+    except ValueError as error:
+        return "ONEDNN_MAX_CPU_ISA" not in str(error)
+
+
+print(right, runs(lambda: model(x.bfloat16())), runs(train))
 """
 
 
@@ -269,5 +286,5 @@ def test_convolutions_that_this_cpu_computes_wrongly_are_refused(isa):
     run = subprocess.run(
         [sys.executable, "-c", BFLOAT16], env=environment, capture_output=True, text=True, check=True
     )
-    right, ran = run.stdout.split()
-    assert right == ran
+    right, ran, trained = run.stdout.split()
+    assert right == ran == trained

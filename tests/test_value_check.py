@@ -19,6 +19,7 @@ from rsbackbones.data.geotiffs import GeoTiffSource
 from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.pack import pack
+from rsbackbones.data.s2_baseline import warn_of_baseline
 from rsbackbones.data.source import BadSample
 from rsbackbones.embed import embed_patches, embed_scene, principal_colors
 from rsbackbones.eval.batches import input_batches
@@ -29,6 +30,7 @@ from rsbackbones.train.pretraining import open_sources
 from rsbackbones.value_check import (
     MissingPixelsWarning,
     OffsetWarning,
+    ProductWarning,
     UnitWarning,
     bands_with_holes,
     judge,
@@ -51,6 +53,9 @@ LEFT = np.arange(64) < 16
 HALF = np.where(LEFT & (np.arange(4) == 2)[:, None, None], 0, DN)  # of one band
 FEW = DRAW.random(SHAPE["s2"]) < 0.01
 ONE = (np.arange(4) == 2)[:, None, None]
+EDGE = np.arange(64) == 0
+MIXED = DRAW.uniform(1100, 9900, SHAPE["s2"])
+SEA, ICE = (np.array(factors)[:, None, None] for factors in ([10, 7, 4, 1], [6, 6, 6, 5]))
 LAND = DN * np.array([0.4, 0.5, 0.4, 1.5])[:, None, None]
 LOWEST, HIGHEST = (side(DN, axis=(1, 2), keepdims=True) for side in (np.min, np.max))
 SCALED = (DN - LOWEST) / (HIGHEST - LOWEST)
@@ -97,6 +102,12 @@ CASES = {
     "percent as reflectance": ("s2", "reflectance", (DN / 100).astype(F32), "units={'s2': 'percent'}"),
     "percent": ("s2", "percent", (DN / 100).astype(F32), None),
     "whole percent as dn": ("s2", None, (DN / 100).round().clip(3, 56).astype("u2"), UnitWarning),
+    "percent of dark water": ("s2", "percent", (DN.clip(max=1900) * SEA / 1e4).astype(F32), UnitWarning),
+    "reflectance as percent": ("s2", "percent", (DN / 1e4).astype(F32), "units={'s2': 'reflectance'}"),
+    "reflectance of water as percent": ("s2", "percent", (DN * SEA / 1e6).astype(F32),
+                                        "units={'s2': 'reflectance'}"),
+    "reflectance of ice as percent": ("s2", "percent", (DN.clip(900, 1800) * ICE / 1e4).astype(F32),
+                                      "units={'s2': 'reflectance'}"),
     "whole percent as reflectance": ("s2", "reflectance", (DN / 100).round().astype("i4"),
                                      "units={'s2': 'percent'}"),
     "z-scores as dn": ("s2", None, ((DN - DN.mean()) / DN.std()).astype(F32), "look normalized already"),
@@ -165,13 +176,21 @@ MORE = {
     "-100 in a band": ("s2", None, np.where(ONE & LEFT, -100, DN + 200).astype("i2"), "nodata=-100"),
     "9999 in dn": ("s2", None, some((DN / 2).round(), 9999, 0.05).astype("u2"), "nodata=9999"),
     "-60 dB in a band": ("s1", None, np.where(LEFT, [[[-60]], [[-14]]], DB).astype(F32), "nodata=-60"),
+    "-9999 in dn of 16 bits": ("s2", None, some(DN.round(), 55537, 20).astype("u2"), "nodata=55537"),
+    "-9999, resampled": ("s2", None, np.where(EDGE, -MIXED, DN).astype(F32), "gdalwarp -srcnodata"),
+    "-9999, resampled, reflectance": ("s2", "reflectance", np.where(EDGE, -MIXED, DN / 1e4).astype(F32),
+                                      "gdalwarp -srcnodata"),
+    "-9999, resampled, dB": ("s1", None, np.where(EDGE, -MIXED[:2], DB).astype(F32), "gdalwarp -srcnodata"),
+    "-9999, resampled, power": ("s1", "linear", np.where(EDGE, -MIXED[:2], POWER).astype(F32),
+                                "gdalwarp -srcnodata"),
     "1e-6 in power": ("s1", "linear", some(POWER, 1e-6, 0.05).astype(F32), "nodata=9.9999"),
     "dB below the noise": ("s1", None, (DB - 45).astype(F32), "too weak for backscatter"),
     # other scales
     "reflectance x 1000 as dn": ("s2", None, (LAND / 10).clip(1, 990).astype("u2"), UnitWarning),
     "reflectance x 1000 as reflectance": ("s2", "reflectance", (LAND / 10).clip(1, 990).astype("u2"),
                                           "reflectances x 1000"),
-    "reflectance, divided twice": ("s2", "reflectance", (LAND / 1e8).astype(F32), UnitWarning),
+    "reflectance, divided twice": ("s2", "reflectance", (LAND / 1e8).astype(F32), "once too often"),
+    "percent, divided twice": ("s2", "percent", (LAND / 1e6).astype(F32), "once too often"),
     "scaled by its extremes, as dn": ("s2", None, SCALED.astype(F32), "as if scaled by its extremes"),
     "scaled to -1 and 1": ("s2", "reflectance", (2 * SCALED.astype(F32) - 1), "as if scaled by its extremes"),
     "scaled by its extremes, x 10000": ("s2", None, (SCALED * 1e4).astype("u2"), "as if scaled"),
@@ -585,6 +604,33 @@ def test_a_set_with_images_of_both_baselines_is_named(models, doubtful, said):
         with doubts.of_image(i):
             preprocess(DN + 1000 * (i < doubtful))
     assert [text.partition(":")[0] for _, text in doubts.of_set(range(10))] == ([said] if said else [])
+
+
+def test_what_a_few_files_state_is_given_too():
+    """A tag is no doubt: a set of ten files of which one has it is warned of, once, with the number."""
+    found = ImageWarnings()
+    for i in range(10):
+        with found.of_image(i):
+            warn_of_baseline({"PROCESSING_BASELINE": "05.10" if i == 7 else "02.09"})
+    with pytest.warns(ProductWarning, match="set, 1 of 10 images: the tag PROCESSING_BASELINE=05.10"):
+        found.warn("set", range(10))
+
+
+@pytest.mark.parametrize(("dates", "said"), [(2, False), (3, True)])
+def test_series_count_by_the_share_of_their_dates(models, dates, said, tmp_path):
+    """Of cloudy series up to a quarter of the dates look as if they had the offset."""
+    preprocess, file = rsb.create_preprocess(models["s2"]), tmp_path / "warnings"
+    doubts = ImageWarnings(file)
+    for i in range(6):
+        series = np.stack([DN] * 10)
+        series[i % 4 : i % 4 + dates] += 1000  # other numbers in every text
+        with doubts.of_image(i):
+            preprocess(series[None])
+    for kept in (doubts, ImageWarnings(file)):
+        ((text, count),) = kept.counts(range(6)).items()
+        assert text.startswith("s2: single images of a series: hardly a value is below 950")
+        assert count == 6
+        assert [one for _, one in kept.of_set(range(6))] == ([f"all images: {text}"] if said else [])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 import click
 
-from rsbackbones.cli.embed_job import check_job_options, is_job, job_options, print_status, run_job
+from rsbackbones.cli.embed_job import (
+    check_job_options,
+    has_items,
+    is_job,
+    items_of,
+    job_options,
+    print_status,
+    run_job,
+)
 from rsbackbones.cli.options import (
     COUNT,
     FILE,
@@ -33,8 +41,8 @@ from rsbackbones.data.resample import RESAMPLING
 @click.argument("rasters", nargs=-1, type=Raster())
 @option("--output", required=True, type=Raster(), metavar="FILE",
         help="NAME.tif: feature map of one scene; NAME.tif with --quantize: a Cloud Optimized GeoTIFF in 8 "
-        "bits; NAME.npz or NAME.parquet: an embedding per patch file; NAME.zarr, also s3://...: a store of "
-        "shards, for large areas and several processes")  # fmt: skip
+        "bits; NAME.npz or NAME.parquet: an embedding per patch file, with --points per geometry; "
+        "NAME.zarr, also s3://...: a store of shards, for large areas and several processes")  # fmt: skip
 @weights_options
 @option("--modalities", type=CommaList(), metavar="NAME,...", section="Model",
         show_default="all in the rasters",
@@ -55,7 +63,8 @@ from rsbackbones.data.resample import RESAMPLING
 @pixel_options
 @option("--skip-nodata", is_flag=True, section="Values", help="skip patches with missing pixels")
 @unreadable_option(
-    "of patches: stop at a file that cannot be read, or leave it out and name it in the result"
+    "of patches, tiles of a mosaic and STAC items: stop at one that cannot be read, or leave it out and name "
+    "it in the result"
 )
 @option("--resample", type=click.Choice(RESAMPLING), section="Bands", show_default="refuse other grids",
         help="resample rasters of other pixel sizes onto the finest grid")  # fmt: skip
@@ -113,8 +122,9 @@ def embed(
     check_job_options(output, store_options)
     if store_options["status"]:
         return print_status(output)
-    if bool(rasters) == (store_options["stac"] is not None):
-        raise click.UsageError("name RASTERS to embed, or STAC items by --stac FILE.json")
+    of_items = has_items(store_options)
+    if bool(rasters) == of_items:
+        raise click.UsageError("name RASTERS to embed, or STAC items by --stac FILE or --search URL")
 
     import torch
 
@@ -133,8 +143,6 @@ def embed(
     if not to_store:
         check_output(output)
     is_scene = not to_store and Path(output).suffix.lower() in MAPS
-    if on_unreadable == "skip" and to_store and store_options["stac"] is None:
-        raise ValueError("--on-unreadable skip is for patches (.npz, .parquet) and STAC items (--stac)")
     if is_scene and on_unreadable == "skip":
         raise ValueError(
             "--on-unreadable skip is for patches (.npz, .parquet); a scene needs all of its files"
@@ -154,9 +162,9 @@ def embed(
     sensor_names = {m: config.sensors[m] for m in config.modalities} | rules["sensors"]
     source: Any = None
     location = rasters[0] if len(rasters) == 1 and isinstance(rasters[0], Path) else None
-    if store_options["stac"] is not None:
-        source = str(store_options["stac"])
-        files = [_in_items(source, sensor_names)]
+    if of_items:
+        source = items_of(store_options)
+        files = [_in_items(store_options["stac"] or store_options["search"], source, sensor_names)]
     elif location is not None and is_location(location):
         _check_series_options(is_scene, bands, nodata, mask, skip_nodata, resample, window, overlap)
         files = [_in_location(location, sensor_names, asked or config.modalities, units)]
@@ -224,11 +232,9 @@ def embed(
             print(f"{m}: {note}", file=sys.stderr)
     if to_store:
         common["bands"] = None if source else common["bands"]
-        if store_options["stac"] is not None:
-            common["on_unreadable"] = on_unreadable
         return run_job(
             built, source or paths, output, store_options, stream=stream, window=window, overlap=overlap,
-            device=place, **common,
+            device=place, on_unreadable=on_unreadable, **common,
         )  # fmt: skip
     assert isinstance(output, Path)  # only stores have URLs
     if location is not None and is_location(location):
@@ -332,11 +338,11 @@ def _in_store(place: str, variable: str | None, sensors: Mapping[str, str]) -> _
     return _named_bands(place, names_in_store(place, variable), sensors)
 
 
-def _in_items(place: str, sensors: Mapping[str, str]) -> _File:
+def _in_items(place: Path | str, items: Sequence[Any], sensors: Mapping[str, str]) -> _File:
     """Find the bands among the assets of STAC items."""
-    from rsbackbones.embed.stac_source import asset_names
-
-    return _named_bands(place, asset_names(place), sensors)
+    return _named_bands(
+        str(place), list(dict.fromkeys(key for item in items for key in item.assets)), sensors
+    )
 
 
 def _named_bands(place: str, names: Sequence[str], sensors: Mapping[str, str]) -> _File:

@@ -9,16 +9,24 @@ from typing import Any
 
 import click
 
-from rsbackbones.cli.options import COUNT, FILE, Decorator, option, together
+from rsbackbones.cli.options import COUNT, FILE, CommaList, Decorator, option, together
 from rsbackbones.data.raster_path import RasterPath
 
 job_options: Decorator = together(
-    option("--stac", type=FILE, metavar="FILE.json", section="STAC",
-           help="the source: STAC items, as a search saves them; instead of rasters"),
-    option("--composite", type=click.Choice(("median", "least-cloudy", "first")), section="STAC",
+    option("--stac", type=FILE, metavar="FILE", section="STAC",
+           help="the source: STAC items, as a search saves them (.json), or STAC GeoParquet (.parquet); "
+           "instead of rasters"),
+    option("--search", metavar="URL", section="STAC",
+           help="the source: the items that a STAC API finds by --collection, --bbox and --dates"),
+    option("--collection", multiple=True, metavar="ID", section="STAC",
+           help="of --search: the collection; repeatable"),
+    option("--bbox", type=CommaList(click.FLOAT), metavar="W,S,E,N", section="STAC",
+           help="of --search: where, in degrees"),
+    option("--composite", type=click.Choice(("median", "least-cloudy", "first", "none")), section="STAC",
            show_default="median",
            help="one image of the dates: the median of clear pixels, or the first clear pixel, of dates by "
-           "their cloud cover or in order; --mask SCL=3,8,9,10 says what is clear"),
+           "their cloud cover or in order; none: every date, or all dates for a model of series. "
+           "--mask SCL=3,8,9,10 says what is clear"),
     option("--dates", metavar="FIRST/LAST", section="STAC",
            help="2024-06-01/2024-08-31: the days of the items to take"),
     option("--grid", metavar="utmNm", section="STAC", show_default="of the items",
@@ -26,6 +34,12 @@ job_options: Decorator = together(
     option("--sign", metavar="MODULE:FUNCTION", section="STAC",
            help="a function that takes an item and returns it with URLs that can be read, such as "
            "planetary_computer:sign; called where pixels are read"),
+    option("--points", type=FILE, metavar="PLOTS.gpkg", section="Points",
+           help="embed these geometries, for --output NAME.parquet: a row for each, with its columns and the "
+           "mean over the cells of a polygon, or the cell of a point"),
+    option("--on-missing", type=click.Choice(("fail", "nan")), section="Points", show_default="fail",
+           help="geometries outside of the source or without data: stop and name them, or keep them with "
+           "embeddings of NaN"),
     option("--variable", metavar="NAME", section="Store", help="of a Zarr store: the array with the bands"),
     option("--quantize", type=click.Choice(("per-band", "per-vector", "alphaearth", "none", "float16")),
            section="Store", show_default="per-band",
@@ -43,7 +57,7 @@ job_options: Decorator = together(
     option("--cache", type=COUNT, metavar="MIB", section="Store", show_default="256",
            help="GDAL's block cache of each worker (GDAL_CACHEMAX)"),
 )  # fmt: skip
-# That only stores have, by option, with the value that stands for "not given".
+# That only jobs have, by option, with the value that stands for "not given".
 _OF_STORES = {
     "variable": None,
     "shard": None,
@@ -53,13 +67,19 @@ _OF_STORES = {
     "take_over": False,
     "status": False,
     "stac": None,
+    "search": None,
+    "points": None,
 }
 _OF_STAC = ("composite", "dates", "grid", "sign")
 
 
 def is_job(output: RasterPath, options: Mapping[str, Any]) -> bool:
-    """Tell whether an output is of a job: a store of shards, or a COG (a .tif with --quantize)."""
+    """Tell whether an output is of a job: a store of shards, a COG (a .tif with --quantize), or a table of
+    geometries (a .parquet with --points).
+    """
     place = str(output).rstrip("/")
+    if options["points"] is not None:
+        return place.endswith(".parquet")
     return place.endswith(".zarr") or (place.endswith((".tif", ".tiff")) and options["quantize"] is not None)
 
 
@@ -74,12 +94,37 @@ def check_job_options(output: RasterPath, options: dict[str, Any]) -> None:
     if given and not is_job(output, options):
         listed = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(
-            f"{listed}: only for --output NAME.zarr, or a COG (NAME.tif with --quantize), got {output}"
+            f"{listed}: only for --output NAME.zarr, a COG (NAME.tif with --quantize), or a table of "
+            f"geometries (NAME.parquet with --points), got {output}"
         )
-    if options["stac"] is None and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
-        raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE.json")
+    if options["on_missing"] is not None and options["points"] is None:
+        raise ValueError("--on-missing: only of geometries, --points PLOTS.gpkg")
+    if options["stac"] is not None and options["search"] is not None:
+        raise ValueError("--stac (a file of items) and --search (a STAC API) exclude each other")
+    if not has_items(options) and (named := [f"--{name}" for name in _OF_STAC if options[name] is not None]):
+        raise ValueError(f"{', '.join(named)}: only of STAC items, --stac FILE or --search URL")
+    of_search = {"--collection": options["collection"], "--bbox": options["bbox"]}
+    if options["search"] is None and (named := [name for name, value in of_search.items() if value]):
+        raise ValueError(f"{', '.join(named)}: only of a STAC API, --search URL")
+    if options["search"] is not None and not all(of_search.values()):
+        raise ValueError("--search URL needs to know what and where: --collection ID --bbox W,S,E,N")
     if options["workers"] and options["dask"]:
         raise ValueError("--workers (of this machine) and --dask (of a cluster) exclude each other")
+
+
+def has_items(options: Mapping[str, Any]) -> bool:
+    """Tell whether the source is STAC items."""
+    return options["stac"] is not None or options["search"] is not None
+
+
+def items_of(options: Mapping[str, Any]) -> list[Any]:
+    """Return the STAC items that the options name."""
+    from rsbackbones.embed.stac_items import open_items
+    from rsbackbones.embed.stac_search import search_items
+
+    if options["stac"] is not None:
+        return open_items(options["stac"], options["dates"])
+    return search_items(options["search"], options["collection"], options["bbox"], options["dates"])
 
 
 def print_status(output: RasterPath) -> int:
@@ -87,9 +132,10 @@ def print_status(output: RasterPath) -> int:
     from rsbackbones.embed import status
 
     found = status(str(output))
-    print(f"{found.done} of {found.total} shards done, {found.left} left, {len(found.failed)} failed")
+    task = "group" if str(output).endswith(".parquet") else "shard"
+    print(f"{found.done} of {found.total} {task}s done, {found.left} left, {len(found.failed)} failed")
     for index, reason in sorted(found.failed.items()):
-        print(f"shard {index}: {reason}")
+        print(f"{task} {index}: {reason}")
     if found.driver:
         print(f"run by process {found.driver['pid']} on {found.driver['host']}")
     print("finished" if found.finished else "not finished: the same command without --status goes on")
@@ -101,33 +147,45 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     import torch
 
     from rsbackbones.embed import plan, run
+    from rsbackbones.embed.zones import jobs_of
 
     progress = settings.pop("progress")
     workers = options["workers"] or 1
-    if options["stac"] is not None:
+    if has_items(options):
         settings |= {
             "composite": options["composite"] or "median", "dates": options["dates"], "grid": options["grid"],
             "sign": _function(options["sign"]),
         }  # fmt: skip
     job = plan(
-        model, source, str(output), variable=options["variable"], quantize=options["quantize"] or "per-band",
+        model, source, str(output), variable=options["variable"], points=options["points"],
+        on_missing=options["on_missing"] or "fail", quantize=options["quantize"],
         shard=options["shard"] or 256, cache_bytes=(options["cache"] or 256) * 2**20,
         threads=1 if options["dask"] else max(1, torch.get_num_threads() // workers), **settings,
     )  # fmt: skip
+    jobs = jobs_of(job)
     parts = {name: size / 2**20 for name, size in job.memory_bound.items()}
     listed = ", ".join(f"{name.replace('_', ' ')} {size:.0f}" for name, size in parts.items())
+    what = f"{sum(one.tasks for one in jobs)} shards of {jobs[0].shard} x {jobs[0].shard} cells"
+    points = jobs[0].points
+    if points is not None:
+        what = f"{points.facts['count']} geometries in {points.groups} groups"
     print(
-        f"{len(job.blocks)} shards of {job.shard} x {job.shard} cells; memory of a worker beyond libraries: "
-        f"at most {sum(parts.values()):.0f} MiB ({listed})",
+        f"{what}; memory of a worker beyond libraries: at most {sum(parts.values()):.0f} MiB ({listed})",
         file=sys.stderr,
     )
     with _executor(options) as executor:
         summary = run(job, executor, take_over=options["take_over"], progress=progress)
+    waited = f"the model waited {summary['waited_share']:.0%} of its time for pixels"
+    if points is not None:
+        print(f"{summary['missing']} of {summary['geometries']} geometries have no data; {waited}",
+              file=sys.stderr)  # fmt: skip
+        print(job.output)
+        return 0
     measured = summary["measured"]
     print(
-        f"{job.quantize}: cosine error {measured['cosine_error_p99']:.2g} (99th percentile), "
+        f"{jobs[0].quantize}: cosine error {measured['cosine_error_p99']:.2g} (99th percentile), "
         f"{measured['neighbor_agreement']:.1%} of 10 neighbors kept, {summary['clipped_share']:.3%} of "
-        f"values clipped; the model waited {summary['waited_share']:.0%} of its time for pixels",
+        f"values clipped; {waited}",
         file=sys.stderr,
     )
     print(job.output)

@@ -49,6 +49,7 @@ def eval_clouds(
     Series are grouped by their share of cloudy pixels, over all dates. The table has the mean IoU of both
     models in every group, and by how much --run is better.
     """
+    from rsbackbones.data.image_warnings import ImageWarnings, warning_notes
     from rsbackbones.device import choose_device
     from rsbackbones.eval import clouds
     from rsbackbones.eval.dense import predict
@@ -76,15 +77,20 @@ def eval_clouds(
     elif s2cloudless:
         mask = clouds.s2cloudless_mask(labelled)
     shares = clouds.cloud_shares(labelled, split, mask)
+    warned = ImageWarnings()
     counts = [
-        predict(model.to(place), labelled, split, batch_size=batch_size, progress=progress)
+        predict(model.to(place), labelled, split, batch_size=batch_size, progress=progress, warned=warned)
         for model in models
     ]
+    scored = labelled.splits[split].tolist()
+    warned.warn(labelled.name, scored)
+    notes = warning_notes(warned.counts(scored), len(scored))
     edges = edges or list(clouds.EDGES)
     bins = clouds.bin_by_clouds(shares, counts[0], counts[1], edges)
     names = (run.name, against.name if against.name != run.name else str(against))
     table = clouds.cloud_table(bins, names)
-    print(table)
+    text = "\n".join([table, *(f"\n{note}" for note in notes)])
+    print(text)
     if outside := int(((shares < edges[0]) | (shares > edges[-1])).sum()):
         print(f"{outside} of {len(shares)} series are outside of the edges", file=sys.stderr)
     if output is not None:
@@ -96,10 +102,11 @@ def eval_clouds(
         ]  # fmt: skip
         found = {
             "run": str(run), "against": str(against), "data": labelled.name, "split": split, "bins": rows,
+            "notes": notes,
             "shares": dict(zip((labelled.ids[i] for i in labelled.splits[split]), shares, strict=True)),
         }  # fmt: skip
         write_text(output / "clouds.json", json.dumps(found, indent=1))
-        write_text(output / "clouds.md", table + "\n")
+        write_text(output / "clouds.md", text + "\n")
         clouds.draw_clouds(bins, names, output / "clouds.png")
     return 0
 

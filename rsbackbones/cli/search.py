@@ -29,6 +29,12 @@ _POINT = CommaList(click.FLOAT)
 @option("--center", type=click.Choice(("none", "mean", "whiten")), default="mean", section="Search",
         help="what is done to features before they are compared: nothing, their mean subtracted, or one "
         "variance in all directions")  # fmt: skip
+@option("--group", metavar="utmNN", section="Search", help="the UTM zone to search, of a store of several")
+@option("--date", metavar="DATE", section="Search", help="2024-06-01: the date to search, of a store with a "
+        "time axis")  # fmt: skip
+@option("--index", type=FILE, metavar="FILE.ivf", section="Search",
+        help="for more than ten million vectors: search by an index, which is built where there is no such "
+        "file; hits are approximate, with the recall that they record")  # fmt: skip
 @option("--output", type=FILE, metavar="HITS.parquet", section="Result", help="the hits as GeoParquet")
 @option("--map", "similarity", type=FILE, metavar="MAP.tif", section="Result",
         help="the similarity of all cells as a Cloud Optimized GeoTIFF")  # fmt: skip
@@ -46,6 +52,9 @@ def search(
     checkpoint: Path | None,
     k: int,
     center: str,
+    group: str | None,
+    date: str | None,
+    index: Path | None,
     output: Path | None,
     similarity: Path | None,
     html: Path | None,
@@ -70,7 +79,9 @@ def search(
         raise click.UsageError("--scene is shown on the page: name it, --html PAGE.html")
     if (html or similarity) and str(store).endswith(".parquet"):
         raise click.UsageError("--html and --map show the cells of a store (.zarr); a table has none")
-    searched = Searched(str(store), center=center)
+    if (html or similarity) and index:
+        raise click.UsageError("--html and --map show the similarity of all cells; --index gives hits alone")
+    searched = Searched(str(store), center=center, group=group, date=date, index=index)
     positives: list[Any] = [searched.at(*place) for place in at]
     positives += [searched.box(*bounds) for bounds in box]
     positives += [encode_example(path, searched.provenance, checkpoint) for path in example]
@@ -80,6 +91,9 @@ def search(
             print(f"{i + 1:4d}  {score:.4f}  {lon:.5f},{lat:.5f}")
     if len(hits.similarity) > 10:
         print(f"and {len(hits.similarity) - 10} more", file=sys.stderr)
+    if index:
+        made = hits.facts["index"]
+        print(f"by an index with a recall of {made['recall_at_10']:.3f}: {index}", file=sys.stderr)
     if output:
         write_hits(output, searched, hits)
         print(output)

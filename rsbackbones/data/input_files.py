@@ -13,11 +13,12 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
 from rsbackbones.data.raster_path import local_file, raster_name, web_address, without_query
+from rsbackbones.files.retry import BUSY, retried
 
 _TIMEOUT_S = 30
 # A content is known by so many parts of so many bytes.
@@ -173,12 +174,16 @@ def tree_digest(root: Path, *, without: Path) -> str:
 
 def _web_version(url: str) -> str | None:
     """Return size and ETag of a file of a web server, or size and time; ``None``: it states none."""
-    try:
+
+    def ask() -> tuple[str | None, str | None]:
         with urlopen(Request(url, method="HEAD"), timeout=_TIMEOUT_S) as answer:
-            size, version = (
+            return (
                 answer.headers.get("Content-Length"),
                 answer.headers.get("ETag") or answer.headers.get("Last-Modified"),
             )
+
+    try:
+        size, version = retried(ask, lambda e: isinstance(e, HTTPError) and e.code in BUSY)
     except (URLError, OSError, ValueError):
         size = version = None
     return f"{size} {version}" if version else None

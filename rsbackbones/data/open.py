@@ -68,14 +68,15 @@ def open_source(path: str | Path, *, named: Mapping[str, str] | None = None, **o
 def source_statistics(source: Source, *, keep: bool = True) -> Statistics | None:
     """Return by sensor and band the mean and deviation that training data come with, ``None`` without.
 
-    Those of series in our own layout are measured where there are none yet
-    (:mod:`rsbackbones.data.series_statistics`), and ``keep`` writes them beside ``set.json``.
+    They are in DN and dB. Those of series in our own layout are measured where there are none yet, in the
+    ``units`` of the source (:mod:`rsbackbones.data.series_statistics`), and ``keep`` writes them beside
+    ``set.json``.
 
     Raises:
         ValueError: they cannot be read or measured.
     """
     if isinstance(source, SeriesFolder):
-        return dataset_statistics(source.root, keep=keep)
+        return dataset_statistics(source.root, units=source.units, keep=keep)
     return source.statistics() if isinstance(source, PastisSource | PackedSource) else None
 
 

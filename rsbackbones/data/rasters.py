@@ -22,11 +22,13 @@ from rsbackbones.data.raster_path import (
     check_regular_file,
     raster_name,
     raster_paths,
+    web_address,
 )
 from rsbackbones.data.resample import RESAMPLING, describe_resampling, finest_grid, resampled
 from rsbackbones.data.s2_baseline import warn_of_baseline
 from rsbackbones.data.safe_metadata import product_unit
 from rsbackbones.data.tiff_files import driver_of
+from rsbackbones.files import retry
 from rsbackbones.sensors import RGB8, SENSORS, get_sensor
 
 Array = npt.NDArray[Any]
@@ -69,6 +71,8 @@ class _Mask:
 def open_raster(path: RasterPath) -> Any:
     """Open a raster with rasterio; what is named ``.tif`` must be a TIFF.
 
+    A web server that is busy is asked again, by GDAL, now and when pixels are read.
+
     Raises:
         ImportError: rasterio is not installed.
         UnreadableRaster: the file cannot be read as a raster.
@@ -81,8 +85,12 @@ def open_raster(path: RasterPath) -> Any:
         raise ImportError("reading GeoTIFFs needs rasterio: pip install 'rsbackbones[geo]'") from error
     check_regular_file(path)
     driver = driver_of(path)
+    patience = {} if web_address(path) is None else {
+        "GDAL_HTTP_MAX_RETRY": retry.TRIES - 1, "GDAL_HTTP_RETRY_DELAY": retry.PAUSE_S,
+    }  # fmt: skip
     try:
-        raster = rasterio.open(path, driver=driver)
+        with rasterio.Env(**patience):
+            raster = rasterio.open(path, driver=driver)
     except RasterioIOError as error:
         kind = "GeoTIFF" if driver else "raster"
         inside = f"; name a raster in it, /vsizip/{path}/NAME.tif" if str(path).endswith(".zip") else ""

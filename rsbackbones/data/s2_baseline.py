@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rsbackbones.value_check import CLEAR, DARK, OffsetWarning
+from rsbackbones.value_check import CLEAR, DARK, ProductWarning
 
 Array = npt.NDArray[Any]
 Offset = Literal["detect", "none", "subtract"]
@@ -55,7 +55,7 @@ def warn_of_baseline(tags: Mapping[str, str]) -> None:
                 f"the tag {name}={baseline} is of products with an offset of 1000. Name the unit: "
                 "--units s2=dn_baseline_0400 (units={'s2': 'dn_baseline_0400'}), or s2=dn if the offset has "
                 "been subtracted",
-                OffsetWarning,
+                ProductWarning,
                 stacklevel=4,
             )
 

@@ -207,11 +207,12 @@ class SeriesFolder:
         root: the folder of the set.
         split: only the locations of this split; default all.
         units: by sensor the unit of the GeoTIFFs, where it is not that of the files; 8-bit values are refused
-            without one.
+            without one. Values are not converted.
         name: default: the folder's name.
 
     Attributes:
         set: the content of ``set.json``.
+        units: as given.
         locations: their names.
 
     Raises:
@@ -234,7 +235,7 @@ class SeriesFolder:
         self.set = read_set(self.root)
         self.name = name or self.root.resolve().name
         self.bands = dict(self.set.bands)
-        self._split, self._units = split, dict(units or {})
+        self._split, self.units = split, dict(units or {})
         self.locations = sorted(p.name for p in self.root.iterdir() if p.is_dir() and p.name[0] != ".")
         named = {name for names in self.set.splits.values() for name in names}
         if lacking := sorted(named - set(self.locations)):
@@ -336,7 +337,7 @@ class SeriesFolder:
         folder = self.root / self.locations[place]
         if (folder / STORE).is_file():
             return StoredLocation(folder, self.bands, self._stores)
-        return RasterLocation(folder, self.bands, self._units)
+        return RasterLocation(folder, self.bands, self.units)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(SeriesFolder, split=self._split, units=self._units, name=self.name), (str(self.root),)
+        return partial(SeriesFolder, split=self._split, units=self.units, name=self.name), (str(self.root),)

@@ -80,6 +80,10 @@ class ArraySource:
             return [f if "://" in f else f"file://{f}" for f in self._facts["files"]]
         return [f"urn:sha256:{self._facts['sha256']}"]
 
+    def names(self, window: Window) -> list[str]:
+        """See :class:`rsbackbones.embed.sources.Source`."""
+        return self.links
+
     @property
     def nbytes(self) -> int:
         """How many bytes of values go with the source when it is pickled."""
@@ -130,6 +134,10 @@ class ZarrSource:
         """See :class:`rsbackbones.embed.sources.Source`."""
         local = self._objects.local
         return [self._objects.place if local is None else local.as_uri()]
+
+    def names(self, window: Window) -> list[str]:
+        """See :class:`rsbackbones.embed.sources.Source`."""
+        return self.links
 
     @contextmanager
     def open(self, model: Backbone, window: Window) -> Iterator[Scene]:

@@ -5,7 +5,8 @@ The columns are those that torchgeo's ``ClayEmbeddings`` (from 0.9) reads: ``geo
 """
 
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +16,7 @@ from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import Array
 
 # Rows of a row group: so many vectors are in memory at a time.
-_ROWS = 8192
+ROWS = 8192
 # Points along each side of an outline before it is projected.
 _SIDE_POINTS = 5
 
@@ -59,35 +60,76 @@ def acquired(names: Sequence[str]) -> Any:
     return None
 
 
+def arrow_table(frame: Any) -> Any:
+    """Return a GeoDataFrame in EPSG:4326 as an Arrow table of GeoParquet 1.1, with a column ``bbox``."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, write_covering_bbox=True, schema_version="1.1.0")
+    table = pq.read_table(buffer)
+    # Without pandas' own record of the columns, which does not know those that are added.
+    return table.replace_schema_metadata({b"geo": table.schema.metadata[b"geo"]})
+
+
+def vector_column(vectors: Array) -> Any:
+    """Return vectors [N, D] as an Arrow array of fixed-size lists."""
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1]
+    )
+
+
+def table_metadata(
+    architecture: str,
+    weights: str | None,
+    parameters: str,
+    bands: Mapping[str, Sequence[str]],
+    more: Mapping[str, str],
+) -> dict[bytes, bytes]:
+    """Return what a table of embeddings states of the model that made them, and more."""
+    from rsbackbones import __version__
+
+    stated = {
+        "rsbackbones": __version__,
+        "model": architecture,
+        "weights": weights or "",
+        "parameters_sha256": parameters,
+        "bands": json.dumps({m: list(b) for m, b in bands.items()}),
+        **more,
+    }
+    return {key.encode(): value.encode() for key, value in stated.items()}
+
+
 def write_geoparquet(
     file: BinaryIO,
     columns: Mapping[str, Any],
     geometry: Sequence[Any],
-    vectors: Mapping[str, Array],
-    metadata: Mapping[str, str],
+    vectors: Callable[[slice], Mapping[str, Array]],
+    metadata: Mapping[bytes, bytes],
 ) -> None:
-    """Write rows with their geometries (EPSG:4326), and vectors [N, D] as fixed-size lists."""
+    """Write rows with their geometries (EPSG:4326), and vectors as fixed-size lists, part by part.
+
+    Args:
+        file: to write to.
+        columns: by name the values of all rows.
+        geometry: of all rows.
+        vectors: returns those of some rows by column, [n, D]; so many are in memory at a time.
+        metadata: of the file.
+    """
     import geopandas
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     frame = geopandas.GeoDataFrame(dict(columns), geometry=list(geometry), crs="EPSG:4326")
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, write_covering_bbox=True, schema_version="1.1.0")
-    table = pq.read_table(buffer)
-    schema = table.schema
-    for name, values in vectors.items():
-        schema = schema.append(pa.field(name, pa.list_(pa.from_numpy_dtype(values.dtype), values.shape[1])))
-    # Without pandas' own record of the columns, which does not know the vectors.
-    kept = {b"geo": table.schema.metadata[b"geo"]} | {k.encode(): v.encode() for k, v in metadata.items()}
-    schema = schema.with_metadata(kept)
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for start in range(0, len(table), _ROWS):
-            part = table.slice(start, _ROWS)
-            lists = [
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.ascontiguousarray(values[start : start + _ROWS]).reshape(-1)), values.shape[1]
-                )
-                for values in vectors.values()
-            ]
-            writer.write_table(pa.table([*part.columns, *lists], schema=schema))
+    table, writer = arrow_table(frame), None
+    table = table.replace_schema_metadata({**table.schema.metadata, **metadata})
+    try:
+        for start in range(0, max(len(table), 1), ROWS):
+            part = table.slice(start, ROWS)
+            for name, values in vectors(slice(start, start + len(part))).items():
+                part = part.append_column(name, vector_column(values))
+            writer = writer or pq.ParquetWriter(file, part.schema, compression="zstd")
+            writer.write_table(part)
+    finally:
+        if writer is not None:
+            writer.close()

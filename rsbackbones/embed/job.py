@@ -1,42 +1,34 @@
-"""A job: which model, which pixels, which lattice of windows, and where the features go. No pixel is read."""
+"""A job: which model, which pixels, which lattice of windows, and where the features go."""
 
 import hashlib
 import json
-import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
-from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
-from rsbackbones.device import choose_device
-from rsbackbones.embed.array_source import LARGE_ARRAY, ArraySource, ZarrSource
-from rsbackbones.embed.inputs import sensors_of, warn_of_pixel_sizes
-from rsbackbones.embed.lattice import Block, Lattice, map_shape, window_sides, window_unit
-from rsbackbones.embed.quantize import Quantization, check_rule
-from rsbackbones.embed.sources import RasterSource, ReadOptions, Source
-from rsbackbones.embed.stac_source import Sign, StacSource, is_items
-from rsbackbones.files.objects import Objects, is_url
-from rsbackbones.models.backbone import Backbone, unwrap_model
-from rsbackbones.zoo.fingerprint import weights_digest
+from rsbackbones.embed.lattice import Block, Lattice
+from rsbackbones.embed.points import GROUP, Points
+from rsbackbones.embed.quantize import Quantization
+from rsbackbones.embed.sources import Source
+from rsbackbones.files.objects import Objects
+from rsbackbones.models.backbone import Backbone
 
 # The side of the chunks within a shard, in cells; a reader of one point reads one of them.
 CHUNK = 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# How a GeoTIFF can state what its integers mean.
-COG_RULES = ("per-band", "none")
 # What a block of rows is read in, in pixels: files are opened once for each.
 ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Job:
-    """What :func:`plan` makes and :func:`rsbackbones.embed.run.run` computes. A task is one shard.
+    """What :func:`rsbackbones.embed.plan` makes and :func:`rsbackbones.embed.run.run` computes.
+
+    A task is one shard of a store, or a group of geometries of a table.
 
     Attributes:
         output: where the features go.
@@ -53,8 +45,10 @@ class Job:
         threads: of torch in a task.
         cache_bytes: of GDAL in a worker.
         seed: of the sample that scales of quantization come from.
+        points: the geometries of a table; ``None`` of a store.
         calibration: what :func:`rsbackbones.embed.task.calibrate` found; empty before.
         model: of the process that planned it; it is not pickled.
+        group: of the store, where zones have groups.
     """
 
     output: str
@@ -72,8 +66,10 @@ class Job:
     threads: int
     cache_bytes: int
     seed: int
+    points: Points | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     model: Backbone | None = None
+    group: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -82,18 +78,45 @@ class Job:
 
     @cached_property
     def objects(self) -> Objects:
-        """The store of the features; that of a COG is kept with the records until it is written."""
-        return self.records.within("embeddings.zarr") if self.is_cog else Objects(self.output)
+        """Where tasks write; what becomes a local output at the end is kept with the records until then."""
+        if self.points is not None:
+            return self.records.within("parts")
+        if self.is_cog:
+            return self.records.within("embeddings.zarr")
+        return Objects(self.output) if self.group is None else Objects(self.output).within(self.group)
 
     @property
     def is_cog(self) -> bool:
         """Whether the output is a Cloud Optimized GeoTIFF."""
         return self.output.endswith((".tif", ".tiff"))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the output is local, and comes into being when all tasks are done."""
+        return self.is_cog or self.points is not None
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks there are."""
+        return len(self.blocks) if self.points is None else self.points.groups
+
+    @property
+    def task_name(self) -> str:
+        """What messages call a task."""
+        return "shard" if self.points is None else "group"
+
+    def place_of(self, task: int) -> str:
+        """Return where a task lies, for messages."""
+        if self.points is not None:
+            return self.points.place_of(task)
+        top, left, bottom, right = self.blocks[task]
+        return f"rows {top} to {bottom}, columns {left} to {right}"
+
     @cached_property
     def records(self) -> Objects:
-        """The records of the job, beside its output: ``OUTPUT.job``."""
-        return Objects(self.output).beside(".job")
+        """The records of the job, beside its output: ``OUTPUT.job``, or ``OUTPUT.job/GROUP``."""
+        beside = Objects(self.output).beside(".job")
+        return beside if self.group is None else beside.within(self.group)
 
     @property
     def units(self) -> Mapping[str, str] | None:
@@ -112,14 +135,42 @@ class Job:
         ]
 
     @property
+    def encoded(self) -> str | None:
+        """How dates are encoded: ``one by one``, ``fused`` or as ``series``; ``None``: there is one image."""
+        dates = self.facts["source"].get("dates")
+        return dates and str(dates["encoded"])
+
+    @property
+    def is_series(self) -> bool:
+        """Whether all dates of a window are read and encoded together."""
+        return self.encoded in ("series", "fused")
+
+    @property
+    def days_of_series(self) -> dict[str, list[str]]:
+        """By modality the days that are read together; empty: images are read one by one."""
+        return dict(self.facts["source"]["dates"]["days"]) if self.is_series else {}
+
+    @property
+    def maps_at_once(self) -> int:
+        """How many maps a series gives at a time."""
+        return len(self.days) if self.encoded == "fused" else 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows of pixels are read at a time, but for a window that is larger."""
+        return 0 if self.is_series else ROWS_AT_ONCE
+
+    @property
+    def days(self) -> list[str]:
+        """The time axis of the features; empty: they have none."""
+        if self.encoded in (None, "series"):
+            return []
+        return list(next(iter(self.facts["source"]["dates"]["days"].values())))
+
+    @property
     def grid(self) -> Grid:
         """Where the cells lie."""
-        from rasterio import Affine
-
-        g, p = self.source.grid, self.cell
-        t = g.transform
-        transform = Affine(t.a * p, 0.0, t.c, 0.0, t.e * p, t.f)
-        return Grid(self.lattice.rows, self.lattice.columns, g.crs, transform)
+        return grid_of_cells(self.source.grid, self.lattice, self.cell)
 
     @property
     def quantization(self) -> Quantization:
@@ -136,19 +187,23 @@ class Job:
         window = self.lattice.size[0] * p + unit
         width = max(h.shape[1] for h in halo) * p + unit
         # A strip of rows of windows: what is held, what is read after it, and both joined.
-        strip = 2 * (window + ROWS_AT_ONCE) * width * (bands * 4 + masks + 1)
-        # A composite reads one band of all dates at a time: values, which are clear, and a copy to sort.
-        layers = self.source.layers if self.facts["source"].get("composite") else 0
-        dates = layers * (ROWS_AT_ONCE + window) * width * (4 + 4 + 1 + 1)
-        if self.facts["source"].get("composite") not in (None, "median"):  # or all bands
-            dates += layers * (ROWS_AT_ONCE + window) * width * bands * 4
-        batches = 4 * self.batch_size * (window + unit) ** 2 * bands * 4
+        layers = max(map(len, self.days_of_series.values()), default=1)
+        rows = window + max(window, self.rows_at_once)
+        strip = 2 * rows * width * layers * (bands * 4 + masks + 1)
+        # What a composite makes, twice copied, beside a date. A median has one band of all dates: the values,
+        # which are clear, and masks in between.
+        composite = self.facts["source"].get("composite")
+        of_date = 9 * self.source.layers if composite == "median" else 9
+        made = rows * width * (3 * bands * 4 + of_date) if composite else 0
+        batches = 4 * self.batch_size * (window + unit) ** 2 * layers * bands * 4
         cells = self.shard**2
+        table = 0 if self.points is None else 3 * GROUP * self.dim * 8
         return {
             "model": 2 * self.facts["model"]["bytes"],
-            "pixels": strip + batches + dates,
+            "pixels": strip + batches + made,
             # The sums, the stored values, the same in the order of the store, and the encoded shard.
-            "features": cells * self.dim * (4 + 3 * Quantization(self.quantize).dtype.itemsize),
+            "features": table
+            + cells * self.dim * (self.maps_at_once * 4 + 3 * Quantization(self.quantize).dtype.itemsize),
             "gdal_cache": self.cache_bytes,
         }
 
@@ -166,201 +221,10 @@ class Job:
         self.__dict__.update(state)
 
 
-def plan(
-    model: nn.Module,
-    source: Any,
-    output: str | os.PathLike[str],
-    *,
-    variable: str | None = None,
-    bands: Sequence[Sequence[str] | None] | None = None,
-    units: Mapping[str, str] | None = None,
-    nodata: float | None = None,
-    mask: ClassMasks | None = None,
-    resample: str | None = None,
-    composite: str = "median",
-    grid: Any = None,
-    dates: str | None = None,
-    sign: Sign | None = None,
-    on_unreadable: str = "fail",
-    stream: str | None = None,
-    window: int | None = None,
-    overlap: int | None = None,
-    quantize: str = "per-band",
-    shard: int = 256,
-    batch_size: int = 8,
-    device: str | torch.device | None = None,
-    dtype: str | None = None,
-    threads: int | None = None,
-    cache_bytes: int = 256 * 2**20,
-    seed: int = 0,
-) -> Job:
-    """Plan the features of a scene as a store of shards. No pixel is read.
+def grid_of_cells(grid: Grid, lattice: Lattice, cell: int) -> Grid:
+    """Return where the cells of a lattice lie, of so many pixels."""
+    from rasterio import Affine
 
-    A task computes one shard: it reads its own pixels with what the windows around need, computes all windows
-    of the scene's lattice that touch it, blends, quantizes, and writes the shard and then its record. The
-    result depends on neither the engine nor the size of a shard (but for rounding of the model in its last
-    bits), and is that of :func:`rsbackbones.embed.embed_scene` within half a step of the quantization.
-
-    Args:
-        model: from ``create_model``, of images.
-        source: rasters of one place, tiles of a mosaic, or folders of them (paths, URLs, names for GDAL); an
-            ``xarray.DataArray`` (band, y, x) or a Dataset of bands; the path or URL of a Zarr store
-            (``.zarr``); or STAC items: of ``pystac``, of a search, or the path of a JSON file of them.
-        output: a path or URL (``s3://...``) that ends in ``.zarr``, or a local ``.tif``: a Cloud Optimized
-            GeoTIFF, of the rules ``per-band`` and ``none``.
-        variable: of a Zarr store, if it holds several arrays of bands.
-        bands, units, nodata, mask, resample: as for :func:`rsbackbones.embed.embed_scene`. A mask of an array
-            is one of its bands.
-        composite, grid, dates, sign, on_unreadable: of STAC items, see
-            :class:`rsbackbones.embed.stac_source.StacSource`.
-        stream, window, overlap, batch_size: as there.
-        quantize: see :mod:`rsbackbones.embed.quantize`.
-        shard: its side in cells, a multiple of 32.
-        device: of each worker: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``. Default: where the model
-            is.
-        dtype: of the weights of the model while it runs: ``float32``, ``bfloat16`` or ``float16``. Default:
-            that of the model.
-        threads: of torch in each task; default: as many as torch has here. Sums may differ in their last bit
-            with their number.
-        cache_bytes: of GDAL's block cache in each worker.
-        seed: of the sample of windows that scales of quantization come from.
-
-    Raises:
-        ImportError: the extra ``scale`` is not installed.
-        ValueError: pixels without a place north up, bands or sizes that do not fit, or another output.
-    """
-    model = unwrap_model(model)
-    check_rule(quantize)
-    if model.consumes != "image":
-        raise ValueError(f"{model.architecture} encodes series of dates, and a job has images of one date")
-    if shard < CHUNK or shard % CHUNK:
-        raise ValueError(f"shard must be a multiple of {CHUNK} cells, got {shard}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    own = str(model.device_and_dtype()[1]).removeprefix("torch.")
-    dtype = own if dtype is None else dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    place = os.fspath(output)
-    _check_output(place, quantize)
-    options = ReadOptions(bands, units, nodata, mask, resample)
-    of_items = {"composite": composite, "grid": grid, "dates": dates, "sign": sign,
-                "on_unreadable": on_unreadable}  # fmt: skip
-    found = _source(model, source, options, variable, of_items)
-    rows, columns = map_shape(model, found.grid.height, found.grid.width)
-    side, shared = window_sides(model, window, overlap)
-    cell = model.stride
-    if left := [n - cells * cell for n, cells in ((found.grid.height, rows), (found.grid.width, columns))
-                if n > cells * cell]:  # fmt: skip
-        warnings.warn(
-            f"the map does not cover the last {max(left)} pixels of a side; a model that pads does "
-            "(create_model(..., pad=True), --pad)",
-            stacklevel=2,
-        )
-    warn_of_pixel_sizes(model, {str(place): found.grid.pixel_in_meters})
-    shard = min(shard, -(-max(rows, columns) // CHUNK) * CHUNK)
-    entry = model.weights_entry
-    stream = model.choose_stream(stream)
-    facts: dict[str, Any] = {
-        "model": {
-            "architecture": model.architecture,
-            "weights": entry.id if entry else None,
-            "weights_sha256": entry.sha256 if entry else None,
-            "license": entry.license if entry else None,
-            "parameters_sha256": weights_digest(model),
-            "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
-            "sensors": sensors_of(model),
-            "bands": {m: list(b) for m, b in model.bands.items()},
-            "inputs": {m: _contract(model, m) for m in model.modalities},
-            "pad": model.pad,
-            "own_dtype": own,
-            "dtype": dtype,
-            "window_unit": window_unit(model),
-        },
-        "stream": stream,
-        "source": found.facts,
-        "grid": _grid_facts(found.grid),
-        "window": side,
-        "overlap": shared,
-        "stride": cell,
-        "shard": shard,
-        "quantize": quantize,
-        "seed": seed,
-    }
-    if device is None:
-        device = model.device_and_dtype()[0]
-    else:
-        choose_device(device)
-    return Job(
-        output=Objects(place).place,
-        source=found,
-        facts=json.loads(json.dumps(facts)),
-        lattice=Lattice(rows, columns, side // cell, shared // cell),
-        cell=cell,
-        shard=shard,
-        stream=stream,
-        dim=model.num_features,
-        quantize=quantize,
-        batch_size=batch_size,
-        device=str(device),
-        dtype=dtype,
-        threads=threads or torch.get_num_threads(),
-        cache_bytes=cache_bytes,
-        seed=seed,
-        model=model,
-    )
-
-
-def _check_output(place: str, quantize: str) -> None:
-    if place.endswith((".tif", ".tiff")):
-        if is_url(place):
-            raise ValueError(f"a COG is a local file, got {place}; a store (.zarr) may be in a bucket")
-        if quantize not in COG_RULES:
-            raise ValueError(f"a COG states a scale and an offset for each band: quantize must be one of "
-                             f"{', '.join(COG_RULES)}, got {quantize!r}")  # fmt: skip
-    elif not place.rstrip("/").endswith(".zarr"):
-        raise ValueError(f"features go to a .zarr, or a COG to a .tif, got {place}")
-
-
-def _source(
-    model: Backbone, source: Any, options: ReadOptions, variable: str | None, of_items: dict[str, Any]
-) -> Source:
-    if is_items(source) or (isinstance(source, (str, os.PathLike)) and os.fspath(source).endswith(".json")):
-        return StacSource(source, model, options, **of_items)
-    if given := [name for name, value in of_items.items() if value not in (None, "median", "fail")]:
-        raise ValueError(f"{', '.join(given)}: only of STAC items, and the source is {type(source).__name__}")
-    if not isinstance(source, (str, os.PathLike)) and any(
-        kind.__module__.partition(".")[0] == "xarray" for kind in type(source).__mro__
-    ):
-        array = ArraySource.of_memory(source, model, options)
-        if array.nbytes > LARGE_ARRAY:
-            warnings.warn(
-                f"the array of {array.nbytes / 2**20:.0f} MiB goes to the worker with every task; write it "
-                "to Zarr and pass the path",
-                stacklevel=3,
-            )
-        return array
-    if isinstance(source, (str, os.PathLike)) and os.fspath(source).rstrip("/").endswith(".zarr"):
-        return ZarrSource(os.fspath(source), model, options, variable=variable)
-    if variable is not None:
-        raise ValueError(f"variable={variable!r} names an array of a Zarr store, and {source} is none")
-    if isinstance(source, (str, os.PathLike)) or (
-        isinstance(source, Sequence) and source and all(isinstance(s, (str, os.PathLike)) for s in source)
-    ):
-        return RasterSource.of_paths(model, source, options)
-    raise ValueError(
-        "source must be paths of rasters, an xarray.DataArray or Dataset, or the path of a Zarr store, got "
-        f"{type(source).__name__}"
-    )
-
-
-def _grid_facts(grid: Grid) -> dict[str, Any]:
-    return {"height": grid.height, "width": grid.width, "crs": grid.crs.to_wkt(),
-            "transform": list(grid.transform[:6])}  # fmt: skip
-
-
-def _contract(model: Backbone, modality: str) -> dict[str, Any]:
-    spec = model.inputs.get(modality)
-    return {} if spec is None else {"unit": spec.unit, "normalize": spec.normalize, "product": spec.product}
+    t = grid.transform
+    transform = Affine(t.a * cell, 0.0, t.c, 0.0, t.e * cell, t.f)
+    return Grid(lattice.rows, lattice.columns, grid.crs, transform)

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import RasterPath, UnreadableRaster, raster_name, raster_paths
 from rsbackbones.data.rasters import Array
 from rsbackbones.device import choose_device
-from rsbackbones.embed.geoparquet import acquired, outline, write_geoparquet
+from rsbackbones.embed.geoparquet import ROWS, acquired, outline, table_metadata, write_geoparquet
 from rsbackbones.embed.inputs import (
     TABLES,
     check_output,
@@ -149,17 +151,12 @@ def embed_patches(
             "pixel_m": [math.nan if (m := grid.pixel_in_meters) is None else m for grid in grids],
             **({"resampling": [patch.resampling for patch in kept]} if resample else {}),
         }
-        vectors = store.read() if len(kept) == len(patches) else store.read(np.flatnonzero(store.done))
-        if "valid_share" in vectors:
-            columns["valid_share"] = vectors.pop("valid_share")
-        if mask and (lost := sum(bool(np.isnan(x).any()) for x in vectors[next(iter(model.stream_inputs))])):
-            warnings.warn(
-                f"{lost} of {len(kept)} patches have no cell of which half the pixels count: their "
-                "embeddings are NaN",
-                stacklevel=2,
-            )
-        _write_table(output, columns, vectors, grids, model, inputs, folder, left_out)
-        del vectors  # an open map of the file: it could not be deleted on every system
+        rows = np.flatnonzero(store.done)
+        if mask:
+            _add_valid_shares(columns, store, rows, next(iter(model.stream_inputs)))
+        _write_table(
+            output, columns, partial(_read_vectors, store, rows), grids, model, inputs, folder, left_out
+        )
         store.discard()
     return left_out
 
@@ -227,6 +224,32 @@ def _embed_patches(
         doubts.warn(raster_name(patches[todo[0]].name), todo)
 
 
+def _read_vectors(store: RowStore, rows: npt.NDArray[np.int64], part: slice) -> dict[str, Array]:
+    vectors = store.read(rows[part])
+    vectors.pop("valid_share", None)
+    return vectors
+
+
+def _add_valid_shares(
+    columns: dict[str, Any], store: RowStore, rows: npt.NDArray[np.int64], stream: str
+) -> None:
+    """Add the shares to the columns, and warn of embeddings without a cell."""
+    shares, lost = [], 0
+    for start in range(0, len(rows), ROWS):
+        part = store.read(rows[start : start + ROWS])
+        if "valid_share" not in part:  # the masks are of other sensors
+            return
+        shares.append(part["valid_share"])
+        lost += int(np.isnan(part[stream]).any(axis=1).sum())
+    columns["valid_share"] = np.concatenate(shares)
+    if lost:
+        warnings.warn(
+            f"{lost} of {len(rows)} patches have no cell of which half the pixels count: their embeddings "
+            "are NaN",
+            stacklevel=3,
+        )
+
+
 class _NoData(ValueError):
     """A patch has pixels without data."""
 
@@ -280,7 +303,7 @@ def _read_patch(
 def _write_table(
     output: Path,
     columns: dict[str, Any],
-    vectors: Mapping[str, Array],
+    vectors: Callable[[slice], Mapping[str, Array]],
     grids: Sequence[Grid],
     model: Backbone,
     inputs: Sequence[InputFiles],
@@ -293,7 +316,10 @@ def _write_table(
                 columns["left_out"] = [str(path) for path in left_out]
                 columns["left_out_reasons"] = list(left_out.values())
             save: Any = np.savez_compressed  # its typing takes every keyword for allow_pickle
-            save(file, **{key: np.asarray(values) for key, values in {**columns, **vectors}.items()})
+            save(
+                file,
+                **{key: np.asarray(values) for key, values in {**columns, **vectors(slice(None))}.items()},
+            )
         else:
             _write_parquet(file, columns, vectors, grids, model, left_out)
         for files in inputs:
@@ -303,7 +329,7 @@ def _write_table(
 def _write_parquet(
     file: BinaryIO,
     columns: Mapping[str, Any],
-    vectors: Mapping[str, Array],
+    vectors: Callable[[slice], Mapping[str, Array]],
     grids: Sequence[Grid],
     model: Backbone,
     left_out: Mapping[RasterPath, str],
@@ -315,18 +341,18 @@ def _write_parquet(
         "source": sources,
         **{name: values for name, values in columns.items() if name != "paths"},
     }
-    lists = {"embedding": vectors[model.choose_stream()]}
-    lists |= {f"embedding_{stream}": values for stream, values in vectors.items()}
-    entry = model.weights_entry
-    from rsbackbones import __version__
 
-    metadata = {
-        "rsbackbones": __version__,
-        "model": model.architecture,
-        "weights": entry.id if entry else "",
-        "parameters_sha256": weights_digest(model),
-        "bands": json.dumps({m: list(b) for m, b in model.bands.items()}),
-    }
-    if left_out:
-        metadata["left_out"] = json.dumps({str(path): reason for path, reason in left_out.items()})
+    def lists(part: slice) -> dict[str, Array]:
+        of_streams = vectors(part)
+        return {
+            "embedding": of_streams[model.choose_stream()],
+            **{f"embedding_{stream}": values for stream, values in of_streams.items()},
+        }
+
+    entry = model.weights_entry
+    named_too = {"left_out": json.dumps({str(path): reason for path, reason in left_out.items()})}
+    metadata = table_metadata(
+        model.architecture, entry.id if entry else None, weights_digest(model), model.bands,
+        named_too if left_out else {},
+    )  # fmt: skip
     write_geoparquet(file, named, [outline(grid) for grid in grids], lists, metadata)

@@ -9,12 +9,13 @@ from rsbackbones.data.rasters import Array
 
 
 class Pixels(NamedTuple):
-    """A window of a scene.
+    """A window of a scene, or of a series of them.
 
     Attributes:
-        arrays: by modality [C, h, w] float32; pixels without data hold zero.
-        valid: [h, w], True where all bands have data.
-        counts: by modality [h, w], False for pixels that a mask excludes; without masks it is empty.
+        arrays: by modality [C, h, w] float32; pixels without data hold zero. Of a series [T, C, h, w].
+        valid: [h, w], True where all bands have data. Of a series: where all modalities have some date.
+        counts: by modality [h, w], False for pixels that a mask excludes; without masks it is empty. Of a
+            series [T, h, w], True where a date has data.
     """
 
     arrays: dict[str, Array]
@@ -25,9 +26,9 @@ class Pixels(NamedTuple):
         """Return the part of these pixels at a row and column."""
         here = slice(top, top + height), slice(left, left + width)
         return Pixels(
-            {m: x[:, *here] for m, x in self.arrays.items()},
+            {m: x[..., *here] for m, x in self.arrays.items()},
             self.valid[here],
-            {m: x[here] for m, x in self.counts.items()},
+            {m: x[..., *here] for m, x in self.counts.items()},
         )
 
 

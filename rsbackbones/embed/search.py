@@ -2,9 +2,11 @@
 
 The similarity is the inner product of unit vectors (the cosine), exact, over all vectors; shards are read one
 by one. ``center`` says what is done to features before: ``none``; ``mean`` subtracts the mean of the store,
-which all vectors of a ViT share; ``whiten`` also scales them to one variance in all directions.
+which all vectors of a ViT share; ``whiten`` also scales them to one variance in all directions. With an index
+(:mod:`rsbackbones.embed.search_index`) shards are not read, and hits are approximate.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
+from rsbackbones.embed.search_index import build_index, open_index
 from rsbackbones.embed.store import PROVENANCE, open_store
-from rsbackbones.files.objects import is_url
+from rsbackbones.files.objects import Objects, is_url
+from rsbackbones.files.sha256 import sha256_of
 
 CENTERS = ("none", "mean", "whiten")
 # Vectors that mean and covariance are of.
@@ -31,7 +36,7 @@ class Hits:
         rows: [k] of the map, or the row of a table.
         columns: [k] of the map; zeros of a table.
         lon, lat: [k], of the centers in degrees.
-        similarities: the whole map [rows, columns], NaN without data; ``None`` of a table.
+        similarities: the whole map [rows, columns], NaN without data; ``None`` of a table, and with an index.
         facts: what was searched, and how.
     """
 
@@ -50,13 +55,24 @@ class Searched:
     Args:
         place: the path, or the URL of a store.
         center: one of ``CENTERS``.
+        group: of a store of several UTM zones, which are searched one by one.
+        date: of a store with a time axis, ``2024-06-01``.
+        index: a file of an index; one that does not exist is built.
 
     Raises:
         ImportError: faiss is not installed.
-        ValueError: there is no store or table, or it holds no vectors.
+        ValueError: there is no store or table, it holds no vectors, or the index is of others.
     """
 
-    def __init__(self, place: str | os.PathLike[str], *, center: str = "mean") -> None:
+    def __init__(
+        self,
+        place: str | os.PathLike[str],
+        *,
+        center: str = "mean",
+        group: str | None = None,
+        date: str | None = None,
+        index: Path | None = None,
+    ) -> None:
         if center not in CENTERS:
             raise ValueError(f"center must be one of {', '.join(CENTERS)}, got {center!r}")
         try:
@@ -65,11 +81,17 @@ class Searched:
             raise ImportError("searching needs faiss: pip install 'rsbackbones[search]'") from error
         self.place, self.center = os.fspath(place), center
         self._table: Any = None
+        self._index: Any = None
+        self._mean: Array
+        self._matrix: Array | None = None
         import odc.geo.xr  # noqa: F401
 
         if self.place.rstrip("/").endswith(".zarr"):
-            self._data = open_store(self.place)["embeddings"]
-            self.provenance: dict[str, Any] = open_store(self.place, decode=False).attrs[PROVENANCE]
+            store = open_store(self.place, group=group)
+            self._data = _of_date(store["embeddings"], date, self.place)
+            self.provenance: dict[str, Any] = store.attrs[PROVENANCE]
+        elif group is not None or date is not None:
+            raise ValueError(f"group and date are of a store (.zarr), got {self.place}")
         elif self.place.endswith(".parquet") and not is_url(self.place):
             import geopandas
             import pyarrow.parquet as pq
@@ -79,13 +101,32 @@ class Searched:
             self._table = geopandas.read_parquet(self.place)
             if "embedding" not in self._table:
                 raise ValueError(f"{self.place} has no column embedding; it has {', '.join(self._table)}")
-            stated = pq.read_schema(self.place).metadata
+            stated = pq.ParquetDataset(self.place).schema.metadata  # of a file, or a folder of parts
             self.provenance = {
                 k.decode(): v.decode() for k, v in stated.items() if k not in (b"geo", b"pandas")
             }
         else:
             raise ValueError(f"a store (.zarr) or a table (.parquet) is searched, got {self.place}")
-        self._mean, self._matrix = self._fit()
+        facts = (
+            {}
+            if index is None
+            else {"digest": self._digest(), "center": center, "group": group, "date": date}
+        )
+        if index is None or not index.exists():
+            sample = self._fit()
+        if index is not None:
+            if not index.exists():
+                made = {"mean": self._mean, "matrix": self._matrix, "cells": self._cells}
+                prepared = self._prepared(sample).astype(np.float32)
+                build_index(index, self._prepared_parts, prepared, facts | made)
+            self._index = open_index(index)
+            for fact, value in facts.items():
+                if self._index.facts[fact] != value:
+                    raise ValueError(
+                        f"{index} is an index of other vectors than those of {self.place} ({fact} "
+                        f"{self._index.facts[fact]}, not {value}); name a new file, and it is built"
+                    )
+            self._mean, self._matrix = self._index.mean, self._index.matrix
 
     @property
     def dim(self) -> int:
@@ -173,8 +214,6 @@ class Searched:
         Raises:
             ValueError: no example, one of another length, or k below 1.
         """
-        import faiss
-
         if not positives or k < 1:
             raise ValueError(f"expected an example and k of at least 1, got {len(positives)} and {k}")
         if wrong := [len(v) for v in (*positives, *negatives) if len(v) != self.dim]:
@@ -183,34 +222,59 @@ class Searched:
         if negatives:
             query = query - 0.5 * self._prepared(np.stack(negatives)).mean(axis=0)
         query = _unit(query[None]).astype(np.float32)
-        best = faiss.ResultHeap(1, k, keep_max=True)
-        similarities = None if self._table is not None else np.full(self._data.shape[1:], np.nan, np.float32)
-        for (top, left), vectors in self._parts():
-            shape = vectors.shape[:2]
-            flat = vectors.reshape(-1, self.dim)
-            there = np.flatnonzero(np.isfinite(flat).all(axis=1))
-            if not len(there):
-                continue
-            prepared = np.ascontiguousarray(self._prepared(flat[there]), np.float32)
-            index = faiss.IndexFlatIP(self.dim)
-            index.add(prepared)
-            found, places = index.search(query, min(k, len(there)))
-            rows, columns = np.unravel_index(there[places[0]], shape)
-            width = 1 if similarities is None else similarities.shape[1]
-            best.add_result(found, ((rows + top) * width + columns + left)[None].astype(np.int64))
-            if similarities is not None:
-                part = np.full(shape[0] * shape[1], np.nan, np.float32)
-                part[there] = prepared @ query[0]
-                similarities[top : top + shape[0], left : left + shape[1]] = part.reshape(shape)
-        best.finalize()
-        kept = best.I[0] >= 0
-        numbers, scores = best.I[0][kept], best.D[0][kept]
-        width = 1 if similarities is None else similarities.shape[1]
-        rows, columns = numbers // width, numbers % width
+        scores, numbers, similarities = self._nearest(query[0], k)
+        rows, columns = np.divmod(numbers, self._width)
         lon, lat = self._degrees(rows, columns)
         facts = {"searched": self.place, "center": self.center, "k": k, "positives": len(positives),
                  "negatives": len(negatives), "provenance": self.provenance}  # fmt: skip
+        if self._index is not None:
+            facts["index"] = self._index.facts["index"]
         return Hits(scores, rows, columns, lon, lat, similarities, facts)
+
+    @property
+    def _width(self) -> int:
+        """How many columns a row has: a vector's number is that of its row times this, plus its column."""
+        return 1 if self._table is not None else self.shape[1]
+
+    @property
+    def _cells(self) -> int:
+        """How many vectors there are, those without data too."""
+        return len(self._table) if self._table is not None else self.shape[0] * self.shape[1]
+
+    def _nearest(self, query: Array, k: int) -> tuple[Array, Array, Array | None]:
+        """Return similarities and numbers of the k nearest vectors, and the map of all similarities."""
+        import faiss
+
+        if self._index is not None:
+            return *self._index.search(query, k), None
+        best = faiss.ResultHeap(1, k, keep_max=True)
+        similarities = None if self._table is not None else np.full(self.shape, np.nan, np.float32)
+        for numbers, prepared in self._prepared_parts():
+            index = faiss.IndexFlatIP(self.dim)
+            index.add(prepared)
+            found, places = index.search(query[None], min(k, len(numbers)))
+            best.add_result(found, numbers[places])
+            if similarities is not None:
+                similarities.reshape(-1)[numbers] = prepared @ query
+        best.finalize()
+        kept = best.I[0] >= 0
+        return best.D[0][kept], best.I[0][kept], similarities
+
+    def _prepared_parts(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Yield the numbers of vectors with data, and these [N, D], centered or whitened, shard by shard."""
+        for (top, left), vectors in self._parts():
+            rows, columns = np.nonzero(np.isfinite(vectors).all(axis=-1))
+            if len(rows):
+                prepared = np.ascontiguousarray(self._prepared(vectors[rows, columns]), np.float32)
+                yield (rows + top) * self._width + columns + left, prepared
+
+    def _digest(self) -> str:
+        """Return a digest of what is searched: of a table's bytes; of a store's metadata, names and sizes."""
+        if self._table is not None:
+            return sha256_of(Path(self.place))
+        objects = Objects(self.place)
+        listed = sorted(f"{key} {size}" for key, size in objects.sizes())
+        return hashlib.sha256("\n".join(listed).encode() + (objects.get("zarr.json") or b"")).hexdigest()
 
     def _parts(self) -> Iterator[tuple[tuple[int, int], Array]]:
         """Yield the vectors [h, w, D] shard by shard, with their row and column."""
@@ -228,8 +292,8 @@ class Searched:
         part = self._data[:, rows, columns].compute(scheduler="synchronous")
         return np.moveaxis(part.values, 0, -1)
 
-    def _fit(self) -> tuple[Array, Array | None]:
-        """Return the mean of the vectors, and what whitens them."""
+    def _fit(self) -> Array:
+        """Find the mean of the vectors and what whitens them, from a sample [N, D], which is returned."""
         parts, count = [], 0
         for _, vectors in self._parts():
             flat = vectors.reshape(-1, vectors.shape[-1])
@@ -242,15 +306,13 @@ class Searched:
         sample = np.concatenate(parts)
         sample = sample[:: max(1, len(sample) // _SAMPLE)].astype(np.float64)
         dim = sample.shape[1]
-        if self.center == "none":
-            return np.zeros(dim), None
-        mean = sample.mean(axis=0)
-        if self.center == "mean":
-            return mean, None
-        values, vectors = np.linalg.eigh(np.cov(sample - mean, rowvar=False))
-        # Directions that hardly vary would be noise alone.
-        scale = 1 / np.sqrt(np.maximum(values, values.max() * 1e-4))
-        return mean, (vectors * scale) @ vectors.T
+        self._mean = np.zeros(dim) if self.center == "none" else sample.mean(axis=0)
+        if self.center == "whiten":
+            values, vectors = np.linalg.eigh(np.cov(sample - self._mean, rowvar=False))
+            # Directions that hardly vary would be noise alone.
+            scale = 1 / np.sqrt(np.maximum(values, values.max() * 1e-4))
+            self._matrix = (vectors * scale) @ vectors.T
+        return sample
 
     def _prepared(self, vectors: Array) -> Array:
         """Return vectors [N, D], centered or whitened, of unit length."""
@@ -279,6 +341,18 @@ class Searched:
         xs, ys = t.c + t.a * (columns + 0.5), t.f + t.e * (rows + 0.5)
         lon, lat = transform(box.crs.to_wkt(), "EPSG:4326", xs, ys)
         return np.array(lon), np.array(lat)
+
+
+def _of_date(data: Any, date: str | None, place: str) -> Any:
+    """Return the embeddings (band, y, x) of a date of a store with a time axis."""
+    if "time" not in data.dims:
+        if date is not None:
+            raise ValueError(f"{place} has no time axis: leave out the date, {date}")
+        return data
+    days = np.datetime_as_string(data["time"].values, "D").tolist()
+    if date not in days:
+        raise ValueError(f"{place} has embeddings of {', '.join(days)}; choose a date (--date), got {date}")
+    return data.isel(time=days.index(date))
 
 
 def _stacked(column: Any) -> Array:

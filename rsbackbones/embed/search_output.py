@@ -80,20 +80,22 @@ def write_hits(path: Path, searched: Searched, hits: Hits) -> None:
         "lat": hits.lat,
     }
     with atomic_write(path) as file:
-        write_geoparquet(file, columns, searched.outlines(hits), {}, {"search": json.dumps(hits.facts)})
+        write_geoparquet(
+            file, columns, searched.outlines(hits), lambda _: {}, {b"search": json.dumps(hits.facts).encode()}
+        )
 
 
 def write_similarity(path: Path, searched: Searched, hits: Hits) -> None:
     """Write the similarity of all cells as a COG.
 
     Raises:
-        ValueError: the result is of a table, which has no map.
+        ValueError: the result has no map: of a table, or by an index.
     """
     import rasterio
     from rio_cogeo.cogeo import cog_translate
 
     if hits.similarities is None:
-        raise ValueError("a map of similarities is of a store (.zarr); a table has none")
+        raise ValueError("a map of similarities is of a store (.zarr) searched without an index")
     box = searched.geobox
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": 1, "height": box.height, "width": box.width,

@@ -44,10 +44,10 @@ def write_page(path: Path, searched: Searched, hits: Hits, *, scene: Path | None
             components of the features.
 
     Raises:
-        ValueError: the result is of a table, which has no map; or the scene lacks the bands.
+        ValueError: the result has no map: of a table, or by an index; or the scene lacks the bands.
     """
     if hits.similarities is None:
-        raise ValueError("a page shows the map of a store (.zarr); a table has none")
+        raise ValueError("a page shows the map of a store (.zarr) searched without an index")
     base = _scene_picture(scene, searched) if scene else _feature_picture(searched)
     write_text(path, _page(base, hits))
 

@@ -4,6 +4,7 @@ The embedding extension is a proposal, v0.0.1 (github.com/geo-embeddings/embeddi
 that follows it is in this file.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,47 +23,45 @@ PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 _MEDIA = {
     ".zarr": "application/vnd.zarr; version=3",
     ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+    ".parquet": "application/vnd.apache.parquet",
 }
 
 
-def write_stac(job: Job, summary: dict[str, Any]) -> Objects:
-    """Write ``OUTPUT.stac/collection.json`` and an item; return where."""
-    objects = Objects(job.output).beside(".stac")
-    collection, item = describe(job, summary)
-    objects.put_json("collection.json", collection)
-    objects.put_json(f"{item['id']}.json", item)
+def write_stac(output: str, parts: Sequence[tuple[Job, dict[str, Any]]]) -> Objects:
+    """Write ``OUTPUT.stac/collection.json`` and an item of each job (one, or of zones); return where."""
+    objects = Objects(output).beside(".stac")
+    items = [_item(job, summary) for job, summary in parts]
+    for item in items:
+        objects.put_json(f"{item.id}.json", item.to_dict(include_self_link=False, transform_hrefs=False))
+    objects.put_json("collection.json", _collection(output, parts, items))
     return objects
 
 
-def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the Collection and the Item of a job, as JSON takes them."""
+def _item(job: Job, summary: dict[str, Any]) -> Any:
     import pystac
+    from shapely import box
 
     from rsbackbones import __version__
 
     place = PurePosixPath(job.output.rstrip("/"))
     name, quantization = place.stem, job.quantization
-    shape = outline(job.grid)
-    times = _times(job)
+    identity = name if job.group is None else f"{name}-{job.group}"
+    shape = outline(job.grid) if job.points is None else box(*job.points.facts["bounds"])
+    times = times_of(job)
     now = datetime.now(UTC).replace(microsecond=0)
     dated = {"start_datetime": _text(times[0]), "end_datetime": _text(times[-1])} if times else {}
-    weights = job.facts["model"]["weights"] or job.facts["model"]["architecture"]
     properties: dict[str, Any] = {
         **dated,
         "emb:runtime_parameters": provenance(job),
         "processing:datetime": _text(now),
         "processing:software": {"rsbackbones": __version__},
         "processing:facility": "rsbackbones embed",
-        "proj:shape": [job.grid.height, job.grid.width],
-        "proj:transform": list(job.grid.transform[:6]),
-        "proj:bbox": list(bounds_of(job)),
     }
-    code = job.grid.crs.to_authority()
-    properties |= (
-        {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": job.grid.crs.to_wkt()}
-    )
+    properties |= _projection(job) if job.points is None else {"proj:code": "EPSG:4326"}
     if summary["left_out"]:
         properties["rsbackbones:left_out"] = summary["left_out"]
+    if summary["pairs"]:
+        properties["rsbackbones:pairs"] = summary["pairs"]
     if quantization.dtype == np.int8:
         properties["emb:quantization"] = {
             "method": {"per-band": "linear", "alphaearth": "sqrt_scale"}.get(
@@ -77,13 +76,14 @@ def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[st
             ),
         }
     item = pystac.Item(
-        id=name, geometry=shape.__geo_interface__, bbox=list(shape.bounds), properties=properties,
+        id=identity, geometry=shape.__geo_interface__, bbox=list(shape.bounds), properties=properties,
         datetime=None if times else now,
     )  # fmt: skip
     item.stac_extensions = [EXTENSION, PROCESSING, PROJECTION]
+    href = f"../{place.name}" if job.group is None else f"../{place.name}/{job.group}"
     item.add_asset(
         "embeddings",
-        pystac.Asset(href=f"../{place.name}", media_type=_MEDIA[place.suffix], roles=["data"],
+        pystac.Asset(href=href, media_type=_MEDIA[place.suffix], roles=["data"],
                      extra_fields={"data_type": str(quantization.dtype)}),
     )  # fmt: skip
     item.add_link(pystac.Link("collection", "./collection.json", "application/json"))
@@ -95,34 +95,60 @@ def describe(job: Job, summary: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         item.properties["description"] = (
             "No source states a time: datetime is when the features were computed."
         )
+    return item
+
+
+def _collection(
+    output: str, parts: Sequence[tuple[Job, dict[str, Any]]], items: Sequence[Any]
+) -> dict[str, Any]:
+    import pystac
+
+    from rsbackbones import __version__
+
+    job = parts[0][0]
+    weights = job.facts["model"]["weights"] or job.facts["model"]["architecture"]
+    boxes = np.array([item.bbox for item in items])
+    whole = [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]
+    times = sorted(time for one, _ in parts for time in times_of(one))
+    now = items[0].datetime
+    meters = [m for one, _ in parts if (m := one.grid.pixel_in_meters) is not None]
     collection = pystac.Collection(
-        id=f"{name}-collection",
+        id=items[0].collection_id,
         description=f"Features of {weights}, stream {job.stream}, by rsbackbones {__version__}",
         extent=pystac.Extent(
-            pystac.SpatialExtent([list(shape.bounds)]),
+            pystac.SpatialExtent([whole, *(boxes.tolist() if len(parts) > 1 else [])]),
             pystac.TemporalExtent([[times[0], times[-1]] if times else [now, now]]),
         ),
         license="other",
         extra_fields={
-            "emb:type": "pixel",
+            "emb:type": "pixel" if job.points is None else "chip",
             "emb:dimensions": job.dim,
-            "data_type": str(quantization.dtype),
-            **({"gsd": meters} if (meters := job.grid.pixel_in_meters) is not None else {}),
-            "summaries": {"cells_with_data": [summary["cells_with_data"]]},
+            "data_type": str(job.quantization.dtype),
+            **({"gsd": min(meters)} if meters else {}),
+            "summaries": {"cells_with_data": [sum(summary["cells_with_data"] for _, summary in parts)]},
         },
     )
     collection.stac_extensions = [EXTENSION]
     collection.add_link(pystac.Link("emb:model", model_link(job.facts), title=weights))
-    for link in job.source.links:
+    for link in dict.fromkeys(link for one, _ in parts for link in one.source.links):
         collection.add_link(pystac.Link("emb:source-data", link))
-    collection.add_link(pystac.Link("item", f"./{name}.json", "application/geo+json"))
-    return (
-        collection.to_dict(include_self_link=False, transform_hrefs=False),
-        item.to_dict(include_self_link=False, transform_hrefs=False),
-    )
+    for item in items:
+        collection.add_link(pystac.Link("item", f"./{item.id}.json", "application/geo+json"))
+    return dict(collection.to_dict(include_self_link=False, transform_hrefs=False))
 
 
-def _times(job: Job) -> list[datetime]:
+def _projection(job: Job) -> dict[str, Any]:
+    code = job.grid.crs.to_authority()
+    return {
+        "proj:shape": [job.grid.height, job.grid.width],
+        "proj:transform": list(job.grid.transform[:6]),
+        "proj:bbox": list(bounds_of(job)),
+        "proj:code": ":".join(code) if code else None,
+        **({} if code else {"proj:wkt2": job.grid.crs.to_wkt()}),
+    }
+
+
+def times_of(job: Job) -> list[datetime]:
     """Return the times that the sources state, in order."""
     if isinstance(job.source, StacSource):
         return job.source.times

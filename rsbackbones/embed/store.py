@@ -56,48 +56,71 @@ def create_store(job: Job) -> None:
     spatial: dict[str, Any] = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
     codec = ZstdCodec(level=3)
     stated = {"_FillValue": quantization.fill} if quantization.dtype == np.int8 else {}
+    # A shard is of one date.
+    dates, one, time = ((len(job.days),), (1,), ("time",)) if job.days else ((), (), ())
     group.create_array(
-        "embeddings", shape=(job.dim, *shape), dtype=quantization.dtype,
-        shards=(job.dim, job.shard, job.shard), chunks=(job.dim, CHUNK, CHUNK), compressors=codec,
-        fill_value=quantization.fill, dimension_names=("band", "y", "x"), attributes=spatial | stated,
+        "embeddings", shape=(*dates, job.dim, *shape), dtype=quantization.dtype,
+        shards=(*one, job.dim, job.shard, job.shard), chunks=(*one, job.dim, CHUNK, CHUNK),
+        compressors=codec, fill_value=quantization.fill, dimension_names=(*time, "band", "y", "x"),
+        attributes=spatial | stated,
     )  # fmt: skip
     if quantization.has_scales:
         group.create_array(
-            "scales", shape=shape, dtype="float32", shards=(job.shard, job.shard), chunks=(CHUNK, CHUNK),
-            compressors=codec, fill_value=float("nan"), dimension_names=("y", "x"), attributes=spatial,
+            "scales", shape=(*dates, *shape), dtype="float32", shards=(*one, job.shard, job.shard),
+            chunks=(*one, CHUNK, CHUNK), compressors=codec, fill_value=float("nan"),
+            dimension_names=(*time, "y", "x"), attributes=spatial,
         )  # fmt: skip
     if quantization.scale:
         for name, values in (("band_scale", quantization.scale), ("band_offset", quantization.offset)):
             _put(group, name, np.array(values, np.float32), ("band",), {})
+    if job.days:
+        days = np.array(job.days, "datetime64[D]").astype(np.int64)
+        _put(group, "time", days, ("time",), {"units": "days since 1970-01-01", "calendar": "standard"})
     for axis, coordinate in xr_coords(box, always_yx=True).items():
         attributes = {k: v for k, v in coordinate.attrs.items() if isinstance(v, (str, int, float))}
         _put(group, str(axis), coordinate.values, coordinate.dims, attributes)
 
 
-def write_shard(job: Job, block: Block, stored: Array, scales: Array | None) -> None:
-    """Write the stored values [rows, columns, D] of a shard; one without data stays absent."""
+def create_groups(place: str, groups: list[str]) -> None:
+    """Write the root of a store whose groups are those of zones."""
+    import zarr
+
+    group: Any = zarr.open_group(_zarr_store(Objects(place)), mode="a", use_consolidated=False)
+    group.attrs.update({PROVENANCE: {"groups": groups}})
+
+
+def write_shard(job: Job, block: Block, stored: Array, scales: Array | None, date: int | None = None) -> None:
+    """Write the stored values [rows, columns, D] of a shard, of a place on the time axis if there is one."""
     import zarr
 
     group: Any = zarr.open_group(_zarr_store(job.objects), mode="r+", use_consolidated=False)
     here = slice(block.top, block.bottom), slice(block.left, block.right)
+    at = () if date is None else (date,)
     if scales is not None:
-        group["scales"][here] = scales
-    group["embeddings"][:, *here] = np.ascontiguousarray(np.moveaxis(stored, -1, 0))
+        group["scales"][*at, *here] = scales
+    group["embeddings"][*at, :, *here] = np.ascontiguousarray(np.moveaxis(stored, -1, 0))
 
 
-def open_store(store: str | os.PathLike[str], *, decode: bool = True) -> Any:
+def open_store(store: str | os.PathLike[str], *, group: str | None = None, decode: bool = True) -> Any:
     """Open a store of features as an ``xarray.Dataset``, lazily.
 
     Args:
         store: its path or URL.
-        decode: return ``embeddings`` (band, y, x) as float32, NaN without data; False: as they are stored.
+        group: ``utm32``, of a store of several UTM zones.
+        decode: return ``embeddings`` (band, y, x), or (time, band, y, x) of the composite ``none``, as
+            float32, NaN without data; False: as they are stored.
 
     Raises:
-        ValueError: there is no store of features.
+        ValueError: there is no store of features, or no such group.
     """
     import xarray
 
     objects = Objects(os.fspath(store))
+    groups = groups_of(objects)
+    if (group not in groups) if groups else (group is not None):
+        held = f"a group for each UTM zone: {', '.join(groups)}" if groups else "no groups"
+        raise ValueError(f"{objects.place} has {held}; got group={group!r}")
+    objects = objects if group is None else objects.within(group)
     if objects.get("zarr.json") is None:
         raise ValueError(f"there is no Zarr store at {objects.place}")
     data = xarray.open_zarr(
@@ -114,10 +137,16 @@ def open_store(store: str | os.PathLike[str], *, decode: bool = True) -> Any:
         lambda q, *scales: quantization.decode(q, *scales),
         *given, input_core_dims=[["band"], *([[]] * (len(given) - 1))], output_core_dims=[["band"]],
         dask="parallelized", output_dtypes=[np.float32],
-    ).transpose("band", "y", "x")  # fmt: skip
+    ).transpose(..., "band", "y", "x")  # fmt: skip
     features.attrs = {k: v for k, v in data["embeddings"].attrs.items() if k != "_FillValue"}
     dropped = [n for n in ("scales", "band_scale", "band_offset") if n in data]
     return data.drop_vars(dropped).assign(embeddings=features)
+
+
+def groups_of(objects: Objects) -> list[str]:
+    """Return the groups of a store of several UTM zones; of another none."""
+    stated = objects.get_json("zarr.json") or {}
+    return list(stated.get("attributes", {}).get(PROVENANCE, {}).get("groups", []))
 
 
 def _attributes(job: Job) -> dict[str, Any]:

@@ -17,12 +17,14 @@ import torch
 
 from rsbackbones.data.rasters import Array
 from rsbackbones.device import choose_device
+from rsbackbones.embed.composite import CompositeScene
 from rsbackbones.embed.inputs import create_preprocess_of
-from rsbackbones.embed.job import CHUNK, DTYPES, ROWS_AT_ONCE, Job
+from rsbackbones.embed.job import CHUNK, DTYPES, Job
 from rsbackbones.embed.lattice import Blend, Block, batches
 from rsbackbones.embed.pixels import Pixels, Scene
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.scene_checks import check_values
+from rsbackbones.embed.series_encoder import SeriesEncoder
 from rsbackbones.embed.sources import Source, UnreadableItems, Window
 from rsbackbones.embed.store import write_shard
 from rsbackbones.embed.window_encoder import WindowEncoder
@@ -38,6 +40,8 @@ SAMPLE_WINDOWS, _GROUP = 256, 4
 # So many of their vectors count; so many pixels of a group are checked; so many times the groups are tried.
 _SAMPLE_VECTORS, _CHECKED_PIXELS, _TRIES = 65_536, 65_536, 4
 
+_COUNTS = ("cells", "cells_with_data", "clipped", "windows", "model_seconds", "waited_seconds")
+
 _T = TypeVar("_T")
 _models: dict[str, Backbone] = {}
 _lock = threading.Lock()
@@ -50,29 +54,39 @@ def done_key(index: int) -> str:
 
 def compute_shard(job: Job, index: int) -> dict[str, Any]:
     """Compute and write a shard, then its record; return the record. One that has a record is left alone."""
+    return recorded(job, index, _write_block)
+
+
+def recorded(job: Job, index: int, compute: Callable[[Job, int], dict[str, Any]]) -> dict[str, Any]:
+    """Compute and write a task, then its record; return the record. One that has a record is left alone."""
     key = done_key(index)
     if (record := job.records.get_json(key)) is not None:
         return dict(record)
-    begin, block = time.perf_counter(), job.blocks[index]
-    with _settings(job):
-        features, counts = _features(job, block)
-        stored, scales, clipped, has_data = _quantized(job.quantization, features)
-        del features
-        if has_data:
-            write_shard(job, block, stored, scales)
-    record = {
-        "shard": index,
-        "block": list(block),
-        "cells": block.shape[0] * block.shape[1],
-        "cells_with_data": has_data,
-        "clipped": clipped,
-        "seconds": round(time.perf_counter() - begin, 3),
-        **counts,
-    }
-    # The same shard of two workers has the same bytes; the first record stands.
+    begin = time.perf_counter()
+    with settings(job):
+        made = compute(job, index)
+    record = {"shard": index, "seconds": round(time.perf_counter() - begin, 3), **made}
+    # The same task of two workers has the same bytes; the first record stands.
     if not job.records.create_json(key, record):
         return dict(job.records.get_json(key))
     return record
+
+
+def _write_block(job: Job, index: int) -> dict[str, Any]:
+    block = job.blocks[index]
+    made: dict[str, Any] = {"block": list(block), **dict.fromkeys(_COUNTS, 0)}
+    for date, features, told in _features(job, block):
+        stored, scales, clipped, has_data = _quantized(job.quantization, features)
+        del features
+        if has_data:
+            write_shard(job, block, stored, scales, date)
+        told |= {"cells": block.shape[0] * block.shape[1], "cells_with_data": has_data, "clipped": clipped}
+        for name, value in told.items():
+            if isinstance(value, dict):  # what was left out, or which dates go together
+                made.setdefault(name, {}).update(value)
+            else:
+                made[name] += value
+    return made
 
 
 def calibrate(job: Job) -> dict[str, Any]:
@@ -84,23 +98,24 @@ def calibrate(job: Job) -> dict[str, Any]:
     places, enough = _places(job)
     pixels: list[Pixels] = []
     vectors: list[Array] = []
-    with _settings(job):
-        model = _model(job)
-        for rows in places:
+    with settings(job):
+        model = model_of(job)
+        for rows, of_date in places:
             place = job.lattice.covered(rows)
-            window = _pixels_of(job, place)
+            window = pixels_of(job, place)
 
-            def read_place(source: Source, window: Window = window) -> tuple[Pixels, Preprocess, _Strips]:
+            def read_place(source: Source, window: Window = window) -> tuple[Pixels, Preprocess, Strips]:
                 with source.open(model, window) as scene:
                     read = scene.read(window)
-                    return read, create_preprocess_of(model, scene, job.units), _Strips(scene, window, read)
+                    return read, create_preprocess_of(model, scene, job.units), Strips(scene, window, read)
 
-            (read, preprocess, held), _ = _without_unreadable(job.source, read_place)
+            (read, preprocess, held), _ = without_unreadable(of_date, read_place)
             name = held.name
-            pixels.append(_thinned(read))
+            pixels += _images(_thinned(read), is_series=job.is_series)
             if read.valid.any():
                 check, preprocess.check = preprocess.check, False  # all places are checked together
-                vectors.append(_encode_block(job, held, preprocess, place, rows)[0].reshape(-1, job.dim))
+                maps, _ = _encode_block(job, held, preprocess, place, rows)
+                vectors.append(np.concatenate([found.reshape(-1, job.dim) for found in maps]))
                 preprocess.check = check
             if len(vectors) == enough:
                 break
@@ -142,19 +157,41 @@ def _quantized(
     return stored, scales, clipped, has_data
 
 
-def _places(job: Job) -> tuple[list[Rows], int]:
-    """Return groups of windows to take a sample from, in rows, and how many groups with data are enough."""
+def _places(job: Job) -> tuple[list[tuple[Rows, Source]], int]:
+    """Return groups of windows to take a sample from, in rows, each of a date where dates are encoded one by
+    one, and how many groups with data are enough.
+    """
     tops, lefts = job.lattice.tops, job.lattice.lefts
     groups = [
         [[(top, left) for left in s] for top in t]
         for t in (tops[i : i + _GROUP] for i in range(0, len(tops), _GROUP))
         for s in (lefts[i : i + _GROUP] for i in range(0, len(lefts), _GROUP))
     ]
-    enough = SAMPLE_WINDOWS // _GROUP**2
-    if len(tops) * len(lefts) <= SAMPLE_WINDOWS:
-        return groups, len(groups)
-    order = np.random.default_rng(job.seed).permutation(len(groups))
-    return [groups[i] for i in order[: _TRIES * enough]], enough
+    dates = [source for _, source in _dates(job)]
+    enough, count = SAMPLE_WINDOWS // _GROUP**2, len(groups) * len(dates)
+    if len(tops) * len(lefts) * len(dates) <= SAMPLE_WINDOWS:
+        enough, order = count, np.arange(count)
+    else:
+        order = np.random.default_rng(job.seed).permutation(count)[: _TRIES * enough]
+    return [(groups[i % len(groups)], dates[i // len(groups)]) for i in order], enough
+
+
+def _dates(job: Job) -> list[tuple[int | None, Source]]:
+    """Return what is encoded one by one: each date, or the one image or series that there is."""
+    if job.encoded != "one by one":
+        return [(None, job.source)]
+    return [(i, cast(Any, job.source).on(day)) for i, day in enumerate(job.days)]
+
+
+def _images(pixels: Pixels, *, is_series: bool) -> list[Pixels]:
+    """Return the images of a series."""
+    if not is_series:
+        return [pixels]
+    return [
+        Pixels({m: image}, there, {})
+        for m, x in pixels.arrays.items()
+        for image, there in zip(x, pixels.counts[m], strict=True)
+    ]
 
 
 def _thinned(pixels: Pixels) -> Pixels:
@@ -162,28 +199,41 @@ def _thinned(pixels: Pixels) -> Pixels:
     step = max(1, int((pixels.valid.size / _CHECKED_PIXELS) ** 0.5))
     thin = slice(None, None, step)
     return Pixels(
-        {m: x[:, thin, thin] for m, x in pixels.arrays.items()},
+        {m: x[..., thin, thin] for m, x in pixels.arrays.items()},
         pixels.valid[thin, thin],
-        {m: x[thin, thin] for m, x in pixels.counts.items()},
+        {m: x[..., thin, thin] for m, x in pixels.counts.items()},
     )
 
 
-def _features(job: Job, block: Block) -> tuple[Array, dict[str, Any]]:
-    """Return the features [rows, columns, D] of a block, and what it took."""
+def _features(job: Job, block: Block) -> Iterator[tuple[int | None, Array, dict[str, Any]]]:
+    """Yield the features [rows, columns, D] of a block, each with the place of its date on the time axis, if
+    there is one, and what it took.
+    """
     rows = job.lattice.rows_of_windows(block)
-    model, window = _model(job), _pixels_of(job, job.lattice.covered(rows))
+    model, window = model_of(job), pixels_of(job, job.lattice.covered(rows))
 
-    def compute(source: Source) -> tuple[Array, dict[str, Any]]:
+    def compute(source: Source) -> tuple[list[Array], dict[str, Any]]:
         with source.open(model, window) as scene:
             preprocess = create_preprocess_of(model, scene, job.units)
             preprocess.check = not job.calibration["values_checked"]
-            return _encode_block(job, _Strips(scene, window), preprocess, block, rows)
+            maps, told = _encode_block(job, Strips(scene, window, at_once=job.rows_at_once), preprocess,
+                                       block, rows)  # fmt: skip
+            if isinstance(scene, CompositeScene) and scene.pairs:
+                told["pairs"] = {
+                    day: {m: sorted(days) for m, days in others.items()}
+                    for day, others in scene.pairs.items()
+                }
+            return maps, told
 
-    (features, counts), left_out = _without_unreadable(job.source, compute)
-    return features, counts | ({"left_out": left_out} if left_out else {})
+    for date, source in _dates(job):
+        (maps, told), left_out = without_unreadable(source, compute)
+        told |= {"left_out": left_out} if left_out else {}
+        for i in range(len(maps)):
+            yield (i if job.encoded == "fused" else date), maps.pop(0), told
+            told = {}
 
 
-def _without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tuple[_T, dict[str, str]]:
+def without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tuple[_T, dict[str, str]]:
     """Compute with all items, or without those that cannot be read; return these with the reasons."""
     left_out: dict[str, str] = {}
     while True:
@@ -196,23 +246,35 @@ def _without_unreadable(source: Source, compute: Callable[[Source], _T]) -> tupl
 
 def _encode_block(
     job: Job, scene: Scene, preprocess: Preprocess, block: Block, windows: Rows
-) -> tuple[Array, dict[str, Any]]:
-    encoder = WindowEncoder(_model(job), scene, preprocess, job.stream, job.lattice)
-    blend, count = Blend(job.lattice, block, job.dim), 0
-    todo = batches(windows, job.batch_size)
+) -> tuple[list[Array], dict[str, Any]]:
+    """Return the map [rows, columns, D] of a block, or those of all dates where the model fuses dates."""
+    blends = [Blend(job.lattice, block, job.dim) for _ in range(job.maps_at_once)]
+    told = encode_into(job, scene, preprocess, blends, batches(windows, job.batch_size))
+    return [blend.result() for blend in blends], told
+
+
+def encode_into(
+    job: Job, scene: Scene, preprocess: Preprocess, blends: list[Blend], todo: Rows
+) -> dict[str, Any]:
+    """Encode batches of windows, which go down, into a blend of each map; return what it took."""
+    given = (model_of(job), scene, preprocess, job.stream, job.lattice)
+    encoder = SeriesEncoder(*given, days=job.days_of_series) if job.is_series else WindowEncoder(*given)
+    count = 0
     with closing(encoder.encode(todo, skip_empty=True)) as encoded:
         for batch in encoded:
             count += len(batch)
             for one in batch:
-                blend.add(*one.place, one.values, one.has_data)
-    return blend.result(), {
+                values, has_data = (x if job.is_series else x[None] for x in (one.values, one.has_data))
+                for blend, *of_date in zip(blends, values, has_data, strict=True):
+                    blend.add(*one.place, *of_date)
+    return {
         "windows": count,
         "model_seconds": round(encoder.seconds - encoder.waited, 3),
         "waited_seconds": round(encoder.waited, 3),
     }
 
 
-def _pixels_of(job: Job, block: Block) -> Window:
+def pixels_of(job: Job, block: Block) -> Window:
     """Return the window of pixels that the windows of a block read."""
     p, unit, grid = job.cell, job.facts["model"]["window_unit"], job.source.grid
     top, left = block.top * p, block.left * p
@@ -220,11 +282,11 @@ def _pixels_of(job: Job, block: Block) -> Window:
     return top, left, min(bottom, grid.height) - top, min(right, grid.width) - left
 
 
-class _Strips:
+class Strips:
     """A scene read in blocks of whole rows of a window, each once, for windows that go down."""
 
-    def __init__(self, scene: Scene, window: Window, read: Pixels | None = None) -> None:
-        self._scene, self._window = scene, window
+    def __init__(self, scene: Scene, window: Window, read: Pixels | None = None, *, at_once: int = 0) -> None:
+        self._scene, self._window, self._at_once = scene, window, at_once
         self.name, self.grid, self.bands = scene.name, scene.grid, scene.bands
         self.ignored, self.stated_units = scene.ignored, scene.stated_units
         self._top = self._bottom = window[0]
@@ -240,7 +302,7 @@ class _Strips:
             self._held = self._held.part(row - self._top, 0, self._bottom - row, columns)
             self._top = row
         while self._bottom < row + height:
-            count = min(max(ROWS_AT_ONCE, height), first + rows - self._bottom)
+            count = min(max(self._at_once, height), first + rows - self._bottom)
             assert count > 0, "a window reaches beyond what was planned"
             new = self._scene.read((self._bottom, left, count, columns))
             self._held = new if self._held is None else _stack(self._held, new)
@@ -251,13 +313,13 @@ class _Strips:
 
 def _stack(above: Pixels, below: Pixels) -> Pixels:
     return Pixels(
-        {m: np.concatenate((x, below.arrays[m]), axis=1) for m, x in above.arrays.items()},
+        {m: np.concatenate((x, below.arrays[m]), axis=-2) for m, x in above.arrays.items()},
         np.concatenate((above.valid, below.valid)),
-        {m: np.concatenate((x, below.counts[m])) for m, x in above.counts.items()},
+        {m: np.concatenate((x, below.counts[m]), axis=-2) for m, x in above.counts.items()},
     )
 
 
-def _model(job: Job) -> Backbone:
+def model_of(job: Job) -> Backbone:
     """Return the model on the device of the worker; one is kept in a process."""
     key = f"{job.fingerprint} {job.device}"
     with _lock:
@@ -289,7 +351,7 @@ def _load(job: Job) -> Backbone:
 
 
 @contextmanager
-def _settings(job: Job) -> Iterator[None]:
+def settings(job: Job) -> Iterator[None]:
     """Run with the threads and the cache of the job."""
     import rasterio
 

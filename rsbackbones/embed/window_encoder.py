@@ -95,11 +95,7 @@ class WindowEncoder:
             # As the model pads a single window (``Backbone.pad``).
             beyond = ((0, whole[0] - height), (0, whole[1] - width))
             for modality, x in arrays.items():
-                if not valid.all():
-                    # Fill gaps with typical values: they reach the neighbors through attention.
-                    seen = valid & counts.get(modality, True)
-                    typical = x[:, seen].mean(axis=1) if seen.any() else np.ones(len(x), np.float32)
-                    x = np.where(valid, x, typical[:, None, None])
+                x = fill_gaps(x, valid, valid & counts.get(modality, True))
                 read.images[modality].append(np.pad(x, ((0, 0), *beyond), mode="edge"))
             for modality, mask in counts.items():
                 read.counts.setdefault(modality, []).append(np.pad(mask, beyond, mode="edge"))
@@ -128,6 +124,17 @@ class WindowEncoder:
             EncodedWindow(place, value, *shares)
             for place, value, shares in zip(read.places, values, read.shares, strict=True)
         ]
+
+
+def fill_gaps(x: Array, valid: Array, seen: Array) -> Array:
+    """Return an image [C, h, w] with typical values, the mean of ``seen`` pixels, where it has no data.
+
+    They reach the neighbors through attention.
+    """
+    if valid.all():
+        return x
+    typical = x[:, seen].mean(axis=1) if seen.any() else np.ones(len(x), np.float32)
+    return np.where(valid, x, typical[:, None, None])
 
 
 class _Batch(NamedTuple):

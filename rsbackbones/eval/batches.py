@@ -41,7 +41,6 @@ class BatchReader:
     fix: str = "name one size for all, size= (--size)"
     warned: ImageWarnings = field(default_factory=ImageWarnings)
     _seen: Size | None = field(default=None, init=False)
-    _index: int = field(default=0, init=False)
 
     def __call__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Array | None]:
         """Return by sensor [B, C, H, W], or [B, 2, C, H, W] of two dates, and [B, H, W] of label maps."""
@@ -49,8 +48,7 @@ class BatchReader:
         maps = []
         for index in indices:
             # One by one: what an image becomes does not depend on its neighbors.
-            self._index = index
-            inputs, sample = load_inputs(self.data, index, self._checked)
+            inputs, sample = load_inputs(self.data, index, self._checked, self.warned)
             for m, x in inputs.items():
                 images[m].append(x)
             if self.maps and "label" in sample:
@@ -76,8 +74,7 @@ class BatchReader:
                     f"{m} has {shape[0]} x {shape[1]} pixels, others of the set have {self._seen[0]} x "
                     f"{self._seen[1]}; {self.fix}"
                 )
-        with self.warned.of_image(self._index):
-            return self.transform(sample)
+        return self.transform(sample)
 
 
 def input_batches(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, model_arguments, stack_dated
 from rsbackbones.data.tiles import Tiling
@@ -33,6 +34,7 @@ def predict(
     overlap: int | None = None,
     batch_size: int = 16,
     progress: bool = False,
+    warned: ImageWarnings | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return the confusion counts of every image of a split, [n, K, K]: rows are labels, columns predictions.
 
@@ -50,6 +52,8 @@ def predict(
         overlap: of the tiles, in pixels; default half of a tile.
         batch_size: images, or tiles, at a time.
         progress: show a progress bar.
+        warned: records the warnings that images earn, for a caller who gives them. Default: they are given at
+            the end, once for all.
 
     Raises:
         ValueError: the set has no label maps, lacks the split or what the model takes, or its labels do not
@@ -70,10 +74,11 @@ def predict(
     indices = [int(i) for i in data.splits[split]]
     counts = []
     unscored: list[int] = []
+    own = ImageWarnings() if warned is None else warned
 
     def samples() -> Iterator[tuple[int, DatedImages, Array]]:
         for index in indices:
-            images, raw = load_dated(data, index, transform)
+            images, raw = load_dated(data, index, transform, own)
             yield index, replace(images.to(device), images=backbone.as_input(images.images)), raw["label"]
 
     def count(index: int, scores: Tensor, label: Array) -> None:
@@ -103,6 +108,8 @@ def predict(
                 for (index, _, label), scores in zip(batch, model(stacked.images, **series), strict=True):
                     count(index, scores, label)
                 bar.update(len(batch))
+    if warned is None:
+        own.warn(f"{data.name}, {split}", indices)
     if any(unscored):
         warnings.warn(
             f"{data.name}, {split}: {sum(unscored)} labelled pixels of {sum(map(bool, unscored))} images lie "

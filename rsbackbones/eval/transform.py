@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.data.date_alignment import warn_of_pairs
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.crops import Size
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import DatedImages, read_series
@@ -143,23 +144,33 @@ def check_single_images(data: LabelledDataset) -> None:
 
 
 def load_inputs(
-    data: LabelledDataset, index: int, transform: Transform, size: Size | None = None
+    data: LabelledDataset,
+    index: int,
+    transform: Transform,
+    warned: ImageWarnings,
+    size: Size | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Array]]:
     """Read a sample; return its inputs, resized to ``size`` where that is given, and the raw sample.
+
+    ``warned`` records the warnings that it earns.
 
     Raises:
         ValueError: the sample cannot be read or used; the message names it.
     """
-    with _errors_name(data, index):
+    with _errors_name(data, index), warned.of_image(index):
         raw = data.read(index)
         return {m: resize(x, size) for m, x in transform(raw).items()}, raw
 
 
 def load_dated(
-    data: LabelledDataset, index: int, transform: DatedTransform, size: Size | None = None
+    data: LabelledDataset,
+    index: int,
+    transform: DatedTransform,
+    warned: ImageWarnings,
+    size: Size | None = None,
 ) -> tuple[DatedImages, dict[str, Array]]:
     """As :func:`load_inputs`, with the dates and masks of a series."""
-    with _errors_name(data, index):
+    with _errors_name(data, index), warned.of_image(index):
         raw = data.read(index)
         inputs = transform(raw)
         return replace(inputs, images={m: resize(x, size) for m, x in inputs.images.items()}), raw

@@ -91,10 +91,14 @@ class Objects:
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys of the objects below a prefix, by one listing."""
+        yield from (key for key, _ in self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield the keys and the bytes of the objects below a prefix, by one listing."""
         import obstore
 
         for found in obstore.list(self.store, prefix or None):
-            yield from (entry["path"] for entry in found)
+            yield from ((entry["path"], entry["size"]) for entry in found)
 
     def get_json(self, key: str) -> Any:
         """Return an object that is JSON; ``None``: there is none."""

@@ -52,7 +52,8 @@ class FusionHead(SeriesHead):
         made = self.reconstruction(clean.transpose(1, 2)).transpose(1, 2)
         # The maps of a backbone that pads are cropped; so are these logits.
         both = pad_to_multiple(torch.cat((images, made), dim=2), self.network.size_multiple)
-        levels = self.network.encode_levels(self.sensor, both, there)
+        size = images.shape[-2], images.shape[-1]
+        levels = self.network.encode_levels(self.sensor, both, there, size)
         _, full = self.network.decode_levels(self.sensor, levels)
         logits: Tensor = self.classify([full.maps.transpose(1, 2)], full.there)
         return logits

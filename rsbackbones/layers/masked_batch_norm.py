@@ -14,7 +14,7 @@ from rsbackbones.layers.process_sum import sum_over_processes, world_size
 
 
 class MaskedBatchNorm(nn.Module):
-    """BatchNorm of maps [B, C, T, h, w] that ignores missing frames, with running statistics of each sensor.
+    """BatchNorm of maps [B, C, T, h, w] without missing frames and padding, with statistics of each sensor.
 
     Layers that sensors share see optical and radar maps, whose statistics differ: one running average of both
     would normalize neither in ``eval()`` mode. Parameters ``weight`` and ``bias`` are shared by the sensors;
@@ -28,13 +28,14 @@ class MaskedBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.statistics = nn.ModuleDict({s: _NormBase(channels, eps, affine=False) for s in sensors})
 
-    def forward(self, x: Tensor, there: Tensor, sensor: str) -> Tensor:
-        """Normalize [B, C, T, h, w].
+    def forward(self, x: Tensor, there: Tensor, sensor: str, size: tuple[int, int] | None = None) -> Tensor:
+        """Normalize [B, C, T, h, w]: all values, by statistics of those that count.
 
         Args:
             x: the values of missing frames are arbitrary, but finite.
             there: [B, T] booleans.
             sensor: whose running statistics are used or updated.
+            size: rows and columns that count; those behind them are padding. ``None``: all.
 
         Raises:
             ValueError: in training, if there is no more than one value per channel.
@@ -45,7 +46,13 @@ class MaskedBatchNorm(nn.Module):
             return F.batch_norm(
                 x, running.running_mean, running.running_var, self.weight, self.bias, eps=self.eps
             )
-        y, mean, var = normalize_batch(x, self.eps, there[:, None, :, None, None])
+        keep = there[:, None, :, None, None]
+        if size is not None and size != tuple(x.shape[-2:]):
+            rows, columns = (
+                torch.arange(n, device=x.device) < held for n, held in zip(x.shape[-2:], size, strict=True)
+            )
+            keep = keep & rows[:, None] & columns
+        y, mean, var = normalize_batch(x, self.eps, keep)
         update_statistics(running, mean, var)
         sides = (-1, 1, 1, 1)
         return (y * self.weight.view(sides) + self.bias.view(sides)).to(x.dtype)
@@ -57,8 +64,8 @@ def normalize_batch(x: Tensor, eps: float, keep: Tensor | None = None) -> tuple[
     Args:
         x: the values.
         eps: added to the variance.
-        keep: booleans that broadcast with ``x``, equal for all channels: False for values that do not count.
-            They become zeros.
+        keep: booleans that broadcast with ``x``, equal for all channels: False for values that are no part
+            of the statistics. They are normalized as the others.
 
     Returns:
         The normalized values; and the mean and the unbiased variance [C], without gradients.
@@ -72,17 +79,19 @@ def normalize_batch(x: Tensor, eps: float, keep: Tensor | None = None) -> tuple[
     if keep is not None:
         found = sum_over_processes(keep[:, 0].sum() * (x[:, 0].numel() // keep[:, 0].numel()))
         count = found.to(wide.dtype)
-        wide = wide.masked_fill(~keep, 0)
+
+    def mean_of(values: Tensor) -> Tensor:
+        counted = values if keep is None else values.masked_fill(~keep, 0)
+        return sum_over_processes(counted.sum(dim=others)) / count
+
     if not torch.compiler.is_compiling() and count < 2:
         raise ValueError(
             f"BatchNorm needs more than 1 value per channel, got {int(count)} in {list(x.shape)}: train on "
             "larger images or batches"
         )
-    mean = sum_over_processes(wide.sum(dim=others)) / count
+    mean = mean_of(wide)
     centered = wide - mean.view(channels)
-    if keep is not None:
-        centered = centered.masked_fill(~keep, 0)
-    var = sum_over_processes(centered.square().sum(dim=others)) / count
+    var = mean_of(centered.square())
     normalized = centered * (var + eps).rsqrt().view(channels)
     return normalized, mean.detach(), var.detach() * (count / (count - 1))
 

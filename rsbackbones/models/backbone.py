@@ -190,6 +190,11 @@ class Backbone(nn.Module):
             f"{self.architecture} does not; SeaMo does, with overrides={{'temporal': True}}"
         )
 
+    @property
+    def fuses_dates(self) -> bool:
+        """Whether :meth:`fuse_dates` has a module (``temporal=True``)."""
+        return False
+
     def feature_options(self) -> dict[str, Any]:
         """Return settings that change the features but are not part of the configuration or the weights."""
         return {"pad": self.pad}
@@ -260,7 +265,7 @@ class Backbone(nn.Module):
                 pixels.) In ``joint`` a pixel counts if it is valid in both sensors; for a model that consumes
                 series, if it is valid at any date. Shares are in ``Features.valid_share``.
             temporal: fuse the encoded dates of a series, in the order of ``dates`` or, without dates, of the
-                T axis. The model must have a module for it.
+                T axis. The model must have a module for it; one that consumes series always fuses them.
 
         Raises:
             ValueError: the model does not accept a modality, number of bands, size, dtype, device or shape.

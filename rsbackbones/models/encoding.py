@@ -41,11 +41,13 @@ class Inputs:
             complete.
         dates: by modality, days since 1970-01-01, [B, T], for a model that consumes series, if they are
             known. T may differ between modalities.
+        size: height and width of the images before they were padded; ``None``: they were not.
     """
 
     images: dict[str, Tensor]
     valid: Mapping[str, Tensor] = field(default_factory=dict)
     dates: Mapping[str, Tensor] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +108,19 @@ def encode_validated(
         in cells that do not count; embeddings and tokens per date are NaN.
 
     Raises:
-        ValueError: ``temporal`` without a series, or for a model that cannot fuse dates.
+        ValueError: ``temporal`` without a series, or for a model of single images that cannot fuse dates.
     """
     first = next(iter(images.values()))
     size, is_series = (first.shape[-2], first.shape[-1]), first.ndim == 5
-    if temporal and (not is_series or model.consumes == "series"):
+    if temporal and not is_series:
         raise ValueError(
-            "temporal=True fuses the dates of a series [B, T, C, H, W] in a model that consumes images; "
-            f"got {list(first.shape)} for a model that consumes {model.consumes}s"
+            f"temporal=True fuses the dates of a series [B, T, C, H, W]; got {list(first.shape)}"
         )
     pixels = {m: mask for m, mask in valid.items() if mask.ndim == first.ndim - 1}
     valid = _by_image(valid, pixels, is_series)
     images = {m: _filled(model, m, x, valid.get(m), pixels.get(m)) for m, x in images.items()}
     images = {m: _padded(model, x) for m, x in images.items()}
+    unpadded = size if model.pad else None
     if valid and model.training and any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
         raise ValueError(
             "missing images would be part of the statistics of BatchNorm: train this model on images "
@@ -127,7 +129,7 @@ def encode_validated(
     batch = None
     if model.consumes == "series":
         images = images if is_series else {m: x[:, None] for m, x in images.items()}
-        streams = model.encode(Inputs(images=images, valid=valid, dates=dates), wanted)
+        streams = model.encode(Inputs(images=images, valid=valid, dates=dates, size=unpadded), wanted)
         # Streams that state which of their tokens are there may join series of different lengths.
         dated = [s for s, e in streams.items() if e.series_valid is None or wanted.by_date]
         by_date = _present(model, valid, dated)
@@ -137,12 +139,12 @@ def encode_validated(
         batch = (first.shape[0], first.shape[1])
         folded = {m: x.flatten(0, 1) for m, x in images.items()}
         masks = {m: mask.flatten() for m, mask in valid.items()}
-        streams = model.encode(Inputs(images=folded, valid=masks), wanted)
+        streams = model.encode(Inputs(images=folded, valid=masks, size=unpadded), wanted)
         if temporal:
             streams = model.fuse_dates(streams, batch, valid, next(iter(dates.values()), None))
         present = by_date = _present(model, valid, streams)
     else:
-        streams = model.encode(Inputs(images=images), wanted)
+        streams = model.encode(Inputs(images=images, size=unpadded), wanted)
         present = by_date = {}
     seen = _present(model, pixels, streams)
     counted = {

@@ -42,7 +42,7 @@ def validate_inputs(
     images = {m: _checked_image(model, m, x[m]) for m in model.modalities if m in x}
     _check_agreement(model, images)
     first = next(iter(images.values()))
-    _check_bfloat16(model, first)
+    check_bfloat16(model, first)
     if isinstance(dates, Mapping) and model.consumes == "image":
         raise ValueError(
             "dates by modality are for models that consume series; this one takes one date per timestep of "
@@ -154,8 +154,12 @@ def _checked_image(model: "Backbone", modality: str, image: Tensor) -> Tensor:
     return image
 
 
-def _check_bfloat16(model: "Backbone", image: Tensor) -> None:
-    """Refuse convolutions in bfloat16 where the CPU computes them wrongly."""
+def check_bfloat16(model: "Backbone", image: Tensor) -> None:
+    """Refuse convolutions in bfloat16 where the CPU computes them wrongly.
+
+    Raises:
+        ValueError: ``model`` convolves, and ``image`` or autocast on its device is bfloat16.
+    """
     if torch.compiler.is_compiling() or image.device.type != "cpu":
         return
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -14,6 +14,7 @@ of the paper are published.
 - Missing frames, and those that bring T to a multiple of 4, are zeros before every convolution, minus
   infinity in max-poolings (a coarse frame exists if one of its two does), and no part of a mean or of a
   statistic. So a series gives the same alone and in a padded batch, which the public network does not.
+  Pixels of padding (``pad``) repeat the last ones, and are no part of a statistic either.
 - ``s4_unet2d`` is the same network with kernels and poolings of 1 along time: it encodes single images.
 
 Shapes: B series, T dates, t = ceil(T / 4), H x W pixels, w0, w1, w2 the widths.
@@ -91,10 +92,14 @@ class S4Config(ModelConfig):
 
 
 class Frames(NamedTuple):
-    """Maps of a series, [B, C, T, h, w], and which frames are there, [B, T] booleans."""
+    """Maps of a series, [B, C, T, h, w], and which frames are there, [B, T] booleans.
+
+    ``size`` are the rows and columns that cover the images, where others follow that are padding.
+    """
 
     maps: Tensor
     there: Tensor
+    size: tuple[int, int] | None = None
 
     def clean(self) -> Tensor:
         """Return the maps with zeros where frames are missing."""
@@ -124,10 +129,11 @@ class ConvUnit(nn.Module):
         )
         self.norm = MaskedBatchNorm(outputs, sensors)
 
-    def forward(self, x: Frames, sensor: str, there: Tensor | None = None) -> Frames:
-        """Return maps of as many frames, or, transposed, of those of ``there``."""
-        there = x.there if there is None else there
-        return Frames(F.leaky_relu(self.norm(self.conv(x.clean()), there, sensor), SLOPE), there)
+    def forward(self, x: Frames, sensor: str, like: Frames | None = None) -> Frames:
+        """Return maps of the frames and the size of ``x``, or, transposed, of ``like``."""
+        like = x if like is None else like
+        maps = self.norm(self.conv(x.clean()), like.there, sensor, like.size)
+        return like._replace(maps=F.leaky_relu(maps, SLOPE))
 
 
 class Block(nn.Module):
@@ -160,10 +166,9 @@ class Decoder(nn.Module):
         """Return the maps at half and at full resolution; ``levels`` are the encoder's, the finest first."""
         stem, second, bottleneck = levels
         up = self.up_second(self.bottleneck(bottleneck, sensor).clean())
-        joined = Frames(torch.cat((up, second.maps), dim=1), second.there)
-        half = self.second(joined, sensor)
-        up = self.up_first(half, sensor, stem.there).maps
-        return half, self.first(Frames(torch.cat((up, stem.maps), dim=1), stem.there), sensor)
+        half = self.second(second._replace(maps=torch.cat((up, second.maps), dim=1)), sensor)
+        up = self.up_first(half, sensor, stem).maps
+        return half, self.first(stem._replace(maps=torch.cat((up, stem.maps), dim=1)), sensor)
 
 
 def conv(inputs: int, outputs: int, over_time: bool) -> nn.Conv3d:
@@ -195,8 +200,8 @@ def max_pool(x: Frames, over_time: bool) -> Frames:
     size = (2 if over_time else 1, 2, 2)
     hidden = x.maps.masked_fill(~x.there[:, None, :, None, None], float("-inf"))
     there = x.there.unflatten(1, (-1, size[0])).any(dim=2)
-    pooled = F.max_pool3d(hidden, size)
-    return Frames(pooled.masked_fill(~there[:, None, :, None, None], 0), there)
+    pooled = F.max_pool3d(hidden, size).masked_fill(~there[:, None, :, None, None], 0)
+    return Frames(pooled, there, None if x.size is None else ((x.size[0] + 1) // 2, (x.size[1] + 1) // 2))
 
 
 class S4UNet3d(Backbone):
@@ -277,7 +282,7 @@ class S4UNet3d(Backbone):
         """See :meth:`Backbone.encode`."""
         encoded = {}
         for stream, x in inputs.images.items():
-            levels = self.encode_levels(stream, x, inputs.valid.get(stream))
+            levels = self.encode_levels(stream, x, inputs.valid.get(stream), inputs.size)
             asked = set(wanted.stages.get(stream, ()))
             frames = [*levels, *(self.decode_levels(stream, levels) if max(asked, default=0) > 2 else ())]
             bottleneck = levels[2].mean()
@@ -292,15 +297,18 @@ class S4UNet3d(Backbone):
             )
         return encoded
 
-    def encode_levels(self, modality: str, x: Tensor, valid: Tensor | None) -> tuple[Frames, Frames, Frames]:
+    def encode_levels(
+        self, modality: str, x: Tensor, valid: Tensor | None, size: tuple[int, int] | None = None
+    ) -> tuple[Frames, Frames, Frames]:
         """Return the three levels of a series [B, T, C, H, W], the finest first.
 
-        T is rounded up to a multiple of 4. ``valid`` is [B, T], False for missing frames.
+        T is rounded up to a multiple of 4. ``valid`` is [B, T], False for missing frames. ``size`` is that of
+        the images where they were padded.
         """
         there = x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
         whole = (x.shape[1] + self.date_stride - 1) // self.date_stride * self.date_stride
         surplus = whole - x.shape[1]
-        frames = Frames(F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, surplus)), F.pad(there, (0, surplus)))
+        frames = Frames(F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, surplus)), F.pad(there, (0, surplus)), size)
         stem = self.stems[modality](frames, modality)
         second = self.second(max_pool(stem, self.config.over_time), modality)
         bottleneck = self.bottleneck(max_pool(second, self.config.over_time), modality)
@@ -336,6 +344,7 @@ class S4UNet2d(S4UNet3d):
             Inputs(
                 images={m: x[:, None] for m, x in inputs.images.items()},
                 valid={m: mask[:, None] for m, mask in inputs.valid.items()},
+                size=inputs.size,
             ),
             wanted,
         )

@@ -174,6 +174,11 @@ class Seamo(ViTBackbone):
         seen = [valid.get(m, whole)[:, None].expand(-1, x.shape[1]) for m, x in tokens.items()]
         return key_mask(torch.cat(seen, dim=1), first.dtype)
 
+    @property
+    def fuses_dates(self) -> bool:
+        """See :attr:`Backbone.fuses_dates`."""
+        return self.temporal is not None
+
     def fuse_dates(
         self,
         streams: dict[str, Encoded],

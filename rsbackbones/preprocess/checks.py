@@ -4,12 +4,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsbackbones.arrays import stated_scale
+from rsbackbones.preprocess.conversion import dn_factors
 from rsbackbones.preprocess.units import PICTURE_DN, known_units
 from rsbackbones.sensors import RGB8, InputSpec, Sensor
 from rsbackbones.value_check import (
@@ -37,8 +39,9 @@ _STORED_AS: dict[str, tuple[tuple[float, float], ...]] = {
     **dict.fromkeys(("reflectance", "db", "linear"), ()),
 }
 _NUMBERS = [unit for unit, stored in _STORED_AS.items() if stored]
-# What medians of thermal bands in kelvin lie between.
-_KELVIN = (150, 400)
+# What temperatures lie between, in kelvin, but for this share; the clouds of a storm are at 180 K. Numbers of
+# Collection 2 begin at 149 K: temperatures that are taken for such numbers are near it.
+_KELVIN, _ODD_TEMPERATURES = (170, 400), 0.01
 
 
 def check_scale_is_applied(raw: Any, x: Tensor, unit: str, modality: str) -> None:
@@ -129,11 +132,10 @@ class ValueCheck:
                 f"{modality}: {', '.join(bands[i] for i in indices)} goes to 1 at most, but these weights "
                 "take it times 10000; leave it out of your bands, and create_preprocess computes it"
             )
-        measured = [
-            i for i, band in enumerate(bands) if not sensor.band(band).is_thermal and i not in indices
-        ]
-        if unit in ("dn", "reflectance", "percent"):
-            self._check_kelvin(x, counted)
+        thermal = [i for i, band in enumerate(bands) if unit != "uint8" and sensor.band(band).is_thermal]
+        if thermal:
+            self._check_kelvin(x, thermal, counted)
+        measured = [i for i in range(len(bands)) if i not in indices and i not in thermal]
         if not measured:
             return
         if len(measured) < len(bands):
@@ -159,19 +161,36 @@ class ValueCheck:
                 missing |= ~counted
             self._judge([bands[i] for i in measured], x, ~missing, cirrus)
 
-    def _check_kelvin(self, x: Tensor, counted: Tensor | None) -> None:
-        """Refuse thermal bands, of [..., C, H, W], that are not in kelvin."""
-        held = (x != 0).any(-3) if counted is None else counted & (x != 0).any(-3)
-        for i, band in enumerate(self.bands):
-            if not self.sensor.band(band).is_thermal or not held.any():
-                continue
-            median = float(x[..., i, :, :][held].median())
-            if not _KELVIN[0] <= median <= _KELVIN[1]:
-                raise ValueError(
-                    f"{self.modality}: the median of the thermal band {band} is {median:.4g}, and with the "
-                    f"unit {self.unit!r} it is a temperature in kelvin (degrees Celsius + 273.15; of "
-                    "Collection 2 number x 0.00341802 + 149); check=False skips the checks"
+    def _check_kelvin(self, x: Tensor, thermal: Sequence[int], counted: Tensor | None) -> None:
+        """Refuse images of [..., C, H, W] whose thermal bands are no temperatures in their unit."""
+        images = x.reshape(-1, *x.shape[-3:])
+        held = (images != 0).any(-3)
+        if counted is not None:
+            held &= counted.reshape(held.shape)
+        names = [self.bands[i] for i in thermal]
+        as_read = "number x 0.00341802 + 149 kelvin" if self.unit == "landsat_c2" else "kelvin"
+        for image, pixels in islice(zip(images, held, strict=True), 0, None, -(-len(images) // _JUDGED)):
+            for i, band, (scale, offset) in zip(thermal, names, self._kelvin_of(names), strict=True):
+                values = image[i][pixels]
+                kelvin = values * scale + offset
+                odd = values[(kelvin < _KELVIN[0]) | (kelvin > _KELVIN[1])]
+                if len(odd) <= _ODD_TEMPERATURES * len(values):
+                    continue
+                one = float(odd.median())
+                is_one = len(odd) < len(values) and bool((odd == one).float().mean() > 0.5)
+                text = (
+                    f"{len(odd) / len(values):.2%} of the thermal band {band} are no temperatures, "
+                    f"such as {format_value(one)}; with the unit {self.unit!r} they are {as_read}"
                 )
+                if not is_one:
+                    text += " (degrees Celsius + 273.15; of Collection 2 number x 0.00341802 + 149)"
+                self._act_on(Verdict("impossible", text, nodata=one if is_one else None))
+
+    def _kelvin_of(self, bands: Sequence[str]) -> list[tuple[float, float]]:
+        """Return the scale and offset that make kelvin of thermal bands; beside pictures they are kelvin."""
+        if self.unit.partition(":")[0] == RGB8:
+            return [(1.0, 0.0)] * len(bands)
+        return dn_factors(bands, self.unit, self.sensor)
 
     def _judge(self, bands: Sequence[str], x: Tensor, held: Tensor, cirrus: Tensor | None) -> None:
         """Judge values [..., C, H, W] where they are held, [..., H, W]: all, and image by image."""
@@ -207,11 +226,17 @@ class ValueCheck:
         for found, numbers in doubts.items():
             # A single image may be dark; the offset is seen in one.
             if found.warning is OffsetWarning or 2 * len(numbers) > len(judged):
-                first = f"{len(numbers)} of {len(judged)} images (first number {numbers[0] + 1})"
-                self._act_on(replace(found, text=f"{first}: {found.text}"))
+                which = f"{len(numbers)} of {len(judged)} images (first number {numbers[0] + 1}): "
+                self._act_on(found, which, len(numbers) / len(judged))
 
-    def _act_on(self, found: Verdict) -> None:
-        """Raise an error or warn as a verdict requires, with the option that helps."""
+    def _act_on(self, found: Verdict, which: str = "", share: float = 1.0) -> None:
+        """Raise an error or warn as a verdict requires, with the option that helps.
+
+        Args:
+            found: the verdict.
+            which: of the images it is true, if not of all.
+            share: how many of the images.
+        """
         if found.kind == "right":
             return
         modality, fix = self.modality, ""
@@ -219,7 +244,8 @@ class ValueCheck:
             value = format_value(found.nodata)
             fix = (
                 f"; declare it: create_preprocess(model, nodata={value}) (embed: --nodata {value}; in a "
-                f"GeoTIFF for any command: gdal_edit.py -a_nodata {value} FILE; an array: fill or leave out)"
+                f"GeoTIFF for any command: gdal_edit.py -a_nodata {value} FILE, or of a file with scale and "
+                "offset tags the number that it stores; an array: fill or leave out)"
             )
         elif found.unit in known_units(self.spec):
             fix = (
@@ -228,9 +254,10 @@ class ValueCheck:
                 f"data_options.units.{modality} of fine-tuning)"
             )
         if found.kind == "suspect":
-            warnings.warn(
-                f"{modality}: {found.text}{fix and f'; if so{fix[1:]}'}", found.warning, stacklevel=6
-            )
+            text = f"{found.text}{fix and f'; if so{fix[1:]}'}"
+            some = which and "single images of a series: "
+            warning = found.warning(f"{modality}: {which}{text}", f"{modality}: {some}{text}", share)
+            warnings.warn(warning, stacklevel=6)
         else:
             raise ValueError(f"{modality}: {found.text}{fix}; check=False skips the checks")
 

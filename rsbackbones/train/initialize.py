@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rsbackbones.data.open import open_source, source_statistics
+from rsbackbones.data.series_folder import SeriesFolder
 from rsbackbones.files.bounds import read_json
 from rsbackbones.train.compatibility import OBJECTIVE_KEY, check_compatible, objective_signature
 from rsbackbones.train.engine.checkpoint import finished, first_line, problem, step_of
 from rsbackbones.train.engine.checkpoint_reader import load_checkpoint
 from rsbackbones.train.engine.config_io import from_json
 from rsbackbones.train.engine.errors import TrainingError
-from rsbackbones.train.input_contracts import input_contracts
+from rsbackbones.train.input_contracts import input_contracts, source_units
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.recipe import Recipe
 from rsbackbones.zoo.checkpoint_files import CheckpointFile, not_finite, open_checkpoint
@@ -40,26 +41,36 @@ def build_objective(recipe: Recipe) -> Objective:
 def with_statistics(recipe: Recipe) -> Recipe:
     """Return a recipe with the numbers of ``data.statistics=dataset``, for the bands of its models.
 
+    They are in DN and dB; those of a folder of series in other ``data.units`` are measured on converted
+    values.
+
     Raises:
-        TrainingError: the data have none.
+        TrainingError: the data have none, or come with those of DN and dB and are said to be in other units.
     """
     if recipe.data.statistics != "dataset":
         return recipe
     if recipe.data.root is None:
         raise TrainingError("no data: pass data.root=FOLDER")
+    with torch.device("meta"):
+        models = [build_objective(stage).backbone for stage in recipe.resolve_stages()]
+    sensors = {m: sensor for model in models for m, sensor in model.config.sensors.items()}
+    units = source_units(recipe, sensors)
     try:
-        found = source_statistics(open_source(recipe.data.root, **recipe.data.options))
-        if found is None:
+        source = open_source(recipe.data.root, named=units, **recipe.data.options)
+        if (found := source_statistics(source)) is None:
             raise ValueError(f"{recipe.data.root} comes with no statistics: state them")
+        if not isinstance(source, SeriesFolder) and set(units.values()) - {"dn", "db"}:
+            raise ValueError(
+                f"{recipe.data.root} comes with statistics of DN and dB, and data.units={recipe.data.units} "
+                "are stated: leave one of them out"
+            )
     except ValueError as error:
         raise TrainingError(
             f'{error}. In a recipe: data.statistics={{"s2": {{"B02": [mean, std], ...}}}}, or {{}} for those '
             "of the model"
         ) from error
-    with torch.device("meta"):
-        models = [build_objective(stage).backbone for stage in recipe.resolve_stages()]
     used = {(m, band) for model in models for m, names in model.bands.items() for band in names}
-    own = {m: {b: x for b, x in of.items() if (m, b) in used} for m, of in found.items()}
+    own = {m: {b: x for b, x in found.get(s, {}).items() if (m, b) in used} for m, s in sensors.items()}
     return replace(recipe, data=replace(recipe.data, statistics={m: of for m, of in own.items() if of}))
 
 

@@ -57,6 +57,13 @@ def target_sensors(model: Backbone, recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(m for images in needed for m in images if m not in model.modalities))
 
 
+def source_units(recipe: Recipe, sensors: Mapping[str, str]) -> dict[str, str]:
+    """Return ``data.units`` by the sensor of the files; ``sensors`` are those of a model's modalities."""
+    named = {sensors.get(m, m): unit for m, unit in recipe.data.units.items()}
+    # A model of pictures takes Sentinel-2 images, too.
+    return {"s2": named["rgb"], **named} if "rgb" in named else named
+
+
 def _stated(target: str, statistics: Mapping[str, tuple[float, float]]) -> InputSpec:
     """Return the contract of a sensor that has none, from the statistics of a recipe."""
     if not statistics:

@@ -41,6 +41,7 @@ from rsbackbones.train.initialize import (
     initialize_weights,
     with_statistics,
 )
+from rsbackbones.train.input_contracts import source_units
 from rsbackbones.train.objectives.objective import Objective
 from rsbackbones.train.pictures import draw_losses, draw_reconstructions
 from rsbackbones.train.recipe import Part, Recipe
@@ -276,10 +277,8 @@ def open_sources(recipe: Recipe, backbone: Backbone) -> list[DataStream]:
     streams: list[DataStream] = []
     held: dict[str, tuple[str, ...]] = {}
     parts: list[tuple[Source, Part | None]] = [(open_part(part.file, root), part) for part in data.parts]
-    named = {sensors.get(m, m): unit for m, unit in data.units.items()}
-    if "rgb" in named:  # a model of pictures takes Sentinel-2 images, too
-        named = {"s2": named["rgb"], **named}
-    for found, part in parts or [(open_source(root, named=named, **data.options), None)]:
+    units = source_units(recipe, sensors)
+    for found, part in parts or [(open_source(root, named=units, **data.options), None)]:
         own = _streams_of(found, part, recipe, backbone, (part.task,) if part and part.task else tasks)
         held[found.name] = tuple(found.bands)
         if not own:

@@ -127,11 +127,6 @@ class DataOptions:
     def __post_init__(self) -> None:
         if not 0 < self.crop[0] <= self.crop[1]:
             raise ValueError(f"crop must be the smallest and the largest side, above 0, got {self.crop}")
-        if self.statistics == "dataset" and self.units:
-            raise ValueError(
-                f"statistics=dataset are those of DN and dB, and units={self.units} are stated: state the "
-                "statistics as well"
-            )
         if self.crop[0] < 1 < self.crop[1]:
             raise ValueError(f"crop must be two sides in pixels, or two shares up to 1, got {self.crop}")
 

@@ -27,6 +27,7 @@ from rsbackbones.value_check.offset import CIRRUS, CLEAR, DARK, WITH_CIRRUS
 from rsbackbones.value_check.verdict import (
     MissingPixelsWarning,
     OffsetWarning,
+    ProductWarning,
     UnitWarning,
     Verdict,
     format_value,
@@ -39,6 +40,7 @@ __all__ = [
     "WITH_CIRRUS",
     "MissingPixelsWarning",
     "OffsetWarning",
+    "ProductWarning",
     "UnitWarning",
     "Verdict",
     "bands_with_holes",

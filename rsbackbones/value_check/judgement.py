@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from rsbackbones.sensors import Sensor
-from rsbackbones.value_check.nodata import POSSIBLE, find_marker, zero_marks
+from rsbackbones.value_check.nodata import POSSIBLE, find_marker, judge_lowest, zero_marks
 from rsbackbones.value_check.offset import judge_offset
 from rsbackbones.value_check.optical import judge_optical
 from rsbackbones.value_check.radar import judge_radar, judge_strength, power_or_amplitude
 from rsbackbones.value_check.verdict import MOST_OF_BAND, RIGHT, Values, Verdict
+
+# Of so many pixels below the possible values an error about the unit comes first.
+_SOME = 0.1
 
 
 def judge(
@@ -39,10 +42,12 @@ def judge(
     if (marker := find_marker(x, unit)) is not None:
         return marker
     each = {band: Values(values, MOST_OF_BAND) for band, values in zip(bands, x, strict=True)}
-    if sensor.kind == "radar":
-        return _judge_radar(x, each, unit)
-    found = judge_optical(x, each, unit, sensor, alone=alone)
-    if found.kind != "right":
+    radar = sensor.kind == "radar"
+    found = _judge_radar(x, each, unit) if radar else judge_optical(x, each, unit, sensor, alone=alone)
+    lowest, share = judge_lowest(x, unit)
+    if lowest.kind != "right" and (share < _SOME or found.kind in ("right", "suspect")):
+        return lowest
+    if radar or found.kind != "right":
         return found
     return judge_offset(each, unit, sensor, cirrus=cirrus, alone=alone)
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from rsbackbones.value_check.verdict import MOST, Verdict, format_value
+from rsbackbones.value_check.verdict import MOST, RIGHT, Verdict, format_value
 
 # Below them a value that many pixels hold marks pixels without data; above them it does if it is one of
 # _SENTINELS. The lower ones of dn and reflectance are what the offset of Sentinel-2 makes of zero.
@@ -22,8 +22,9 @@ POSSIBLE = {
 # Many pixels: this share of them, and so many at least. Values beyond _FAR are no measurement in any unit,
 # and count one by one.
 _MANY, _FEWEST, _FAR = 1e-3, 8, (-9990.0, 1e6)
-# What files hold for pixels without data, and the scales and offsets that make it a value of the unit.
-_SENTINELS = (-32768, -9999, -999, 9999, 32766, 32767, 65534, 65535)
+# What files hold for pixels without data, and the scales and offsets that make it a value of the unit. In 16
+# bits without a sign -32768, -9999 and -999 are 32768, 55537 and 64537.
+_SENTINELS = (-32768, -9999, -999, 9999, 32766, 32767, 32768, 55537, 64537, 65534, 65535)
 _TAGS = {
     "dn": ((1, 0), (1, -1000)),
     "reflectance": ((1, 0), (1e-4, 0), (1e-4, -0.1)),
@@ -93,6 +94,23 @@ def find_marker(x: Tensor, unit: str) -> Verdict | None:
     else:
         return None
     return Verdict("impossible", f"{text} marks pixels without data, likely", nodata=value)
+
+
+def judge_lowest(x: Tensor, unit: str) -> tuple[Verdict, float]:
+    """Judge values [C, N] below the possible ones that no single value explains, and return their share.
+
+    Where pixels without data were resampled with others, they hold anything between.
+    """
+    low = POSSIBLE[unit][0]
+    share = float((x < low).any(0).float().mean())
+    if share <= _MANY or unit == "landsat_c2":
+        return RIGHT, share
+    text = (
+        f"{share:.2%} of the pixels hold less than {low:g}, down to {float(x.min()):.4g}, which {unit!r} has "
+        "not: a value without data was mixed with others, as resampling does; declare it before (gdalwarp "
+        "-srcnodata), or mask these pixels"
+    )
+    return Verdict("impossible", text), share
 
 
 def zero_marks(x: Tensor, unit: str) -> bool:

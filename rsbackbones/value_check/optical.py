@@ -17,6 +17,9 @@ _BELOW_ZERO = -100
 # Land reflects more in the near infrared than in the visible, by this factor; water less. The brightest
 # permille of land is above this, in dn: of 1,820 real images 6 are not, of one plot in the shadow of winter.
 _LAND, _DARK_LAND = 1.5, 1000
+# Water reflects less in the near infrared than in the visible, by this factor at least, and less than this in
+# the visible. So values above it that have its spectrum are percent rather than reflectances.
+_WATER, _BRIGHT_WATER = 0.5, 0.3
 _VISIBLE_NM, _NEAR_INFRARED_NM = (400, 700), (740, 1000)
 # Values that were scaled by their extremes: single pixels hold these, of a stretch many.
 _EXTREMES = ((0, 1), (-1, 1), (0, 10_000))
@@ -34,6 +37,8 @@ def judge_optical(
         return scaled
     every = Values(x)
     found = _judge_all(every, unit, sensor, alone)
+    if unit == "percent" and found.unit == "reflectance" and _is_too_bright_water(each, sensor):
+        return every.like("reflectance", unit, sure=False)
     dark_land = _is_dark_land(every, each, unit, sensor)
     if found.kind != "right" and not (found.unit == RGB8 and found.kind == "suspect" and dark_land):
         return found
@@ -93,12 +98,19 @@ def _is_dark_land(every: Values, each: Mapping[str, Values], unit: str, sensor: 
     """Whether values are too dark for land, and yet have its spectrum."""
     if unit not in _DN or every.high >= _DARK_LAND * _DN[unit]:
         return False
-    nm = {band: sensor.band(band).wavelength for band in each}
-    infrared, visible = (
-        [v.median for band, v in each.items() if low <= nm[band] < high]
-        for low, high in (_NEAR_INFRARED_NM, _VISIBLE_NM)
-    )
+    infrared, visible = (_medians(each, sensor, nm) for nm in (_NEAR_INFRARED_NM, _VISIBLE_NM))
     return bool(infrared and visible) and max(infrared) > max(0.0, _LAND * min(visible))
+
+
+def _is_too_bright_water(each: Mapping[str, Values], sensor: Sensor) -> bool:
+    """Whether values have the spectrum of water, and as reflectances are too bright for it."""
+    infrared, visible = (_medians(each, sensor, nm) for nm in (_NEAR_INFRARED_NM, _VISIBLE_NM))
+    return bool(infrared and visible) and max(_BRIGHT_WATER, max(infrared) / _WATER) < max(visible)
+
+
+def _medians(each: Mapping[str, Values], sensor: Sensor, nm: tuple[float, float]) -> list[float]:
+    """Return the medians of the bands between two wavelengths."""
+    return [v.median for band, v in each.items() if nm[0] <= sensor.band(band).wavelength < nm[1]]
 
 
 def _odd_band(v: Values, unit: str, every: Values, others_whole: bool) -> str:
@@ -131,6 +143,8 @@ def _judge_all(v: Values, unit: str, sensor: Sensor, alone: bool) -> Verdict:
     if not v.whole and v.low < -0.5 and v.high < 20 and v.share_below(0) > 0.05:
         return v.impossible(unit, "look normalized already (mean 0, deviation 1)", "pass the original values")
     reflectance = not v.whole and _is_reflectance(v)
+    if unit in ("reflectance", "percent") and 0 < v.high < _DN[unit]:
+        return v.impossible(unit, "are below 1 dn", "they were divided, or scaled by tags, once too often")
     if unit == "reflectance":
         if _is_reflectance(v):
             return RIGHT

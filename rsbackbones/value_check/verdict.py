@@ -23,11 +23,24 @@ _IN_WORDS = {
 
 
 class UnitWarning(UserWarning):
-    """The values may be in another unit than the stated one; they do not tell."""
+    """The values may be in another unit than the stated one; they do not tell.
+
+    Attributes:
+        finding: the text, without numbers of one batch or series: warnings of a set are counted by it.
+        share: of the images of the batch or series that raise it.
+    """
+
+    def __init__(self, text: str, finding: str | None = None, share: float = 1.0) -> None:
+        super().__init__(text)
+        self.finding, self.share = finding or text, share
 
 
 class OffsetWarning(UnitWarning):
     """Hardly a value is below 1000: the values may include the radiometric offset of Sentinel-2 products."""
+
+
+class ProductWarning(UserWarning):
+    """A file states that its product has the offset, and not whether it has been subtracted since."""
 
 
 class MissingPixelsWarning(UserWarning):

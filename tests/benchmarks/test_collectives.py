@@ -7,11 +7,14 @@ import pytest
 from benchmarks import collectives
 from benchmarks.collectives import BEGIN, COUNTED, END, PAGE, PROCESSES, ROWS
 from rsbackbones.files.markdown import replace_between
+from tests import forked
 
 
 @pytest.fixture(scope="module")
 def counted():
-    return collectives.measure_payloads(COUNTED, rows=ROWS, processes=PROCESSES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives, "spawn", forked.spawn)
+        return collectives.measure_payloads(COUNTED, rows=ROWS, processes=PROCESSES)
 
 
 def test_bytes_of_two_processes_are_those_of_the_formulas(counted):

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
+import rsbackbones as rsb
 from rsbackbones.data.open import open_source, source_statistics
 from rsbackbones.data.source import BadSample, EmptyImage
+from rsbackbones.train.export import export
+from rsbackbones.train.initialize import read_run
 from rsbackbones.train.pretraining import pretrain
 from tests.data.labelled.pastis_folder import MEANS, features_of, write_metadata, write_pastis
 from tests.train.s4_setup import small_recipe
@@ -68,12 +72,19 @@ def test_unusable_patches_and_images_are_bad_samples(tmp_path):
 
 
 def test_pretraining_on_the_folder(published, tmp_path):
-    from rsbackbones.train.initialize import read_run
-
-    changes = {"steps": 1, "batch_size": 2, "data__size": 8, "data__crop": [8, 8]}
+    changes = {"steps": 1, "batch_size": 2, "data__size": 8, "data__crop": [8, 8], "ema": 0.5}
     pretrain(small_recipe(published, tmp_path / "run", **changes))
+    assert (tmp_path / "run/reconstruction.png").stat().st_size > 0
     recipe, record, objective, _ = read_run(tmp_path / "run")
     assert recipe.data.statistics["s1"]["VH"][0] == pytest.approx(MEANS["S1A"][1] + 2)
     mean = dict(zip(objective.backbone.bands["s2"], objective.backbone.inputs["s2"].mean, strict=True))
     assert mean["B02"] == pytest.approx(MEANS["S2"][0] + 2)
     assert any("folds 1, 2, 3" in note for source in record["sources"] for note in source["notes"])
+    # The average of the weights, and of the running statistics, is what is exported.
+    export(tmp_path / "run", tmp_path / "weights", tag="t")
+    file = tmp_path / "weights/s4_unet3d_tiny.t.safetensors"
+    exported = rsb.create_model("s4_unet3d_tiny", checkpoint=file).state_dict()
+    for name, x in objective.backbone.state_dict().items():
+        assert torch.equal(exported[name], x), name
+    moved = exported["second.first.norm.statistics.s1.running_var"]
+    assert not torch.equal(moved, torch.ones_like(moved))

@@ -12,7 +12,7 @@ from rsbackbones.data.labelled.image_files import find_files
 from rsbackbones.data.rasters import RasterStack
 from rsbackbones.data.safe_metadata import product_unit
 from rsbackbones.embed import embed_patches
-from rsbackbones.value_check import OffsetWarning
+from rsbackbones.value_check import ProductWarning
 from tests.data.test_rasters import write_tif
 
 BANDS = ("B02", "B03", "B04", "B08")
@@ -140,7 +140,7 @@ def test_a_tag_of_the_baseline_is_named(tmp_path, baseline, warned):
         RasterStack([path], ("s2",)).close()
         first = len(caught)
         RasterStack([path], ("s2",), units={"s2": "dn"}).close()
-    assert [one.category for one in caught if one.category is OffsetWarning] == [OffsetWarning] * warned
+    assert [one.category for one in caught if one.category is ProductWarning] == [ProductWarning] * warned
     assert len(caught) == first
 
 

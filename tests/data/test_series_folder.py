@@ -119,6 +119,24 @@ def test_statistics_of_the_ratio_that_models_compute(tmp_path):
     assert np.allclose(dataset_statistics(tmp_path)["s1"]["VV/VH"], (ratio.mean(), ratio.std()))
 
 
+def test_statistics_are_those_of_converted_values(tmp_path):
+    """Reflectance and linear power: those of DN and dB, in a file of their own."""
+    images = {m: x.astype(np.float64) for m, x in series().items()}
+    other = {"s2": images["s2"] / 10000, "s1": 10 ** (images["s1"] / 10)}
+    store(tmp_path, images={m: x.astype(np.float32) for m, x in other.items()})
+    raw = dataset_statistics(tmp_path)
+    found = dataset_statistics(tmp_path, units={"s2": "reflectance", "s1": "linear"})
+    ratio = images["s1"][:, :1] - images["s1"][:, 1:]
+    images["s1"] = np.concatenate((images["s1"], ratio), axis=1)
+    for sensor, x in images.items():
+        expected = np.stack((x.mean(axis=(0, 2, 3)), x.std(axis=(0, 2, 3))), axis=1)
+        assert np.allclose(list(found[sensor].values()), expected, rtol=1e-5)
+    assert dataset_statistics(tmp_path, units={"s2": "dn"}) == raw
+    assert len(list(tmp_path.glob("statistics*.json"))) == 2
+    with pytest.raises(ValueError, match="unit must be one of"):
+        dataset_statistics(tmp_path, units={"s2": "linear"})
+
+
 def test_zarr_reads_what_is_written(tmp_path):
     place = store(tmp_path)
     group = zarr.open_group(zarr.storage.ZipStore(place / "series.zarr.zip", mode="r"), mode="r")

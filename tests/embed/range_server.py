@@ -20,7 +20,10 @@ class Server:
         self.url, self._control = url, control
 
     def tell(self, **state: object) -> None:
-        """Set ``signed`` (URLs expire), and by file ``status``, or ``once``: statuses to begin with."""
+        """Set ``signed`` (URLs expire), and by file ``status``, or ``once``: statuses to begin with.
+
+        With ``again`` another time.
+        """
         (self._control / "state.json").write_text(json.dumps(state))
 
     def sign(self, name: str, seconds: float) -> str:
@@ -46,7 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = parts.path.lstrip("/")
         path = self.server.folder / name
         status = state.get("status", {}).get(name)
-        begun = self.server.begun.setdefault(name, list(state.get("once", {}).get(name, [])))
+        begun = self.server.begun.setdefault(
+            (name, "again" in state), list(state.get("once", {}).get(name, []))
+        )
         if status is None and begun:
             status = begun.pop()
         expires = parse_qs(parts.query).get("expires", ["0"])[0]
@@ -63,6 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
             log.write(f"{code}\n")
         self.send_response(code)
         self.send_header("Accept-Ranges", "bytes")
+        if not status:
+            self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         if code == 206:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
         self.send_header("Content-Length", str(last - first + 1))

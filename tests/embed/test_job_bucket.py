@@ -53,6 +53,42 @@ def test_a_bucket_gets_the_bytes_of_a_folder(bucket, tmp_path):
         rsb.embed.run(other, **QUIET)
 
 
+def test_a_full_bucket_is_one_error_and_the_job_goes_on_when_there_is_room(bucket, tmp_path, monkeypatch):
+    from moto.s3.exceptions import S3ClientError
+    from moto.s3.models import S3Backend
+
+    class QuotaExceeded(S3ClientError):
+        code = 403
+
+        def __init__(self, *_, **__):
+            super().__init__("QuotaExceeded", "the bucket is full")
+
+    stored, plain = [], S3Backend.put_object
+
+    def put(self, bucket_name, key_name, *arguments, **options):
+        if "/c/" in key_name:
+            stored.append(key_name)
+            if len(stored) > room:
+                raise QuotaExceeded
+        return plain(self, bucket_name, key_name, *arguments, **options)
+
+    model = rsb.create_model("croma_vit_tiny", pretrained=True, modalities=("s2",))
+    source = write_tif(tmp_path / "s.tif", optical(264, 264), S2)
+    options = {"window": 64, "overlap": 16, "shard": 32}
+    monkeypatch.setattr(S3Backend, "put_object", put)
+    place, room = f"{bucket}/full.zarr", 6  # the coordinates, scale and offset, and two shards
+    job = rsb.embed.plan(model, source, place, **options)
+    with pytest.raises(JobError, match=r"shard 2 failed .*QuotaExceeded.*2 of 4 shards are done") as caught:
+        rsb.embed.run(job, **QUIET)
+    assert "\n" not in str(caught.value)
+    room = 100
+    rsb.embed.run(job, **QUIET)
+    rsb.embed.run(rsb.embed.plan(model, source, tmp_path / "e.zarr", **options), **QUIET)
+    remote = Objects(place)
+    found = {key: remote.get(key) for key in remote.keys() if "/c/" in key}  # noqa: SIM118
+    assert found == shards(tmp_path / "e.zarr")
+
+
 def test_objects_are_created_once(bucket, tmp_path):
     for objects in (Objects(f"{bucket}/x"), Objects(str(tmp_path / "x"))):
         assert objects.get("a/b.json") is None

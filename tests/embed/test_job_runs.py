@@ -19,8 +19,10 @@ from rsbackbones.embed.run import JobError, prepare
 from rsbackbones.embed.sources import RasterSource
 from tests import forked
 from tests.data.test_rasters import S2, write_tif
+from tests.embed.small_disk import fill, mounted
 from tests.embed.test_embed import optical
 from tests.embed.test_job import QUIET, SMALL, shards
+from tests.embed.test_state_on_disk import at_batch
 
 pytest.importorskip("obstore")
 KILLS = int(os.environ.get("RSB_KILLS", "2"))
@@ -206,6 +208,38 @@ def test_a_store_is_of_one_job(model, source, tmp_path):
         rsb.embed.run(rsb.embed.plan(model, source, tmp_path / "mine.zarr", **SMALL), **QUIET)
     with pytest.raises(ValueError, match="no job for"):
         rsb.embed.status(tmp_path / "mine.zarr")
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_full_disk_is_one_error_and_the_job_goes_on_when_there_is_room(
+    model, source, undisturbed, tmp_path, when
+):
+    with mounted(tmp_path / "disk", "16m") as disk:
+        job = rsb.embed.plan(model, source, disk / "e.zarr", **SMALL)
+        ballast = disk / "ballast"
+        if when == "before":
+            ballast.write_bytes(bytes((16 << 20) - (1 << 17)))  # the weights have no room
+            hook = at_batch(model, 0, lambda: None)
+        else:
+            prepare(job, None)
+            hook = at_batch(model, 20, lambda: fill(ballast))
+        with pytest.raises(JobError, match="No space left") as caught:
+            rsb.embed.run(job, **QUIET)
+        hook.remove()
+        assert "\n" not in str(caught.value)
+        done = rsb.embed.status(disk / "e.zarr").done
+        assert done == 0 if when == "before" else 0 < done < 9
+        ballast.unlink()
+        assert rsb.embed.run(job, **QUIET)["shards"] == 9
+        assert shards(disk / "e.zarr") == undisturbed
+
+
+def test_a_scene_without_data_is_refused_and_nothing_is_encoded(model, tmp_path):
+    path = write_tif(tmp_path / "s.tif", np.zeros((12, 128, 128), np.uint16), S2, nodata=0)
+    hook = at_batch(model, 1, lambda: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=r"no pixel has data"):
+        rsb.embed.run(rsb.embed.plan(model, path, tmp_path / "e.zarr", **SMALL), **QUIET)
+    hook.remove()
 
 
 def test_an_input_that_changes_or_cannot_be_read_stops_the_job(model, tmp_path):

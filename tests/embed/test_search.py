@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -152,6 +153,42 @@ def test_a_table_is_searched_by_place(model, tmp_path):
     assert json.loads(json.dumps(hits.facts))["provenance"]["model"] == "croma_vit_tiny"
 
 
+def test_an_index_finds_what_the_exact_search_does(store, tmp_path, capsys):
+    """With the recall that it states and similarities of 8 bits; it is of one store alone."""
+    place, path = store
+    index = tmp_path / "e.ivf"
+    arguments = ["search", place, "--at", ",".join(map(str, degrees(path, 20, 8))), "--index", index]
+    assert main(list(map(str, [*arguments, "--output", tmp_path / "hits.parquet"]))) == 0
+    assert "with a recall of" in capsys.readouterr().err
+    built = index.read_bytes()
+    exact, found = Searched(place), Searched(place, index=index)
+    assert index.read_bytes() == built  # it was used, not built again
+    recalls = []
+    for row, column in np.random.default_rng(0).integers(0, 40, (40, 2)):
+        if row < 35:
+            query = exact.at(*degrees(path, row, column))
+            wanted, hits = exact.search([query], k=11), found.search([query], k=11)
+            places = {(r, c) for r, c in zip(wanted.rows, wanted.columns, strict=True)} - {(row, column)}
+            recalls.append(len(places & set(zip(hits.rows, hits.columns, strict=True))) / len(places))
+            assert wanted.similarities is not None
+            np.testing.assert_allclose(
+                wanted.similarities[hits.rows, hits.columns], hits.similarity, atol=0.02
+            )
+    stated = hits.facts["index"]
+    assert stated["vectors"] == int(np.isfinite(wanted.similarities).sum())
+    assert stated["lists_compared"] < stated["lists"]
+    assert stated["recall_at_10"] >= 0.95
+    assert np.mean(recalls) == pytest.approx(stated["recall_at_10"], abs=0.05)
+    with pytest.raises(ValueError, match=r"an index of other vectors .*center"):
+        Searched(place, center="none", index=index)
+    shutil.copytree(place, tmp_path / "less.zarr")
+    next((tmp_path / "less.zarr" / "embeddings" / "c").rglob("[0-9]*/1/1")).unlink()
+    with pytest.raises(ValueError, match=r"an index of other vectors .*digest"):
+        Searched(tmp_path / "less.zarr", index=index)
+    with pytest.raises(ValueError, match="no index of a search"):
+        Searched(place, index=path)
+
+
 def test_what_cannot_be_searched_is_named(store, tmp_path, capsys):
     place, path = store
     lon, lat = degrees(path, 8, 8)
@@ -165,6 +202,7 @@ def test_what_cannot_be_searched_is_named(store, tmp_path, capsys):
         ([place, "--box", f"{lon},{lat},{lon},{lat + 90}"], "west, south, east, north"),
         ([place, "--at", f"{lon},{lat}", "--scene", path], "--html PAGE.html"),
         ([place, "--at", f"{lon},{lat}", "--checkpoint", path], "--example CHIP.tif"),
+        ([place, "--at", f"{lon},{lat}", "--index", "i.ivf", "--map", tmp_path / "m.tif"], "hits alone"),
         ([tmp_path / "t.parquet", "--at", "1,2", "--html", tmp_path / "p.html"], "a table has none"),
         ([tmp_path / "none.zarr", "--at", f"{lon},{lat}"], "no Zarr store"),
         ([path, "--at", f"{lon},{lat}"], "a store (.zarr) or a table (.parquet)"),

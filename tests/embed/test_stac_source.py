@@ -10,7 +10,7 @@ from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed import stac_source
+from rsbackbones.files import retry
 from tests.data.test_rasters import write_tif
 from tests.embed.range_server import serve
 from tests.embed.test_embed import optical
@@ -137,7 +137,7 @@ class Signer:
 
 def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch):
     folder, _, _ = dates
-    monkeypatch.setattr(stac_source, "PAUSE_S", 0.05)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.05)
     with serve(folder) as server:
         server.tell(signed=True, once={"1_B03.tif": [503, 429]})  # and it is busy at first
         signer = Signer(server, 60)
@@ -157,7 +157,7 @@ def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch
 @pytest.mark.parametrize("fault", [403, 404, "truncated"])
 def test_an_item_that_cannot_be_read_is_named(model, dates, tmp_path, monkeypatch, fault):
     folder, _, _ = dates
-    monkeypatch.setattr(stac_source, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in folder.iterdir():
@@ -197,8 +197,8 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
         with pytest.raises(ValueError, match=text):
             rsb.embed.plan(net, given, output, **(OPTIONS | options))
     other = items(folder)
-    other[1].properties["proj:code"] = "EPSG:32632"
-    with pytest.raises(ValueError, match=r"EPSG:32632, EPSG:32633.*--grid"):
+    other[1].properties["proj:code"] = "EPSG:3035"
+    with pytest.raises(ValueError, match=r"EPSG:3035, EPSG:32633.*--grid"):
         rsb.embed.plan(model, other, output)
     scaled = items(folder)
     scaled[0].assets["B02"].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.1}]

@@ -1,8 +1,6 @@
 """One result is of one input; what cannot be written is known first; nothing of the user's is overwritten."""
 
-import contextlib
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +12,7 @@ import rsbackbones as rsb
 from rsbackbones.embed import embed_patches, embed_scene, scene
 from tests.data.test_input_files import vrt
 from tests.data.test_rasters import S2, write_tif
+from tests.embed.small_disk import fill, mounted
 from tests.embed.test_embed import OPTIONS, QUIET, count_windows, interrupt, optical, place, read_map
 
 
@@ -129,13 +128,8 @@ def test_patches_before_a_bad_one_are_kept(tiny, tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or os.geteuid() or subprocess.run(mounted, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root on Linux")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("when", ["before", "between", "at the end"])
@@ -143,13 +137,8 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_when_there_is_room(tiny, t
     source, output = write_tif(tmp_path / "scene.tif", optical(128, 128), S2), small_disk / "map.tif"
     ballast = small_disk / "ballast"
 
-    def fill():
-        with ballast.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(1 << 12))
-            except OSError:
-                pass
+    def fill_disk():
+        fill(ballast)
         if when == "between":  # the rows have their place; the journal has none
             return
         os.truncate(ballast, ballast.stat().st_size - (1 << 14))
@@ -159,7 +148,7 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_when_there_is_room(tiny, t
     if when == "before":
         ballast.write_bytes(bytes((1 << 20) - size - (1 << 15)))
     else:
-        hook = at_batch(tiny, 6 if when == "between" else 10, fill)
+        hook = at_batch(tiny, 6 if when == "between" else 10, fill_disk)
     with pytest.raises(ValueError, match=rf"needs {size} bytes" if when == "before" else "make room and run"):
         embed_scene(tiny, [source], output, **OPTIONS)
     if hook:
@@ -181,9 +170,7 @@ def test_a_disk_that_has_room_for_the_map_alone_names_the_preview(tiny, tmp_path
 
     def fill_after(*arguments, **options):
         write_map(*arguments, **options)
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(1 << 12))
+        fill(ballast)
 
     monkeypatch.setattr(scene, "write_map", fill_after)
     with pytest.raises(ValueError, match=r"cannot write .*map\.png.*No space left.*make room and run"):

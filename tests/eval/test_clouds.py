@@ -66,6 +66,17 @@ def test_masks_of_files(tmp_path):
         cloud_shares(plain, "test", StoredMasks(tmp_path / "nothing"))
 
 
+def test_s2cloudless_tells_fields_from_clouds():
+    pytest.importorskip("s2cloudless")
+    field = {"B12": 800, "B11": 1800, "B10": 20, "B09": 1200, "B8A": 3700, "B08": 3500, "B05": 900,
+             "B04": 500, "B03": 800, "B02": 900, "B01": 1200}  # fmt: skip
+    images = np.empty((2, len(field), 16, 16))
+    images[0] = np.array(list(field.values()))[:, None, None]
+    images[1] = 6000
+    mask = s2cloudless_mask(data(bands=tuple(field)))
+    assert mask({"s2": images}, "w").mean(axis=(1, 2)).tolist() == [0, 1]
+
+
 def test_what_has_no_clouds_is_said():
     with pytest.raises(ValueError, match="w has no cloud mask: write one beside the images"):
         cloud_shares(data(clouds=False), "test", own_mask)

@@ -271,8 +271,12 @@ def test_a_model_that_consumes_series_gives_one_map_for_all_dates(name):
     # A single image is a series of one date.
     single = {m: v[:, 0] for m, v in x.items()}
     assert torch.equal(model(single), model({m: v[:, None] for m, v in single.items()}))
-    with pytest.raises(ValueError, match="consumes series"):
-        model.forward_features(x, temporal=True)
+    # Its dates see each other anyway.
+    again = model.forward_features(x, temporal=True)
+    for stream, maps in model.forward_features(x).feature_maps.items():
+        assert torch.equal(again.feature_maps[stream], maps)
+    with pytest.raises(ValueError, match="fuses the dates of a series"):
+        model.forward_features(single, temporal=True)
 
 
 @pytest.mark.parametrize("name", SERIES)

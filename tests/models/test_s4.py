@@ -107,6 +107,40 @@ def test_statistics_are_of_the_frames_that_are_there():
     torch.testing.assert_close(statistics.running_var, expected.running_var)
 
 
+def test_sides_that_are_no_multiples_of_four():
+    model, x = small().eval(), torch.randn(1, 4, 10, 13, 16)
+    with pytest.raises(ValueError, match=r"13 x 16 pixels are not a multiple of 4.*12 x 16.*pad=True"):
+        model.forward_features(x)
+    model.pad = True
+    assert model.forward_features(x).maps("s2").shape == (1, 16, 4, 4)
+
+
+def test_pixels_of_padding_are_no_part_of_a_statistic():
+    """Of 6 x 9 pixels, padded to 8 x 12, the statistics are those of the cells that cover the image."""
+    model, seen = small().train(), {}
+    model.pad = True
+    norms = {name: m for name, m in model.named_modules() if name.endswith(".norm")}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].detach()}))
+    model.forward_intermediates(torch.randn(2, 4, 10, 6, 9), range(5))
+    assert {x.shape[-2:] for x in seen.values()} == {(8, 12), (4, 6), (2, 3)}
+    for name, x in seen.items():
+        rows, columns = {8: (6, 9), 4: (3, 5), 2: (2, 3)}[x.shape[-2]]
+        expected = torch.nn.BatchNorm3d(x.shape[1])
+        expected(x[..., :rows, :columns])
+        statistics = norms[name].statistics["s2"]
+        torch.testing.assert_close(statistics.running_mean, expected.running_mean)
+        torch.testing.assert_close(statistics.running_var, expected.running_var)
+
+
+def test_padding_changes_nothing_where_there_is_none():
+    model, x = small().train(), torch.randn(2, 4, 10, 8, 12)
+    maps = model.forward_intermediates(x, range(5))
+    model.pad = True
+    for one, other in zip(model.forward_intermediates(x, range(5)), maps, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_model_without_the_inference_modality_has_no_decoder():
     model = small(modalities=("s1",), inference_modality="s2")
     assert len(model.stages("s1")) == 3

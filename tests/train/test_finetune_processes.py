@@ -50,82 +50,107 @@ def test_a_killed_run_goes_on_to_the_same_numbers(task, tmp_path):
     assert result["model"]["sha256"] == unbroken["model"]["sha256"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["classes", "few pixels"])
-def test_two_processes_compute_what_one_computes(task, tmp_path):
-    """Losses, norms, evaluations and the model, at the same global batch; two passes each, too.
+def of_task(task, folder):
+    """A saved set, and the options of its runs.
 
-    Few pixels: an image has as many labelled rows as its number, so that processes and passes have unequal
-    numbers of labels.
+    ``few pixels``: an image has as many labelled rows as its number, so that processes and passes have
+    unequal numbers of labels.
     """
     sensors = ("s2", "s1") if task == "classes" else ("s2",)
     data = labelled(task.split()[-1], count=28, sensors=sensors)
-    file = saved(sparsely(data) if task == "few pixels" else data, tmp_path / "small.npz")
-    options = {"data": str(file), "batch_size": 8, "epochs": 6, **({} if task == "classes" else DENSE)}
-    alone = finetune(small_recipe(tmp_path / "one", **options))
+    file = saved(sparsely(data) if task == "few pixels" else data, folder / f"{task}.npz")
+    return {"data": str(file), "batch_size": 8, **({} if task == "classes" else DENSE)}
+
+
+UPERNET = {"head": "upernet", "head_options": {"width": 16}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of all runs of two processes, from one launch, and the options of each by its name.
+
+    Statistics of BatchNorm are shared at a small rate: rounding grows where they are of the few pixels of a
+    pooled map.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    classes, pixels, few = (of_task(task, folder) for task in ("classes", "pixels", "few pixels"))
+    block = {**seamo_with_block(folder), "epochs": 4}
+    options = {
+        "classes": {**classes, "epochs": 6},
+        "few pixels": {**few, "epochs": 6},
+        "seamo, classes": {**classes, **block},
+        "seamo, pixels": {**pixels, **block},
+        "upernet": {**pixels, **UPERNET, "epochs": 8, "evaluate_every": 2},
+        "upernet, sync": {**pixels, **UPERNET, "epochs": 4, "optim__base_lr": 1e-3},
+    }
+    of_two = {
+        name: {**chosen, "batch_norm": "sync"} if "sync" in name else chosen
+        for name, chosen in options.items()
+    }
+    of_two |= {
+        f"{name}, two passes": {**options[name], "accumulate": 2} for name in ("classes", "few pixels")
+    }
+    recipes = [to_json(small_recipe(folder / name, **chosen)) for name, chosen in of_two.items()]
+    file = folder / "recipes.json"
+    file.write_text(json.dumps(recipes))
+    launch = command(small_recipe(), folder / "unused.json", ranks=2)[:-2]
+    run([*launch, "tests.train.finetune_ranks", str(file)], folder / "log")
+    return folder, options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classes", "few pixels"])
+def test_two_processes_compute_what_one_computes(task, runs, tmp_path):
+    """Losses, norms, evaluations and the model, at the same global batch; two passes each, too."""
+    folder, options = runs
+    alone = finetune(small_recipe(tmp_path / "one", **options[task]))
     one, held = torch.tensor(curve(tmp_path / "one")), load_finetuned(tmp_path / "one" / "best").state_dict()
     assert len(one) == 6 * (14 // 8)
-    for name, passes in (("two", 1), ("two passes", 2)):
-        recipe = small_recipe(tmp_path / name, accumulate=passes, **options)
-        run(command(recipe, tmp_path / "recipe.json", ranks=2), tmp_path / "log")
-        two = torch.tensor(curve(tmp_path / name))
-        torch.testing.assert_close(two, one, rtol=0, atol=2e-5)
-        result = json.loads((tmp_path / name / "result.json").read_text())
+    for out in (folder / task, folder / f"{task}, two passes"):
+        torch.testing.assert_close(torch.tensor(curve(out)), one, rtol=0, atol=2e-5)
+        result = json.loads((out / "result.json").read_text())
         assert result["processes"] == 2
         assert result["metrics"] == pytest.approx(alone["metrics"], abs=1e-3)
-        found = load_finetuned(tmp_path / name / "best").state_dict()
+        found = load_finetuned(out / "best").state_dict()
         for key, value in held.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-3)
-        for a, b in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / name), strict=True):
+        for a, b in zip(evaluations(tmp_path / "one"), evaluations(out), strict=True):
             assert b == pytest.approx(a, abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["classes", "pixels"])
-def test_two_processes_fine_tune_a_seamo_with_its_block_for_dates(task, tmp_path):
+def test_two_processes_fine_tune_a_seamo_with_its_block_for_dates(task, runs, tmp_path):
     """No gradient reaches the block: neither do processes wait for one, nor does it decay."""
-    sensors = ("s2", "s1") if task == "classes" else ("s2",)
-    file = saved(labelled(task, count=28, sensors=sensors), tmp_path / "small.npz")
-    options = {**seamo_with_block(tmp_path), "data": str(file), "batch_size": 8, "epochs": 4,
-               **(DENSE if task == "pixels" else {})}  # fmt: skip
-    finetune(small_recipe(tmp_path / "one", **options))
-    run(
-        command(small_recipe(tmp_path / "two", **options), tmp_path / "recipe.json", ranks=2),
-        tmp_path / "log",
-    )
-    one, two = (torch.tensor(curve(tmp_path / name)) for name in ("one", "two"))
+    folder, options = runs
+    finetune(small_recipe(tmp_path / "one", **options[f"seamo, {task}"]))
+    one, two = (torch.tensor(curve(out)) for out in (tmp_path / "one", folder / f"seamo, {task}"))
     assert len(one) == 4
     torch.testing.assert_close(two, one, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_with_batch_normalization_go_on_to_the_same_numbers(tmp_path):
+def test_two_processes_with_batch_normalization_go_on_to_the_same_numbers(runs, tmp_path):
     """On CPUs it sees the batch of its process: what was normalized by is the first process's everywhere."""
-    file = saved(labelled("pixels", count=28), tmp_path / "small.npz")
-    options = {**DENSE, "head": "upernet", "head_options": {"width": 16}, "data": str(file), "batch_size": 8,
-               "epochs": 8, "evaluate_every": 2}  # fmt: skip
-    for name, steps in (("unbroken", None), ("cut", 3), ("cut", None)):
-        recipe = small_recipe(tmp_path / name, max_steps=steps, **options)
+    folder, options = runs
+    for steps in (3, None):
+        recipe = small_recipe(tmp_path / "cut", max_steps=steps, **options["upernet"])
         run(command(recipe, tmp_path / "recipe.json", ranks=2), tmp_path / "log")
     assert len(curve(tmp_path / "cut")) == 8
-    assert curve(tmp_path / "cut") == curve(tmp_path / "unbroken")
-    assert evaluations(tmp_path / "cut") == evaluations(tmp_path / "unbroken")
+    assert curve(tmp_path / "cut") == curve(folder / "upernet")
+    assert evaluations(tmp_path / "cut") == evaluations(folder / "upernet")
     assert len(evaluations(tmp_path / "cut")) == 4
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_statistics_of_batch_normalization(tmp_path):
+def test_two_processes_share_the_statistics_of_batch_normalization(runs, tmp_path):
     """With ``sync`` two processes compute what one computes, running statistics included."""
-    file = saved(labelled("pixels", count=28), tmp_path / "small.npz")
-    # The rate is small: rounding grows where statistics are of the few pixels of a pooled map.
-    options = {**DENSE, "head": "upernet", "head_options": {"width": 16}, "data": str(file), "batch_size": 8,
-               "epochs": 4, "optim__base_lr": 1e-3}  # fmt: skip
-    finetune(small_recipe(tmp_path / "one", **options))
-    recipe = small_recipe(tmp_path / "two", batch_norm="sync", **options)
-    run(command(recipe, tmp_path / "recipe.json", ranks=2), tmp_path / "log")
-    one, two = (torch.tensor(curve(tmp_path / name)) for name in ("one", "two"))
+    folder, options = runs
+    finetune(small_recipe(tmp_path / "one", **options["upernet, sync"]))
+    outs = tmp_path / "one", folder / "upernet, sync"
+    one, two = (torch.tensor(curve(out)) for out in outs)
     torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
-    held, found = (load_finetuned(tmp_path / name / "best").state_dict() for name in ("one", "two"))
+    held, found = (load_finetuned(out / "best").state_dict() for out in outs)
     assert any("running_var" in name for name in held)
     for name, value in held.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3)

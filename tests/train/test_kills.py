@@ -81,7 +81,7 @@ def test_kills_at_random_moments(tmp_path, method):
         assert BEGINNING.findall(log.read_text())[-1] == (
             f"going on from step {before}" if before else "from the start"
         )
-    run(arguments, log, fresh=method == "croma")
+    run(arguments, log)
     assert newest(out) == last
     assert len(curve(out)) == last
     assert curve(out) == curve(unbroken / folder)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from rsbackbones.train.finetune import RECIPES, finetune, load_finetuned
 from rsbackbones.train.finetune.run import build_model
 from rsbackbones.train.initialize import read_run
 from rsbackbones.train.recipes import RECIPES as PRETRAINING
+from rsbackbones.value_check import OffsetWarning
 from tests.data.labelled.pastis_folder import MEANS, write_pastis
 
 # As many weights as a test needs: all else is the recipe's.
@@ -131,8 +133,17 @@ def africa(tmp_path_factory):
 
 def test_africa_ignores_the_background_or_leaves_it_out_of_the_mean(africa, tmp_path):
     run = f"data={africa} epochs=none steps=8 evaluate_every=4 optim.base_lr=0.01"
-    first = finetune(recipe(f"recipe=s4_africa output={tmp_path / 'a'} {run}"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first = finetune(recipe(f"recipe=s4_africa output={tmp_path / 'a'} {run}"))
+        predict(load_finetuned(tmp_path / "a/best"), open_labelled(africa), "test", batch_size=1)
     assert first["data"]["classes"] == ["maize", "rice"]
+    # No value is below 1000: said once before training, once of the prediction, and counted in the result.
+    said = [str(one.message) for one in caught if issubclass(one.category, OffsetWarning)]
+    assert len(said) == 2
+    assert all("all images: s2: hardly a value is below 950" in text for text in said)
+    (note,) = (note for note in first["notes"] if "hardly a value" in note)
+    assert note.startswith("warning at 2 of 2 images: s2:")
     second = finetune(
         recipe(f"recipe=s4_africa_sar output={tmp_path / 'b'} {run} data_options={{}} metric=miou_foreground")
     )

@@ -209,6 +209,23 @@ def test_statistics_come_with_packed_data(folder, tmp_path):
     assert packed == own != {}
     with pytest.raises(TrainingError, match=r"In a recipe: data.statistics="):
         with_statistics(small_recipe(tmp_path / "none"))
+    with pytest.raises(TrainingError, match=r"statistics of DN and dB.*leave one of them out"):
+        with_statistics(small_recipe(tmp_path / "packed", data__units={"s2": "reflectance"}))
+
+
+def test_statistics_of_the_data_in_their_units(folder, tmp_path):
+    """Reflectances give the batches that DN give."""
+    source = SeriesFolder(folder)
+    for place, name in enumerate(source.locations):
+        sample = source.read(place)
+        images = {"s2": sample.images["s2"] / np.float32(10000), "s1": sample.images["s1"]}
+        for m, there in sample.valid.items():
+            images[m][~there] = np.nan
+        write_series(tmp_path / "set", name, images=images, dates=sample.dates, bands=BANDS)
+    runs = run_of(folder), run_of(tmp_path / "set", data__units={"s2": "reflectance"})
+    one, other = (next(iter(run.batches(0, 1))) for run in runs)
+    for m, x in one.images.items():
+        torch.testing.assert_close(other.images[m], x, rtol=1e-4, atol=1e-4)
 
 
 def test_bands_that_the_data_lack_are_named(folder):
@@ -238,10 +255,14 @@ def test_images_of_six_pixels_are_padded(tmp_path):
         run_of(folder)
     run = run_of(folder, **six, objective__pad=True)
     batch, objective, loss = next(iter(run.batches(0, 1))), run.objective, 0
+    sizes = []
+    for norm in objective.projection.norms:
+        norm.register_forward_pre_hook(lambda _, given: sizes.append(given[3]))
     parts = objective(batch)
+    assert sizes == [(2, 2)] * 4
     assert batch.images["s1"].shape[-2:] == (6, 6)
     wide = {m: F.pad(x, (0, 2, 0, 2, 0, 0), mode="replicate") for m, x in batch.images.items()}
-    levels = objective.backbone.encode_levels("s2", wide["s2"], batch.valid.get("s2"))
+    levels = objective.backbone.encode_levels("s2", wide["s2"], batch.valid.get("s2"), (6, 6))
     predicted = objective._predict(levels)[:, : wide["s1"].shape[1], :, :6, :6]
     seen = torch.ones(wide["s1"].shape[:2], dtype=torch.bool)
     for mask in batch.valid.values():
@@ -258,7 +279,6 @@ def test_images_of_six_pixels_are_padded(tmp_path):
     ("changes", "message"),
     [
         ({"objective__sampled": 4, "objective__negatives": "batch"}, "objective.sampled draws"),
-        ({"data__units": {"s2": "reflectance"}}, "statistics=dataset are those of DN and dB"),
         ({"data__root": None}, "data.root"),
         ({"overrides__modalities": ["s2"]}, "this objective trains a model of s2 and s1"),
     ],

@@ -48,8 +48,8 @@ class LabelledDataset:
             and ``"cloud"``, booleans [T, H, W], True for cloudy pixels of the optical series. Images with NaN
             or without any value but 0 are missing as well.
         statistics: returns by modality and band the mean and standard deviation that the data come with, in
-            the unit of the images; it may measure them, on the training samples. It may take the ids of
-            these. ``None`` where they come with none.
+            DN and dB whatever ``units`` are; it may measure them, on the training samples. It may take the
+            ids of these. ``None`` where they come with none.
         lacking: of series, by modality the samples that have no images of it.
         digest: a digest of images, labels, bands and units, not of the splits.
         notes: decisions of the reader that a user should know.

@@ -71,7 +71,7 @@ def read_series_folder(
             sensor: [i for i, days in enumerate(dates.values()) if sensor not in days]
             for sensor in source.bands
         },
-        statistics=partial(dataset_statistics, folder),
+        statistics=partial(dataset_statistics, folder, units=units),
     )
 
 

@@ -1,5 +1,6 @@
 """Evaluation of a model during fine-tuning, with the samples of a split divided over processes."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset
 from rsbackbones.data.series import model_arguments, stack_dated
 from rsbackbones.eval.bootstrap import count_intervals, intervals
@@ -31,10 +33,14 @@ from rsbackbones.train.finetune.recipe import FinetuneRecipe
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The predictions of a model on a split, or the confusion counts [n, K, K] of its label maps."""
+    """The predictions of a model on a split, or the confusion counts [n, K, K] of its label maps.
+
+    ``warnings`` has by text how many images earned a warning.
+    """
 
     data: LabelledDataset
     found: Predictions | Array
+    warnings: Mapping[str, int]
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the task, by the names of :mod:`rsbackbones.eval.metrics`."""
@@ -122,10 +128,10 @@ def evaluate(
     device = processes.device
     was_training = model.training
     model.eval()
-    given, problem = None, None
+    given, problem, warned = None, None, ImageWarnings()
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            given = _given(model, data, split, mine, recipe, device) if len(mine) else None
+            given = _given(model, data, split, mine, recipe, device, warned) if len(mine) else None
     except ValueError as error:
         problem = str(error)  # raised in all processes, as the others wait for this one
     finally:
@@ -133,12 +139,15 @@ def evaluate(
     if problem := next((p for p in processes.gather(problem) if p), None):
         raise ValueError(problem)
     parts = [part for part in processes.gather(given) if part is not None]
+    warnings: Counter[str] = Counter()
+    for counts in processes.gather(warned.counts(mine.tolist())):
+        warnings.update(counts)
     every = np.empty((len(indices), *parts[0].shape[1:]), parts[0].dtype)
     for rank, part in enumerate(parts):  # with few images the last ranks have none
         every[rank :: processes.world_size] = part
     if data.labels is None:
-        return Evaluation(data, every)
-    return Evaluation(data, Predictions(scores=every, target=data.labels[indices]))
+        return Evaluation(data, every, warnings)
+    return Evaluation(data, Predictions(scores=every, target=data.labels[indices]), warnings)
 
 
 def _given(
@@ -148,20 +157,22 @@ def _given(
     mine: Array,
     recipe: FinetuneRecipe,
     device: torch.device,
+    warned: ImageWarnings,
 ) -> Array:
     """Return scores [n, K] of images, or confusion counts [n, K, K], of the samples of one process."""
     views = recipe.views
     if data.labels is None:
         share = replace(data, splits={split: mine})
         return predict(
-            model, share, split, tile=views.tile, overlap=views.overlap, batch_size=recipe.evaluation_batch
-        )
+            model, share, split, tile=views.tile, overlap=views.overlap, batch_size=recipe.evaluation_batch,
+            warned=warned,
+        )  # fmt: skip
     transform, modalities = dated_transform(model, data), unwrap_model(model).modalities
     size = None if views.size is None else (views.size, views.size)
     batches: list[Tensor] = []
     for first in range(0, len(mine), recipe.evaluation_batch):
         places = [int(i) for i in mine[first : first + recipe.evaluation_batch]]
-        samples = [load_dated(data, i, transform, size)[0] for i in places]
+        samples = [load_dated(data, i, transform, warned, size)[0] for i in places]
         if len({tuple(x.shape[-2:]) for sample in samples for x in sample.images.values()}) > 1:
             raise ValueError(f"{data.name}: images vary in size; bring them to one with views.size")
         stacked = stack_dated(samples).to(device)

@@ -48,6 +48,7 @@ class FinetuneRun(TrainRun):
 
     config: FinetuneRecipe
     objective: Finetuning
+    dataset: LabelledSamples
 
     def __init__(self, recipe: FinetuneRecipe, processes: DistributedContext, data: LabelledDataset) -> None:
         self.config, self.processes = recipe, processes

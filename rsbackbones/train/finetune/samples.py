@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rsbackbones.data.augment import draw_view, turn
+from rsbackbones.data.image_warnings import ImageWarnings
 from rsbackbones.data.labelled.dataset import IGNORED, Array, LabelledDataset
 from rsbackbones.data.photometric import distort_colors
 from rsbackbones.data.series import DatedImages, stack_dated
@@ -25,6 +26,9 @@ from rsbackbones.train.dataset import sample_generator
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.sampler import BatchPlan, Key, StepSampler
 from rsbackbones.train.finetune.recipe import Views
+
+# So many samples are read before a run, for their warnings.
+_PROBED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class LabelledSamples(Dataset[Batch]):
         views: size and augmentation of the images.
         scale: label pixels per image pixel, along each side.
         seed: the seed of all random numbers.
+
+    Warnings of images are not repeated for every sample: :func:`probe_samples` gives them before a run.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class LabelledSamples(Dataset[Batch]):
         self.data, self.indices, self.transform, self.views = data, indices, transform, views
         self.scale, self.seed = scale, seed
         self.multilabel = data.task == "multilabel"
+        self._warned = ImageWarnings()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -140,7 +147,8 @@ class LabelledSamples(Dataset[Batch]):
         """Return an augmented sample, and its label map [H, W] if it has one."""
         size = self.views.size
         transform = partial(self._distorted, generator) if self.views.photometric else self.transform
-        sample, raw = load_dated(self.data, index, transform, None if size is None else (size, size))
+        sides = None if size is None else (size, size)
+        sample, raw = load_dated(self.data, index, transform, self._warned, sides)
         images = sample.images
         label = torch.from_numpy(raw["label"].astype(np.int64))[None] if "label" in raw else None
         height, width = next(iter(images.values())).shape[-2:]
@@ -196,6 +204,20 @@ class LabelledSamples(Dataset[Batch]):
             np.random.set_state(before)
         parts = mixed.split([x.shape[1] for x in images.values()], dim=1)
         return {m: part.contiguous() for m, part in zip(images, parts, strict=True)}, soft
+
+
+def probe_samples(samples: LabelledSamples, *, warn: bool) -> None:
+    """Read some samples before a run, and give the warnings that they earn, once for all, if ``warn``.
+
+    Raises:
+        ValueError: a sample cannot be used.
+    """
+    indices, warned = samples.indices, ImageWarnings()
+    probed = [int(indices[i * len(indices) // _PROBED]) for i in range(min(_PROBED, len(indices)))]
+    for index in probed:
+        load_dated(samples.data, index, samples.transform, warned)
+    if warn:
+        warned.warn(samples.data.name, probed)
 
 
 def zoom(

@@ -24,11 +24,11 @@ def dataset_inputs(model: Backbone, data: LabelledDataset) -> dict[str, InputSpe
                 f"statistics=dataset: {data.name} comes with no mean and deviation of {m} "
                 f"{', '.join(lacking)}; use those of the weights, statistics=weights"
             )
-        unit, expected = data.units.get(m), model.inputs[m].unit
-        if unit not in (None, expected):
+        if (unit := model.inputs[m].unit) not in ("dn", "db"):
             raise TrainingError(
-                f"statistics=dataset: those of {data.name} are of {m} in {unit}, and the model takes "
-                f"{expected}; use those of the weights, statistics=weights"
+                f"statistics=dataset: those of {data.name} are of {m} in DN or dB, and the model takes "
+                f"{unit or 'values of a unit that nobody states'}; use those of the weights, "
+                "statistics=weights"
             )
         own[m] = {band: held[band] for band in bands}
     specs = preprocess_for(model.inputs, model.bands, sensors=model.config.sensors, statistics=own).specs

@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.data.image_warnings import warning_notes
 from rsbackbones.data.labelled import open_labelled
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.data.labelled.splits import training_share
@@ -21,6 +22,7 @@ from rsbackbones.train.engine.trainer import Summary, Trainer
 from rsbackbones.train.finetune.evaluation import evaluate
 from rsbackbones.train.finetune.recipe import FinetuneRecipe
 from rsbackbones.train.finetune.run import FinetuneRun, evaluations
+from rsbackbones.train.finetune.samples import probe_samples
 from rsbackbones.train.finetune.saved import BEST, about_finetuned, read_weights
 
 RESULT = "result.json"
@@ -63,7 +65,7 @@ def finetune(recipe: FinetuneRecipe, data: LabelledDataset | None = None) -> dic
         runs = [(of_rate(recipe, rate), out / f"lr_{rate:g}") for rate in recipe.rates]
     trained = []
     for one, folder in runs:
-        summary, run = _train(one, folder, processes, data)
+        summary, run = _train(one, folder, processes, data, probe=one is runs[0][0])
         if summary.step < summary.total_steps:
             destroy(processes)
             return {"status": summary.status, "step": summary.step, "total_steps": summary.total_steps}
@@ -117,10 +119,12 @@ def of_rate(recipe: FinetuneRecipe, rate: float) -> FinetuneRecipe:
 
 
 def _train(
-    recipe: FinetuneRecipe, folder: Path, processes: DistributedContext, data: LabelledDataset
+    recipe: FinetuneRecipe, folder: Path, processes: DistributedContext, data: LabelledDataset, *, probe: bool
 ) -> tuple[Summary, FinetuneRun]:
     with RunDir(folder, processes) as locked:
         run = FinetuneRun(recipe, processes, data)
+        if probe:
+            probe_samples(run.dataset, warn=processes.is_main_process)
         with StopSignal() as stop:
             return Trainer(run, locked, stop, max_steps=recipe.max_steps).fit(), run
 
@@ -161,7 +165,7 @@ def _score(
         "metrics": metrics,
         "intervals": found.intervals(recipe.seed),
         "best_single_evaluation": single,
-        "notes": run.notes,
+        "notes": [*run.notes, *warning_notes(found.warnings, len(run.data.splits[split]))],
         "seed": recipe.seed,
         "weights": {"id": entry.id, "sha256": entry.sha256 or entry.sha256_prefix} if entry else None,
         "model": {"folder": str(folder / BEST), "sha256": about["sha256"]},

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from rsbackbones.data.aligned_series import Alignment
 from rsbackbones.layers.masked_batch_norm import MaskedBatchNorm
 from rsbackbones.models.backbone import Backbone
+from rsbackbones.models.input_validation import check_bfloat16
 from rsbackbones.models.s4 import SLOPE, Frames, S4UNet3d, conv
 from rsbackbones.models.validity import pad_to_multiple
 from rsbackbones.train.engine.batch import Batch
@@ -139,7 +140,7 @@ class Projection(nn.Module):
         """Return the maps that are contrasted."""
         maps = x.maps
         for conv_, norm in zip(self.convs, self.norms, strict=True):
-            maps = F.leaky_relu(norm(conv_(maps), x.there, sensor), SLOPE)
+            maps = F.leaky_relu(norm(conv_(maps), x.there, sensor, x.size), SLOPE)
         return maps
 
 
@@ -266,9 +267,12 @@ class S4Pretraining(Objective):
         return x
 
     def _encode(self, batch: Batch, modality: str, x: Tensor) -> tuple[Frames, Frames, Frames]:
+        check_bfloat16(self.backbone, x)  # as the backbone's own methods do
+        size = None
         if self.options.pad:
+            size = x.shape[-2], x.shape[-1]
             x = pad_to_multiple(x, self.backbone.size_multiple)
-        return self.backbone.encode_levels(modality, x, batch.valid.get(modality))
+        return self.backbone.encode_levels(modality, x, batch.valid.get(modality), size)
 
     def _views(self, batch: Batch) -> list[Frames]:
         """Return the maps of two views of a series."""

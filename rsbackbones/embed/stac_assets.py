@@ -1,0 +1,64 @@
+"""The assets of STAC items: which is which band, which is a mask, and what their integers mean."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rsbackbones.data.band_names import bands_of_description
+from rsbackbones.sensors import Sensor
+
+
+def band_assets(item: Any, sensor: Sensor, bands: Sequence[str]) -> dict[str, str]:
+    """Return by band the key of its asset; empty where the item lacks one. Of several the finest."""
+    found: dict[str, list[str]] = {}
+    for key in item.assets:
+        if len(named := bands_of_description(sensor, key)) == 1:
+            found.setdefault(named[0], []).append(key)
+    if any(band not in found for band in bands):
+        return {}
+    return {band: min(found[band], key=_resolution) for band in bands}
+
+
+def mask_asset(items: Sequence[Any], name: str) -> str:
+    """Return the key of the asset of a mask.
+
+    Raises:
+        ValueError: no item has it.
+    """
+    keys: dict[str, str] = {key.lower(): key for item in items for key in item.assets}
+    if name.strip().lower() not in keys:
+        raise ValueError(f"mask {name!r}: no item has such an asset; they have {', '.join(keys.values())}")
+    return keys[name.strip().lower()]
+
+
+def stated_scales(items: Sequence[Any], assets: Mapping[str, str]) -> dict[str, tuple[float, float]]:
+    """Return scale and offset that the items state of each band (``raster:bands``, ``raster:scale``).
+
+    Raises:
+        ValueError: they state different ones.
+    """
+    found: dict[str, set[tuple[float, float]]] = {}
+    for item in items:
+        for band, key in assets.items():
+            extra = item.assets[key].extra_fields
+            of_band = (extra.get("raster:bands") or extra.get("bands") or [{}])[0]
+            scale = of_band.get("scale", of_band.get("raster:scale", extra.get("raster:scale", 1.0)))
+            offset = of_band.get("offset", of_band.get("raster:offset", extra.get("raster:offset", 0.0)))
+            found.setdefault(band, set()).add((float(scale), float(offset)))
+    if several := {band: pairs for band, pairs in found.items() if len(pairs) > 1}:
+        band, pairs = next(iter(several.items()))
+        raise ValueError(
+            f"{band}: the items state several scales and offsets, {sorted(pairs)}; embed those of one "
+            "processing baseline at a time"
+        )
+    return {band: pair for band, (pair,) in found.items() if pair != (1.0, 0.0)}
+
+
+def is_reflectance(scales: Mapping[str, tuple[float, float]]) -> bool:
+    """Tell whether stated scales turn integers into reflectances."""
+    return bool(scales) and all(0 < scale <= 1 / 200 for scale, _ in scales.values())
+
+
+def _resolution(key: str) -> tuple[float, str]:
+    stated = re.search(r"(\d+)m\b", key)
+    return (float(stated[1]) if stated else 0.0, key)

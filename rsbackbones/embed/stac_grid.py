@@ -1,0 +1,72 @@
+"""The grid of STAC items: the one that they state, or the one that is asked for."""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rsbackbones.data.raster_grid import Grid
+
+_UTM_GRID = re.compile(r"utm(\d+(?:\.\d+)?)m")
+
+
+def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any) -> Any:
+    """Return the ``odc.geo`` GeoBox around items.
+
+    Args:
+        items: as dictionaries.
+        assets: whose resolution counts.
+        grid: a GeoBox, ``utm10m``, or ``None``: CRS and resolution of the items.
+
+    Raises:
+        ValueError: another grid, items in several CRS, or items that state none.
+    """
+    import pystac
+    from odc.geo.geobox import GeoBox
+    from odc.stac import output_geobox, parse_items
+
+    if isinstance(grid, GeoBox):
+        return grid
+    parsed = list(parse_items([pystac.Item.from_dict(copy.deepcopy(i), migrate=False) for i in items]))
+    known = [a for a in assets if any(a in p.collection.aliases or (a, 1) in p.bands for p in parsed)]
+    codes = {item["properties"].get("proj:code") or item["properties"].get("proj:epsg") for item in items}
+    options: dict[str, Any] = {}
+    if grid is not None:
+        if not isinstance(grid, str) or not (stated := _UTM_GRID.fullmatch(grid)):
+            raise ValueError(f"grid must be an odc.geo GeoBox or utmNm, such as utm10m, got {grid!r}")
+        options = {"crs": "utm", "resolution": float(stated[1])}
+    elif len(codes) > 1:
+        raise ValueError(
+            f"the items lie in several CRS ({', '.join(map(str, sorted(codes, key=str)))}): choose one grid, "
+            "grid='utm10m' (--grid utm10m) or a GeoBox, or embed those of each zone"
+        )
+    if grid is not None and len(codes) == 1 and None not in codes:
+        code = codes.pop()
+        options["crs"] = code if isinstance(code, str) else f"EPSG:{code}"
+    box = output_geobox(parsed, known or None, **options)
+    if box is None:
+        raise ValueError(
+            "the items do not state their CRS and resolution (proj:code, proj:transform): pass grid="
+        )
+    return box
+
+
+def grid_of(box: Any) -> Grid:
+    """Return a GeoBox as a grid."""
+    from rasterio import Affine
+    from rasterio.crs import CRS
+
+    return Grid(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
+
+
+def zones_of(items: list[Any]) -> dict[str, list[Any]]:
+    """Return ``pystac`` items by their UTM zone; of one CRS, or of others, nothing."""
+    found: dict[str, list[Any]] = {}
+    for item in items:
+        code = item.properties.get("proj:code") or item.properties.get("proj:epsg")
+        number = int(number) if (number := str(code).removeprefix("EPSG:")).isdecimal() else 0
+        south, zone = number // 100 == 327, number % 100
+        if number // 100 not in (326, 327) or not 1 <= zone <= 60:
+            return {}
+        found.setdefault(f"utm{zone:02}{'s' if south else ''}", []).append(item)
+    return dict(sorted(found.items())) if len(found) > 1 else {}
