@@ -190,7 +190,6 @@ MORE = {
     "reflectance x 1000 as reflectance": ("s2", "reflectance", (LAND / 10).clip(1, 990).astype("u2"),
                                           "reflectances x 1000"),
     "reflectance, divided twice": ("s2", "reflectance", (LAND / 1e8).astype(F32), "once too often"),
-    "percent, divided twice": ("s2", "percent", (LAND / 1e6).astype(F32), "once too often"),
     "scaled by its extremes, as dn": ("s2", None, SCALED.astype(F32), "as if scaled by its extremes"),
     "scaled to -1 and 1": ("s2", "reflectance", (2 * SCALED.astype(F32) - 1), "as if scaled by its extremes"),
     "scaled by its extremes, x 10000": ("s2", None, (SCALED * 1e4).astype("u2"), "as if scaled"),

@@ -143,7 +143,7 @@ def _judge_all(v: Values, unit: str, sensor: Sensor, alone: bool) -> Verdict:
     if not v.whole and v.low < -0.5 and v.high < 20 and v.share_below(0) > 0.05:
         return v.impossible(unit, "look normalized already (mean 0, deviation 1)", "pass the original values")
     reflectance = not v.whole and _is_reflectance(v)
-    if unit in ("reflectance", "percent") and 0 < v.high < _DN[unit]:
+    if unit == "reflectance" and 0 < v.high < _DN[unit]:
         return v.impossible(unit, "are below 1 dn", "they were divided, or scaled by tags, once too often")
     if unit == "reflectance":
         if _is_reflectance(v):
