@@ -14,7 +14,7 @@ from rsbackbones.eval.batches import input_batches
 from rsbackbones.preprocess import preprocess_for
 from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.config_io import apply_overrides
-from rsbackbones.train.pretraining import open_sources
+from rsbackbones.train.streams import open_sources
 from rsbackbones.zoo.manifest import find_entry
 from tests.data.test_rasters import write_tif
 from tests.train.training import small_recipe

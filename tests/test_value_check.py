@@ -26,7 +26,7 @@ from rsbackbones.eval.batches import input_batches
 from rsbackbones.eval.feature_source import describe
 from rsbackbones.sensors import get_sensor
 from rsbackbones.train.engine.config_io import apply_overrides
-from rsbackbones.train.pretraining import open_sources
+from rsbackbones.train.streams import open_sources
 from rsbackbones.value_check import (
     MissingPixelsWarning,
     OffsetWarning,

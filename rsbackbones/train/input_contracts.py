@@ -40,7 +40,8 @@ def input_contracts(model: Backbone, recipe: Recipe) -> dict[str, InputSpec]:
     bands = {**model.bands, **{t: contracts[t].bands for t in target_sensors(model, recipe)}}
     specs = preprocess_for(contracts, bands, sensors=model.config.sensors, statistics=own).specs
     return contracts | {
-        m: replace(spec, statistics=_origin(spec, own[m])) if own.get(m) else spec for m, spec in specs.items()
+        m: replace(spec, statistics=_origin(spec, own[m])) if own.get(m) else spec
+        for m, spec in specs.items()
     }
 
 

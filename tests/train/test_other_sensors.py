@@ -15,8 +15,9 @@ from rsbackbones.data.sensor_alias import rename_sensors
 from rsbackbones.train.engine.config_io import apply_overrides, from_json, to_json
 from rsbackbones.train.engine.distributed import DistributedContext
 from rsbackbones.train.export import export
-from rsbackbones.train.pretraining import PretrainRun, open_sources, pretrain
+from rsbackbones.train.pretraining import PretrainRun, pretrain
 from rsbackbones.train.recipe import Part
+from rsbackbones.train.streams import open_sources
 from tests.data.test_rasters import write_tif
 from tests.train.training import SIDE, small_recipe
 
