@@ -208,7 +208,7 @@ def test_stac_items_are_a_source_too(tmp_path):
     pytest.importorskip("odc.stac")
     from tests.embed.test_stac_source import BANDS, items
 
-    net = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS}, overrides={"depth": 1})
+    net = rsb.create_model("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS}, overrides={"depth": 2})
     layers = zip(BANDS, optical(96, 96, bands=4), strict=True)
     files = [write_tif(tmp_path / f"0_{b}.tif", layer[None], [b], nodata=0) for b, layer in layers]
     shapes = [shapely.Point(in_cells(2, 3)), shapely.box(*in_cells(11, 1), *in_cells(4, 9))]
