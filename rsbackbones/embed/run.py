@@ -406,7 +406,7 @@ def _one_error(job: Job) -> Iterator[None]:
         yield
     except _store_errors() as error:
         raise JobError(
-            f"cannot write {job.output}, or the records beside it: {_first_line(error)}; what is done is "
+            f"cannot write {job.output}, or the records beside it: {_one_line(error)}; what is done is "
             "kept: make room, or give access, and run the same again"
         ) from error
 
@@ -461,12 +461,12 @@ def _reason(error: BaseException) -> str:
         return "a worker process died, and the pool with it; run the same again for what is left"
     if _left_out(error):
         return "its workers died, as often as the scheduler allows (out of memory?)"
-    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
+    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {_one_line(error)}"
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the message of an error without what obstore adds for its developers."""
-    return str(error).partition("\n")[0]
+def _one_line(error: BaseException) -> str:
+    """Return the message of an error in one line, without what obstore adds for its developers."""
+    return " ".join(str(error).partition("Debug source:")[0].split())[:600]
 
 
 def _failure(job: Job, failed: dict[int, str], done: int) -> str:
