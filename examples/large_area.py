@@ -53,7 +53,8 @@ def draw_shards(path: Path, scene: Scene, features: np.ndarray) -> None:
     axes[0].set(title="the scene", xticks=[], yticks=[])
     axes[1].imshow(np.moveaxis(principal_colors(features), 0, -1), interpolation="nearest")
     borders = [np.arange(0, side + 1, SHARD) - 0.5 for side in features.shape[:2]]
-    axes[1].set(title="features of the store; ticks: borders of shards", yticks=borders[0], xticks=borders[1])
+    axes[1].set(yticks=borders[0], xticks=borders[1])
+    axes[1].set_title("features of the store; ticks: borders of shards", pad=14)
     axes[1].tick_params(length=10, labelleft=False, labelbottom=False, right=True, top=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -114,8 +115,8 @@ def main() -> None:
     assert hits.similarities is not None
     known = water | dry
     score = roc_auc_score(water[known], hits.similarities[known])
-    print(f"{water[hits.rows, hits.columns].mean():.0%} of the 50 cells most like one of water are water "
-          f"({water.mean():.1%} of all cells are); area under the ROC curve {score:.3f}")  # fmt: skip
+    print(f"{water[hits.rows, hits.columns].sum()} of the {water.sum()} cells of water are among the 50 most "
+          f"like one of them, of {water.size}; area under the ROC curve {score:.4f}")  # fmt: skip
     print(options.output / "hits.html")
 
 
