@@ -129,6 +129,13 @@ def create(name: str, **options: Any) -> rsb.Backbone:
     return cast(rsb.Backbone, rsb.create_model(name, modalities=("s2",), **options))
 
 
+def planned(model: rsb.Backbone, path: Path, output: Path, **options: Any) -> Job:
+    """Plan a store of one raster."""
+    job = rsb.embed.plan(model, path, output, **options)
+    assert isinstance(job, Job)  # there is one UTM zone
+    return job
+
+
 def prepared(job: Job) -> Job:
     """Return a job whose store is ready, without a sample of the scene: its numbers do not matter here."""
     features = np.random.default_rng(SEED).normal(size=(1000, job.dim)).astype(np.float32)
@@ -147,7 +154,7 @@ def measure_encoding(folder: Path, name: str, *, rounds: int, rows: int, threads
     stride = side - side * 2 // 5
     height = (rows - 1) * stride + side
     path = write_scene(folder / f"{name}.tif", height, (rounds + 1) * cells * model.stride)
-    job = prepared(rsb.embed.plan(model, path, folder / f"{name}.zarr", shard=cells, threads=threads))
+    job = prepared(planned(model, path, folder / f"{name}.zarr", shard=cells, threads=threads))
     held: dict[str, list[dict[str, float]]] = {"embed": [], "model": []}
     torch.set_num_threads(threads)
     with job.source.open(model, (0, 0, height, job.source.grid.width)) as scene:
@@ -202,7 +209,7 @@ def measure_engines(folder: Path, name: str, *, rounds: int) -> dict[str, list[d
             "dask, its own settings": stack.enter_context(_plain_dask()),
         }
         jobs = {
-            engine: prepared(rsb.embed.plan(model, path, folder / f"{i}.zarr", shard=cells, threads=1))
+            engine: prepared(planned(model, path, folder / f"{i}.zarr", shard=cells, threads=1))
             for i, engine in enumerate(engines)
         }  # fmt: skip
         for step in range(rounds + 1):
@@ -235,7 +242,7 @@ def measure_whole(folder: Path, pixels: int) -> dict[str, Any]:
     path = write_scene(folder / "whole.tif", pixels, pixels)
     rsb.embed.embed_scene(model, write_scene(folder / "warm.tif", 256, 256), folder / "warm_map.tif",
                           progress=False)  # fmt: skip
-    job = rsb.embed.plan(model, path, folder / "whole.zarr", threads=1)
+    job = planned(model, path, folder / "whole.zarr", threads=1)
     scene = _took(lambda: rsb.embed.embed_scene(model, path, folder / "map.tif", progress=False))
     sample = _took(lambda: prepare(job, None))
     summary: dict[str, Any] = {}
@@ -265,8 +272,8 @@ def measure_memory(folder: Path) -> dict[str, Any]:
     model = create(MODEL, overrides={"depth": 2})
     path = write_scene(folder / "memory.tif", 2048 + 512, 2048 + 512)
     options: dict[str, Any] = {"threads": 1, "cache_bytes": 64 * 2**20}
-    warm = prepared(rsb.embed.plan(model, path, folder / "warm.zarr", shard=32, **options))
-    job = prepared(rsb.embed.plan(model, path, folder / "memory.zarr", **options))
+    warm = prepared(planned(model, path, folder / "warm.zarr", shard=32, **options))
+    job = prepared(planned(model, path, folder / "memory.zarr", **options))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         return dict(executor.submit(peak_of_shard, warm, job, 0).result())
 
