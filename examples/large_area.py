@@ -56,7 +56,7 @@ def draw_shards(path: Path, scene: Scene, features: np.ndarray) -> None:
     axes[1].set(yticks=borders[0], xticks=borders[1])
     axes[1].set_title("features of the store; ticks: borders of shards", pad=14)
     axes[1].tick_params(length=10, labelleft=False, labelbottom=False, right=True, top=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 

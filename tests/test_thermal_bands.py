@@ -146,8 +146,9 @@ SR, ST = (0.0000275, -0.2), (0.00341802, 149.0)
 
 def test_scale_and_offset_tags_of_both_kinds_make_reflectance_and_kelvin(model, tmp_path):
     """As of Collection 2, Level 2: of surface reflectance and of surface temperature."""
-    (tmp_path / SENSOR).mkdir()
-    tagged = write_tif(tmp_path / SENSOR / "x.tif", image(*C2).astype("u2"), BANDS)
+    root = tmp_path / "set"
+    (root / SENSOR).mkdir(parents=True)
+    tagged = write_tif(root / SENSOR / "x.tif", image(*C2).astype("u2"), BANDS)
     tag(tagged, (*[SR[0]] * 3, ST[0]), (*[SR[1]] * 3, ST[1]))
     plain = write_tif(tmp_path / "plain.tif", image(REFLECTANCE, KELVIN), BANDS)
     rows = []
@@ -156,7 +157,7 @@ def test_scale_and_offset_tags_of_both_kinds_make_reflectance_and_kelvin(model, 
         with np.load(tmp_path / "rows.npz") as found:
             rows.append(found["s2"][0])
     np.testing.assert_allclose(*rows, atol=2e-2)  # a value may fall on the other side of an 8-bit step
-    (stream,) = streams(tmp_path, model)
+    (stream,) = streams(root, model)
     read = stream.source.read(0, 0).images["s2"]
     np.testing.assert_allclose(read, image(REFLECTANCE * 1e4, KELVIN), atol=0.2)
     seen = stream.preprocess({"s2": read})["s2"]

@@ -284,7 +284,7 @@ def test_water_is_scored_of_three_classes(tmp_path):
     pixels = labelled("pixels")
 
     def read(index):
-        sample = pixels.read(index)
+        sample = {name: x.copy() for name, x in pixels.read(index).items()}
         sample["label"][8:, 12:] = 2
         sample["s2"][:, 8:, 12:] += 3000
         return sample
