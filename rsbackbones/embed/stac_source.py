@@ -11,13 +11,19 @@ from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SensorItems,
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources import ReadOptions, Window
-from rsbackbones.embed.stac_assets import band_assets, is_reflectance, mask_asset, stated_scales
+from rsbackbones.embed.stac_assets import (
+    band_assets,
+    check_baselines,
+    is_reflectance,
+    mask_asset,
+    stated_scales,
+)
 from rsbackbones.embed.stac_grid import geobox_of, grid_of, zones_of
 from rsbackbones.embed.stac_items import day_of, facts_of, link_of, open_items, time_of, touches
 from rsbackbones.embed.stac_reader import ItemReader, Sign
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import Sensor, get_sensor
-from rsbackbones.value_check import zero_is_missing
+from rsbackbones.value_check import WITH_CIRRUS, zero_is_missing
 
 
 class StacSource:
@@ -210,6 +216,8 @@ def _sensors(found: list[Any], model: Backbone, options: ReadOptions) -> dict[st
         if any(assets != held[0][1] for _, assets in held):
             raise ValueError(f"{m}: the items name the assets of its bands differently; pass one collection")
         scales = stated_scales([item for item, _ in held], held[0][1])
+        if kinds[m].name in WITH_CIRRUS and not scales and m not in (options.units or {}):
+            check_baselines([item for item, _ in held], m)
         spec = model.inputs.get(m)
         unit = "reflectance" if is_reflectance(scales) else spec.unit if spec else None
         sensors[m] = SensorItems(

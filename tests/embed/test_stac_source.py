@@ -1,6 +1,7 @@
 """STAC items: the same pixels give the same bytes, composites are those of numpy, faults are named."""
 
 import json
+import warnings
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -11,6 +12,7 @@ from rasterio.warp import transform_bounds
 import rsbackbones as rsb
 from rsbackbones.cli import main
 from rsbackbones.files import retry
+from rsbackbones.value_check import ProductWarning
 from tests.data.test_rasters import write_tif
 from tests.embed.range_server import serve
 from tests.embed.test_embed import optical
@@ -217,6 +219,31 @@ def test_stated_scales_make_reflectances(model, dates, tmp_path):
     run(model, source, tmp_path / "file.zarr", units={"s2": "reflectance"})
     a, b = (rsb.embed.open(tmp_path / f"{name}.zarr")["embeddings"].values for name in ("stac", "file"))
     np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_the_offset_of_sentinel_2_is_subtracted_once(model, dates, tmp_path):
+    folder, _, _ = dates
+    given, applied = items(folder, 2), [False, True]
+    for item, was_subtracted in zip(given, applied, strict=True):
+        item.properties["earthsearch:boa_offset_applied"] = was_subtracted
+        for band in BANDS:
+            item.assets[band].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.1}]
+    for item, offset in zip(given, (-0.1, 0), strict=True):
+        job = rsb.embed.plan(model, [item], tmp_path / "e.zarr", **OPTIONS)
+        assert job.facts["source"]["scales"]["s2"]["B02"] == [0.0001, offset]
+    with pytest.raises(ValueError, match="several scales and offsets"):
+        rsb.embed.plan(model, given, tmp_path / "e.zarr", **OPTIONS)
+    given = items(folder, 2)
+    for item, baseline in zip(given, ("03.01", "05.10"), strict=True):
+        item.properties["s2:processing_baseline"] = baseline
+    with pytest.raises(ValueError, match=r"item1 is of .* offset of 1000, item0 .*--units s2=dn"):
+        rsb.embed.plan(model, given, tmp_path / "e.zarr", **OPTIONS)
+    with pytest.warns(ProductWarning, match=r"05\.10 .*s2=dn_baseline_0400"):
+        rsb.embed.plan(model, given[1:], tmp_path / "e.zarr", **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ProductWarning)
+        rsb.embed.plan(model, given, tmp_path / "e.zarr", units={"s2": "dn"}, **OPTIONS)
+        rsb.embed.plan(model, given[:1], tmp_path / "e.zarr", **OPTIONS)
 
 
 def test_the_command_takes_items(dates, tmp_path, capsys):
