@@ -82,6 +82,12 @@ class StacSource:
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")
         self._sensors = _sensors(found, model, options)
         first = next(iter(self._sensors.values()))
+        unknown = [i["id"] for i in first.items if i["properties"].get("eo:cloud_cover") is None]
+        if composite == "least-cloudy" and unknown:
+            raise ValueError(
+                f"{unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''} state no "
+                "eo:cloud_cover, which is the order of least-cloudy: another composite, such as 'median'"
+            )
         self._box = geobox_of(first.items, list(first.assets.values()), grid)
         self.grid = grid_of(self._box)
         self._days = {m: days_of(sensor.items) for m, sensor in self._sensors.items()}

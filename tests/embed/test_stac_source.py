@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 import torch
+from rasterio import Affine
 from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from rsbackbones.embed.stac_items import touches
 from rsbackbones.files import retry
 from rsbackbones.value_check import ProductWarning
 from tests.data.test_rasters import write_tif
@@ -20,6 +22,7 @@ from tests.embed.test_job import QUIET, stored
 
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
+GeoBox = pytest.importorskip("odc.geo.geobox").GeoBox
 
 BANDS = ("B02", "B03", "B04", "B08")
 SIDE = 96
@@ -206,6 +209,27 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
     scaled[0].assets["B02"].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.1}]
     with pytest.raises(ValueError, match="several scales and offsets"):
         rsb.embed.plan(model, scaled, output)
+
+
+def test_odd_places_and_times_of_items(model, dates, tmp_path):
+    folder, _, _ = dates
+    rotated = GeoBox((SIDE, SIDE), Affine(9, 3, 500_000, 3, -9, 5_000_000), "EPSG:32633")
+    with pytest.raises(ValueError, match="columns south"):
+        rsb.embed.plan(model, items(folder), tmp_path / "e.zarr", grid=rotated)
+    unknown = items(folder)
+    del unknown[1].properties["eo:cloud_cover"]
+    with pytest.raises(ValueError, match="item1 state no eo:cloud_cover"):
+        rsb.embed.plan(model, unknown, tmp_path / "e.zarr", composite="least-cloudy", **MASK)
+    in_degrees = items(folder, 1)
+    in_degrees[0].properties |= {"proj:code": "EPSG:4326", "proj:transform": [1e-4, 0, 15, 0, -1e-4, 45.1]}
+    job = rsb.embed.plan(model, in_degrees, tmp_path / "e.zarr", grid="utm10m", window=32)
+    assert (job.source.grid.crs.to_epsg(), job.source.grid.transform.a) == (32633, 10)
+    late = items(folder, 1)[0].to_dict()
+    late["properties"]["datetime"] = "2024-06-01T23:30:00-02:00"
+    assert rsb.embed.plan(model, [late], tmp_path / "e.zarr", composite="none").days == ["2024-06-02"]
+    for east, touched in ((180, True), (-178.5, True), (-170, False)):
+        place = GeoBox.from_bbox((east - 1, 44, east, 45), "EPSG:4326", shape=(8, 8)).footprint("EPSG:4326")
+        assert touches({"bbox": [179, 40, -178, 50]}, place) is touched
 
 
 def test_stated_scales_make_reflectances(model, dates, tmp_path):
