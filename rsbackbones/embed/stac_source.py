@@ -77,6 +77,12 @@ class StacSource:
             raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
         if options.resample not in (None, *RESAMPLING):
             raise ValueError(f"resample must be one of {', '.join(RESAMPLING)}, got {options.resample!r}")
+        if options.nodata is not None and options.resample not in (None, "nearest"):
+            raise ValueError(
+                f"nodata={options.nodata:g} is told from the pixels of items after they are resampled, and "
+                f"{options.resample!r} mixes them: have the files state it (gdal_edit.py -a_nodata), or "
+                "resample to the nearest pixel"
+            )
         found = open_items(items, dates)
         self._options, self._composite = options, composite
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")

@@ -154,6 +154,11 @@ def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch
         rsb.embed.run(job, **QUIET)
         assert signer.calls > 3
         assert {503, 429} <= server.statuses
+        # Without a signature the URL is the same at each try.
+        server.tell(once={"1_B03.tif": [404, 503, 429]}, again=True)
+        run(model, items(folder, base=server.url), tmp_path / "plain.zarr", **MASK)
+        assert 404 in server.statuses
+    same(tmp_path / "plain.zarr", tmp_path / "web.zarr")
     assert "expires" not in json.dumps(job.facts)
     run(model, items(folder), tmp_path / "files.zarr", **MASK)
     same(tmp_path / "web.zarr", tmp_path / "files.zarr")
@@ -196,6 +201,7 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
         (model, items(folder), {"dates": "June"}, "2024-06-01/2024-08-31"),
         (model, items(folder), {"mask": {"CLD": (1,)}}, "no item has such an asset; they have B02"),
         (model, items(folder), {"grid": "10m"}, "utm10m"),
+        (model, items(folder), {"nodata": -9999, "resample": "bilinear"}, "have the files state it"),
         (both, items(folder), {}, "no item has assets of s2"),
         (model, folder / "0_B02.tif", {"dates": "2024-06-01/2024-06-02"}, "only of STAC items"),
     ]:
