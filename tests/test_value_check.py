@@ -645,3 +645,16 @@ def test_dates_are_not_paired_by_their_position_unasked(others, warned):
             validate_sample(images, BANDS, frames=3, dates=days)
         warn_of_pairs("set", days, {"s1": np.array([True, True, False])})
     assert any("paired by their position" in str(one.message) for one in caught) == warned
+
+
+def test_landsat_holds_reflectances_that_sentinel_2_cannot():
+    """Collection 2 stores them from -0.2 on, and dark water is below -0.1 in some of its pixels."""
+    water = DN / 1e5
+    water[0, :4] = DRAW.uniform(-0.19, -0.11, (4, 64))
+    x = torch.from_numpy(water.reshape(4, -1).astype(F32))
+    landsat, s2 = get_sensor("landsat_oli"), get_sensor("s2")
+    assert judge(x, "reflectance", landsat, ("B2", "B3", "B4", "B5")).kind == "right"
+    assert judge(x * 1e4, "dn", landsat, ("B2", "B3", "B4", "B5")).kind == "right"
+    assert judge(x, "reflectance", s2, BANDS["s2"]).kind == "impossible"
+    x[0, :256] *= 10
+    assert judge(x, "reflectance", landsat, ("B2", "B3", "B4", "B5")).kind == "impossible"

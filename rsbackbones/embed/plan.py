@@ -124,6 +124,11 @@ def plan(
         raise ValueError(f"on_missing must be one of {', '.join(ON_MISSING)}, got {on_missing!r}")
     if points is not None and quantize not in (None, "none"):
         raise ValueError(f"the features of geometries are float32; leave out quantize={quantize!r}")
+    if points is not None and model.consumes == "series":
+        raise ValueError(
+            f"{model.architecture} encodes series of dates, and geometries take models of images; embed a "
+            "store (.zarr), and read it at the geometries"
+        )
     if points is not None and composite == "none":
         raise ValueError("geometries have one embedding each, of one image: another composite than 'none'")
     quantize = quantize or ("per-band" if points is None else "none")

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -195,6 +195,7 @@ def _embed(job: Job, members: Sequence[Cells | None]) -> tuple[_Means, dict[str,
         features, counts, bad = _features_at(job, block, windows)
         took = {name: round(took[name] + counts[name], 3) for name in took}
         left_out |= bad
+        source = cast(Any, job.source).without(bad) if bad else job.source
         for i in own:
             rows, columns = _within(members[i], block)
             vectors = features[rows - block.top, columns - block.left]
@@ -204,7 +205,7 @@ def _embed(job: Job, members: Sequence[Cells | None]) -> tuple[_Means, dict[str,
             valid[i] += int(there.sum())
             top, left = int(rows.min()), int(columns.min())
             window = (top * p, left * p, (int(rows.max()) + 1 - top) * p, (int(columns.max()) + 1 - left) * p)
-            sources[i] |= dict.fromkeys(name for name in job.source.names(window) if name not in left_out)
+            sources[i] |= dict.fromkeys(source.names(window))
     means = np.full(total.shape, np.nan)
     np.divide(total, valid[:, None], out=means, where=valid[:, None] > 0)
     if left_out:

@@ -168,6 +168,11 @@ def _run_zones(
     }
     held = records.get_json(_ZONES)
     output = Objects(job.output)
+    if held not in (None, stated) and not any(_has_begun(records.within(zone)) for zone in held["shards"]):
+        # As of one zone: a job that was refused at its sample computed nothing.
+        for key in list(records.keys()):
+            records.delete(key)
+        records.put_json(_ZONES, held := stated)
     if held is None and (records.get_json("job.json") or next(output.keys(), None) is not None):
         raise JobError(f"{job.output} holds something that is no output of a job; choose another output, or "
                        "delete it")  # fmt: skip
@@ -202,6 +207,11 @@ def _run_zones(
     )
     records.put_json("finished.json", summary)
     return summary
+
+
+def _has_begun(records: Objects) -> bool:
+    """Tell whether a job is past its sample, or somebody runs it."""
+    return records.get_json("calibration.json") is not None or _status(records).driver is not None
 
 
 def _outcomes(

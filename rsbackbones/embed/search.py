@@ -7,6 +7,7 @@ which all vectors of a ViT share; ``whiten`` also scales them to one variance in
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class Searched:
         except ImportError as error:
             raise ImportError("searching needs faiss: pip install 'rsbackbones[search]'") from error
         self.place, self.center = os.fspath(place), center
+        self._of_store = {"group": group, "date": date}
         self._table: Any = None
         self._index: Any = None
         self._mean: Array
@@ -107,11 +109,7 @@ class Searched:
             }
         else:
             raise ValueError(f"a store (.zarr) or a table (.parquet) is searched, got {self.place}")
-        facts = (
-            {}
-            if index is None
-            else {"digest": self._digest(), "center": center, "group": group, "date": date}
-        )
+        facts = {} if index is None else {"digest": self._digest(), "center": center, **self._of_store}
         if index is None or not index.exists():
             sample = self._fit()
         if index is not None:
@@ -170,15 +168,17 @@ class Searched:
         Raises:
             ValueError: it lies outside, or has no data.
         """
+        vector: Array
         if self._table is not None:
             from shapely import Point
 
             within = self._table.geometry.covers(Point(lon, lat)).to_numpy(bool, na_value=False)
             if not within.any():
                 raise ValueError(f"no row of {self.place} covers {lon}, {lat}")
-            return np.asarray(self._table["embedding"][within].iloc[0], np.float32)
-        row, column = self._cell(lon, lat)
-        vector: Array = self._block(slice(row, row + 1), slice(column, column + 1))[0, 0]
+            vector = np.asarray(self._table["embedding"][within].iloc[0], np.float32)
+        else:
+            row, column = self._cell(lon, lat)
+            vector = self._block(slice(row, row + 1), slice(column, column + 1))[0, 0]
         if not np.isfinite(vector).all():
             raise ValueError(f"{self.place} has no data at {lon}, {lat}")
         return vector
@@ -225,8 +225,9 @@ class Searched:
         scores, numbers, similarities = self._nearest(query[0], k)
         rows, columns = np.divmod(numbers, self._width)
         lon, lat = self._degrees(rows, columns)
-        facts = {"searched": self.place, "center": self.center, "k": k, "positives": len(positives),
-                 "negatives": len(negatives), "provenance": self.provenance}  # fmt: skip
+        facts = {"searched": self.place, "center": self.center, **self._of_store, "k": k,
+                 "positives": len(positives), "negatives": len(negatives),
+                 "provenance": self.provenance}  # fmt: skip
         if self._index is not None:
             facts["index"] = self._index.facts["index"]
         return Hits(scores, rows, columns, lon, lat, similarities, facts)
@@ -269,12 +270,14 @@ class Searched:
                 yield (rows + top) * self._width + columns + left, prepared
 
     def _digest(self) -> str:
-        """Return a digest of what is searched: of a table's bytes; of a store's metadata, names and sizes."""
+        """Return a digest of what is searched: of a table's bytes; of a store its facts and sizes."""
         if self._table is not None:
-            return sha256_of(Path(self.place))
-        objects = Objects(self.place)
-        listed = sorted(f"{key} {size}" for key, size in objects.sizes())
-        return hashlib.sha256("\n".join(listed).encode() + (objects.get("zarr.json") or b"")).hexdigest()
+            path = Path(self.place)
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            return hashlib.sha256("\n".join(map(sha256_of, files)).encode()).hexdigest()
+        listed = sorted(f"{key} {size}" for key, size in Objects(self.place).sizes())
+        stated = json.dumps(self.provenance, sort_keys=True)
+        return hashlib.sha256("\n".join([*listed, stated]).encode()).hexdigest()
 
     def _parts(self) -> Iterator[tuple[tuple[int, int], Array]]:
         """Yield the vectors [h, w, D] shard by shard, with their row and column."""

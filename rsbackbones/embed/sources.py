@@ -33,6 +33,8 @@ from rsbackbones.models.backbone import Backbone
 _T = TypeVar("_T")
 # (row, column, height, width) in pixels of a grid.
 Window = tuple[int, int, int, int]
+# GDAL remembers what a server answered; with this it asks again.
+FORGET = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/"}
 
 
 class UnreadableItems(ValueError):
@@ -324,9 +326,7 @@ class _Tried:
     def _open_again(self) -> Scene:
         import rasterio
 
-        # GDAL remembers what it was answered.
-        forget = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/"} if self._failed else {}
-        with rasterio.Env(**forget):
+        with rasterio.Env(**(FORGET if self._failed else {})):
             scene = self._opened.enter_context(self._open())
         self._check()
         self._scene = scene

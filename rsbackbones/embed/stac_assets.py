@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsbackbones.data.band_names import bands_of_description
+from rsbackbones.data.s2_baseline import has_offset, warn_of_baseline
 from rsbackbones.sensors import Sensor
+
+_SUBTRACTED = "earthsearch:boa_offset_applied"
 
 
 def band_assets(item: Any, sensor: Sensor, bands: Sequence[str]) -> dict[str, str]:
@@ -44,7 +47,9 @@ def stated_scales(items: Sequence[Any], assets: Mapping[str, str]) -> dict[str, 
             of_band = (extra.get("raster:bands") or extra.get("bands") or [{}])[0]
             scale = of_band.get("scale", of_band.get("raster:scale", extra.get("raster:scale", 1.0)))
             offset = of_band.get("offset", of_band.get("raster:offset", extra.get("raster:offset", 0.0)))
-            found.setdefault(band, set()).add((float(scale), float(offset)))
+            # Items of Earth Search state the offset where it has been subtracted, too.
+            offset = 0.0 if item.properties.get(_SUBTRACTED) else float(offset)
+            found.setdefault(band, set()).add((float(scale), offset))
     if several := {band: pairs for band, pairs in found.items() if len(pairs) > 1}:
         band, pairs = next(iter(several.items()))
         raise ValueError(
@@ -52,6 +57,29 @@ def stated_scales(items: Sequence[Any], assets: Mapping[str, str]) -> dict[str, 
             "processing baseline at a time"
         )
     return {band: pair for band, (pair,) in found.items() if pair != (1.0, 0.0)}
+
+
+def check_baselines(items: Sequence[Any], modality: str) -> None:
+    """Warn of Sentinel-2 items whose numbers may include the offset of 1000, where nothing states the unit.
+
+    Raises:
+        ValueError: some are of a processing baseline with the offset, and others are not.
+    """
+    stated: dict[bool, tuple[str, dict[str, str]]] = {}
+    for item in items:
+        named = {n: str(v) for n, v in item.properties.items() if n.endswith("processing_baseline") and v}
+        if named:
+            with_offset = not item.properties.get(_SUBTRACTED) and any(map(has_offset, named.values()))
+            stated.setdefault(with_offset, (item.id, named))
+    if len(stated) > 1:
+        raise ValueError(
+            f"{modality}: {stated[True][0]} is of a processing baseline whose numbers have an offset of "
+            f"1000, {stated[False][0]} of one without, and no scale is stated; embed those of one, or name "
+            f"the unit if the offset has been subtracted: units={{{modality!r}: 'dn'}} (--units "
+            f"{modality}=dn)"
+        )
+    if True in stated:
+        warn_of_baseline(stated[True][1])
 
 
 def is_reflectance(scales: Mapping[str, tuple[float, float]]) -> bool:

@@ -26,6 +26,9 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
     from odc.stac import output_geobox, parse_items
 
     if isinstance(grid, GeoBox):
+        t = grid.affine
+        if t.b or t.d or t.a <= 0 or t.e >= 0:
+            raise ValueError(f"grid must be a GeoBox whose rows go east and columns south, got {t!r}")
         return grid
     parsed = list(parse_items([pystac.Item.from_dict(copy.deepcopy(i), migrate=False) for i in items]))
     known = [a for a in assets if any(a in p.collection.aliases or (a, 1) in p.bands for p in parsed)]
@@ -40,9 +43,8 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
             f"the items lie in several CRS ({', '.join(map(str, sorted(codes, key=str)))}): choose one grid, "
             "grid='utm10m' (--grid utm10m) or a GeoBox, or embed those of each zone"
         )
-    if grid is not None and len(codes) == 1 and None not in codes:
-        code = codes.pop()
-        options["crs"] = code if isinstance(code, str) else f"EPSG:{code}"
+    if grid is not None and len(codes) == 1 and (zone := _utm_zone(codes.pop())):
+        options["crs"] = f"EPSG:{zone}"
     box = output_geobox(parsed, known or None, **options)
     if box is None:
         raise ValueError(
@@ -64,9 +66,13 @@ def zones_of(items: list[Any]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for item in items:
         code = item.properties.get("proj:code") or item.properties.get("proj:epsg")
-        number = int(number) if (number := str(code).removeprefix("EPSG:")).isdecimal() else 0
-        south, zone = number // 100 == 327, number % 100
-        if number // 100 not in (326, 327) or not 1 <= zone <= 60:
+        if (number := _utm_zone(code)) is None:
             return {}
-        found.setdefault(f"utm{zone:02}{'s' if south else ''}", []).append(item)
+        found.setdefault(f"utm{number % 100:02}{'s' if number // 100 == 327 else ''}", []).append(item)
     return dict(sorted(found.items())) if len(found) > 1 else {}
+
+
+def _utm_zone(code: Any) -> int | None:
+    """Return the number of EPSG of a UTM zone (on WGS 84) that an item states; of another CRS ``None``."""
+    number = int(text) if (text := str(code).removeprefix("EPSG:")).isdecimal() else 0
+    return number if number // 100 in (326, 327) and 1 <= number % 100 <= 60 else None

@@ -75,18 +75,18 @@ def open_items(given: Any, dates: str | None = None) -> list[Any]:
 def acquired_at(item: Any) -> datetime:
     """Return when a ``pystac`` item was acquired; of a range when that began."""
     stated: datetime = item.datetime or item.common_metadata.start_datetime
-    return stated if stated.tzinfo else stated.replace(tzinfo=UTC)
+    return stated.astimezone(UTC) if stated.tzinfo else stated.replace(tzinfo=UTC)
 
 
 def time_of(item: Mapping[str, Any]) -> datetime:
     """Return when an item, as a dictionary, was acquired; of a range when that began."""
     stated = item["properties"].get("datetime") or item["properties"]["start_datetime"]
     found = datetime.fromisoformat(stated.replace("Z", "+00:00"))
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def day_of(item: Mapping[str, Any]) -> str:
-    """Return the day of an item: items of a day are one mosaic."""
+    """Return the day of an item in UTC: items of a day are one mosaic."""
     return day_at(time_of(item))
 
 
@@ -121,7 +121,11 @@ def touches(item: Mapping[str, Any], outline: Any) -> bool:
         float(item["bbox"][i]) for i in ((0, 1, 2, 3) if len(item["bbox"]) == 4 else (0, 1, 3, 4))
     )
     box = outline.boundingbox
-    return bool(west <= box.right and box.left <= east and south <= box.top and box.bottom <= north)
+    if not (south <= box.top and box.bottom <= north):
+        return False
+    if west > east:  # across the antimeridian
+        return bool(west <= box.right or box.left <= east)
+    return bool(west <= box.right and box.left <= east)
 
 
 def _within(item: Any, dates: str | None) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rsbackbones.data.raster_path import UnreadableRaster
 from rsbackbones.data.rasters import Array
-from rsbackbones.embed.sources import UnreadableItems, plain
+from rsbackbones.embed.sources import FORGET, UnreadableItems, plain
 from rsbackbones.embed.stac_items import acquired_at, day_at
 from rsbackbones.files.retry import retried
 
@@ -71,15 +71,20 @@ class ItemReader:
         self, items: Sequence[dict[str, Any]], assets: Sequence[str], box: Any, resample: str | None
     ) -> dict[str, Array]:
         import pystac
+        import rasterio
         from odc.stac import load
+
+        forget: dict[str, str] = {}
 
         def load_signed() -> Any:
             signed = [pystac.Item.from_dict(copy.deepcopy(item), migrate=False) for item in items]
             signed = [self.sign(item) for item in signed] if self.sign else signed
-            return load(
-                signed, list(assets), geobox=box, dtype="float32", resampling=resample or "nearest",
-                groupby=lambda item, parsed, index: day_at(acquired_at(item)), fail_on_error=True,
-            )  # fmt: skip
+            with rasterio.Env(**forget):
+                forget.update(FORGET)  # of the next try
+                return load(
+                    signed, list(assets), geobox=box, dtype="float32", resampling=resample or "nearest",
+                    groupby=lambda item, parsed, index: day_at(acquired_at(item)), fail_on_error=True,
+                )  # fmt: skip
 
         try:
             data = retried(load_signed, lambda _: True)

@@ -11,13 +11,19 @@ from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SensorItems,
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources import ReadOptions, Window
-from rsbackbones.embed.stac_assets import band_assets, is_reflectance, mask_asset, stated_scales
+from rsbackbones.embed.stac_assets import (
+    band_assets,
+    check_baselines,
+    is_reflectance,
+    mask_asset,
+    stated_scales,
+)
 from rsbackbones.embed.stac_grid import geobox_of, grid_of, zones_of
 from rsbackbones.embed.stac_items import day_of, facts_of, link_of, open_items, time_of, touches
 from rsbackbones.embed.stac_reader import ItemReader, Sign
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import Sensor, get_sensor
-from rsbackbones.value_check import zero_is_missing
+from rsbackbones.value_check import WITH_CIRRUS, zero_is_missing
 
 
 class StacSource:
@@ -71,11 +77,23 @@ class StacSource:
             raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
         if options.resample not in (None, *RESAMPLING):
             raise ValueError(f"resample must be one of {', '.join(RESAMPLING)}, got {options.resample!r}")
+        if options.nodata is not None and options.resample not in (None, "nearest"):
+            raise ValueError(
+                f"nodata={options.nodata:g} is told from the pixels of items after they are resampled, and "
+                f"{options.resample!r} mixes them: have the files state it (gdal_edit.py -a_nodata), or "
+                "resample to the nearest pixel"
+            )
         found = open_items(items, dates)
         self._options, self._composite = options, composite
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")
         self._sensors = _sensors(found, model, options)
         first = next(iter(self._sensors.values()))
+        unknown = [i["id"] for i in first.items if i["properties"].get("eo:cloud_cover") is None]
+        if composite == "least-cloudy" and unknown:
+            raise ValueError(
+                f"{unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''} state no "
+                "eo:cloud_cover, which is the order of least-cloudy: another composite, such as 'median'"
+            )
         self._box = geobox_of(first.items, list(first.assets.values()), grid)
         self.grid = grid_of(self._box)
         self._days = {m: days_of(sensor.items) for m, sensor in self._sensors.items()}
@@ -210,6 +228,8 @@ def _sensors(found: list[Any], model: Backbone, options: ReadOptions) -> dict[st
         if any(assets != held[0][1] for _, assets in held):
             raise ValueError(f"{m}: the items name the assets of its bands differently; pass one collection")
         scales = stated_scales([item for item, _ in held], held[0][1])
+        if kinds[m].name in WITH_CIRRUS and not scales and m not in (options.units or {}):
+            check_baselines([item for item, _ in held], m)
         spec = model.inputs.get(m)
         unit = "reflectance" if is_reflectance(scales) else spec.unit if spec else None
         sensors[m] = SensorItems(

@@ -44,7 +44,7 @@ def judge(
     each = {band: Values(values, MOST_OF_BAND) for band, values in zip(bands, x, strict=True)}
     radar = sensor.kind == "radar"
     found = _judge_radar(x, each, unit) if radar else judge_optical(x, each, unit, sensor, alone=alone)
-    lowest, share = judge_lowest(x, unit)
+    lowest, share = judge_lowest(x, unit, sensor)
     if lowest.kind != "right" and (share < _SOME or found.kind in ("right", "suspect")):
         return lowest
     if radar or found.kind != "right":

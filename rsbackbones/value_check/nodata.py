@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from rsbackbones.sensors import Sensor
+from rsbackbones.value_check.offset import WITH_OFFSET
 from rsbackbones.value_check.verdict import MOST, RIGHT, Verdict, format_value
 
 # Below them a value that many pixels hold marks pixels without data; above them it does if it is one of
@@ -19,6 +21,8 @@ POSSIBLE = {
     "db_x100": (-8000, 6000),
     "linear": (-0.99, 10_000),
 }
+# The lowest surface reflectances that products of others than Sentinel-2 hold: those of Landsat begin there.
+_LOWEST = {"dn": -2000, "reflectance": -0.2, "percent": -20}
 # Many pixels: this share of them, and so many at least. Values beyond _FAR are no measurement in any unit,
 # and count one by one.
 _MANY, _FEWEST, _FAR = 1e-3, 8, (-9990.0, 1e6)
@@ -96,12 +100,14 @@ def find_marker(x: Tensor, unit: str) -> Verdict | None:
     return Verdict("impossible", f"{text} marks pixels without data, likely", nodata=value)
 
 
-def judge_lowest(x: Tensor, unit: str) -> tuple[Verdict, float]:
+def judge_lowest(x: Tensor, unit: str, sensor: Sensor) -> tuple[Verdict, float]:
     """Judge values [C, N] below the possible ones that no single value explains, and return their share.
 
     Where pixels without data were resampled with others, they hold anything between.
     """
     low = POSSIBLE[unit][0]
+    if sensor.kind == "optical" and sensor.name not in WITH_OFFSET:
+        low = _LOWEST.get(unit, low)
     share = float((x < low).any(0).float().mean())
     if share <= _MANY or unit == "landsat_c2":
         return RIGHT, share

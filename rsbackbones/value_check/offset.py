@@ -24,7 +24,7 @@ DARK = 900
 CIRRUS, WITH_CIRRUS = "B10", ("s2", "s2_ndvi")
 # The sensors whose products may carry the offset; an 8-bit picture has the bands of Sentinel-2.
 _PRODUCTS = "Sentinel-2 products since 2022 have an offset of"
-_WITH_OFFSET = (*WITH_CIRRUS, "rgb")
+WITH_OFFSET = (*WITH_CIRRUS, "rgb")
 # The unit, and what 1 dn is in it.
 _UNITS = {"dn": 1.0, "dn_baseline_0400": 1.0, "reflectance": 1e-4, "percent": 1e-2}
 
@@ -33,7 +33,7 @@ def judge_offset(
     each: Mapping[str, Values], unit: str, sensor: Sensor, *, cirrus: Tensor | None, alone: bool
 ) -> Verdict:
     """Judge whether the bands of an optical sensor carry an offset that their unit has not, or lack it."""
-    if unit not in _UNITS or sensor.name not in _WITH_OFFSET:
+    if unit not in _UNITS or sensor.name not in WITH_OFFSET:
         return RIGHT
     scale = _UNITS[unit]
     if cirrus is not None and len(cirrus := cirrus[cirrus.isfinite() & (cirrus != 0)]):

@@ -15,8 +15,10 @@ import rsbackbones as rsb
 from rsbackbones.cli import main
 from rsbackbones.embed import points
 from rsbackbones.embed.run import JobError
+from rsbackbones.files import retry
 from tests import forked
 from tests.data.test_rasters import GRID, S2, write_tif
+from tests.embed.range_server import serve
 from tests.embed.test_embed import QUIET, optical
 from tests.embed.test_job import SCHEMAS, SMALL
 
@@ -379,3 +381,60 @@ def test_geometries_that_cannot_be_embedded_are_named(model, scene, tmp_path):
     (tmp_path / "p.parquet").write_text("mine")
     with pytest.raises(JobError, match="no output of a job"):
         run(model, scene[0], tmp_path / "p.parquet", frame(point))
+
+
+def test_rows_name_what_they_were_read_from(model, tmp_path, monkeypatch):
+    """Tiles of two rasters, of which one cannot be read any more."""
+    monkeypatch.setattr(retry, "PAUSE_S", 0.05)
+    names = []
+    for i in range(2):
+        for part in (slice(0, 6), slice(6, 12)):
+            transform = GRID @ rasterio.Affine.translation(0, 64 * i)
+            names.append(f"{i}_{part.start}.tif")
+            write_tif(tmp_path / names[-1], optical(64, 64)[part], S2[part], nodata=0, transform=transform)
+    frame = geopandas.GeoDataFrame(
+        geometry=[shapely.Point(in_cells(3, 3)), shapely.Point(in_cells(12, 3))], crs=CRS
+    )
+    with serve(tmp_path) as server:
+        tiles = [f"{server.url}/{name}" for name in names]
+        job = rsb.embed.plan(
+            model, tiles, points=frame, output=tmp_path / "p.parquet", on_unreadable="skip",
+            on_missing="nan", window=32,
+        )  # fmt: skip
+        server.tell(status={names[2]: 404})
+        summary = rsb.embed.run(job, **QUIET)
+    assert set(summary["left_out"]) == {f"{tiles[2]};{tiles[3]}"}
+    assert read(tmp_path / "p.parquet")["source"].tolist() == [f"{tiles[0]};{tiles[1]}", ""]
+
+
+def test_geometries_take_models_of_images(scene, tmp_path):
+    net = rsb.create_model("s4_unet3d_tiny", modalities=("s2",))
+    frame = geopandas.GeoDataFrame(geometry=[shapely.Point(in_cells(3, 3))], crs=CRS)
+    for composite in ("none", "median"):
+        with pytest.raises(ValueError, match="models of images"):
+            rsb.embed.plan(net, scene[0], points=frame, output=tmp_path / "p.parquet", composite=composite)
+
+
+def test_a_table_of_parts_has_an_index(tmp_path):
+    pytest.importorskip("faiss")
+    import pyarrow.parquet as pq
+
+    from rsbackbones.embed.geoparquet import arrow_table, vector_column
+    from rsbackbones.embed.search import Searched
+
+    folder, rng = tmp_path / "p.parquet", np.random.default_rng(0)
+    folder.mkdir()
+    for part in range(3):
+        places = [shapely.box(x, part, x + 0.1, part + 0.1) for x in range(100)] * 6
+        vectors = rng.normal(size=(600, 8)).astype(np.float32)
+        vectors[0] = np.nan
+        table = arrow_table(geopandas.GeoDataFrame(geometry=places, crs="EPSG:4326"))
+        table = table.append_column("embedding", vector_column(vectors))
+        pq.write_table(table, folder / f"part-{part}.parquet")
+    searched = Searched(folder, index=tmp_path / "p.ivf")
+    assert searched.search([vectors[7]], k=1).rows.tolist() == [1207]
+    with pytest.raises(ValueError, match="no data at"):
+        searched.at(0.05, 2.05)
+    (folder / "part-0.parquet").unlink()
+    with pytest.raises(ValueError, match="an index of other vectors"):
+        Searched(folder, index=tmp_path / "p.ivf")

@@ -1,16 +1,20 @@
 """STAC items: the same pixels give the same bytes, composites are those of numpy, faults are named."""
 
 import json
+import warnings
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 import torch
+from rasterio import Affine
 from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from rsbackbones.embed.stac_items import touches
 from rsbackbones.files import retry
+from rsbackbones.value_check import ProductWarning
 from tests.data.test_rasters import write_tif
 from tests.embed.range_server import serve
 from tests.embed.test_embed import optical
@@ -18,6 +22,7 @@ from tests.embed.test_job import QUIET, stored
 
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
+GeoBox = pytest.importorskip("odc.geo.geobox").GeoBox
 
 BANDS = ("B02", "B03", "B04", "B08")
 SIDE = 96
@@ -149,6 +154,11 @@ def test_items_are_signed_when_they_are_read(model, dates, tmp_path, monkeypatch
         rsb.embed.run(job, **QUIET)
         assert signer.calls > 3
         assert {503, 429} <= server.statuses
+        # Without a signature the URL is the same at each try.
+        server.tell(once={"1_B03.tif": [404, 503, 429]}, again=True)
+        run(model, items(folder, base=server.url), tmp_path / "plain.zarr", **MASK)
+        assert 404 in server.statuses
+    same(tmp_path / "plain.zarr", tmp_path / "web.zarr")
     assert "expires" not in json.dumps(job.facts)
     run(model, items(folder), tmp_path / "files.zarr", **MASK)
     same(tmp_path / "web.zarr", tmp_path / "files.zarr")
@@ -191,6 +201,7 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
         (model, items(folder), {"dates": "June"}, "2024-06-01/2024-08-31"),
         (model, items(folder), {"mask": {"CLD": (1,)}}, "no item has such an asset; they have B02"),
         (model, items(folder), {"grid": "10m"}, "utm10m"),
+        (model, items(folder), {"nodata": -9999, "resample": "bilinear"}, "have the files state it"),
         (both, items(folder), {}, "no item has assets of s2"),
         (model, folder / "0_B02.tif", {"dates": "2024-06-01/2024-06-02"}, "only of STAC items"),
     ]:
@@ -206,6 +217,27 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
         rsb.embed.plan(model, scaled, output)
 
 
+def test_odd_places_and_times_of_items(model, dates, tmp_path):
+    folder, _, _ = dates
+    rotated = GeoBox((SIDE, SIDE), Affine(9, 3, 500_000, 3, -9, 5_000_000), "EPSG:32633")
+    with pytest.raises(ValueError, match="columns south"):
+        rsb.embed.plan(model, items(folder), tmp_path / "e.zarr", grid=rotated)
+    unknown = items(folder)
+    del unknown[1].properties["eo:cloud_cover"]
+    with pytest.raises(ValueError, match="item1 state no eo:cloud_cover"):
+        rsb.embed.plan(model, unknown, tmp_path / "e.zarr", composite="least-cloudy", **MASK)
+    in_degrees = items(folder, 1)
+    in_degrees[0].properties |= {"proj:code": "EPSG:4326", "proj:transform": [1e-4, 0, 15, 0, -1e-4, 45.1]}
+    job = rsb.embed.plan(model, in_degrees, tmp_path / "e.zarr", grid="utm10m", window=32)
+    assert (job.source.grid.crs.to_epsg(), job.source.grid.transform.a) == (32633, 10)
+    late = items(folder, 1)[0].to_dict()
+    late["properties"]["datetime"] = "2024-06-01T23:30:00-02:00"
+    assert rsb.embed.plan(model, [late], tmp_path / "e.zarr", composite="none").days == ["2024-06-02"]
+    for east, touched in ((180, True), (-178.5, True), (-170, False)):
+        place = GeoBox.from_bbox((east - 1, 44, east, 45), "EPSG:4326", shape=(8, 8)).footprint("EPSG:4326")
+        assert touches({"bbox": [179, 40, -178, 50]}, place) is touched
+
+
 def test_stated_scales_make_reflectances(model, dates, tmp_path):
     folder, images, _ = dates
     given = items(folder, 1)
@@ -217,6 +249,31 @@ def test_stated_scales_make_reflectances(model, dates, tmp_path):
     run(model, source, tmp_path / "file.zarr", units={"s2": "reflectance"})
     a, b = (rsb.embed.open(tmp_path / f"{name}.zarr")["embeddings"].values for name in ("stac", "file"))
     np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_the_offset_of_sentinel_2_is_subtracted_once(model, dates, tmp_path):
+    folder, _, _ = dates
+    given, applied = items(folder, 2), [False, True]
+    for item, was_subtracted in zip(given, applied, strict=True):
+        item.properties["earthsearch:boa_offset_applied"] = was_subtracted
+        for band in BANDS:
+            item.assets[band].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.1}]
+    for item, offset in zip(given, (-0.1, 0), strict=True):
+        job = rsb.embed.plan(model, [item], tmp_path / "e.zarr", **OPTIONS)
+        assert job.facts["source"]["scales"]["s2"]["B02"] == [0.0001, offset]
+    with pytest.raises(ValueError, match="several scales and offsets"):
+        rsb.embed.plan(model, given, tmp_path / "e.zarr", **OPTIONS)
+    given = items(folder, 2)
+    for item, baseline in zip(given, ("03.01", "05.10"), strict=True):
+        item.properties["s2:processing_baseline"] = baseline
+    with pytest.raises(ValueError, match=r"item1 is of .* offset of 1000, item0 .*--units s2=dn"):
+        rsb.embed.plan(model, given, tmp_path / "e.zarr", **OPTIONS)
+    with pytest.warns(ProductWarning, match=r"05\.10 .*s2=dn_baseline_0400"):
+        rsb.embed.plan(model, given[1:], tmp_path / "e.zarr", **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ProductWarning)
+        rsb.embed.plan(model, given, tmp_path / "e.zarr", units={"s2": "dn"}, **OPTIONS)
+        rsb.embed.plan(model, given[:1], tmp_path / "e.zarr", **OPTIONS)
 
 
 def test_the_command_takes_items(dates, tmp_path, capsys):

@@ -37,6 +37,19 @@ def zones(tmp_path_factory):
     return found
 
 
+def test_a_job_whose_sample_is_refused_is_not_in_the_way(model, tmp_path):
+    layers = {
+        band: layer / np.float32(1e4) for band, layer in zip(BANDS, optical(SIDE, SIDE, bands=4), strict=True)
+    }
+    given = [item(tmp_path, crs[-2:], 0, layers, crs=crs) for crs in ("EPSG:32632", "EPSG:32633")]
+    output = tmp_path / "e.zarr"
+    with pytest.raises(ValueError, match="look like reflectances"):
+        rsb.embed.run(rsb.embed.plan(model, given, output, **OPTIONS), **QUIET)
+    options = OPTIONS | {"units": {"s2": "reflectance"}}
+    summary = rsb.embed.run(rsb.embed.plan(model, given, output, **options), **QUIET)
+    assert summary["shards"] == 2
+
+
 def test_each_zone_is_a_group(model, zones, tmp_path):
     output = tmp_path / "e.zarr"
     job = rsb.embed.plan(model, list(zones.values()), output, **OPTIONS)
