@@ -101,6 +101,7 @@ def check_processes(device: torch.device) -> dict[str, Any]:
     """Sum gradients over two processes on one device; return whether the sum is right, or why none was made.
 
     NCCL refuses two ranks on one device, unless ``NCCL_MULTI_RANK_GPU_ENABLE`` is understood; that is set.
+    Its refusal is no failure, all else is.
     """
     with tempfile.TemporaryDirectory() as folder:
         context = spawn(_sum_gradients, args=(str(device), folder), nprocs=2, join=False)
@@ -108,9 +109,10 @@ def check_processes(device: torch.device) -> dict[str, Any]:
             ended = time.monotonic() + PROCESSES_LIMIT
             while not context.join(timeout=1):
                 if time.monotonic() > ended:
-                    return {"refused": f"no answer within {PROCESSES_LIMIT} s"}
+                    return {"failed": f"no answer within {PROCESSES_LIMIT} s"}
         except ProcessException as error:
-            return {"refused": str(error).strip().splitlines()[-1]}
+            kind = "refused" if "Duplicate GPU" in str(error) else "failed"
+            return {kind: str(error).strip().splitlines()[-1]}
         finally:
             for process in context.processes:
                 process.kill()
@@ -214,8 +216,11 @@ def wrong(found: dict[str, Any]) -> list[str]:
         f"attention by {name}: {d:.2g} off" for name, d in found["attention"].items() if not d <= TOLERANCE
     ]
     failed += [f"bf16, {s}: cosine {c:.4f}" for s, c in found["bf16"].items() if not c >= COSINE]
-    if not found["processes"].get("difference", 0) <= 1e-3:
-        failed.append(f"two processes: gradients {found['processes']['difference']:.2g} off")
+    processes = found["processes"]
+    if "failed" in processes:
+        failed.append(f"two processes: {processes['failed']}")
+    elif "refused" not in processes and not processes["difference"] <= 1e-3:
+        failed.append(f"two processes: gradients {processes['difference']:.2g} off")
     return failed
 
 

@@ -43,10 +43,20 @@ class SearchIndex:
     index: Any
 
     def search(self, query: Array, k: int) -> tuple[Array, Array]:
-        """Return the similarities and the numbers of the k vectors nearest to a query [D], best first."""
-        scores, numbers = self.index.search(query[None].astype(np.float32), k)
-        found = numbers[0] >= 0
-        return scores[0][found], numbers[0][found]
+        """Return the similarities and the numbers of the k vectors nearest to a query [D], best first.
+
+        More lists are compared where those that the recall needs hold fewer than k vectors.
+        """
+        import faiss
+
+        lists = self.index.nprobe
+        while True:
+            compared = faiss.SearchParametersIVF(nprobe=lists)
+            scores, numbers = self.index.search(query[None].astype(np.float32), k, params=compared)
+            found = numbers[0] >= 0
+            if found.all() or lists >= self.index.nlist:
+                return scores[0][found], numbers[0][found]
+            lists *= 2
 
 
 def build_index(path: Path, parts: Parts, sample: Array, facts: dict[str, Any]) -> None:

@@ -28,7 +28,9 @@ def search_items(
         from pystac_client.exceptions import APIError
     except ImportError as error:
         raise ImportError("a search needs pystac-client: pip install 'rsbackbones[scale]'") from error
-    if len(bbox) != 4 or not (-180 <= bbox[0] <= 180 and -90 <= bbox[1] <= bbox[3] <= 90):
+    if len(bbox) != 4 or not (
+        -180 <= min(bbox[0], bbox[2]) <= max(bbox[0], bbox[2]) <= 180 and -90 <= bbox[1] <= bbox[3] <= 90
+    ):
         raise ValueError(f"bbox is west, south, east, north in degrees, got {', '.join(map(str, bbox))}")
     try:
         client = Client.open(url)

@@ -41,7 +41,8 @@ def test_what_is_compared_on_a_gpu_agrees_on_the_cpu():
     cpu = torch.device("cpu")
     found = {"attention": gpu.check_attention(cpu, side=6), "bf16": gpu.check_bf16(cpu, gpu.SMALL, 32)}
     assert found["attention"].keys() == {"flex", "blocks", "table"}
-    assert not gpu.wrong(found | {"processes": {}})
+    assert not gpu.wrong(found | {"processes": {"refused": "Duplicate GPU detected"}})
+    assert len(gpu.wrong(found | {"processes": {"failed": "no answer within 90 s"}})) == 1
     broken = {"attention": {"flex": float("nan")}, "bf16": {"s2": 0.5}, "processes": {"difference": 1.0}}
     assert len(gpu.wrong(broken)) == 3
 

@@ -175,6 +175,8 @@ def test_an_index_finds_what_the_exact_search_does(store, tmp_path, capsys):
                 wanted.similarities[hits.rows, hits.columns], hits.similarity, atol=0.02
             )
     stated = hits.facts["index"]
+    assert stated["lists_compared"] < stated["lists"]  # and all lists where all vectors are wanted
+    assert len(found.search([query], k=stated["vectors"]).rows) == stated["vectors"]
     assert stated["vectors"] == int(np.isfinite(wanted.similarities).sum())
     assert stated["recall_at_10"] >= 0.95 or stated["lists_compared"] == stated["lists"]
     assert np.mean(recalls) == pytest.approx(stated["recall_at_10"], abs=0.05)
