@@ -46,6 +46,11 @@ class Objects:
         """The local folder; ``None`` for a bucket."""
         return None if is_url(self.place) else Path(self.place)
 
+    @property
+    def _absent(self) -> bool:
+        """Whether there is no such local folder: opening its store would make one."""
+        return self.local is not None and not self.local.is_dir()
+
     def beside(self, suffix: str) -> "Objects":
         """Return the objects of the same place with a suffix: ``a.zarr`` + ``.job``."""
         return Objects(self.place.rstrip("/") + suffix)
@@ -58,6 +63,8 @@ class Objects:
         """Return an object; ``None``: there is none."""
         import obstore
 
+        if self._absent:
+            return None
         try:
             return bytes(obstore.get(self.store, key).bytes())
         except FileNotFoundError:
@@ -84,6 +91,8 @@ class Objects:
         """Delete an object; none of that key is no error."""
         import obstore
 
+        if self._absent:
+            return
         try:
             obstore.delete(self.store, key)
         except FileNotFoundError:
@@ -97,6 +106,8 @@ class Objects:
         """Yield the keys and the bytes of the objects below a prefix, by one listing."""
         import obstore
 
+        if self._absent:
+            return
         for found in obstore.list(self.store, prefix or None):
             yield from ((entry["path"], entry["size"]) for entry in found)
 
