@@ -97,6 +97,24 @@ def test_a_geoparquet_gives_back_its_items(items, tmp_path):
         rsb.embed.plan(model, tmp_path / "places.parquet", tmp_path / "e.zarr")
 
 
+def test_what_holds_no_items_is_named(items, tmp_path):
+    pystac.ItemCollection(items).save_object(str(tmp_path / "items.json"))
+    (tmp_path / "raster.json").write_bytes(b"\xa0\x00")
+    (tmp_path / "roads.json").write_text('{"type": "Topology"}')
+    first, last = (item.datetime.date() for item in (items[0], items[-1]))
+    for name, dates, text in [
+        ("items.json", "2019-01-01/2019-02-01", f"those given are of {first}/{last}"),
+        ("items.json", "2019-02-01/2019-01-01", "the earlier day first"),
+        ("items.json", "2019", "FIRST/LAST"),
+        ("none.json", None, "there is no file"),
+        ("none.parquet", None, "there is no file"),
+        ("raster.json", None, "holds no STAC items"),
+        ("roads.json", None, "holds no STAC items"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            open_items(tmp_path / name, dates)
+
+
 class _Api(BaseHTTPRequestHandler):
     """A STAC API of pages of two items."""
 
