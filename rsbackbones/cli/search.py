@@ -78,7 +78,8 @@ def search(
     if scene and not html:
         raise click.UsageError("--scene is shown on the page: name it, --html PAGE.html")
     for name, path, suffixes in (
-        ("--output", output, (".parquet",)), ("--map", similarity, (".tif", ".tiff")), ("--html", html, (".html",))
+        ("--output", output, (".parquet",)), ("--map", similarity, (".tif", ".tiff")),
+        ("--html", html, (".html",)),
     ):  # fmt: skip
         if path is not None and path.suffix.lower() not in suffixes:
             raise click.UsageError(f"{name} is a {suffixes[0]}, got {path}")
