@@ -104,12 +104,19 @@ class Objects:
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield the keys and the bytes of the objects below a prefix, by one listing."""
+        yield from ((entry["path"], entry["size"]) for entry in self._entries(prefix))
+
+    def stamps(self, prefix: str = "") -> Iterator[str]:
+        """Yield key, bytes and time of the last change of the objects below a prefix, by one listing."""
+        for entry in self._entries(prefix):
+            yield f"{entry['path']} {entry['size']} {entry['last_modified'].isoformat()}"
+
+    def _entries(self, prefix: str) -> Iterator[Any]:
         import obstore
 
-        if self._absent:
-            return
-        for found in obstore.list(self.store, prefix or None):
-            yield from ((entry["path"], entry["size"]) for entry in found)
+        if not self._absent:
+            for found in obstore.list(self.store, prefix or None):
+                yield from found
 
     def get_json(self, key: str) -> Any:
         """Return an object that is JSON; ``None``: there is none."""
