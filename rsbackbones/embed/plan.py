@@ -125,7 +125,10 @@ def plan(
     if points is not None and quantize not in (None, "none"):
         raise ValueError(f"the features of geometries are float32; leave out quantize={quantize!r}")
     if points is not None and composite == "none":
-        raise ValueError("geometries have one embedding each, of one image: another composite than 'none'")
+        raise ValueError(
+            "geometries have one embedding each, of one image of the dates: choose another composite than "
+            "'none', such as median (--composite median)"
+        )
     quantize = quantize or ("per-band" if points is None else "none")
     check_rule(quantize)
     if shard < CHUNK or shard % CHUNK:

@@ -112,7 +112,7 @@ def link_of(item: Mapping[str, Any]) -> str:
     """Return the URL of an item, without the query, or a name for one that states none."""
     href = next((link["href"] for link in item["links"] if link["rel"] == "self"), None)
     if href is None:
-        return f"urn:stac:{item.get('collection')}:{item['id']}"
+        return ":".join(["urn:stac", *filter(None, (item.get("collection"), item["id"]))])
     plain = str(href).partition("?")[0]
     return plain if is_url(plain) else Path(plain).resolve().as_uri()
 

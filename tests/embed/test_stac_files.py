@@ -11,7 +11,7 @@ import shapely
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed.stac_items import open_items
+from rsbackbones.embed.stac_items import link_of, open_items
 from rsbackbones.embed.stac_search import search_items
 from rsbackbones.zoo.factory import create_untrained
 from tests.embed.test_embed import optical
@@ -95,6 +95,12 @@ def test_a_geoparquet_gives_back_its_items(items, tmp_path):
     )
     with pytest.raises(ValueError, match="no STAC GeoParquet: it has no column assets"):
         rsb.embed.plan(model, tmp_path / "places.parquet", tmp_path / "e.zarr")
+
+
+def test_an_item_without_url_is_named_by_what_it_states(items):
+    stated = {**items[0].to_dict(transform_hrefs=False), "links": []}
+    assert link_of(stated) == f"urn:stac:sentinel-2-l2a:{items[0].id}"
+    assert link_of({**stated, "collection": None}) == f"urn:stac:{items[0].id}"
 
 
 def test_what_holds_no_items_is_named(items, tmp_path):
