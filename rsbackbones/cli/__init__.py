@@ -4,6 +4,7 @@ A file for each command, or for a group of them. Options have the names of the a
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -52,8 +53,20 @@ for command in _ALL:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 if a check failed, 2 for an error."""
-    with plain_output():
-        return _run(arguments)
+    before = warnings.formatwarning
+    warnings.formatwarning = _format_warning
+    try:
+        with plain_output():
+            return _run(arguments)
+    finally:
+        warnings.formatwarning = before
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as one line: the line of code that gave it says nothing to who types a command."""
+    return f"{category.__name__}: {message}\n"
 
 
 def _run(arguments: Sequence[str] | None) -> int:

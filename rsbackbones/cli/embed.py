@@ -123,8 +123,10 @@ def embed(
     if store_options["status"]:
         return print_status(output)
     of_items = has_items(store_options)
-    if bool(rasters) == of_items:
+    if not rasters and not of_items:
         raise click.UsageError("name RASTERS to embed, or STAC items by --stac FILE or --search URL")
+    if rasters and of_items:
+        raise click.UsageError("RASTERS and STAC items (--stac, --search) exclude each other: leave out one")
 
     import torch
 
@@ -430,9 +432,12 @@ def _warn_unused(files: Sequence[_File], used: Mapping[str, Sequence[str]]) -> N
 def _expand(paths: Sequence[RasterPath]) -> list[RasterPath]:
     """Replace folders by the rasters in them, in order of name. Report those that are left out."""
     from rsbackbones.data.raster_folder import rasters_in
+    from rsbackbones.data.series_set import SET_FILE
 
     found: list[RasterPath] = []
     for path in paths:
+        if isinstance(path, Path) and (path / SET_FILE).is_file():
+            raise ValueError(f"{path} is a folder of series: name one of its locations, {path}/LOCATION")
         if isinstance(path, Path) and path.is_dir():
             inside, others = rasters_in(path)
             found += inside

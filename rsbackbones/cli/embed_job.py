@@ -45,7 +45,7 @@ job_options: Decorator = together(
            section="Store", show_default="per-band",
            help="how features are stored in 8 bits, or in full (none) or half precision (float16)"),
     option("--shard", type=COUNT, metavar="CELLS", section="Store", show_default="256",
-           help="side of a shard, which is a task: memory grows with its square"),
+           help="side of a shard, which is a task, a multiple of 32: memory grows with its square"),
     option("--workers", type=COUNT, metavar="N", section="Store", show_default="in this process",
            help="compute with so many processes of this machine (Dask)"),
     option("--dask", metavar="ADDRESS", section="Store",
@@ -91,6 +91,8 @@ def check_job_options(output: RasterPath, options: dict[str, Any]) -> None:
     """
     given = [name for name, absent in _OF_STORES.items() if options[name] != absent]
     given += [name for name in ("quantize",) if options[name] is not None]
+    if options["points"] is not None and not is_job(output, options):
+        raise ValueError(f"--points: the result is a table, --output NAME.parquet, got {output}")
     if given and not is_job(output, options):
         listed = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(

@@ -77,6 +77,12 @@ def search(
         raise click.UsageError("--checkpoint is the model of an image: name it, --example CHIP.tif")
     if scene and not html:
         raise click.UsageError("--scene is shown on the page: name it, --html PAGE.html")
+    for name, path, suffixes in (
+        ("--output", output, (".parquet",)), ("--map", similarity, (".tif", ".tiff")),
+        ("--html", html, (".html",)),
+    ):  # fmt: skip
+        if path is not None and path.suffix.lower() not in suffixes:
+            raise click.UsageError(f"{name} is a {suffixes[0]}, got {path}")
     if (html or similarity) and str(store).endswith(".parquet"):
         raise click.UsageError("--html and --map show the cells of a store (.zarr); a table has none")
     if (html or similarity) and index:

@@ -107,13 +107,14 @@ class ZarrSource:
     def __init__(self, place: str, model: Backbone, options: ReadOptions, *, variable: str | None) -> None:
         self._objects, self._options = Objects(place), options
         data = _open_zarr(self._objects)
-        names = [str(v) for v in data.data_vars]
+        names = sorted(str(v) for v in data.data_vars)  # a store lists them in any order
         stacked = [n for n in names if data[n].ndim == 3]
         if variable is not None and variable not in names:
             raise ValueError(f"{place} has no variable {variable!r}; it has {', '.join(names)}")
         if variable is None and len(stacked) > 1:
             raise ValueError(
-                f"{place} has several arrays of bands: {', '.join(stacked)}; name one: variable="
+                f"{place} has several arrays of bands: {', '.join(stacked)}; name one: "
+                f"variable={stacked[0]!r} (--variable {stacked[0]})"
             )
         self._variable = variable or (stacked[0] if stacked else None)
         metadata = [self._objects.get("zarr.json"), self._objects.get(".zattrs")]
@@ -121,12 +122,22 @@ class ZarrSource:
             metadata += [self._objects.get(f"{name}/zarr.json"), self._objects.get(f"{name}/.zarray")]
         digest = hashlib.sha256(b"\0".join(part or b"" for part in metadata)).hexdigest()
         self._facts = {"kind": "zarr", "place": self._objects.place, "variable": self._variable,
-                       "metadata_sha256": digest}  # fmt: skip
+                       "metadata_sha256": digest, "chunks_sha256": self._chunks(names)}  # fmt: skip
         self.grid = self._array(data, model).grid
+
+    def _chunks(self, names: list[str]) -> str | None:
+        """Return a hash of the sizes and times of the arrays' objects; ``None``: a web server lists none."""
+        if self._objects.place.startswith(("http://", "https://")):
+            return None
+        arrays = [self._variable] if self._variable else names
+        listed = sorted(stamp for name in arrays for stamp in self._objects.stamps(name))
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
     @property
     def facts(self) -> dict[str, Any]:
-        """See :class:`rsbackbones.embed.sources.Source`: a store is known by its metadata, not its values."""
+        """See :class:`rsbackbones.embed.sources.Source`: a store is known by its metadata, and by sizes
+        and times of its chunks.
+        """
         return {**self._facts, **self._options.facts}
 
     @property
@@ -164,6 +175,8 @@ def _open_zarr(objects: Objects) -> Any:
     import xarray
     from zarr.storage import ObjectStore
 
+    if not any(objects.get(name) for name in ("zarr.json", ".zgroup", ".zmetadata")):
+        raise ValueError(f"there is no Zarr group at {objects.place}")
     # chunks=None: without dask, whose own scheduler would run inside the task.
     return xarray.open_zarr(
         ObjectStore(objects.store, read_only=True), chunks=None, consolidated=False, mask_and_scale=False

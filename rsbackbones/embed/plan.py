@@ -130,7 +130,10 @@ def plan(
             "store (.zarr), and read it at the geometries"
         )
     if points is not None and composite == "none":
-        raise ValueError("geometries have one embedding each, of one image: another composite than 'none'")
+        raise ValueError(
+            "geometries have one embedding each, of one image of the dates: choose another composite than "
+            "'none', such as median (--composite median)"
+        )
     quantize = quantize or ("per-band" if points is None else "none")
     check_rule(quantize)
     if shard < CHUNK or shard % CHUNK:

@@ -48,7 +48,9 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
     box = output_geobox(parsed, known or None, **options)
     if box is None:
         raise ValueError(
-            "the items do not state their CRS and resolution (proj:code, proj:transform): pass grid="
+            "the items do not state their CRS and resolution by the projection extension (proj:code, "
+            "proj:transform, proj:shape, and the extension in stac_extensions): add them, or choose a grid, "
+            "grid='utm10m' (--grid utm10m) or a GeoBox"
         )
     return box
 

@@ -47,8 +47,7 @@ def open_items(given: Any, dates: str | None = None) -> list[Any]:
 
     home = str(Path(given).resolve()) if isinstance(given, (str, os.PathLike)) else None
     if home is not None:
-        table = home.endswith(TABLES)
-        given = read_table(Path(home)) if table else json.loads(Path(home).read_text(encoding="utf-8"))
+        given = _read(Path(home))
     if isinstance(given, Mapping):
         given = given["features"] if given.get("type") == "FeatureCollection" else [given]
     elif isinstance(given, pystac.Item):
@@ -66,10 +65,13 @@ def open_items(given: Any, dates: str | None = None) -> list[Any]:
             item.set_self_href(None)
         if item.datetime is None and item.common_metadata.start_datetime is None:
             raise ValueError(f"the item {item.id} states no time")
-    items = [item for item in items if _within(item, dates)]
     if not items:
-        raise ValueError(f"no item{f' of {dates}' if dates else ''} among those given")
-    return sorted(items, key=lambda item: (acquired_at(item), item.id))
+        raise ValueError("there is no STAC item")
+    items.sort(key=lambda item: (acquired_at(item), item.id))
+    if not (within := [item for item in items if _within(item, dates)]):
+        first, last = (acquired_at(item).date() for item in (items[0], items[-1]))
+        raise ValueError(f"no item is of the dates {dates}: those given are of {first}/{last}")
+    return within
 
 
 def acquired_at(item: Any) -> datetime:
@@ -110,7 +112,7 @@ def link_of(item: Mapping[str, Any]) -> str:
     """Return the URL of an item, without the query, or a name for one that states none."""
     href = next((link["href"] for link in item["links"] if link["rel"] == "self"), None)
     if href is None:
-        return f"urn:stac:{item.get('collection')}:{item['id']}"
+        return ":".join(["urn:stac", *filter(None, (item.get("collection"), item["id"]))])
     plain = str(href).partition("?")[0]
     return plain if is_url(plain) else Path(plain).resolve().as_uri()
 
@@ -128,6 +130,24 @@ def touches(item: Mapping[str, Any], outline: Any) -> bool:
     return bool(west <= box.right and box.left <= east)
 
 
+def _read(path: Path) -> Any:
+    """Return what a file of items holds."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} of STAC items")
+    if path.name.endswith(TABLES):
+        return read_table(path)
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no text, or no JSON
+        held = None
+    if not held or not is_items(held):
+        raise ValueError(
+            f"{path} holds no STAC items: a JSON file of a FeatureCollection, as a search saves it, or a "
+            f"STAC GeoParquet ({', '.join(TABLES)})"
+        )
+    return held
+
+
 def _within(item: Any, dates: str | None) -> bool:
     if dates is None:
         return True
@@ -135,4 +155,6 @@ def _within(item: Any, dates: str | None) -> bool:
         first, last = (datetime.fromisoformat(day).date() for day in dates.split("/"))
     except ValueError as error:
         raise ValueError(f"dates must be FIRST/LAST, such as 2024-06-01/2024-08-31, got {dates!r}") from error
+    if first > last:
+        raise ValueError(f"dates must be FIRST/LAST, the earlier day first, got {dates!r}")
     return bool(first <= acquired_at(item).date() <= last)

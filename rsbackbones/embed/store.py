@@ -116,10 +116,16 @@ def open_store(store: str | os.PathLike[str], *, group: str | None = None, decod
     import xarray
 
     objects = Objects(os.fspath(store))
+    if objects.get("zarr.json") is None:
+        raise ValueError(f"there is no Zarr store at {objects.place}")
     groups = groups_of(objects)
-    if (group not in groups) if groups else (group is not None):
-        held = f"a group for each UTM zone: {', '.join(groups)}" if groups else "no groups"
-        raise ValueError(f"{objects.place} has {held}; got group={group!r}")
+    if groups and group not in groups:
+        raise ValueError(
+            f"{objects.place} has a group for each UTM zone: {', '.join(groups)}; choose one, "
+            f"group={groups[0]!r} (--group {groups[0]}), got {group!r}"
+        )
+    if not groups and group is not None:
+        raise ValueError(f"{objects.place} has no groups: leave out the group, {group!r}")
     objects = objects if group is None else objects.within(group)
     if objects.get("zarr.json") is None:
         raise ValueError(f"there is no Zarr store at {objects.place}")

@@ -46,6 +46,11 @@ class Objects:
         """The local folder; ``None`` for a bucket."""
         return None if is_url(self.place) else Path(self.place)
 
+    @property
+    def _absent(self) -> bool:
+        """Whether there is no such local folder: opening its store would make one."""
+        return self.local is not None and not self.local.is_dir()
+
     def beside(self, suffix: str) -> "Objects":
         """Return the objects of the same place with a suffix: ``a.zarr`` + ``.job``."""
         return Objects(self.place.rstrip("/") + suffix)
@@ -58,6 +63,8 @@ class Objects:
         """Return an object; ``None``: there is none."""
         import obstore
 
+        if self._absent:
+            return None
         try:
             return bytes(obstore.get(self.store, key).bytes())
         except FileNotFoundError:
@@ -84,6 +91,8 @@ class Objects:
         """Delete an object; none of that key is no error."""
         import obstore
 
+        if self._absent:
+            return
         try:
             obstore.delete(self.store, key)
         except FileNotFoundError:
@@ -95,10 +104,19 @@ class Objects:
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield the keys and the bytes of the objects below a prefix, by one listing."""
+        yield from ((entry["path"], entry["size"]) for entry in self._entries(prefix))
+
+    def stamps(self, prefix: str = "") -> Iterator[str]:
+        """Yield key, bytes and time of the last change of the objects below a prefix, by one listing."""
+        for entry in self._entries(prefix):
+            yield f"{entry['path']} {entry['size']} {entry['last_modified'].isoformat()}"
+
+    def _entries(self, prefix: str) -> Iterator[Any]:
         import obstore
 
-        for found in obstore.list(self.store, prefix or None):
-            yield from ((entry["path"], entry["size"]) for entry in found)
+        if not self._absent:
+            for found in obstore.list(self.store, prefix or None):
+                yield from found
 
     def get_json(self, key: str) -> Any:
         """Return an object that is JSON; ``None``: there is none."""

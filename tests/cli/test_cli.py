@@ -183,6 +183,15 @@ def test_info_of_a_model_without_weights_names_weights_that_exist(fails):
     assert "croma_vit_b.ssl4eo_s12" in fails("info", "croma_vit_b.other")
 
 
+def test_a_warning_is_one_line_without_the_code_that_gave_it(tmp_path):
+    """In a new interpreter: pytest records warnings and prints none."""
+    write_tif(tmp_path / "s2.tif", np.full((12, 13, 13), 500, np.uint16), S2)
+    words = ["embed", "s2.tif", "--modalities", "s2", *RANDOM, "--output", "m.tif"]
+    ended = forked.run([sys.executable, SCRIPT, *map(str, words)], cwd=tmp_path)
+    assert "UserWarning: s2.tif: the map does not cover" in ended.stderr
+    assert ".py" not in ended.stderr
+
+
 def test_a_reader_that_stops_early_is_no_error():
     """Of the console script, in a new interpreter."""
     command = f"{shlex.quote(str(SCRIPT))} list --json | head -n 1; exit ${{PIPESTATUS[0]}}"

@@ -61,6 +61,8 @@ def test_the_command(tmp_path, capsys):
     ]  # fmt: skip
     assert main(command) == 2
     assert "pad=True" in capsys.readouterr().err
+    assert main(["embed", str(tmp_path / "set"), *command[2:]]) == 2
+    assert "name one of its locations" in capsys.readouterr().err
     assert main([*command, "--pad", "--modalities", "s1"]) == 0
     with rasterio.open(tmp_path / "map.tif") as raster:
         assert raster.shape == (2, 2)

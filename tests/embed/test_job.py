@@ -13,11 +13,14 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.cli import main
 from rsbackbones.embed.quantize import FILL
+from rsbackbones.embed.run import JobError
 from tests.data.test_rasters import GRID, S1, S2, write_tif
 from tests.embed.test_embed import optical, radar, read_map
 
 xarray = pytest.importorskip("xarray")
+pytest.importorskip("odc.geo.xr")  # registers .odc of arrays
 pytest.importorskip("obstore")
+zarr = pytest.importorskip("zarr")
 
 SCHEMAS = Path(__file__).parent / "schemas"
 SMALL = {"window": 64, "overlap": 16, "shard": 32}
@@ -107,6 +110,9 @@ def test_the_size_of_a_shard_and_the_kind_of_source_change_nothing(model, scene,
         for key in ("embeddings", "band_scale", "band_offset", "x", "y"):
             np.testing.assert_array_equal(found[key], expected[key], err_msg=f"{name} {key}")
     assert (expected["embeddings"] == FILL).any()
+    zarr.open_group(store)["reflectance"][:, :8, :8] = 1
+    with pytest.raises(JobError, match=r"other inputs or settings \(source\)"):
+        run(model, store, tmp_path / "zarr.zarr")
 
 
 def cut(data, rows, columns, folder):
@@ -212,6 +218,8 @@ def test_planning_reads_no_pixel_and_names_what_is_wrong(model, scene, tmp_path,
         job = rsb.embed.plan(model, path, tmp_path / "e.zarr", **SMALL)
     assert not (tmp_path / "e.zarr").exists()
     assert set(job.memory_bound) == {"model", "pixels", "features", "gdal_cache"}
+    two = {name: (("band", "y", "x"), np.zeros((1, 2, 2), np.uint16)) for name in "ab"}
+    xarray.Dataset(two).to_zarr(tmp_path / "two.zarr")
     rotated = write_tif(tmp_path / "r.tif", data, S2, transform=rasterio.Affine(8, -6, 5e5, -6, -8, 5e6))
     for source, options, text in [
         (rotated, {}, "north up"),
@@ -219,6 +227,8 @@ def test_planning_reads_no_pixel_and_names_what_is_wrong(model, scene, tmp_path,
         (path, {"quantize": "int4"}, "per-band"),
         (path, {"dtype": "int8"}, "float32, bfloat16"),
         (path, {"variable": "x"}, "Zarr"),
+        (tmp_path / "none.zarr", {}, "no Zarr group at"),
+        (tmp_path / "two.zarr", {}, "--variable a"),
         (3, {}, "source must be"),
     ]:
         with pytest.raises(ValueError, match=text):
@@ -233,6 +243,7 @@ def test_planning_reads_no_pixel_and_names_what_is_wrong(model, scene, tmp_path,
     array = xarray.DataArray(data, dims=("band", "y", "x"), coords={"y": range(328), "x": range(296)})
     with pytest.raises(ValueError, match="CRS"):
         rsb.embed.plan(model, array, tmp_path / "e.zarr")
+    assert not (tmp_path / "none.zarr").exists()
 
 
 def test_the_cog_is_valid_and_other_readers_decode_it(model, scene, tmp_path):

@@ -335,7 +335,7 @@ def test_the_command_takes_files_of_geometries(model, scene, cells, tmp_path, ca
     assert main([str(w) for w in (*command, "--output", tmp_path / "p.parquet", "--status")]) == 0
     assert "1 of 1 groups done" in capsys.readouterr().out
     for words, text in [
-        ([*command, "--output", tmp_path / "e.zarr"], "--points: only for"),
+        ([*command, "--output", tmp_path / "e.zarr"], "--output NAME.parquet, got"),
         ([*command, "--output", tmp_path / "q.parquet", "--quantize", "per-band"], "float32"),
         ([*command[:-3], "--on-missing", "nan", "--output", tmp_path / "e.zarr"], "--on-missing: only"),
     ]:

@@ -206,7 +206,11 @@ def test_what_cannot_be_searched_is_named(store, tmp_path, capsys):
         ([place, "--at", f"{lon},{lat}", "--index", "i.ivf", "--map", tmp_path / "m.tif"], "hits alone"),
         ([tmp_path / "t.parquet", "--at", "1,2", "--html", tmp_path / "p.html"], "a table has none"),
         ([tmp_path / "none.zarr", "--at", f"{lon},{lat}"], "no Zarr store"),
+        ([tmp_path / "none.zarr", "--at", f"{lon},{lat}", "--group", "utm32"], "no Zarr store"),
+        ([place, "--at", f"{lon},{lat}", "--output", tmp_path / "h.csv"], "--output is a .parquet"),
+        ([place, "--at", f"{lon},{lat}", "--map", tmp_path / "m.png"], "--map is a .tif"),
         ([path, "--at", f"{lon},{lat}"], "a store (.zarr) or a table (.parquet)"),
     ]:
         assert main(["search", *map(str, arguments)]) == 2
         assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # a store that is looked for is not made

@@ -11,7 +11,7 @@ import shapely
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed.stac_items import open_items
+from rsbackbones.embed.stac_items import link_of, open_items
 from rsbackbones.embed.stac_search import search_items
 from rsbackbones.zoo.factory import create_untrained
 from tests.embed.test_embed import optical
@@ -95,6 +95,30 @@ def test_a_geoparquet_gives_back_its_items(items, tmp_path):
     )
     with pytest.raises(ValueError, match="no STAC GeoParquet: it has no column assets"):
         rsb.embed.plan(model, tmp_path / "places.parquet", tmp_path / "e.zarr")
+
+
+def test_an_item_without_url_is_named_by_what_it_states(items):
+    stated = {**items[0].to_dict(transform_hrefs=False), "links": []}
+    assert link_of(stated) == f"urn:stac:sentinel-2-l2a:{items[0].id}"
+    assert link_of({**stated, "collection": None}) == f"urn:stac:{items[0].id}"
+
+
+def test_what_holds_no_items_is_named(items, tmp_path):
+    pystac.ItemCollection(items).save_object(str(tmp_path / "items.json"))
+    (tmp_path / "raster.json").write_bytes(b"\xa0\x00")
+    (tmp_path / "roads.json").write_text('{"type": "Topology"}')
+    first, last = (item.datetime.date() for item in (items[0], items[-1]))
+    for name, dates, text in [
+        ("items.json", "2019-01-01/2019-02-01", f"those given are of {first}/{last}"),
+        ("items.json", "2019-02-01/2019-01-01", "the earlier day first"),
+        ("items.json", "2019", "FIRST/LAST"),
+        ("none.json", None, "there is no file"),
+        ("none.parquet", None, "there is no file"),
+        ("raster.json", None, "holds no STAC items"),
+        ("roads.json", None, "holds no STAC items"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            open_items(tmp_path / name, dates)
 
 
 class _Api(BaseHTTPRequestHandler):

@@ -197,7 +197,7 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
     for net, given, options, text in [
         (model, items(folder), {"composite": "least-cloudy"}, "--mask"),
         (model, items(folder), {"composite": "mean"}, "median, least-cloudy"),
-        (model, items(folder), {"dates": "2023-01-01/2023-02-01"}, "no item of 2023"),
+        (model, items(folder), {"dates": "2023-01-01/2023-02-01"}, "no item is of the dates 2023"),
         (model, items(folder), {"dates": "June"}, "2024-06-01/2024-08-31"),
         (model, items(folder), {"mask": {"CLD": (1,)}}, "no item has such an asset; they have B02"),
         (model, items(folder), {"grid": "10m"}, "utm10m"),
@@ -211,6 +211,11 @@ def test_what_items_lack_is_named(model, dates, tmp_path):
     other[1].properties["proj:code"] = "EPSG:3035"
     with pytest.raises(ValueError, match=r"EPSG:3035, EPSG:32633.*--grid"):
         rsb.embed.plan(model, other, output)
+    undeclared = items(folder)
+    for one in undeclared:
+        one.stac_extensions = []
+    with pytest.raises(ValueError, match=r"stac_extensions\).*--grid utm10m"):
+        rsb.embed.plan(model, undeclared, output)
     scaled = items(folder)
     scaled[0].assets["B02"].extra_fields["raster:bands"] = [{"scale": 0.0001, "offset": -0.1}]
     with pytest.raises(ValueError, match="several scales and offsets"):
@@ -288,7 +293,7 @@ def test_the_command_takes_items(dates, tmp_path, capsys):
     assert (source["composite"], len(source["items"]["s2"])) == ("first", 2)
     assert "memory of a worker" in capsys.readouterr().err
     for words, text in [
-        ([*command, folder / "0_B02.tif"], "RASTERS to embed, or STAC items"),
+        ([*command, folder / "0_B02.tif"], "exclude each other"),
         ([*command, "--sign", "no_such_module:f"], "MODULE:FUNCTION"),
         (
             [*(w for w in command if w not in ("--stac", given)), folder / "0_B02.tif", "--dates", "x"],

@@ -70,9 +70,9 @@ def test_each_zone_is_a_group(model, zones, tmp_path):
         hits = [one.search([one.at(lon, lat)], k=5) for one in searched]
         np.testing.assert_array_equal(hits[0].rows, hits[1].rows)
         np.testing.assert_array_equal(hits[0].lon, hits[1].lon)
-    with pytest.raises(ValueError, match="a group for each UTM zone: utm32, utm33; got group=None"):
+    with pytest.raises(ValueError, match=r"a group for each UTM zone: utm32, utm33.*--group utm32"):
         rsb.embed.open(output)
-    with pytest.raises(ValueError, match="no groups; got group='utm32'"):
+    with pytest.raises(ValueError, match="no groups: leave out the group, 'utm32'"):
         rsb.embed.open(tmp_path / "utm32.zarr", group="utm32")
     folder = tmp_path / "e.zarr.stac"
     collection = json.loads((folder / "collection.json").read_text())
