@@ -122,7 +122,8 @@ which were not at hand.
 AuxMAE takes no radar, and so has no row on Sen1Floods11. MixMAE was measured on EuroSAT MS alone and AuxMAE
 not on EuroSAT RGB, for want of time; [benchmarks/mixmae.md](../benchmarks/mixmae.md) has more of both.
 
-`s4_unet3d_tiny.samples` is of series; [benchmarks/s4.md](../benchmarks/s4.md) has its fine-tuning.
+`s4_unet3d_tiny.samples` is of series, and was measured as a model of single images on EuroSAT MS alone;
+[benchmarks/s4.md](../benchmarks/s4.md) has its fine-tuning on series.
 
 EuroSAT RGB was measured with value / 255 as the models' input. Since then 8-bit pictures are reflectance,
 255 as the digital number 2,750 ([bands.md](bands.md)); it was not measured again.
