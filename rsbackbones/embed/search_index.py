@@ -49,9 +49,10 @@ class SearchIndex:
         """
         import faiss
 
+        parameters: Any = faiss.SearchParametersIVF  # its stub lacks the keyword
         lists = self.index.nprobe
         while True:
-            compared = faiss.SearchParametersIVF(nprobe=lists)
+            compared = parameters(nprobe=lists)
             scores, numbers = self.index.search(query[None].astype(np.float32), k, params=compared)
             found = numbers[0] >= 0
             if found.all() or lists >= self.index.nlist:
