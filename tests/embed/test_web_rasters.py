@@ -14,10 +14,9 @@ from rsbackbones.files import retry
 from tests.data.test_rasters import GRID, S2, write_tif
 from tests.embed.range_server import serve
 from tests.embed.test_embed import QUIET, optical
-from tests.embed.test_job import stored
+from tests.embed.test_stac_source import OPTIONS, run, same
 
 pytest.importorskip("obstore")
-OPTIONS = {"window": 32, "overlap": 16, "shard": 32}
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +38,6 @@ def tiles(tmp_path_factory):
         write_tif(folder / f"{i}.tif", optical(64, 96, seed=i), S2, nodata=0,
                   transform=GRID @ rasterio.Affine.translation(0, 64 * i))  # fmt: skip
     return folder
-
-
-def run(model, source, output, **options):
-    job = rsb.embed.plan(model, source, output, **(OPTIONS | options))
-    return rsb.embed.run(job, **QUIET)
-
-
-def same(a, b):
-    first, second = stored(a), stored(b)
-    for key in first:
-        np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
 def test_a_busy_server_is_asked_again(model, tiles, tmp_path):
