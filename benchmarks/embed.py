@@ -56,7 +56,7 @@ from rsbackbones.embed.job import Job
 from rsbackbones.embed.lattice import Lattice, batches
 from rsbackbones.embed.quantize import RULES, Quantization
 from rsbackbones.embed.run import prepare
-from rsbackbones.embed.search import CENTERS, Searched
+from rsbackbones.embed.search.search import CENTERS, Searched
 from rsbackbones.embed.task import compute_shard
 from rsbackbones.files.atomic import write_text
 

@@ -21,9 +21,9 @@ from sklearn.metrics import roc_auc_score
 import rsbackbones as rsb
 from rsbackbones.data.simulator import Scene, simulate_scene, write_scene
 from rsbackbones.embed import principal_colors
-from rsbackbones.embed.search import Hits, Searched
-from rsbackbones.embed.search_output import write_hits
-from rsbackbones.embed.search_page import write_page
+from rsbackbones.embed.search.output import write_hits
+from rsbackbones.embed.search.page import write_page
+from rsbackbones.embed.search.search import Hits, Searched
 
 SHARD = 32  # cells; a large area has 256
 

@@ -121,8 +121,8 @@ def has_items(options: Mapping[str, Any]) -> bool:
 
 def items_of(options: Mapping[str, Any]) -> list[Any]:
     """Return the STAC items that the options name."""
-    from rsbackbones.embed.stac_items import open_items
-    from rsbackbones.embed.stac_search import search_items
+    from rsbackbones.embed.sources.stac_items import open_items
+    from rsbackbones.embed.sources.stac_search import search_items
 
     if options["stac"] is not None:
         return open_items(options["stac"], options["dates"])

@@ -64,9 +64,9 @@ def search(
 
     STORE is a store that `rsbackbones embed --output NAME.zarr` wrote, or a table (.parquet).
     """
-    from rsbackbones.embed.search import Searched
-    from rsbackbones.embed.search_output import encode_example, write_hits, write_similarity
-    from rsbackbones.embed.search_page import write_page
+    from rsbackbones.embed.search.output import encode_example, write_hits, write_similarity
+    from rsbackbones.embed.search.page import write_page
+    from rsbackbones.embed.search.search import Searched
 
     if not (at or box or example):
         raise click.UsageError("give an example: --at LON,LAT, --box W,S,E,N or --example CHIP.tif")

@@ -5,13 +5,15 @@
 large areas and several processes, and need the extra ``scale``.
 """
 
+from rsbackbones.embed.driver import JobError
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.patches import MAX_PATCH_SIDE, embed_patches
 from rsbackbones.embed.plan import plan
 from rsbackbones.embed.preview import principal_colors
-from rsbackbones.embed.run import JobError, Status, run, status
+from rsbackbones.embed.run import run
 from rsbackbones.embed.scene import embed_scene
 from rsbackbones.embed.series import embed_series
+from rsbackbones.embed.status import Status, status
 from rsbackbones.embed.store import open_store as open
 from rsbackbones.embed.zones import ZonedJob
 

@@ -21,9 +21,9 @@ from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import Array
 from rsbackbones.embed.pixels import Pixels
-from rsbackbones.embed.sources import Window
-from rsbackbones.embed.stac_items import day_of, touches
-from rsbackbones.embed.stac_reader import ItemReader
+from rsbackbones.embed.sources.source import Window
+from rsbackbones.embed.sources.stac_items import day_of, touches
+from rsbackbones.embed.sources.stac_reader import ItemReader
 
 COMPOSITES = ("median", "least-cloudy", "first", "none")
 

@@ -13,7 +13,7 @@ from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.lattice import Block, Lattice
 from rsbackbones.embed.points import GROUP, Points
 from rsbackbones.embed.quantize import Quantization
-from rsbackbones.embed.sources import Source
+from rsbackbones.embed.sources.source import Source
 from rsbackbones.files.objects import Objects
 from rsbackbones.models.backbone import Backbone
 

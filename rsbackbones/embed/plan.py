@@ -14,16 +14,17 @@ from torch import nn
 from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.device import choose_device
-from rsbackbones.embed.array_source import LARGE_ARRAY, ArraySource, ZarrSource
 from rsbackbones.embed.inputs import create_preprocess_of, sensors_of, warn_of_pixel_sizes
 from rsbackbones.embed.job import CHUNK, DTYPES, Job, grid_of_cells
 from rsbackbones.embed.lattice import Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.points import ON_MISSING, Points
 from rsbackbones.embed.quantize import check_rule
-from rsbackbones.embed.sources import RasterSource, ReadOptions, Source, UnreadableItems
-from rsbackbones.embed.stac_items import is_items, open_items
-from rsbackbones.embed.stac_reader import Sign
-from rsbackbones.embed.stac_source import StacSource, items_by_zone
+from rsbackbones.embed.sources.arrays import LARGE_ARRAY, ArraySource, ZarrSource
+from rsbackbones.embed.sources.rasters import RasterSource
+from rsbackbones.embed.sources.source import ReadOptions, Source, UnreadableItems
+from rsbackbones.embed.sources.stac_items import is_items, open_items
+from rsbackbones.embed.sources.stac_reader import Sign
+from rsbackbones.embed.sources.stac_source import StacSource, items_by_zone
 from rsbackbones.embed.zones import ZonedJob
 from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone, unwrap_model
@@ -88,7 +89,8 @@ def plan(
         variable: of a Zarr store, if it holds several arrays of bands.
         bands, units, nodata, mask, resample: as for :func:`rsbackbones.embed.embed_scene`. A mask of an array
             is one of its bands.
-        composite, grid, dates, sign: of STAC items, see :class:`rsbackbones.embed.stac_source.StacSource`.
+        composite, grid, dates, sign: of STAC items, see
+            :class:`rsbackbones.embed.sources.stac_source.StacSource`.
         on_unreadable: ``fail``, or ``skip``: STAC items, or tiles of a mosaic, that cannot be read are left
             out of the tasks that need them, and named in their records. Servers are asked four times before.
         stream, window, overlap, batch_size: as there.

@@ -17,7 +17,7 @@ from rsbackbones.embed.pixels import Pixels
 from rsbackbones.embed.points import Cells, Points
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.scene_checks import check_values
-from rsbackbones.embed.sources import Source
+from rsbackbones.embed.sources.source import Source
 from rsbackbones.embed.stac import times_of
 from rsbackbones.embed.store import provenance
 from rsbackbones.embed.task import (

@@ -13,7 +13,7 @@ import numpy as np
 
 from rsbackbones.embed.geoparquet import acquired, outline
 from rsbackbones.embed.job import Job
-from rsbackbones.embed.stac_source import StacSource
+from rsbackbones.embed.sources.stac_source import StacSource
 from rsbackbones.embed.store import bounds_of, model_link, provenance
 from rsbackbones.files.objects import Objects
 

@@ -25,7 +25,7 @@ from rsbackbones.embed.pixels import Pixels, Scene
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.scene_checks import check_values
 from rsbackbones.embed.series_encoder import SeriesEncoder
-from rsbackbones.embed.sources import Source, UnreadableItems, Window
+from rsbackbones.embed.sources.source import Source, UnreadableItems, Window
 from rsbackbones.embed.store import write_shard
 from rsbackbones.embed.window_encoder import WindowEncoder
 from rsbackbones.models.backbone import Backbone
@@ -264,8 +264,8 @@ def encode_into(
         for batch in encoded:
             count += len(batch)
             for one in batch:
-                values, has_data = (x if job.is_series else x[None] for x in (one.values, one.has_data))
-                for blend, *of_date in zip(blends, values, has_data, strict=True):
+                maps = (x if job.is_series else x[None] for x in (one.values, one.has_data, one.counts))
+                for blend, *of_date in zip(blends, *maps, strict=True):
                     blend.add(*one.place, *of_date)
     return {
         "windows": count,

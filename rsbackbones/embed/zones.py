@@ -1,9 +1,16 @@
 """Items of several UTM zones: a job for each zone, whose features are a group of one store."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from rsbackbones.embed.driver import JobError, driving, one_error
 from rsbackbones.embed.job import Job
+from rsbackbones.embed.stac import write_stac
+from rsbackbones.embed.status import ZONES, status_of
+from rsbackbones.embed.store import create_groups
+from rsbackbones.embed.summary import sum_up
+from rsbackbones.files.objects import Objects
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,11 @@ class ZonedJob:
     zones: Mapping[str, Job]
 
     @property
+    def records(self) -> Objects:
+        """The records of the whole, beside the output; those of a zone are within, by its group."""
+        return Objects(self.output).beside(".job")
+
+    @property
     def memory_bound(self) -> dict[str, int]:
         """That of the zone that needs the most; see :attr:`rsbackbones.embed.Job.memory_bound`."""
         return max((job.memory_bound for job in self.zones.values()), key=lambda bound: sum(bound.values()))
@@ -27,3 +39,69 @@ class ZonedJob:
 def jobs_of(job: Job | ZonedJob) -> list[Job]:
     """Return the jobs of zones, or the one that there is."""
     return list(job.zones.values()) if isinstance(job, ZonedJob) else [job]
+
+
+def run_zones(job: ZonedJob, run: Callable[[Job], dict[str, Any]], *, take_over: bool) -> dict[str, Any]:
+    """Run the jobs of zones, one after the other, and describe them together.
+
+    Raises:
+        JobError: of a zone, which it names; or as of one job.
+    """
+    records = job.records
+    with one_error(job.output), driving(records, job.output, take_over=take_over) as lease:
+        _prepare(job)
+        found = {}
+        for zone, one in job.zones.items():
+            lease.check()
+            try:
+                found[zone] = run(one)
+            except ValueError as error:
+                raise JobError(f"{zone}: {error}") from error
+        if (summary := records.get_json("finished.json")) is not None:
+            return dict(summary)
+        measured = [part["measured"] for part in found.values()]
+        summary = sum_up(list(found.values()), next(iter(job.zones.values())).dim) | {
+            "shards": sum(part["shards"] for part in found.values()),
+            # Those of the zone that loses most.
+            "measured": {name: (min if name == "neighbor_agreement" else max)(m[name] for m in measured)
+                         for name in measured[0]},
+            "zones": found,
+        }  # fmt: skip
+        write_stac(
+            job.output,
+            [
+                (one.calibrated(one.records.get_json("calibration.json")), found[zone])
+                for zone, one in job.zones.items()
+            ],
+        )
+        records.put_json("finished.json", summary)
+        return summary
+
+
+def _prepare(job: ZonedJob) -> None:
+    """Make the record of all zones and their empty groups, or take up those that are there."""
+    records, output = job.records, Objects(job.output)
+    stated = {
+        "shards": {zone: one.tasks for zone, one in job.zones.items()},
+        "fingerprints": {zone: one.fingerprint for zone, one in job.zones.items()},
+    }
+    held = records.get_json(ZONES)
+    if held not in (None, stated) and not any(_has_begun(records.within(zone)) for zone in held["shards"]):
+        # As of one zone: a job that was refused at its sample computed nothing.
+        for key in set(records.keys()) - {"driver.json"}:
+            records.delete(key)
+        records.put_json(ZONES, held := stated)
+    if held is None and (records.get_json("job.json") or next(output.keys(), None) is not None):
+        raise JobError(f"{job.output} holds something that is no output of a job; choose another output, or "
+                       "delete it")  # fmt: skip
+    if held is None and not records.create_json(ZONES, stated):
+        held = records.get_json(ZONES)
+    if held not in (None, stated):
+        raise JobError(f"{job.output} is the output of a job with other inputs or settings; delete it and "
+                       f"{records.place}, or choose another output")  # fmt: skip
+    create_groups(job.output, list(job.zones))
+
+
+def _has_begun(records: Objects) -> bool:
+    """Tell whether a job is past its sample, or somebody runs it."""
+    return records.get_json("calibration.json") is not None or status_of(records).driver is not None

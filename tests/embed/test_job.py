@@ -12,8 +12,8 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from rsbackbones.embed.driver import JobError
 from rsbackbones.embed.quantize import FILL
-from rsbackbones.embed.run import JobError
 from tests.data.test_rasters import GRID, S1, S2, write_tif
 from tests.embed.test_embed import optical, radar, read_map
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rsbackbones as rsb
-from rsbackbones.embed.run import JobError
+from rsbackbones.embed.driver import JobError
 from rsbackbones.files.objects import Objects
 from tests.data.test_rasters import S2, write_tif
 from tests.embed.test_embed import QUIET, optical

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.embed.run import JobError, prepare
-from rsbackbones.embed.sources import RasterSource
+from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.run import prepare
+from rsbackbones.embed.sources.rasters import RasterSource
 from tests import forked
 from tests.data.test_rasters import S2, write_tif
 from tests.embed.small_disk import fill, mounted

@@ -14,7 +14,7 @@ import rasterio.features
 import rsbackbones as rsb
 from rsbackbones.cli import main
 from rsbackbones.embed import points
-from rsbackbones.embed.run import JobError
+from rsbackbones.embed.driver import JobError
 from rsbackbones.files import retry
 from tests import forked
 from tests.data.test_rasters import GRID, S2, write_tif
@@ -295,7 +295,7 @@ def test_the_table_states_what_made_it_and_is_searched(model, scene, tmp_path):
     pytest.importorskip("faiss")
     import pyarrow.parquet as pq
 
-    from rsbackbones.embed.search import Searched
+    from rsbackbones.embed.search.search import Searched
 
     output, frame = tmp_path / "p.parquet", plots()
     run(model, scene[0], output, frame)
@@ -420,7 +420,7 @@ def test_a_table_of_parts_has_an_index(tmp_path):
     import pyarrow.parquet as pq
 
     from rsbackbones.embed.geoparquet import arrow_table, vector_column
-    from rsbackbones.embed.search import Searched
+    from rsbackbones.embed.search.search import Searched
 
     folder, rng = tmp_path / "p.parquet", np.random.default_rng(0)
     folder.mkdir()

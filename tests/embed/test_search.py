@@ -12,7 +12,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed.search import Searched
+from rsbackbones.embed.search.search import Searched
 from tests.data.test_rasters import S2, write_tif
 from tests.embed.test_embed import QUIET, optical, place
 
@@ -117,7 +117,7 @@ def test_an_example_is_encoded_by_the_recorded_model_alone(store, model, tmp_pat
     with rasterio.open(path) as raster:
         chip = raster.read(window=rasterio.windows.Window(40, 40, 64, 64))
     example = write_tif(tmp_path / "chip.tif", chip, S2)
-    from rsbackbones.embed.search_output import encode_example
+    from rsbackbones.embed.search.output import encode_example
 
     searched = Searched(place)
     vector = encode_example(example, searched.provenance)

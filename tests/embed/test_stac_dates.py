@@ -11,7 +11,7 @@ from rasterio import Affine
 from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
-from rsbackbones.embed.search import Searched
+from rsbackbones.embed.search.search import Searched
 from rsbackbones.zoo.factory import create_untrained
 from tests.data.test_rasters import write_tif
 from tests.embed.test_embed import optical, radar

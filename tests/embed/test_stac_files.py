@@ -11,8 +11,8 @@ import shapely
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed.stac_items import link_of, open_items
-from rsbackbones.embed.stac_search import search_items
+from rsbackbones.embed.sources.stac_items import link_of, open_items
+from rsbackbones.embed.sources.stac_search import search_items
 from rsbackbones.zoo.factory import create_untrained
 from tests.embed.test_embed import optical
 from tests.embed.test_stac_dates import BANDS, SIDE, item

@@ -12,7 +12,7 @@ from rasterio.warp import transform_bounds
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed.stac_items import touches
+from rsbackbones.embed.sources.stac_items import touches
 from rsbackbones.files import retry
 from rsbackbones.value_check import ProductWarning
 from tests.data.test_rasters import write_tif

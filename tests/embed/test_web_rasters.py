@@ -9,7 +9,8 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed.run import JobError, prepare
+from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.run import prepare
 from rsbackbones.files import retry
 from tests.data.test_rasters import GRID, S2, write_tif
 from tests.embed.range_server import serve

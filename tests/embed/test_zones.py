@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.embed.run import JobError
-from rsbackbones.embed.search import Searched
+from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.search.search import Searched
 from rsbackbones.zoo.factory import create_untrained
 from tests.embed.test_embed import optical
 from tests.embed.test_job import QUIET

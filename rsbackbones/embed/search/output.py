@@ -13,7 +13,7 @@ from rsbackbones.embed.geoparquet import require_geopandas, write_geoparquet
 from rsbackbones.embed.inputs import create_preprocess_of
 from rsbackbones.embed.patches import MAX_PATCH_SIDE
 from rsbackbones.embed.raster_scene import open_raster_scene
-from rsbackbones.embed.search import Hits, Searched
+from rsbackbones.embed.search.search import Hits, Searched
 from rsbackbones.files.atomic import atomic_path, atomic_write
 from rsbackbones.zoo.fingerprint import weights_digest
 

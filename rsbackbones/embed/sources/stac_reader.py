@@ -14,8 +14,9 @@ import numpy as np
 
 from rsbackbones.data.raster_path import UnreadableRaster
 from rsbackbones.data.rasters import Array
-from rsbackbones.embed.sources import FORGET, UnreadableItems, plain
-from rsbackbones.embed.stac_items import acquired_at, day_at
+from rsbackbones.embed.sources.retried_scene import FORGET, plain
+from rsbackbones.embed.sources.source import UnreadableItems
+from rsbackbones.embed.sources.stac_items import acquired_at, day_at
 from rsbackbones.files.retry import retried
 
 # Takes an item (pystac) and returns it with URLs that can be read.

@@ -14,7 +14,7 @@ from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Pixels, Scene
-from rsbackbones.embed.sources import ReadOptions, Window
+from rsbackbones.embed.sources.source import ReadOptions, Window
 from rsbackbones.files.objects import Objects
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess.checks import check_scale_is_applied
@@ -70,18 +70,18 @@ class ArraySource:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         return {**self._facts, **self._options.facts}
 
     @property
     def links(self) -> list[str]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         if "files" in self._facts:
             return [f if "://" in f else f"file://{f}" for f in self._facts["files"]]
         return [f"urn:sha256:{self._facts['sha256']}"]
 
     def names(self, window: Window) -> list[str]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         return self.links
 
     @property
@@ -92,7 +92,7 @@ class ArraySource:
 
     @contextmanager
     def open(self, model: Backbone, window: Window) -> Iterator[Scene]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         yield self._scene(model, self._data)
 
     def _scene(self, model: Backbone, data: Any) -> "ArrayScene":
@@ -135,24 +135,24 @@ class ZarrSource:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """See :class:`rsbackbones.embed.sources.Source`: a store is known by its metadata, and by sizes
-        and times of its chunks.
+        """See :class:`rsbackbones.embed.sources.source.Source`: a store is known by its metadata, and by
+        sizes and times of its chunks.
         """
         return {**self._facts, **self._options.facts}
 
     @property
     def links(self) -> list[str]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         local = self._objects.local
         return [self._objects.place if local is None else local.as_uri()]
 
     def names(self, window: Window) -> list[str]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         return self.links
 
     @contextmanager
     def open(self, model: Backbone, window: Window) -> Iterator[Scene]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         with _open_zarr(self._objects) as data, self._array(data, model).open(model, window) as scene:
             yield scene
 

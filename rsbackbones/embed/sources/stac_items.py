@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.embed.stac_table import read_table
+from rsbackbones.embed.sources.stac_table import read_table
 from rsbackbones.files.objects import is_url
 
 # The names of files of items.

@@ -10,17 +10,17 @@ from rsbackbones.data.resample import RESAMPLING
 from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SensorItems, SeriesScene, days_of
 from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Scene
-from rsbackbones.embed.sources import ReadOptions, Window
-from rsbackbones.embed.stac_assets import (
+from rsbackbones.embed.sources.source import ReadOptions, Window
+from rsbackbones.embed.sources.stac_assets import (
     band_assets,
     check_baselines,
     is_reflectance,
     mask_asset,
     stated_scales,
 )
-from rsbackbones.embed.stac_grid import geobox_of, grid_of, zones_of
-from rsbackbones.embed.stac_items import day_of, facts_of, link_of, open_items, time_of, touches
-from rsbackbones.embed.stac_reader import ItemReader, Sign
+from rsbackbones.embed.sources.stac_grid import geobox_of, grid_of, zones_of
+from rsbackbones.embed.sources.stac_items import day_of, facts_of, link_of, open_items, time_of, touches
+from rsbackbones.embed.sources.stac_reader import ItemReader, Sign
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import Sensor, get_sensor
 from rsbackbones.value_check import WITH_CIRRUS, zero_is_missing
@@ -112,7 +112,7 @@ class StacSource:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """See :class:`rsbackbones.embed.sources.Source`: items count without signatures."""
+        """See :class:`rsbackbones.embed.sources.source.Source`: items count without signatures."""
         sensors = self._sensors
         return {
             "kind": "stac",
@@ -128,11 +128,11 @@ class StacSource:
 
     @property
     def links(self) -> list[str]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         return list(dict.fromkeys(link_of(item) for s in self._sensors.values() for item in s.items))
 
     def names(self, window: Window) -> list[str]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         row, column, height, width = window
         outline = self._box[row : row + height, column : column + width].footprint("EPSG:4326", buffer=0)
         return [item["id"] for item in self._used() if touches(item, outline)]
@@ -144,7 +144,7 @@ class StacSource:
 
     @contextmanager
     def open(self, model: Backbone, window: Window) -> Iterator[Scene]:
-        """See :class:`rsbackbones.embed.sources.Source`."""
+        """See :class:`rsbackbones.embed.sources.source.Source`."""
         units = {m: "reflectance" for m, s in self._sensors.items() if is_reflectance(s.scales)}
         given, options = (self._sensors, self._reader, self._box, self.grid), self._options
         if self.encoded in ("series", "fused"):

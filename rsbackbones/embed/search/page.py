@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array, RasterStack
 from rsbackbones.embed.preview import encode_png, principal_colors
-from rsbackbones.embed.search import Hits, Searched
+from rsbackbones.embed.search.search import Hits, Searched
 from rsbackbones.files.atomic import write_text
 
 Picture = npt.NDArray[np.uint8]

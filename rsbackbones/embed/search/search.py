@@ -3,7 +3,7 @@
 The similarity is the inner product of unit vectors (the cosine), exact, over all vectors; shards are read one
 by one. ``center`` says what is done to features before: ``none``; ``mean`` subtracts the mean of the store,
 which all vectors of a ViT share; ``whiten`` also scales them to one variance in all directions. With an index
-(:mod:`rsbackbones.embed.search_index`) shards are not read, and hits are approximate.
+(:mod:`rsbackbones.embed.search.index`) shards are not read, and hits are approximate.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
-from rsbackbones.embed.search_index import build_index, open_index
+from rsbackbones.embed.search.index import build_index, open_index
 from rsbackbones.embed.store import PROVENANCE, open_store
 from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.files.sha256 import sha256_of

@@ -1,0 +1,79 @@
+"""What the records of a job say in total, and what is left to do when all tasks are done."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rsbackbones.embed.cog import write_cog
+from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.job import Job
+from rsbackbones.embed.points import listed
+from rsbackbones.embed.stac import write_stac
+from rsbackbones.embed.task import WEIGHTS, done_key
+
+# Above this share of clipped values the range of the sample does not fit the scene.
+_CLIPPED = 1e-3
+_SUMS = ("cells", "cells_with_data", "clipped", "windows", "seconds", "model_seconds", "waited_seconds")
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Add up the records, and delete the weights, which the output does not need."""
+    if (summary := job.records.get_json("finished.json")) is not None:
+        return dict(summary)
+    found = [job.records.get_json(done_key(i)) for i in range(job.tasks)]
+    summary = {"shards": len(found), **sum_up(found, job.dim), "measured": job.calibration["measured"]}
+    absent = dict.fromkeys(job.facts["source"].get("left_out", ()), "unreadable when the job was planned")
+    summary["left_out"] = absent | summary["left_out"]
+    share = summary["clipped_share"]
+    if share > _CLIPPED:
+        print(
+            f"{share:.2%} of the values were outside of the range of the sample and are clipped: choose "
+            "another seed, or another rule (--quantize)",
+            file=sys.stderr,
+        )
+    if job.points is not None:
+        summary |= _finish_table(job, [name for record in found for name in record["missing"]])
+    if job.is_cog:
+        write_cog(job, Path(job.output))
+    if job.group is None:
+        write_stac(job.output, [(job, summary)])
+    job.records.put_json("finished.json", summary)
+    job.records.delete(WEIGHTS)
+    if job.points is not None:
+        job.points.discard(job.records)
+    if job.is_cog:
+        for key in list(job.objects.keys()):
+            job.objects.delete(key)
+    return summary
+
+
+def sum_up(found: list[dict[str, Any]], dim: int) -> dict[str, Any]:
+    """Add up records of shards, or summaries of zones."""
+    total = {key: sum(record[key] for record in found) for key in _SUMS}
+    busy = total["model_seconds"] + total["waited_seconds"]
+    pairs: dict[str, dict[str, set[str]]] = {}
+    for record in found:
+        for day, others in record.get("pairs", {}).items():
+            for m, days in others.items():
+                pairs.setdefault(day, {}).setdefault(m, set()).update(days)
+    return {
+        **{k: round(v, 3) for k, v in total.items()},
+        "clipped_share": total["clipped"] / max(1, total["cells_with_data"] * dim),
+        "waited_share": round(total["waited_seconds"] / busy, 4) if busy else 0.0,
+        "left_out": {name: reason for record in found for name, reason in record.get("left_out", {}).items()},
+        "pairs": {day: {m: sorted(d) for m, d in sorted(o.items())} for day, o in sorted(pairs.items())},
+    }
+
+
+def _finish_table(job: Job, missing: list[str]) -> dict[str, Any]:
+    """Give the folder of part files its name; geometries without data are an error first, if they are one."""
+    assert job.points is not None
+    if missing and job.points.on_missing == "fail":
+        raise JobError(
+            f"{listed(missing)} have no cell with data. All others are done; leave these out, for another "
+            "output, or keep them with embeddings of NaN: the same with on_missing='nan' (--on-missing nan)"
+        )
+    parts = job.objects.local
+    if parts is not None and parts.exists():  # it has its name already where a driver was killed here
+        parts.rename(job.output)
+    return {"geometries": job.points.facts["count"], "missing": len(missing)}
