@@ -99,10 +99,17 @@ class Blend:
         self._sum = np.zeros((*block.shape, dim), np.float32)
         self._weight = np.zeros((*block.shape, 1), np.float32)
         self._complete = np.zeros(block.shape, bool)
+        self._counts = np.ones(block.shape, np.float32)
 
-    def add(self, top: int, left: int, values: Array, has_data: Array) -> None:
-        """Add the features [h, w, D] of the window at a cell; cells of which not all pixels have data are
-        marked.
+    def add(self, top: int, left: int, values: Array, has_data: Array, counts: Array) -> None:
+        """Add the features [h, w, D] of the window at a cell.
+
+        Args:
+            top: the row of its first cell.
+            left: the column.
+            values: the features.
+            has_data: the share of a cell's pixels that have data; where not all have, it has no features.
+            counts: the share that counts by a mask.
         """
         block, (height, width) = self._block, self._lattice.size
         first, last = max(top, block.top), min(top + height, block.bottom)
@@ -113,6 +120,20 @@ class Blend:
         self._sum[here] += values[within] * weights
         self._weight[here] += weights
         self._complete[here] = has_data[within] == 1
+        self._counts[here] = counts[within]
+
+    def take(self, rows: int) -> tuple[Array, Array]:
+        """Return the features [rows, columns, D] and the shares that count [rows, columns] of the first rows,
+        which are final, and go on with the block that begins below them.
+        """
+        features = self._sum[:rows] / self._weight[:rows]
+        features[~self._complete[:rows]] = np.nan
+        counts = self._counts[:rows].copy()
+        for held, fresh in ((self._sum, 0), (self._weight, 0), (self._complete, False), (self._counts, 1)):
+            held[:-rows] = held[rows:].copy()
+            held[-rows:] = fresh
+        self._block = self._block._replace(top=self._block.top + rows, bottom=self._block.bottom + rows)
+        return features, counts
 
     def result(self) -> npt.NDArray[np.float32]:
         """Return the features [rows, columns, D]; NaN in cells without data. The sums become the result."""

@@ -27,7 +27,7 @@ from rsbackbones.embed.inputs import (
     warn_of_pixel_sizes,
     writing,
 )
-from rsbackbones.embed.lattice import Lattice, batches, map_shape, window_sides
+from rsbackbones.embed.lattice import Blend, Block, Lattice, batches, map_shape, window_sides
 from rsbackbones.embed.map_file import write_map
 from rsbackbones.embed.preview import ColorBasis, preview_path, write_preview
 from rsbackbones.embed.raster_scene import open_raster_scene
@@ -186,16 +186,16 @@ def _fill(
 ) -> None:
     """Compute the rows of the feature map that are not done, one row of windows after the other."""
     height, width = lattice.rows, lattice.columns
-    size, tops, lefts, weights = lattice.size, lattice.tops, lattice.lefts, lattice.weights
+    reach, tops, lefts = lattice.size[0], lattice.tops, lattice.lefts
     # After a kill the rows in progress need the earlier windows that reach into them once more.
     whole = height if store.done.all() else int(store.done.argmin())
     done = max(top for top in (*tops, height) if top <= whole)
-    strips = [i for i, top in enumerate(tops) if top + size[0] > done]
+    strips = [i for i, top in enumerate(tops) if top + reach > done]
+    if not strips:
+        return
     total, left = len(tops) * len(lefts), len(strips) * len(lefts)
-    total_sum = np.zeros((size[0], width, dim), np.float32)
-    total_weight = np.zeros((size[0], width, 1), np.float32)
-    complete = np.ones((size[0], width), bool)
-    share = np.ones((size[0], width), np.float32)
+    first = tops[strips[0]]
+    blend = Blend(lattice, Block(first, 0, first + reach, width), dim)
     rows = [batches([[(tops[i], column) for column in lefts]], batch_size) for i in strips]
     with (
         progress_bar(total, total - left, enabled=progress) as bar,
@@ -203,21 +203,13 @@ def _fill(
     ):
         for i, row in zip(strips, rows, strict=True):
             for batch in islice(encoded, len(row)):
-                for (_, column), values, has_data, counts in batch:
-                    columns = slice(column, column + size[1])
-                    total_sum[:, columns] += values * weights[..., None]
-                    total_weight[:, columns] += weights[..., None]
-                    complete[:, columns], share[:, columns] = has_data == 1, counts
+                for place, *window in batch:
+                    blend.add(*place, *window)
                 bar.update(len(batch))
             # Rows above the next window are final; the others wait for it.
-            final = (tops[i + 1] if i + 1 < len(tops) else height) - tops[i]
-            if tops[i] + final > done:
-                features = total_sum[:final] / total_weight[:final]
-                features[~complete[:final]] = np.nan
+            bottom = tops[i + 1] if i + 1 < len(tops) else height
+            features, counts = blend.take(bottom - tops[i])
+            if bottom > done:
                 files.check()
-                kept = {"features": features} | ({"valid_share": share[:final]} if masked else {})
-                store.write(range(tops[i], tops[i] + final), kept)
-            total_sum, total_weight, complete, share = (
-                np.concatenate((x[final:], np.full_like(x[:final], rest)))
-                for x, rest in ((total_sum, 0), (total_weight, 0), (complete, 1), (share, 1))
-            )
+                kept = {"features": features} | ({"valid_share": counts} if masked else {})
+                store.write(range(tops[i], bottom), kept)
