@@ -25,8 +25,8 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.data.simulator import simulate_scene
 from rsbackbones.files.markdown import markdown_table
+from rsbackbones.input_spec import SSL4EO_S12
 from rsbackbones.models.vit import ViTBackbone
-from rsbackbones.sensors import SSL4EO_S12
 from rsbackbones.train.distill_tokenizer import distill_tokenizer
 
 # By bands and by rule: error, cosine, ...
