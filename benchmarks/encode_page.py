@@ -40,8 +40,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "## Images per second, and the share of the limit",
         "",
-        "The share is the model's FLOPs per second over the rate of the matrix products alone. A peer that "
-        "encodes a batch for more than 90 seconds was not repeated, and one round is no number.",
+        "The share is the model's FLOPs per second over the rate of the matrix products alone. What takes "
+        "long is not repeated, and fewer than three rounds are no number.",
         "",
         _peer_table(found, _speed),
         "",
