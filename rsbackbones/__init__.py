@@ -5,12 +5,13 @@ See ``create_model`` for the way in, and ``rsbackbones.list_models()`` for what 
 
 from typing import TYPE_CHECKING, Any
 
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.integrations.export import export_onnx, export_program
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.feature_maps import FeatureMaps
 from rsbackbones.models.features import Features
 from rsbackbones.preprocess import Preprocess, create_preprocess
-from rsbackbones.sensors import SENSORS, Band, InputSpec, Sensor, get_sensor, hyperspectral, register_sensor
+from rsbackbones.sensors import SENSORS, Band, Sensor, get_sensor, hyperspectral, register_sensor
 from rsbackbones.zoo.adapt import Adaptation, AdaptationStep, BandMapping, BandMatch
 from rsbackbones.zoo.errors import (
     CorruptCheckpointError,

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rsbackbones as rsb
-from rsbackbones.sensors import S2, SSL4EO_S12
+from rsbackbones.input_spec import SSL4EO_S12
+from rsbackbones.sensors import S2
 
 L1C = tuple(band.name for band in S2.bands)
 

@@ -6,18 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rsbackbones.sensors import (
-    S1,
-    S2,
-    SENSORS,
-    SSL4EO_S12,
-    Band,
-    InputSpec,
-    Sensor,
-    get_sensor,
-    hyperspectral,
-    register_sensor,
-)
+from rsbackbones.input_spec import SSL4EO_S12, InputSpec
+from rsbackbones.sensors import S1, S2, SENSORS, Band, Sensor, get_sensor, hyperspectral, register_sensor
 from tests.conftest import RECORDED
 
 

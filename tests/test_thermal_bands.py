@@ -11,8 +11,8 @@ import rsbackbones as rsb
 from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.batches import input_batches
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.streams import open_sources
 from rsbackbones.zoo.manifest import find_entry

@@ -135,8 +135,9 @@ def embed(
     from rsbackbones.embed import embed_patches, embed_scene, embed_series
     from rsbackbones.embed.inputs import MAPS, check_output
     from rsbackbones.embed.series import is_location
+    from rsbackbones.input_spec import RGB8
     from rsbackbones.preprocess import picture_note
-    from rsbackbones.sensors import RGB8, get_sensor
+    from rsbackbones.sensors import get_sensor
     from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 
     refuse_two_weights(pretrained, checkpoint)

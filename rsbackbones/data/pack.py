@@ -32,7 +32,8 @@ from rsbackbones.files.bounds import read_json
 from rsbackbones.files.lock import LOCK, exclusive
 from rsbackbones.files.progress import progress_bar
 from rsbackbones.files.sha256 import sha256_of
-from rsbackbones.sensors import SSL4EO_S12, get_sensor
+from rsbackbones.input_spec import SSL4EO_S12
+from rsbackbones.sensors import get_sensor
 from rsbackbones.value_check import CIRRUS, MissingPixelsWarning, bands_with_holes, judge, missing_pixels
 
 _JOB_FILE = "job.json"

@@ -29,7 +29,8 @@ from rsbackbones.data.s2_baseline import warn_of_baseline
 from rsbackbones.data.safe_metadata import product_unit
 from rsbackbones.data.tiff_files import driver_of
 from rsbackbones.files import retry
-from rsbackbones.sensors import RGB8, SENSORS, get_sensor
+from rsbackbones.input_spec import RGB8
+from rsbackbones.sensors import SENSORS, get_sensor
 
 Array = npt.NDArray[Any]
 # Sensors to look for, or by modality the sensor of its bands ({"s2": "landsat_oli"}).

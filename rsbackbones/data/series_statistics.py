@@ -21,9 +21,10 @@ from rsbackbones.data.source import BadSample
 from rsbackbones.files.atomic import write_text
 from rsbackbones.files.bounds import read_json
 from rsbackbones.files.lock import exclusive
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.preprocess.conversion import to_contract_unit
 from rsbackbones.preprocess.units import choose_unit
-from rsbackbones.sensors import InputSpec, get_sensor
+from rsbackbones.sensors import get_sensor
 from rsbackbones.typed_fields import find_misfit
 
 # By sensor and band, (mean, standard deviation).

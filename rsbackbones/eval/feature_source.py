@@ -12,9 +12,10 @@ from rsbackbones.data.labelled.dataset import LabelledDataset
 from rsbackbones.eval.encode import encode, statistics_features
 from rsbackbones.eval.feature_table import FeatureTable
 from rsbackbones.eval.transform import channels_of
+from rsbackbones.input_spec import RGB8
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import picture_note
-from rsbackbones.sensors import RGB8, get_sensor
+from rsbackbones.sensors import get_sensor
 from rsbackbones.zoo.adapt import match_bands
 from rsbackbones.zoo.factory import create_model, create_untrained, weights_config
 from rsbackbones.zoo.fingerprint import weights_digest

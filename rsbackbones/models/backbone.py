@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.layers.activation_checkpointing import checkpoint_activations
 from rsbackbones.layers.weight_decay import collect_no_weight_decay
 from rsbackbones.models import training
@@ -25,7 +26,6 @@ from rsbackbones.models.stem import Stem
 from rsbackbones.models.training import connect_unused
 from rsbackbones.models.unused import called_units, output_size
 from rsbackbones.models.validity import Validity
-from rsbackbones.sensors import InputSpec
 
 if TYPE_CHECKING:
     from rsbackbones.zoo.adapt import Adaptation

@@ -38,6 +38,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SSL4EO_S12, InputSpec
 from rsbackbones.layers.alibi import alibi_bias, bias_between, grid_positions
 from rsbackbones.layers.attention import Bias
 from rsbackbones.layers.block import Block, CrossBlock
@@ -46,7 +47,6 @@ from rsbackbones.layers.peg import PositionEncodingGenerator
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.vit import Intermediates, ViTBackbone, ViTConfig, make_tokenizer
-from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
 POSITIONS = ("alibi", "sincos", "peg")

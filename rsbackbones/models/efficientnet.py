@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SINGLE_SENSOR_INPUTS, InputSpec
 from rsbackbones.layers.tracing import is_exporting
 from rsbackbones.models.backbone import Backbone, Encoded, Inputs, Stage, Wanted
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.config import is_count
 from rsbackbones.models.single_sensor import SingleSensorConfig
 from rsbackbones.models.stem import Stem, conv_stem
-from rsbackbones.sensors import SINGLE_SENSOR_INPUTS, InputSpec
 
 _HALF = (0.5, 0.5, 0.5)
 INPUTS: dict[str, InputSpec] = {

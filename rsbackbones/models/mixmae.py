@@ -30,10 +30,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SSL4EO_S12_L1C, InputSpec
 from rsbackbones.layers.block import Block
 from rsbackbones.layers.sincos import SinCosPositions
 from rsbackbones.models.vit import Intermediates, PositionTableConfig, ViTBackbone, make_tokenizer
-from rsbackbones.sensors import SSL4EO_S12_L1C, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12_L1C
 

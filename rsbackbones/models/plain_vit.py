@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SINGLE_SENSOR_INPUTS, InputSpec
 from rsbackbones.layers.block import Block
 from rsbackbones.layers.position_table import LearnedPositions
 from rsbackbones.layers.sincos import SinCosPositions
@@ -29,7 +30,6 @@ from rsbackbones.layers.tokenizer import ConvTokenizer, LinearTokenizer
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.single_sensor import SingleSensorConfig
 from rsbackbones.models.vit import Intermediates, PositionTableConfig, ViTBackbone, make_tokenizer
-from rsbackbones.sensors import SINGLE_SENSOR_INPUTS, InputSpec
 
 INPUTS: dict[str, InputSpec] = SINGLE_SENSOR_INPUTS
 _CHOICES = {"positions": ("learned", "sincos"), "pool": ("cls", "mean")}

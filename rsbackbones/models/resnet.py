@@ -29,12 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SINGLE_SENSOR_INPUTS, InputSpec
 from rsbackbones.models.backbone import Backbone, Encoded, Inputs, Stage, Wanted
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.config import is_count
 from rsbackbones.models.single_sensor import SingleSensorConfig
 from rsbackbones.models.stem import Stem, conv_stem
-from rsbackbones.sensors import SINGLE_SENSOR_INPUTS, InputSpec
 
 INPUTS: dict[str, InputSpec] = SINGLE_SENSOR_INPUTS
 # Channels of a block's output divided by those of its 3 x 3 convolutions.

@@ -29,13 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SSL4EO_S12, InputSpec
 from rsbackbones.layers.masked_batch_norm import MaskedBatchNorm
 from rsbackbones.models.backbone import Backbone, Encoded, Inputs, Stage, Wanted
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.config import ModelConfig, is_count
 from rsbackbones.models.features import flatten_map
 from rsbackbones.models.stem import Stem, conv_stem
-from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 # Standardized, without clipping (section 6.3). The paper takes the statistics of the data that a model is
 # fine-tuned on; without such data these of SSL4EO-S12 stand in.

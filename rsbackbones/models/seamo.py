@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SSL4EO_S12, InputSpec
 from rsbackbones.layers.attention import key_mask
 from rsbackbones.layers.block import Block
 from rsbackbones.layers.position_table import LearnedPositions
@@ -48,7 +49,6 @@ from rsbackbones.models.backbone import Encoded
 from rsbackbones.models.checkpoint_format import CheckpointFormat
 from rsbackbones.models.features import flatten_map, unflatten_tokens
 from rsbackbones.models.vit import Intermediates, PositionTableConfig, ViTBackbone, make_tokenizer
-from rsbackbones.sensors import SSL4EO_S12, InputSpec
 
 INPUTS: dict[str, InputSpec] = SSL4EO_S12
 CHECKPOINT_FORMATS: dict[str, CheckpointFormat] = {}  # no weights are published in another format

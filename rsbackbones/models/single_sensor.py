@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rsbackbones.input_spec import SINGLE_SENSOR_INPUTS
 from rsbackbones.models.config import ModelConfig
-from rsbackbones.sensors import SINGLE_SENSOR_INPUTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rsbackbones.arrays import stated_scale
+from rsbackbones.input_spec import RGB8, InputSpec
 from rsbackbones.preprocess.conversion import dn_factors
 from rsbackbones.preprocess.units import PICTURE_DN, known_units
-from rsbackbones.sensors import RGB8, InputSpec, Sensor
+from rsbackbones.sensors import Sensor
 from rsbackbones.value_check import (
     MissingPixelsWarning,
     OffsetWarning,

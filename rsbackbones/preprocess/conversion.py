@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.preprocess.units import is_picture_contract, picture_dn
-from rsbackbones.sensors import InputSpec, Sensor
+from rsbackbones.sensors import Sensor
 
 # Lower bound for the logarithm: -100 dB is far below every clipping range.
 _SMALLEST_POWER = 1e-10

@@ -6,11 +6,12 @@ from typing import Literal
 
 from torch import nn
 
+from rsbackbones.input_spec import RGB8, InputSpec
 from rsbackbones.models.backbone import unwrap_model
 from rsbackbones.preprocess.normalization import contract_for_bands
 from rsbackbones.preprocess.transform import Preprocess
 from rsbackbones.preprocess.units import choose_unit
-from rsbackbones.sensors import RGB8, InputSpec, Sensor, get_sensor
+from rsbackbones.sensors import Sensor, get_sensor
 
 
 def create_preprocess(

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rsbackbones.sensors import BandNumbers, InputSpec, Sensor
+from rsbackbones.input_spec import BandNumbers, InputSpec
+from rsbackbones.sensors import Sensor
 
 RULES = ("clip_2sd", "scale", "standard", "imagenet", "none")
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from rsbackbones.arrays import is_dataset, to_tensor
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.models.series_arguments import Masks, masks_by_modality
 from rsbackbones.preprocess.checks import ValueCheck, check_scale_is_applied
 from rsbackbones.preprocess.conversion import to_contract_unit
 from rsbackbones.preprocess.normalization import normalize
 from rsbackbones.preprocess.pixels import fill_missing, resize
-from rsbackbones.sensors import InputSpec, Sensor
+from rsbackbones.sensors import Sensor
 from rsbackbones.value_check import CIRRUS, WITH_CIRRUS, missing_pixels
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from rsbackbones.sensors import RGB8, InputSpec, Sensor
+from rsbackbones.input_spec import RGB8, InputSpec
+from rsbackbones.sensors import Sensor
 
 # The dn that 255 of an 8-bit picture stands for, where the unit does not name another (``rgb8:3558``).
 PICTURE_DN = 2750.0

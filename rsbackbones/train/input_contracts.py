@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from rsbackbones.input_spec import SINGLE_SENSOR_INPUTS, SSL4EO_S12, SSL4EO_S12_L1C, InputSpec
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.sensors import SINGLE_SENSOR_INPUTS, SSL4EO_S12, SSL4EO_S12_L1C, InputSpec, get_sensor
+from rsbackbones.sensors import get_sensor
 from rsbackbones.train.engine.errors import TrainingError
 from rsbackbones.train.recipe import Recipe
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rsbackbones.sensors import RGB8, Sensor
+from rsbackbones.input_spec import RGB8
+from rsbackbones.sensors import Sensor
 from rsbackbones.value_check.verdict import RIGHT, Values, Verdict
 
 # Whole numbers may be percent where the brightest permille is between these; at night all are smaller.

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from rsbackbones.sensors import RGB8
+from rsbackbones.input_spec import RGB8
 
 # Quantiles are those of at most this many values of all bands, or of one, evenly spaced.
 MOST, MOST_OF_BAND = 2**18, 2**16

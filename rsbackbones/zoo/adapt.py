@@ -46,7 +46,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsbackbones.sensors import Band, BandNumbers, InputSpec, get_sensor
+from rsbackbones.input_spec import BandNumbers, InputSpec
+from rsbackbones.sensors import Band, get_sensor
 
 MISSING_RULES = ("error", "nearest", "mean", "zero", "reinit", "reinit_all")
 SCALE_RULES = ("count", "sqrt", "none")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rsbackbones.files.markdown import markdown_table, replace_between
-from rsbackbones.sensors import BandNumbers, InputSpec
+from rsbackbones.input_spec import BandNumbers, InputSpec
 from rsbackbones.zoo import licenses
 from rsbackbones.zoo.manifest import WeightsEntry
 from rsbackbones.zoo.registry import architectures, list_weights, replace_config

@@ -7,9 +7,10 @@ from typing import Any, Literal, overload
 
 import torch
 
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.feature_maps import FeatureMaps
-from rsbackbones.sensors import InputSpec, Sensor, get_sensor, register_sensor
+from rsbackbones.sensors import Sensor, get_sensor, register_sensor
 from rsbackbones.zoo import checkpoint_files as checkpoints
 from rsbackbones.zoo import hub, licenses, weights
 from rsbackbones.zoo.adapt import Adaptation, check_rules

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.files.bounds import read_json
-from rsbackbones.sensors import SENSORS, InputSpec
+from rsbackbones.input_spec import InputSpec
+from rsbackbones.sensors import SENSORS
 from rsbackbones.zoo import weights
 from rsbackbones.zoo.checkpoint_files import METADATA_KEY
 from rsbackbones.zoo.errors import (

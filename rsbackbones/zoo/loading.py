@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.checkpoint_format import CheckpointFormat, detect_format
 from rsbackbones.models.config import is_count
-from rsbackbones.sensors import SENSORS, InputSpec, get_sensor
+from rsbackbones.sensors import SENSORS, get_sensor
 from rsbackbones.typed_fields import check_fields
 from rsbackbones.zoo import adapt
 from rsbackbones.zoo import checkpoint_files as checkpoints

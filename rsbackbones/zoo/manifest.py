@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.files.bounds import parse_json, read_json, read_text
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.models.config import ModelConfig
-from rsbackbones.sensors import InputSpec
 from rsbackbones.typed_fields import check_fields, show
 from rsbackbones.zoo.errors import WeightsNotFound
 

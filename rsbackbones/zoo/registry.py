@@ -90,7 +90,7 @@ def register_family(module: str) -> None:
     if lacking := [m for m in needed if m not in family.INPUTS]:
         raise ValueError(
             f"{module}: INPUTS has no input contract for {', '.join(map(repr, lacking))}; create_preprocess "
-            "normalizes by it. Add one, such as rsbackbones.sensors.SSL4EO_S12['s2']"
+            "normalizes by it. Add one, such as rsbackbones.input_spec.SSL4EO_S12['s2']"
         )
     if taken := sorted(set(family.CONFIGS) & set(architectures())):
         raise ValueError(f"{module}: the architecture names {', '.join(taken)} are in use; rename yours")

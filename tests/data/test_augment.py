@@ -20,7 +20,7 @@ from rsbackbones.data.augment import (
     turn,
 )
 from rsbackbones.data.npz import NpzFile, NpzSource
-from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.input_spec import SSL4EO_S12
 from rsbackbones.train.dataset import DataStream, TrainingSet, Views
 from tests.reference.seamo_plain import pixels_of, squares_fit
 from tests.train.training import BANDS

@@ -16,7 +16,7 @@ from rsbackbones.data.rasters import RasterStack, find_bands
 from rsbackbones.embed import embed_patches, embed_scene
 from rsbackbones.eval.encode import encode
 from rsbackbones.eval.feature_source import model_for
-from rsbackbones.sensors import RGB8
+from rsbackbones.input_spec import RGB8
 from tests.data.test_rasters import GRID, S2, write_tif
 from tests.embed.test_embed import read_map
 

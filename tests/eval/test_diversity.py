@@ -16,7 +16,7 @@ from rsbackbones.eval.diversity import (
     probe_positions,
 )
 from rsbackbones.eval.linear_probe import ProbeOptions
-from rsbackbones.sensors import RGB8
+from rsbackbones.input_spec import RGB8
 from tests.eval.dense_sets import pixel_set, simulated
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}

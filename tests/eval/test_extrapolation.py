@@ -17,6 +17,7 @@ from rsbackbones.eval.extrapolation import AtSize, draw_extrapolation, extrapola
 from rsbackbones.eval.linear_probe import ProbeOptions
 from rsbackbones.eval.metrics import from_confusion
 from rsbackbones.heads import dense_model
+from rsbackbones.input_spec import RGB8
 from rsbackbones.layers.alibi import grid_positions
 from rsbackbones.layers.sincos import (
     SinCosPositions,
@@ -24,7 +25,6 @@ from rsbackbones.layers.sincos import (
     interpolated_from,
     sincos_embedding,
 )
-from rsbackbones.sensors import RGB8
 from tests.eval.dense_sets import pixel_set
 
 SMALL = {"depth": 2, "dim": 32, "num_heads": 4}

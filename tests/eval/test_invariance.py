@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import rsbackbones as rsb
 from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.eval.invariance import OTHER_IMAGE, TRANSFORMS, invariance
-from rsbackbones.sensors import RGB8
+from rsbackbones.input_spec import RGB8
 from tests.eval.dense_sets import pixel_set
 
 RGB = ("B04", "B03", "B02")

@@ -7,7 +7,7 @@ import torch
 import rsbackbones as rsb
 from rsbackbones.data.simulator import S1_BANDS, S2_BANDS, simulate_scene
 from rsbackbones.eval.transform import make_transform
-from rsbackbones.sensors import RGB8
+from rsbackbones.input_spec import RGB8
 from tests.eval.dense_sets import pixel_set
 
 

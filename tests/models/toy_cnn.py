@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SSL4EO_S12
 from rsbackbones.layers.drop_path import drop_path
 from rsbackbones.models.backbone import Backbone, Encoded, Inputs, Stage, Wanted
 from rsbackbones.models.config import ModelConfig
 from rsbackbones.models.stem import Stem, conv_stem
-from rsbackbones.sensors import SSL4EO_S12
 
 INPUTS = SSL4EO_S12
 

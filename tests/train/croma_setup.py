@@ -3,7 +3,7 @@
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.input_spec import SSL4EO_S12
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.objectives.croma import CromaObjective
 

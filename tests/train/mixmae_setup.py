@@ -5,7 +5,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.data.npz import NpzFile
-from rsbackbones.sensors import SSL4EO_S12_L1C
+from rsbackbones.input_spec import SSL4EO_S12_L1C
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config_io import apply_overrides, to_json
 from rsbackbones.train.objectives.auxmae import AuxmaeObjective, Task

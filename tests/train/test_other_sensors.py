@@ -66,7 +66,7 @@ def test_a_run_and_its_exported_model(tmp_path):
     assert model.bands["s2"] == ("B5", "B2", "B9")
     spec = model.inputs["s2"]
     # Near infrared and blue are those of Sentinel-2 at their wavelengths; cirrus is the recipe's.
-    own = rsb.sensors.SSL4EO_S12["s2"]
+    own = rsb.input_spec.SSL4EO_S12["s2"]
     assert spec.mean == (own.mean[own.bands.index("B8A")], own.mean[own.bands.index("B02")], 30.0)
     assert spec.std[2] == 20.0
     assert "B9: stated by the recipe" in spec.statistics

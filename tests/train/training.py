@@ -16,7 +16,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from rsbackbones.data.npz import NpzFile
-from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.input_spec import SSL4EO_S12
 from rsbackbones.train import pictures, pretraining
 from rsbackbones.train.engine.checkpoint import finished, step_of
 from rsbackbones.train.engine.config_io import apply_overrides, to_json

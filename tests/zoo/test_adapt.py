@@ -13,9 +13,10 @@ from timm.layers.patch_embed import resample_patch_embed
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from rsbackbones.input_spec import SSL4EO_S12, InputSpec
 from rsbackbones.layers.position_table import resize_position_table
 from rsbackbones.layers.tokenizer import ConvTokenizer, LinearTokenizer
-from rsbackbones.sensors import S2, SENSORS, SSL4EO_S12, Band, InputSpec, Sensor, get_sensor
+from rsbackbones.sensors import S2, SENSORS, Band, Sensor, get_sensor
 from rsbackbones.zoo.adapt import (
     MISSING_RULES,
     SCALE_RULES,

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import rsbackbones as rsb
 from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.input_spec import ContractRule, ContractUnit
 from rsbackbones.preprocess import RULES, UNITS
-from rsbackbones.sensors import ContractRule, ContractUnit
 from rsbackbones.typed_fields import MAX_ITEMS, MAX_TEXT
 from rsbackbones.zoo import hub
 from rsbackbones.zoo.checkpoint_files import METADATA_KEY

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.sensors import InputSpec, get_sensor
+from rsbackbones.input_spec import InputSpec
+from rsbackbones.sensors import get_sensor
 from rsbackbones.zoo.manifest import all_entries, find_entry
 from rsbackbones.zoo.registry import architectures
 

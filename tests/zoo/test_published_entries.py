@@ -10,9 +10,10 @@ import timm
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.layers.tracing import SINCE_2_7
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.sensors import InputSpec, get_sensor
+from rsbackbones.sensors import get_sensor
 from rsbackbones.zoo.cards import model_card
 from rsbackbones.zoo.loading import inspect_checkpoint
 from rsbackbones.zoo.manifest import find_entry

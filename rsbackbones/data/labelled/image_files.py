@@ -23,7 +23,8 @@ from rsbackbones.data.rasters import (
     reading,
 )
 from rsbackbones.data.unit_conversion import convert_unit
-from rsbackbones.sensors import RGB8, SEARCHED_SENSORS, get_sensor
+from rsbackbones.input_spec import RGB8
+from rsbackbones.sensors import SEARCHED_SENSORS, get_sensor
 
 RASTERS = (".tif", ".tiff")
 _PROBED = 16

@@ -16,7 +16,7 @@ from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.labelled.build import Sensors, build_dataset
 from rsbackbones.data.labelled.classes import Classes, LabelCodes
 from rsbackbones.data.labelled.dataset import Array, LabelledDataset, Task
-from rsbackbones.sensors import RGB8
+from rsbackbones.input_spec import RGB8
 
 PREFIX = "torchgeo:"
 _TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")

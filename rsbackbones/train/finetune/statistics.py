@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from rsbackbones.data.labelled.dataset import LabelledDataset
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.preprocess import preprocess_for
-from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.errors import TrainingError
 
 

@@ -27,10 +27,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import SINGLE_SENSOR_INPUTS
 from rsbackbones.layers.patches import patchify, unpatchify
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.mixmae import Mixmae
-from rsbackbones.sensors import SINGLE_SENSOR_INPUTS
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config import STRICT, Count, ShareBelowOne, Text
 from rsbackbones.train.engine.sampler import TaskSchedule

@@ -35,9 +35,10 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.layers.process_sum import world_size
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.sensors import RGB, InputSpec
+from rsbackbones.sensors import RGB
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.batch_norm import set_batch_norm
 from rsbackbones.train.engine.config import Count, Positive, ShareBelowOne

@@ -25,8 +25,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.models.backbone import Backbone, Inputs, Wanted
-from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.batch_norm import set_batch_norm
 from rsbackbones.train.engine.config import STRICT, NonNegative
 from rsbackbones.train.engine.errors import TrainingError

@@ -9,9 +9,9 @@ from pydantic_core.core_schema import no_info_plain_validator_function, plain_se
 from torch import Tensor, nn
 
 from rsbackbones.data.aligned_series import Alignment
+from rsbackbones.input_spec import InputSpec
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.models.unused import called_units
-from rsbackbones.sensors import InputSpec
 from rsbackbones.train.engine.batch import Batch
 from rsbackbones.train.engine.config import STRICT
 from rsbackbones.train.engine.config_io import to_json, union_member

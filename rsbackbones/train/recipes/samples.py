@@ -6,7 +6,7 @@ Sentinel-2 only. ``SEASONS``: two places at many dates, and simulated places, be
 
 from rsbackbones.data.npz import NpzFile
 from rsbackbones.data.simulated import SimulatedPlaces
-from rsbackbones.sensors import SSL4EO_S12
+from rsbackbones.input_spec import SSL4EO_S12
 from rsbackbones.train.recipe import Part
 
 _L2A = SSL4EO_S12["s2"].bands
