@@ -27,8 +27,9 @@ from benchmarks import command, memory
 from benchmarks.encode_cell import PEERS, Cell
 from benchmarks.encode_page import draw, markdown
 from benchmarks.load_cell import measure_load
-from benchmarks.machine import all_cores, has_bf16, machine
+from benchmarks.machine import all_cores, machine
 from benchmarks.processes import say, side_by_side
+from rsbackbones.device import has_bfloat16
 from rsbackbones.files.atomic import write_text
 
 SEED = 0
@@ -112,7 +113,7 @@ def measure(plan: Plan, output: Path, said: str) -> str:
             cell = replace(base, size=size, batch_size=batch_size, precision=precision)
             late = time.monotonic() - began > plan.seconds
             why = f"left out: {plan.seconds / 60:g} minutes were over" if late else None
-            if precision == "bf16" and not has_bf16():
+            if precision == "bf16" and not has_bfloat16(torch.device("cpu")):
                 why = "left out: the processor has no bfloat16 instructions, and takes minutes a batch"
             found["rows"].append(measure_row(cell, plan, found["loop"], left_out=why))
             say(f"{size[0]} x {size[1]} px, {precision}: done")

@@ -23,8 +23,3 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory.total(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-
-
-def has_bf16() -> bool:
-    """Tell whether oneDNN has instructions of this processor for bfloat16; else it converts every number."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -34,3 +34,13 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
             "takes what there is"
         )
     return torch.device(name)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device computes matrix products of bfloat16 by instructions of its own.
+
+    Of CPUs oneDNN knows; where torch has no oneDNN, and of other devices, nothing is known against it.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -36,7 +36,7 @@ ALLOWED = {
     "embed": {"arrays", "data", "device", "files", "models", "preprocess", "sensors", "value_check", "zoo"},
     "eval": {"data", "device", "files", "heads", "input_spec", "models", "preprocess", "sensors",
              "value_check", "zoo"},
-    "train/engine": {"files", "layers"},
+    "train/engine": {"device", "files", "layers"},
     "train": {"data", "files", "input_spec", "layers", "models", "plugins", "preprocess", "sensors",
               "train/engine", "zoo"},
     "train/finetune": {"data", "eval", "files", "heads", "input_spec", "models", "preprocess", "sensors",

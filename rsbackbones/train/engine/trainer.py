@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from rsbackbones.device import has_bfloat16
 from rsbackbones.files.atomic import atomic_write, write_text
 from rsbackbones.files.bounds import read_json
 from rsbackbones.train.engine.batch import Batch
@@ -175,6 +176,9 @@ class Trainer:
         log.say(f"{'from the start' if start is None else f'going on from step {step}'}, to step {end}")
         if run.beginning and start is None:
             log.say(run.beginning)
+        if config.precision == "bf16" and not has_bfloat16(processes.device):
+            log.say("this processor has no bfloat16 instructions, so that it converts every number: "
+                    "precision=fp32 is faster here")  # fmt: skip
 
         began, clock = time.perf_counter(), StepClock()
         batches = run.batches(step, end)
