@@ -14,8 +14,8 @@ from torch import nn
 from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import create_preprocess_of, sensors_of, warn_of_pixel_sizes
-from rsbackbones.embed.job import CHUNK, DTYPES, Job, grid_of_cells
+from rsbackbones.embed.inputs import create_preprocess_of, require_images, sensors_of, warn_of_pixel_sizes
+from rsbackbones.embed.job import CHUNK, DTYPES, Job
 from rsbackbones.embed.lattice import Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.points import ON_MISSING, Points
 from rsbackbones.embed.quantize import check_rule
@@ -154,11 +154,8 @@ def plan(
     of_items = {"composite": composite, "grid": grid, "dates": dates, "sign": sign,
                 "on_unreadable": on_unreadable}  # fmt: skip
     found = _source(model, source, reading, variable, of_items)
-    if model.consumes == "series" and not isinstance(found, StacSource):
-        raise ValueError(
-            f"{model.architecture} encodes series of dates, and the source has one date: pass STAC items, "
-            "with composite='none' (--stac, --composite none)"
-        )
+    if not isinstance(found, StacSource):
+        require_images(model)
     with suppress(UnreadableItems), found.open(model, (0, 0, 0, 0)) as scene:  # reads nothing
         create_preprocess_of(model, scene, units)
     if composite == "none" and model.consumes == "image" and not place.rstrip("/").endswith(".zarr"):
