@@ -11,7 +11,7 @@ import torch
 
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.lattice import Block, Lattice
-from rsbackbones.embed.points import GROUP, Points
+from rsbackbones.embed.points import CHECKED_PIXELS, GROUP, Points
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.sources.source import Source
 from rsbackbones.files.objects import Objects
@@ -198,9 +198,12 @@ class Job:
         batches = 4 * self.batch_size * (window + unit) ** 2 * layers * bands * 4
         cells = self.shard**2
         table = 0 if self.points is None else 3 * GROUP * self.dim * 8
+        read = strip + batches
+        if self.points is not None:  # the check of the values, which copies them, beside a window
+            read = max(read, (6 * CHECKED_PIXELS + 4 * window**2) * (bands * 4 + masks + 1))
         return {
             "model": 2 * self.facts["model"]["bytes"],
-            "pixels": strip + batches + made,
+            "pixels": read + made,
             # The sums, the stored values, the same in the order of the store, and the encoded shard.
             "features": table
             + cells * self.dim * (self.maps_at_once * 4 + 3 * Quantization(self.quantize).dtype.itemsize),

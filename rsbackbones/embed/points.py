@@ -39,6 +39,8 @@ ON_MISSING = ("fail", "nan")
 # So many geometries at most are one task, and one part file.
 GROUP = 256
 # The column of the shapes in the CRS of the source; it goes to the tasks, and not into the result.
+# The values of so many pixels at most are checked before the first group.
+CHECKED_PIXELS = 2**18
 PLACED = "placed"
 # Columns of the result, which the user's may not be named as.
 _OWN = (

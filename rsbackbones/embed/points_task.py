@@ -14,7 +14,7 @@ from rsbackbones.embed.inputs import create_preprocess_of
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.lattice import Blend, Block, batches
 from rsbackbones.embed.pixels import Pixels
-from rsbackbones.embed.points import Cells, Points
+from rsbackbones.embed.points import CHECKED_PIXELS, Cells, Points
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.scene_checks import check_values
 from rsbackbones.embed.sources.source import Source
@@ -27,11 +27,12 @@ from rsbackbones.embed.task import (
     pixels_of,
     recorded,
     settings,
+    thinned,
     without_unreadable,
 )
 from rsbackbones.preprocess import Preprocess
 
-# Values are checked on so many windows, of so many groups at most.
+# Values are checked on CHECKED_PIXELS of so many windows, of so many groups at most.
 _CHECKED_WINDOWS, _CHECKED_GROUPS = 64, 16
 
 Windows = list[tuple[int, int]]
@@ -74,7 +75,7 @@ def check_points(job: Job) -> dict[str, Any]:
             for i in sorted(rng.permutation(len(windows))[:most]):
                 (top, left), size = windows[i], job.lattice.size
                 name, read, preprocess = _read(job, Block(top, left, top + size[0], left + size[1]))
-                pixels.append(read)
+                pixels.append(thinned(read, CHECKED_PIXELS // _CHECKED_WINDOWS))
         if pixels:
             checked = check_values(pixels, preprocess, whole=False, name=name)
     return {
