@@ -47,9 +47,9 @@ class _Means(NamedTuple):
     sources: list[str]
 
 
-def part_key(group: int) -> str:
-    """Return the name of the part file of a group."""
-    return f"part-{group:08d}.parquet"
+def part_key(job: Job, group: int) -> str:
+    """Return the name of the part file of a group; those of zones are in one folder."""
+    return f"part-{group:08d}.parquet" if job.group is None else f"part-{job.group}-{group:08d}.parquet"
 
 
 def compute_group(job: Job, index: int) -> dict[str, Any]:
@@ -109,7 +109,8 @@ def _write_group(job: Job, index: int) -> dict[str, Any]:
         "crs": [str(job.grid.crs)] * len(table),
         "datetime": pa.array([one] * len(table), pa.timestamp("ms")),
     }
-    if len(set(times)) > 1:
+    assert job.points is not None
+    if len(set(times)) > 1 or job.points.facts.get("spans"):
         for name, time in (("start_datetime", times[0]), ("end_datetime", times[-1])):
             made[name] = pa.array([time] * len(table), pa.timestamp("ms"))
     made |= {"source": means.sources, "cells": means.cells, "valid_share": shares,
@@ -120,7 +121,7 @@ def _write_group(job: Job, index: int) -> dict[str, Any]:
     table = table.replace_schema_metadata({b"geo": table.schema.metadata[b"geo"], **stated})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    job.objects.put(part_key(index), buffer.getvalue())
+    job.objects.put(part_key(job, index), buffer.getvalue())
     return {
         "geometries": len(table),
         "missing": [str(i) for i, n in zip(table["id"].to_pylist(), means.valid, strict=True) if not n],
