@@ -15,7 +15,7 @@ from rsbackbones.embed.search.search import Searched
 from rsbackbones.zoo.factory import create_untrained
 from tests.embed.small_disk import fill, mounted
 from tests.embed.test_embed import optical
-from tests.embed.test_job import QUIET
+from tests.embed.test_job import QUIET, files
 from tests.embed.test_stac_dates import BANDS, SIDE, item
 from tests.embed.test_state_on_disk import at_batch
 
@@ -200,6 +200,15 @@ def test_geometries_of_two_zones_are_one_table(model, zones, tmp_path, monkeypat
     assert len(Searched(output).search([np.ones(96, np.float32)], k=6).rows) == 6
     item = json.loads((tmp_path / "p.parquet.stac/p-utm33.json").read_text())
     assert (tmp_path / "p.parquet.stac" / item["assets"]["embeddings"]["href"]).resolve() == output
+    # A driver that is killed while it gathers the parts.
+    before, records = files(output), tmp_path / "p.parquet.job"
+    output.rename(records / "parts")
+    (records / "parts/part-utm33-00000001.parquet").rename(
+        records / "utm33/parts/part-utm33-00000001.parquet"
+    )
+    (records / "finished.json").unlink()
+    assert rsb.embed.run(job, **QUIET) == summary
+    assert files(output) == before
     with pytest.raises(JobError, match="no output of a job"):
         rsb.embed.run(rsb.embed.plan(model, given[:1], output, points=frame.iloc[:3], **OPTIONS), **QUIET)
 
