@@ -41,8 +41,9 @@ from rsbackbones.data.resample import RESAMPLING
 @click.argument("rasters", nargs=-1, type=Raster())
 @option("--output", required=True, type=Raster(), metavar="FILE",
         help="NAME.tif: feature map of one scene; NAME.tif with --quantize: a Cloud Optimized GeoTIFF in 8 "
-        "bits; NAME.npz or NAME.parquet: an embedding per patch file, with --points per geometry; "
-        "NAME.zarr, also s3://...: a store of shards, for large areas and several processes")  # fmt: skip
+        "bits; NAME.npz or NAME.parquet: an embedding per patch file; NAME.parquet with --points: per "
+        "geometry; NAME.zarr: a store of shards, for large areas and several processes. The last two also "
+        "s3://...")  # fmt: skip
 @weights_options
 @option("--modalities", type=CommaList(), metavar="NAME,...", section="Model",
         show_default="all in the rasters",

@@ -75,11 +75,11 @@ _OF_STAC = ("composite", "dates", "grid", "sign")
 
 def is_job(output: RasterPath, options: Mapping[str, Any]) -> bool:
     """Tell whether an output is of a job: a store of shards, a COG (a .tif with --quantize), or a table of
-    geometries (a .parquet with --points).
+    geometries (a .parquet with --points, or of which the status is asked).
     """
     place = str(output).rstrip("/")
-    if options["points"] is not None:
-        return place.endswith(".parquet")
+    if place.endswith(".parquet") or options["points"] is not None:
+        return place.endswith(".parquet") and (options["points"] is not None or options["status"])
     return place.endswith(".zarr") or (place.endswith((".tif", ".tiff")) and options["quantize"] is not None)
 
 
@@ -132,10 +132,11 @@ def items_of(options: Mapping[str, Any]) -> list[Any]:
 def print_status(output: RasterPath) -> int:
     """Print how far a job is; return 0 if it is finished, else 1."""
     from rsbackbones.embed import status
+    from rsbackbones.embed.counted import counted
 
     found = status(str(output))
     task = "group" if str(output).endswith(".parquet") else "shard"
-    print(f"{found.done} of {found.total} {task}s done, {found.left} left, {len(found.failed)} failed")
+    print(f"{found.done} of {counted(found.total, task)} done, {found.left} left, {len(found.failed)} failed")
     for index, reason in sorted(found.failed.items()):
         print(f"{task} {index}: {reason}")
     if found.driver:
@@ -149,6 +150,7 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     import torch
 
     from rsbackbones.embed import plan, run
+    from rsbackbones.embed.counted import counted
     from rsbackbones.embed.zones import jobs_of
 
     progress = settings.pop("progress")
@@ -167,10 +169,12 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     jobs = jobs_of(job)
     parts = {name: size / 2**20 for name, size in job.memory_bound.items()}
     listed = ", ".join(f"{name.replace('_', ' ')} {size:.0f}" for name, size in parts.items())
-    what = f"{sum(one.tasks for one in jobs)} shards of {jobs[0].shard} x {jobs[0].shard} cells"
-    points = jobs[0].points
-    if points is not None:
-        what = f"{points.facts['count']} geometries in {points.groups} groups"
+    tasks = counted(sum(one.tasks for one in jobs), jobs[0].task_name)
+    what = f"{tasks} of {jobs[0].shard} x {jobs[0].shard} cells"
+    points = [one.points for one in jobs if one.points is not None]
+    if points:
+        count = sum(one.facts["count"] for one in points)
+        what = f"{counted(count, 'geometry', 'geometries')} in {tasks}"
     print(
         f"{what}; memory of a worker beyond libraries: at most {sum(parts.values()):.0f} MiB ({listed})",
         file=sys.stderr,
@@ -178,9 +182,9 @@ def run_job(model: Any, source: Any, output: RasterPath, options: dict[str, Any]
     with _executor(options) as executor:
         summary = run(job, executor, take_over=options["take_over"], progress=progress)
     waited = f"the model waited {summary['waited_share']:.0%} of its time for pixels"
-    if points is not None:
-        print(f"{summary['missing']} of {summary['geometries']} geometries have no data; {waited}",
-              file=sys.stderr)  # fmt: skip
+    if points:
+        count = counted(summary["geometries"], "geometry", "geometries")
+        print(f"without data: {summary['missing']} of {count}; {waited}", file=sys.stderr)
         print(job.output)
         return 0
     measured = summary["measured"]

@@ -28,6 +28,20 @@ def sensors_of(model: Backbone) -> dict[str, str]:
     return {m: model.config.sensors[m] for m in model.modalities}
 
 
+def require_images(model: Backbone) -> None:
+    """Refuse a model of series where there is one image.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if model.consumes == "series":
+        raise ValueError(
+            f"{model.architecture} encodes series of dates, and the source has one date: pass STAC items, "
+            "with composite='none' and a .zarr as the output (--stac, --composite none), or a location of a "
+            "folder of series (embed_series); or choose a model of images"
+        )
+
+
 def embedding_job(
     model: Backbone,
     inputs: Sequence[InputFiles],

@@ -11,10 +11,10 @@ import torch
 
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.lattice import Block, Lattice
-from rsbackbones.embed.points import GROUP, Points
+from rsbackbones.embed.points import CHECKED_PIXELS, GROUP, Points
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.sources.source import Source
-from rsbackbones.files.objects import Objects
+from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone
 
 # The side of the chunks within a shard, in cells; a reader of one point reads one of them.
@@ -48,7 +48,7 @@ class Job:
         points: the geometries of a table; ``None`` of a store.
         calibration: what :func:`rsbackbones.embed.task.calibrate` found; empty before.
         model: of the process that planned it; it is not pickled.
-        group: of the store, where zones have groups.
+        group: of the store, or of the parts of a table, where zones have groups.
     """
 
     output: str
@@ -80,7 +80,7 @@ class Job:
     def objects(self) -> Objects:
         """Where tasks write; what becomes a local output at the end is kept with the records until then."""
         if self.points is not None:
-            return self.records.within("parts")
+            return self.records.within("parts") if self.is_local else Objects(self.output)
         if self.is_cog:
             return self.records.within("embeddings.zarr")
         return Objects(self.output) if self.group is None else Objects(self.output).within(self.group)
@@ -93,7 +93,7 @@ class Job:
     @property
     def is_local(self) -> bool:
         """Whether the output is local, and comes into being when all tasks are done."""
-        return self.is_cog or self.points is not None
+        return self.is_cog or (self.points is not None and not is_url(self.output))
 
     @property
     def tasks(self) -> int:
@@ -198,9 +198,12 @@ class Job:
         batches = 4 * self.batch_size * (window + unit) ** 2 * layers * bands * 4
         cells = self.shard**2
         table = 0 if self.points is None else 3 * GROUP * self.dim * 8
+        read = strip + batches
+        if self.points is not None:  # the check of the values, which copies them, beside a window
+            read = max(read, (6 * CHECKED_PIXELS + 4 * window**2) * (bands * 4 + masks + 1))
         return {
             "model": 2 * self.facts["model"]["bytes"],
-            "pixels": strip + batches + made,
+            "pixels": read + made,
             # The sums, the stored values, the same in the order of the store, and the encoded shard.
             "features": table
             + cells * self.dim * (self.maps_at_once * 4 + 3 * Quantization(self.quantize).dtype.itemsize),

@@ -28,6 +28,7 @@ from rsbackbones.embed.inputs import (
     create_preprocess_of,
     embedding_job,
     open_model_rasters,
+    require_images,
     sensors_of,
     unfinished,
     warn_of_pixel_sizes,
@@ -95,10 +96,11 @@ def embed_patches(
     Raises:
         ImportError: a library that writes GeoParquet is not installed.
         UnreadableRaster: a file cannot be read.
-        ValueError: rasters, bands or sizes that do not fit, pixels without data, a full disk, rasters that
-            change meanwhile, or another process that writes the same output.
+        ValueError: a model of series; rasters, bands or sizes that do not fit, pixels without data, a full
+            disk, rasters that change meanwhile, or another process that writes the same output.
     """
     model, paths, output = unwrap_model(model), raster_paths(paths), Path(output).expanduser()
+    require_images(model)
     if on_unreadable not in ("fail", "skip"):
         raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
     if output.suffix.lower() not in TABLES:

@@ -14,8 +14,8 @@ from torch import nn
 from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.device import choose_device
-from rsbackbones.embed.inputs import create_preprocess_of, sensors_of, warn_of_pixel_sizes
-from rsbackbones.embed.job import CHUNK, DTYPES, Job, grid_of_cells
+from rsbackbones.embed.inputs import create_preprocess_of, require_images, sensors_of, warn_of_pixel_sizes
+from rsbackbones.embed.job import CHUNK, DTYPES, Job
 from rsbackbones.embed.lattice import Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.points import ON_MISSING, Points
 from rsbackbones.embed.quantize import check_rule
@@ -25,11 +25,14 @@ from rsbackbones.embed.sources.source import ReadOptions, Source, UnreadableItem
 from rsbackbones.embed.sources.stac_items import is_items, open_items
 from rsbackbones.embed.sources.stac_reader import Sign
 from rsbackbones.embed.sources.stac_source import StacSource, items_by_zone
+from rsbackbones.embed.stac import times_of
 from rsbackbones.embed.zones import ZonedJob
 from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone, unwrap_model
 from rsbackbones.zoo.fingerprint import weights_digest
 
+# Of zones: geometries are shared out among them when the maps of all are known.
+_LATER = object()
 # How a GeoTIFF can state what its integers mean.
 COG_RULES = ("per-band", "none")
 
@@ -67,7 +70,8 @@ def plan(
     """Plan the features of a scene as a store of shards, or those of geometries as a table. No pixel is read.
 
     Items of several UTM zones, without ``grid``, are a job for each zone: a group ``utmNN`` of the store has
-    the features of the zone's items on their grid.
+    the features of the zone's items on their grid. A geometry is embedded from one zone: that whose map
+    covers most of it, of equal ones that of its longitude (:meth:`rsbackbones.embed.points.Points.of_zones`).
 
     A task computes one shard: it reads its own pixels with what the windows around need, computes all windows
     of the scene's lattice that touch it, blends, quantizes, and writes the shard and then its record. The
@@ -85,7 +89,7 @@ def plan(
             (``.zarr``); or STAC items: of ``pystac``, of a search, or the path of a JSON file of them
             or of a STAC GeoParquet.
         output: a path or URL (``s3://...``) that ends in ``.zarr``, or a local ``.tif``: a Cloud Optimized
-            GeoTIFF, of the rules ``per-band`` and ``none``; with ``points`` a local ``.parquet``.
+            GeoTIFF, of the rules ``per-band`` and ``none``; with ``points`` a path or URL in ``.parquet``.
         variable: of a Zarr store, if it holds several arrays of bands.
         bands, units, nodata, mask, resample: as for :func:`rsbackbones.embed.embed_scene`. A mask of an array
             is one of its bands.
@@ -154,11 +158,8 @@ def plan(
     of_items = {"composite": composite, "grid": grid, "dates": dates, "sign": sign,
                 "on_unreadable": on_unreadable}  # fmt: skip
     found = _source(model, source, reading, variable, of_items)
-    if model.consumes == "series" and not isinstance(found, StacSource):
-        raise ValueError(
-            f"{model.architecture} encodes series of dates, and the source has one date: pass STAC items, "
-            "with composite='none' (--stac, --composite none)"
-        )
+    if not isinstance(found, StacSource):
+        require_images(model)
     with suppress(UnreadableItems), found.open(model, (0, 0, 0, 0)) as scene:  # reads nothing
         create_preprocess_of(model, scene, units)
     if composite == "none" and model.consumes == "image" and not place.rstrip("/").endswith(".zarr"):
@@ -178,9 +179,6 @@ def plan(
     entry = model.weights_entry
     stream = model.choose_stream(stream)
     lattice = Lattice(rows, columns, side // cell, shared // cell)
-    geometries = None
-    if points is not None:
-        geometries = Points.of(points, grid_of_cells(found.grid, lattice, cell), on_missing)
     facts: dict[str, Any] = {
         "model": {
             "architecture": model.architecture,
@@ -207,13 +205,11 @@ def plan(
         "quantize": quantize,
         "seed": seed,
     }
-    if geometries is not None:
-        facts["points"] = geometries.facts
     if device is None:
         device = model.device_and_dtype()[0]
     else:
         choose_device(device)
-    return Job(
+    job = Job(
         output=Objects(place).place,
         source=found,
         facts=json.loads(json.dumps(facts)),
@@ -229,26 +225,41 @@ def plan(
         threads=threads or torch.get_num_threads(),
         cache_bytes=cache_bytes,
         seed=seed,
-        points=geometries,
         model=model,
     )
+    if points is None or points is _LATER:
+        return job
+    return _with_points(job, Points.of(points, job.grid, on_missing))
 
 
 def _plan_zones(model: Backbone, zones: Mapping[str, Any], place: str, options: dict[str, Any]) -> ZonedJob:
-    if not place.rstrip("/").endswith(".zarr"):
+    points = options["points"]
+    if points is None and not place.rstrip("/").endswith(".zarr"):
         raise ValueError(
             f"the items lie in several UTM zones ({', '.join(zones)}), which are groups of a .zarr; for "
             f"{place} choose one grid: grid='utm10m' (--grid utm10m) or a GeoBox"
         )
-    jobs = {}
+    jobs: dict[str, Job] = {}
     for zone, items in zones.items():
         try:
-            job = plan(model, items, place, **options)
+            job = plan(model, items, place, **(options | {"points": None if points is None else _LATER}))
         except ValueError as error:
             raise ValueError(f"{zone}: {error}") from error
         assert isinstance(job, Job)
         jobs[zone] = replace(job, group=zone)
+    if points is not None:
+        grids = {zone: job.grid for zone, job in jobs.items()}
+        shared = Points.of_zones(points, grids, options["on_missing"])
+        spans = any(len(set(times_of(jobs[zone]))) > 1 for zone in shared)
+        jobs = {zone: _with_points(jobs[zone], own, spans=spans) for zone, own in shared.items()}
     return ZonedJob(Objects(place).place, jobs)
+
+
+def _with_points(job: Job, points: Points, *, spans: bool = False) -> Job:
+    """Return a job with its geometries; ``spans``: some zone has several dates, and all get their columns."""
+    facts = points.facts | ({"spans": True} if spans else {})
+    facts = json.loads(json.dumps(facts))
+    return replace(job, points=replace(points, facts=facts), facts=job.facts | {"points": facts})
 
 
 def _check_output(place: str, quantize: str, of_points: bool) -> None:
@@ -263,8 +274,8 @@ def _check_output(place: str, quantize: str, of_points: bool) -> None:
             f"writing {place} needs the extra scale: pip install 'rsbackbones[scale]'"
         ) from error
     if of_points:
-        if is_url(place) or not place.endswith(".parquet"):
-            raise ValueError(f"embeddings of geometries go to a local .parquet, got {place}")
+        if not place.endswith(".parquet"):
+            raise ValueError(f"embeddings of geometries go to a .parquet, got {place}")
     elif place.endswith((".tif", ".tiff")):
         if is_url(place):
             raise ValueError(f"a COG is a local file, got {place}; a store (.zarr) may be in a bucket")

@@ -1,14 +1,14 @@
 """Geometries to embed: which cells of a map are theirs, and which are computed together.
 
 A point has the cell that it lies in. A polygon has the cells whose centers lie in it or on its outline; where
-there is none, it has the cell in which its representative point lies (of shapely, always within it). The
-embedding is the mean over those of its cells that have data.
+there is none, it has the cell in which its representative point lies (of shapely, always within it). Edges
+are straight in the CRS of the user. The embedding is the mean over those of its cells that have data.
 
 ==================  =========================================================================================
 ``id``              of the user's column of this name, else the index of the GeoDataFrame, or the row number
 the user's columns  as they are
 ``geometry``        in EPSG:4326
-``crs``             of the source
+``crs``             of the source, of several UTM zones that of the zone from which it is embedded
 ``datetime``        of the source, if it has one; ``start_datetime`` and ``end_datetime`` are of all its dates
 ``source``          the rasters that the geometry's cells touch, the ids of STAC items, or the URL of an array
 ``cells``           how many cells of the map are the geometry's
@@ -21,7 +21,7 @@ the user's columns  as they are
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import Array
+from rsbackbones.embed.counted import counted
 from rsbackbones.embed.geoparquet import arrow_table, require_geopandas
 from rsbackbones.embed.lattice import Block
 from rsbackbones.files.objects import Objects
@@ -38,6 +39,8 @@ from rsbackbones.files.objects import Objects
 ON_MISSING = ("fail", "nan")
 # So many geometries at most are one task, and one part file.
 GROUP = 256
+# The values of so many pixels at most are checked before the first group.
+CHECKED_PIXELS = 2**18
 # The column of the shapes in the CRS of the source; it goes to the tasks, and not into the result.
 PLACED = "placed"
 # Columns of the result, which the user's may not be named as.
@@ -48,6 +51,8 @@ _OWN = (
 _KINDS = ("Point", "Polygon", "MultiPolygon")
 # So many are named in an error.
 _NAMED = 5
+# Where a polygon is projected, an edge is off by so much of a cell at most; so many times edges are divided.
+_OFF, _ROUNDS = 0.01, 8
 
 
 @dataclass(frozen=True)
@@ -74,35 +79,51 @@ class Points:
             ValueError: no geometry, one without a CRS, of another kind, empty or invalid; a column of a name
                 that the result needs; with ``on_missing="fail"`` geometries outside of the grid.
         """
-        import geopandas
+        return Points.of_zones(given, {"": grid}, on_missing)[""]
+
+    @staticmethod
+    def of_zones(given: Any, grids: Mapping[str, Grid], on_missing: str) -> "dict[str, Points]":
+        """Share geometries out among the grids of UTM zones, by ``utm32`` or ``utm32s``; errors as of ``of``.
+
+        A geometry is of the zone whose map covers most of it; where maps cover the same of it, of the zone
+        whose central meridian is nearest to its centroid, on the side of the equator on which this lies.
+        Zones without a geometry are left out.
+        """
         import shapely
 
         require_geopandas()
         frame = _named(_read(given))
         _check(frame)
-        placed = frame.geometry.to_crs(grid.crs.to_wkt())
-        map_outline = shapely.box(*_bounds(grid))
-        inside = _inside(placed, map_outline, grid)
+        placed = [_placed(frame.geometry, grid) for grid in grids.values()]
+        shares = np.stack([_inside(one, grid) for one, grid in zip(placed, grids.values(), strict=True)])
+        frame = frame.to_crs("EPSG:4326")
+        zones = _zones(frame.geometry, shares, list(grids))
+        inside = np.take_along_axis(shares, zones[None], 0)[0]
         if on_missing == "fail" and not inside.all():
             raise ValueError(
-                f"{listed(frame['id'][inside == 0])} lie outside of the source; leave them out, or keep them "
+                f"outside of the source: {listed(frame['id'][inside == 0])}; leave these out, or keep them "
                 "with embeddings of NaN: on_missing='nan' (--on-missing nan)"
             )
-        order = np.flatnonzero(inside == 0)
-        if (inside > 0).any():
-            # Neighbors on the curve are neighbors on the map: a group needs few windows.
-            near = np.flatnonzero(inside > 0)
-            along = placed.iloc[near].hilbert_distance(total_bounds=map_outline.bounds)
-            order = np.concatenate([near[np.argsort(along.to_numpy(), kind="stable")], order])
-        frame = frame.to_crs("EPSG:4326").assign(inside_share=inside)
-        frame[PLACED] = shapely.to_wkb(np.asarray(placed.array))
-        assert isinstance(frame, geopandas.GeoDataFrame)
-        table = arrow_table(frame.iloc[order])
+        frame = frame.assign(inside_share=inside)
+        shapes = np.stack([np.asarray(one.array) for one in placed])
+        frame[PLACED] = shapely.to_wkb(np.take_along_axis(shapes, zones[None], 0)[0])
+        rows = [_in_groups(placed[i], inside, np.flatnonzero(zones == i), grid)
+                for i, grid in enumerate(grids.values())]  # fmt: skip
+        table, first, found = arrow_table(frame.iloc[np.concatenate(rows)]), 0, {}
+        for name, own in zip(grids, rows, strict=True):
+            if len(own):
+                bounds = frame.geometry.iloc[own].total_bounds
+                found[name] = Points._of_table(table.slice(first, len(own)), bounds, on_missing)
+            first += len(own)
+        return found
+
+    @staticmethod
+    def _of_table(table: Any, bounds: Array, on_missing: str) -> "Points":
         facts = {
-            "count": len(frame),
+            "count": len(table),
             "group": GROUP,
             "columns": table.column_names,
-            "bounds": list(map(float, frame.total_bounds)),
+            "bounds": list(map(float, bounds)),
             "sha256": _digest(table),
         }
         return Points(facts, on_missing, table)
@@ -209,7 +230,7 @@ def listed(ids: Any) -> str:
     """Return geometries by their ids, for messages."""
     ids = list(ids)
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-    return f"{len(ids)} geometries ({', '.join(map(str, ids[:_NAMED]))}{more})"
+    return f"{counted(len(ids), 'geometry', 'geometries')} ({', '.join(map(str, ids[:_NAMED]))}{more})"
 
 
 def _read(given: Any) -> Any:
@@ -261,16 +282,16 @@ def _check(frame: Any) -> None:
         raise ValueError("the geometries have no CRS; state it: frame.set_crs('EPSG:4326')")
     absent = frame.geometry.isna() | frame.geometry.is_empty
     if absent.any():
-        raise ValueError(f"{listed(frame['id'][absent])} are empty; leave them out")
+        raise ValueError(f"empty: {listed(frame['id'][absent])}; leave these out")
     kinds = frame.geometry.geom_type
     if (other := ~kinds.isin(_KINDS)).any():
         raise ValueError(
-            f"{listed(frame['id'][other])} are {', '.join(sorted(set(kinds[other])))}; embeddings are of "
+            f"{', '.join(sorted(set(kinds[other])))}: {listed(frame['id'][other])}; embeddings are of "
             f"{', '.join(_KINDS)}: make polygons of lines (frame.buffer), and rows of parts (frame.explode)"
         )
     if (invalid := ~frame.geometry.is_valid).any():
         raise ValueError(
-            f"{listed(frame['id'][invalid])} are no valid polygons; repair them: frame.make_valid()"
+            f"no valid polygons: {listed(frame['id'][invalid])}; repair them: frame.make_valid()"
         )
 
 
@@ -279,7 +300,75 @@ def _bounds(grid: Grid) -> tuple[float, float, float, float]:
     return west, south, east, north
 
 
-def _inside(placed: Any, map_outline: Any, grid: Grid) -> Array:
+def _placed(geometry: Any, grid: Grid) -> Any:
+    """Return geometries in the CRS of a grid. Edges that are straight in theirs are curves there: long ones
+    get vertices between, so that none is off by more than ``_OFF`` of a cell in its middle.
+    """
+    import geopandas
+    import shapely
+    from pyproj import Transformer
+
+    target = grid.crs.to_wkt()
+    project = Transformer.from_crs(geometry.crs, target, always_xy=True).transform
+    most = _OFF * min(abs(grid.transform.a), abs(grid.transform.e))
+    shapes = np.array(geometry.array)
+    for _ in range(_ROUNDS):
+        length = _longest_edges(shapes, project, most)
+        if not (bent := np.isfinite(length)).any():
+            break
+        shapes[bent] = shapely.segmentize(shapes[bent], length[bent])
+    return geopandas.GeoSeries(shapes, crs=geometry.crs).to_crs(target)
+
+
+def _longest_edges(shapes: Array, project: Callable[..., Any], most: float) -> Array:
+    """Return how long the edges of each polygon may be; infinity: they can stay as they are."""
+    import shapely
+
+    parts, of_part = shapely.get_parts(shapes, return_index=True)
+    rings, of_ring = shapely.get_rings(parts, return_index=True)  # of a point none
+    longest = np.full(len(shapes), np.inf)
+    if not len(rings):
+        return longest
+    places, of_vertex = shapely.get_coordinates(rings, return_index=True)
+    one, other = places[:-1], places[1:]
+    start, end, middle = (np.stack(project(*at.T)) for at in (one, other, (one + other) / 2))
+    with np.errstate(invalid="ignore"):  # infinity: where the CRS does not reach
+        off = np.hypot(*(middle - (start + end) / 2))
+    bent = (of_vertex[1:] == of_vertex[:-1]) & np.isfinite(off) & (off > most)
+    pieces = np.ceil(np.sqrt(off[bent] / most))  # of half the length, an edge is off by a quarter
+    shape = of_part[of_ring[of_vertex[1:]]]
+    np.minimum.at(longest, shape[bent], np.hypot(*(other - one)[bent].T) / pieces)
+    return longest
+
+
+def _zones(geometry: Any, shares: Array, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the place of the zone of each geometry (EPSG:4326), by the shares [zones, N] that maps cover."""
+    import shapely
+
+    if len(names) == 1:
+        return np.zeros(len(geometry), np.int64)
+    centers = shapely.centroid(np.asarray(geometry.array))
+    lon, lat = shapely.get_x(centers), shapely.get_y(centers)
+    meridian = np.array([[6.0 * int(name[3:5]) - 183] for name in names])
+    apart = np.abs((lon - meridian + 180) % 360 - 180)
+    south = np.array([[name.endswith("s")] for name in names])
+    apart += 1e-6 * (south != (lat < 0))
+    apart[shares < shares.max(axis=0) - 1e-9] = np.inf
+    return np.asarray(np.argmin(apart, axis=0), np.int64)
+
+
+def _in_groups(placed: Any, inside: Array, rows: npt.NDArray[np.int64], grid: Grid) -> npt.NDArray[np.int64]:
+    """Return rows in the order of groups: neighbors on the curve are neighbors on the map, and a group needs
+    few windows. Those outside of the map are last.
+    """
+    near = rows[inside[rows] > 0]
+    if len(near):
+        along = placed.iloc[near].hilbert_distance(total_bounds=_bounds(grid))
+        near = near[np.argsort(along.to_numpy(), kind="stable")]
+    return np.concatenate([near, rows[inside[rows] == 0]])
+
+
+def _inside(placed: Any, grid: Grid) -> Array:
     """Return the share of each geometry that lies on the map."""
     import shapely
 
@@ -292,7 +381,7 @@ def _inside(placed: Any, map_outline: Any, grid: Grid) -> Array:
     row, column = np.floor((y - t.f) / t.e), np.floor((x - t.c) / t.a)
     share[some] = (row >= 0) & (row < grid.height) & (column >= 0) & (column < grid.width)
     some = ~is_point & there
-    parts = shapely.intersection(shapes[some], map_outline)
+    parts = shapely.intersection(shapes[some], shapely.box(*_bounds(grid)))
     share[some] = shapely.area(parts) / shapely.area(shapes[some])
     return share
 

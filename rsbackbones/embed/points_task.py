@@ -14,7 +14,7 @@ from rsbackbones.embed.inputs import create_preprocess_of
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.lattice import Blend, Block, batches
 from rsbackbones.embed.pixels import Pixels
-from rsbackbones.embed.points import Cells, Points
+from rsbackbones.embed.points import CHECKED_PIXELS, Cells, Points
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.scene_checks import check_values
 from rsbackbones.embed.sources.source import Source
@@ -27,11 +27,12 @@ from rsbackbones.embed.task import (
     pixels_of,
     recorded,
     settings,
+    thinned,
     without_unreadable,
 )
 from rsbackbones.preprocess import Preprocess
 
-# Values are checked on so many windows, of so many groups at most.
+# Values are checked on CHECKED_PIXELS of so many windows, of so many groups at most.
 _CHECKED_WINDOWS, _CHECKED_GROUPS = 64, 16
 
 Windows = list[tuple[int, int]]
@@ -46,9 +47,9 @@ class _Means(NamedTuple):
     sources: list[str]
 
 
-def part_key(group: int) -> str:
-    """Return the name of the part file of a group."""
-    return f"part-{group:08d}.parquet"
+def part_key(job: Job, group: int) -> str:
+    """Return the name of the part file of a group; those of zones are in one folder."""
+    return f"part-{group:08d}.parquet" if job.group is None else f"part-{job.group}-{group:08d}.parquet"
 
 
 def compute_group(job: Job, index: int) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def check_points(job: Job) -> dict[str, Any]:
             for i in sorted(rng.permutation(len(windows))[:most]):
                 (top, left), size = windows[i], job.lattice.size
                 name, read, preprocess = _read(job, Block(top, left, top + size[0], left + size[1]))
-                pixels.append(read)
+                pixels.append(thinned(read, CHECKED_PIXELS // _CHECKED_WINDOWS))
         if pixels:
             checked = check_values(pixels, preprocess, whole=False, name=name)
     return {
@@ -108,7 +109,8 @@ def _write_group(job: Job, index: int) -> dict[str, Any]:
         "crs": [str(job.grid.crs)] * len(table),
         "datetime": pa.array([one] * len(table), pa.timestamp("ms")),
     }
-    if len(set(times)) > 1:
+    assert job.points is not None
+    if len(set(times)) > 1 or job.points.facts.get("spans"):
         for name, time in (("start_datetime", times[0]), ("end_datetime", times[-1])):
             made[name] = pa.array([time] * len(table), pa.timestamp("ms"))
     made |= {"source": means.sources, "cells": means.cells, "valid_share": shares,
@@ -119,7 +121,7 @@ def _write_group(job: Job, index: int) -> dict[str, Any]:
     table = table.replace_schema_metadata({b"geo": table.schema.metadata[b"geo"], **stated})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    job.objects.put(part_key(index), buffer.getvalue())
+    job.objects.put(part_key(job, index), buffer.getvalue())
     return {
         "geometries": len(table),
         "missing": [str(i) for i, n in zip(table["id"].to_pylist(), means.valid, strict=True) if not n],

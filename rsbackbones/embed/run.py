@@ -14,9 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.embed.counted import counted
 from rsbackbones.embed.driver import DEAD_S, JobError, driving, one_error, one_line, store_errors
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.points_task import check_points, compute_group
+from rsbackbones.embed.status import ZONES
 from rsbackbones.embed.store import create_store
 from rsbackbones.embed.summary import finish
 from rsbackbones.embed.task import WEIGHTS, calibrate, compute_shard
@@ -120,7 +122,7 @@ def prepare(job: Job, executor: Executor | None) -> Job:
             records.delete(key)
         held = None
     if held is None:
-        if next(job.objects.keys(), None) is not None or (job.is_local and Path(job.output).exists()):
+        if _is_taken(job):
             raise JobError(
                 f"{job.output} holds something that is no output of a job; choose another output, or delete "
                 "it"
@@ -142,14 +144,23 @@ def prepare(job: Job, executor: Executor | None) -> Job:
     if calibration is None:
         prepared = calibrate if job.points is None else check_points
         calibration = prepared(job) if executor is None else _result(executor.submit(prepared, job))
-        if not records.create_json("calibration.json", calibration):
-            calibration = records.get_json("calibration.json")
+        records.create_json("calibration.json", calibration)
+        calibration = records.get_json("calibration.json")  # as whoever goes on reads it, in its order
     job = job.calibrated(calibration)
     if records.get_json("ready.json") is None and records.get_json("finished.json") is None:
         if job.points is None:
             create_store(job)
         records.put_json("ready.json", {})
     return job
+
+
+def _is_taken(job: Job) -> bool:
+    """Tell whether the output holds something, although there is no record of the job."""
+    if job.group is not None and job.points is not None:
+        return False  # zones have one table, and the whole was looked at
+    if job.group is None and job.records.get_json(ZONES) is not None:
+        return True
+    return next(job.objects.keys(), None) is not None or (job.is_local and Path(job.output).exists())
 
 
 def _result(future: Future[Any]) -> Any:
@@ -197,6 +208,6 @@ def _failure(job: Job, failed: dict[int, str], done: int) -> str:
     first, reason = next(iter(failed.items()))
     more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
     return (
-        f"{job.task_name} {first}{more} failed ({job.place_of(first)}): {reason}. {done} of {job.tasks} "
-        f"{job.task_name}s are done and kept; the same call goes on"
+        f"{job.task_name} {first}{more} failed ({job.place_of(first)}): {reason}. Done and kept: {done} of "
+        f"{counted(job.tasks, job.task_name)}; the same call goes on"
     )

@@ -22,6 +22,7 @@ from rsbackbones.embed.inputs import (
     check_output,
     create_preprocess_of,
     embedding_job,
+    require_images,
     unfinished,
     units_from,
     warn_of_pixel_sizes,
@@ -99,11 +100,12 @@ def embed_scene(
             dates of a place.
 
     Raises:
-        ValueError: rasters, bands, sizes or an unfinished run that do not fit; a full disk; rasters that
-            change meanwhile; another process that writes the same output; or a picture that is no preview
-            where the preview goes.
+        ValueError: a model of series; rasters, bands, sizes or an unfinished run that do not fit; a full
+            disk; rasters that change meanwhile; another process that writes the same output; or a picture
+            that is no preview where the preview goes.
     """
     model, paths, output = unwrap_model(model), raster_paths(paths), Path(output).expanduser()
+    require_images(model)
     if device is not None:
         model.to(choose_device(device))
     cell = model.stride

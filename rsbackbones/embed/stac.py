@@ -80,7 +80,8 @@ def _item(job: Job, summary: dict[str, Any]) -> Any:
         datetime=None if times else now,
     )  # fmt: skip
     item.stac_extensions = [EXTENSION, PROCESSING, PROJECTION]
-    href = f"../{place.name}" if job.group is None else f"../{place.name}/{job.group}"
+    in_group = job.group is not None and job.points is None  # a table is one, also of several zones
+    href = f"../{place.name}/{job.group}" if in_group else f"../{place.name}"
     item.add_asset(
         "embeddings",
         pystac.Asset(href=href, media_type=_MEDIA[place.suffix], roles=["data"],

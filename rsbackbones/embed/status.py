@@ -43,10 +43,11 @@ def status(output: str | os.PathLike[str]) -> Status:
     if zones is None:
         return status_of(records)
     parts = {zone: status_of(records.within(zone), shards) for zone, shards in zones["shards"].items()}
+    task = "group" if os.fspath(output).endswith(".parquet") else "shard"
     failed: dict[int, str] = {}
     first = 0
     for zone, part in parts.items():
-        failed |= {first + i: f"{zone}, shard {i}: {reason}" for i, reason in part.failed.items()}
+        failed |= {first + i: f"{zone}, {task} {i}: {reason}" for i, reason in part.failed.items()}
         first += part.total
     return Status(
         total=first,

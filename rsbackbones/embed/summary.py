@@ -1,6 +1,7 @@
 """What the records of a job say in total, and what is left to do when all tasks are done."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ from rsbackbones.embed.cog import write_cog
 from rsbackbones.embed.driver import JobError
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.points import listed
+from rsbackbones.embed.points_task import part_key
 from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.task import WEIGHTS, done_key
+from rsbackbones.files.objects import Objects
 
 # Above this share of clipped values the range of the sample does not fit the scene.
 _CLIPPED = 1e-3
@@ -31,8 +34,8 @@ def finish(job: Job) -> dict[str, Any]:
             "another seed, or another rule (--quantize)",
             file=sys.stderr,
         )
-    if job.points is not None:
-        summary |= _finish_table(job, [name for record in found for name in record["missing"]])
+    if job.points is not None and job.group is None:
+        summary |= finish_table([job])
     if job.is_cog:
         write_cog(job, Path(job.output))
     if job.group is None:
@@ -65,15 +68,40 @@ def sum_up(found: list[dict[str, Any]], dim: int) -> dict[str, Any]:
     }
 
 
-def _finish_table(job: Job, missing: list[str]) -> dict[str, Any]:
-    """Give the folder of part files its name; geometries without data are an error first, if they are one."""
-    assert job.points is not None
-    if missing and job.points.on_missing == "fail":
+def finish_table(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Make the part files of a job, or of those of zones, the table; say how many rows it has.
+
+    A local folder gets its name. In a bucket parts are where they belong, and the record that the job is
+    finished makes them a table.
+
+    Raises:
+        JobError: geometries have no data, and that is an error.
+    """
+    points = [job.points for job in jobs if job.points is not None]
+    records = [job.records.get_json(done_key(i)) for job in jobs for i in range(job.tasks)]
+    missing = [name for record in records for name in record["missing"]]
+    if missing and points[0].on_missing == "fail":
         raise JobError(
-            f"{listed(missing)} have no cell with data. All others are done; leave these out, for another "
+            f"without a cell with data: {listed(missing)}. All others are done; leave these out, for another "
             "output, or keep them with embeddings of NaN: the same with on_missing='nan' (--on-missing nan)"
         )
-    parts = job.objects.local
-    if parts is not None and parts.exists():  # it has its name already where a driver was killed here
-        parts.rename(job.output)
-    return {"geometries": job.points.facts["count"], "missing": len(missing)}
+    if (beside := Objects(jobs[0].output).beside(".job").local) is not None:
+        _give_name(jobs, beside / "parts")
+    return {"geometries": sum(one.facts["count"] for one in points), "missing": len(missing)}
+
+
+def _give_name(jobs: Sequence[Job], whole: Path) -> None:
+    """Put all part files into one folder, without what a killed driver left, and give it its name."""
+    for job in jobs:
+        parts = job.objects.local
+        assert parts is not None
+        for path in (parts / part_key(job, i) for i in range(job.tasks)):
+            if parts != whole and path.exists():  # a driver was killed here where some are moved already
+                whole.mkdir(exist_ok=True)
+                path.rename(whole / path.name)
+    if whole.exists():  # it has its name already where a driver was killed here
+        expected = {part_key(job, i) for job in jobs for i in range(job.tasks)}
+        for path in whole.iterdir():
+            if path.name not in expected:
+                path.unlink()
+        whole.rename(jobs[0].output)

@@ -3,6 +3,7 @@
 A worker gets the job without the model, and reads the weights from the records of the job, once in a process.
 """
 
+import math
 import tempfile
 import threading
 import time
@@ -111,7 +112,7 @@ def calibrate(job: Job) -> dict[str, Any]:
 
             (read, preprocess, held), _ = without_unreadable(of_date, read_place)
             name = held.name
-            pixels += _images(_thinned(read), is_series=job.is_series)
+            pixels += _images(thinned(read, _CHECKED_PIXELS), is_series=job.is_series)
             if read.valid.any():
                 check, preprocess.check = preprocess.check, False  # all places are checked together
                 maps, _ = _encode_block(job, held, preprocess, place, rows)
@@ -194,14 +195,14 @@ def _images(pixels: Pixels, *, is_series: bool) -> list[Pixels]:
     ]
 
 
-def _thinned(pixels: Pixels) -> Pixels:
-    """Return evenly spaced pixels, as many as are checked."""
-    step = max(1, int((pixels.valid.size / _CHECKED_PIXELS) ** 0.5))
+def thinned(pixels: Pixels, most: int) -> Pixels:
+    """Return evenly spaced pixels, about so many at most, as copies: the others can go."""
+    step = math.ceil((pixels.valid.size / most) ** 0.5)
     thin = slice(None, None, step)
     return Pixels(
-        {m: x[..., thin, thin] for m, x in pixels.arrays.items()},
-        pixels.valid[thin, thin],
-        {m: x[..., thin, thin] for m, x in pixels.counts.items()},
+        {m: x[..., thin, thin].copy() for m, x in pixels.arrays.items()},
+        pixels.valid[thin, thin].copy(),
+        {m: x[..., thin, thin].copy() for m, x in pixels.counts.items()},
     )
 
 

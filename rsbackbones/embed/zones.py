@@ -1,7 +1,10 @@
-"""Items of several UTM zones: a job for each zone, whose features are a group of one store."""
+"""Items of several UTM zones: a job for each zone. Its features are a group of one store, or its geometries
+are parts of one table.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rsbackbones.embed.driver import JobError, driving, one_error
@@ -9,7 +12,7 @@ from rsbackbones.embed.job import Job
 from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.status import ZONES, status_of
 from rsbackbones.embed.store import create_groups
-from rsbackbones.embed.summary import sum_up
+from rsbackbones.embed.summary import finish_table, sum_up
 from rsbackbones.files.objects import Objects
 
 
@@ -18,7 +21,7 @@ class ZonedJob:
     """What :func:`rsbackbones.embed.plan` makes of items in several UTM zones.
 
     Attributes:
-        output: the store.
+        output: the store, or the table.
         zones: by group (``utm32``, ``utm32s`` in the south) the job of the items of that zone, on their grid.
     """
 
@@ -59,6 +62,7 @@ def run_zones(job: ZonedJob, run: Callable[[Job], dict[str, Any]], *, take_over:
                 raise JobError(f"{zone}: {error}") from error
         if (summary := records.get_json("finished.json")) is not None:
             return dict(summary)
+        of_table = finish_table(list(job.zones.values())) if _is_table(job) else {}
         measured = [part["measured"] for part in found.values()]
         summary = sum_up(list(found.values()), next(iter(job.zones.values())).dim) | {
             "shards": sum(part["shards"] for part in found.values()),
@@ -66,6 +70,7 @@ def run_zones(job: ZonedJob, run: Callable[[Job], dict[str, Any]], *, take_over:
             "measured": {name: (min if name == "neighbor_agreement" else max)(m[name] for m in measured)
                          for name in measured[0]},
             "zones": found,
+            **of_table,
         }  # fmt: skip
         write_stac(
             job.output,
@@ -80,7 +85,7 @@ def run_zones(job: ZonedJob, run: Callable[[Job], dict[str, Any]], *, take_over:
 
 def _prepare(job: ZonedJob) -> None:
     """Make the record of all zones and their empty groups, or take up those that are there."""
-    records, output = job.records, Objects(job.output)
+    records = job.records
     stated = {
         "shards": {zone: one.tasks for zone, one in job.zones.items()},
         "fingerprints": {zone: one.fingerprint for zone, one in job.zones.items()},
@@ -91,7 +96,7 @@ def _prepare(job: ZonedJob) -> None:
         for key in set(records.keys()) - {"driver.json"}:
             records.delete(key)
         records.put_json(ZONES, held := stated)
-    if held is None and (records.get_json("job.json") or next(output.keys(), None) is not None):
+    if held is None and (records.get_json("job.json") or _is_taken(job)):
         raise JobError(f"{job.output} holds something that is no output of a job; choose another output, or "
                        "delete it")  # fmt: skip
     if held is None and not records.create_json(ZONES, stated):
@@ -99,7 +104,19 @@ def _prepare(job: ZonedJob) -> None:
     if held not in (None, stated):
         raise JobError(f"{job.output} is the output of a job with other inputs or settings; delete it and "
                        f"{records.place}, or choose another output")  # fmt: skip
-    create_groups(job.output, list(job.zones))
+    if not _is_table(job):
+        create_groups(job.output, list(job.zones))
+
+
+def _is_taken(job: ZonedJob) -> bool:
+    """Tell whether the output holds something."""
+    if _is_table(job) and Path(job.output).exists():
+        return True
+    return next(Objects(job.output).keys(), None) is not None
+
+
+def _is_table(job: ZonedJob) -> bool:
+    return next(iter(job.zones.values())).points is not None
 
 
 def _has_begun(records: Objects) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import rsbackbones as rsb
+from rsbackbones.embed import points
 from rsbackbones.embed.driver import JobError
 from rsbackbones.embed.run import prepare
 from rsbackbones.embed.sources.rasters import RasterSource
@@ -22,7 +23,7 @@ from tests import forked
 from tests.data.test_rasters import S2, write_tif
 from tests.embed.small_disk import fill, mounted
 from tests.embed.test_embed import optical
-from tests.embed.test_job import QUIET, SMALL, shards
+from tests.embed.test_job import QUIET, SMALL, files, shards
 from tests.embed.test_state_on_disk import at_batch
 
 pytest.importorskip("obstore")
@@ -49,14 +50,14 @@ def undisturbed(model, source, tmp_path_factory):
     return shards(output)
 
 
-@contextmanager
-def dask_of(count):
-    """Workers of Dask, which are forked where that is possible."""
+@pytest.fixture(scope="module")
+def dask():
+    """Two workers of Dask, which are forked where that is possible."""
     forked.run([sys.executable, "-c", ""])  # starts the server, which has imported torch
     os.environ["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"
     from rsbackbones.embed.cluster import local_workers
 
-    with local_workers(count) as executor:
+    with local_workers(2) as executor:
         yield executor
 
 
@@ -87,23 +88,48 @@ class DeadlySource(RasterSource):
             yield scene
 
 
-def test_dask_gives_the_same_bytes_and_a_deadly_shard_is_left_out(model, source, undisturbed, tmp_path):
+def test_dask_gives_the_bytes_of_zones_of_dates_and_of_geometries(dask, tmp_path, monkeypatch):
+    geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
+    pytest.importorskip("odc.stac")
+    from tests.embed.test_stac_dates import BANDS, SIDE, item, model_of
+
+    monkeypatch.setattr(points, "GROUP", 2)
+    net = model_of("croma_vit_tiny", depth=2)
+    given, shapes = [], []
+    for zone in ("EPSG:32632", "EPSG:32633"):
+        for day in (0, 5):
+            layers = dict(zip(BANDS, optical(SIDE, SIDE, seed=day, bands=4), strict=True))
+            given.append(item(tmp_path, f"{zone[-2:]}_{day}", day, layers, crs=zone))
+        own = [shapely.Point(500_100 + 150 * i, 4_999_600) for i in range(3)]
+        shapes += geopandas.GeoSeries(own, crs=zone).to_crs("EPSG:4326").tolist()
+    frame = geopandas.GeoDataFrame(geometry=shapes, crs="EPSG:4326")
+    windows = {"window": 32, "overlap": 16, "shard": 32}
+    for name, options, count in [
+        ("e.zarr", {"composite": "none"}, 2),
+        ("p.parquet", {"composite": "median", "points": frame}, 4),
+    ]:
+        for where, executor in (("here", None), ("dask", dask)):
+            job = rsb.embed.plan(net, given, tmp_path / where / name, **options, **windows)
+            assert rsb.embed.run(job, executor, **QUIET)["shards"] == count
+        assert files(tmp_path / "dask" / name) == files(tmp_path / "here" / name)
+
+
+def test_dask_gives_the_same_bytes_and_a_deadly_shard_is_left_out(dask, model, source, undisturbed, tmp_path):
     first, second = tmp_path / "e.zarr", tmp_path / "deadly.zarr"
     job = rsb.embed.plan(model, source, first, **SMALL)
     deadly = rsb.embed.plan(model, source, second, **SMALL)
     healthy = deadly.source
     object.__setattr__(deadly, "source", DeadlySource(**vars(healthy)))
-    with dask_of(2) as executor:
-        rsb.embed.run(job, executor, **QUIET)
-        assert shards(first) == undisturbed
-        shutil.rmtree(second, ignore_errors=True)
-        prepare(deadly, None)  # its sample reads that shard too
-        with pytest.raises(JobError, match=r"shard 0 failed .*workers died"):
-            rsb.embed.run(deadly, executor, **QUIET)
-        found = rsb.embed.status(second)
-        assert (found.done, set(found.failed), found.left, found.finished) == (8, {0}, 0, False)
-        object.__setattr__(deadly, "source", healthy)
-        rsb.embed.run(deadly, executor, **QUIET)
+    rsb.embed.run(job, dask, **QUIET)
+    assert shards(first) == undisturbed
+    shutil.rmtree(second, ignore_errors=True)
+    prepare(deadly, None)  # its sample reads that shard too
+    with pytest.raises(JobError, match=r"shard 0 failed .*workers died"):
+        rsb.embed.run(deadly, dask, **QUIET)
+    found = rsb.embed.status(second)
+    assert (found.done, set(found.failed), found.left, found.finished) == (8, {0}, 0, False)
+    object.__setattr__(deadly, "source", healthy)
+    rsb.embed.run(deadly, dask, **QUIET)
     assert shards(second) == undisturbed
     assert rsb.embed.status(second).finished
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import sys
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 
 import jsonschema
@@ -10,11 +11,16 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.features
+from rasterio.warp import transform
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed import points
 from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.lattice import Block
+from rsbackbones.embed.points import Cells, Points
+from rsbackbones.embed.points_task import check_points
 from rsbackbones.files import retry
 from tests import forked
 from tests.data.test_rasters import GRID, S2, write_tif
@@ -228,12 +234,12 @@ def test_geometries_without_data_are_named_or_kept_as_nan(model, scene, tmp_path
               shapely.box(*in_cells(30.4, -10), *in_cells(28.4, 2.2))]  # fmt: skip
     frame = geopandas.GeoDataFrame({"id": ["a", "hole", "far", "half"]}, geometry=shapes, crs=CRS)
     output = tmp_path / "p.parquet"
-    with pytest.raises(ValueError, match=r"1 geometries \(far\) lie outside.*--on-missing nan"):
+    with pytest.raises(ValueError, match=r"outside of the source: 1 geometry \(far\); .*--on-missing nan"):
         rsb.embed.plan(model, scene[0], points=frame, output=output, **SMALL)
     near = frame[frame["id"] != "far"]
     encoded = []
     hook = model.encoders["s2"].register_forward_pre_hook(lambda *_: encoded.append(1))
-    with pytest.raises(JobError, match=r"1 geometries \(hole\) have no cell with data"):
+    with pytest.raises(JobError, match=r"without a cell with data: 1 geometry \(hole\)"):
         run(model, scene[0], output, near)
     assert not output.exists()
     assert encoded
@@ -276,6 +282,7 @@ sys.exit(main([str(word) for word in sys.argv[2:]]))
     records = tmp_path / "p.parquet.job/done"
     assert len(list(records.iterdir())) == 2
     assert not output.exists()
+    (tmp_path / "p.parquet.job/parts/part-00000002.parquet#1").write_bytes(b"half")  # as of a kill in a write
     before = {path: path.stat().st_mtime_ns for path in records.iterdir()}
     for place in (output, tmp_path / "undisturbed.parquet"):
         result = forked.run([*start, 9, *command[3:], "--output", place])
@@ -328,12 +335,14 @@ def test_the_command_takes_files_of_geometries(model, scene, cells, tmp_path, ca
                "--overlap", "16", "--points", tmp_path / "plots.parquet", "--no-progress"]  # fmt: skip
     assert main([str(w) for w in (*command, "--output", tmp_path / "p.parquet")]) == 0
     err = capsys.readouterr().err
-    assert f"{len(frame)} geometries in 1 groups" in err
-    assert f"0 of {len(frame)} geometries have no data" in err
+    assert f"{len(frame)} geometries in 1 group; " in err
+    assert f"without data: 0 of {len(frame)} geometries" in err
     found = np.stack(read(tmp_path / "p.parquet")["embedding"])
     np.testing.assert_allclose(found, plain_means(frame, cells[0])[0], rtol=0, atol=3e-6)
-    assert main([str(w) for w in (*command, "--output", tmp_path / "p.parquet", "--status")]) == 0
-    assert "1 of 1 groups done" in capsys.readouterr().out
+    assert (
+        main(["embed", "--model", "croma_vit_tiny", "--status", "--output", str(tmp_path / "p.parquet")]) == 0
+    )
+    assert "1 of 1 group done" in capsys.readouterr().out
     for words, text in [
         ([*command, "--output", tmp_path / "e.zarr"], "--output NAME.parquet, got"),
         ([*command, "--output", tmp_path / "q.parquet", "--quantize", "per-band"], "float32"),
@@ -358,10 +367,10 @@ def test_geometries_that_cannot_be_embedded_are_named(model, scene, tmp_path):
         (frame(point, crs=None), "no CRS"),
         (
             frame(point, shapely.LineString([in_cells(2, 2), in_cells(5, 5)])),
-            r"1 geometries \(1\) are LineStr",
+            r"LineString: 1 geometry \(1\)",
         ),
-        (frame(point, None, square, shapely.Point()), r"2 geometries \(1, 3\) are empty"),
-        (frame(square, bow), r"1 geometries \(1\) are no valid"),
+        (frame(point, None, square, shapely.Point()), r"empty: 2 geometries \(1, 3\)"),
+        (frame(square, bow), r"no valid polygons: 1 geometry \(1\)"),
         (frame(point, embedding=[1], source=["x"]), "columns embedding, source"),
         (tmp_path / "none.gpkg", "no file"),
         (two, "layers a, b"),
@@ -371,7 +380,7 @@ def test_geometries_that_cannot_be_embedded_are_named(model, scene, tmp_path):
         with pytest.raises(ValueError, match=text):
             rsb.embed.plan(model, scene[0], points=given, output=tmp_path / "p.parquet", **SMALL)
     for output, options, text in [
-        ("p.zarr", {}, "local .parquet"),
+        ("p.zarr", {}, "go to a .parquet"),
         ("p.parquet", {"on_missing": "skip"}, "fail, nan"),
     ]:
         with pytest.raises(ValueError, match=text):
@@ -405,6 +414,70 @@ def test_rows_name_what_they_were_read_from(model, tmp_path, monkeypatch):
         summary = rsb.embed.run(job, **QUIET)
     assert set(summary["left_out"]) == {f"{tiles[2]};{tiles[3]}"}
     assert read(tmp_path / "p.parquet")["source"].tolist() == [f"{tiles[0]};{tiles[1]}", ""]
+
+
+def test_the_check_of_values_is_within_the_memory_that_is_stated(model, tmp_path):
+    path = write_tif(tmp_path / "s.tif", np.tile(optical(80, 80), (1, 8, 8)), S2, nodata=0)
+    whole = shapely.box(*in_cells(80, 0), *in_cells(0, 80))
+    frame = geopandas.GeoDataFrame(geometry=[whole], crs=CRS)
+    options = {"window": 256, "overlap": 128, "shard": 96, "batch_size": 1}
+    job = rsb.embed.plan(model, path, points=frame, output=tmp_path / "p.parquet", **options)
+    job.points.write(job.records)
+    tracemalloc.start()
+    try:
+        assert check_points(job)["sample"]["windows"] == 16
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < job.memory_bound["pixels"]
+
+
+def test_long_edges_are_where_the_user_drew_them():
+    """A parallel is a curve in UTM: the chord of the long edge is six cells off here."""
+    grid = Grid(
+        ROWS, COLUMNS, rasterio.crs.CRS.from_string(CRS), rasterio.Affine(CELL, 0, WEST, 0, -CELL, NORTH)
+    )
+    down, across = np.mgrid[:ROWS, :COLUMNS] + 0.5
+    x, y = in_cells(down, across)
+    lon, lat = map(np.array, transform(CRS, "EPSG:4326", x.ravel(), y.ravel()))
+    _, (south, north) = transform(CRS, "EPSG:4326", *zip(in_cells(29, 18), in_cells(12, 18), strict=True))
+    long, short = shapely.box(14, south, 16, north), shapely.box(14.999, south, 15.02, north)
+    given = geopandas.GeoDataFrame({"id": [0, 1]}, geometry=[long, short], crs="EPSG:4326")
+    table = Points.of(given, grid, "fail").table.to_pylist()
+    for row, west, east in ((0, 14, 16), (1, 14.999, 15.02)):
+        shape = shapely.from_wkb(next(r["placed"] for r in table if r["id"] == row))
+        found = np.zeros((ROWS, COLUMNS), bool)
+        found[Cells(shape, grid, 64).within(Block(0, 0, ROWS, COLUMNS))] = True
+        within = (lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)
+        np.testing.assert_array_equal(found.ravel(), within)
+    assert len(shapely.get_coordinates(shape)) == 5  # a short edge stays
+    kept = Points.of(given.to_crs(CRS), grid, "fail").table.to_pylist()
+    assert {len(shapely.get_coordinates(shapely.from_wkb(row["placed"]))) for row in kept} == {5}
+
+
+def test_each_geometry_is_of_one_zone():
+    """Maps of neighbors on both sides of 12 degrees east, of which that of the north-east is smaller."""
+    crs = {"utm32": 32632, "utm33": 32633, "utm33s": 32733}
+    corners = {"utm32": (700_000, 100_000), "utm33": (100_000, 60_000), "utm33s": (100_000, 10_000_000)}
+    grids = {}
+    for zone, code in crs.items():
+        west, north = corners[zone]
+        transform = rasterio.Affine(100, 0, west, 0, -100, north)
+        grids[zone] = Grid(1000, 1500, rasterio.crs.CRS.from_epsg(code), transform)
+    places = {
+        "west": shapely.Point(11.9, 0.2), "east": shapely.Point(12.1, 0.2),
+        "south": shapely.Point(12.1, -0.2), "alone": shapely.Point(12.01, 0.7),
+        "most": shapely.box(12.0, 0.5, 12.1, 0.6), "far": shapely.Point(16.9, 0.2),
+    }  # fmt: skip
+    frame = geopandas.GeoDataFrame({"id": list(places)}, geometry=list(places.values()), crs="EPSG:4326")
+    found = Points.of_zones(frame, grids, "nan")
+    zones = {name: zone for zone, own in found.items() for name in own.table["id"].to_pylist()}
+    assert zones == {"west": "utm32", "east": "utm33", "south": "utm33s", "alone": "utm32", "most": "utm32",
+                     "far": "utm33"}  # fmt: skip
+    assert found["utm33"].table["inside_share"].to_pylist() == [1, 0]
+    with pytest.raises(ValueError, match=r"outside of the source: 1 geometry \(far\)"):
+        Points.of_zones(frame, grids, "fail")
+    assert set(Points.of_zones(frame.iloc[:2], grids, "fail")) == {"utm32", "utm33"}
 
 
 def test_geometries_take_models_of_images(scene, tmp_path):

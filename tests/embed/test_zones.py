@@ -1,6 +1,7 @@
 """Items of two UTM zones: a group of the store for each, equal to a job of that zone's items alone."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,16 +9,21 @@ import pytest
 import torch
 
 import rsbackbones as rsb
-from rsbackbones.embed.driver import JobError
+from rsbackbones.embed import points
+from rsbackbones.embed.driver import JobError, driving
 from rsbackbones.embed.search.search import Searched
 from rsbackbones.zoo.factory import create_untrained
+from tests.embed.small_disk import fill, mounted
 from tests.embed.test_embed import optical
-from tests.embed.test_job import QUIET
+from tests.embed.test_job import QUIET, files
 from tests.embed.test_stac_dates import BANDS, SIDE, item
+from tests.embed.test_state_on_disk import at_batch
 
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
 pytest.importorskip("faiss")
+geopandas = pytest.importorskip("geopandas")
+shapely = pytest.importorskip("shapely")
 OPTIONS = {"window": 32, "overlap": 16, "shard": 32, "composite": "first"}
 
 
@@ -100,13 +106,130 @@ def test_a_zone_that_fails_is_named_and_goes_on(model, zones, tmp_path, monkeypa
     path = tmp_path / "B03.tif"
     broken.assets["B03"].href = str(path)
     job = rsb.embed.plan(model, [zones["utm32"], broken], output, **OPTIONS)
-    with pytest.raises(ValueError, match="cannot read the asset B03 of of_utm33"):
+    with pytest.raises(ValueError, match=r"utm33: .*cannot read the asset B03 of of_utm33"):
         rsb.embed.run(job, **QUIET)
     found = rsb.embed.status(output)
     assert (found.total, found.done, found.finished) == (2, 1, False)
     shutil.copy(zones["utm33"].assets["B03"].href, path)
     rsb.embed.run(job, **QUIET)
     assert rsb.embed.status(output).finished
+
+
+def test_a_second_driver_of_the_whole_is_refused(model, zones, tmp_path):
+    output = tmp_path / "e.zarr"
+    job = rsb.embed.plan(model, list(zones.values()), output, **OPTIONS)
+    with (
+        driving(job.records, str(output), take_over=False),
+        pytest.raises(JobError, match=rf"another driver .*process {os.getpid()} on .*--take-over"),
+    ):
+        rsb.embed.run(job, **QUIET)
+    assert not output.exists()
+    assert rsb.embed.run(job, **QUIET)["shards"] == 2
+
+
+def test_a_folder_that_takes_nothing_is_one_error_and_the_job_goes_on(model, zones, tmp_path):
+    folder = tmp_path / "folder"
+    folder.write_text("a file")
+    job = rsb.embed.plan(model, list(zones.values()), folder / "e.zarr", **OPTIONS)
+    with pytest.raises(JobError, match=r"cannot write .*make room, or give access") as caught:
+        rsb.embed.run(job, **QUIET)
+    assert "\n" not in str(caught.value)
+    folder.unlink()
+    assert rsb.embed.run(job, **QUIET)["shards"] == 2
+
+
+def test_a_disk_that_is_full_at_the_second_zone_is_one_error_and_the_job_goes_on(model, zones, tmp_path):
+    with mounted(tmp_path / "disk", "16m") as disk:
+        job = rsb.embed.plan(model, list(zones.values()), disk / "e.zarr", **OPTIONS)
+        # A zone has three batches of its sample, and three of its shard.
+        hook = at_batch(model, 8, lambda: fill(disk / "ballast"))
+        with pytest.raises(JobError, match=r"utm33: cannot write .*No space left") as caught:
+            rsb.embed.run(job, **QUIET)
+        hook.remove()
+        assert "\n" not in str(caught.value)
+        assert rsb.embed.status(disk / "e.zarr").done == 1
+        (disk / "ballast").unlink()
+        assert rsb.embed.run(job, **QUIET)["shards"] == 2
+        assert rsb.embed.status(disk / "e.zarr").finished
+
+
+def places():
+    """Three geometries in each zone, in degrees, and a column of the user's."""
+    shapes = []
+    for crs in ("EPSG:32632", "EPSG:32633"):
+        own = [shapely.Point(500_200, 4_999_800), shapely.box(500_050, 4_999_500, 500_420, 4_999_920),
+               shapely.Point(500_600, 4_999_500)]  # fmt: skip
+        shapes += geopandas.GeoSeries(own, crs=crs).to_crs("EPSG:4326").tolist()
+    return geopandas.GeoDataFrame(
+        {"id": list("abcdef"), "note": [None] * 5 + ["last"]}, geometry=shapes, crs="EPSG:4326"
+    )
+
+
+def test_geometries_of_two_zones_are_one_table(model, zones, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsbackbones.files.retry.PAUSE_S", 0.01)
+    monkeypatch.setattr(points, "GROUP", 2)
+    output, given, frame = tmp_path / "p.parquet", list(zones.values()), places()
+    expected = []
+    for zone, rows in zip(zones, (slice(0, 3), slice(3, 6)), strict=True):
+        alone = tmp_path / f"{zone}.parquet"
+        rsb.embed.run(rsb.embed.plan(model, zones[zone], alone, points=frame.iloc[rows], **OPTIONS), **QUIET)
+        expected.append(geopandas.read_parquet(alone))
+    broken = zones["utm33"].clone()
+    path = tmp_path / "B03.tif"
+    broken.assets["B03"].href = str(path)
+    job = rsb.embed.plan(model, [given[0], broken], output, points=frame, **OPTIONS)
+    with pytest.raises(JobError, match=r"utm33: .*cannot read the asset B03 of of_utm33"):
+        rsb.embed.run(job, **QUIET)
+    assert not output.exists()
+    half = rsb.embed.status(output)
+    assert (half.total, half.done, half.finished) == (4, 2, False)
+    shutil.copy(zones["utm33"].assets["B03"].href, path)
+    summary = rsb.embed.run(job, **QUIET)
+    assert (summary["geometries"], summary["missing"], summary["shards"]) == (6, 0, 4)
+    assert rsb.embed.run(job, **QUIET) == summary
+    assert [p.name for p in sorted(output.iterdir())] == [
+        f"part-{zone}-{i:08d}.parquet" for zone in zones for i in range(2)
+    ]
+    found = geopandas.read_parquet(output)
+    for own, (zone, table) in zip(expected, found.groupby("crs"), strict=True):
+        assert table["id"].tolist() == own["id"].tolist()
+        assert set(own["crs"]) == {zone}
+        np.testing.assert_array_equal(np.stack(table["embedding"]), np.stack(own["embedding"]))
+        for name in own.columns.difference(["embedding"]):
+            assert table[name].astype(str).tolist() == own[name].astype(str).tolist(), name
+    assert len(Searched(output).search([np.ones(96, np.float32)], k=6).rows) == 6
+    item = json.loads((tmp_path / "p.parquet.stac/p-utm33.json").read_text())
+    assert (tmp_path / "p.parquet.stac" / item["assets"]["embeddings"]["href"]).resolve() == output
+    # A driver that is killed while it gathers the parts.
+    before, records = files(output), tmp_path / "p.parquet.job"
+    output.rename(records / "parts")
+    (records / "parts/part-utm33-00000001.parquet").rename(
+        records / "utm33/parts/part-utm33-00000001.parquet"
+    )
+    (records / "finished.json").unlink()
+    assert rsb.embed.run(job, **QUIET) == summary
+    assert files(output) == before
+    with pytest.raises(JobError, match="no output of a job"):
+        rsb.embed.run(rsb.embed.plan(model, given[:1], output, points=frame.iloc[:3], **OPTIONS), **QUIET)
+
+
+def test_zones_of_several_dates_have_the_same_columns_and_share_what_is_missing(model, zones, tmp_path):
+    layers = dict(zip(BANDS, optical(SIDE, SIDE, seed=5, bands=4), strict=True))
+    for layer in layers.values():
+        layer[:32, :32] = 0
+    later = item(tmp_path, "later", 7, layers, crs="EPSG:32633")
+    hidden = item(tmp_path, "hidden", 1, layers, crs="EPSG:32633")
+    given, output, frame = [zones["utm32"], hidden, later], tmp_path / "p.parquet", places()
+    with pytest.raises(JobError, match=r"without a cell with data: 1 geometry \(d\)\. All others are done"):
+        rsb.embed.run(rsb.embed.plan(model, given, output, points=frame, **OPTIONS), **QUIET)
+    assert not output.exists()
+    job = rsb.embed.plan(model, given, output, points=frame, on_missing="nan", **OPTIONS)
+    assert rsb.embed.run(job, **QUIET)["missing"] == 1
+    table = geopandas.read_parquet(output).set_index("id")
+    assert table.index[np.isnan(np.stack(table["embedding"])).any(1)].tolist() == ["d"]
+    dates = table[["datetime", "start_datetime", "end_datetime"]]
+    days = [[str(date)[:10] for date in dates.loc[i]] for i in "af"]
+    assert days == [["2024-06-01"] * 3, ["NaT", "2024-06-02", "2024-06-08"]]
 
 
 def test_a_cog_of_zones_is_refused(model, zones, tmp_path):

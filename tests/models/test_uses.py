@@ -20,7 +20,7 @@ from rsbackbones.zoo.registry import find_architecture
 from tests.conftest import close
 from tests.data.test_rasters import write_tif
 from tests.embed.test_embed import optical, radar, read_map
-from tests.models.examples import ALL, VITS, batch, cells, dated, small, times_of
+from tests.models.examples import ALL, ONE_BY_ONE, SERIES, VITS, batch, cells, dated, small, times_of
 from tests.models.toy_cnn import ToyCNN
 
 register_encoders()
@@ -232,6 +232,7 @@ def features_of(model, raw):
         return model.forward_features(images)
 
 
+@pytest.mark.parametrize("model", ONE_BY_ONE, indirect=True)
 @pytest.mark.parametrize("pad", [False, True])
 def test_a_scene_of_one_window_has_the_map_of_the_whole_scene(model, tmp_path, pad):
     model.pad = pad
@@ -253,6 +254,7 @@ def test_a_scene_of_one_window_has_the_map_of_the_whole_scene(model, tmp_path, p
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize("model", ONE_BY_ONE, indirect=True)
 def test_a_scene_of_several_windows_is_covered_and_georeferenced(model, tmp_path):
     import rasterio
 
@@ -265,6 +267,7 @@ def test_a_scene_of_several_windows_is_covered_and_georeferenced(model, tmp_path
     assert (tmp_path / "map.png").exists()
 
 
+@pytest.mark.parametrize("model", ONE_BY_ONE, indirect=True)
 def test_patches_get_one_embedding_each(model, tmp_path):
     files, raw = rasters(model, tmp_path, 64, 96)
     embed_patches(model, files, tmp_path / "rows.npz", **options(model))
@@ -274,6 +277,16 @@ def test_patches_get_one_embedding_each(model, tmp_path):
         alone = features_of(model, {m: raw[m] for m in model.stream_inputs[stream]})
         assert rows[stream].shape == features.pooled[stream].shape
         np.testing.assert_allclose(rows[stream][0], alone.pooled[stream][0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_models_of_series_take_no_single_image(name, tmp_path):
+    model = small(name)
+    files, _ = rasters(model, tmp_path, 64, 96)
+    for embed, output in ((embed_scene, "map.tif"), (embed_patches, "rows.npz")):
+        with pytest.raises(ValueError, match=r"encodes series of dates.*--composite none.*embed_series"):
+            embed(model, files, tmp_path / output, **options(model))
+    assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
 # -- evaluation ---------------------------------------------------------------------------------------
