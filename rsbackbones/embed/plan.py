@@ -24,7 +24,8 @@ from rsbackbones.embed.sources.rasters import RasterSource
 from rsbackbones.embed.sources.source import ReadOptions, Source, UnreadableItems
 from rsbackbones.embed.sources.stac_items import is_items, open_items
 from rsbackbones.embed.sources.stac_reader import Sign
-from rsbackbones.embed.sources.stac_source import StacSource, items_by_zone
+from rsbackbones.embed.sources.stac_sensors import items_by_zone
+from rsbackbones.embed.sources.stac_source import StacSource
 from rsbackbones.embed.zones import ZonedJob
 from rsbackbones.files.objects import Objects, is_url
 from rsbackbones.models.backbone import Backbone, unwrap_model
