@@ -22,7 +22,7 @@ from rsbackbones.data.rasters import Array
 from rsbackbones.embed.pixels import Pixels
 from rsbackbones.embed.sources.source import Window
 from rsbackbones.embed.sources.stac_grid import bounds_of_box
-from rsbackbones.embed.sources.stac_item import day_of, touches
+from rsbackbones.embed.sources.stac_item import cloud_cover, day_of, touches
 from rsbackbones.embed.sources.stac_reader import ItemReader
 from rsbackbones.embed.sources.stac_sensors import SensorItems
 
@@ -221,7 +221,7 @@ def days_of(items: Sequence[dict[str, Any]], *, by_cloud: bool = False) -> list[
     """Return the days of items, in order of time or of their mean cloud cover."""
     days: dict[str, list[float]] = {}
     for item in items:
-        days.setdefault(day_of(item), []).append(float(item["properties"].get("eo:cloud_cover") or 0.0))
+        days.setdefault(day_of(item), []).append(cloud_cover(item) or 0.0)
     if not by_cloud:
         return sorted(days)
     return sorted(days, key=lambda day: (sum(days[day]) / len(days[day]), day))

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import shapely
+from rasterio import Affine
 
 import rsbackbones as rsb
 from rsbackbones.embed.sources.stac_items import open_items
@@ -15,6 +16,7 @@ from tests.embed.test_stac_places import read_whole
 
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
+GeoBox = pytest.importorskip("odc.geo.geobox").GeoBox
 OPTIONS = {"window": 32, "overlap": 16, "shard": 32, "composite": "first"}
 
 
@@ -98,8 +100,11 @@ def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
     ill_timed["properties"]["datetime"] = "yesterday"
     no_link = changed(one)
     del no_link["assets"]["B03"]["href"]
-    flat = changed(one)
+    flat, clouded, untold = changed(one), changed(one), changed(one)
     flat["properties"]["proj:transform"] = [10, 0, 500_000]
+    clouded["properties"]["eo:cloud_cover"] = "few"
+    del untold["properties"]["proj:code"]
+    untold["properties"]["proj:wkt2"] = "PROJCRS[unknown"
     for given, options, text in [
         ([changed(one), elsewhere], {}, "two items that differ are one"),
         (changed(one, id=None), {}, "the id None"),
@@ -117,6 +122,16 @@ def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
         (changed(one), {"mask": {"CLD": (1,)}}, "no item has such an asset"),
         (changed(one), {"dates": "2024-06-30/2024-06-01"}, "the earlier day first"),
         ({"type": "FeatureCollection", "features": []}, {}, "there is no STAC item"),
+        ({"type": "FeatureCollection", "features": [None]}, {}, "None is no STAC item"),
+        (
+            {"type": "FeatureCollection", "features": [{"type": "Feature"}]},
+            {},
+            "a feature without id is no STAC",
+        ),
+        (clouded, MASK | {"composite": "least-cloudy"}, "one state no eo:cloud_cover"),
+        (changed(one), {"grid": GeoBox((8, 8), Affine(10, 0, 0, 0, -10, 0), None)}, "a GeoBox with a CRS"),
+        (changed(one), {"grid": "utm0m"}, "utm10m"),
+        (untold, {}, "the item one cannot be placed: Invalid projection"),
     ]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

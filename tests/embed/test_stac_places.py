@@ -141,3 +141,19 @@ def test_items_at_the_antimeridian_and_the_poles_have_their_own_grid(model, tmp_
     assert pixels.valid.all()
     np.testing.assert_array_equal(pixels.arrays["s2"], np.stack(list(layers().values())))
     assert job.source.names((0, 0, SIDE, 4)) == job.source.names((0, SIDE - 4, SIDE, 4)) == ["one"]
+
+
+def test_one_grid_holds_items_at_both_sides_of_the_antimeridian(model, tmp_path):
+    given = []
+    for i, (crs, lon) in enumerate({"EPSG:32660": 179.98, "EPSG:32601": -179.98}.items()):
+        west = transform("EPSG:4326", crs, [lon], [45.1])[0][0]
+        given.append(item(tmp_path, f"tile{i}", 0, layers(i), crs=crs, west=west))
+    job = rsb.embed.plan(model, given, tmp_path / "e.zarr", grid="utm10m", **OPTIONS)
+    height, width = job.source.grid.height, job.source.grid.width
+    assert (height < 2 * SIDE, width < 400) == (True, True)  # some 3.6 km from edge to edge
+    assert len(job.days) == 1
+    assert (job.source.names((0, 0, height, 20)), job.source.names((0, width - 20, height, 20))) == (
+        ["tile0"], ["tile1"],
+    )  # fmt: skip
+    valid = read_whole(job, model).valid
+    assert abs(valid.sum() - 2 * SIDE * SIDE) < 0.05 * SIDE * SIDE

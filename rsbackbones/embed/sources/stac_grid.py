@@ -9,7 +9,31 @@ from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.sources.stac_assets import as_rasters
 from rsbackbones.embed.sources.stac_item import Bounds
 
-_UTM_GRID = re.compile(r"utm(\d+(?:\.\d+)?)m")
+_UTM_GRID = re.compile(r"utm(?=.*[1-9])\d+(\.\d+)?m")
+
+
+def check_grid(grid: Any) -> None:
+    """Refuse what is no grid for items.
+
+    Raises:
+        ValueError: neither ``None``, ``utm10m`` nor an ``odc.geo`` GeoBox that is north up and has a CRS.
+    """
+    if grid is None or (isinstance(grid, str) and _UTM_GRID.fullmatch(grid)):
+        return
+    if not is_geobox(grid):
+        raise ValueError(f"grid must be an odc.geo GeoBox or utmNm, such as utm10m, got {grid!r}")
+    t = grid.affine
+    if grid.crs is None or t.b or t.d or t.a <= 0 or t.e >= 0:
+        raise ValueError(
+            f"grid must be a GeoBox with a CRS whose rows go east and columns south, got {grid.crs}, {t!r}"
+        )
+
+
+def is_geobox(grid: Any) -> bool:
+    """Tell whether a grid is a GeoBox."""
+    from odc.geo.geobox import GeoBox
+
+    return isinstance(grid, GeoBox)
 
 
 def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any) -> Any:
@@ -18,25 +42,19 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
     Args:
         items: as dictionaries.
         assets: whose CRS and resolution count.
-        grid: a GeoBox, ``utm10m``, or ``None``: CRS and resolution of the items.
+        grid: a GeoBox, ``utm10m``, or ``None``: CRS and resolution of the items; see :func:`check_grid`.
 
     Raises:
-        ValueError: another grid, items in several CRS, or items that state none.
+        ValueError: items in several CRS, or items that state none.
     """
-    from odc.geo.geobox import GeoBox
     from odc.stac import output_geobox
 
-    if isinstance(grid, GeoBox):
-        t = grid.affine
-        if t.b or t.d or t.a <= 0 or t.e >= 0:
-            raise ValueError(f"grid must be a GeoBox whose rows go east and columns south, got {t!r}")
+    if is_geobox(grid):
         return grid
     codes = {stated_crs(item["properties"], item["assets"], assets) for item in items}
     options: dict[str, Any] = {}
     if grid is not None:
-        if not isinstance(grid, str) or not (stated := _UTM_GRID.fullmatch(grid)):
-            raise ValueError(f"grid must be an odc.geo GeoBox or utmNm, such as utm10m, got {grid!r}")
-        options = {"crs": "utm", "resolution": float(stated[1])}
+        options = {"crs": "utm", "resolution": float(grid[3:-1])}
     elif len(codes) > 1:
         raise ValueError(
             f"the items lie in several CRS ({', '.join(map(str, sorted(codes, key=str)))}): choose one grid, "

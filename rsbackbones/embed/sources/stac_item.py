@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +46,12 @@ def with_days(items: Sequence[Mapping[str, Any]], longitude: float) -> list[dict
 def day_of(item: Mapping[str, Any]) -> str:
     """Return the day of an item, see :func:`with_days`: items of a day are one mosaic."""
     return str(item["properties"][_DAY])
+
+
+def cloud_cover(item: Mapping[str, Any]) -> float | None:
+    """Return the cloud cover that an item states in percent, ``None`` where it states none."""
+    stated = item["properties"].get("eo:cloud_cover")
+    return float(stated) if isinstance(stated, (int, float)) and math.isfinite(stated) else None
 
 
 def facts_of(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,12 +50,12 @@ def open_items(given: Any, dates: str | None = None, bounds: Bounds | None = Non
     if home is not None:
         given = _read(Path(home), days, bounds)
     if isinstance(given, Mapping):
-        given = given["features"] if given.get("type") == "FeatureCollection" else [given]
+        given = given.get("features") or () if given.get("type") == "FeatureCollection" else [given]
     elif isinstance(given, pystac.Item):
         given = [given]
     elif hasattr(given, "items") and callable(given.items):  # a search result
         given = list(given.items())
-    items = _each_once([_parsed(i) if isinstance(i, Mapping) else i for i in given])
+    items = _each_once([_parsed(one) for one in given])
     if not items:
         raise ValueError("there is no STAC item")
     for item in items:
@@ -78,8 +78,13 @@ def open_items(given: Any, dates: str | None = None, bounds: Bounds | None = Non
     return within
 
 
-def _parsed(given: Mapping[str, Any]) -> Any:
+def _parsed(given: Any) -> Any:
     import pystac
+
+    if isinstance(given, pystac.Item):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{given!r:.80} is no STAC item: expected an item of pystac, or a dictionary")
 
     try:
         return pystac.Item.from_dict(dict(given), migrate=True)

@@ -11,8 +11,8 @@ from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SeriesScene,
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources.source import ReadOptions, Window
 from rsbackbones.embed.sources.stac_assets import is_reflectance
-from rsbackbones.embed.sources.stac_grid import bounds_of_box, geobox_of, grid_of
-from rsbackbones.embed.sources.stac_item import day_of, facts_of, link_of, time_of, touches
+from rsbackbones.embed.sources.stac_grid import bounds_of_box, check_grid, geobox_of, grid_of, is_geobox
+from rsbackbones.embed.sources.stac_item import cloud_cover, day_of, facts_of, link_of, time_of, touches
 from rsbackbones.embed.sources.stac_items import open_items
 from rsbackbones.embed.sources.stac_reader import ItemReader, Sign
 from rsbackbones.embed.sources.stac_sensors import on_grid, sensor_items
@@ -76,7 +76,8 @@ class StacSource:
                 f"{options.resample!r} mixes them: have the files state it (gdal_edit.py -a_nodata), or "
                 "resample to the nearest pixel"
             )
-        found = open_items(items, dates, bounds_of_box(grid) if hasattr(grid, "boundingbox") else None)
+        check_grid(grid)
+        found = open_items(items, dates, bounds_of_box(grid) if is_geobox(grid) else None)
         sensors = sensor_items(found, model, options)
         first = next(iter(sensors.values()))
         self._box = geobox_of(first.items, list(first.assets.values()), grid)
@@ -85,7 +86,7 @@ class StacSource:
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")
         self._sensors = {m: on_grid(m, sensor, self._box) for m, sensor in sensors.items()}
         first = next(iter(self._sensors.values()))
-        unknown = [i["id"] for i in first.items if i["properties"].get("eo:cloud_cover") is None]
+        unknown = [item["id"] for item in first.items if cloud_cover(item) is None]
         if composite == "least-cloudy" and unknown:
             raise ValueError(
                 f"{unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''} state no "
