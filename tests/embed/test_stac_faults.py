@@ -100,6 +100,7 @@ def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
     ill_timed["properties"]["datetime"] = "yesterday"
     no_link = changed(one)
     del no_link["assets"]["B03"]["href"]
+    elsewhere_on_earth = shapely.geometry.mapping(shapely.box(10, 40, 11, 41))
     flat, clouded, untold = changed(one), changed(one), changed(one)
     flat["properties"]["proj:transform"] = [10, 0, 500_000]
     clouded["properties"]["eo:cloud_cover"] = "few"
@@ -131,6 +132,16 @@ def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
         (clouded, MASK | {"composite": "least-cloudy"}, "one state no eo:cloud_cover"),
         (changed(one), {"grid": GeoBox((8, 8), Affine(10, 0, 0, 0, -10, 0), None)}, "a GeoBox with a CRS"),
         (changed(one), {"grid": "utm0m"}, "utm10m"),
+        (
+            changed(one, geometry=elsewhere_on_earth, bbox=[10, 40, 11, 41]),
+            {},
+            "the item one lies elsewhere by its",
+        ),
+        (
+            [changed(one), changed(one, id="two", geometry=elsewhere_on_earth)],
+            {},
+            "the item two lies elsewhere",
+        ),
         (untold, {}, "the item one cannot be placed: Invalid projection"),
     ]:
         with warnings.catch_warnings():

@@ -87,14 +87,26 @@ def sensor_items(found: Sequence[Any], model: Backbone, options: ReadOptions) ->
     return sensors
 
 
-def on_grid(modality: str, sensor: SensorItems, box: Any) -> SensorItems:
+def on_grid(modality: str, sensor: SensorItems, box: Any, *, own: bool) -> SensorItems:
     """Return the items whose footprint touches a GeoBox, with their days there.
 
+    Args:
+        modality: for messages.
+        sensor: all items.
+        box: the GeoBox.
+        own: whether it was made of these items, which then all lie on it.
+
     Raises:
-        ValueError: none does, or what one states of its place cannot be understood.
+        ValueError: none does, or what one states of its place contradicts itself or cannot be understood.
     """
     west, south, east, north = bounds = bounds_of_box(box)
     items = [item for item in sensor.items if lies_on(item, box, bounds)]
+    if own and len(items) < len(sensor.items):
+        away = next(item for item in sensor.items if item not in items)
+        raise ValueError(
+            f"the item {away['id']} lies elsewhere by its bbox {away['bbox']} and its geometry than by its "
+            "proj:transform; correct it, or leave it out"
+        )
     if not items:
         raise ValueError(
             f"no item of {modality} lies on the grid, which is between {west:.2f} and {east:.2f} degrees of "

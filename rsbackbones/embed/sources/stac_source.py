@@ -84,7 +84,10 @@ class StacSource:
         self.grid = grid_of(self._box)
         self._options, self._composite = options, composite
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")
-        self._sensors = {m: on_grid(m, sensor, self._box) for m, sensor in sensors.items()}
+        self._sensors = {
+            m: on_grid(m, sensor, self._box, own=sensor is first and not is_geobox(grid))
+            for m, sensor in sensors.items()
+        }
         first = next(iter(self._sensors.values()))
         unknown = [item["id"] for item in first.items if cloud_cover(item) is None]
         if composite == "least-cloudy" and unknown:
