@@ -113,7 +113,8 @@ def on_grid(modality: str, sensor: SensorItems, box: Any, *, own: bool) -> Senso
             f"longitude, {south:.2f} and {north:.2f} of latitude; the first, "
             f"{sensor.items[0]['id']}, has the bbox {sensor.items[0]['bbox']}"
         )
-    parsed(items, list(sensor.assets.values()))
+    if not own:  # whose places are in the grid already
+        parsed(items, list(sensor.assets.values()))
     return sensor._replace(items=with_days(items, (west + east + 360 * (west > east)) / 2))
 
 
