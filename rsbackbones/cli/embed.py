@@ -337,7 +337,7 @@ def _find(
 
 def _in_store(place: str, variable: str | None, sensors: Mapping[str, str]) -> _File:
     """Find the bands of an array in a Zarr store; one that names none is taken to hold those of the model."""
-    from rsbackbones.embed.sources.arrays import names_in_store
+    from rsbackbones.embed.sources.zarr_store import names_in_store
 
     return _named_bands(place, names_in_store(place, variable), sensors)
 

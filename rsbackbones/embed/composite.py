@@ -7,53 +7,26 @@
 ``none``              every date; a model of series gets all dates of a sensor
 ====================  ========================================================================================
 
-Where a pixel is of one date, the other sensors have it of the nearest date at which they have data there; of
-two the earlier.
+A day is that of the sun at the place, so that the items of one overpass are of one day. Where a pixel is of
+one date, the other sensors have it of the nearest date at which they have data there; of two the earlier.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from rsbackbones.data.class_masks import ClassMasks
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import Array
 from rsbackbones.embed.pixels import Pixels
 from rsbackbones.embed.sources.source import Window
-from rsbackbones.embed.sources.stac_items import day_of, touches
+from rsbackbones.embed.sources.stac_grid import bounds_of_box
+from rsbackbones.embed.sources.stac_item import cloud_cover, day_of, touches
 from rsbackbones.embed.sources.stac_reader import ItemReader
+from rsbackbones.embed.sources.stac_sensors import SensorItems
 
 COMPOSITES = ("median", "least-cloudy", "first", "none")
-
-
-class SensorItems(NamedTuple):
-    """The items of a modality and how their assets are read.
-
-    Attributes:
-        items: as dictionaries, in order of time.
-        bands: of the model.
-        assets: by band the key of its asset.
-        scales: by band scale and offset, where the items state them.
-        masks: by asset the classes of pixels that do not count.
-        zero_is_missing: a pixel that is zero in all bands has no data.
-    """
-
-    items: Sequence[dict[str, Any]]
-    bands: tuple[str, ...]
-    assets: Mapping[str, str]
-    scales: Mapping[str, tuple[float, float]]
-    masks: ClassMasks
-    zero_is_missing: bool
-
-    def scaled(self, values: Array) -> Array:
-        """Return values [C, h, w] with the stated scale and offset; NaN becomes zero."""
-        for i, band in enumerate(self.bands):
-            scale, offset = self.scales.get(band, (1.0, 0.0))
-            if (scale, offset) != (1.0, 0.0):
-                values[i] = values[i] * np.float32(scale) + np.float32(offset)
-        return np.nan_to_num(values)
 
 
 class CompositeScene:
@@ -110,9 +83,9 @@ class CompositeScene:
         """Return the items that touch a window, and its GeoBox."""
         row, column, height, width = window
         box = self._box[row : row + height, column : column + width]
-        outline = box.footprint("EPSG:4326", buffer=0)
+        bounds = bounds_of_box(box)
         return {
-            m: sensor._replace(items=[item for item in sensor.items if touches(item, outline)])
+            m: sensor._replace(items=[item for item in sensor.items if touches(item, bounds)])
             for m, sensor in self._sensors.items()
         }, box
 
@@ -248,7 +221,7 @@ def days_of(items: Sequence[dict[str, Any]], *, by_cloud: bool = False) -> list[
     """Return the days of items, in order of time or of their mean cloud cover."""
     days: dict[str, list[float]] = {}
     for item in items:
-        days.setdefault(day_of(item), []).append(float(item["properties"].get("eo:cloud_cover") or 0.0))
+        days.setdefault(day_of(item), []).append(cloud_cover(item) or 0.0)
     if not by_cloud:
         return sorted(days)
     return sorted(days, key=lambda day: (sum(days[day]) / len(days[day]), day))

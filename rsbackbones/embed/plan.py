@@ -19,12 +19,14 @@ from rsbackbones.embed.job import CHUNK, DTYPES, Job
 from rsbackbones.embed.lattice import Lattice, map_shape, window_sides, window_unit
 from rsbackbones.embed.points import ON_MISSING, Points
 from rsbackbones.embed.quantize import check_rule
-from rsbackbones.embed.sources.arrays import LARGE_ARRAY, ArraySource, ZarrSource
+from rsbackbones.embed.sources.arrays import LARGE_ARRAY, ArraySource
 from rsbackbones.embed.sources.rasters import RasterSource
 from rsbackbones.embed.sources.source import ReadOptions, Source, UnreadableItems
 from rsbackbones.embed.sources.stac_items import is_items, open_items
 from rsbackbones.embed.sources.stac_reader import Sign
-from rsbackbones.embed.sources.stac_source import StacSource, items_by_zone
+from rsbackbones.embed.sources.stac_sensors import items_by_zone
+from rsbackbones.embed.sources.stac_source import StacSource
+from rsbackbones.embed.sources.zarr_store import ZarrSource
 from rsbackbones.embed.stac import times_of
 from rsbackbones.embed.zones import ZonedJob
 from rsbackbones.files.objects import Objects, is_url

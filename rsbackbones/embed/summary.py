@@ -16,6 +16,8 @@ from rsbackbones.files.objects import Objects
 
 # Above this share of clipped values the range of the sample does not fit the scene.
 _CLIPPED = 1e-3
+# What is known of rasters that were left out before the job began.
+_WHEN_PLANNED = "when the job was planned it, or another raster of its tile, could not be read"
 _SUMS = ("cells", "cells_with_data", "clipped", "windows", "seconds", "model_seconds", "waited_seconds")
 
 
@@ -25,7 +27,7 @@ def finish(job: Job) -> dict[str, Any]:
         return dict(summary)
     found = [job.records.get_json(done_key(i)) for i in range(job.tasks)]
     summary = {"shards": len(found), **sum_up(found, job.dim), "measured": job.calibration["measured"]}
-    absent = dict.fromkeys(job.facts["source"].get("left_out", ()), "unreadable when the job was planned")
+    absent = dict.fromkeys(job.facts["source"].get("left_out", ()), _WHEN_PLANNED)
     summary["left_out"] = absent | summary["left_out"]
     share = summary["clipped_share"]
     if share > _CLIPPED:

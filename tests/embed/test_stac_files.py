@@ -11,7 +11,8 @@ import shapely
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
-from rsbackbones.embed.sources.stac_items import link_of, open_items
+from rsbackbones.embed.sources.stac_item import link_of
+from rsbackbones.embed.sources.stac_items import open_items
 from rsbackbones.embed.sources.stac_search import search_items
 from rsbackbones.zoo.factory import create_untrained
 from tests.embed.test_embed import optical
@@ -42,7 +43,7 @@ def items(tmp_path_factory):
     return found
 
 
-def published_table(items, path):
+def published_table(items, path, **options):
     """Items as stac-geoparquet publishes them: columns of items and properties, structs with all fields."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -65,7 +66,8 @@ def published_table(items, path):
     geo = {"version": "1.1.0", "primary_column": "geometry",
            "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"]}}}  # fmt: skip
     meta = {"geo": json.dumps(geo), "stac-geoparquet": json.dumps({"version": "1.0.0"})}
-    pq.write_table(table.replace_schema_metadata(meta), path)
+    without = options.pop("without", ())
+    pq.write_table(table.replace_schema_metadata(meta).drop_columns(list(without)), path, **options)
     return path
 
 
@@ -95,6 +97,47 @@ def test_a_geoparquet_gives_back_its_items(items, tmp_path):
     )
     with pytest.raises(ValueError, match="no STAC GeoParquet: it has no column assets"):
         rsb.embed.plan(model, tmp_path / "places.parquet", tmp_path / "e.zarr")
+
+
+def test_only_the_row_groups_that_are_wanted_are_read(items, tmp_path):
+    import pyarrow.parquet as pq
+
+    given = [one.clone() for one in items]
+    given[4].bbox = [100.0, 10.0, 100.1, 10.1]
+    path = published_table(given, tmp_path / "items.parquet", row_group_size=1)
+    here = tuple(items[0].bbox)
+    wanted = [one.id for one in open_items(path, "2024-06-06/2024-06-30", here)]
+    assert wanted == ["s2_1", "s2_2", "s2_3"]
+    data, footer = bytearray(path.read_bytes()), pq.read_metadata(path)
+    for group in (0, 4):  # too early, elsewhere
+        for i in range(footer.num_columns):
+            column = footer.row_group(group).column(i)
+            begin = column.dictionary_page_offset or column.data_page_offset
+            data[begin : begin + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(data)
+    assert [one.id for one in open_items(path, "2024-06-06/2024-06-30", here)] == wanted
+    with pytest.raises(ValueError, match=r"items\.parquet cannot be read"):
+        open_items(path)
+
+
+def test_a_table_may_lack_what_can_be_made(items, tmp_path):
+    lacking = ("bbox", "type", "stac_version", "stac_extensions", "links", "collection", "platform")
+    path = published_table(items, tmp_path / "items.parquet", without=lacking)
+    for given, read in zip(items, open_items(path), strict=True):
+        assert read.bbox == pytest.approx(given.bbox)
+        assert read.assets["B02"].href == given.assets["B02"].href
+    published_table(items, tmp_path / "bad.parquet", without=("datetime",))
+    (tmp_path / "text.parquet").write_text("no table")
+    for name, dates, bounds, text in [
+        ("bad.parquet", None, None, "it has no column datetime or start_datetime"),
+        ("text.parquet", None, None, r"text\.parquet is no Parquet file"),
+        ("items.parquet", "2019-01-01/2019-02-01", None, "those given are of 2024-06-01/2024-06-21"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            open_items(tmp_path / name, dates, bounds)
+    whole = published_table(items, tmp_path / "whole.parquet")
+    with pytest.raises(ValueError, match=r"no item of .*whole\.parquet touches the grid \(0\.00, 0\.00"):
+        open_items(whole, None, (0, 0, 1, 1))
 
 
 def test_an_item_without_url_is_named_by_what_it_states(items):

@@ -12,9 +12,9 @@ from rsbackbones.cli import main
 from rsbackbones.embed.driver import JobError
 from rsbackbones.embed.run import prepare
 from rsbackbones.files import retry
-from tests.data.test_rasters import GRID, S2, write_tif
+from tests.data.test_rasters import GRID, S1, S2, write_tif
 from tests.embed.range_server import serve
-from tests.embed.test_embed import QUIET, optical
+from tests.embed.test_embed import QUIET, optical, radar
 from tests.embed.test_stac_source import OPTIONS, run, same
 
 pytest.importorskip("obstore")
@@ -129,3 +129,22 @@ def test_a_file_that_changes_on_the_server_stops_the_job(model, tiles, tmp_path)
                   transform=GRID @ rasterio.Affine.translation(0, 64))  # fmt: skip
         with pytest.raises(JobError, match=r"changed since the job was planned: 1\.tif"):
             rsb.embed.run(job, **QUIET)
+
+
+def test_a_tile_without_one_of_its_rasters_is_left_out_whole(tmp_path):
+    model = rsb.create_model("croma_vit_tiny", overrides={"depth": 2})
+    paths = []
+    for i in range(2):
+        transform = GRID @ rasterio.Affine.translation(0, 64 * i)
+        for name, image, bands in (("s2", optical(64, 96, seed=i), S2), ("s1", radar(64, 96, seed=i), S1)):
+            paths.append(write_tif(tmp_path / f"{name}_{i}.tif", image, bands, transform=transform))
+    (tmp_path / "s1_1.tif").write_bytes(b"no raster")
+    with pytest.raises(ValueError, match=r"^cannot read .*s1_1\.tif"):
+        rsb.embed.plan(model, paths, tmp_path / "e.zarr", **OPTIONS)
+    text = r"cannot read .*s1_1\.tif.*; .*s2_1\.tif: its tile lacks s1 \(VV, VH\), as .*s1_1\.tif cannot"
+    with pytest.warns(UserWarning, match=text):
+        job = rsb.embed.plan(model, paths, tmp_path / "e.zarr", on_unreadable="skip", **OPTIONS)
+    assert job.facts["source"]["left_out"] == [str(tmp_path / f"{name}_1.tif") for name in ("s1", "s2")]
+    assert job.source.names((0, 0, 64, 96)) == [str(path) for path in paths[:2]]
+    with pytest.raises(ValueError, match=r"no tile is left that has all bands: cannot read .*s1_1\.tif"):
+        rsb.embed.plan(model, paths[2:], tmp_path / "e.zarr", on_unreadable="skip", **OPTIONS)

@@ -6,16 +6,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rsbackbones.data.class_masks import mask_files, masked_names
-from rsbackbones.data.input_files import InputFiles
 from rsbackbones.data.raster_folder import rasters_in
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.raster_path import (
     RasterPath,
     UnreadableRaster,
-    raster_name,
     raster_paths,
     web_address,
     without_query,
@@ -25,6 +23,7 @@ from rsbackbones.embed.inputs import sensors_of
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.raster_scene import open_raster_scene
 from rsbackbones.embed.sources.mosaic import Mosaic, Tile, check_alike, intersect, place_tiles
+from rsbackbones.embed.sources.raster_versions import check_versions, versions_of
 from rsbackbones.embed.sources.retried_scene import RetriedScene, plain
 from rsbackbones.embed.sources.source import ReadOptions, UnreadableItems, Window
 from rsbackbones.models.backbone import Backbone
@@ -40,7 +39,8 @@ class RasterSource:
         tiles: in the order in which they were given.
         versions: by raster, what :class:`InputFiles` says of its files.
         skip: whether tiles that cannot be read are left out.
-        left_out: names of the rasters that could not be opened when it was made.
+        left_out: names of the rasters that could not be opened when it was made, and of the others of their
+            tiles.
     """
 
     grid: Grid
@@ -73,32 +73,14 @@ class RasterSource:
         if len(names) not in (1, len(paths)):
             raise ValueError(f"{len(names)} lists of bands for {len(paths)} rasters; expected one for each")
         every = [*names] * (len(paths) if len(names) == 1 else 1)
-        groups: list[list[tuple[RasterPath, Sequence[str] | None, Grid]]] = []
-        near: dict[tuple[Any, ...], list[int]] = {}
-        left_out: dict[str, str] = {}
-        for path, of in zip(paths, every, strict=True):
-            try:
-                find_bands(path, sensors_of(model), masked_names(of, options.mask), units=options.units)
-                with open_raster(path) as raster:
-                    grid = Grid.of(raster)
-            except UnreadableRaster as error:
-                if on_unreadable == "fail":
-                    raise UnreadableRaster(plain(error)) from error
-                left_out[without_query(str(path))] = plain(error)
-                continue
-            _check_north_up(grid, str(path))
-            keys = grid.places()
-            known = {i for key in keys for i in near.get(key, []) if groups[i][0][2].covers_same(grid)}
-            if not known:
-                for key in keys:
-                    near.setdefault(key, []).append(len(groups))
-                groups.append([])
-            groups[min(known, default=len(groups) - 1)].append((path, of, grid))
+        groups, left_out = _open_groups(model, list(zip(paths, every, strict=True)), options, on_unreadable)
         if left_out:
             if not groups:
                 raise UnreadableRaster(f"no raster can be read: {next(iter(left_out.values()))}")
+            groups = _with_all_bands(model, groups, left_out)
             warnings.warn(f"left out: {'; '.join(left_out.values())}", stacklevel=4)
-        tiles, grid = place_tiles(groups, options.resample)
+        placed = [[(one.path, one.names, one.grid) for one in group] for group in groups]
+        tiles, grid = place_tiles(placed, options.resample)
         if on_unreadable == "skip" and len(tiles) + len(left_out) == 1:
             raise ValueError(
                 "on_unreadable='skip' (--on-unreadable skip) leaves out tiles of a mosaic, and the rasters "
@@ -189,6 +171,71 @@ class RasterSource:
         )  # fmt: skip
 
 
+class _Opened(NamedTuple):
+    path: RasterPath
+    names: Sequence[str] | None
+    grid: Grid
+    bands: set[tuple[str, str]]
+
+
+def _open_groups(
+    model: Backbone,
+    given: Sequence[tuple[RasterPath, Sequence[str] | None]],
+    options: ReadOptions,
+    on_unreadable: str,
+) -> tuple[list[list[_Opened]], dict[str, str]]:
+    """Return the rasters of each place, and by name what is wrong with those that cannot be opened."""
+    groups: list[list[_Opened]] = []
+    near: dict[tuple[Any, ...], list[int]] = {}
+    left_out: dict[str, str] = {}
+    for path, names in given:
+        try:
+            found = find_bands(
+                path, sensors_of(model), masked_names(names, options.mask), units=options.units
+            )[0]
+            with open_raster(path) as raster:
+                grid = Grid.of(raster)
+        except UnreadableRaster as error:
+            if on_unreadable == "fail":
+                raise UnreadableRaster(plain(error)) from error
+            left_out[without_query(str(path))] = plain(error)
+            continue
+        _check_north_up(grid, str(path))
+        keys = grid.places()
+        known = {i for key in keys for i in near.get(key, []) if groups[i][0].grid.covers_same(grid)}
+        if not known:
+            for key in keys:
+                near.setdefault(key, []).append(len(groups))
+            groups.append([])
+        bands = {(m, band) for m, of in found.items() for band in of}
+        groups[min(known, default=len(groups) - 1)].append(_Opened(path, names, grid, bands))
+    return groups, left_out
+
+
+def _with_all_bands(
+    model: Backbone, groups: list[list[_Opened]], left_out: dict[str, str]
+) -> list[list[_Opened]]:
+    """Return the tiles that have all bands, and add the others, which lack a raster, to those left out.
+
+    Raises:
+        UnreadableRaster: no tile has them.
+    """
+    unreadable, whole = list(left_out), []
+    for group in groups:
+        held = set.union(*(one.bands for one in group))
+        lacking = {m: [b for b in bands if (m, b) not in held] for m, bands in model.bands.items()}
+        if not any(lacking.values()):
+            whole.append(group)
+            continue
+        text = ", ".join(f"{m} ({', '.join(bands)})" for m, bands in lacking.items() if bands)
+        for one in group:
+            name = without_query(str(one.path))
+            left_out[name] = f"{name}: its tile lacks {text}, as {' or '.join(unreadable)} cannot be read"
+    if not whole:
+        raise UnreadableRaster(f"no tile is left that has all bands: {'; '.join(left_out.values())}")
+    return whole
+
+
 def _expand(path: RasterPath) -> list[RasterPath]:
     return list(rasters_in(path)[0]) if isinstance(path, Path) and path.is_dir() else [path]
 
@@ -199,33 +246,6 @@ def _check_north_up(grid: Grid, name: str) -> None:
         raise ValueError(
             f"{name} is not placed north up by a CRS and a transform, as a store of embeddings is; warp it "
             f"first: gdalwarp {name} north_up.tif"
-        )
-
-
-def versions_of(path: RasterPath) -> list[str]:
-    """Return the versions of the files behind a raster; "unknown" of a server that tells none."""
-    return [fact.partition(" unknown ")[0] + (" unknown" if " unknown " in fact else "")
-            for fact in InputFiles([path]).facts]  # fmt: skip
-
-
-def check_versions(paths: Sequence[RasterPath], versions: Mapping[str, list[str]]) -> None:
-    """Refuse rasters that are not those of the job.
-
-    Raises:
-        UnreadableRaster: a web server does not give one any more.
-        ValueError: one changed.
-    """
-    changed = []
-    for path in paths:
-        if (now := versions_of(path)) == versions[str(path)]:
-            continue
-        if web_address(path) is not None and any(fact.endswith(" unknown") for fact in now):
-            raise UnreadableRaster(f"cannot read {without_query(str(path))}: the server does not give it now")
-        changed.append(raster_name(path))
-    if changed:
-        raise ValueError(
-            f"the input changed since the job was planned: {', '.join(changed[:5])}; plan it again, for "
-            "another output"
         )
 
 

@@ -22,6 +22,21 @@ def band_assets(item: Any, sensor: Sensor, bands: Sequence[str]) -> dict[str, st
     return {band: min(found[band], key=_resolution) for band in bands}
 
 
+def as_rasters(item: Any, keys: Sequence[str]) -> Any:
+    """Return a ``pystac`` item with some of its assets alone, which odc-stac takes as rasters. It is changed.
+
+    odc-stac leaves out assets of types that it does not know, and then takes another one of the same
+    ``eo:bands``. Where an asset lacks a CRS, a shape or a transform, the geometry tells where the item lies.
+    """
+    item.assets = {key: item.assets[key] for key in keys if key in item.assets}
+    for asset in item.assets.values():
+        asset.media_type, asset.roles = None, ["data"]
+        asset.extra_fields.pop("eo:bands", None)
+    if not all(_is_placed({**item.properties, **asset.extra_fields}) for asset in item.assets.values()):
+        item.stac_extensions = [name for name in item.stac_extensions if "/projection/" not in name]
+    return item
+
+
 def mask_asset(items: Sequence[Any], name: str) -> str:
     """Return the key of the asset of a mask.
 
@@ -85,6 +100,11 @@ def check_baselines(items: Sequence[Any], modality: str) -> None:
 def is_reflectance(scales: Mapping[str, tuple[float, float]]) -> bool:
     """Tell whether stated scales turn integers into reflectances."""
     return bool(scales) and all(0 < scale <= 1 / 200 for scale, _ in scales.values())
+
+
+def _is_placed(stated: Mapping[str, Any]) -> bool:
+    crs = any(stated.get(f"proj:{name}") for name in ("code", "epsg", "wkt2", "projjson"))
+    return bool(crs and stated.get("proj:shape") and stated.get("proj:transform"))
 
 
 def _resolution(key: str) -> tuple[float, str]:

@@ -1,13 +1,39 @@
-"""The grid of STAC items: the one that they state, or the one that is asked for."""
+"""Where STAC items lie: the grid that they state, or the one that is asked for."""
 
-import copy
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsbackbones.data.raster_grid import Grid
+from rsbackbones.embed.sources.stac_assets import as_rasters
+from rsbackbones.embed.sources.stac_item import Bounds
 
-_UTM_GRID = re.compile(r"utm(\d+(?:\.\d+)?)m")
+_UTM_GRID = re.compile(r"utm(?=.*[1-9])\d+(\.\d+)?m")
+
+
+def check_grid(grid: Any) -> None:
+    """Refuse what is no grid for items.
+
+    Raises:
+        ValueError: neither ``None``, ``utm10m`` nor an ``odc.geo`` GeoBox that is north up and has a CRS.
+    """
+    if grid is None or (isinstance(grid, str) and _UTM_GRID.fullmatch(grid)):
+        return
+    if not is_geobox(grid):
+        raise ValueError(f"grid must be an odc.geo GeoBox or utmNm, such as utm10m, got {grid!r}")
+    t = grid.affine
+    if grid.crs is None or t.b or t.d or t.a <= 0 or t.e >= 0:
+        raise ValueError(
+            f"grid must be a GeoBox with a CRS whose rows go east and columns south, got {grid.crs}, {t!r}"
+        )
+
+
+def is_geobox(grid: Any) -> bool:
+    """Tell whether a grid is a GeoBox."""
+    from odc.geo.geobox import GeoBox
+
+    return isinstance(grid, GeoBox)
 
 
 def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any) -> Any:
@@ -15,29 +41,20 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
 
     Args:
         items: as dictionaries.
-        assets: whose resolution counts.
-        grid: a GeoBox, ``utm10m``, or ``None``: CRS and resolution of the items.
+        assets: whose CRS and resolution count.
+        grid: a GeoBox, ``utm10m``, or ``None``: CRS and resolution of the items; see :func:`check_grid`.
 
     Raises:
-        ValueError: another grid, items in several CRS, or items that state none.
+        ValueError: items in several CRS, or items that state none.
     """
-    import pystac
-    from odc.geo.geobox import GeoBox
-    from odc.stac import output_geobox, parse_items
+    from odc.stac import output_geobox
 
-    if isinstance(grid, GeoBox):
-        t = grid.affine
-        if t.b or t.d or t.a <= 0 or t.e >= 0:
-            raise ValueError(f"grid must be a GeoBox whose rows go east and columns south, got {t!r}")
+    if is_geobox(grid):
         return grid
-    parsed = list(parse_items([pystac.Item.from_dict(copy.deepcopy(i), migrate=False) for i in items]))
-    known = [a for a in assets if any(a in p.collection.aliases or (a, 1) in p.bands for p in parsed)]
-    codes = {item["properties"].get("proj:code") or item["properties"].get("proj:epsg") for item in items}
+    codes = {stated_crs(item["properties"], item["assets"], assets) for item in items}
     options: dict[str, Any] = {}
     if grid is not None:
-        if not isinstance(grid, str) or not (stated := _UTM_GRID.fullmatch(grid)):
-            raise ValueError(f"grid must be an odc.geo GeoBox or utmNm, such as utm10m, got {grid!r}")
-        options = {"crs": "utm", "resolution": float(stated[1])}
+        options = {"crs": "utm", "resolution": float(grid[3:-1])}
     elif len(codes) > 1:
         raise ValueError(
             f"the items lie in several CRS ({', '.join(map(str, sorted(codes, key=str)))}): choose one grid, "
@@ -45,7 +62,7 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
         )
     if grid is not None and len(codes) == 1 and (zone := _utm_zone(codes.pop())):
         options["crs"] = f"EPSG:{zone}"
-    box = output_geobox(parsed, known or None, **options)
+    box = output_geobox(parsed(items, assets), list(assets), **options)
     if box is None:
         raise ValueError(
             "the items do not state their CRS and resolution by the projection extension (proj:code, "
@@ -53,6 +70,25 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
             "grid='utm10m' (--grid utm10m) or a GeoBox"
         )
     return box
+
+
+def parsed(items: Sequence[Mapping[str, Any]], assets: Sequence[str]) -> list[Any]:
+    """Return items as odc-stac understands them.
+
+    Raises:
+        ValueError: what one states of its place cannot be understood.
+    """
+    import pystac
+    from odc.stac import parse_items
+
+    read = (pystac.Item.from_dict(dict(item), migrate=False) for item in items)
+    made, understood = [], parse_items(as_rasters(item, assets) for item in read)
+    for item in items:
+        try:
+            made.append(next(understood))
+        except Exception as error:  # of any library below it
+            raise ValueError(f"the item {item['id']} cannot be placed: {error}") from error
+    return made
 
 
 def grid_of(box: Any) -> Grid:
@@ -63,18 +99,43 @@ def grid_of(box: Any) -> Grid:
     return Grid(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
 
 
-def zones_of(items: list[Any]) -> dict[str, list[Any]]:
-    """Return ``pystac`` items by their UTM zone; of one CRS, or of others, nothing."""
-    found: dict[str, list[Any]] = {}
-    for item in items:
-        code = item.properties.get("proj:code") or item.properties.get("proj:epsg")
-        if (number := _utm_zone(code)) is None:
-            return {}
-        found.setdefault(f"utm{number % 100:02}{'s' if number // 100 == 327 else ''}", []).append(item)
-    return dict(sorted(found.items())) if len(found) > 1 else {}
+def bounds_of_box(box: Any) -> Bounds:
+    """Return the bounding box of a GeoBox in degrees, around the pole where it holds one."""
+    from rasterio.warp import transform_bounds
+
+    west, south, east, north = transform_bounds(box.crs.to_wkt(), "EPSG:4326", *box.boundingbox)
+    return west, south, east, north
 
 
-def _utm_zone(code: Any) -> int | None:
-    """Return the number of EPSG of a UTM zone (on WGS 84) that an item states; of another CRS ``None``."""
-    number = int(text) if (text := str(code).removeprefix("EPSG:")).isdecimal() else 0
+def stated_crs(
+    properties: Mapping[str, Any], assets: Mapping[str, Mapping[str, Any]], keys: Sequence[str]
+) -> str | None:
+    """Return the CRS that an item states of some assets: ``EPSG:32633`` where it has a code."""
+    from odc.geo import CRS
+    from pyproj.exceptions import CRSError
+
+    for stated in (*(assets[key] for key in keys if key in assets), properties):
+        if code := stated.get("proj:code"):
+            return str(code)
+        if epsg := stated.get("proj:epsg"):
+            return f"EPSG:{epsg}"
+        if crs := stated.get("proj:wkt2") or stated.get("proj:projjson"):
+            text = crs if isinstance(crs, str) else json.dumps(crs)
+            try:
+                epsg = CRS(text).epsg
+            except CRSError:  # :func:`parsed` says which item it is
+                return text
+            return f"EPSG:{epsg}" if epsg else text
+    return None
+
+
+def zone_of(crs: str | None) -> str | None:
+    """Return the name of a UTM zone (on WGS 84), ``utm32`` or ``utm32s``; of another CRS ``None``."""
+    if (number := _utm_zone(crs)) is None:
+        return None
+    return f"utm{number % 100:02}{'s' if number // 100 == 327 else ''}"
+
+
+def _utm_zone(crs: str | None) -> int | None:
+    number = int(text) if (text := str(crs).removeprefix("EPSG:")).isdecimal() else 0
     return number if number // 100 in (326, 327) and 1 <= number % 100 <= 60 else None

@@ -1,16 +1,15 @@
-"""STAC items: where they come from, and what each says of itself."""
+"""Where STAC items come from: ``pystac``, a search, or a file of them."""
 
-import copy
-import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from rsbackbones.embed.sources.stac_item import Bounds, bounds_of, hash_of
 from rsbackbones.embed.sources.stac_table import read_table
-from rsbackbones.files.objects import is_url
 
 # The names of files of items.
 TABLES = (".parquet", ".geoparquet")
@@ -32,29 +31,33 @@ def is_items(source: Any) -> bool:
     )
 
 
-def open_items(given: Any, dates: str | None = None) -> list[Any]:
+def open_items(given: Any, dates: str | None = None, bounds: Bounds | None = None) -> list[Any]:
     """Return the ``pystac`` items of a collection, a search result or a file, in order of time.
 
     Args:
         given: ``pystac`` items or an item collection, dictionaries of them, the result of a search, or the
             path of a JSON file or a STAC GeoParquet.
-        dates: ``2024-06-01/2024-08-31``, both days included; default: all.
+        dates: ``2024-06-01/2024-08-31`` in UTC, both days included; default: all.
+        bounds: of a table only the items that touch these are read.
 
     Raises:
-        ValueError: there is none, or one states no time.
+        ValueError: there is none, or one states no id, time or place, or two have one id.
     """
     import pystac
 
+    days = None if dates is None else _days(dates)
     home = str(Path(given).resolve()) if isinstance(given, (str, os.PathLike)) else None
     if home is not None:
-        given = _read(Path(home))
+        given = _read(Path(home), days, bounds)
     if isinstance(given, Mapping):
-        given = given["features"] if given.get("type") == "FeatureCollection" else [given]
+        given = given.get("features") or () if given.get("type") == "FeatureCollection" else [given]
     elif isinstance(given, pystac.Item):
         given = [given]
     elif hasattr(given, "items") and callable(given.items):  # a search result
         given = list(given.items())
-    items = [pystac.Item.from_dict(dict(i), migrate=True) if isinstance(i, Mapping) else i for i in given]
+    items = _each_once([_parsed(one) for one in given])
+    if not items:
+        raise ValueError("there is no STAC item")
     for item in items:
         stated = item.get_self_href()
         if home is not None and stated is None:
@@ -65,77 +68,94 @@ def open_items(given: Any, dates: str | None = None) -> list[Any]:
             item.set_self_href(None)
         if item.datetime is None and item.common_metadata.start_datetime is None:
             raise ValueError(f"the item {item.id} states no time")
-    if not items:
-        raise ValueError("there is no STAC item")
-    items.sort(key=lambda item: (acquired_at(item), item.id))
-    if not (within := [item for item in items if _within(item, dates)]):
-        first, last = (acquired_at(item).date() for item in (items[0], items[-1]))
+        item.bbox = _box_of(item)
+        item.geometry = item.geometry or _polygon(item.bbox)
+    items.sort(key=lambda item: (_acquired_at(item), item.id))
+    within = [item for item in items if days is None or days[0] <= _acquired_at(item).date() <= days[1]]
+    if not within:
+        first, last = (_acquired_at(item).date() for item in (items[0], items[-1]))
         raise ValueError(f"no item is of the dates {dates}: those given are of {first}/{last}")
     return within
 
 
-def acquired_at(item: Any) -> datetime:
+def _parsed(given: Any) -> Any:
+    import pystac
+
+    if isinstance(given, pystac.Item):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{given!r:.80} is no STAC item: expected an item of pystac, or a dictionary")
+
+    try:
+        return pystac.Item.from_dict(dict(given), migrate=True)
+    except (
+        pystac.STACError,
+        pystac.STACTypeError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"{given.get('id', 'a feature without id')} is no STAC item: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _each_once(items: list[Any]) -> list[Any]:
+    """Return items without those that are given twice."""
+    found: dict[str, Any] = {}
+    for item in items:
+        if not isinstance(item.id, str) or not item.id:
+            raise ValueError(f"an item states the id {item.id!r}; expected text, by which records name it")
+        first = found.setdefault(item.id, item)
+        if first is not item and len({hash_of(i.to_dict(transform_hrefs=False)) for i in (first, item)}) > 1:
+            raise ValueError(
+                f"two items that differ are {item.id} (of the collections {first.collection_id} and "
+                f"{item.collection_id}), and records name items by their ids: leave one out"
+            )
+    return list(found.values())
+
+
+def _box_of(item: Any) -> list[float]:
+    """Return the bounding box of a ``pystac`` item, or that of its geometry if it states none."""
+    box = list(item.bbox or ())
+    if not box and item.geometry:
+        import shapely
+
+        shape = shapely.geometry.shape(item.geometry)
+        west, south, east, north = shape.bounds
+        parts = [part.bounds for part in getattr(shape, "geoms", [shape])]
+        if (west, east) == (-180, 180) and all(part[0] > 0 or part[2] < 0 for part in parts):
+            west = min(part[0] for part in parts if part[0] > 0)  # it is cut at the antimeridian
+            east = max(part[2] for part in parts if part[2] < 0)
+        box = [west, south, east, north]
+    numbers = all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)
+    if not (len(box) in (4, 6) and numbers and box[1] <= box[len(box) // 2 + 1]):
+        raise ValueError(
+            f"the item {item.id} states no place: its bbox is {item.bbox}, expected west, south, east, north "
+            "in degrees"
+        )
+    return box
+
+
+def _polygon(box: list[float]) -> dict[str, Any]:
+    west, south, east, north = bounds_of({"bbox": box})
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {"type": "Polygon", "coordinates": [ring]}
+
+
+def _acquired_at(item: Any) -> datetime:
     """Return when a ``pystac`` item was acquired; of a range when that began."""
     stated: datetime = item.datetime or item.common_metadata.start_datetime
     return stated.astimezone(UTC) if stated.tzinfo else stated.replace(tzinfo=UTC)
 
 
-def time_of(item: Mapping[str, Any]) -> datetime:
-    """Return when an item, as a dictionary, was acquired; of a range when that began."""
-    stated = item["properties"].get("datetime") or item["properties"]["start_datetime"]
-    found = datetime.fromisoformat(stated.replace("Z", "+00:00"))
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def day_of(item: Mapping[str, Any]) -> str:
-    """Return the day of an item in UTC: items of a day are one mosaic."""
-    return day_at(time_of(item))
-
-
-def day_at(moment: datetime) -> str:
-    """Return the day of a time."""
-    return moment.strftime("%Y-%m-%d")
-
-
-def facts_of(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what tells an item from another: its id, its time, and a hash of it without signatures."""
-    plain = copy.deepcopy(dict(item))
-    plain["links"] = []
-    for asset in plain["assets"].values():
-        asset["href"] = asset["href"].partition("?")[0]
-    text = json.dumps(plain, sort_keys=True, default=str)
-    return {"id": item["id"], "collection": item.get("collection"), "datetime": time_of(item).isoformat(),
-            "sha256": hashlib.sha256(text.encode()).hexdigest()}  # fmt: skip
-
-
-def link_of(item: Mapping[str, Any]) -> str:
-    """Return the URL of an item, without the query, or a name for one that states none."""
-    href = next((link["href"] for link in item["links"] if link["rel"] == "self"), None)
-    if href is None:
-        return ":".join(["urn:stac", *filter(None, (item.get("collection"), item["id"]))])
-    plain = str(href).partition("?")[0]
-    return plain if is_url(plain) else Path(plain).resolve().as_uri()
-
-
-def touches(item: Mapping[str, Any], outline: Any) -> bool:
-    """Tell whether the bounding box of an item touches that of an ``odc.geo`` geometry in degrees."""
-    west, south, east, north = (
-        float(item["bbox"][i]) for i in ((0, 1, 2, 3) if len(item["bbox"]) == 4 else (0, 1, 3, 4))
-    )
-    box = outline.boundingbox
-    if not (south <= box.top and box.bottom <= north):
-        return False
-    if west > east:  # across the antimeridian
-        return bool(west <= box.right or box.left <= east)
-    return bool(west <= box.right and box.left <= east)
-
-
-def _read(path: Path) -> Any:
+def _read(path: Path, days: tuple[date, date] | None, bounds: Bounds | None) -> Any:
     """Return what a file of items holds."""
     if not path.is_file():
         raise ValueError(f"there is no file {path} of STAC items")
     if path.name.endswith(TABLES):
-        return read_table(path)
+        return read_table(path, days, bounds)
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # no text, or no JSON
@@ -148,13 +168,11 @@ def _read(path: Path) -> Any:
     return held
 
 
-def _within(item: Any, dates: str | None) -> bool:
-    if dates is None:
-        return True
+def _days(dates: str) -> tuple[date, date]:
     try:
         first, last = (datetime.fromisoformat(day).date() for day in dates.split("/"))
     except ValueError as error:
         raise ValueError(f"dates must be FIRST/LAST, such as 2024-06-01/2024-08-31, got {dates!r}") from error
     if first > last:
         raise ValueError(f"dates must be FIRST/LAST, the earlier day first, got {dates!r}")
-    return bool(first <= acquired_at(item).date() <= last)
+    return first, last

@@ -4,19 +4,17 @@ Items are signed and loaded in the task, without Dask: odc-stac applies ``patch_
 so that signed URLs of a graph expire before they are read.
 """
 
-import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from rsbackbones.data.raster_path import UnreadableRaster
 from rsbackbones.data.rasters import Array
 from rsbackbones.embed.sources.retried_scene import FORGET, plain
 from rsbackbones.embed.sources.source import UnreadableItems
-from rsbackbones.embed.sources.stac_items import acquired_at, day_at
+from rsbackbones.embed.sources.stac_assets import as_rasters
+from rsbackbones.embed.sources.stac_item import day_of
+from rsbackbones.embed.sources.stac_nodata import NodataDriver
 from rsbackbones.files.retry import retried
 
 # Takes an item (pystac) and returns it with URLs that can be read.
@@ -29,7 +27,7 @@ class ItemReader:
 
     Attributes:
         sign: makes URLs that can be read; called at each try.
-        nodata: a value without data besides the one that assets state.
+        nodata: a value without data besides the one that files or items state.
         skip: an item that cannot be read may be left out.
     """
 
@@ -43,30 +41,44 @@ class ItemReader:
         """Return by asset the days of items [T, h, w], float32, in order of time; NaN without data.
 
         Args:
-            items: as dictionaries; those of a day are one mosaic.
+            items: as dictionaries with their days; those of a day are one mosaic.
             assets: their keys.
             box: an ``odc.geo`` GeoBox.
             resample: the rule for pixels of other grids; default: nearest.
 
         Raises:
             UnreadableItems: some cannot be read, and may be left out.
-            ValueError: some cannot be read.
+            UnreadableRaster: some cannot be read, or they cannot be read together.
         """
         try:
             return self._try(items, assets, box, resample)
         except _Unreadable as error:
-            bad = {item["id"]: reason for item in items if (reason := self._fault(item, assets, box))}
-            if self.skip and bad:
-                raise UnreadableItems(bad) from error
-            raise UnreadableRaster(next(iter(bad.values()), str(error))) from error
+            if bad := self._faults(items, assets, box, resample):
+                if self.skip:
+                    raise UnreadableItems(bad) from error
+                raise UnreadableRaster(next(iter(bad.values()))) from error
+        try:  # each can be read now: perhaps all of them can
+            return self._try(items, assets, box, resample)
+        except _Unreadable as error:
+            raise UnreadableRaster(
+                f"{error}; but each item can be read alone, so none is left out"
+            ) from error
 
-    def _fault(self, item: dict[str, Any], assets: Sequence[str], box: Any) -> str | None:
-        for asset in assets:
-            try:
-                self._try([item], [asset], box, None)
-            except _Unreadable as error:
-                return str(error)
-        return None
+    def _faults(
+        self, items: Sequence[dict[str, Any]], assets: Sequence[str], box: Any, resample: str | None
+    ) -> dict[str, str]:
+        """Return by id what is wrong with items that cannot be read alone; one of them if none is skipped."""
+        found: dict[str, str] = {}
+        for item in items:
+            for asset in assets:
+                try:
+                    self._try([item], [asset], box, resample)
+                except _Unreadable as error:
+                    found[item["id"]] = str(error)
+                    break
+            if found and not self.skip:
+                break
+        return found
 
     def _try(
         self, items: Sequence[dict[str, Any]], assets: Sequence[str], box: Any, resample: str | None
@@ -76,15 +88,17 @@ class ItemReader:
         from odc.stac import load
 
         forget: dict[str, str] = {}
+        driver: Any = NodataDriver(self.nodata)
 
         def load_signed() -> Any:
-            signed = [pystac.Item.from_dict(copy.deepcopy(item), migrate=False) for item in items]
+            signed = [pystac.Item.from_dict(item, migrate=False) for item in items]
             signed = [self.sign(item) for item in signed] if self.sign else signed
             with rasterio.Env(**forget):
                 forget.update(FORGET)  # of the next try
                 return load(
-                    signed, list(assets), geobox=box, dtype="float32", resampling=resample or "nearest",
-                    groupby=lambda item, parsed, index: day_at(acquired_at(item)), fail_on_error=True,
+                    [as_rasters(item, assets) for item in signed], list(assets), geobox=box, dtype="float32",
+                    nodata=float("nan"), resampling=resample or "nearest", driver=driver,
+                    groupby=lambda _, parsed, index: day_of(items[index]), fail_on_error=True,
                 )  # fmt: skip
 
         try:
@@ -93,14 +107,7 @@ class ItemReader:
             named = ", ".join(item["id"] for item in items[:3]) + (", ..." if len(items) > 3 else "")
             what = f"asset{'s' if len(assets) > 1 else ''} {', '.join(assets)}"
             raise _Unreadable(f"cannot read the {what} of {named}: {plain(error)}") from error
-        found = {}
-        for asset in assets:
-            values = data[asset].values
-            for nodata in (data[asset].attrs.get("nodata"), self.nodata):
-                if nodata is not None and not math.isnan(nodata):
-                    values[values == nodata] = np.nan
-            found[asset] = values
-        return found
+        return {asset: data[asset].values for asset in assets}
 
 
 class _Unreadable(ValueError):

@@ -1,29 +1,22 @@
 """STAC items as what a job reads: one image by a composite of their dates, or every date."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from rsbackbones.data.resample import RESAMPLING
-from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SensorItems, SeriesScene, days_of
-from rsbackbones.embed.inputs import sensors_of
+from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SeriesScene, days_of
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources.source import ReadOptions, Window
-from rsbackbones.embed.sources.stac_assets import (
-    band_assets,
-    check_baselines,
-    is_reflectance,
-    mask_asset,
-    stated_scales,
-)
-from rsbackbones.embed.sources.stac_grid import geobox_of, grid_of, zones_of
-from rsbackbones.embed.sources.stac_items import day_of, facts_of, link_of, open_items, time_of, touches
+from rsbackbones.embed.sources.stac_assets import is_reflectance
+from rsbackbones.embed.sources.stac_grid import bounds_of_box, check_grid, geobox_of, grid_of, is_geobox
+from rsbackbones.embed.sources.stac_item import cloud_cover, day_of, facts_of, link_of, time_of, touches
+from rsbackbones.embed.sources.stac_items import open_items
 from rsbackbones.embed.sources.stac_reader import ItemReader, Sign
+from rsbackbones.embed.sources.stac_sensors import on_grid, sensor_items
 from rsbackbones.models.backbone import Backbone
-from rsbackbones.sensors import Sensor, get_sensor
-from rsbackbones.value_check import WITH_CIRRUS, zero_is_missing
 
 
 class StacSource:
@@ -38,15 +31,15 @@ class StacSource:
         options: the mask names an asset; a pixel that it excludes does not count at that date.
         composite: see :mod:`rsbackbones.embed.composite`.
         grid: an ``odc.geo`` GeoBox, or ``utm10m``; default: the CRS and resolution of the items. Of two
-            sensors those of the optical one.
-        dates: ``2024-06-01/2024-08-31``, both days included.
+            sensors those of the optical one. Items that do not touch it do not count.
+        dates: ``2024-06-01/2024-08-31`` in UTC, both days included.
         sign: makes URLs of an item that can be read; called in the task, again where reading failed.
         on_unreadable: ``fail``, or ``skip``: an item that cannot be read is left out of the shards that need
             it, and named in their records.
 
     Raises:
-        ValueError: no item, assets that lack bands, items in several UTM zones without ``grid``, or an
-            unknown composite.
+        ValueError: no item, assets that lack bands, items in several UTM zones without ``grid``, a sensor
+            without items on the grid, or an unknown composite.
     """
 
     def __init__(
@@ -83,19 +76,25 @@ class StacSource:
                 f"{options.resample!r} mixes them: have the files state it (gdal_edit.py -a_nodata), or "
                 "resample to the nearest pixel"
             )
-        found = open_items(items, dates)
+        check_grid(grid)
+        found = open_items(items, dates, bounds_of_box(grid) if is_geobox(grid) else None)
+        sensors = sensor_items(found, model, options)
+        first = next(iter(sensors.values()))
+        self._box = geobox_of(first.items, list(first.assets.values()), grid)
+        self.grid = grid_of(self._box)
         self._options, self._composite = options, composite
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")
-        self._sensors = _sensors(found, model, options)
+        self._sensors = {
+            m: on_grid(m, sensor, self._box, own=sensor is first and not is_geobox(grid))
+            for m, sensor in sensors.items()
+        }
         first = next(iter(self._sensors.values()))
-        unknown = [i["id"] for i in first.items if i["properties"].get("eo:cloud_cover") is None]
+        unknown = [item["id"] for item in first.items if cloud_cover(item) is None]
         if composite == "least-cloudy" and unknown:
             raise ValueError(
                 f"{unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''} state no "
                 "eo:cloud_cover, which is the order of least-cloudy: another composite, such as 'median'"
             )
-        self._box = geobox_of(first.items, list(first.assets.values()), grid)
-        self.grid = grid_of(self._box)
         self._days = {m: days_of(sensor.items) for m, sensor in self._sensors.items()}
         self.encoded = None
         if composite == "none":
@@ -118,6 +117,7 @@ class StacSource:
             "kind": "stac",
             "composite": self._composite,
             "dates": {"encoded": self.encoded, "days": self._days} if self.encoded else None,
+            "day": "of the sun: UTC + longitude / 15 h",
             "pairing": self._pairing,
             "items": {m: [facts_of(item) for item in sensor.items] for m, sensor in sensors.items()},
             "assets": {m: sensor.assets for m, sensor in sensors.items()},
@@ -134,8 +134,8 @@ class StacSource:
     def names(self, window: Window) -> list[str]:
         """See :class:`rsbackbones.embed.sources.source.Source`."""
         row, column, height, width = window
-        outline = self._box[row : row + height, column : column + width].footprint("EPSG:4326", buffer=0)
-        return [item["id"] for item in self._used() if touches(item, outline)]
+        bounds = bounds_of_box(self._box[row : row + height, column : column + width])
+        return [item["id"] for item in self._used() if touches(item, bounds)]
 
     @property
     def times(self) -> list[datetime]:
@@ -187,71 +187,3 @@ class StacSource:
 
     def _used(self) -> list[dict[str, Any]]:
         return list({item["id"]: item for sensor in self._sensors.values() for item in sensor.items}.values())
-
-
-def items_by_zone(found: list[Any], model: Backbone) -> dict[str, list[Any]]:
-    """Return ``pystac`` items by the UTM zone of their first sensor; of one zone, or other CRS, nothing.
-
-    Items of other sensors are in every zone: each reads what lies on its grid.
-    """
-    first, kind = next(iter(_kinds(model).items()))
-    leading = [item for item in found if band_assets(item, kind, model.bands[first])]
-    zones = zones_of(leading)
-    others = [item for item in found if item not in leading]
-    return {zone: items + others for zone, items in zones.items()}
-
-
-def _kinds(model: Backbone) -> dict[str, Sensor]:
-    """Return the sensors of a model by modality, optical ones first, whose dates and grid lead."""
-    kinds = {m: get_sensor(sensor) for m, sensor in sensors_of(model).items()}
-    return dict(sorted(kinds.items(), key=lambda pair: pair[1].kind != "optical"))
-
-
-def _sensors(found: list[Any], model: Backbone, options: ReadOptions) -> dict[str, SensorItems]:
-    """Return the items of each modality of a model.
-
-    Raises:
-        ValueError: no item has the bands of a modality, or items name their assets differently.
-    """
-    kinds = _kinds(model)
-    optical = [m for m, sensor in kinds.items() if sensor.kind == "optical"]
-    masks = _masks(found, options.mask or {}, list(kinds), optical)
-    sensors: dict[str, SensorItems] = {}
-    for m in kinds:
-        bands = tuple(model.bands[m])
-        held = [(item, assets) for item in found if (assets := band_assets(item, kinds[m], bands))]
-        if not held:
-            names = dict.fromkeys(name for item in found[:3] for name in item.assets)
-            raise ValueError(
-                f"no item has assets of {m} ({', '.join(bands)}); the first have {', '.join(names) or 'none'}"
-            )
-        if any(assets != held[0][1] for _, assets in held):
-            raise ValueError(f"{m}: the items name the assets of its bands differently; pass one collection")
-        scales = stated_scales([item for item, _ in held], held[0][1])
-        if kinds[m].name in WITH_CIRRUS and not scales and m not in (options.units or {}):
-            check_baselines([item for item, _ in held], m)
-        spec = model.inputs.get(m)
-        unit = "reflectance" if is_reflectance(scales) else spec.unit if spec else None
-        sensors[m] = SensorItems(
-            [item.to_dict(transform_hrefs=False) for item, _ in held],
-            bands, held[0][1], scales, masks.get(m, {}),
-            zero_is_missing((options.units or {}).get(m, unit)),
-        )  # fmt: skip
-    return sensors
-
-
-def _masks(
-    found: list[Any], masks: Mapping[str, Collection[int]], modalities: list[str], optical: list[str]
-) -> dict[str, dict[str, list[int]]]:
-    """Return by modality the assets of its masks, with the classes that do not count.
-
-    ``s1:NAME`` is of the modality; another name is of the optical sensors.
-    """
-    made: dict[str, dict[str, list[int]]] = {}
-    for key, classes in masks.items():
-        modality, colon, name = key.partition(":")
-        named = colon and modality in modalities
-        for m in [modality] if named else optical or modalities:
-            of_asset = made.setdefault(m, {}).setdefault(mask_asset(found, name if named else key), [])
-            of_asset += sorted(classes)
-    return made
