@@ -9,7 +9,7 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 # What needs a plain install only.
 CORE := tests/layers tests/models tests/zoo tests/test_device.py tests/test_precision.py tests/test_preprocess.py tests/test_sensors.py
 
-.PHONY: demo test test-oldest check style types quick whole lint tables pictures lock-weights bench build clean
+.PHONY: demo test test-oldest check style types quick slow-tests whole lint tables pictures lock-weights bench build clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -38,6 +38,10 @@ types: .venv/installed
 
 quick: .venv/installed
 	$(BIN)/python -m pytest $(WORKERS) $(QUICK)
+
+# Records which tests take more than a moment; to be repeated where `make check` has become slow.
+slow-tests: .venv/installed
+	$(BIN)/python -m pytest $(WORKERS) -p tests.cpu_times
 
 whole: .venv/installed
 	$(BIN)/python -m pytest $(WORKERS) --durations=30

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 import rsbackbones as rsb
 from rsbackbones.sensors import SENSORS
+from tests.cpu_times import function_of, slow_tests
 
 # How fast a machine is says nothing about the code: no test fails for being slow.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,7 +43,7 @@ if find_spec("pydantic") is None:
         "models/test_training.py",
     ]
 
-# Files whose tests start processes, speak to the Hub of the tests, belong to the benchmarks, or take long.
+# Files whose tests start processes, speak to the Hub of the tests, or belong to the benchmarks.
 MARKED = {
     "multiprocess": (
         "test_processes.py", "test_finetune_processes.py", "test_distributed.py", "test_kills.py",
@@ -50,21 +51,20 @@ MARKED = {
     ),
     "network": ("test_hub_*.py", "test_loopback_hub.py", "test_published_hub.py", "test_weights_folder.py"),
     "bench": ("benchmarks/*",),
-    "slow": (
-        "test_bad_checkpoints.py", "test_blockwise_attention.py", "test_checkpoint.py", "test_cli.py",
-        "test_command.py", "test_contrast.py", "test_dataset.py", "test_dense_model.py", "test_docs.py",
-        "test_examples.py", "test_export.py", "test_finetune.py", "test_finetune_real.py",
-        "test_own_objective.py", "test_packaging.py", "test_portability.py", "test_published.py",
-        "test_published_entries.py", "test_published_weights.py", "test_s4_finetuning.py",
-        "test_seamo_training.py", "test_stages.py", "test_trainer.py", "test_training.py", "test_uses.py",
-        "test_wavelength_tokenizer.py",
-    ),
 }  # fmt: skip
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than cores: tests wait for processes and servers that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
-    """Mark tests by the file that they are in."""
+    """Mark tests by the file that they are in, and those that are recorded as slow."""
+    slow = slow_tests()
     for item in items:
+        if function_of(item.nodeid) in slow:
+            item.add_marker("slow")
         path = item.path.relative_to(Path(__file__).parent)
         for mark, patterns in MARKED.items():
             if any(path.match(pattern) for pattern in patterns):

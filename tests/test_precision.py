@@ -278,7 +278,6 @@ print(right, runs(lambda: model(x.bfloat16())), runs(train))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("isa", [None, "AVX512_CORE_BF16"])
 def test_convolutions_that_this_cpu_computes_wrongly_are_refused(isa):
     environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}

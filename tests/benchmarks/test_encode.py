@@ -194,7 +194,6 @@ def test_a_process_that_takes_too_long_is_ended_and_says_so(tmp_path):
         assert processes.ask("a", "hash") is None
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("forks")
 def test_a_row_is_measured_in_processes_of_their_own():
     plan = dataclasses.replace(encode.QUICK, fewest=2, rounds=7, round_seconds=0)

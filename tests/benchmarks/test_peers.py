@@ -11,7 +11,6 @@ from benchmarks import peers
 FOLDER = Path(peers.__file__).parent
 
 
-@pytest.mark.slow
 def test_a_vit_has_the_features_of_the_peers(tmp_path):
     pytest.importorskip("torchgeo")
     path = tmp_path / "vit_b16.pth"
@@ -26,7 +25,6 @@ def test_a_vit_has_the_features_of_the_peers(tmp_path):
         assert (found - features["timm"]).abs().max() / largest <= peers.TOLERANCE
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("forks")
 def test_a_measurement_has_a_row_for_every_peer():
     """In processes of their own, with the features of timm's network."""

@@ -23,7 +23,7 @@ def eurosat(tmp_path):
     root = tmp_path / "data" / "EuroSAT"
     folder = root / "ds/images/remote_sensing/otherDatasets/sentinel_2/tif"
     rng = np.random.default_rng(0)
-    for split, numbers in (("train", range(1, 4)), ("val", (7, 8)), ("test", (9, 10))):
+    for split, numbers in (("train", (1, 2)), ("val", (7,)), ("test", (9,))):
         for place, name in enumerate(EUROSAT):
             for number in numbers:
                 image = rng.integers(200, 400, (13, 32, 32)) + 1200 * place
@@ -59,7 +59,6 @@ def test_every_published_score_has_a_protocol_or_a_reason():
         assert (protocol is None) == (score in published_scores.NO_PROTOCOL)
 
 
-@pytest.mark.slow
 def test_scores_are_measured_where_the_data_is(eurosat, published, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = ["--data", str(eurosat), "--output", str(output), "--epochs", "1"]

@@ -317,7 +317,6 @@ pack(Places(10), sys.argv[1], per_shard=int(sys.argv[2]), progress=False)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files here")
-@pytest.mark.slow
 def test_a_full_disk_says_what_is_needed(tmp_path):
     """A limit on the size of a file stands for a full disk: the same OSError at the same place."""
     out = tmp_path / "out"

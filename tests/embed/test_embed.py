@@ -568,7 +568,6 @@ def kill_at(partial, rows, command):
     return rows_done(partial)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path, capsys):
     data = optical(632, 408)
     data[:, 300:330, 200:280] = 0

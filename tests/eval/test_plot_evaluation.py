@@ -57,7 +57,6 @@ def test_without_the_flag_nothing_is_drawn_and_what_cannot_be_is_said(no_umap, t
     assert "several labels" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_umap_stands_beside_t_sne(tmp_path):
     pytest.importorskip("umap")
     assert run(tmp_path / "out", described(tmp_path / "set.npz"), "knn", "--pictures") == 0

@@ -38,7 +38,6 @@ def test_a_picture_of_many_samples_draws_some_and_of_several_labels_none(tmp_pat
     assert not (tmp_path / "none.png").exists()
 
 
-@pytest.mark.slow
 def test_umap_draws_the_same_and_says_what_is_missing(tmp_path, monkeypatch):
     draw_features(blobs(10), NAMES, tmp_path / "umap.png", method="umap")
     assert set(TAB) <= colors(tmp_path / "umap.png")

@@ -98,7 +98,6 @@ def test_autocast_and_padding_compile():
     assert counter.frame_count == 1
 
 
-@pytest.mark.slow
 def test_the_compiler_itself_gives_what_eager_mode_gives():
     """The tests above count graphs, and run them as they are; this one translates them to C++, both ways.
 

@@ -55,7 +55,6 @@ def test_timm_knows_which_names_have_weights():
     assert not timm.is_model_pretrained("rsb_croma_s1_vit_s")
 
 
-@pytest.mark.slow
 def test_nothing_is_registered_without_the_import():
     code = "import timm, rsbackbones; print(timm.list_models('rsb_*'))"
     result = forked.run([sys.executable, "-c", code])
@@ -327,7 +326,6 @@ def test_what_smp_cannot_have_is_said():
             decoder(f"tu-{TINY}_pyramid", encoder_weights=True, in_channels=4)
 
 
-@pytest.mark.slow
 def test_the_trainers_of_torchgeo(tmp_path):
     trainers = pytest.importorskip("torchgeo.trainers", reason="torchgeo is not installed")
     task = trainers.ClassificationTask(model=TINY, weights=True, in_channels=4, num_classes=3)

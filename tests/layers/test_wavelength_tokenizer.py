@@ -329,7 +329,6 @@ def distill(*arguments):
     return call_command(command, [str(a) for a in arguments], "rsbackbones.train.distill_tokenizer")
 
 
-@pytest.mark.slow
 def test_the_command_writes_a_checkpoint_for_any_bands(bundled, tmp_path, capsys):
     path = tmp_path / "any.safetensors"
     assert distill("croma_vit_tiny", "--steps", "2", "--output", path) == 0
@@ -346,7 +345,6 @@ def test_the_command_writes_a_checkpoint_for_any_bands(bundled, tmp_path, capsys
     assert dove(torch.rand(1, 8, 16, 16)).isfinite().all()
 
 
-@pytest.mark.slow
 def test_seamo_is_distilled_by_the_same_command(tmp_path, capsys):
     path, file = tmp_path / "any.safetensors", tmp_path / "images.npz"
     before = rsb.create_model("seamo_vit_tiny", True)
@@ -382,7 +380,6 @@ def test_what_cannot_be_distilled_is_refused(bundled, simulated):
         distill_tokenizer(bundled, simulated[:, :3])
 
 
-@pytest.mark.slow
 def test_on_real_images_fewer_bands_come_nearer_than_kernels_adapted_by_name(bundled, real_data):
     x = read_images(bundled, real_data / "s2l2a_unlabelled_1200.npz")[:120]
     student = distill_tokenizer(bundled, x[:100], steps=200)

@@ -720,7 +720,6 @@ with pytest.raises(ValueError, match="architecture names my_net are in use; rena
 """
 
 
-@pytest.mark.slow
 def test_a_family_of_ones_own_module_enters_by_name(tmp_path):
     """By a call; under timm's names too, also once those are loaded."""
     modules = {
@@ -738,7 +737,6 @@ def test_a_family_of_ones_own_module_enters_by_name(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 def test_commands_know_a_family_of_ones_own_by_a_plugin(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(FAMILY)
     (tmp_path / "plugin.py").write_text("import rsbackbones\nrsbackbones.register_family('mine')\n")

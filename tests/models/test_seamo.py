@@ -188,7 +188,6 @@ def test_the_encoder_is_the_plain_one(sensors, grid):
     ids=["12", "9", "4", "13"],
 )
 @torch.inference_mode()
-@pytest.mark.slow
 def test_shapes_of_vit_b(bands):
     given = {} if bands is None else {"bands": {"s2": bands}}
     with torch.device("meta"):

@@ -139,7 +139,7 @@ def work(rank, world_size, folder):
     end_process()
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, 4])
 def of_many(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     spawn(work, args=(request.param, str(folder)), nprocs=request.param)

@@ -9,7 +9,7 @@ from tests.train.croma_ranks import CASES, DTYPES, one_process, work
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, 4])
 def several(request, tmp_path_factory):
     """The results of 2 or 4 processes, for all cases: processes are slow to start."""
     folder = tmp_path_factory.mktemp("ranks")

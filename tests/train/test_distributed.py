@@ -177,7 +177,6 @@ def test_passes_matter(of_one):
     assert abs(of_one[1][0][0][0] - of_one[2][0][0][0]) > 0.01
 
 
-@pytest.mark.slow
 def test_another_number_of_processes_goes_on(data, tmp_path):
     def recipe(name, **options):
         return small_recipe(data, tmp_path / name, batch_size=12, save__every=6, epochs=3, **options)
@@ -203,7 +202,6 @@ def test_another_number_of_processes_goes_on(data, tmp_path):
         assert (losses[0] - losses[1]).abs().max() < 2e-6
 
 
-@pytest.mark.slow
 def test_what_ends_two_processes(data, tmp_path):
     """SIGTERM to a worker, to the launcher, kill -9 of the launcher, of a worker: nothing is lost."""
 
@@ -258,7 +256,6 @@ def test_what_ends_two_processes(data, tmp_path):
     assert_same(contents(out, 96), contents(tmp_path / "unbroken", 96))
 
 
-@pytest.mark.slow
 def test_a_frozen_process_stops_the_others(data, tmp_path, monkeypatch):
     # It does not end when it is told to.
     monkeypatch.setitem(ENVIRONMENT, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3")

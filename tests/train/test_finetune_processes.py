@@ -23,7 +23,6 @@ def command(recipe, file, ranks=0):
     return [*launcher, "-m", "rsbackbones.train.finetune", f"recipe={file}"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classes", "change"])
 def test_a_killed_run_goes_on_to_the_same_numbers(task, tmp_path):
     """By kill -9 in the first epochs, and once more; with drop path, mixing and loader processes."""
@@ -98,7 +97,6 @@ def runs(tmp_path_factory):
     return folder, options
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classes", "few pixels"])
 def test_two_processes_compute_what_one_computes(task, runs, tmp_path):
     """Losses, norms, evaluations and the model, at the same global batch; two passes each, too."""
@@ -118,7 +116,6 @@ def test_two_processes_compute_what_one_computes(task, runs, tmp_path):
             assert b == pytest.approx(a, abs=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classes", "pixels"])
 def test_two_processes_fine_tune_a_seamo_with_its_block_for_dates(task, runs, tmp_path):
     """No gradient reaches the block: neither do processes wait for one, nor does it decay."""
@@ -129,7 +126,6 @@ def test_two_processes_fine_tune_a_seamo_with_its_block_for_dates(task, runs, tm
     torch.testing.assert_close(two, one, rtol=0, atol=2e-5)
 
 
-@pytest.mark.slow
 def test_two_processes_with_batch_normalization_go_on_to_the_same_numbers(runs, tmp_path):
     """On CPUs it sees the batch of its process: what was normalized by is the first process's everywhere."""
     folder, options = runs
@@ -142,7 +138,6 @@ def test_two_processes_with_batch_normalization_go_on_to_the_same_numbers(runs, 
     assert len(evaluations(tmp_path / "cut")) == 4
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_statistics_of_batch_normalization(runs, tmp_path):
     """With ``sync`` two processes compute what one computes, running statistics included."""
     folder, options = runs

@@ -1,12 +1,9 @@
 """Fine-tuning the bundled weights on real labelled sets."""
 
 import numpy as np
-import pytest
 
 from rsbackbones.train.engine.config_io import apply_overrides
 from rsbackbones.train.finetune import RECIPES, finetune
-
-pytestmark = pytest.mark.slow
 
 SMALL = {
     "model": "croma_vit_tiny",

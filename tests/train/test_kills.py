@@ -35,7 +35,6 @@ WRITE = {"croma": write_data, "auxmae": mixmae_setup.write_dated, "fomu": fomu_s
 BEGINNING = re.compile(r"going on from step \d+|from the start")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600 + 30 * KILLS)
 @pytest.mark.parametrize("method", EVERY)
 def test_kills_at_random_moments(tmp_path, method):

@@ -62,7 +62,6 @@ def test_the_rate_of_every_step(steps, share):
         assert expected[warmup - 1] == max(expected) == pytest.approx(0.15)
 
 
-@pytest.mark.slow
 def test_a_run_takes_these_rates(data, tmp_path):
     recipe = small_recipe(data, tmp_path / "run", epochs=2, optim__warmup=0.25)
     pretrain(recipe)

@@ -446,7 +446,6 @@ def test_two_processes_compute_in_phase_2_what_one_computes(begun, of_two, name)
     assert losses[-1][0] < losses[0][0] - 0.1
 
 
-@pytest.mark.slow
 def test_two_processes_run_both_phases_and_go_on_in_either(data, unbroken, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     for ranks, stop in ((2, 4), (0, FIRST + 3), (2, None)):
@@ -460,7 +459,6 @@ def test_two_processes_run_both_phases_and_go_on_in_either(data, unbroken, tmp_p
 # -- kills ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_in_both_phases(data, tmp_path):
     """They come between and during saves: what is there is whole, and the losses are the unbroken run's."""

@@ -138,7 +138,6 @@ def test_a_run_that_is_built_is_trained_as_it_is(data, tmp_path):
         train(PretrainRun(small_recipe(data), ALONE))
 
 
-@pytest.mark.slow
 def test_two_processes_go_through_all_stages(data, unbroken, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     for ranks, stop in ((2, 7), (0, 10), (2, None)):

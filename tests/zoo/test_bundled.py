@@ -79,7 +79,6 @@ def test_its_recipe_lies_beside_it(entry):
     assert saved["environment"]["commit"]
 
 
-@pytest.mark.slow
 def test_it_needs_no_network(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RSBACKBONES_", "HF_"))}
     environment["HF_HOME"] = str(tmp_path)

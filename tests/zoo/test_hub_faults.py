@@ -275,7 +275,6 @@ def test_lasting_faults_end_in_an_error_that_says_so(zoo: Zoo) -> None:
     assert not list(zoo.blobs.glob("*"))  # no partial file
 
 
-@pytest.mark.slow
 def test_lasting_faults_that_the_client_retries_itself_are_bounded(zoo: Zoo) -> None:
     faults: dict[str, dict[str, Any]] = {
         "head_503": {"kind": "status", "method": "HEAD", "code": 503},

@@ -118,7 +118,6 @@ def test_an_entry_of_every_architecture_gives_timms_features(zoo):
 # -- digests that the Hub states -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_hubs_digest_is_checked(zoo):
     """Right bytes; a storage that lies; offline from the cache; a file for which the Hub states none."""
     data = file_of(SMALL, zoo.folder)
@@ -151,7 +150,6 @@ def test_a_hub_that_states_no_digest_is_refused_with_the_way_out(zoo):
     assert not zoo.hub.requests(zoo.entries[SMALL]["source"]["filename"], "GET")
 
 
-@pytest.mark.slow
 def test_lock_records_digests_and_sizes_and_goldens(zoo):
     """Locked entries no longer ask the Hub; what is not downloaded is left out unless asked for."""
     data = file_of(SMALL, zoo.folder)
@@ -188,7 +186,6 @@ def test_lock_records_digests_and_sizes_and_goldens(zoo):
 # -- machines without a network ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_pattern_downloads_a_folder_that_another_machine_loads(zoo, tmp_path):
     names = (SMALL, "vit_s16.ssl4eo_s12_fgmae_s1")
     data = file_of(SMALL, zoo.folder)
