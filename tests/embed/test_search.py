@@ -68,7 +68,7 @@ def test_hits_are_those_of_all_vectors_at_once(store, center):
         expected = everything @ (wanted / np.linalg.norm(wanted))
         unlike = [searched.at(*degrees(path, 20, 20))] if negatives else []
         hits = searched.search([searched.at(*degrees(path, 8, 8))], unlike, k=30)
-        np.testing.assert_allclose(hits.similarities, expected, atol=1e-4)
+        np.testing.assert_allclose(hits.similarities[0], expected, atol=1e-4)
         np.testing.assert_allclose(hits.similarity, np.sort(expected[there])[::-1][:30], atol=1e-4)
         np.testing.assert_allclose(expected[hits.rows, hits.columns], hits.similarity, atol=1e-4)
     (row, column), (lon, lat) = (hits.rows[0], hits.columns[0]), (hits.lon[0], hits.lat[0])
@@ -172,12 +172,12 @@ def test_an_index_finds_what_the_exact_search_does(store, tmp_path, capsys):
             recalls.append(len(places & set(zip(hits.rows, hits.columns, strict=True))) / len(places))
             assert wanted.similarities is not None
             np.testing.assert_allclose(
-                wanted.similarities[hits.rows, hits.columns], hits.similarity, atol=0.02
+                wanted.similarities[0][hits.rows, hits.columns], hits.similarity, atol=0.02
             )
     stated = hits.facts["index"]
     assert stated["lists_compared"] < stated["lists"]  # and all lists where all vectors are wanted
     assert len(found.search([query], k=stated["vectors"]).rows) == stated["vectors"]
-    assert stated["vectors"] == int(np.isfinite(wanted.similarities).sum())
+    assert stated["vectors"] == int(np.isfinite(wanted.similarities[0]).sum())
     assert stated["recall_at_10"] >= 0.95 or stated["lists_compared"] == stated["lists"]
     assert np.mean(recalls) == pytest.approx(stated["recall_at_10"], abs=0.05)
     with pytest.raises(ValueError, match=r"an index of other vectors .*center"):
