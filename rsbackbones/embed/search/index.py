@@ -27,7 +27,9 @@ _QUERIES, _NEAREST, _RECALL = 100, 10, 0.95
 # Vectors that centroids are of, at least where there are more; at most twice as many are held.
 _SAMPLE = 100_000
 # While it is built, lists that are full get twice the room.
-GROWTH = 2
+_GROWTH = 2
+# So many arrays of the size of what is read at a time, in float32, are in memory.
+_COPIES = 10
 
 # Vectors [N, D] of unit length, float32, with their numbers [N].
 Parts = Callable[[], Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]]
@@ -97,15 +99,21 @@ def file_size(count: int, dim: int) -> int:
     return count * (dim + 8)
 
 
-def state_costs(path: Path, count: int, dim: int) -> str:
+def state_costs(path: Path, count: int, dim: int, at_once: int) -> str:
     """Return what the index of at most so many vectors [D] costs, in words.
+
+    Args:
+        path: of the index.
+        count, dim: of the vectors.
+        at_once: how many of them are read at a time.
 
     Raises:
         ValueError: the disk has no room for it.
     """
     size = file_size(count, dim)
     check_space(path.absolute().parent, size, f"an index of up to {count} vectors")
-    held = GROWTH * size + 2 * _SAMPLE * dim * 4
+    # The lists, the sample and the same prepared, and what is read, in copies.
+    held = _GROWTH * size + 4 * dim * (2 * 2 * min(_SAMPLE, count) + _COPIES * at_once)
     return (
         f"building {path}: up to {count} vectors, a file of {size / 2**20:.0f} MiB, at most about "
         f"{held / 2**20:.0f} MiB of memory; all vectors are read twice"

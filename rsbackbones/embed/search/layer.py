@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
 from rsbackbones.embed.lattice import Block
+from rsbackbones.embed.quantize import Quantization
+from rsbackbones.embed.store import read_block
 
 Indices = npt.NDArray[np.int64]
 # Tells the hemispheres of a zone apart where its distance in degrees does not.
@@ -24,11 +26,19 @@ class Layer:
         group: its UTM zone, ``utm32``; ``None`` of a store without groups.
         date: its day, ``2024-06-01``; ``None`` of a store without a time axis.
         data: the ``xarray.DataArray`` (band, y, x), lazy.
+        stored: the zarr group that it is of.
+        quantization: of the stored values.
+        shard: the side of shards in cells.
+        time: the place of the date on the time axis; ``None``: there is none.
     """
 
     group: str | None
     date: str | None
     data: Any
+    stored: Any
+    quantization: Quantization
+    shard: int
+    time: int | None
 
     @property
     def name(self) -> str:
@@ -60,18 +70,17 @@ class Layer:
 
     def blocks(self, within: Block | None = None) -> Iterator[Block]:
         """Yield the cells of each shard, in rows, cut to those within a block."""
-        _, heights, widths = self.data.chunks  # those of the shards
         top, left, bottom, right = within or Block(0, 0, *self.shape)
-        for y, height in zip(np.cumsum([0, *heights[:-1]]).tolist(), heights, strict=True):
-            for x, width in zip(np.cumsum([0, *widths[:-1]]).tolist(), widths, strict=True):
-                cut = Block(max(y, top), max(x, left), min(y + height, bottom), min(x + width, right))
+        side = self.shard
+        for y in range(top // side * side, bottom, side):
+            for x in range(left // side * side, right, side):
+                cut = Block(max(y, top), max(x, left), min(y + side, bottom), min(x + side, right))
                 if min(cut.shape) > 0:
                     yield cut
 
     def read(self, block: Block) -> Array:
         """Return the vectors of a block, [h, w, D] float32, NaN without data."""
-        part = self.data[:, block.top : block.bottom, block.left : block.right]
-        return np.moveaxis(part.compute(scheduler="synchronous").values, 0, -1)
+        return read_block(self.stored, block, self.quantization, self.time)
 
     def thinned(self, step: int) -> Array:
         """Return every ``step``-th vector in both directions, [h, w, D]."""

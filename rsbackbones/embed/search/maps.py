@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
 from rsbackbones.embed.lattice import Block
+from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.search.example import Example
 from rsbackbones.embed.search.layer import Indices, Layer
-from rsbackbones.embed.store import PROVENANCE, groups_of, open_store
+from rsbackbones.embed.store import PROVENANCE, groups_of, open_group, open_store
 from rsbackbones.files.objects import Objects
 
 Vectors = npt.NDArray[np.float32]
@@ -52,7 +53,7 @@ class Maps:
         stores = {name: open_store(place, group=name) for name in groups}
         self.provenance: dict[str | None, Any] = {n: store.attrs[PROVENANCE] for n, store in stores.items()}
         self._dated = any("time" in store["embeddings"].dims for store in stores.values())
-        every = [layer for name, store in stores.items() for layer in _layers(name, store["embeddings"])]
+        every = [layer for name, store in stores.items() for layer in _layers(place, name, store)]
         self.layers = [layer for layer in every if date in (None, layer.date)]
         if date is not None and not self._dated:
             raise ValueError(f"{place} has no time axis: leave out the date, {date}")
@@ -70,6 +71,13 @@ class Maps:
     def count(self) -> int:
         """How many cells there are, those without data too."""
         return int(self._first[-1])
+
+    @property
+    def at_once(self) -> int:
+        """How many cells are read at a time, at most: those of a shard."""
+        return max(
+            min(layer.shard, layer.shape[0]) * min(layer.shard, layer.shape[1]) for layer in self.layers
+        )
 
     def parts(
         self, box: tuple[float, float, float, float] | None = None, date: str | None = None
@@ -242,11 +250,15 @@ class Maps:
         return counts
 
 
-def _layers(group: str | None, data: Any) -> list[Layer]:
+def _layers(place: str, group: str | None, store: Any) -> list[Layer]:
+    data, stated, stored = store["embeddings"], store.attrs[PROVENANCE], open_group(place, group=group)
+    quantization, shard = Quantization.from_json(stated["quantization"]), int(stated["shard"])
     if "time" not in data.dims:
-        return [Layer(group, None, data)]
+        return [Layer(group, None, data, stored, quantization, shard, None)]
     days = np.datetime_as_string(data["time"].values, "D").tolist()
-    return [Layer(group, day, data.isel(time=i)) for i, day in enumerate(days)]
+    return [
+        Layer(group, day, data.isel(time=i), stored, quantization, shard, i) for i, day in enumerate(days)
+    ]
 
 
 def _dates(layers: list[Layer]) -> str:

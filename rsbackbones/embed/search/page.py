@@ -62,6 +62,8 @@ def _page(searched: Searched, hits: Hits, shown: list[int], made: Any) -> str:
     title = html.escape(Path(hits.facts["searched"]).name)
     best = f"The {count} most similar cells" if count > 1 else "The most similar cell"
     more = f" The {len(shown)} maps with the best hits of {len(searched.layers)} are shown." if left else ""
+    if len({layer.group for layer in searched.layers}) > 1:
+        more = " Where zones share ground, the cells of one are compared." + more
     first = f", the first {_MOST_CHIPS} of {count}" if count > _MOST_CHIPS else ""
     facts = html.escape(json.dumps(_short(hits.facts), indent=1))
     return (

@@ -63,6 +63,11 @@ class Rows:
         """How many rows there are, those without data too."""
         return len(self._frame)
 
+    @property
+    def at_once(self) -> int:
+        """How many rows are read at a time, at most."""
+        return min(self.count, _AT_ONCE)
+
     def parts(self) -> Iterator[tuple[Indices, npt.NDArray[np.float32]]]:
         """Yield the numbers [N] and the vectors [N, D] of rows with data, part by part."""
         for start, vectors in self._batches():

@@ -272,7 +272,7 @@ class Searched:
         """Open the index, which is built where there is none."""
         facts = {"center": self.center, **self._of_store, "digest": self._held.digest()}
         if not path.exists():
-            report(state_costs(path, self._held.count, self.dim))
+            report(state_costs(path, self._held.count, self.dim, self._held.at_once))
             sample = Sample()
             self._fitted, count = fit(self.center, sample.through(self._held.parts()), self.dim)
             self._require(count)
