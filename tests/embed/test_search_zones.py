@@ -232,3 +232,9 @@ def test_what_a_store_of_zones_lacks_is_named(store, tmp_path, capsys):
     ]:
         assert main(["search", *map(str, [store, *arguments])]) == 2
         assert re.search(text, capsys.readouterr().err)
+
+
+def test_a_zone_that_is_not_there_yet_is_named(tmp_path):
+    create_groups(str(tmp_path / "e.zarr"), ["utm32", "utm33"])
+    with pytest.raises(ValueError, match=r"no features of utm32, utm33 yet; finish its job.*--group"):
+        Searched(tmp_path / "e.zarr")

@@ -95,7 +95,7 @@ def _map(searched: Searched, hits: Hits, i: int, base: Picture, scale: tuple[flo
     return (
         f"<div>{f'<h3>{html.escape(heading)}</h3>' if heading else ''}"
         f'<div class="map"><img {size} src="{_data(base)}" alt="scene">'
-        f'<img class="heat" {size} src="{_data(_heat(similarity, scale))}" alt="similarity">'
+        f'<img class="heat" {size} src="{_data(heat_picture(similarity, scale))}" alt="similarity">'
         f"<svg {size}>{marks}</svg></div></div>"
     )
 
@@ -115,7 +115,7 @@ def _chips(searched: Searched, hits: Hits, made: Any) -> str:
     return "".join(found)
 
 
-def _heat(similarities: Array, scale: tuple[float, float]) -> Picture:
+def heat_picture(similarities: Array, scale: tuple[float, float]) -> Picture:
     """Return similarities as colors from dark violet to yellow; transparent without data. Of a large map a
     pixel is the best of its cells.
     """
