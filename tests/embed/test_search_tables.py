@@ -1,6 +1,7 @@
 """Search in tables of embeddings: the geometry at a place or nearest to it, and those in a box."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -120,3 +121,20 @@ def test_lists_of_any_length_are_read(tmp_path):
     hits = Searched(tmp_path / "t.parquet", center="none").search([np.array([1.0, 2.0])], k=5)
     assert hits.rows.tolist() == [1, 2]
     np.testing.assert_allclose(hits.similarity, [1, 0.8], atol=1e-6)
+
+
+def test_an_index_of_parts_is_of_these_parts(plots, tmp_path):
+    path, vectors = plots
+    folder = shutil.copytree(path, tmp_path / "p.parquet")
+    indexed = Searched(folder, index=tmp_path / "p.ivf")
+    exact = Searched(folder)
+    found, wanted = (one.search([vectors[1100]], k=1198) for one in (indexed, exact))
+    assert set(found.rows) == set(wanted.rows) == set(range(1200)) - {5, 700}
+    np.testing.assert_allclose(
+        found.similarity[np.argsort(found.rows)], wanted.similarity[np.argsort(wanted.rows)], atol=0.03
+    )
+    part = pq.read_table(folder / "part-1.parquet")
+    other = part.take(np.arange(len(part))[::-1])
+    pq.write_table(other, folder / "part-1.parquet", row_group_size=100)
+    with pytest.raises(ValueError, match=r"an index of other vectors .*digest"):
+        Searched(folder, index=tmp_path / "p.ivf")
