@@ -71,16 +71,18 @@ def cells(store):
     for (zone, date), (values, xs, ys) in maps.items():
         other = next(name for name in DAYS if name != zone)
         crs = {name: f"EPSG:326{name[-2:]}" for name in DAYS}
-        for row, column in np.argwhere(np.isfinite(values).all(-1)):
-            (lon,), (lat,) = transform(crs[zone], "EPSG:4326", [xs[column]], [ys[row]])
+        places = np.argwhere(np.isfinite(values).all(-1)).tolist()
+        at = [xs[column] for _, column in places], [ys[row] for row, _ in places]
+        lons, lats = transform(crs[zone], "EPSG:4326", *at)
+        theirs = zip(*transform("EPSG:4326", crs[other], lons, lats), strict=True)
+        for (row, column), lon, lat, (e, n) in zip(places, lons, lats, theirs, strict=True):
             if (other, date) in maps and abs(lon - MERIDIANS[other]) < abs(lon - MERIDIANS[zone]):
-                theirs, x, y = maps[other, date]
-                (e,), (n,) = transform("EPSG:4326", crs[other], [lon], [lat])
+                of_other, x, y = maps[other, date]
                 c, r = np.abs(x - e).argmin(), np.abs(y - n).argmin()
                 inside = abs(x[c] - e) <= CELL / 2 and abs(y[r] - n) <= CELL / 2
-                if inside and np.isfinite(theirs[r, c]).all():
+                if inside and np.isfinite(of_other[r, c]).all():
                     continue
-            found.append((zone, DATES[date], int(row), int(column), lon, lat))
+            found.append((zone, DATES[date], row, column, lon, lat))
             vectors.append(values[row, column])
     return found, np.array(vectors, np.float64)
 

@@ -73,8 +73,9 @@ def _page(searched: Searched, hits: Hits, shown: list[int], made: Any) -> str:
         "oninput=\"document.body.style.setProperty('--heat', this.value/100)\"></label>"
         f"similarity from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright); circles are the hits.{more}</p>"
         f'<div class="maps">{maps}</div>'
-        f'<h2>Hits, each in the middle of its picture{first}</h2><div class="chips">{_chips(searched, hits, made)}'
-        f"</div><h2>Provenance</h2><pre>{facts}</pre></body></html>\n"
+        f"<h2>Hits, each in the middle of its picture{first}</h2>"
+        f'<div class="chips">{_chips(searched, hits, made)}</div>'
+        f"<h2>Provenance</h2><pre>{facts}</pre></body></html>\n"
     )
 
 
