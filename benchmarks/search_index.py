@@ -135,7 +135,7 @@ def measure(folder: Path, side: int, dim: int) -> list[list[str]]:
     added = "not known" if held is None or before is None else f"{(held - before) / 2**20:.0f} MiB"
     return [
         ["vectors", f"{side * side:,} of {dim} values in 8 bits"],
-        ["to build the index", f"{busy:.0f} s of CPU time, {seconds:.0f} s; {added} of memory more than before"],
+        ["to build the index", f"{busy:.0f} s of CPU time, {seconds:.0f} s; {added} of memory"],
         ["stated before", said[0].partition(": ")[2]],
         ["file", f"{path.stat().st_size / 2**20:.0f} MiB"],
         ["lists, compared", f"{stated['lists']}, {stated['lists_compared']}"],
