@@ -24,6 +24,8 @@ _MAGIC = b"rsbackbones ivf1"
 _PER_LIST = 39
 # Recall is of the ten nearest of so many vectors of the store; lists are compared until it is so high.
 _QUERIES, _NEAREST, _RECALL = 100, 10, 0.95
+# This share of the recall of all lists is enough, where it is less.
+_OF_ALL = 0.99
 # Vectors that centroids are of, at least where there are more; at most twice as many are held.
 _SAMPLE = 100_000
 # While it is built, lists that are full get twice the room.
@@ -194,13 +196,16 @@ def open_index(path: Path) -> SearchIndex:
 
 def _lists_to_compare(index: Any, queries: Array, exact: Array) -> tuple[int, float]:
     """Return how many lists to compare for the recall wanted, and the recall: without the query itself, which
-    every search finds.
+    every search finds. In 8 bits all lists together may not give the recall wanted; the last of what they
+    give is not worth comparing all.
     """
-    compared = 1
-    while True:
-        index.nprobe = min(compared, index.nlist)
+
+    def recall_of(compared: int) -> float:
+        index.nprobe = compared
         found = index.search(queries, _NEAREST + 1)[1]
-        recall = float((exact[:, 1:, None] == found[:, None, :]).any(2).mean())
-        if recall >= _RECALL or index.nprobe == index.nlist:
-            return index.nprobe, recall
-        compared *= 2
+        return float((exact[:, 1:, None] == found[:, None, :]).any(2).mean())
+
+    wanted, compared = min(_RECALL, _OF_ALL * recall_of(index.nlist)), 1
+    while (recall := recall_of(compared)) < wanted and compared < index.nlist:
+        compared = min(2 * compared, index.nlist)
+    return compared, recall
