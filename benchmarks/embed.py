@@ -56,7 +56,8 @@ from rsbackbones.embed.job import Job
 from rsbackbones.embed.lattice import Lattice, batches
 from rsbackbones.embed.quantize import RULES, Quantization
 from rsbackbones.embed.run import prepare
-from rsbackbones.embed.search.search import CENTERS, Searched
+from rsbackbones.embed.search.centering import CENTERS
+from rsbackbones.embed.search.search import Searched
 from rsbackbones.embed.task import compute_shard
 from rsbackbones.files.atomic import write_text
 
@@ -346,7 +347,9 @@ def measure_search(folder: Path, data: Path, queries: int = 50) -> dict[str, Any
             others = water & (bodies != bodies[row, column])
             seen = others | dry
             assert hits.similarities is not None
-            scores.setdefault(center, []).append(float(roc_auc_score(others[seen], hits.similarities[seen])))
+            scores.setdefault(center, []).append(
+                float(roc_auc_score(others[seen], hits.similarities[0][seen]))
+            )
     return {
         "cells": int(water.size), "water": int(water.sum()), "bodies": int(bodies.max()),
         "queries": len(places), "auc": {center: statistics.mean(values) for center, values in scores.items()},

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.embed.quantize import RULES
-from rsbackbones.embed.search.search import CENTERS
+from rsbackbones.embed.search.centering import CENTERS
 from rsbackbones.files.markdown import markdown_table, replace_between
 
 RECORDED, PAGE = Path("benchmarks/embed.json"), Path("docs/scale.md")

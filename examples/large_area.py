@@ -64,7 +64,7 @@ def draw_hits(path: Path, scene: Scene, hits: Hits, query: tuple[int, int]) -> N
     """Draw the similarity of all cells to one, and the most similar ones on the scene."""
     assert hits.similarities is not None
     figure, axes = plt.subplots(1, 2, figsize=(10.6, 5.2), layout="constrained")
-    shown = axes[0].imshow(hits.similarities, interpolation="nearest")
+    shown = axes[0].imshow(hits.similarities[0], interpolation="nearest")
     axes[0].set(title="similarity to the marked cell", xticks=[], yticks=[])
     figure.colorbar(shown, ax=axes[0], shrink=0.8)
     axes[1].imshow(true_color(scene))
@@ -114,7 +114,7 @@ def main() -> None:
     draw_hits(options.output / "similarity.png", scene, hits, (row, column))
     assert hits.similarities is not None
     known = water | dry
-    score = roc_auc_score(water[known], hits.similarities[known])
+    score = roc_auc_score(water[known], hits.similarities[0][known])
     print(f"{water[hits.rows, hits.columns].sum()} of the {water.sum()} cells of water are among the 50 most "
           f"like one of them, of {water.size}; area under the ROC curve {score:.4f}")  # fmt: skip
     print(options.output / "hits.html")

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
 from rsbackbones.embed.job import CHUNK, Job
@@ -99,6 +100,26 @@ def write_shard(job: Job, block: Block, stored: Array, scales: Array | None, dat
     if scales is not None:
         group["scales"][*at, *here] = scales
     group["embeddings"][*at, :, *here] = np.ascontiguousarray(np.moveaxis(stored, -1, 0))
+
+
+def open_group(store: str, *, group: str | None = None) -> Any:
+    """Open a store of features, or one of its groups, as zarr has it, to read blocks of it."""
+    import zarr
+
+    objects = Objects(store) if group is None else Objects(store).within(group)
+    return zarr.open_group(_zarr_store(objects, read_only=True), mode="r", use_consolidated=False)
+
+
+def read_block(
+    group: Any, block: Block, quantization: Quantization, date: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Return the features [rows, columns, D] of a block, NaN without data, of a place on the time axis if
+    there is one. A block of a shard is one read, where :func:`open_store` reads chunk by chunk.
+    """
+    here = slice(block.top, block.bottom), slice(block.left, block.right)
+    at = () if date is None else (date,)
+    scales = group["scales"][*at, *here] if quantization.has_scales else None
+    return quantization.decode(np.moveaxis(group["embeddings"][*at, :, *here], 0, -1), scales)
 
 
 def open_store(store: str | os.PathLike[str], *, group: str | None = None, decode: bool = True) -> Any:

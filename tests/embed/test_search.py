@@ -12,6 +12,8 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.cli import main
+from rsbackbones.embed.search.page import heat_picture, write_page
+from rsbackbones.embed.search.pictures import ScenePictures
 from rsbackbones.embed.search.search import Searched
 from tests.data.test_rasters import S2, write_tif
 from tests.embed.test_embed import QUIET, optical, place
@@ -68,7 +70,7 @@ def test_hits_are_those_of_all_vectors_at_once(store, center):
         expected = everything @ (wanted / np.linalg.norm(wanted))
         unlike = [searched.at(*degrees(path, 20, 20))] if negatives else []
         hits = searched.search([searched.at(*degrees(path, 8, 8))], unlike, k=30)
-        np.testing.assert_allclose(hits.similarities, expected, atol=1e-4)
+        np.testing.assert_allclose(hits.similarities[0], expected, atol=1e-4)
         np.testing.assert_allclose(hits.similarity, np.sort(expected[there])[::-1][:30], atol=1e-4)
         np.testing.assert_allclose(expected[hits.rows, hits.columns], hits.similarity, atol=1e-4)
     (row, column), (lon, lat) = (hits.rows[0], hits.columns[0]), (hits.lon[0], hits.lat[0])
@@ -110,6 +112,36 @@ def test_the_command_writes_a_table_a_map_and_a_page(store, tmp_path, capsys):
     assert f"{lon:.5f}, {lat:.5f}" in page
     assert "parameters_sha256" in page
     assert f"{lon:.5f},{lat:.5f}" in capsys.readouterr().out
+
+
+def test_a_scene_is_the_one_that_was_embedded(store, tmp_path):
+    place, path = store
+    with rasterio.open(path) as raster:
+        data, moved = raster.read(), rasterio.Affine.translation(80, 0) @ raster.transform
+        other = write_tif(tmp_path / "moved.tif", data, S2, transform=moved, crs=raster.crs)
+    searched = Searched(place)
+    hits = searched.search([searched.at(*degrees(path, 8, 8))], k=1)
+    with pytest.raises(ValueError, match=r"moved\.tif does not lie under the map"):
+        write_page(tmp_path / "p.html", searched, hits, scene=other)
+    write_page(tmp_path / "p.html", searched, hits, scene=path)
+    assert "<h1>The most similar cell of e.zarr</h1>" in (tmp_path / "p.html").read_text()
+    found = ScenePictures(path, searched.layers[0])
+    with found:
+        chip, whole = found.chip(searched.layers[0], 2, 39), found.whole(searched.layers[0])
+    assert chip.shape == (4, 72, 72)  # nine cells of eight pixels; what lies beyond the map has no color
+    np.testing.assert_array_equal(chip[:, 16:, :40], whole[:, :56, 280:])
+    assert not chip[3, :16].any()
+    assert not chip[3, :, 40:].any()
+
+
+def test_a_pixel_of_a_large_map_is_the_best_of_its_cells():
+    similarities = np.full((2100, 7), 0.1, np.float32)
+    similarities[1300, 5], similarities[:3] = 1, np.nan
+    heat = heat_picture(similarities, (0, 1))
+    assert heat.shape == (4, 700, 3)
+    assert np.argwhere(heat[0] == 253).tolist() == [[433, 1]]
+    assert not heat[3, 0].any()
+    assert heat[3, 1:].all()
 
 
 def test_an_example_is_encoded_by_the_recorded_model_alone(store, model, tmp_path):
@@ -172,13 +204,13 @@ def test_an_index_finds_what_the_exact_search_does(store, tmp_path, capsys):
             recalls.append(len(places & set(zip(hits.rows, hits.columns, strict=True))) / len(places))
             assert wanted.similarities is not None
             np.testing.assert_allclose(
-                wanted.similarities[hits.rows, hits.columns], hits.similarity, atol=0.02
+                wanted.similarities[0][hits.rows, hits.columns], hits.similarity, atol=0.02
             )
     stated = hits.facts["index"]
     assert stated["lists_compared"] < stated["lists"]  # and all lists where all vectors are wanted
     assert len(found.search([query], k=stated["vectors"]).rows) == stated["vectors"]
-    assert stated["vectors"] == int(np.isfinite(wanted.similarities).sum())
-    assert stated["recall_at_10"] >= 0.95 or stated["lists_compared"] == stated["lists"]
+    assert stated["vectors"] == int(np.isfinite(wanted.similarities[0]).sum())
+    assert stated["recall_at_10"] >= 0.9
     assert np.mean(recalls) == pytest.approx(stated["recall_at_10"], abs=0.05)
     with pytest.raises(ValueError, match=r"an index of other vectors .*center"):
         Searched(place, center="none", index=index)

@@ -90,9 +90,9 @@ def test_each_date_is_that_of_its_items_alone(place, tmp_path):
     assert every["time"].dt.strftime("%d").values.tolist() == ["01", "11", "21"]
     pytest.importorskip("faiss")
     with pytest.raises(ValueError, match="2024-06-01, 2024-06-11, 2024-06-21; choose a date"):
-        Searched(tmp_path / "every.zarr")
+        Searched(tmp_path / "every.zarr", date="2024-06-02")
     np.testing.assert_allclose(
-        Searched(tmp_path / "every.zarr", center="none", date="2024-06-11").thinned(1),
+        Searched(tmp_path / "every.zarr", date="2024-06-11").layers[0].thinned(1),
         np.moveaxis(every.values[1], 0, -1),
     )
     pairs = {0: 0, 1: 1, 2: 1}

@@ -7,7 +7,7 @@ approximate: their recall against the exact search is measured while the index i
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,51 @@ import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
 from rsbackbones.files.atomic import atomic_path
+from rsbackbones.files.resumable import check_space
 
 _MAGIC = b"rsbackbones ivf1"
 # So many vectors of the sample for each centroid at least, as faiss wants.
 _PER_LIST = 39
 # Recall is of the ten nearest of so many vectors of the store; lists are compared until it is so high.
 _QUERIES, _NEAREST, _RECALL = 100, 10, 0.95
+# This share of the recall of all lists is enough, where it is less.
+_OF_ALL = 0.99
+# Vectors that centroids are of, at least where there are more; at most twice as many are held.
+_SAMPLE = 100_000
+# While it is built, lists that are full get twice the room.
+_GROWTH = 2
+# So many arrays of the size of what is read at a time, in float32, are in memory.
+_COPIES = 10
 
 # Vectors [N, D] of unit length, float32, with their numbers [N].
 Parts = Callable[[], Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]]
+
+
+class Sample:
+    """Every n-th of vectors that pass by, with n such that there are between ``most`` and twice as many.
+
+    A sample of fewer vectors than these is all of them.
+    """
+
+    def __init__(self, most: int = _SAMPLE) -> None:
+        self._most, self._step, self._seen = most, 1, 0
+        self._kept: list[Array] = []
+
+    def through(
+        self, parts: Iterable[tuple[npt.NDArray[np.int64], Array]]
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
+        """Yield numbers and vectors [N, D] as they are given, and keep some."""
+        for numbers, vectors in parts:
+            self._kept.append(vectors[-self._seen % self._step :: self._step].copy())
+            self._seen += len(vectors)
+            while sum(map(len, self._kept)) > 2 * self._most:
+                self._kept, self._step = [np.concatenate(self._kept)[::2].copy()], 2 * self._step
+            yield numbers, vectors
+
+    @property
+    def vectors(self) -> Array:
+        """Those that were kept, [N, D]."""
+        return np.concatenate(self._kept)
 
 
 @dataclass(frozen=True)
@@ -60,15 +96,41 @@ class SearchIndex:
             lists *= 2
 
 
+def file_size(count: int, dim: int) -> int:
+    """Return about how many bytes an index of so many vectors [D] has, for each its values and its number."""
+    return count * (dim + 8)
+
+
+def state_costs(path: Path, count: int, dim: int, at_once: int) -> str:
+    """Return what the index of at most so many vectors [D] costs, in words.
+
+    Args:
+        path: of the index.
+        count, dim: of the vectors.
+        at_once: how many of them are read at a time.
+
+    Raises:
+        ValueError: the disk has no room for it.
+    """
+    size = file_size(count, dim)
+    check_space(path.absolute().parent, size, f"an index of up to {count} vectors")
+    # The lists, the sample and the same prepared, and what is read, in copies.
+    held = _GROWTH * size + 4 * dim * (2 * 2 * min(_SAMPLE, count) + _COPIES * at_once)
+    return (
+        f"building {path}: up to {count} vectors, a file of {size / 2**20:.0f} MiB, at most about "
+        f"{held / 2**20:.0f} MiB of memory; all vectors are read twice"
+    )
+
+
 def build_index(path: Path, parts: Parts, sample: Array, facts: dict[str, Any]) -> None:
-    """Write an index of vectors, which holds a byte for each of their values in memory meanwhile.
+    """Write an index of vectors, which is held in memory meanwhile, see :func:`state_costs`.
 
     Args:
         path: the file.
         parts: the vectors, read once.
         sample: of them, [N, D], for the centroids and as queries.
         facts: what the index is valid for; ``mean`` and ``matrix`` of them are arrays or ``None``, ``cells``
-            is about how many vectors there are.
+            is how many vectors there are.
 
     Raises:
         ValueError: there are fewer than 1,000 vectors.
@@ -134,13 +196,16 @@ def open_index(path: Path) -> SearchIndex:
 
 def _lists_to_compare(index: Any, queries: Array, exact: Array) -> tuple[int, float]:
     """Return how many lists to compare for the recall wanted, and the recall: without the query itself, which
-    every search finds.
+    every search finds. In 8 bits all lists together may not give the recall wanted; the last of what they
+    give is not worth comparing all.
     """
-    compared = 1
-    while True:
-        index.nprobe = min(compared, index.nlist)
+
+    def recall_of(compared: int) -> float:
+        index.nprobe = compared
         found = index.search(queries, _NEAREST + 1)[1]
-        recall = float((exact[:, 1:, None] == found[:, None, :]).any(2).mean())
-        if recall >= _RECALL or index.nprobe == index.nlist:
-            return index.nprobe, recall
-        compared *= 2
+        return float((exact[:, 1:, None] == found[:, None, :]).any(2).mean())
+
+    wanted, compared = min(_RECALL, _OF_ALL * recall_of(index.nlist)), 1
+    while (recall := recall_of(compared)) < wanted and compared < index.nlist:
+        compared = min(2 * compared, index.nlist)
+    return compared, recall

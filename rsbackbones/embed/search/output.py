@@ -13,6 +13,7 @@ from rsbackbones.embed.geoparquet import require_geopandas, write_geoparquet
 from rsbackbones.embed.inputs import create_preprocess_of
 from rsbackbones.embed.patches import MAX_PATCH_SIDE
 from rsbackbones.embed.raster_scene import open_raster_scene
+from rsbackbones.embed.search.layer import Layer
 from rsbackbones.embed.search.search import Hits, Searched
 from rsbackbones.files.atomic import atomic_path, atomic_write
 from rsbackbones.zoo.fingerprint import weights_digest
@@ -69,13 +70,14 @@ def encode_example(path: Path, provenance: Mapping[str, Any], checkpoint: Path |
 
 
 def write_hits(path: Path, searched: Searched, hits: Hits) -> None:
-    """Write hits as GeoParquet: rank, similarity, row and column of the map, and the outline of the cell."""
+    """Write hits as GeoParquet in EPSG:4326: rank, similarity, the outline of the cell, and which cell it is:
+    row, column, where the store has them group and date. Of a table: the geometry, row, id, date and source.
+    """
     require_geopandas()
     columns = {
         "rank": np.arange(1, len(hits.similarity) + 1),
         "similarity": hits.similarity,
-        "row": hits.rows,
-        "column": hits.columns,
+        **searched.describe(hits),
         "lon": hits.lon,
         "lat": hits.lat,
     }
@@ -85,27 +87,41 @@ def write_hits(path: Path, searched: Searched, hits: Hits) -> None:
         )
 
 
-def write_similarity(path: Path, searched: Searched, hits: Hits) -> None:
-    """Write the similarity of all cells as a COG.
+def write_similarity(path: Path, searched: Searched, hits: Hits) -> list[Path]:
+    """Write the similarity of all cells as a COG; of several maps one each, named by group and date
+    (``MAP_utm32_2024-06-01.tif``).
+
+    Returns:
+        the paths.
 
     Raises:
         ValueError: the result has no map: of a table, or by an index.
     """
+    if hits.similarities is None:
+        raise ValueError("a map of similarities is of a store (.zarr) searched without an index")
+    paths = []
+    for layer, similarity in zip(searched.layers, hits.similarities, strict=True):
+        names = [part for part in (layer.group, layer.date) if part] if len(searched.layers) > 1 else []
+        paths.append(path.with_stem("_".join([path.stem, *names])))
+        _write_cog(paths[-1], layer, similarity, hits.facts)
+    return paths
+
+
+def _write_cog(path: Path, layer: Layer, similarity: Array, facts: Mapping[str, Any]) -> None:
     import rasterio
     from rio_cogeo.cogeo import cog_translate
 
-    if hits.similarities is None:
-        raise ValueError("a map of similarities is of a store (.zarr) searched without an index")
-    box = searched.geobox
+    box = layer.geobox
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": 1, "height": box.height, "width": box.width,
         "crs": box.crs.to_wkt(), "transform": rasterio.Affine(*box.affine[:6]), "nodata": float("nan"),
     }  # fmt: skip
+    stated = dict(facts) | {"group": layer.group, "date": layer.date}
     with rasterio.MemoryFile() as memory:
         with memory.open(**profile) as raster:
-            raster.write(hits.similarities, 1)
+            raster.write(similarity, 1)
             raster.descriptions = ("similarity",)
-            raster.update_tags(search=json.dumps(hits.facts))
+            raster.update_tags(search=json.dumps(stated))
         with memory.open() as raster, atomic_path(path) as part:
             cog_translate(raster, part, dict(_PROFILE), in_memory=True, quiet=True,
                           forward_band_tags=True, overview_resampling="average")  # fmt: skip

@@ -1,15 +1,14 @@
 """Cells like an example: the embeddings of a store or a table by similarity, with faiss.
 
 The similarity is the inner product of unit vectors (the cosine), exact, over all vectors; shards are read one
-by one. ``center`` says what is done to features before: ``none``; ``mean`` subtracts the mean of the store,
-which all vectors of a ViT share; ``whiten`` also scales them to one variance in all directions. With an index
-(:mod:`rsbackbones.embed.search.index`) shards are not read, and hits are approximate.
+by one, of all UTM zones and dates. ``center`` says what is done to features before: ``none``; ``mean``
+subtracts the mean of all that is searched, which all vectors of a ViT share; ``whiten`` also scales them to
+one variance in all directions. With an index (:mod:`rsbackbones.embed.search.index`) shards are not read, and
+hits are approximate.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
-from rsbackbones.embed.search.index import build_index, open_index
-from rsbackbones.embed.store import PROVENANCE, open_store
-from rsbackbones.files.objects import Objects, is_url
-from rsbackbones.files.sha256 import sha256_of
+from rsbackbones.embed.search.centering import CENTERS, Centering, fit, unit
+from rsbackbones.embed.search.example import Example
+from rsbackbones.embed.search.index import Sample, build_index, open_index, state_costs
+from rsbackbones.embed.search.layer import Indices, Layer
+from rsbackbones.embed.search.maps import Maps
+from rsbackbones.embed.search.rows import Rows
+from rsbackbones.files.objects import is_url
 
-CENTERS = ("none", "mean", "whiten")
-# Vectors that mean and covariance are of.
-_SAMPLE = 100_000
+# A geometry of a table that is so far from a place, in meters, is still meant by it.
+WITHIN = 100.0
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,24 @@ class Hits:
 
     Attributes:
         similarity: [k], the cosine after centering, less that of negative examples.
+        numbers: [k], which vectors they are.
+        layers: [k], the place of the map in ``Searched.layers``; zeros of a table.
         rows: [k] of the map, or the row of a table.
         columns: [k] of the map; zeros of a table.
         lon, lat: [k], of the centers in degrees.
-        similarities: the whole map [rows, columns], NaN without data; ``None`` of a table, and with an index.
+        similarities: of each of ``Searched.layers`` all cells [rows, columns], NaN without data and where
+            another zone's cells count; ``None`` of a table, with an index, and where no maps were wanted.
         facts: what was searched, and how.
     """
 
     similarity: Array
-    rows: Array
-    columns: Array
+    numbers: Indices
+    layers: Indices
+    rows: Indices
+    columns: Indices
     lon: Array
     lat: Array
-    similarities: Array | None
+    similarities: list[Array] | None
     facts: dict[str, Any]
 
 
@@ -56,13 +62,16 @@ class Searched:
     Args:
         place: the path, or the URL of a store.
         center: one of ``CENTERS``.
-        group: of a store of several UTM zones, which are searched one by one.
-        date: of a store with a time axis, ``2024-06-01``.
+        group: the only UTM zone to search, of a store of several. Default: all; where they share ground, its
+            cells count in one of them (:mod:`rsbackbones.embed.search.maps`).
+        date: the only day to search, ``2024-06-01``, of a store with a time axis. Default: all.
         index: a file of an index; one that does not exist is built.
+        report: takes what an index costs, before it is built.
 
     Raises:
         ImportError: faiss is not installed.
-        ValueError: there is no store or table, it holds no vectors, or the index is of others.
+        ValueError: there is no store or table, or no such group or date, it holds no vectors, or the index is
+            of others.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class Searched:
         group: str | None = None,
         date: str | None = None,
         index: Path | None = None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         if center not in CENTERS:
             raise ValueError(f"center must be one of {', '.join(CENTERS)}, got {center!r}")
@@ -82,134 +92,111 @@ class Searched:
             raise ImportError("searching needs faiss: pip install 'rsbackbones[search]'") from error
         self.place, self.center = os.fspath(place), center
         self._of_store = {"group": group, "date": date}
-        self._table: Any = None
-        self._index: Any = None
-        self._mean: Array
-        self._matrix: Array | None = None
-        import odc.geo.xr  # noqa: F401
-
+        self._held: Maps | Rows
         if self.place.rstrip("/").endswith(".zarr"):
-            store = open_store(self.place, group=group)
-            self._data = _of_date(store["embeddings"], date, self.place)
-            self.provenance: dict[str, Any] = store.attrs[PROVENANCE]
+            self._held = Maps(self.place, group=group, date=date)
         elif group is not None or date is not None:
             raise ValueError(f"group and date are of a store (.zarr), got {self.place}")
         elif self.place.endswith(".parquet") and not is_url(self.place):
-            import geopandas
-            import pyarrow.parquet as pq
-
-            if not Path(self.place).exists():
-                raise ValueError(f"there is no table {self.place}")
-            self._table = geopandas.read_parquet(self.place)
-            if "embedding" not in self._table:
-                raise ValueError(f"{self.place} has no column embedding; it has {', '.join(self._table)}")
-            stated = pq.ParquetDataset(self.place).schema.metadata  # of a file, or a folder of parts
-            self.provenance = {
-                k.decode(): v.decode() for k, v in stated.items() if k not in (b"geo", b"pandas")
-            }
+            self._held = Rows(self.place)
         else:
             raise ValueError(f"a store (.zarr) or a table (.parquet) is searched, got {self.place}")
-        facts = {} if index is None else {"digest": self._digest(), "center": center, **self._of_store}
-        if index is None or not index.exists():
-            sample = self._fit()
+        self._index: Any = None
+        self._fitted: Centering | None = None
         if index is not None:
-            if not index.exists():
-                made = {"mean": self._mean, "matrix": self._matrix, "cells": self._cells}
-                prepared = self._prepared(sample).astype(np.float32)
-                build_index(index, self._prepared_parts, prepared, facts | made)
-            self._index = open_index(index)
-            for fact, value in facts.items():
-                if self._index.facts[fact] != value:
-                    raise ValueError(
-                        f"{index} is an index of other vectors than those of {self.place} ({fact} "
-                        f"{self._index.facts[fact]}, not {value}); name a new file, and it is built"
-                    )
-            self._mean, self._matrix = self._index.mean, self._index.matrix
+            self._use_index(index, report)
 
     @property
     def dim(self) -> int:
         """The number of features of a vector."""
-        return int(self._mean.shape[0])
+        return self._held.dim
 
     @property
-    def geobox(self) -> Any:
-        """The ``odc.geo`` GeoBox of a store."""
-        return self._data.odc.geobox
+    def layers(self) -> list[Layer]:
+        """The maps that are searched, by group and date; none of a table."""
+        return self._held.layers if isinstance(self._held, Maps) else []
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of a store."""
-        return int(self._data.shape[1]), int(self._data.shape[2])
-
-    def thinned(self, step: int) -> Array:
-        """Return every ``step``-th vector of a store in both directions, [h, w, D]."""
-        rows, columns = (-(-n // step) for n in self.shape)
-        made = np.full((rows, columns, self.dim), np.nan, np.float32)
-        for (top, left), vectors in self._parts():
-            first, begin = -top % step, -left % step
-            part = vectors[first::step, begin::step]
-            r, c = (top + first) // step, (left + begin) // step
-            made[r : r + part.shape[0], c : c + part.shape[1]] = part
-        return made
+    def provenance(self) -> dict[str, Any]:
+        """What made the embeddings; of several zones that of the first, which differs in its items alone."""
+        found: dict[str, Any] = next(iter(self._held.provenance.values()))
+        return found
 
     def outlines(self, hits: Hits) -> list[Any]:
         """Return the outlines of hits in degrees, as polygons of shapely."""
-        if self._table is not None:
-            return list(self._table.geometry.iloc[hits.rows])
-        box = self.geobox
-        return [
-            box[int(r) : int(r) + 1, int(c) : int(c) + 1].extent.to_crs("EPSG:4326").geom
-            for r, c in zip(hits.rows, hits.columns, strict=True)
-        ]
+        return self._held.outlines(hits.numbers)
 
-    def at(self, lon: float, lat: float) -> Array:
-        """Return the vector [D] at a place in degrees.
+    def names(self, hits: Hits) -> list[str]:
+        """Return what a list calls hits, beside their place: group and date, or the id in a table."""
+        return self._held.names(hits.numbers)
+
+    def describe(self, hits: Hits) -> dict[str, Any]:
+        """Return what hits are, by column: row and column, group and date; of a table its id, date and
+        source.
+        """
+        return self._held.columns(hits.numbers)
+
+    def at(self, lon: float, lat: float, *, date: str | None = None, within: float | None = None) -> Array:
+        """Return the vector [D] at a place in degrees, see :meth:`example_at`."""
+        return self.example_at(lon, lat, date=date, within=within).vector
+
+    def example_at(
+        self, lon: float, lat: float, *, date: str | None = None, within: float | None = None
+    ) -> Example:
+        """Return the vector [D] at a place in degrees, and where it was found.
+
+        Args:
+            lon, lat: the place.
+            date: the day that it is of, of a store with a time axis. Default: the mean of all dates that are
+                searched and have data there.
+            within: of a table, how many meters away the nearest geometry may be where none covers the place;
+                default ``WITHIN``. Of several geometries at one place it is the mean.
 
         Raises:
-            ValueError: it lies outside, or has no data.
+            ValueError: the place lies outside, or has no data.
         """
-        vector: Array
-        if self._table is not None:
-            from shapely import Point
+        if isinstance(self._held, Maps):
+            if within is not None:
+                raise ValueError(f"within is of a table, {self.place} has cells")
+            return self._held.example_at(lon, lat, date)
+        if date is not None:
+            raise ValueError(f"the date of an example is of a store (.zarr), got {self.place}")
+        return self._held.example_at(lon, lat, WITHIN if within is None else within)
 
-            within = self._table.geometry.covers(Point(lon, lat)).to_numpy(bool, na_value=False)
-            if not within.any():
-                raise ValueError(f"no row of {self.place} covers {lon}, {lat}")
-            vector = np.asarray(self._table["embedding"][within].iloc[0], np.float32)
-        else:
-            row, column = self._cell(lon, lat)
-            vector = self._block(slice(row, row + 1), slice(column, column + 1))[0, 0]
-        if not np.isfinite(vector).all():
-            raise ValueError(f"{self.place} has no data at {lon}, {lat}")
-        return vector
+    def box(self, west: float, south: float, east: float, north: float, *, date: str | None = None) -> Array:
+        """Return the mean vector [D] in a box in degrees, see :meth:`example_in`."""
+        return self.example_in((west, south, east, north), date=date).vector
 
-    def box(self, west: float, south: float, east: float, north: float) -> Array:
-        """Return the mean vector [D] of the cells that a box in degrees touches, or of the places in it.
+    def example_in(self, box: Sequence[float], *, date: str | None = None) -> Example:
+        """Return the mean vector [D] of the cells whose centers lie in a box (west, south, east, north) in
+        degrees, or of the geometries within; of a box within one cell that of this cell.
 
         Raises:
             ValueError: the corners are not in order, or no cell with data is there.
         """
+        west, south, east, north = box
         if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
             raise ValueError(
-                f"a box is west, south, east, north in degrees, got {west}, {south}, {east}, {north}"
+                "a box is west, south, east, north in degrees, with west <= east and south <= north, got "
+                f"{west}, {south}, {east}, {north}"
             )
-        if self._table is not None:
-            inside = self._table.cx[west:east, south:north]
-            vectors = _stacked(inside["embedding"])
-        else:
-            corners = [self._cell(x, y, outside=True) for x in (west, east) for y in (south, north)]
-            rows, columns = (slice(max(min(at), 0), max(max(at) + 1, 0)) for at in zip(*corners, strict=True))
-            vectors = self._block(rows, columns).reshape(-1, self.dim)
-        vectors = vectors[np.isfinite(vectors).all(axis=1)]
-        if not len(vectors):
-            raise ValueError(f"no cell of {self.place} with data lies in {west}, {south}, {east}, {north}")
-        mean: Array = vectors.mean(axis=0)
-        return mean
+        if isinstance(self._held, Maps):
+            return self._held.example_in((west, south, east, north), date)
+        if date is not None:
+            raise ValueError(f"the date of an example is of a store (.zarr), got {self.place}")
+        return self._held.example_in((west, south, east, north))
 
-    def search(self, positives: Sequence[Array], negatives: Sequence[Array] = (), *, k: int = 50) -> Hits:
+    def search(
+        self, positives: Sequence[Array], negatives: Sequence[Array] = (), *, k: int = 50, maps: bool = True
+    ) -> Hits:
         """Return the k vectors that are most like the positive examples, and unlike the negative ones.
 
         The query is the mean of the unit vectors of the positives, less half that of the negatives.
+
+        Args:
+            positives, negatives: vectors [D], as the store or table has them.
+            k: how many.
+            maps: keep the similarities of all cells of a store, 4 bytes each.
 
         Raises:
             ValueError: no example, one of another length, or k below 1.
@@ -218,151 +205,89 @@ class Searched:
             raise ValueError(f"expected an example and k of at least 1, got {len(positives)} and {k}")
         if wrong := [len(v) for v in (*positives, *negatives) if len(v) != self.dim]:
             raise ValueError(f"{self.place} has vectors of {self.dim} features, an example has {wrong[0]}")
-        query = self._prepared(np.stack(positives)).mean(axis=0)
+        query = self._centering.apply(np.stack(positives)).mean(axis=0)
         if negatives:
-            query = query - 0.5 * self._prepared(np.stack(negatives)).mean(axis=0)
-        query = _unit(query[None]).astype(np.float32)
-        scores, numbers, similarities = self._nearest(query[0], k)
-        rows, columns = np.divmod(numbers, self._width)
-        lon, lat = self._degrees(rows, columns)
-        facts = {"searched": self.place, "center": self.center, **self._of_store, "k": k,
+            query = query - 0.5 * self._centering.apply(np.stack(negatives)).mean(axis=0)
+        scores, numbers, similarities = self._nearest(unit(query), k, maps)
+        lon, lat = self._held.degrees(numbers)
+        zeros = np.zeros_like(numbers)
+        of, rows, columns = (
+            self._held.locate(numbers) if isinstance(self._held, Maps) else (zeros, numbers, zeros)
+        )
+        facts = {"searched": self.place, "center": self.center, **self._of_store,
+                 "maps": [layer.name for layer in self.layers if layer.name], "k": k,
                  "positives": len(positives), "negatives": len(negatives),
-                 "provenance": self.provenance}  # fmt: skip
+                 "provenance": self._all_provenance()}  # fmt: skip
         if self._index is not None:
             facts["index"] = self._index.facts["index"]
-        return Hits(scores, rows, columns, lon, lat, similarities, facts)
+        return Hits(scores, numbers, of, rows, columns, lon, lat, similarities, facts)
 
     @property
-    def _width(self) -> int:
-        """How many columns a row has: a vector's number is that of its row times this, plus its column."""
-        return 1 if self._table is not None else self.shape[1]
+    def _centering(self) -> Centering:
+        """What is done to vectors; a store is read for it once, when it is searched."""
+        if self._fitted is None and self.center == "none":
+            self._fitted = Centering(np.zeros(self.dim))
+        elif self._fitted is None:
+            self._fitted, count = fit(self.center, self._held.parts(), self.dim)
+            self._require(count)
+        return self._fitted
 
-    @property
-    def _cells(self) -> int:
-        """How many vectors there are, those without data too."""
-        return len(self._table) if self._table is not None else self.shape[0] * self.shape[1]
+    def _all_provenance(self) -> dict[str, Any]:
+        """Return the provenance, of several groups by group."""
+        stated = self._held.provenance
+        return self.provenance if len(stated) == 1 else {str(group): one for group, one in stated.items()}
 
-    def _nearest(self, query: Array, k: int) -> tuple[Array, Array, Array | None]:
-        """Return similarities and numbers of the k nearest vectors, and the map of all similarities."""
+    def _nearest(self, query: Array, k: int, maps: bool) -> tuple[Array, Indices, list[Array] | None]:
+        """Return similarities and numbers of the k nearest vectors, and the maps of all similarities."""
         import faiss
 
         if self._index is not None:
             return *self._index.search(query, k), None
         best = faiss.ResultHeap(1, k, keep_max=True)
-        similarities = None if self._table is not None else np.full(self.shape, np.nan, np.float32)
+        every = np.full(self._held.count, np.nan, np.float32) if maps and self.layers else None
         for numbers, prepared in self._prepared_parts():
             index = faiss.IndexFlatIP(self.dim)
             index.add(prepared)
             found, places = index.search(query[None], min(k, len(numbers)))
             best.add_result(found, numbers[places])
-            if similarities is not None:
-                similarities.reshape(-1)[numbers] = prepared @ query
+            if every is not None:
+                every[numbers] = prepared @ query
         best.finalize()
         kept = best.I[0] >= 0
-        return best.D[0][kept], best.I[0][kept], similarities
+        self._require(int(kept.sum()))
+        return best.D[0][kept], best.I[0][kept], None if every is None else self._split(every)
 
-    def _prepared_parts(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """Yield the numbers of vectors with data, and these [N, D], centered or whitened, shard by shard."""
-        for (top, left), vectors in self._parts():
-            rows, columns = np.nonzero(np.isfinite(vectors).all(axis=-1))
-            if len(rows):
-                prepared = np.ascontiguousarray(self._prepared(vectors[rows, columns]), np.float32)
-                yield (rows + top) * self._width + columns + left, prepared
+    def _split(self, every: Array) -> list[Array]:
+        """Return values of all cells as maps."""
+        shapes = [layer.shape for layer in self.layers]
+        ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(every, ends), shapes, strict=True)]
 
-    def _digest(self) -> str:
-        """Return a digest of what is searched: of a table's bytes; of a store its facts and sizes."""
-        if self._table is not None:
-            path = Path(self.place)
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
-            return hashlib.sha256("\n".join(map(sha256_of, files)).encode()).hexdigest()
-        listed = sorted(f"{key} {size}" for key, size in Objects(self.place).sizes())
-        stated = json.dumps(self.provenance, sort_keys=True)
-        return hashlib.sha256("\n".join([*listed, stated]).encode()).hexdigest()
+    def _prepared_parts(self) -> Iterator[tuple[Indices, npt.NDArray[np.float32]]]:
+        """Yield the numbers of vectors with data, and these [N, D], centered or whitened, part by part."""
+        for numbers, vectors in self._held.parts():
+            yield numbers, np.ascontiguousarray(self._centering.apply(vectors))
 
-    def _parts(self) -> Iterator[tuple[tuple[int, int], Array]]:
-        """Yield the vectors [h, w, D] shard by shard, with their row and column."""
-        if self._table is not None:
-            vectors = _stacked(self._table["embedding"])
-            for start in range(0, len(vectors), _SAMPLE):
-                yield (start, 0), vectors[start : start + _SAMPLE, None]
-            return
-        _, ys, xs = self._data.chunks  # those of the shards
-        for top, height in zip(np.cumsum([0, *ys[:-1]]).tolist(), ys, strict=True):
-            for left, width in zip(np.cumsum([0, *xs[:-1]]).tolist(), xs, strict=True):
-                yield (top, left), self._block(slice(top, top + height), slice(left, left + width))
+    def _use_index(self, path: Path, report: Callable[[str], None]) -> None:
+        """Open the index, which is built where there is none."""
+        facts = {"center": self.center, **self._of_store, "digest": self._held.digest()}
+        if not path.exists():
+            report(state_costs(path, self._held.count, self.dim, self._held.at_once))
+            sample = Sample()
+            self._fitted, count = fit(self.center, sample.through(self._held.parts()), self.dim)
+            self._require(count)
+            made = {"mean": self._fitted.mean, "matrix": self._fitted.matrix, "cells": count}
+            prepared = self._fitted.apply(sample.vectors)
+            build_index(path, self._prepared_parts, prepared, facts | made)
+        self._index = open_index(path)
+        for fact, value in facts.items():
+            if self._index.facts[fact] != value:
+                raise ValueError(
+                    f"{path} is an index of other vectors than those of {self.place} ({fact} "
+                    f"{self._index.facts[fact]}, not {value}); name a new file, and it is built"
+                )
+        self._fitted = Centering(self._index.mean, self._index.matrix)
 
-    def _block(self, rows: slice, columns: slice) -> Array:
-        part = self._data[:, rows, columns].compute(scheduler="synchronous")
-        return np.moveaxis(part.values, 0, -1)
-
-    def _fit(self) -> Array:
-        """Find the mean of the vectors and what whitens them, from a sample [N, D], which is returned."""
-        parts, count = [], 0
-        for _, vectors in self._parts():
-            flat = vectors.reshape(-1, vectors.shape[-1])
-            flat = flat[np.isfinite(flat).all(axis=1)]
-            step = max(1, len(flat) * 16 // _SAMPLE)
-            parts.append(flat[::step])
-            count += len(parts[-1])
+    def _require(self, count: int) -> None:
         if not count:
             raise ValueError(f"{self.place} holds no vector with data")
-        sample = np.concatenate(parts)
-        sample = sample[:: max(1, len(sample) // _SAMPLE)].astype(np.float64)
-        dim = sample.shape[1]
-        self._mean = np.zeros(dim) if self.center == "none" else sample.mean(axis=0)
-        if self.center == "whiten":
-            values, vectors = np.linalg.eigh(np.cov(sample - self._mean, rowvar=False))
-            # Directions that hardly vary would be noise alone.
-            scale = 1 / np.sqrt(np.maximum(values, values.max() * 1e-4))
-            self._matrix = (vectors * scale) @ vectors.T
-        return sample
-
-    def _prepared(self, vectors: Array) -> Array:
-        """Return vectors [N, D], centered or whitened, of unit length."""
-        x = vectors.astype(np.float64) - self._mean
-        return _unit(x if self._matrix is None else x @ self._matrix)
-
-    def _cell(self, lon: float, lat: float, *, outside: bool = False) -> tuple[int, int]:
-        from rasterio.warp import transform
-
-        box = self._data.odc.geobox
-        (x,), (y,) = transform("EPSG:4326", box.crs.to_wkt(), [lon], [lat])
-        t = box.affine
-        row, column = int(np.floor((y - t.f) / t.e)), int(np.floor((x - t.c) / t.a))
-        if not outside and not (0 <= row < box.height and 0 <= column < box.width):
-            raise ValueError(f"{lon}, {lat} (degrees east and north) lies outside of {self.place}")
-        return row, column
-
-    def _degrees(self, rows: Array, columns: Array) -> tuple[Array, Array]:
-        from rasterio.warp import transform
-
-        if self._table is not None:
-            points = self._table.geometry.iloc[rows].centroid
-            return points.x.to_numpy(), points.y.to_numpy()
-        box = self._data.odc.geobox
-        t = box.affine
-        xs, ys = t.c + t.a * (columns + 0.5), t.f + t.e * (rows + 0.5)
-        lon, lat = transform(box.crs.to_wkt(), "EPSG:4326", xs, ys)
-        return np.array(lon), np.array(lat)
-
-
-def _of_date(data: Any, date: str | None, place: str) -> Any:
-    """Return the embeddings (band, y, x) of a date of a store with a time axis."""
-    if "time" not in data.dims:
-        if date is not None:
-            raise ValueError(f"{place} has no time axis: leave out the date, {date}")
-        return data
-    days = np.datetime_as_string(data["time"].values, "D").tolist()
-    if date not in days:
-        raise ValueError(f"{place} has embeddings of {', '.join(days)}; choose a date (--date), got {date}")
-    return data.isel(time=days.index(date))
-
-
-def _stacked(column: Any) -> Array:
-    vectors = [np.asarray(v, np.float32) for v in column]
-    return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
-
-
-def _unit(x: Array) -> Array:
-    norm = np.linalg.norm(x, axis=-1, keepdims=True)
-    return x / np.where(norm > 0, norm, 1)
