@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-LIMIT = 0.4  # seconds
+LIMIT = 0.2  # seconds
 RECORD = Path(__file__).with_name("slow_tests.txt")
 HEADER = (
     f"# Tests that take more than {LIMIT} s of CPU, by `make slow-tests`, without which `make check` runs.\n"
