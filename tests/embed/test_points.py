@@ -372,6 +372,8 @@ def test_geometries_that_cannot_be_embedded_are_named(model, scene, tmp_path):
         (frame(point, None, square, shapely.Point()), r"empty: 2 geometries \(1, 3\)"),
         (frame(square, bow), r"no valid polygons: 1 geometry \(1\)"),
         (frame(point, embedding=[1], source=["x"]), "columns embedding, source"),
+        (frame(point, point, kind=[1, "x"]), "columns of the geometries do not go to GeoParquet: .* kind"),
+        (frame(point, wave=[1j]), "columns of the geometries do not go to GeoParquet: .* wave"),
         (tmp_path / "none.gpkg", "no file"),
         (two, "layers a, b"),
         (scene[0], "cannot read geometries"),
@@ -453,6 +455,44 @@ def test_long_edges_are_where_the_user_drew_them():
     assert len(shapely.get_coordinates(shape)) == 5  # a short edge stays
     kept = Points.of(given.to_crs(CRS), grid, "fail").table.to_pylist()
     assert {len(shapely.get_coordinates(shapely.from_wkb(row["placed"]))) for row in kept} == {5}
+
+
+def test_parts_that_touch_in_the_crs_of_the_user_may_overlap_in_that_of_the_map():
+    """The corner of a part lies on a parallel that is the edge of another; in UTM that is a curve."""
+    grid = Grid(
+        ROWS, COLUMNS, rasterio.crs.CRS.from_string(CRS), rasterio.Affine(CELL, 0, WEST, 0, -CELL, NORTH)
+    )
+    lon, lat = (np.ravel(x)[0] for x in transform(CRS, "EPSG:4326", *zip(in_cells(20, 20), strict=True)))
+    slab = shapely.box(14.9, lat - 0.005, 15.1, lat)
+    wedge = shapely.Polygon([(lon, lat), (lon + 0.005, lat + 0.008), (lon - 0.005, lat + 0.008)])
+    hole = [(lon, lat - 0.005), (lon + 0.003, lat - 0.001), (lon - 0.003, lat - 0.001)]
+    shapes = [shapely.MultiPolygon([slab, wedge]), slab.difference(shapely.Polygon(hole)), slab, wedge]
+    assert shapely.is_valid(shapes).all()
+    given = geopandas.GeoDataFrame({"id": range(4)}, geometry=shapes, crs="EPSG:4326")
+    table = {row["id"]: row for row in Points.of(given, grid, "fail").table.to_pylist()}
+    placed = {i: shapely.from_wkb(row["placed"]) for i, row in table.items()}
+    assert not placed[0].is_valid
+    inside = {i: row["inside_share"] for i, row in table.items()}
+    assert inside[3] == 1  # exactly: it lies within
+    area = {i: shape.area for i, shape in placed.items()}
+    assert inside[0] == pytest.approx((inside[2] * area[2] + area[3]) / (area[2] + area[3]), abs=1e-4)
+    assert inside[1] == pytest.approx(inside[2], abs=0.05)
+    own = {i: set(zip(*Cells(shape, grid, 64).within(Block(0, 0, ROWS, COLUMNS)), strict=True))
+           for i, shape in placed.items()}  # fmt: skip
+    assert own[0] == own[2] | own[3]
+    assert own[1] < own[2]
+
+
+def test_polygons_beyond_the_crs_of_the_map_are_named():
+    """Edges that reach beyond 90 degrees from the meridian of a UTM zone have no end there."""
+    grid = Grid(
+        ROWS, COLUMNS, rasterio.crs.CRS.from_string(CRS), rasterio.Affine(CELL, 0, WEST, 0, -CELL, NORTH)
+    )
+    shapes = [shapely.box(-30, 20, 60, 60), shapely.box(-179.9, -89, 179.9, 89)]
+    given = geopandas.GeoDataFrame({"id": ["half", "world"]}, geometry=shapes, crs="EPSG:4326")
+    assert 0 < Points.of(given[:1], grid, "fail").table["inside_share"][0].as_py() < 1
+    with pytest.raises(ValueError, match=r"too large for EPSG:32633.*1 geometry \(world\); cut them"):
+        Points.of(given, grid, "nan")
 
 
 def test_each_geometry_is_of_one_zone():
