@@ -143,6 +143,17 @@ def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
             "the item two lies elsewhere",
         ),
         (untold, {}, "the item one cannot be placed: Invalid projection"),
+        *(
+            (changed(one, geometry={"type": kind, **parts}), {}, f"the geometry of the item one {text}")
+            for kind, parts, text in (
+                ("Point", {"coordinates": [15.0, 45.1]}, "is POINT .*expected a polygon"),
+                ("GeometryCollection", {"geometries": [one.geometry]}, "is GEOMETRYCOLLECTION"),
+                ("Polygon", {"coordinates": []}, "is POLYGON EMPTY"),
+                ("Polygon", {"coordinates": [[[15, 45], [16, 45]]]}, "cannot be understood: .*at least"),
+                ("Polygon", {}, "cannot be understood"),
+                ("Disc", {"coordinates": [15.0, 45.1]}, "cannot be understood"),
+            )
+        ),
     ]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
