@@ -120,6 +120,15 @@ def test_only_the_row_groups_that_are_wanted_are_read(items, tmp_path):
         open_items(path)
 
 
+@pytest.mark.parametrize("ends", [(179.5, -179.5), (179.5, 180.5), (-180.5, -179.5)])
+def test_rows_across_the_antimeridian_are_found_from_both_sides(items, tmp_path, ends):
+    given = [one.clone() for one in items]
+    given[0].bbox = [ends[0], 10.0, ends[1], 11.0]
+    path = published_table(given, tmp_path / "items.parquet", row_group_size=1)
+    for here in ((179.6, 10.2, 179.7, 10.3), (-179.7, 10.2, -179.6, 10.3), (179.6, 10.2, 180.2, 10.3)):
+        assert [one.id for one in open_items(path, None, here)] == [items[0].id]
+
+
 def test_a_table_may_lack_what_can_be_made(items, tmp_path):
     lacking = ("bbox", "type", "stac_version", "stac_extensions", "links", "collection", "platform")
     path = published_table(items, tmp_path / "items.parquet", without=lacking)

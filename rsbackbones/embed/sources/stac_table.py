@@ -91,7 +91,8 @@ def _wanted(schema: Any, days: tuple[date, date] | None, bounds: Bounds | None) 
             xmin, ymin, xmax, ymax = (ds.field("bbox", name) for name in ("xmin", "ymin", "xmax", "ymax"))
             inside = (ymin <= north) & (ymax >= south)
             if -180 <= west <= east <= 180:  # else all longitudes
-                inside &= (xmin > xmax) | ((xmin <= east) & (xmax >= west))
+                across = (xmin > xmax) | (xmin < -180) | (xmax > 180)  # the antimeridian
+                inside &= across | ((xmin <= east) & (xmax >= west))
             conditions.append(xmin.is_null() | inside)
     if not conditions:
         return None
