@@ -54,6 +54,22 @@ def test_a_job_whose_sample_is_refused_is_not_in_the_way(model, tmp_path):
     options = OPTIONS | {"units": {"s2": "reflectance"}}
     summary = rsb.embed.run(rsb.embed.plan(model, given, output, **options), **QUIET)
     assert summary["shards"] == 2
+    # Nor is one of zones in the way of one grid, or the other way round; of a store, or of a table.
+    for name, more in (("f.zarr", {}), ("f.parquet", {"points": places(), "on_missing": "nan"})):
+        for refused, right in ((given, given[:1]), (given[:1], given)):
+            output = tmp_path / name
+            with pytest.raises(ValueError, match="look like reflectances"):
+                rsb.embed.run(rsb.embed.plan(model, refused, output, **OPTIONS, **more), **QUIET)
+            job, other = (
+                rsb.embed.plan(model, items, output, **options, **more) for items in (right, refused)
+            )
+            assert ("zones" in rsb.embed.run(job, **QUIET)) == (right is given)
+            assert not (output / "utm33").exists() or right is given
+            with pytest.raises(JobError, match=r"other inputs or settings; delete it and .*\.job, or choose"):
+                rsb.embed.run(other, **QUIET)
+            assert rsb.embed.status(output).finished
+            for made in tmp_path.glob("f.*"):
+                shutil.rmtree(made)
 
 
 def test_each_zone_is_a_group(model, zones, tmp_path):
@@ -95,7 +111,7 @@ def test_each_zone_is_a_group(model, zones, tmp_path):
         rsb.embed.run(
             rsb.embed.plan(model, list(zones.values()), output, **(OPTIONS | {"overlap": 0})), **QUIET
         )
-    with pytest.raises(JobError, match="no output of a job"):
+    with pytest.raises(JobError, match="other inputs or settings"):
         rsb.embed.run(rsb.embed.plan(model, [zones["utm32"]], output, **OPTIONS), **QUIET)
 
 
@@ -209,7 +225,7 @@ def test_geometries_of_two_zones_are_one_table(model, zones, tmp_path, monkeypat
     (records / "finished.json").unlink()
     assert rsb.embed.run(job, **QUIET) == summary
     assert files(output) == before
-    with pytest.raises(JobError, match="no output of a job"):
+    with pytest.raises(JobError, match="other inputs or settings"):
         rsb.embed.run(rsb.embed.plan(model, given[:1], output, points=frame.iloc[:3], **OPTIONS), **QUIET)
 
 
