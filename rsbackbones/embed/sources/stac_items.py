@@ -83,7 +83,7 @@ def _parsed(given: Any) -> Any:
     import pystac
 
     if isinstance(given, pystac.Item):
-        return given
+        return given.clone()  # which is changed
     if not isinstance(given, Mapping):
         raise ValueError(f"{given!r:.80} is no STAC item: expected an item of pystac, or a dictionary")
 
