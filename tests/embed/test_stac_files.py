@@ -87,6 +87,12 @@ def test_a_geoparquet_gives_back_its_items(items, tmp_path):
             side["properties"]["datetime"] = side["properties"]["datetime"].replace("+00:00", "Z")
         assert stated == expected
     assert "platform" not in found[0].properties
+    for given in items:
+        given = given.clone()
+        code = given.properties.pop("proj:code").removeprefix("EPSG:")
+        given.properties["proj:epsg"] = float(code)
+        (read,) = open_items(published_table([given], tmp_path / "epsg.parquet"))
+        assert read.properties["proj:code"] == f"EPSG:{code}"  # as pystac migrates it
     model = create_untrained("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS})
     jobs = [rsb.embed.plan(model, source, tmp_path / "e.zarr", window=32) for source in (path, items)]
     assert jobs[0].facts["source"]["assets"] == jobs[1].facts["source"]["assets"]
@@ -117,6 +123,11 @@ def test_only_the_row_groups_that_are_wanted_are_read(items, tmp_path):
     path.write_bytes(data)
     assert [one.id for one in open_items(path, "2024-06-06/2024-06-30", here)] == wanted
     with pytest.raises(ValueError, match=r"items\.parquet cannot be read"):
+        open_items(path)
+    table = pq.read_table(published_table(items, path))
+    place = table.schema.get_field_index("geometry")
+    pq.write_table(table.set_column(place, "geometry", [[b"\1\2"] * len(items)]), path)
+    with pytest.raises(ValueError, match=r"items\.parquet cannot be read: .*WKB"):
         open_items(path)
 
 
