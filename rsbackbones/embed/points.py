@@ -171,8 +171,8 @@ class Points:
 
     def discard(self, records: Objects) -> None:
         """Delete what tasks read."""
-        for group in range(self.groups):
-            records.delete(_key(group))
+        for key in list(records.keys("groups/")):
+            records.delete(key)
 
     def _part(self, group: int) -> Any:
         assert self.table is not None, "the geometries stay with the process that planned the job"

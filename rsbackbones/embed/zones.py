@@ -12,7 +12,7 @@ from rsbackbones.embed.job import Job
 from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.status import ZONES, status_of
 from rsbackbones.embed.store import create_groups
-from rsbackbones.embed.summary import finish_table, sum_up
+from rsbackbones.embed.summary import finish_table, require_output, sum_up
 from rsbackbones.files.objects import Objects
 
 
@@ -61,6 +61,7 @@ def run_zones(job: ZonedJob, run: Callable[[Job], dict[str, Any]], *, take_over:
             except ValueError as error:
                 raise JobError(f"{zone}: {error}") from error
         if (summary := records.get_json("finished.json")) is not None:
+            require_output(job.output, records)
             return dict(summary)
         of_table = finish_table(list(job.zones.values())) if _is_table(job) else {}
         measured = [part["measured"] for part in found.values()]

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import sys
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
@@ -296,6 +297,23 @@ sys.exit(main([str(word) for word in sys.argv[2:]]))
     assert {p.name for p in (tmp_path / "p.parquet.job").iterdir() if p.is_file()} == {
         "job.json", "calibration.json", "ready.json", "finished.json",
     }  # fmt: skip
+
+
+def test_a_finished_job_leaves_no_working_files_and_misses_its_output(model, scene, tmp_path):
+    """A driver that was killed right before it deleted them; a user who deleted the output alone."""
+    output, frame = tmp_path / "p.parquet", geopandas.GeoDataFrame(geometry=plots().geometry[:2])
+    job = rsb.embed.plan(model, scene[0], points=frame, output=output, **SMALL)
+    summary = rsb.embed.run(job, **QUIET)
+    kept = {path.name for path in (tmp_path / "p.parquet.job").iterdir() if path.is_file()}
+    job.points.write(job.records)
+    job.records.put("model.safetensors", b"weights")
+    assert rsb.embed.run(job, **QUIET) == summary
+    assert {path.name for path in (tmp_path / "p.parquet.job").rglob("*") if path.is_file()} - kept == {
+        "00000000.json"  # of what is done
+    }
+    shutil.rmtree(output)
+    with pytest.raises(JobError, match=r"is finished, and the output is gone; .* delete .*p\.parquet\.job"):
+        rsb.embed.run(job, **QUIET)
 
 
 def test_the_table_states_what_made_it_and_is_searched(model, scene, tmp_path):

@@ -227,6 +227,9 @@ def test_geometries_of_two_zones_are_one_table(model, zones, tmp_path, monkeypat
     assert files(output) == before
     with pytest.raises(JobError, match="other inputs or settings"):
         rsb.embed.run(rsb.embed.plan(model, given[:1], output, points=frame.iloc[:3], **OPTIONS), **QUIET)
+    shutil.rmtree(output)
+    with pytest.raises(JobError, match="the output is gone"):
+        rsb.embed.run(job, **QUIET)
 
 
 def test_zones_of_several_dates_have_the_same_columns_and_share_what_is_missing(model, zones, tmp_path):
