@@ -89,14 +89,17 @@ def of_another_job(output: str, records: Objects, other: str = "") -> JobError:
 
 
 def alive(driver: dict[str, Any]) -> bool:
-    """Tell whether a driver lives: of this machine by its process, of another by when it last wrote."""
+    """Tell whether a driver lives: it has written lately, and of this machine its process is there.
+
+    The number of a dead process may be that of another one now, also of another user.
+    """
     if driver["host"] == socket.gethostname():
         try:
             os.kill(driver["pid"], 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
-            return True
+        except PermissionError:  # it is there
+            pass
     return time.time() - float(driver["beat"]) < DEAD_S
 
 
