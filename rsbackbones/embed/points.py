@@ -84,12 +84,18 @@ class Points:
         return Points.of_zones(given, {"": grid}, on_missing)[""]
 
     @staticmethod
-    def of_zones(given: Any, grids: Mapping[str, Grid], on_missing: str) -> "dict[str, Points]":
+    def of_zones(
+        given: Any,
+        grids: Mapping[str, Grid],
+        on_missing: str,
+        footprints: Mapping[str, Sequence[Any]] | None = None,
+    ) -> "dict[str, Points]":
         """Share geometries out among the grids of UTM zones, by ``utm32`` or ``utm32s``; errors as of ``of``.
 
-        A geometry is of the zone whose map covers most of it; where maps cover the same of it, of the zone
-        whose central meridian is nearest to its centroid, on the side of the equator on which this lies.
-        Zones without a geometry are left out.
+        A geometry is of the zone whose map covers most of it. Where maps cover the same of it, it is of a
+        zone that has a footprint (polygons of shapely in EPSG:4326) around its centroid, if one has; of these
+        of the zone whose central meridian is nearest to the centroid, on the side of the equator on which
+        this lies. Zones without a geometry are left out.
         """
         import shapely
 
@@ -99,7 +105,7 @@ class Points:
         placed = [_placed(frame, grid) for grid in grids.values()]
         shares = np.stack([_inside(one, grid) for one, grid in zip(placed, grids.values(), strict=True)])
         frame = frame.to_crs("EPSG:4326")
-        zones = _zones(frame.geometry, shares, list(grids))
+        zones = _zones(frame.geometry, shares, list(grids), footprints or {})
         inside = np.take_along_axis(shares, zones[None], 0)[0]
         if on_missing == "fail" and not inside.all():
             raise ValueError(
@@ -359,7 +365,9 @@ def _longest_edges(shapes: Array, project: Callable[..., Any], most: float) -> A
     return longest
 
 
-def _zones(geometry: Any, shares: Array, names: Sequence[str]) -> npt.NDArray[np.int64]:
+def _zones(
+    geometry: Any, shares: Array, names: Sequence[str], footprints: Mapping[str, Sequence[Any]]
+) -> npt.NDArray[np.int64]:
     """Return the place of the zone of each geometry (EPSG:4326), by the shares [zones, N] that maps cover."""
     import shapely
 
@@ -371,8 +379,20 @@ def _zones(geometry: Any, shares: Array, names: Sequence[str]) -> npt.NDArray[np
     apart = np.abs((lon - meridian + 180) % 360 - 180)
     south = np.array([[name.endswith("s")] for name in names])
     apart += 1e-6 * (south != (lat < 0))
-    apart[shares < shares.max(axis=0) - 1e-9] = np.inf
+    chosen = shares >= shares.max(axis=0) - 1e-9
+    seen = chosen & np.stack([_covered(footprints.get(name, ()), lon, lat) for name in names])
+    apart[~np.where(seen.any(axis=0), seen, chosen)] = np.inf
     return np.asarray(np.argmin(apart, axis=0), np.int64)
+
+
+def _covered(footprints: Sequence[Any], lon: Array, lat: Array) -> npt.NDArray[np.bool_]:
+    """Return which points lie in a footprint, whose longitudes may be beyond 180 degrees."""
+    import shapely
+
+    tree, found = shapely.STRtree(footprints), np.zeros(len(lon), bool)
+    for turn in (-360, 0, 360):
+        found[tree.query(shapely.points(lon + turn, lat), predicate="intersects")[0]] = True
+    return found
 
 
 def _in_groups(placed: Any, inside: Array, rows: npt.NDArray[np.int64], grid: Grid) -> npt.NDArray[np.int64]:

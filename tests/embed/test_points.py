@@ -536,6 +536,14 @@ def test_each_geometry_is_of_one_zone():
     with pytest.raises(ValueError, match=r"outside of the source: 1 geometry \(far\)"):
         Points.of_zones(frame, grids, "fail")
     assert set(Points.of_zones(frame.iloc[:2], grids, "fail")) == {"utm32", "utm33"}
+    # Where a map is empty, another zone has items: east of 12 degrees, here also counted beyond 180.
+    around = shapely.box(11.8, 0.1, 12.15, 0.4)
+    for one in (around, shapely.affinity.translate(around, 360)):
+        footprints = {"utm32": [one], "utm33": [shapely.box(12.2, 0.1, 12.4, 0.4)]}
+        found = Points.of_zones(frame.iloc[:2], grids, "fail", footprints)
+        assert {zone: own.table["id"].to_pylist() for zone, own in found.items()} == {
+            "utm32": ["west", "east"]
+        }
 
 
 def test_geometries_take_models_of_images(scene, tmp_path):

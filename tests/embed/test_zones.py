@@ -251,6 +251,22 @@ def test_zones_of_several_dates_have_the_same_columns_and_share_what_is_missing(
     assert days == [["2024-06-01"] * 3, ["NaT", "2024-06-02", "2024-06-08"]]
 
 
+def test_a_geometry_between_the_items_of_a_zone_is_of_another_that_has_some_there(model, tmp_path):
+    """The map of the eastern zone has a gap at 12 degrees east, where an item of the western one lies."""
+    layers = dict(zip(BANDS, optical(SIDE, SIDE, bands=4), strict=True))
+    places = {
+        "gap": ("EPSG:32632", 736_700),
+        "left": ("EPSG:32633", 263_000),
+        "right": ("EPSG:32633", 266_000),
+    }
+    given = [item(tmp_path, name, 0, layers, crs=crs, west=west) for name, (crs, west) in places.items()]
+    frame = geopandas.GeoDataFrame(geometry=[shapely.Point(265_000, 4_999_700)], crs="EPSG:32633")
+    output = tmp_path / "p.parquet"
+    rsb.embed.run(rsb.embed.plan(model, given, output, points=frame, **OPTIONS), **QUIET)
+    (row,) = geopandas.read_parquet(output).to_dict("records")
+    assert (row["crs"], row["source"], row["valid_share"]) == ("EPSG:32632", "gap", 1)
+
+
 def test_a_cog_of_zones_is_refused(model, zones, tmp_path):
     with pytest.raises(ValueError, match=r"utm32, utm33.*--grid utm10m"):
         rsb.embed.plan(model, list(zones.values()), tmp_path / "e.tif", **OPTIONS)
