@@ -12,6 +12,7 @@ one date, the other sensors have it of the nearest date at which they have data 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -152,10 +153,11 @@ class CompositeScene:
         return x, there
 
     def _clear(self, sensor: SensorItems, box: Any) -> Array:
-        """Return which pixels count by the masks, [T, h, w]."""
+        """Return which pixels count by the masks, [T, h, w]. The nodata of bands may be a class of a mask."""
         clear: Array = np.ones((len(days_of(sensor.items)), box.height, box.width), bool)
+        reader = replace(self._reader, nodata=None)
         for asset, classes in sensor.masks.items():
-            values = self._reader.read(sensor.items, [asset], box, "nearest")[asset]
+            values = reader.read(sensor.items, [asset], box, "nearest")[asset]
             clear &= np.isfinite(values) & ~np.isin(values, sorted(classes))
         return clear
 

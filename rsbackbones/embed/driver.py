@@ -74,15 +74,32 @@ def driving(records: Objects, output: str, *, take_over: bool) -> Iterator[Lease
         lease.close()
 
 
+def start_over(records: Objects) -> None:
+    """Delete the records of a job that computed nothing, but for who drives."""
+    for key in set(records.keys()) - {"driver.json"}:
+        records.delete(key)
+
+
+def of_another_job(output: str, records: Objects, other: str = "") -> JobError:
+    """Return the error of an output that another job has; ``other``: in what it differs."""
+    return JobError(
+        f"{output} is the output of a job with other inputs or settings{other}; delete it and "
+        f"{records.place}, or choose another output"
+    )
+
+
 def alive(driver: dict[str, Any]) -> bool:
-    """Tell whether a driver lives: of this machine by its process, of another by when it last wrote."""
+    """Tell whether a driver lives: it has written lately, and of this machine its process is there.
+
+    The number of a dead process may be that of another one now, also of another user.
+    """
     if driver["host"] == socket.gethostname():
         try:
             os.kill(driver["pid"], 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
-            return True
+        except PermissionError:  # it is there
+            pass
     return time.time() - float(driver["beat"]) < DEAD_S
 
 

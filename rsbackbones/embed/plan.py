@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -73,7 +73,7 @@ def plan(
 
     Items of several UTM zones, without ``grid``, are a job for each zone: a group ``utmNN`` of the store has
     the features of the zone's items on their grid. A geometry is embedded from one zone: that whose map
-    covers most of it, of equal ones that of its longitude (:meth:`rsbackbones.embed.points.Points.of_zones`).
+    covers most of it, of equal ones one with items there (:meth:`rsbackbones.embed.points.Points.of_zones`).
 
     A task computes one shard: it reads its own pixels with what the windows around need, computes all windows
     of the scene's lattice that touch it, blends, quantizes, and writes the shard and then its record. The
@@ -251,7 +251,8 @@ def _plan_zones(model: Backbone, zones: Mapping[str, Any], place: str, options: 
         jobs[zone] = replace(job, group=zone)
     if points is not None:
         grids = {zone: job.grid for zone, job in jobs.items()}
-        shared = Points.of_zones(points, grids, options["on_missing"])
+        footprints = {zone: cast(StacSource, job.source).footprints for zone, job in jobs.items()}
+        shared = Points.of_zones(points, grids, options["on_missing"], footprints)
         spans = any(len(set(times_of(jobs[zone]))) > 1 for zone in shared)
         jobs = {zone: _with_points(jobs[zone], own, spans=spans) for zone, own in shared.items()}
     return ZonedJob(Objects(place).place, jobs)

@@ -51,8 +51,9 @@ _OWN = (
 _KINDS = ("Point", "Polygon", "MultiPolygon")
 # So many are named in an error.
 _NAMED = 5
-# Where a polygon is projected, an edge is off by so much of a cell at most; so many times edges are divided.
-_OFF, _ROUNDS = 0.01, 8
+# Where a polygon is projected, an edge is off by so much of a cell at most; so many times edges are divided,
+# into so many of a polygon at most.
+_OFF, _ROUNDS, _EDGES = 0.01, 8, 2**19
 
 
 @dataclass(frozen=True)
@@ -76,28 +77,35 @@ class Points:
 
         Raises:
             ImportError: geopandas is not installed.
-            ValueError: no geometry, one without a CRS, of another kind, empty or invalid; a column of a name
-                that the result needs; with ``on_missing="fail"`` geometries outside of the grid.
+            ValueError: no geometry, one without a CRS, of another kind, empty or invalid; a polygon that
+                reaches beyond the CRS of the grid; a column of a name that the result needs, or of values
+                that Parquet does not take; with ``on_missing="fail"`` geometries outside of the grid.
         """
         return Points.of_zones(given, {"": grid}, on_missing)[""]
 
     @staticmethod
-    def of_zones(given: Any, grids: Mapping[str, Grid], on_missing: str) -> "dict[str, Points]":
+    def of_zones(
+        given: Any,
+        grids: Mapping[str, Grid],
+        on_missing: str,
+        footprints: Mapping[str, Sequence[Any]] | None = None,
+    ) -> "dict[str, Points]":
         """Share geometries out among the grids of UTM zones, by ``utm32`` or ``utm32s``; errors as of ``of``.
 
-        A geometry is of the zone whose map covers most of it; where maps cover the same of it, of the zone
-        whose central meridian is nearest to its centroid, on the side of the equator on which this lies.
-        Zones without a geometry are left out.
+        A geometry is of the zone whose map covers most of it. Where maps cover the same of it, it is of a
+        zone that has a footprint (polygons of shapely in EPSG:4326) around its centroid, if one has; of these
+        of the zone whose central meridian is nearest to the centroid, on the side of the equator on which
+        this lies. Zones without a geometry are left out.
         """
         import shapely
 
         require_geopandas()
         frame = _named(_read(given))
         _check(frame)
-        placed = [_placed(frame.geometry, grid) for grid in grids.values()]
+        placed = [_placed(frame, grid) for grid in grids.values()]
         shares = np.stack([_inside(one, grid) for one, grid in zip(placed, grids.values(), strict=True)])
         frame = frame.to_crs("EPSG:4326")
-        zones = _zones(frame.geometry, shares, list(grids))
+        zones = _zones(frame.geometry, shares, list(grids), footprints or {})
         inside = np.take_along_axis(shares, zones[None], 0)[0]
         if on_missing == "fail" and not inside.all():
             raise ValueError(
@@ -109,7 +117,14 @@ class Points:
         frame[PLACED] = shapely.to_wkb(np.take_along_axis(shapes, zones[None], 0)[0])
         rows = [_in_groups(placed[i], inside, np.flatnonzero(zones == i), grid)
                 for i, grid in enumerate(grids.values())]  # fmt: skip
-        table, first, found = arrow_table(frame.iloc[np.concatenate(rows)]), 0, {}
+        try:
+            table = arrow_table(frame.iloc[np.concatenate(rows)])
+        except (ValueError, TypeError, NotImplementedError) as error:  # of pandas or pyarrow, by type
+            raise ValueError(
+                f"the columns of the geometries do not go to GeoParquet: {error}; give each a name and "
+                "values of one type, or leave it out"
+            ) from error
+        first, found = 0, {}
         for name, own in zip(grids, rows, strict=True):
             if len(own):
                 bounds = frame.geometry.iloc[own].total_bounds
@@ -162,8 +177,8 @@ class Points:
 
     def discard(self, records: Objects) -> None:
         """Delete what tasks read."""
-        for group in range(self.groups):
-            records.delete(_key(group))
+        for key in list(records.keys("groups/")):
+            records.delete(key)
 
     def _part(self, group: int) -> Any:
         assert self.table is not None, "the geometries stay with the process that planned the job"
@@ -300,15 +315,18 @@ def _bounds(grid: Grid) -> tuple[float, float, float, float]:
     return west, south, east, north
 
 
-def _placed(geometry: Any, grid: Grid) -> Any:
+def _placed(frame: Any, grid: Grid) -> Any:
     """Return geometries in the CRS of a grid. Edges that are straight in theirs are curves there: long ones
     get vertices between, so that none is off by more than ``_OFF`` of a cell in its middle.
+
+    Raises:
+        ValueError: one reaches so far that its edges have no end there.
     """
     import geopandas
     import shapely
     from pyproj import Transformer
 
-    target = grid.crs.to_wkt()
+    geometry, target = frame.geometry, grid.crs.to_wkt()
     project = Transformer.from_crs(geometry.crs, target, always_xy=True).transform
     most = _OFF * min(abs(grid.transform.a), abs(grid.transform.e))
     shapes = np.array(geometry.array)
@@ -316,6 +334,12 @@ def _placed(geometry: Any, grid: Grid) -> Any:
         length = _longest_edges(shapes, project, most)
         if not (bent := np.isfinite(length)).any():
             break
+        far = shapely.length(shapes) / length > _EDGES
+        if far.any():
+            raise ValueError(
+                f"too large for {grid.crs}, the CRS of the source: {listed(frame['id'][far])}; cut them to "
+                "the surroundings of the source (frame.clip)"
+            )
         shapes[bent] = shapely.segmentize(shapes[bent], length[bent])
     return geopandas.GeoSeries(shapes, crs=geometry.crs).to_crs(target)
 
@@ -341,7 +365,9 @@ def _longest_edges(shapes: Array, project: Callable[..., Any], most: float) -> A
     return longest
 
 
-def _zones(geometry: Any, shares: Array, names: Sequence[str]) -> npt.NDArray[np.int64]:
+def _zones(
+    geometry: Any, shares: Array, names: Sequence[str], footprints: Mapping[str, Sequence[Any]]
+) -> npt.NDArray[np.int64]:
     """Return the place of the zone of each geometry (EPSG:4326), by the shares [zones, N] that maps cover."""
     import shapely
 
@@ -353,8 +379,20 @@ def _zones(geometry: Any, shares: Array, names: Sequence[str]) -> npt.NDArray[np
     apart = np.abs((lon - meridian + 180) % 360 - 180)
     south = np.array([[name.endswith("s")] for name in names])
     apart += 1e-6 * (south != (lat < 0))
-    apart[shares < shares.max(axis=0) - 1e-9] = np.inf
+    chosen = shares >= shares.max(axis=0) - 1e-9
+    seen = chosen & np.stack([_covered(footprints.get(name, ()), lon, lat) for name in names])
+    apart[~np.where(seen.any(axis=0), seen, chosen)] = np.inf
     return np.asarray(np.argmin(apart, axis=0), np.int64)
+
+
+def _covered(footprints: Sequence[Any], lon: Array, lat: Array) -> npt.NDArray[np.bool_]:
+    """Return which points lie in a footprint, whose longitudes may be beyond 180 degrees."""
+    import shapely
+
+    tree, found = shapely.STRtree(footprints), np.zeros(len(lon), bool)
+    for turn in (-360, 0, 360):
+        found[tree.query(shapely.points(lon + turn, lat), predicate="intersects")[0]] = True
+    return found
 
 
 def _in_groups(placed: Any, inside: Array, rows: npt.NDArray[np.int64], grid: Grid) -> npt.NDArray[np.int64]:
@@ -380,9 +418,17 @@ def _inside(placed: Any, grid: Grid) -> Array:
     x, y = shapely.get_x(shapes[some]), shapely.get_y(shapes[some])
     row, column = np.floor((y - t.f) / t.e), np.floor((x - t.c) / t.a)
     share[some] = (row >= 0) & (row < grid.height) & (column >= 0) & (column < grid.width)
-    some = ~is_point & there
-    parts = shapely.intersection(shapes[some], shapely.box(*_bounds(grid)))
-    share[some] = shapely.area(parts) / shapely.area(shapes[some])
+    west, south, east, north = _bounds(grid)
+    share[~is_point & there] = 1
+    low, high = np.split(shapely.bounds(shapes), 2, axis=1)
+    across = (low < (west, south)).any(axis=1) | (high > (east, north)).any(axis=1)
+    some = ~is_point & there & across
+    # Parts that touch in the CRS of the user may overlap a little in that of the grid.
+    wholes = shapes[some]
+    bad = ~shapely.is_valid(wholes)
+    wholes[bad] = shapely.make_valid(wholes[bad])
+    parts = shapely.intersection(wholes, shapely.box(west, south, east, north))
+    share[some] = shapely.area(parts) / shapely.area(wholes)
     return share
 
 

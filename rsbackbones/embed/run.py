@@ -15,14 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from rsbackbones.embed.counted import counted
-from rsbackbones.embed.driver import DEAD_S, JobError, driving, one_error, one_line, store_errors
+from rsbackbones.embed.driver import (
+    DEAD_S,
+    JobError,
+    driving,
+    of_another_job,
+    one_error,
+    one_line,
+    start_over,
+    store_errors,
+)
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.points_task import check_points, compute_group
-from rsbackbones.embed.status import ZONES
 from rsbackbones.embed.store import create_store
 from rsbackbones.embed.summary import finish
 from rsbackbones.embed.task import WEIGHTS, calibrate, compute_shard
-from rsbackbones.embed.zones import ZonedJob, run_zones
+from rsbackbones.embed.zones import ZonedJob, replace_zones, run_zones
 from rsbackbones.files.progress import progress_bar
 
 # So many tasks are handed to an executor at a time: there may be millions.
@@ -118,9 +126,10 @@ def prepare(job: Job, executor: Executor | None) -> Job:
     held = records.get_json("job.json")
     if held not in (None, stated) and records.get_json("calibration.json") is None:
         # A job that was refused at its sample computed nothing, and another may take its place.
-        for key in set(records.keys()) - {"driver.json"}:
-            records.delete(key)
+        start_over(records)
         held = None
+    if held is None and job.group is None:
+        replace_zones(job.output, records)
     if held is None:
         if _is_taken(job):
             raise JobError(
@@ -132,10 +141,7 @@ def prepare(job: Job, executor: Executor | None) -> Job:
     if held is not None and held != stated:
         theirs, ours = held["facts"], job.facts
         other = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
-        raise JobError(
-            f"{job.output} is the output of a job with other inputs or settings ({', '.join(other)}); delete "
-            f"it and {records.place}, or choose another output"
-        )
+        raise of_another_job(job.output, records, f" ({', '.join(other)})")
     if records.get_json("finished.json") is None and WEIGHTS not in set(records.keys()):
         _store_weights(job)
     if job.points is not None and records.get_json("finished.json") is None:
@@ -158,8 +164,6 @@ def _is_taken(job: Job) -> bool:
     """Tell whether the output holds something, although there is no record of the job."""
     if job.group is not None and job.points is not None:
         return False  # zones have one table, and the whole was looked at
-    if job.group is None and job.records.get_json(ZONES) is not None:
-        return True
     return next(job.objects.keys(), None) is not None or (job.is_local and Path(job.output).exists())
 
 

@@ -22,8 +22,15 @@ _SUMS = ("cells", "cells_with_data", "clipped", "windows", "seconds", "model_sec
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """Add up the records, and delete the weights, which the output does not need."""
+    """Add up the records, and delete the weights, which the output does not need.
+
+    Raises:
+        JobError: geometries have no data, and that is an error; or the output of a finished job is gone.
+    """
     if (summary := job.records.get_json("finished.json")) is not None:
+        if job.group is None:
+            require_output(job.output, job.records)
+        _delete_working_files(job)  # a driver may have been killed right before
         return dict(summary)
     found = [job.records.get_json(done_key(i)) for i in range(job.tasks)]
     summary = {"shards": len(found), **sum_up(found, job.dim), "measured": job.calibration["measured"]}
@@ -43,13 +50,32 @@ def finish(job: Job) -> dict[str, Any]:
     if job.group is None:
         write_stac(job.output, [(job, summary)])
     job.records.put_json("finished.json", summary)
+    _delete_working_files(job)
+    return summary
+
+
+def _delete_working_files(job: Job) -> None:
+    """Delete what tasks read, and the store from which a COG is made."""
     job.records.delete(WEIGHTS)
     if job.points is not None:
         job.points.discard(job.records)
     if job.is_cog:
         for key in list(job.objects.keys()):
             job.objects.delete(key)
-    return summary
+
+
+def require_output(output: str, records: Objects) -> None:
+    """Refuse a finished job whose output was deleted.
+
+    Raises:
+        JobError: it was.
+    """
+    there = Objects(output)
+    if not (there.local is not None and there.local.exists()) and next(there.keys(), None) is None:
+        raise JobError(
+            f"the job of {output} is finished, and the output is gone; to compute it again, delete "
+            f"{records.place} as well"
+        )
 
 
 def sum_up(found: list[dict[str, Any]], dim: int) -> dict[str, Any]:

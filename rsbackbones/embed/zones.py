@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.embed.driver import JobError, driving, one_error
+from rsbackbones.embed.driver import JobError, driving, of_another_job, one_error, start_over
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.status import ZONES, status_of
 from rsbackbones.embed.store import create_groups
-from rsbackbones.embed.summary import finish_table, sum_up
+from rsbackbones.embed.summary import finish_table, require_output, sum_up
 from rsbackbones.files.objects import Objects
 
 
@@ -61,6 +61,7 @@ def run_zones(job: ZonedJob, run: Callable[[Job], dict[str, Any]], *, take_over:
             except ValueError as error:
                 raise JobError(f"{zone}: {error}") from error
         if (summary := records.get_json("finished.json")) is not None:
+            require_output(job.output, records)
             return dict(summary)
         of_table = finish_table(list(job.zones.values())) if _is_table(job) else {}
         measured = [part["measured"] for part in found.values()]
@@ -93,19 +94,37 @@ def _prepare(job: ZonedJob) -> None:
     held = records.get_json(ZONES)
     if held not in (None, stated) and not any(_has_begun(records.within(zone)) for zone in held["shards"]):
         # As of one zone: a job that was refused at its sample computed nothing.
-        for key in set(records.keys()) - {"driver.json"}:
-            records.delete(key)
+        start_over(records)
         records.put_json(ZONES, held := stated)
-    if held is None and (records.get_json("job.json") or _is_taken(job)):
+    if held is None and records.get_json("job.json") is not None:  # of one grid
+        if records.get_json("calibration.json") is not None:
+            raise of_another_job(job.output, records)
+        start_over(records)
+    if held is None and _is_taken(job):
         raise JobError(f"{job.output} holds something that is no output of a job; choose another output, or "
                        "delete it")  # fmt: skip
     if held is None and not records.create_json(ZONES, stated):
         held = records.get_json(ZONES)
     if held not in (None, stated):
-        raise JobError(f"{job.output} is the output of a job with other inputs or settings; delete it and "
-                       f"{records.place}, or choose another output")  # fmt: skip
+        raise of_another_job(job.output, records)
     if not _is_table(job):
         create_groups(job.output, list(job.zones))
+
+
+def replace_zones(output: str, records: Objects) -> None:
+    """Make room for a job of one grid where one of zones computed nothing.
+
+    Raises:
+        JobError: it did, or somebody runs it.
+    """
+    held = records.get_json(ZONES)
+    if held is None:
+        return
+    if any(_has_begun(records.within(zone)) for zone in held["shards"]):
+        raise of_another_job(output, records)
+    if output.rstrip("/").endswith(".zarr"):
+        Objects(output).delete("zarr.json")  # of the empty groups
+    start_over(records)
 
 
 def _is_taken(job: ZonedJob) -> bool:

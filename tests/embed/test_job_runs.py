@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,7 @@ import torch
 
 import rsbackbones as rsb
 from rsbackbones.embed import points
-from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.driver import JobError, alive
 from rsbackbones.embed.run import prepare
 from rsbackbones.embed.sources.rasters import RasterSource
 from tests import forked
@@ -190,6 +191,16 @@ def test_a_shard_without_its_record_is_computed_again_with_the_same_bytes(
     assert 0 < len(encoded) <= 8
     (output / "embeddings/c/0/1/2.partial").unlink()
     assert shards(output) == undisturbed
+
+
+def test_a_number_that_a_process_of_another_user_has_now_is_no_driver(monkeypatch):
+    def refuse(pid, signal):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    stated = {"host": socket.gethostname(), "pid": 1, "beat": time.time()}
+    assert alive(stated)
+    assert not alive(stated | {"beat": time.time() - 1000})
 
 
 def test_one_driver_at_a_time(model, source, tmp_path):

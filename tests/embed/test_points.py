@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import sys
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
@@ -298,6 +299,23 @@ sys.exit(main([str(word) for word in sys.argv[2:]]))
     }  # fmt: skip
 
 
+def test_a_finished_job_leaves_no_working_files_and_misses_its_output(model, scene, tmp_path):
+    """A driver that was killed right before it deleted them; a user who deleted the output alone."""
+    output, frame = tmp_path / "p.parquet", geopandas.GeoDataFrame(geometry=plots().geometry[:2])
+    job = rsb.embed.plan(model, scene[0], points=frame, output=output, **SMALL)
+    summary = rsb.embed.run(job, **QUIET)
+    kept = {path.name for path in (tmp_path / "p.parquet.job").iterdir() if path.is_file()}
+    job.points.write(job.records)
+    job.records.put("model.safetensors", b"weights")
+    assert rsb.embed.run(job, **QUIET) == summary
+    assert {path.name for path in (tmp_path / "p.parquet.job").rglob("*") if path.is_file()} - kept == {
+        "00000000.json"  # of what is done
+    }
+    shutil.rmtree(output)
+    with pytest.raises(JobError, match=r"is finished, and the output is gone; .* delete .*p\.parquet\.job"):
+        rsb.embed.run(job, **QUIET)
+
+
 def test_the_table_states_what_made_it_and_is_searched(model, scene, tmp_path):
     pytest.importorskip("faiss")
     import pyarrow.parquet as pq
@@ -372,6 +390,8 @@ def test_geometries_that_cannot_be_embedded_are_named(model, scene, tmp_path):
         (frame(point, None, square, shapely.Point()), r"empty: 2 geometries \(1, 3\)"),
         (frame(square, bow), r"no valid polygons: 1 geometry \(1\)"),
         (frame(point, embedding=[1], source=["x"]), "columns embedding, source"),
+        (frame(point, point, kind=[1, "x"]), "columns of the geometries do not go to GeoParquet: .* kind"),
+        (frame(point, wave=[1j]), "columns of the geometries do not go to GeoParquet: .* wave"),
         (tmp_path / "none.gpkg", "no file"),
         (two, "layers a, b"),
         (scene[0], "cannot read geometries"),
@@ -455,6 +475,44 @@ def test_long_edges_are_where_the_user_drew_them():
     assert {len(shapely.get_coordinates(shapely.from_wkb(row["placed"]))) for row in kept} == {5}
 
 
+def test_parts_that_touch_in_the_crs_of_the_user_may_overlap_in_that_of_the_map():
+    """The corner of a part lies on a parallel that is the edge of another; in UTM that is a curve."""
+    grid = Grid(
+        ROWS, COLUMNS, rasterio.crs.CRS.from_string(CRS), rasterio.Affine(CELL, 0, WEST, 0, -CELL, NORTH)
+    )
+    lon, lat = (np.ravel(x)[0] for x in transform(CRS, "EPSG:4326", *zip(in_cells(20, 20), strict=True)))
+    slab = shapely.box(14.9, lat - 0.005, 15.1, lat)
+    wedge = shapely.Polygon([(lon, lat), (lon + 0.005, lat + 0.008), (lon - 0.005, lat + 0.008)])
+    hole = [(lon, lat - 0.005), (lon + 0.003, lat - 0.001), (lon - 0.003, lat - 0.001)]
+    shapes = [shapely.MultiPolygon([slab, wedge]), slab.difference(shapely.Polygon(hole)), slab, wedge]
+    assert shapely.is_valid(shapes).all()
+    given = geopandas.GeoDataFrame({"id": range(4)}, geometry=shapes, crs="EPSG:4326")
+    table = {row["id"]: row for row in Points.of(given, grid, "fail").table.to_pylist()}
+    placed = {i: shapely.from_wkb(row["placed"]) for i, row in table.items()}
+    assert not placed[0].is_valid
+    inside = {i: row["inside_share"] for i, row in table.items()}
+    assert inside[3] == 1  # exactly: it lies within
+    area = {i: shape.area for i, shape in placed.items()}
+    assert inside[0] == pytest.approx((inside[2] * area[2] + area[3]) / (area[2] + area[3]), abs=1e-4)
+    assert inside[1] == pytest.approx(inside[2], abs=0.05)
+    own = {i: set(zip(*Cells(shape, grid, 64).within(Block(0, 0, ROWS, COLUMNS)), strict=True))
+           for i, shape in placed.items()}  # fmt: skip
+    assert own[0] == own[2] | own[3]
+    assert own[1] < own[2]
+
+
+def test_polygons_beyond_the_crs_of_the_map_are_named():
+    """Edges that reach beyond 90 degrees from the meridian of a UTM zone have no end there."""
+    grid = Grid(
+        ROWS, COLUMNS, rasterio.crs.CRS.from_string(CRS), rasterio.Affine(CELL, 0, WEST, 0, -CELL, NORTH)
+    )
+    shapes = [shapely.box(-30, 20, 60, 60), shapely.box(-179.9, -89, 179.9, 89)]
+    given = geopandas.GeoDataFrame({"id": ["half", "world"]}, geometry=shapes, crs="EPSG:4326")
+    assert 0 < Points.of(given[:1], grid, "fail").table["inside_share"][0].as_py() < 1
+    with pytest.raises(ValueError, match=r"too large for EPSG:32633.*1 geometry \(world\); cut them"):
+        Points.of(given, grid, "nan")
+
+
 def test_each_geometry_is_of_one_zone():
     """Maps of neighbors on both sides of 12 degrees east, of which that of the north-east is smaller."""
     crs = {"utm32": 32632, "utm33": 32633, "utm33s": 32733}
@@ -478,6 +536,14 @@ def test_each_geometry_is_of_one_zone():
     with pytest.raises(ValueError, match=r"outside of the source: 1 geometry \(far\)"):
         Points.of_zones(frame, grids, "fail")
     assert set(Points.of_zones(frame.iloc[:2], grids, "fail")) == {"utm32", "utm33"}
+    # Where a map is empty, another zone has items: east of 12 degrees, here also counted beyond 180.
+    around = shapely.box(11.8, 0.1, 12.15, 0.4)
+    for one in (around, shapely.affinity.translate(around, 360)):
+        footprints = {"utm32": [one], "utm33": [shapely.box(12.2, 0.1, 12.4, 0.4)]}
+        found = Points.of_zones(frame.iloc[:2], grids, "fail", footprints)
+        assert {zone: own.table["id"].to_pylist() for zone, own in found.items()} == {
+            "utm32": ["west", "east"]
+        }
 
 
 def test_geometries_take_models_of_images(scene, tmp_path):

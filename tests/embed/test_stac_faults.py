@@ -70,6 +70,18 @@ def test_what_is_odd_is_taken_as_it_is_meant(model, place, tmp_path):
         assert read_whole(job, model).valid.sum() == SIDE * SIDE
 
 
+def test_the_items_of_the_caller_stay_as_they_are(place):
+    given = place[0].clone()
+    given.set_self_href("/elsewhere/item.json")
+    given.bbox = None
+    for key, asset in given.assets.items():
+        asset.href = f"./{key}.tif"
+    before = given.to_dict(transform_hrefs=False)
+    (found,) = open_items([given])
+    assert (found.assets["B02"].href, len(found.bbox)) == ("/elsewhere/B02.tif", 4)
+    assert given.to_dict(transform_hrefs=False) == before
+
+
 def test_links_are_relative_to_the_file_of_items(model, place, tmp_path, monkeypatch):
     one, image = place
     inside = tmp_path / "inside"
@@ -143,6 +155,17 @@ def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
             "the item two lies elsewhere",
         ),
         (untold, {}, "the item one cannot be placed: Invalid projection"),
+        *(
+            (changed(one, geometry={"type": kind, **parts}), {}, f"the geometry of the item one {text}")
+            for kind, parts, text in (
+                ("Point", {"coordinates": [15.0, 45.1]}, "is POINT .*expected a polygon"),
+                ("GeometryCollection", {"geometries": [one.geometry]}, "is GEOMETRYCOLLECTION"),
+                ("Polygon", {"coordinates": []}, "is POLYGON EMPTY"),
+                ("Polygon", {"coordinates": [[[15, 45], [16, 45]]]}, "cannot be understood: .*at least"),
+                ("Polygon", {}, "cannot be understood"),
+                ("Disc", {"coordinates": [15.0, 45.1]}, "cannot be understood"),
+            )
+        ),
     ]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

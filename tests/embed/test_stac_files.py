@@ -87,6 +87,12 @@ def test_a_geoparquet_gives_back_its_items(items, tmp_path):
             side["properties"]["datetime"] = side["properties"]["datetime"].replace("+00:00", "Z")
         assert stated == expected
     assert "platform" not in found[0].properties
+    for given in items:
+        given = given.clone()
+        code = given.properties.pop("proj:code").removeprefix("EPSG:")
+        given.properties["proj:epsg"] = float(code)
+        (read,) = open_items(published_table([given], tmp_path / "epsg.parquet"))
+        assert read.properties["proj:code"] == f"EPSG:{code}"  # as pystac migrates it
     model = create_untrained("croma_vit_tiny", modalities=("s2",), bands={"s2": BANDS})
     jobs = [rsb.embed.plan(model, source, tmp_path / "e.zarr", window=32) for source in (path, items)]
     assert jobs[0].facts["source"]["assets"] == jobs[1].facts["source"]["assets"]
@@ -118,6 +124,20 @@ def test_only_the_row_groups_that_are_wanted_are_read(items, tmp_path):
     assert [one.id for one in open_items(path, "2024-06-06/2024-06-30", here)] == wanted
     with pytest.raises(ValueError, match=r"items\.parquet cannot be read"):
         open_items(path)
+    table = pq.read_table(published_table(items, path))
+    place = table.schema.get_field_index("geometry")
+    pq.write_table(table.set_column(place, "geometry", [[b"\1\2"] * len(items)]), path)
+    with pytest.raises(ValueError, match=r"items\.parquet cannot be read: .*WKB"):
+        open_items(path)
+
+
+@pytest.mark.parametrize("ends", [(179.5, -179.5), (179.5, 180.5), (-180.5, -179.5)])
+def test_rows_across_the_antimeridian_are_found_from_both_sides(items, tmp_path, ends):
+    given = [one.clone() for one in items]
+    given[0].bbox = [ends[0], 10.0, ends[1], 11.0]
+    path = published_table(given, tmp_path / "items.parquet", row_group_size=1)
+    for here in ((179.6, 10.2, 179.7, 10.3), (-179.7, 10.2, -179.6, 10.3), (179.6, 10.2, 180.2, 10.3)):
+        assert [one.id for one in open_items(path, None, here)] == [items[0].id]
 
 
 def test_a_table_may_lack_what_can_be_made(items, tmp_path):

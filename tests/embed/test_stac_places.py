@@ -46,6 +46,23 @@ def test_an_overpass_is_of_one_day(local_hour, middle):
     assert {day_of(one) for one in with_days(found, middle)} == {"2024-06-02"}
 
 
+@pytest.mark.parametrize("middle", [-179, 30, 179])
+def test_an_item_around_a_pole_has_the_day_of_the_grid(middle):
+    when = datetime(2024, 6, 2, 11, tzinfo=UTC) - timedelta(hours=middle / 15)
+    stated = {"datetime": when.isoformat()}
+    found = [{"bbox": [west, 80, east, 86], "properties": stated}
+             for west, east in ((-180, 180), (middle - 5, middle + 5))]  # fmt: skip
+    assert {day_of(one) for one in with_days(found, middle)} == {"2024-06-02"}
+
+
+@pytest.mark.parametrize("box", [(5, 40, 20, 55), (10, 0, 100, 60), (-80, -90, 90, 90), (-180, -90, 180, 90)])
+def test_an_item_that_is_larger_than_the_crs_of_the_grid_touches_it(box):
+    """UTM ends at 90 degrees from its meridian, where projected footprints tell nothing."""
+    grid = GeoBox.from_bbox((680_000, 5_320_000, 700_000, 5_340_000), "EPSG:32632", resolution=100)
+    given = {"bbox": list(box), "geometry": shapely.geometry.mapping(shapely.box(*box))}
+    assert lies_on(given, grid, bounds_of_box(grid))
+
+
 def test_tiles_before_and_after_midnight_are_a_mosaic(model, tmp_path):
     """Two tiles of one overpass at 170 E, at midnight in UTC."""
     given = [

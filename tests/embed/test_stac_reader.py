@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rasterio import Affine
 
+import rsbackbones as rsb
 from rsbackbones.data.raster_path import UnreadableRaster
 from rsbackbones.embed.sources.source import UnreadableItems
 from rsbackbones.embed.sources.stac_item import with_days
@@ -11,7 +12,7 @@ from rsbackbones.embed.sources.stac_reader import ItemReader
 from rsbackbones.files import retry
 from tests.data.test_rasters import write_tif
 from tests.embed.test_embed import optical
-from tests.embed.test_stac_dates import SIDE, item
+from tests.embed.test_stac_dates import BANDS, SIDE, item, model_of
 
 pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
@@ -79,6 +80,24 @@ def test_a_value_that_the_file_cannot_hold_is_no_fault(image, tmp_path):
     expected = read([plain], SHIFTED, "bilinear")
     np.testing.assert_array_equal(read([stating(plain, -9999)], SHIFTED, "bilinear"), expected)
     np.testing.assert_array_equal(read([stating(plain, "nan")], SHIFTED, "bilinear"), expected)
+
+
+@pytest.mark.parametrize("composite", ["median", "first", "none"])
+def test_nodata_of_the_user_is_of_bands_and_not_of_masks(image, tmp_path, composite):
+    """The class 0 of a mask means clear, and the pixels that the user names are those of the bands."""
+    clouds = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 3 == 0).astype(np.float32)
+    given = item(tmp_path, "one", 0, dict.fromkeys(BANDS, image) | {"CLD": clouds})
+    for band in BANDS:
+        write_tif(tmp_path / f"one_{band}.tif", image[None], [band],
+                  transform=Affine(*given.properties["proj:transform"]))  # fmt: skip
+    job = rsb.embed.plan(
+        model_of("croma_vit_tiny", depth=2), given, tmp_path / "e.zarr", nodata=0, mask={"CLD": (1,)},
+        composite=composite, window=32,
+    )  # fmt: skip
+    whole = (0, 0, SIDE, SIDE)
+    with job.source.open(job.model, whole) as scene:
+        valid = scene.read(whole).valid
+    np.testing.assert_array_equal(valid, (clouds == 0) & (image != 0))
 
 
 class Busy:

@@ -54,6 +54,22 @@ def test_a_job_whose_sample_is_refused_is_not_in_the_way(model, tmp_path):
     options = OPTIONS | {"units": {"s2": "reflectance"}}
     summary = rsb.embed.run(rsb.embed.plan(model, given, output, **options), **QUIET)
     assert summary["shards"] == 2
+    # Nor is one of zones in the way of one grid, or the other way round; of a store, or of a table.
+    for name, more in (("f.zarr", {}), ("f.parquet", {"points": places(), "on_missing": "nan"})):
+        for refused, right in ((given, given[:1]), (given[:1], given)):
+            output = tmp_path / name
+            with pytest.raises(ValueError, match="look like reflectances"):
+                rsb.embed.run(rsb.embed.plan(model, refused, output, **OPTIONS, **more), **QUIET)
+            job, other = (
+                rsb.embed.plan(model, items, output, **options, **more) for items in (right, refused)
+            )
+            assert ("zones" in rsb.embed.run(job, **QUIET)) == (right is given)
+            assert not (output / "utm33").exists() or right is given
+            with pytest.raises(JobError, match=r"other inputs or settings; delete it and .*\.job, or choose"):
+                rsb.embed.run(other, **QUIET)
+            assert rsb.embed.status(output).finished
+            for made in tmp_path.glob("f.*"):
+                shutil.rmtree(made)
 
 
 def test_each_zone_is_a_group(model, zones, tmp_path):
@@ -95,7 +111,7 @@ def test_each_zone_is_a_group(model, zones, tmp_path):
         rsb.embed.run(
             rsb.embed.plan(model, list(zones.values()), output, **(OPTIONS | {"overlap": 0})), **QUIET
         )
-    with pytest.raises(JobError, match="no output of a job"):
+    with pytest.raises(JobError, match="other inputs or settings"):
         rsb.embed.run(rsb.embed.plan(model, [zones["utm32"]], output, **OPTIONS), **QUIET)
 
 
@@ -209,8 +225,11 @@ def test_geometries_of_two_zones_are_one_table(model, zones, tmp_path, monkeypat
     (records / "finished.json").unlink()
     assert rsb.embed.run(job, **QUIET) == summary
     assert files(output) == before
-    with pytest.raises(JobError, match="no output of a job"):
+    with pytest.raises(JobError, match="other inputs or settings"):
         rsb.embed.run(rsb.embed.plan(model, given[:1], output, points=frame.iloc[:3], **OPTIONS), **QUIET)
+    shutil.rmtree(output)
+    with pytest.raises(JobError, match="the output is gone"):
+        rsb.embed.run(job, **QUIET)
 
 
 def test_zones_of_several_dates_have_the_same_columns_and_share_what_is_missing(model, zones, tmp_path):
@@ -230,6 +249,22 @@ def test_zones_of_several_dates_have_the_same_columns_and_share_what_is_missing(
     dates = table[["datetime", "start_datetime", "end_datetime"]]
     days = [[str(date)[:10] for date in dates.loc[i]] for i in "af"]
     assert days == [["2024-06-01"] * 3, ["NaT", "2024-06-02", "2024-06-08"]]
+
+
+def test_a_geometry_between_the_items_of_a_zone_is_of_another_that_has_some_there(model, tmp_path):
+    """The map of the eastern zone has a gap at 12 degrees east, where an item of the western one lies."""
+    layers = dict(zip(BANDS, optical(SIDE, SIDE, bands=4), strict=True))
+    places = {
+        "gap": ("EPSG:32632", 736_700),
+        "left": ("EPSG:32633", 263_000),
+        "right": ("EPSG:32633", 266_000),
+    }
+    given = [item(tmp_path, name, 0, layers, crs=crs, west=west) for name, (crs, west) in places.items()]
+    frame = geopandas.GeoDataFrame(geometry=[shapely.Point(265_000, 4_999_700)], crs="EPSG:32633")
+    output = tmp_path / "p.parquet"
+    rsb.embed.run(rsb.embed.plan(model, given, output, points=frame, **OPTIONS), **QUIET)
+    (row,) = geopandas.read_parquet(output).to_dict("records")
+    assert (row["crs"], row["source"], row["valid_share"]) == ("EPSG:32632", "gap", 1)
 
 
 def test_a_cog_of_zones_is_refused(model, zones, tmp_path):

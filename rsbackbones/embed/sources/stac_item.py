@@ -15,8 +15,10 @@ from rsbackbones.files.objects import is_url
 Bounds = tuple[float, float, float, float]
 # The property that the day is kept in.
 _DAY = "rsbackbones:day"
-# Degrees between points of a footprint that is projected.
-_STEP = 0.1
+# Degrees between points of a footprint that is projected; one that is wider may reach beyond the CRS.
+_STEP, _WIDE = 0.1, 30
+# A bounding box that is wider says nothing of a longitude: it is around a pole, or across the antimeridian.
+_AROUND = 180
 
 
 def time_of(item: Mapping[str, Any]) -> datetime:
@@ -32,12 +34,14 @@ def with_days(items: Sequence[Mapping[str, Any]], longitude: float) -> list[dict
     An overpass at midnight in UTC is of one day, and so is one across the antimeridian.
 
     Args:
-        longitude: of the middle of the grid; items count as less than 180 degrees away from it.
+        longitude: of the middle of the grid; items count as less than 180 degrees away from it, and those
+            around a pole as there.
     """
     made = []
     for item in items:
         west, _, east, _ = bounds_of(item)
-        here = longitude + ((west + east) / 2 - longitude + 180) % 360 - 180
+        away = ((west + east) / 2 - longitude + 180) % 360 - 180
+        here = longitude + (away if east - west <= _AROUND else 0)
         day = (time_of(item) + timedelta(hours=here / 15)).strftime("%Y-%m-%d")
         made.append({**item, "properties": {**item["properties"], _DAY: day}})
     return made
@@ -97,11 +101,14 @@ def touches(item: Mapping[str, Any], bounds: Bounds) -> bool:
 
 
 def lies_on(item: Mapping[str, Any], box: Any, bounds: Bounds) -> bool:
-    """Tell whether the footprint of an item touches an ``odc.geo`` GeoBox, which has these bounds."""
+    """Tell whether the footprint of an item touches an ``odc.geo`` GeoBox, which has these bounds.
+
+    Of a footprint that is large, or lies across the antimeridian, the bounding box tells.
+    """
     if not touches(item, bounds):
         return False
-    west, _, east, _ = bounds_of(item)
-    if box.crs.geographic or east > 180 or east - west > 180:
+    west, south, east, north = bounds_of(item)
+    if box.crs.geographic or east > 180 or max(east - west, north - south) > _WIDE:
         return True
     from odc.geo.geom import Geometry
 

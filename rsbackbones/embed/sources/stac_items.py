@@ -68,7 +68,8 @@ def open_items(given: Any, dates: str | None = None, bounds: Bounds | None = Non
             item.set_self_href(None)
         if item.datetime is None and item.common_metadata.start_datetime is None:
             raise ValueError(f"the item {item.id} states no time")
-        item.bbox = _box_of(item)
+        shape = _footprint(item)
+        item.bbox = _box_of(item, shape)
         item.geometry = item.geometry or _polygon(item.bbox)
     items.sort(key=lambda item: (_acquired_at(item), item.id))
     within = [item for item in items if days is None or days[0] <= _acquired_at(item).date() <= days[1]]
@@ -82,7 +83,7 @@ def _parsed(given: Any) -> Any:
     import pystac
 
     if isinstance(given, pystac.Item):
-        return given
+        return given.clone()  # which is changed
     if not isinstance(given, Mapping):
         raise ValueError(f"{given!r:.80} is no STAC item: expected an item of pystac, or a dictionary")
 
@@ -116,13 +117,32 @@ def _each_once(items: list[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _box_of(item: Any) -> list[float]:
-    """Return the bounding box of a ``pystac`` item, or that of its geometry if it states none."""
-    box = list(item.bbox or ())
-    if not box and item.geometry:
-        import shapely
+def _footprint(item: Any) -> Any:
+    """Return the geometry of a ``pystac`` item as a polygon of shapely; ``None``: it states none.
 
+    Raises:
+        ValueError: it is no polygon.
+    """
+    import shapely
+
+    if not item.geometry:
+        return None
+    try:
         shape = shapely.geometry.shape(item.geometry)
+    except (AttributeError, LookupError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+        raise ValueError(f"the geometry of the item {item.id} cannot be understood: {error}") from error
+    if shape.geom_type not in ("Polygon", "MultiPolygon") or shape.is_empty:
+        raise ValueError(
+            f"the geometry of the item {item.id} is {shape:.60}; expected a polygon around its pixels, or "
+            "null where the bbox tells"
+        )
+    return shape
+
+
+def _box_of(item: Any, shape: Any) -> list[float]:
+    """Return the bounding box of a ``pystac`` item, or that of its footprint if it states none."""
+    box = list(item.bbox or ())
+    if not box and shape is not None:
         west, south, east, north = shape.bounds
         parts = [part.bounds for part in getattr(shape, "geoms", [shape])]
         if (west, east) == (-180, 180) and all(part[0] > 0 or part[2] < 0 for part in parts):

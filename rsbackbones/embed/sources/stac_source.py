@@ -138,6 +138,14 @@ class StacSource:
         return [item["id"] for item in self._used() if touches(item, bounds)]
 
     @property
+    def footprints(self) -> list[Any]:
+        """Where the items of the first sensor lie, as polygons of shapely in EPSG:4326."""
+        import shapely
+
+        first = next(iter(self._sensors.values()))
+        return [shapely.geometry.shape(item["geometry"]) for item in first.items]
+
+    @property
     def times(self) -> list[datetime]:
         """When the items were acquired."""
         return sorted(time_of(item) for item in self._used())

@@ -40,6 +40,7 @@ def read_table(
 
     require_geopandas()
     import pyarrow.dataset as ds
+    from shapely.errors import ShapelyError
 
     try:
         table = ds.dataset(path, format="parquet")
@@ -50,7 +51,7 @@ def read_table(
     batches = table.to_batches(filter=condition, batch_size=_ROWS, batch_readahead=1, fragment_readahead=1)
     try:
         items = [_item(row) for batch in batches for row in batch.to_pylist()]
-    except OSError as error:
+    except (OSError, ShapelyError) as error:  # pages, or geometries
         raise ValueError(f"{path} cannot be read: {error}") from error
     if items:
         return items
@@ -91,7 +92,8 @@ def _wanted(schema: Any, days: tuple[date, date] | None, bounds: Bounds | None) 
             xmin, ymin, xmax, ymax = (ds.field("bbox", name) for name in ("xmin", "ymin", "xmax", "ymax"))
             inside = (ymin <= north) & (ymax >= south)
             if -180 <= west <= east <= 180:  # else all longitudes
-                inside &= (xmin > xmax) | ((xmin <= east) & (xmax >= west))
+                across = (xmin > xmax) | (xmin < -180) | (xmax > 180)  # the antimeridian
+                inside &= across | ((xmin <= east) & (xmax >= west))
             conditions.append(xmin.is_null() | inside)
     if not conditions:
         return None
@@ -117,6 +119,8 @@ def _item(row: dict[str, Any]) -> dict[str, Any]:
         names = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
         stated["bbox"] = [box[name] for name in names if name in box]
     properties = {name: value for name, value in stated.items() if name not in _OF_ITEM}
+    if isinstance(code := properties.get("proj:epsg"), float):  # pandas knows no null among integers
+        properties["proj:epsg"] = int(code)
     return {
         "type": "Feature", "stac_version": "1.1.0", "stac_extensions": [], "links": [], "geometry": None,
         "assets": {},
