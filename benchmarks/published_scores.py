@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.machine import machine
 from rsbackbones.data.labelled import open_labelled
-from rsbackbones.device import choose_device
+from rsbackbones.device import choose_device, has_bfloat16
 from rsbackbones.eval.feature_source import FeatureSource, model_for
 from rsbackbones.eval.run import evaluate
 from rsbackbones.files.atomic import write_text
@@ -113,6 +113,7 @@ def measure(entry: WeightsEntry, protocol: Protocol, root: Path, output: Path, e
             name=f"published_{protocol.score.lower()}", model=entry.id, modalities=("s2",), views=_VIEWS,
             optim=protocol.optim, epochs=epochs, batch_size=min(256, len(data.splits["train"])),
             metric=protocol.metric, save=SaveOptions(every=5000, keep=1), output=output,
+            precision="bf16" if has_bfloat16(choose_device()) else "fp32",
         ),
         data,
     )  # fmt: skip
