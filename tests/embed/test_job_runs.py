@@ -7,10 +7,9 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -148,27 +147,6 @@ def test_a_killed_worker_of_a_pool_leaves_a_store_that_goes_on(model, source, un
     object.__setattr__(job, "source", RasterSource(**vars(job.source)))
     rsb.embed.run(job, **QUIET)
     assert shards(tmp_path / "e.zarr") == undisturbed
-
-
-def test_workers_killed_at_random_moments_change_nothing(model, source, undisturbed, tmp_path):
-    for number, moment in enumerate(np.random.default_rng().uniform(0.2, 4, KILLS)):
-        output = tmp_path / f"{number}.zarr"
-        job = rsb.embed.plan(model, source, output, **SMALL)
-        with ProcessPoolExecutor(2, mp_context=FORKED) as executor:
-            killer = threading.Timer(moment, kill_one, [executor])
-            killer.start()
-            with suppress(JobError):  # it may be done before
-                rsb.embed.run(job, executor, **QUIET)
-            killer.join()
-        rsb.embed.run(job, **QUIET)
-        assert shards(output) == undisturbed, moment
-        records = sorted((tmp_path / f"{number}.zarr.job/done").iterdir())
-        assert [json.loads(r.read_text())["shard"] for r in records] == list(range(9))
-
-
-def kill_one(executor):
-    for process in list((executor._processes or {}).values())[:1]:
-        process.kill()
 
 
 def test_killed_drivers_leave_what_the_next_one_needs(source, undisturbed, tmp_path):
