@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python (3.11 or newer) and make; the first call builds .venv (about 6 GB,
+# `make demo` and `make test` need Python (3.11 or newer) and make; the first call builds .venv (about 7 GB,
 # most of it torch with its CUDA packages).
 PYTHON ?= python3
 BIN := .venv/bin
