@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.sources.stac_assets import as_rasters
 from rsbackbones.embed.sources.stac_item import Bounds
 
@@ -89,14 +88,6 @@ def parsed(items: Sequence[Mapping[str, Any]], assets: Sequence[str]) -> list[An
         except Exception as error:  # of any library below it
             raise ValueError(f"the item {item['id']} cannot be placed: {error}") from error
     return made
-
-
-def grid_of(box: Any) -> Grid:
-    """Return a GeoBox as a grid."""
-    from rasterio import Affine
-    from rasterio.crs import CRS
-
-    return Grid(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
 
 
 def bounds_of_box(box: Any) -> Bounds:
