@@ -9,6 +9,7 @@ from typing import Any
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.resample import RESAMPLING
 from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SeriesScene, days_of
+from rsbackbones.embed.inputs import check_on_unreadable
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources.source import ReadOptions, Window
 from rsbackbones.embed.sources.stac_assets import is_reflectance
@@ -67,8 +68,7 @@ class StacSource:
                 "the composite least-cloudy needs to know which pixels are clouds: "
                 "mask={'SCL': (3, 8, 9, 10)} (--mask)"
             )
-        if on_unreadable not in ("fail", "skip"):
-            raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
+        check_on_unreadable(on_unreadable)
         if options.resample not in (None, *RESAMPLING):
             raise ValueError(f"resample must be one of {', '.join(RESAMPLING)}, got {options.resample!r}")
         if options.nodata is not None and options.resample not in (None, "nearest"):
