@@ -154,7 +154,7 @@ class RasterSource:
     def _is_whole(self, tile: Tile) -> bool:
         return len(self.tiles) == 1 and tile.place == (0, 0, self.grid.height, self.grid.width)
 
-    def _open_tile(self, model: Backbone, tile: Tile) -> "RetriedScene":
+    def _open_tile(self, model: Backbone, tile: Tile) -> RetriedScene:
         o, on_grid = self.options, None if self._is_whole(tile) else self.grid
         remote = [path for path in tile.paths if web_address(path) is not None]
 
