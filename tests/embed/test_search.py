@@ -186,7 +186,7 @@ def test_a_table_is_searched_by_place(model, tmp_path):
 
 
 def test_an_index_finds_what_the_exact_search_does(store, tmp_path, capsys):
-    """With the recall that it states and similarities of 8 bits; it is of one store alone."""
+    """With the recall that it states and similarities of 16 bits; it is of one store alone."""
     place, path = store
     index = tmp_path / "e.ivf"
     arguments = ["search", place, "--at", ",".join(map(str, degrees(path, 20, 8))), "--index", index]
@@ -210,7 +210,7 @@ def test_an_index_finds_what_the_exact_search_does(store, tmp_path, capsys):
     assert stated["lists_compared"] < stated["lists"]  # and all lists where all vectors are wanted
     assert len(found.search([query], k=stated["vectors"]).rows) == stated["vectors"]
     assert stated["vectors"] == int(np.isfinite(wanted.similarities[0]).sum())
-    assert stated["recall_at_10"] >= 0.9
+    assert stated["recall_at_10"] >= 0.95 or stated["lists_compared"] == stated["lists"]
     assert np.mean(recalls) == pytest.approx(stated["recall_at_10"], abs=0.05)
     with pytest.raises(ValueError, match=r"an index of other vectors .*center"):
         Searched(place, center="none", index=index)

@@ -1,6 +1,6 @@
 """An index of vectors in a file, for stores so large that reading all of them for a search takes too long.
 
-The file is an IVF index of faiss (vectors in 8 bits, in lists around centroids; a search compares the lists
+The file is an IVF index of faiss (vectors in 16 bits, in lists around centroids; a search compares the lists
 nearest to the query), after which come the facts that it is valid for. faiss maps it into memory. Hits are
 approximate: their recall against the exact search is measured while the index is built, and recorded.
 """
@@ -25,8 +25,6 @@ _MAGIC = b"rsbackbones ivf1"
 _PER_LIST = 39
 # Recall is of the ten nearest of so many vectors of the store; lists are compared until it is so high.
 _QUERIES, _NEAREST, _RECALL = 100, 10, 0.95
-# This share of the recall of all lists is enough, where it is less.
-_OF_ALL = 0.99
 # Vectors that centroids are of, at least where there are more; at most twice as many are held.
 _SAMPLE = 100_000
 # While it is built, lists that are full get twice the room.
@@ -98,7 +96,7 @@ class SearchIndex:
 
 def file_size(count: int, dim: int) -> int:
     """Return about how many bytes an index of so many vectors [D] has, for each its values and its number."""
-    return count * (dim + 8)
+    return count * (2 * dim + 8)
 
 
 def state_costs(path: Path, count: int, dim: int, at_once: int) -> str:
@@ -145,7 +143,7 @@ def build_index(
     lists = min(round(4 * count**0.5), len(sample) // _PER_LIST)
     dim = sample.shape[1]
     index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(dim), dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        faiss.IndexFlatIP(dim), dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
     index.train(sample)
     queries = sample[:: max(1, len(sample) // _QUERIES)][:_QUERIES]
@@ -198,16 +196,13 @@ def open_index(path: Path) -> SearchIndex:
 
 def _lists_to_compare(index: Any, queries: Array, exact: Array) -> tuple[int, float]:
     """Return how many lists to compare for the recall wanted, and the recall: without the query itself, which
-    every search finds. In 8 bits all lists together may not give the recall wanted; the last of what they
-    give is not worth comparing all.
+    every search finds.
     """
-
-    def recall_of(compared: int) -> float:
-        index.nprobe = compared
+    compared = 1
+    while True:
+        index.nprobe = min(compared, index.nlist)
         found = index.search(queries, _NEAREST + 1)[1]
-        return float((exact[:, 1:, None] == found[:, None, :]).any(2).mean())
-
-    wanted, compared = min(_RECALL, _OF_ALL * recall_of(index.nlist)), 1
-    while (recall := recall_of(compared)) < wanted and compared < index.nlist:
-        compared = min(2 * compared, index.nlist)
-    return compared, recall
+        recall = float((exact[:, 1:, None] == found[:, None, :]).any(2).mean())
+        if recall >= _RECALL or index.nprobe == index.nlist:
+            return index.nprobe, recall
+        compared *= 2
