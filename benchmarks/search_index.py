@@ -118,7 +118,7 @@ def measure(folder: Path, side: int, dim: int) -> list[list[str]]:
     rng = np.random.default_rng(SEED + 1)
     cells = np.sort(rng.choice(side * side, QUERIES, replace=False))
     queries = np.concatenate([x[cells[(cells >= n) & (cells < n + len(x))] - n] for n, x in _rows(place)])
-    nearest = exact_neighbors(place, queries, found.mean)
+    nearest = exact_neighbors(place, queries, found.centering.mean)
     recalls, spent = [], []
     for cell, query, wanted in zip(cells, queries, nearest, strict=True):
         start = time.process_time()

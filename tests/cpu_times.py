@@ -15,7 +15,7 @@ import pytest
 LIMIT = 0.2  # seconds
 RECORD = Path(__file__).with_name("slow_tests.txt")
 HEADER = (
-    f"# Tests that take more than {LIMIT} s of CPU, by `make slow-tests`, without which `make check` runs.\n"
+    f"# Tests that take more than {LIMIT} s of CPU, which `make check` leaves out; by `make slow-tests`.\n"
 )
 
 
@@ -69,14 +69,17 @@ class CpuTimes:
                 self.fixtures[name] = max(seconds, self.fixtures.get(name, 0))
                 self.tests[self._test] -= seconds
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Hand what a worker measured to the process that started it; write the record in that one."""
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Hand what a worker measured to the process that started it; write the record in that one.
+
+        A run that was stopped did not measure all, and leaves the record as it is.
+        """
         output = getattr(session.config, "workeroutput", None)
-        if output is None:
+        if output is not None:
+            output["cpu_times"] = (dict(self.tests), self.fixtures, self.needs)
+        elif exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             slow = "".join(f"{test}\n" for test in sorted(self.tests) if self._seconds(test) > LIMIT)
             RECORD.write_text(HEADER + slow, encoding="utf-8")
-        else:
-            output["cpu_times"] = (dict(self.tests), self.fixtures, self.needs)
 
     def pytest_testnodedown(self, node: object) -> None:
         """Take what a worker measured."""

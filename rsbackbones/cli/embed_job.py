@@ -78,8 +78,10 @@ def is_job(output: RasterPath, options: Mapping[str, Any]) -> bool:
     geometries (a .parquet with --points, or of which the status is asked).
     """
     place = str(output).rstrip("/")
-    if place.endswith(".parquet") or options["points"] is not None:
-        return place.endswith(".parquet") and (options["points"] is not None or options["status"])
+    if place.endswith(".parquet"):
+        return options["points"] is not None or bool(options["status"])
+    if options["points"] is not None:
+        return False
     return place.endswith(".zarr") or (place.endswith((".tif", ".tiff")) and options["quantize"] is not None)
 
 

@@ -86,6 +86,10 @@ def search(
             raise click.UsageError(f"{name} takes {count} numbers, got {', '.join(map(str, wrong[0]))}")
     if checkpoint and not example:
         raise click.UsageError("--checkpoint is the model of an image: name it, --example CHIP.tif")
+    if within is not None and not (at or unlike):
+        raise click.UsageError("--within is of a place: name it, --at LON,LAT")
+    if at_date and not (at or unlike or box):
+        raise click.UsageError("--at-date is of a place or a box: name it, --at LON,LAT or --box W,S,E,N")
     if scene and not html:
         raise click.UsageError("--scene is shown on the page: name it, --html PAGE.html")
     for name, path, suffixes in (

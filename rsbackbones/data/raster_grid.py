@@ -49,6 +49,14 @@ class Grid(NamedTuple):
             )
         return cls(height, width, crs, t)
 
+    @classmethod
+    def of_geobox(cls, box: Any) -> "Grid":
+        """Return an ``odc.geo`` GeoBox as a grid."""
+        from rasterio import Affine
+        from rasterio.crs import CRS
+
+        return cls(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
+
     @property
     def pixel(self) -> float:
         """The side of a pixel, in units of the CRS."""

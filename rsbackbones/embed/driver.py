@@ -88,6 +88,13 @@ def of_another_job(output: str, records: Objects, other: str = "") -> JobError:
     )
 
 
+def of_no_job(output: str) -> JobError:
+    """Return the error of an output that holds something else than what a job writes."""
+    return JobError(
+        f"{output} holds something that is no output of a job; choose another output, or delete it"
+    )
+
+
 def alive(driver: dict[str, Any]) -> bool:
     """Tell whether a driver lives: it has written lately, and of this machine its process is there.
 

@@ -28,6 +28,16 @@ def sensors_of(model: Backbone) -> dict[str, str]:
     return {m: model.config.sensors[m] for m in model.modalities}
 
 
+def check_on_unreadable(given: str) -> None:
+    """Refuse what is neither ``fail`` nor ``skip``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if given not in ("fail", "skip"):
+        raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {given!r}")
+
+
 def require_images(model: Backbone) -> None:
     """Refuse a model of series where there is one image.
 

@@ -24,6 +24,7 @@ from rsbackbones.device import choose_device
 from rsbackbones.embed.geoparquet import ROWS, acquired, outline, table_metadata, write_geoparquet
 from rsbackbones.embed.inputs import (
     TABLES,
+    check_on_unreadable,
     check_output,
     create_preprocess_of,
     embedding_job,
@@ -101,8 +102,7 @@ def embed_patches(
     """
     model, paths, output = unwrap_model(model), raster_paths(paths), Path(output).expanduser()
     require_images(model)
-    if on_unreadable not in ("fail", "skip"):
-        raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
+    check_on_unreadable(on_unreadable)
     if output.suffix.lower() not in TABLES:
         raise ValueError(f"embeddings of patches go to .npz or .parquet, got {output}")
     check_output(output)

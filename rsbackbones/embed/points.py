@@ -34,6 +34,7 @@ from rsbackbones.data.rasters import Array
 from rsbackbones.embed.counted import counted
 from rsbackbones.embed.geoparquet import arrow_table, require_geopandas
 from rsbackbones.embed.lattice import Block
+from rsbackbones.embed.utm import degrees_from_zone
 from rsbackbones.files.objects import Objects
 
 ON_MISSING = ("fail", "nan")
@@ -375,10 +376,7 @@ def _zones(
         return np.zeros(len(geometry), np.int64)
     centers = shapely.centroid(np.asarray(geometry.array))
     lon, lat = shapely.get_x(centers), shapely.get_y(centers)
-    meridian = np.array([[6.0 * int(name[3:5]) - 183] for name in names])
-    apart = np.abs((lon - meridian + 180) % 360 - 180)
-    south = np.array([[name.endswith("s")] for name in names])
-    apart += 1e-6 * (south != (lat < 0))
+    apart = np.stack([degrees_from_zone(name, lon, lat) for name in names])
     chosen = shares >= shares.max(axis=0) - 1e-9
     seen = chosen & np.stack([_covered(footprints.get(name, ()), lon, lat) for name in names])
     apart[~np.where(seen.any(axis=0), seen, chosen)] = np.inf

@@ -20,6 +20,7 @@ from rsbackbones.embed.driver import (
     JobError,
     driving,
     of_another_job,
+    of_no_job,
     one_error,
     one_line,
     start_over,
@@ -132,10 +133,7 @@ def prepare(job: Job, executor: Executor | None) -> Job:
         replace_zones(job.output, records)
     if held is None:
         if _is_taken(job):
-            raise JobError(
-                f"{job.output} holds something that is no output of a job; choose another output, or delete "
-                "it"
-            )
+            raise of_no_job(job.output)
         if not records.create_json("job.json", stated):
             held = records.get_json("job.json")
     if held is not None and held != stated:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsbackbones.embed.driver import JobError, driving, of_another_job, one_error, start_over
+from rsbackbones.embed.driver import JobError, driving, of_another_job, of_no_job, one_error, start_over
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.status import ZONES, status_of
@@ -101,8 +101,7 @@ def _prepare(job: ZonedJob) -> None:
             raise of_another_job(job.output, records)
         start_over(records)
     if held is None and _is_taken(job):
-        raise JobError(f"{job.output} holds something that is no output of a job; choose another output, or "
-                       "delete it")  # fmt: skip
+        raise of_no_job(job.output)
     if held is None and not records.create_json(ZONES, stated):
         held = records.get_json(ZONES)
     if held not in (None, stated):

@@ -235,6 +235,8 @@ def test_what_cannot_be_searched_is_named(store, tmp_path, capsys):
         ([place, "--box", f"{lon},{lat},{lon},{lat + 90}"], "west, south, east, north"),
         ([place, "--at", f"{lon},{lat}", "--scene", path], "--html PAGE.html"),
         ([place, "--at", f"{lon},{lat}", "--checkpoint", path], "--example CHIP.tif"),
+        ([place, "--example", path, "--at-date", "2024-06-01"], "--at-date is of a place or a box"),
+        ([place, "--box", "1,2,3,4", "--within", "5"], "--within is of a place"),
         ([place, "--at", f"{lon},{lat}", "--index", "i.ivf", "--map", tmp_path / "m.tif"], "hits alone"),
         ([tmp_path / "t.parquet", "--at", "1,2", "--html", tmp_path / "p.html"], "a table has none"),
         ([tmp_path / "none.zarr", "--at", f"{lon},{lat}"], "no Zarr store"),

@@ -11,18 +11,13 @@ from rasterio import Affine
 import rsbackbones as rsb
 from rsbackbones.embed.sources.stac_items import open_items
 from tests.embed.test_embed import optical
-from tests.embed.test_stac_dates import BANDS, MASK, SIDE, item, model_of
+from tests.embed.test_stac_dates import BANDS, MASK, SIDE, WINDOWS, item
 from tests.embed.test_stac_places import read_whole
 
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
 GeoBox = pytest.importorskip("odc.geo.geobox").GeoBox
-OPTIONS = {"window": 32, "overlap": 16, "shard": 32, "composite": "first"}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return model_of("croma_vit_tiny", depth=2)
+OPTIONS = WINDOWS | {"composite": "first"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def changed(given, **parts):
     return json.loads(json.dumps(given.to_dict(transform_hrefs=False) | parts))
 
 
-def test_what_is_odd_is_taken_as_it_is_meant(model, place, tmp_path):
+def test_what_is_odd_is_taken_as_it_is_meant(four_bands, place, tmp_path):
     one, image = place
     plain = changed(one)
     ranged = changed(one)
@@ -54,20 +49,20 @@ def test_what_is_odd_is_taken_as_it_is_meant(model, place, tmp_path):
     twice["assets"] = {"preview": other, **twice["assets"]}
     twice["assets"]["B02"] |= {"eo:bands": [{"name": "B02", "common_name": "blue"}], "type": "text/plain"}
     for given in (plain, ranged, of_geometry, without_type, twice, [plain, plain]):
-        job = rsb.embed.plan(model, given, tmp_path / "e.zarr", **OPTIONS)
-        np.testing.assert_array_equal(read_whole(job, model).arrays["s2"], image)
+        job = rsb.embed.plan(four_bands, given, tmp_path / "e.zarr", **OPTIONS)
+        np.testing.assert_array_equal(read_whole(job, four_bands).arrays["s2"], image)
         assert len(job.source.times) == 1
     # Without a transform the geometry tells where items lie, once a grid is named.
     flat = changed(one)
     del flat["properties"]["proj:transform"]
     with pytest.raises(ValueError, match="do not state their CRS and resolution"):
-        rsb.embed.plan(model, flat, tmp_path / "e.zarr", **OPTIONS)
+        rsb.embed.plan(four_bands, flat, tmp_path / "e.zarr", **OPTIONS)
     for given in (flat, flat | {"geometry": None}):
-        job = rsb.embed.plan(model, given, tmp_path / "e.zarr", grid="utm10m", **OPTIONS)
+        job = rsb.embed.plan(four_bands, given, tmp_path / "e.zarr", grid="utm10m", **OPTIONS)
         grid = job.source.grid
         assert (grid.transform.a, grid.crs.to_epsg()) == (10, 32633)
         assert SIDE <= min(grid.height, grid.width) <= max(grid.height, grid.width) <= SIDE + 2
-        assert read_whole(job, model).valid.sum() == SIDE * SIDE
+        assert read_whole(job, four_bands).valid.sum() == SIDE * SIDE
 
 
 def test_the_items_of_the_caller_stay_as_they_are(place):
@@ -82,7 +77,7 @@ def test_the_items_of_the_caller_stay_as_they_are(place):
     assert given.to_dict(transform_hrefs=False) == before
 
 
-def test_links_are_relative_to_the_file_of_items(model, place, tmp_path, monkeypatch):
+def test_links_are_relative_to_the_file_of_items(four_bands, place, tmp_path, monkeypatch):
     one, image = place
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -96,13 +91,13 @@ def test_links_are_relative_to_the_file_of_items(model, place, tmp_path, monkeyp
     path.write_text(json.dumps({"type": "FeatureCollection", "features": [given]}))
     monkeypatch.chdir(elsewhere)
     for source in (path, "items.json"):
-        job = rsb.embed.plan(model, source, tmp_path / "e.zarr", **OPTIONS)
-        np.testing.assert_array_equal(read_whole(job, model).arrays["s2"], image)
+        job = rsb.embed.plan(four_bands, source, tmp_path / "e.zarr", **OPTIONS)
+        np.testing.assert_array_equal(read_whole(job, four_bands).arrays["s2"], image)
     with pytest.raises(ValueError, match=r"the asset B02 of one has the relative link \.\./inside/B02\.tif"):
-        rsb.embed.plan(model, given, tmp_path / "e.zarr", **OPTIONS)
+        rsb.embed.plan(four_bands, given, tmp_path / "e.zarr", **OPTIONS)
 
 
-def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
+def test_what_is_wrong_is_refused_by_name(four_bands, place, tmp_path):
     one, _ = place
     elsewhere = changed(one)
     elsewhere["properties"]["platform"] = "sentinel-2b"
@@ -170,7 +165,7 @@ def test_what_is_wrong_is_refused_by_name(model, place, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with pytest.raises(ValueError, match=text):
-                rsb.embed.plan(model, given, tmp_path / "e.zarr", **(OPTIONS | options))
+                rsb.embed.plan(four_bands, given, tmp_path / "e.zarr", **(OPTIONS | options))
 
 
 def test_a_box_is_made_of_a_geometry_that_is_cut_at_the_antimeridian(place):

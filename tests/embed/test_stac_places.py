@@ -11,17 +11,12 @@ import rsbackbones as rsb
 from rsbackbones.embed.sources.stac_grid import bounds_of_box
 from rsbackbones.embed.sources.stac_item import day_of, lies_on, touches, with_days
 from tests.embed.test_embed import optical, radar
-from tests.embed.test_stac_dates import BANDS, SIDE, item, model_of
+from tests.embed.test_stac_dates import BANDS, SIDE, WINDOWS, item, model_of
 
 pystac = pytest.importorskip("pystac")
 pytest.importorskip("odc.stac")
 GeoBox = pytest.importorskip("odc.geo.geobox").GeoBox
-OPTIONS = {"window": 32, "overlap": 16, "shard": 32, "composite": "none"}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return model_of("croma_vit_tiny", depth=2)
+OPTIONS = WINDOWS | {"composite": "none"}
 
 
 def layers(seed=0):
@@ -63,7 +58,7 @@ def test_an_item_that_is_larger_than_the_crs_of_the_grid_touches_it(box):
     assert lies_on(given, grid, bounds_of_box(grid))
 
 
-def test_tiles_before_and_after_midnight_are_a_mosaic(model, tmp_path):
+def test_tiles_before_and_after_midnight_are_a_mosaic(four_bands, tmp_path):
     """Two tiles of one overpass at 170 E, at midnight in UTC."""
     given = [
         item(tmp_path, f"tile{i}", 0, layers(i), crs="EPSG:32659", west=400_000 + 10 * SIDE * i)
@@ -71,13 +66,13 @@ def test_tiles_before_and_after_midnight_are_a_mosaic(model, tmp_path):
     ]
     for one, when in zip(given, ("2024-06-01T23:59:50Z", "2024-06-02T00:00:10Z"), strict=True):
         one.datetime = datetime.fromisoformat(when)
-    job = rsb.embed.plan(model, given, tmp_path / "e.zarr", **OPTIONS)
+    job = rsb.embed.plan(four_bands, given, tmp_path / "e.zarr", **OPTIONS)
     assert job.days == ["2024-06-02"]
     stated = job.facts["source"]["items"]["s2"]
     assert [(one["datetime"][:10], one["day"]) for one in stated] == [
         ("2024-06-01", "2024-06-02"), ("2024-06-02", "2024-06-02"),
     ]  # fmt: skip
-    pixels = read_whole(job, model)
+    pixels = read_whole(job, four_bands)
     assert pixels.valid.all()
     expected = np.concatenate([np.stack(list(layers(i).values())) for i in range(2)], axis=2)
     np.testing.assert_array_equal(pixels.arrays["s2"], expected)
@@ -147,30 +142,30 @@ def test_items_around_the_points_of_a_grid_touch_it(crs, box):
     ("crs", "west"),
     [("EPSG:32660", None), ("EPSG:32601", None), ("EPSG:5041", 2_000_000), ("EPSG:5042", 2_000_000)],
 )
-def test_items_at_the_antimeridian_and_the_poles_have_their_own_grid(model, tmp_path, crs, west):
+def test_items_at_the_antimeridian_and_the_poles_have_their_own_grid(four_bands, tmp_path, crs, west):
     if west is None:
         west = transform("EPSG:4326", crs, [180], [45])[0][0] - 5 * SIDE
     one = item(tmp_path, "one", 0, layers(), crs=crs, west=west)
-    job = rsb.embed.plan(model, [one], tmp_path / "e.zarr", **OPTIONS)
+    job = rsb.embed.plan(four_bands, [one], tmp_path / "e.zarr", **OPTIONS)
     assert tuple(job.source.grid.transform[:6]) == (10, 0, west, 0, -10, 5_000_000)
     assert (job.source.grid.height, job.source.grid.width) == (SIDE, SIDE)
-    pixels = read_whole(job, model)
+    pixels = read_whole(job, four_bands)
     assert pixels.valid.all()
     np.testing.assert_array_equal(pixels.arrays["s2"], np.stack(list(layers().values())))
     assert job.source.names((0, 0, SIDE, 4)) == job.source.names((0, SIDE - 4, SIDE, 4)) == ["one"]
 
 
-def test_one_grid_holds_items_at_both_sides_of_the_antimeridian(model, tmp_path):
+def test_one_grid_holds_items_at_both_sides_of_the_antimeridian(four_bands, tmp_path):
     given = []
     for i, (crs, lon) in enumerate({"EPSG:32660": 179.98, "EPSG:32601": -179.98}.items()):
         west = transform("EPSG:4326", crs, [lon], [45.1])[0][0]
         given.append(item(tmp_path, f"tile{i}", 0, layers(i), crs=crs, west=west))
-    job = rsb.embed.plan(model, given, tmp_path / "e.zarr", grid="utm10m", **OPTIONS)
+    job = rsb.embed.plan(four_bands, given, tmp_path / "e.zarr", grid="utm10m", **OPTIONS)
     height, width = job.source.grid.height, job.source.grid.width
     assert (height < 2 * SIDE, width < 400) == (True, True)  # some 3.6 km from edge to edge
     assert len(job.days) == 1
     assert (job.source.names((0, 0, height, 20)), job.source.names((0, width - 20, height, 20))) == (
         ["tile0"], ["tile1"],
     )  # fmt: skip
-    valid = read_whole(job, model).valid
+    valid = read_whole(job, four_bands).valid
     assert abs(valid.sum() - 2 * SIDE * SIDE) < 0.05 * SIDE * SIDE

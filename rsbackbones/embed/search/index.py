@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
+from rsbackbones.embed.search.centering import Centering
 from rsbackbones.files.atomic import atomic_path
 from rsbackbones.files.resumable import check_space
 
@@ -68,12 +69,11 @@ class SearchIndex:
 
     Attributes:
         facts: what it is valid for, and ``index``: its vectors, lists, lists compared and ``recall_at_10``.
-        mean, matrix: what is done to vectors before they are compared.
+        centering: what is done to vectors before they are compared.
     """
 
     facts: dict[str, Any]
-    mean: Array
-    matrix: Array | None
+    centering: Centering
     index: Any
 
     def search(self, query: Array, k: int) -> tuple[Array, Array]:
@@ -120,15 +120,18 @@ def state_costs(path: Path, count: int, dim: int, at_once: int) -> str:
     )
 
 
-def build_index(path: Path, parts: Parts, sample: Array, facts: dict[str, Any]) -> None:
+def build_index(
+    path: Path, parts: Parts, sample: Array, count: int, centering: Centering, facts: dict[str, Any]
+) -> None:
     """Write an index of vectors, which is held in memory meanwhile, see :func:`state_costs`.
 
     Args:
         path: the file.
         parts: the vectors, read once.
         sample: of them, [N, D], for the centroids and as queries.
-        facts: what the index is valid for; ``mean`` and ``matrix`` of them are arrays or ``None``, ``cells``
-            is how many vectors there are.
+        count: how many vectors there are.
+        centering: what was done to them, to be kept.
+        facts: what the index is valid for, as JSON takes it.
 
     Raises:
         ValueError: there are fewer than 1,000 vectors.
@@ -137,7 +140,7 @@ def build_index(path: Path, parts: Parts, sample: Array, facts: dict[str, Any]) 
 
     if len(sample) < 1000:
         raise ValueError(f"an index is for many vectors, there are {len(sample)}: search without one")
-    lists = min(round(4 * facts["cells"] ** 0.5), len(sample) // _PER_LIST)
+    lists = min(round(4 * count**0.5), len(sample) // _PER_LIST)
     dim = sample.shape[1]
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(dim), dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
@@ -162,9 +165,8 @@ def build_index(path: Path, parts: Parts, sample: Array, facts: dict[str, Any]) 
     with atomic_path(path) as part:
         faiss.write_index(index, str(part))
         held = io.BytesIO()
-        arrays = {name: facts[name] for name in ("mean", "matrix") if facts[name] is not None}
-        stated = {name: value for name, value in facts.items() if name not in ("mean", "matrix")}
-        np.savez(held, facts=json.dumps(stated | {"index": measured}), **arrays)
+        arrays: dict[str, Any] = {} if centering.matrix is None else {"matrix": centering.matrix}
+        np.savez(held, facts=json.dumps(facts | {"index": measured}), mean=centering.mean, **arrays)
         with part.open("ab") as file:
             file.write(held.getvalue() + len(held.getvalue()).to_bytes(8, "little") + _MAGIC)
 
@@ -187,9 +189,9 @@ def open_index(path: Path) -> SearchIndex:
         file.seek(size - end - int.from_bytes(tail[:8], "little"))
         with np.load(io.BytesIO(file.read()), allow_pickle=False) as held:
             facts = json.loads(str(held["facts"]))
-            mean, matrix = held["mean"], held.get("matrix")
+            centering = Centering(held["mean"], held.get("matrix"))
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    return SearchIndex(facts, mean, matrix, index)
+    return SearchIndex(facts, centering, index)
 
 
 def _lists_to_compare(index: Any, queries: Array, exact: Array) -> tuple[int, float]:

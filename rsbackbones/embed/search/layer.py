@@ -12,10 +12,9 @@ from rsbackbones.data.rasters import Array
 from rsbackbones.embed.lattice import Block
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.store import read_block
+from rsbackbones.embed.utm import degrees_from_zone
 
 Indices = npt.NDArray[np.int64]
-# Tells the hemispheres of a zone apart where its distance in degrees does not.
-_OTHER_HEMISPHERE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +128,7 @@ class Layer:
     def from_middle(self, lon: Array, lat: Array) -> Array:
         """Return how far places lie from the middle of the group's zone, in degrees."""
         assert self.group is not None
-        meridian, south = int(self.group[3:5]) * 6 - 183, self.group.endswith("s")
-        away = np.abs((np.asarray(lon) - meridian + 180) % 360 - 180)
-        found: Array = away + _OTHER_HEMISPHERE * ((np.asarray(lat) < 0) != south)
-        return found
+        return degrees_from_zone(self.group, lon, lat)
 
     @cached_property
     def _to_degrees(self) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rsbackbones.data.rasters import Array
+from rsbackbones.embed.counted import counted
 from rsbackbones.embed.preview import encode_png
 from rsbackbones.embed.search.pictures import Picture, pictures
 from rsbackbones.embed.search.search import Hits, Searched
@@ -92,7 +93,7 @@ def _map(searched: Searched, hits: Hits, i: int, base: Picture, scale: tuple[flo
         "</circle>"
         for n in here
     )
-    heading = f"{layer.name}: {len(here)} hit{'' if len(here) == 1 else 's'}" if layer.name else ""
+    heading = f"{layer.name}: {counted(len(here), 'hit')}" if layer.name else ""
     return (
         f"<div>{f'<h3>{html.escape(heading)}</h3>' if heading else ''}"
         f'<div class="map"><img {size} src="{_data(base)}" alt="scene">'

@@ -143,9 +143,8 @@ def _pixels_of_cell(scene: Path, grid: Grid, layer: Layer) -> int:
     """Return how many pixels a cell has in each direction."""
     import rasterio
 
-    t, box = grid.transform, layer.geobox
-    cell: int = round(box.affine.a / t.a)
-    under = Grid(*layer.shape, rasterio.CRS.from_wkt(box.crs.to_wkt()), rasterio.Affine(*box.affine[:6]))
+    t, under = grid.transform, Grid.of_geobox(layer.geobox)
+    cell: int = round(under.transform.a / t.a)
     pixels = Grid(
         layer.shape[0] * cell, layer.shape[1] * cell, grid.crs, rasterio.Affine(t.a, t.b, t.c, t.d, t.e, t.f)
     )

@@ -276,9 +276,8 @@ class Searched:
             sample = Sample()
             self._fitted, count = fit(self.center, sample.through(self._held.parts()), self.dim)
             self._require(count)
-            made = {"mean": self._fitted.mean, "matrix": self._fitted.matrix, "cells": count}
             prepared = self._fitted.apply(sample.vectors)
-            build_index(path, self._prepared_parts, prepared, facts | made)
+            build_index(path, self._prepared_parts, prepared, count, self._fitted, facts)
         self._index = open_index(path)
         for fact, value in facts.items():
             if self._index.facts[fact] != value:
@@ -286,7 +285,7 @@ class Searched:
                     f"{path} is an index of other vectors than those of {self.place} ({fact} "
                     f"{self._index.facts[fact]}, not {value}); name a new file, and it is built"
                 )
-        self._fitted = Centering(self._index.mean, self._index.matrix)
+        self._fitted = self._index.centering
 
     def _require(self, count: int) -> None:
         if not count:

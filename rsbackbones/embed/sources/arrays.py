@@ -210,8 +210,6 @@ def _north_up(data: Any) -> Any:
 
 def _grid_of(data: Any) -> Grid:
     import odc.geo.xr  # noqa: F401
-    from rasterio import Affine
-    from rasterio.crs import CRS
 
     box = data.odc.geobox
     if box is None or box.crs is None or box.affine.a <= 0 or box.affine.e >= 0:
@@ -219,4 +217,4 @@ def _grid_of(data: Any) -> Grid:
             "the array is not placed by a CRS and evenly spaced x and y: write it with "
             "odc.geo.xr (data.odc.assign_crs('EPSG:32632')) or rioxarray (data.rio.write_crs)"
         )
-    return Grid(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
+    return Grid.of_geobox(box)

@@ -19,7 +19,7 @@ from rsbackbones.data.raster_path import (
     without_query,
 )
 from rsbackbones.data.rasters import find_bands, open_raster
-from rsbackbones.embed.inputs import sensors_of
+from rsbackbones.embed.inputs import check_on_unreadable, sensors_of
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.raster_scene import open_raster_scene
 from rsbackbones.embed.sources.mosaic import Mosaic, Tile, check_alike, intersect, place_tiles
@@ -66,8 +66,7 @@ class RasterSource:
             ValueError: a raster without bands of the model, tiles that do not fit each other, a grid that is
                 not north up, or a single place, which needs all of its rasters, with ``skip``.
         """
-        if on_unreadable not in ("fail", "skip"):
-            raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
+        check_on_unreadable(on_unreadable)
         paths = [p for path in raster_paths(given) for p in _expand(path)]
         names = options.names or [None]
         if len(names) not in (1, len(paths)):
@@ -155,7 +154,7 @@ class RasterSource:
     def _is_whole(self, tile: Tile) -> bool:
         return len(self.tiles) == 1 and tile.place == (0, 0, self.grid.height, self.grid.width)
 
-    def _open_tile(self, model: Backbone, tile: Tile) -> "RetriedScene":
+    def _open_tile(self, model: Backbone, tile: Tile) -> RetriedScene:
         o, on_grid = self.options, None if self._is_whole(tile) else self.grid
         remote = [path for path in tile.paths if web_address(path) is not None]
 

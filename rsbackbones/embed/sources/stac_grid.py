@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed.sources.stac_assets import as_rasters
 from rsbackbones.embed.sources.stac_item import Bounds
+from rsbackbones.embed.utm import zone_of
 
 _UTM_GRID = re.compile(r"utm(?=.*[1-9])\d+(\.\d+)?m")
 
@@ -60,8 +60,8 @@ def geobox_of(items: Sequence[dict[str, Any]], assets: Sequence[str], grid: Any)
             f"the items lie in several CRS ({', '.join(map(str, sorted(codes, key=str)))}): choose one grid, "
             "grid='utm10m' (--grid utm10m) or a GeoBox, or embed those of each zone"
         )
-    if grid is not None and len(codes) == 1 and (zone := _utm_zone(codes.pop())):
-        options["crs"] = f"EPSG:{zone}"
+    if grid is not None and len(codes) == 1 and zone_of(code := codes.pop()):
+        options["crs"] = code
     box = output_geobox(parsed(items, assets), list(assets), **options)
     if box is None:
         raise ValueError(
@@ -91,14 +91,6 @@ def parsed(items: Sequence[Mapping[str, Any]], assets: Sequence[str]) -> list[An
     return made
 
 
-def grid_of(box: Any) -> Grid:
-    """Return a GeoBox as a grid."""
-    from rasterio import Affine
-    from rasterio.crs import CRS
-
-    return Grid(box.height, box.width, CRS.from_wkt(box.crs.to_wkt()), Affine(*box.affine[:6]))
-
-
 def bounds_of_box(box: Any) -> Bounds:
     """Return the bounding box of a GeoBox in degrees, around the pole where it holds one."""
     from rasterio.warp import transform_bounds
@@ -116,7 +108,7 @@ def stated_crs(
 
     for stated in (*(assets[key] for key in keys if key in assets), properties):
         if code := stated.get("proj:code"):
-            return str(code)
+            return f"EPSG:{code}" if str(code).isdecimal() else str(code)
         if epsg := stated.get("proj:epsg"):
             return f"EPSG:{epsg}"
         if crs := stated.get("proj:wkt2") or stated.get("proj:projjson"):
@@ -127,15 +119,3 @@ def stated_crs(
                 return text
             return f"EPSG:{epsg}" if epsg else text
     return None
-
-
-def zone_of(crs: str | None) -> str | None:
-    """Return the name of a UTM zone (on WGS 84), ``utm32`` or ``utm32s``; of another CRS ``None``."""
-    if (number := _utm_zone(crs)) is None:
-        return None
-    return f"utm{number % 100:02}{'s' if number // 100 == 327 else ''}"
-
-
-def _utm_zone(crs: str | None) -> int | None:
-    number = int(text) if (text := str(crs).removeprefix("EPSG:")).isdecimal() else 0
-    return number if number // 100 in (326, 327) and 1 <= number % 100 <= 60 else None

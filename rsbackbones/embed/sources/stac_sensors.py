@@ -16,8 +16,9 @@ from rsbackbones.embed.sources.stac_assets import (
     mask_asset,
     stated_scales,
 )
-from rsbackbones.embed.sources.stac_grid import bounds_of_box, parsed, stated_crs, zone_of
+from rsbackbones.embed.sources.stac_grid import bounds_of_box, parsed, stated_crs
 from rsbackbones.embed.sources.stac_item import lies_on, with_days
+from rsbackbones.embed.utm import zone_of
 from rsbackbones.models.backbone import Backbone
 from rsbackbones.sensors import Sensor, get_sensor
 from rsbackbones.value_check import WITH_CIRRUS, zero_is_missing

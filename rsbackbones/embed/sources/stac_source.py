@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.resample import RESAMPLING
 from rsbackbones.embed.composite import COMPOSITES, CompositeScene, SeriesScene, days_of
+from rsbackbones.embed.inputs import check_on_unreadable
 from rsbackbones.embed.pixels import Scene
 from rsbackbones.embed.sources.source import ReadOptions, Window
 from rsbackbones.embed.sources.stac_assets import is_reflectance
-from rsbackbones.embed.sources.stac_grid import bounds_of_box, check_grid, geobox_of, grid_of, is_geobox
+from rsbackbones.embed.sources.stac_grid import bounds_of_box, check_grid, geobox_of, is_geobox
 from rsbackbones.embed.sources.stac_item import cloud_cover, day_of, facts_of, link_of, time_of, touches
 from rsbackbones.embed.sources.stac_items import open_items
 from rsbackbones.embed.sources.stac_reader import ItemReader, Sign
@@ -66,8 +68,7 @@ class StacSource:
                 "the composite least-cloudy needs to know which pixels are clouds: "
                 "mask={'SCL': (3, 8, 9, 10)} (--mask)"
             )
-        if on_unreadable not in ("fail", "skip"):
-            raise ValueError(f"on_unreadable must be 'fail' or 'skip', got {on_unreadable!r}")
+        check_on_unreadable(on_unreadable)
         if options.resample not in (None, *RESAMPLING):
             raise ValueError(f"resample must be one of {', '.join(RESAMPLING)}, got {options.resample!r}")
         if options.nodata is not None and options.resample not in (None, "nearest"):
@@ -81,7 +82,7 @@ class StacSource:
         sensors = sensor_items(found, model, options)
         first = next(iter(sensors.values()))
         self._box = geobox_of(first.items, list(first.assets.values()), grid)
-        self.grid = grid_of(self._box)
+        self.grid = Grid.of_geobox(self._box)
         self._options, self._composite = options, composite
         self._reader = ItemReader(sign, options.nodata, on_unreadable == "skip")
         self._sensors = {
