@@ -20,10 +20,8 @@ the user's columns  as they are
 
 import hashlib
 import io
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +29,9 @@ import numpy.typing as npt
 
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.data.rasters import Array
-from rsbackbones.embed.counted import counted
+from rsbackbones.embed.geometry_cells import inside_share, map_bounds, place_geometries
+from rsbackbones.embed.geometry_table import PLACED, listed, read_geometries
 from rsbackbones.embed.geoparquet import arrow_table, require_geopandas
-from rsbackbones.embed.lattice import Block
 from rsbackbones.embed.utm import degrees_from_zone
 from rsbackbones.files.objects import Objects
 
@@ -42,19 +40,6 @@ ON_MISSING = ("fail", "nan")
 GROUP = 256
 # The values of so many pixels at most are checked before the first group.
 CHECKED_PIXELS = 2**18
-# The column of the shapes in the CRS of the source; it goes to the tasks, and not into the result.
-PLACED = "placed"
-# Columns of the result, which the user's may not be named as.
-_OWN = (
-    "geometry", "crs", "datetime", "start_datetime", "end_datetime", "source", "cells", "valid_share",
-    "inside_share", "embedding", "bbox", PLACED,
-)  # fmt: skip
-_KINDS = ("Point", "Polygon", "MultiPolygon")
-# So many are named in an error.
-_NAMED = 5
-# Where a polygon is projected, an edge is off by so much of a cell at most; so many times edges are divided,
-# into so many of a polygon at most.
-_OFF, _ROUNDS, _EDGES = 0.01, 8, 2**19
 
 
 @dataclass(frozen=True)
@@ -101,10 +86,9 @@ class Points:
         import shapely
 
         require_geopandas()
-        frame = _named(_read(given))
-        _check(frame)
-        placed = [_placed(frame, grid) for grid in grids.values()]
-        shares = np.stack([_inside(one, grid) for one, grid in zip(placed, grids.values(), strict=True)])
+        frame = read_geometries(given)
+        placed = [place_geometries(frame, grid) for grid in grids.values()]
+        shares = np.stack([inside_share(one, grid) for one, grid in zip(placed, grids.values(), strict=True)])
         frame = frame.to_crs("EPSG:4326")
         zones = _zones(frame.geometry, shares, list(grids), footprints or {})
         inside = np.take_along_axis(shares, zones[None], 0)[0]
@@ -194,178 +178,6 @@ class Points:
         self.__dict__.update(state)
 
 
-class Cells:
-    """The cells of one geometry on a grid of cells.
-
-    Args:
-        shape: in the CRS of the grid.
-        grid: of cells, north up.
-        side: of the blocks that cells are asked for by, in cells.
-    """
-
-    def __init__(self, shape: Any, grid: Grid, side: int) -> None:
-        import shapely
-
-        self._grid, self._side = grid, side
-        self._shape = shape
-        shapely.prepare(shape)
-        if shape.geom_type == "Point" or not any(len(self.within(block)[0]) for block in self.blocks):
-            self._shape = shape.representative_point()
-
-    @property
-    def blocks(self) -> Iterator[Block]:
-        """The blocks of the grid in which its cells can lie, in rows."""
-        west, south, east, north = self._shape.bounds
-        (top, left), (bottom, right) = self._cell(west, north), self._cell(east, south)
-        side, height, width = self._side, self._grid.height, self._grid.width
-        for row in range(max(top, 0) // side * side, min(bottom + 1, height), side):
-            for column in range(max(left, 0) // side * side, min(right + 1, width), side):
-                yield Block(row, column, min(row + side, height), min(column + side, width))
-
-    def within(self, block: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return rows and columns of its cells in a block."""
-        import shapely
-
-        west, south, east, north = self._shape.bounds
-        (top, left), (bottom, right) = self._cell(west, north), self._cell(east, south)
-        rows = np.arange(max(top, block.top), min(bottom + 1, block.bottom))
-        columns = np.arange(max(left, block.left), min(right + 1, block.right))
-        if self._shape.geom_type != "Point":
-            t = self._grid.transform
-            x, y = np.meshgrid(t.c + t.a * (columns + 0.5), t.f + t.e * (rows + 0.5))
-            down, across = np.nonzero(shapely.intersects_xy(self._shape, x, y))
-            return rows[down], columns[across]
-        return (rows, columns) if len(rows) and len(columns) else (rows[:0], columns[:0])
-
-    def _cell(self, x: float, y: float) -> tuple[int, int]:
-        t = self._grid.transform
-        return int(np.floor((y - t.f) / t.e)), int(np.floor((x - t.c) / t.a))
-
-
-def listed(ids: Any) -> str:
-    """Return geometries by their ids, for messages."""
-    ids = list(ids)
-    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-    return f"{counted(len(ids), 'geometry', 'geometries')} ({', '.join(map(str, ids[:_NAMED]))}{more})"
-
-
-def _read(given: Any) -> Any:
-    import geopandas
-
-    if isinstance(given, geopandas.GeoDataFrame):
-        return given
-    if not isinstance(given, (str, os.PathLike)):
-        raise ValueError(f"points must be a GeoDataFrame or the path of a file, got {type(given).__name__}")
-    path = Path(given).expanduser()
-    if not path.exists():
-        raise ValueError(f"there is no file {path} of geometries")
-    try:
-        if path.suffix.lower() in (".parquet", ".geoparquet"):
-            return geopandas.read_parquet(path)
-        layers = geopandas.list_layers(path)
-        layers = layers["name"][layers["geometry_type"].notna()].tolist()
-        if len(layers) > 1:
-            raise ValueError(
-                f"it has the layers {', '.join(layers)}; write one into a file: ogr2ogr one.gpkg {path} "
-                f"{layers[0]}"
-            )
-        return geopandas.read_file(path)
-    except Exception as error:  # of pyogrio, pyarrow or geopandas, by format
-        raise ValueError(f"cannot read geometries from {path}: {error}") from error
-
-
-def _named(frame: Any) -> Any:
-    """Return the frame with the geometry in a column of this name, and an ``id``."""
-    geometry = frame.active_geometry_name
-    if geometry is None:
-        raise ValueError("the GeoDataFrame has no active geometry (set_geometry)")
-    if taken := sorted(str(name) for name in frame.columns if name in _OWN and name != geometry):
-        raise ValueError(f"the columns {', '.join(taken)} have names that the result needs; rename them")
-    if geometry != "geometry":
-        frame = frame.rename_geometry("geometry")
-    if "id" not in frame:
-        if frame.index.nlevels > 1:
-            raise ValueError("the GeoDataFrame has an index of several levels and no column id; make one")
-        frame = frame.assign(id=frame.index)
-    frame = frame.reset_index(drop=True)
-    return frame[["id", *(name for name in frame.columns if name != "id")]]
-
-
-def _check(frame: Any) -> None:
-    if not len(frame):
-        raise ValueError("there is no geometry")
-    if frame.crs is None:
-        raise ValueError("the geometries have no CRS; state it: frame.set_crs('EPSG:4326')")
-    absent = frame.geometry.isna() | frame.geometry.is_empty
-    if absent.any():
-        raise ValueError(f"empty: {listed(frame['id'][absent])}; leave these out")
-    kinds = frame.geometry.geom_type
-    if (other := ~kinds.isin(_KINDS)).any():
-        raise ValueError(
-            f"{', '.join(sorted(set(kinds[other])))}: {listed(frame['id'][other])}; embeddings are of "
-            f"{', '.join(_KINDS)}: make polygons of lines (frame.buffer), and rows of parts (frame.explode)"
-        )
-    if (invalid := ~frame.geometry.is_valid).any():
-        raise ValueError(
-            f"no valid polygons: {listed(frame['id'][invalid])}; repair them: frame.make_valid()"
-        )
-
-
-def _bounds(grid: Grid) -> tuple[float, float, float, float]:
-    (west, north), (east, south) = grid.position(0, 0), grid.position(grid.width, grid.height)
-    return west, south, east, north
-
-
-def _placed(frame: Any, grid: Grid) -> Any:
-    """Return geometries in the CRS of a grid. Edges that are straight in theirs are curves there: long ones
-    get vertices between, so that none is off by more than ``_OFF`` of a cell in its middle.
-
-    Raises:
-        ValueError: one reaches so far that its edges have no end there.
-    """
-    import geopandas
-    import shapely
-    from pyproj import Transformer
-
-    geometry, target = frame.geometry, grid.crs.to_wkt()
-    project = Transformer.from_crs(geometry.crs, target, always_xy=True).transform
-    most = _OFF * min(abs(grid.transform.a), abs(grid.transform.e))
-    shapes = np.array(geometry.array)
-    for _ in range(_ROUNDS):
-        length = _longest_edges(shapes, project, most)
-        if not (bent := np.isfinite(length)).any():
-            break
-        far = shapely.length(shapes) / length > _EDGES
-        if far.any():
-            raise ValueError(
-                f"too large for {grid.crs}, the CRS of the source: {listed(frame['id'][far])}; cut them to "
-                "the surroundings of the source (frame.clip)"
-            )
-        shapes[bent] = shapely.segmentize(shapes[bent], length[bent])
-    return geopandas.GeoSeries(shapes, crs=geometry.crs).to_crs(target)
-
-
-def _longest_edges(shapes: Array, project: Callable[..., Any], most: float) -> Array:
-    """Return how long the edges of each polygon may be; infinity: they can stay as they are."""
-    import shapely
-
-    parts, of_part = shapely.get_parts(shapes, return_index=True)
-    rings, of_ring = shapely.get_rings(parts, return_index=True)  # of a point none
-    longest = np.full(len(shapes), np.inf)
-    if not len(rings):
-        return longest
-    places, of_vertex = shapely.get_coordinates(rings, return_index=True)
-    one, other = places[:-1], places[1:]
-    start, end, middle = (np.stack(project(*at.T)) for at in (one, other, (one + other) / 2))
-    with np.errstate(invalid="ignore"):  # infinity: where the CRS does not reach
-        off = np.hypot(*(middle - (start + end) / 2))
-    bent = (of_vertex[1:] == of_vertex[:-1]) & np.isfinite(off) & (off > most)
-    pieces = np.ceil(np.sqrt(off[bent] / most))  # of half the length, an edge is off by a quarter
-    shape = of_part[of_ring[of_vertex[1:]]]
-    np.minimum.at(longest, shape[bent], np.hypot(*(other - one)[bent].T) / pieces)
-    return longest
-
-
 def _zones(
     geometry: Any, shares: Array, names: Sequence[str], footprints: Mapping[str, Sequence[Any]]
 ) -> npt.NDArray[np.int64]:
@@ -399,35 +211,9 @@ def _in_groups(placed: Any, inside: Array, rows: npt.NDArray[np.int64], grid: Gr
     """
     near = rows[inside[rows] > 0]
     if len(near):
-        along = placed.iloc[near].hilbert_distance(total_bounds=_bounds(grid))
+        along = placed.iloc[near].hilbert_distance(total_bounds=map_bounds(grid))
         near = near[np.argsort(along.to_numpy(), kind="stable")]
     return np.concatenate([near, rows[inside[rows] == 0]])
-
-
-def _inside(placed: Any, grid: Grid) -> Array:
-    """Return the share of each geometry that lies on the map."""
-    import shapely
-
-    shapes = np.asarray(placed.array)
-    share = np.zeros(len(shapes))
-    there = np.isfinite(shapely.bounds(shapes)).all(axis=1)
-    is_point = shapely.get_type_id(shapes) == 0
-    t, some = grid.transform, is_point & there
-    x, y = shapely.get_x(shapes[some]), shapely.get_y(shapes[some])
-    row, column = np.floor((y - t.f) / t.e), np.floor((x - t.c) / t.a)
-    share[some] = (row >= 0) & (row < grid.height) & (column >= 0) & (column < grid.width)
-    west, south, east, north = _bounds(grid)
-    share[~is_point & there] = 1
-    low, high = np.split(shapely.bounds(shapes), 2, axis=1)
-    across = (low < (west, south)).any(axis=1) | (high > (east, north)).any(axis=1)
-    some = ~is_point & there & across
-    # Parts that touch in the CRS of the user may overlap a little in that of the grid.
-    wholes = shapes[some]
-    bad = ~shapely.is_valid(wholes)
-    wholes[bad] = shapely.make_valid(wholes[bad])
-    parts = shapely.intersection(wholes, shapely.box(west, south, east, north))
-    share[some] = shapely.area(parts) / shapely.area(wholes)
-    return share
 
 
 def _digest(table: Any) -> str:

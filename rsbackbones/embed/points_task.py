@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rsbackbones.data.rasters import Array
+from rsbackbones.embed.geometry_cells import Cells
 from rsbackbones.embed.geoparquet import table_metadata, vector_column
 from rsbackbones.embed.inputs import create_preprocess_of
 from rsbackbones.embed.job import Job
 from rsbackbones.embed.lattice import Blend, Block, batches
 from rsbackbones.embed.pixels import Pixels
-from rsbackbones.embed.points import CHECKED_PIXELS, Cells, Points
+from rsbackbones.embed.points import CHECKED_PIXELS, Points
 from rsbackbones.embed.quantize import Quantization
 from rsbackbones.embed.scene_checks import check_values
 from rsbackbones.embed.sources.source import Source

@@ -7,8 +7,8 @@ from typing import Any
 
 from rsbackbones.embed.cog import write_cog
 from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.geometry_table import listed
 from rsbackbones.embed.job import Job
-from rsbackbones.embed.points import listed
 from rsbackbones.embed.points_task import part_key
 from rsbackbones.embed.stac import write_stac
 from rsbackbones.embed.task import WEIGHTS, done_key

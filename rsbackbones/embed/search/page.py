@@ -72,7 +72,8 @@ def _page(searched: Searched, hits: Hits, shown: list[int], made: Any) -> str:
         f"<style>{_STYLE}</style></head><body><h1>{best} of {title}</h1>"
         '<p><label>Heat map <input type="range" min="0" max="100" value="60" '
         "oninput=\"document.body.style.setProperty('--heat', this.value/100)\"></label>"
-        f"similarity from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright); circles are the hits.{more}</p>"
+        f"similarity from {scale[0]:.2f} (dark) to {scale[1]:.2f} (bright), and what is beyond in the same "
+        f"colors; circles are the hits.{more}</p>"
         f'<div class="maps">{maps}</div>'
         f"<h2>Hits, each in the middle of its picture{first}</h2>"
         f'<div class="chips">{_chips(searched, hits, made)}</div>'
