@@ -19,8 +19,9 @@ from rsbackbones.cli import main
 from rsbackbones.data.raster_grid import Grid
 from rsbackbones.embed import points
 from rsbackbones.embed.driver import JobError
+from rsbackbones.embed.geometry_cells import Cells
 from rsbackbones.embed.lattice import Block
-from rsbackbones.embed.points import Cells, Points
+from rsbackbones.embed.points import Points
 from rsbackbones.embed.points_task import check_points
 from rsbackbones.files import retry
 from tests import forked
